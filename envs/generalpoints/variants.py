@@ -1,0 +1,50 @@
+"""The rule variants of GeneralPoints, as data: what the faces are worth, the target, how many cards, who may train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "10", "J", "Q", "K")
+FACES = ("J", "Q", "K")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rule. `held_out` variants are for evaluation only; a run that trains on one is refused."""
+
+    name: str
+    faces: tuple[int, int, int]  # values of J, Q, K
+    held_out: bool
+    summary: str
+    target: int = 24
+    cards: int = 4
+    force_face: bool = False  # deal at least one J, Q or K, as the published held-out deals do
+
+    def value(self, rank: str) -> int:
+        """The number that a card counts as under this rule; KeyError-free for every rank of RANKS."""
+        if rank in FACES:
+            return self.faces[FACES.index(rank)]
+        return RANKS.index(rank) + 1
+
+    def values(self, ranks: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(self.value(rank) for rank in ranks)
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("faces_10", (10, 10, 10), False, "J, Q and K count as 10: the published training rule"),
+        Variant(
+            "faces_11_12_13",
+            (11, 12, 13),
+            True,
+            "J, Q, K count as 11, 12, 13, at least one of them dealt: the published held-out rule",
+            force_face=True,
+        ),
+        Variant("faces_12", (12, 12, 12), True, "J, Q and K count as 12 (arXiv 2510.00237)", force_face=True),
+        Variant("faces_7", (7, 7, 7), True, "J, Q and K count as 7 (arXiv 2510.00237)", force_face=True),
+        Variant("faces_5", (5, 5, 5), True, "J, Q and K count as 5 (arXiv 2510.00237)", force_face=True),
+        Variant("target_36", (10, 10, 10), True, "the trained card values, but the target is 36", target=36),
+        Variant("five_cards", (10, 10, 10), True, "the trained card values and target, but five cards", cards=5),
+    )
+}

@@ -1,0 +1,183 @@
+"""The configuration schema: every setting, its default and its meaning, once.
+
+Hydra composes `rlpost.config.Config` with one file of `experiments/`; `validate` then refuses impossible
+values and combinations before anything heavy (torch, vllm, ray) is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import ConfigError
+
+
+class Task(Enum):
+    """What `python -m rlpost.run` does."""
+
+    ppo = "ppo"  # warm start, then reinforcement learning
+    sft = "sft"  # supervised fine-tuning of the adapter only
+    eval = "eval"  # evaluation of an adapter (or the bare model) only
+    tiny_base = "tiny_base"  # the recipe that made the bundled model
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class AdapterKind(Enum):
+    lora = "lora"
+    rslora = "rslora"
+    dora = "dora"
+
+
+class KlPlace(Enum):
+    reward = "reward"  # k1 estimate subtracted from every token's reward
+    loss = "loss"  # k3 estimate added to the loss
+    none = "none"
+
+
+class Reference(Enum):
+    start = "start"  # the adapter RL starts from (after the warm start), frozen
+    base = "base"  # the model without an adapter
+
+
+@dataclass
+class LoraConfig:
+    kind: AdapterKind = AdapterKind.lora
+    rank: int = 32
+    alpha: float = 64.0  # scaling is alpha / rank (rslora: alpha / sqrt(rank))
+    target_modules: str = "all-linear"  # or a comma-separated list of module names such as q_proj,v_proj
+
+
+@dataclass
+class SftConfig:
+    """Supervised warm start (task=ppo) or the whole run (task=sft): fresh expert answers on training instances."""
+
+    steps: int = 30  # optimizer steps; 0 skips the warm start
+    batch_size: int = 64  # examples an optimizer step
+    learning_rate: float = 1e-3
+    warmup_steps: int = 5
+    revision_share: float = 0.3  # share of examples that are a revision after a wrong answer and its feedback
+
+
+@dataclass
+class AlgoConfig:
+    """Proximal policy optimization (arXiv 1707.06347), token level."""
+
+    iterations: int = 40
+    gamma: float = 1.0  # discount per sampled token; feedback tokens are skipped
+    gae_lambda: float = 0.95
+    epochs: int = 2  # passes over an iteration's episodes
+    minibatches: int = 2  # optimizer steps a pass
+    clip: float = 0.2  # of the probability ratio
+    value_clip: float = 0.5  # of the value's move from its estimate at rollout
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    kl: KlPlace = KlPlace.reward
+    kl_coef: float = 0.02
+    reference: Reference = Reference.start
+    whiten_advantages: bool = True
+    reward_scale: float = 0.2  # rewards are multiplied by it before anything else
+    learning_rate: float = 3e-4  # policy adapter
+    critic_learning_rate: float = 1e-3  # critic adapter and value head
+    warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
+    critic_warmup: int = 2  # first iterations that update the critic alone
+
+
+@dataclass
+class RolloutConfig:
+    workers: int = 1  # Ray actors, one vLLM engine each
+    episodes: int = 128  # a whole iteration's batch, over all workers
+    group_size: int = 1  # episodes that share one instance
+    temperature: float = 1.0
+    max_new_tokens: int = 96  # of one answer
+    max_model_len: int = 1024  # prompt and all turns
+    max_num_seqs: int = 128  # decoded at once by one engine
+    kv_cache_gib: float = 1.0  # KV cache of one engine on CPU
+    gpu_memory_utilization: float = 0.4  # share of a GPU that one engine may take
+    cpus: float = 1.0  # Ray CPUs and compute threads of a worker
+    gpus: float = 0.0  # Ray GPUs of a worker
+    enforce_eager: bool = True  # False compiles the engine: slower start, faster decoding
+    max_canary_gap: float = 0.06  # mean |log-prob difference| that a swap may show on its canary
+    restarts: int = 3  # engines that may die and be replaced in a run
+    timeout_s: float = 600.0  # deadline of one answer from a worker
+
+
+@dataclass
+class LearnerConfig:
+    workers: int = 1  # DeepSpeed ranks
+    zero_stage: int = 0
+    micro_batch_tokens: int = 8192  # token budget of one forward and backward pass
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    cpus: float = 1.0  # Ray CPUs a rank claims
+    threads: int = 2  # compute threads a rank uses while the engines sleep
+    gpus: float = 0.0
+    timeout_s: float = 900.0  # deadline of one answer from a rank
+
+
+@dataclass
+class EvalConfig:
+    episodes: int = 256  # per variant and decoding
+    greedy: bool = True
+    sampled: bool = True
+    every: int = 0  # evaluate each so many iterations as well; 0 means only before and after
+    seed: int = 20250126  # fixed: every run and checkpoint sees the same deals
+
+
+@dataclass
+class RayConfig:
+    address: str | None = None  # `auto` or host:port of a running cluster; none starts one on this machine
+    timeout_s: float = 120.0  # deadline for the cluster and for placing actors
+
+
+@dataclass
+class TrackingConfig:
+    wandb: str = "auto"  # auto: online when a key is there, else offline; or online, offline, disabled
+    project: str = "rlpost"
+    checkpoint_every: int = 10  # iterations
+
+
+@dataclass
+class TinyBaseConfig:
+    """The recipe of the bundled base model; see rlpost/assets/tiny/README.md for what made the shipped file."""
+
+    minutes: float = 75.0  # of training; the learning-rate schedule follows the clock
+    vocab_size: int = 512
+    hidden_size: int = 256
+    layers: int = 6
+    heads: int = 4
+    intermediate_size: int = 768
+    batch_tokens: int = 16384
+    learning_rate: float = 3e-3
+
+
+@dataclass
+class Config:
+    task: Task = Task.ppo
+    name: str = "run"  # of the experiment; names the output folder
+    model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
+    dtype: Dtype = Dtype.float32  # of engine and learner
+    adapter: str | None = None  # folder of a PEFT adapter to start from (or to evaluate)
+    env: str = "generalpoints"  # a registered environment
+    env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the environment
+    train_variant: str = "faces_10"
+    eval_variants: list[str] = field(default_factory=lambda: ["faces_10", "faces_11_12_13"])
+    seed: int = 0
+    output_dir: str | None = None  # none: outputs/<name>/<time>-<seed>
+    resume: str | None = None  # run directory to go on with
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tiny_base: TinyBaseConfig = field(default_factory=TinyBaseConfig)

@@ -1,0 +1,138 @@
+"""The records that flow between rollouts, credit assignment and the learner.
+
+Worked example: one episode of two turns. `u` are tokens the environment wrote (prompt, feedback, chat
+markup), `a` are tokens the model sampled (its end-of-turn token included).
+
+    turn 0: context_ids = u u u      answer_ids = a a       reward -1.0
+    turn 1: context_ids = u u        answer_ids = a a a     reward  5.0
+
+    Trajectory.token_ids  u u u a a u u a a a
+    Trajectory.loss_mask  0 0 0 1 1 0 0 1 1 1     1 where the model chose the token
+    Trajectory.logprobs   0 0 0 l l 0 0 l l l     sampling log-probs, 0 on environment tokens
+    Trajectory.rewards    0 0 0 0 r 0 0 0 0 R     a turn's reward sits on the turn's last sampled token
+    Trajectory.turn_ids   0 0 0 0 0 1 1 1 1 1
+
+All five have one entry a token, so position t of each speaks of the same token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from itertools import chain
+
+
+class Finish(str, Enum):
+    """Why a model's answer ended."""
+
+    STOP = "stop"  # the model ended its turn
+    LENGTH = "length"  # it reached max_new_tokens, or the context was full
+
+
+class Ending(str, Enum):
+    """Why an episode ended."""
+
+    TERMINATED = "terminated"  # the environment reached a final state
+    TRUNCATED = "truncated"  # the environment ran out of attempts
+    CONTEXT_FULL = "context_full"  # the next turn would not fit the model's context
+    ENV_ERROR = "env_error"  # the environment raised; see Trajectory.error
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One observation and the model's answer to it."""
+
+    context_ids: tuple[int, ...]  # environment tokens appended before the answer (turn 0: the whole prompt)
+    answer_ids: tuple[int, ...]  # tokens as sampled, end-of-turn token included when the model wrote it
+    logprobs: tuple[float, ...]  # log pi(token) under the sampling distribution, one per answer id
+    observation: str  # what the environment showed
+    answer: str  # answer_ids as text, without special tokens
+    finish: Finish
+    reward: float
+    outcome: str  # the environment's name for what happened, e.g. CORRECT
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One whole episode. `seed` is its address: the same seed plays the same deal with the same dice."""
+
+    env: str
+    variant: str
+    split: str  # which instances it was drawn from: train, eval or all
+    instance: str  # the environment's canonical name of the instance
+    iteration: int
+    episode: int  # index within the iteration's batch
+    group: int  # episodes of one group share the instance
+    seed: int
+    adapter_version: int
+    turns: tuple[Turn, ...]
+    ending: Ending
+    success: bool
+    error: str | None = None  # the environment's exception, when ending is ENV_ERROR
+
+    @property
+    def token_ids(self) -> list[int]:
+        return list(chain.from_iterable((*t.context_ids, *t.answer_ids) for t in self.turns))
+
+    @property
+    def loss_mask(self) -> list[int]:
+        return list(
+            chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in self.turns)
+        )
+
+    @property
+    def logprobs(self) -> list[float]:
+        return list(chain.from_iterable([0.0] * len(t.context_ids) + list(t.logprobs) for t in self.turns))
+
+    @property
+    def rewards(self) -> list[float]:
+        per_turn = ([0.0] * (len(t.context_ids) + len(t.answer_ids) - 1) + [t.reward] for t in self.turns)
+        return list(chain.from_iterable(per_turn))
+
+    @property
+    def turn_ids(self) -> list[int]:
+        return list(
+            chain.from_iterable(
+                [i] * (len(t.context_ids) + len(t.answer_ids)) for i, t in enumerate(self.turns)
+            )
+        )
+
+    @property
+    def total_reward(self) -> float:
+        return sum(t.reward for t in self.turns)
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(len(t.answer_ids) for t in self.turns)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised example: a conversation whose answers are marked by the loss mask."""
+
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[int, ...]  # 1 on tokens to learn
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """An episode to be run: everything that decides its course, but for the policy."""
+
+    variant: str
+    split: str
+    iteration: int
+    episode: int
+    group: int
+    env_seed: int  # decides the instance; equal within a group
+    seed: int  # decides the sampling dice
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A fixed token sequence with the learner's log-probs, by which an engine proves a swap.
+
+    logprobs[i] is log p(token_ids[i + 1] | token_ids[: i + 1]) at temperature 1.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
