@@ -1,0 +1,214 @@
+"""The only door to DeepSpeed: ranks, ZeRO 0 to 3, accumulation, clipping, and state for an exact resume.
+
+A step, the same on every rank:
+
+    for each micro-batch: forward, backward (losses are shares of the batch's mean, so gradients add up)
+    at the last one:      DeepSpeed reduces over ranks ─▶ AdamW per group: norm, finite?, clip, update
+
+DeepSpeed averages gradients over ranks; the loss is multiplied by their number, which makes it a sum.
+Parameters that train are float32 and thus their own master weights, whatever the frozen base's dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlpost.config import LearnerConfig
+from rlpost.errors import CheckpointError, LearnerError
+from rlpost.learner.packing import MicroBatch
+from rlpost.learner.policy import TRAINED, ActorCritic
+
+TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
+SHARDED_FROM = 1  # from this ZeRO stage on, each rank's optimizer holds a part of every group
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks meet."""
+
+    host: str
+    port: int
+    rank: int
+    world: int
+
+
+class GroupedAdamW(torch.optim.AdamW):
+    """AdamW whose groups are clipped each by its own norm, and left wholly alone while their `lr` is 0.
+
+    The check and the clipping are here, and not DeepSpeed's, because DeepSpeed clips all groups by one norm (a
+    young critic's large gradients would shrink the policy's) and skips a bad step without a word.
+    """
+
+    max_norm: float
+    sharded: bool
+    norms: dict[str, float]
+
+    def step(self, closure: None = None) -> None:
+        groups = self.param_groups
+        try:
+            self.param_groups = [g for g in groups if g["lr"] > 0.0 and any(p.grad is not None for p in g["params"])]
+            for group in self.param_groups:
+                self._clip(group)
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _clip(self, group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        square = torch.stack([g.float().square().sum() for g in gradients]).sum()
+        if self.sharded:
+            dist.all_reduce(square)
+        norm = square.sqrt().item()
+        self.norms[group["name"]] = norm
+        if not torch.isfinite(square):
+            raise LearnerError(f"the gradient of the {group['name']} is not finite (norm {norm})")
+        scale = self.max_norm / (norm + 1e-6)
+        if scale < 1.0:
+            torch._foreach_mul_(gradients, scale)
+
+
+class DeepSpeedBackend:
+    """The model on this rank, and its optimizer."""
+
+    def __init__(self, model: ActorCritic, cfg: LearnerConfig, place: Rendezvous) -> None:
+        self.model, self.cfg, self.place = model, cfg, place
+        self.device = torch.device("cuda", 0) if cfg.gpus > 0 else torch.device("cpu")
+        _join(place, cfg, self.device)
+        if cfg.gradient_checkpointing:
+            model.checkpoint_activations()
+        self.optimizer = _optimizer(model, cfg)
+        self.engine = _initialize(model, self.optimizer, cfg)
+
+    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+        """See ActorCritic.forward."""
+        found: dict[str, Any] = self.engine(batch.to(self.device), passes, temperature)
+        return found
+
+    def step(self, losses: Iterable[Tensor], count: int, rates: dict[str, float], where: str) -> dict[str, float]:
+        """One optimizer step over `count` micro-batches, whose losses are computed as they are drawn.
+
+        `rates` are learning rates by group; 0 leaves a group as it is. Returns gradient norms before clipping by
+        group. Raises LearnerError, on all ranks alike and naming `where`, if a gradient is not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+        self.optimizer.norms = {}
+        for i, loss in enumerate(losses, start=1):
+            self.engine.set_gradient_accumulation_boundary(i == count)
+            self.engine.backward(loss * self.place.world)
+        try:
+            self.engine.step()
+        except LearnerError as error:
+            raise LearnerError(f"{where}: {error}; lower the learning rate or look at the batch's rewards") from None
+        return dict(self.optimizer.norms)
+
+    def reset_optimizer(self) -> None:
+        """Forget all moments and step counts, as if no step had been taken."""
+        for state in self.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over ranks."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The maximum over ranks."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: Tensor, operation: Any) -> Tensor:
+        copy = values.to(self.device, copy=True)
+        dist.all_reduce(copy, op=operation)
+        return copy.to(values.device)
+
+    @contextmanager
+    def whole(self, parameters: Sequence[nn.Parameter], modify: bool = False) -> Iterator[None]:
+        """Within it, parameters that ZeRO-3 has spread over ranks are whole; `modify` writes changes back."""
+        if self.cfg.zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if modify else None):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Write what trains and the optimizer's state into `folder` (all ranks call it; it must exist)."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Take up exactly what `save` wrote, under the same number of ranks and ZeRO stage."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        if path is None:
+            raise CheckpointError(f"{folder} holds no learner state; give a checkpoint that a run of rlpost wrote")
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
+    """Meet the other ranks; afterwards a rank that waits longer than the time-out for another fails."""
+    os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.world), "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": place.host, "MASTER_PORT": str(place.port)}
+    os.environ["DS_ACCELERATOR"] = device.type
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{place.host}:{place.port}",
+        rank=place.rank,
+        world_size=place.world,
+        timeout=timedelta(seconds=cfg.timeout_s),
+    )
+
+
+def _optimizer(model: ActorCritic, cfg: LearnerConfig) -> GroupedAdamW:
+    groups = [{"params": model.parameters_of(name), "name": name} for name in TRAINED]
+    optimizer = GroupedAdamW(
+        groups, lr=1.0, betas=(cfg.betas[0], cfg.betas[1]), weight_decay=cfg.weight_decay, foreach=True
+    )
+    optimizer.max_norm, optimizer.norms = cfg.max_grad_norm, {}
+    optimizer.sharded = cfg.zero_stage >= SHARDED_FROM
+    return optimizer
+
+
+def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig) -> Any:
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="deepspeed")
+    import deepspeed
+
+    # Its shared-memory collectives are compiled at first use; a run must not need a compiler, and gloo is there.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=_config(cfg), dist_init_required=False
+    )
+    return engine
+
+
+def _config(cfg: LearnerConfig) -> dict[str, Any]:
+    """Clipping is GroupedAdamW's, accumulation is by explicit boundaries, precision is the model's own."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": cfg.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_scatter": cfg.gpus > 0,  # gloo has no reduce-scatter
+            "sub_group_size": 1 << 40,  # a group is one piece, so that its norm is taken over all of it
+        },
+    }

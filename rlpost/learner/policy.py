@@ -1,0 +1,204 @@
+"""One frozen base with low-rank adapters: `policy`, `critic` (with a value head), and maybe `reference`.
+
+    input ids ─▶ base body with one adapter ─▶ hidden states ─▶ head at counted tokens ─▶ log-probs, entropy
+                                                            └▶ value head             ─▶ values
+
+Which adapter is active is chosen per pass. Adapters are held in float32 whatever the base's dtype (they are
+their own master weights); a bfloat16 base runs under autocast, which keeps every matmul in bfloat16.
+Shapes: B rows, T positions, N counted tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from rlpost.adapters import Adapter
+from rlpost.config import AdapterKind, Dtype, LoraConfig
+from rlpost.errors import AdapterError, ModelError
+from rlpost.kernels.linear_logprob import linear_logprob
+from rlpost.learner.packing import MicroBatch
+
+POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
+TRAINED = (POLICY, CRITIC)
+LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configs; the head is linear here
+TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
+
+
+def peft_config(lora: LoraConfig, base_name: str) -> PeftLoraConfig:
+    """PEFT's description of `lora`; `base_name` is what adapter_config.json calls the base model."""
+    modules = lora.target_modules
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        use_rslora=lora.kind is AdapterKind.rslora,
+        use_dora=lora.kind is AdapterKind.dora,
+        target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
+        base_model_name_or_path=base_name,
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_base(folder: Path, dtype: Dtype) -> nn.Module:
+    """The causal language model in `folder`, frozen. Raises ModelError if it is not there or not usable here."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {folder} has no config.json on this node; every learner node needs the model")
+    base: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=TORCH_DTYPES[dtype], local_files_only=True)
+    changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
+    if changed or base.get_output_embeddings().bias is not None:
+        raise ModelError(
+            f"model {folder.name}: its head is not a plain linear map ({', '.join(changed) or 'it has a bias'}); "
+            "the learner would compute wrong log-probs, choose another model"
+        )
+    return base.requires_grad_(False).eval()
+
+
+class Head(nn.Module):
+    """The vocabulary head, sharing the base's (possibly tied) weight: a module so that ZeRO-3 gathers it."""
+
+    def __init__(self, weight_VH: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_VH
+
+    def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        return linear_logprob(hidden_NH, self.weight, targets_N, temperature)
+
+
+class ActorCritic(nn.Module):
+    """The learner's whole model. `forward` runs the passes asked for over one micro-batch."""
+
+    def __init__(self, base: nn.Module, config: PeftLoraConfig, seed: int, with_reference: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # A's random start is the same on every rank
+            self.peft = get_peft_model(base, config, adapter_name=POLICY)
+            self.peft.add_adapter(CRITIC, config)
+            if with_reference:
+                self.peft.add_adapter(REFERENCE, config)
+        self.head = Head(base.get_output_embeddings().weight)
+        self.value_head = nn.Linear(base.config.hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.dtype = next(base.parameters()).dtype
+        self.layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer)]
+        self.active: str | None = POLICY
+        self.has_reference = with_reference
+        self._prepare()
+
+    def _prepare(self) -> None:
+        for layer in self.layers:
+            layer.cast_input_dtype_enabled = False  # autocast chooses the dtype, activations are not copied
+        for name, parameter in self.peft.named_parameters():
+            owner = adapter_of(name)
+            parameter.requires_grad_(owner in TRAINED)
+            if owner is not None:
+                parameter.data = parameter.data.float()
+        if self.has_reference:
+            self.freeze_reference()
+        self.activate(POLICY)
+
+    def activate(self, adapter: str | None) -> None:
+        """Make one adapter, or none, live. PEFT's own set_adapter would also change requires_grad, and so cut
+        the gradient of a pass that still awaits its backward."""
+        for layer in self.layers:
+            layer._active_adapter = [] if adapter is None else [adapter]
+        self.active = adapter
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        previous = self.active
+        self.activate(adapter)
+        try:
+            yield
+        finally:
+            self.activate(previous)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass, each under the adapter that was live in its forward."""
+        self.peft.get_base_model().gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.using(self.active))}
+        )
+        for module in self.peft.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.training = True  # of these modules alone: dropout stays off everywhere
+
+    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+        """`passes` of POLICY -> (log-probs, entropy), REFERENCE -> log-probs, CRITIC -> values, each (N,) float32.
+
+        The reference is the adapter of that name, or the bare base if there is none.
+        """
+        device = batch.input_ids_BT.device.type
+        found: dict[str, Any] = {}
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            if POLICY in passes:
+                found[POLICY] = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
+            if REFERENCE in passes:
+                hidden_NH = self._hidden(REFERENCE if self.has_reference else None, batch)
+                found[REFERENCE] = self.head(hidden_NH, batch.targets_N, temperature)[0]
+            if CRITIC in passes:
+                hidden_NH = self._hidden(CRITIC, batch)
+                with torch.autocast(device, enabled=False):
+                    found[CRITIC] = self.value_head(hidden_NH.float()).squeeze(-1)
+        return found
+
+    def _hidden(self, adapter: str | None, batch: MicroBatch) -> Tensor:
+        """Last hidden states (N, H) at the positions that stand just before the counted tokens."""
+        with self.using(adapter):
+            body = self.peft.get_base_model().base_model
+            hidden_BTH = body(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTH[batch.rows_N, batch.columns_N]
+
+    def parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        """The adapter's parameters; the critic's include the value head."""
+        found = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
+        return found + list(self.value_head.parameters()) if adapter == CRITIC else found
+
+    def freeze_reference(self) -> None:
+        """Copy the policy, as it is, into the reference adapter."""
+        for source, copy in zip(self.parameters_of(POLICY), self.parameters_of(REFERENCE), strict=True):
+            copy.data.copy_(source.data)
+
+    def adapter_tensors(self, adapter: str) -> dict[str, Tensor]:
+        """The adapter's tensors under PEFT's names, as CPU copies."""
+        tensors = get_peft_model_state_dict(self.peft, adapter_name=adapter, save_embedding_layers=False)
+        return {name: t.detach().to("cpu", torch.float32, copy=True).contiguous() for name, t in tensors.items()}
+
+    def load_adapter(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write PEFT-named tensors into an adapter. Raises AdapterError unless names and shapes match exactly."""
+        own = self.adapter_tensors(adapter)
+        wrong = sorted(set(own) ^ set(tensors)) or [n for n in own if own[n].shape != tensors[n].shape]
+        if wrong:
+            raise AdapterError(
+                f"adapter does not fit this model and lora.* settings: {len(wrong)} tensors differ in name or shape, "
+                f"first {wrong[0]}; give the lora.rank, lora.kind and lora.target_modules it was trained with"
+            )
+        set_peft_model_state_dict(self.peft, dict(tensors), adapter_name=adapter)
+
+
+def adapter_of(parameter_name: str) -> str | None:
+    """Which adapter a parameter of the PEFT model belongs to; none for the base."""
+    parts = parameter_name.split(".")
+    if not any(part.startswith("lora_") for part in parts):
+        return None
+    return next(name for name in (POLICY, CRITIC, REFERENCE) if name in parts)
+
+
+def build(
+    folder: Path, dtype: Dtype, lora: LoraConfig, base_name: str, seed: int, with_reference: bool, start: Adapter | None
+) -> ActorCritic:
+    """Base and adapters; the policy (and the reference) begin at `start` when given, else at the bare base."""
+    model = ActorCritic(load_base(folder, dtype), peft_config(lora, base_name), seed, with_reference)
+    if start is not None:
+        model.load_adapter(POLICY, start.tensors)
+        if with_reference:
+            model.freeze_reference()
+    return model
