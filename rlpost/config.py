@@ -1,17 +1,14 @@
 """The configuration schema: every setting, its default and its meaning, once.
 
-Hydra composes `rlpost.config.Config` with one file of `experiments/`; `validate` then refuses impossible
-values and combinations before anything heavy (torch, vllm, ray) is imported.
+`rlpost.compose` lays one file of `experiments/` and the command line over it; `rlpost.validate` then refuses
+impossible values and combinations, both before anything heavy (torch, vllm, ray) is imported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any
-
-from rlpost.errors import ConfigError
 
 
 class Task(Enum):

@@ -1,0 +1,221 @@
+"""From `experiment=NAME key=value ...` to a typed Config: the schema, an experiment's file, the command line.
+
+    rlpost.config.Config  <-  experiments/NAME.yaml  <-  key=value ...
+
+An experiment is a flat YAML file that holds only what differs from the schema's defaults; its first line is a
+comment of one sentence, which the listing shows. `resume=DIR` without an experiment takes DIR/config.yaml instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import sysconfig
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlpost.config import Config
+from rlpost.errors import ConfigError
+
+RESUMED = "resumed-run"
+
+
+def refusal(key: str, value: object, reason: str, remedy: str) -> str:
+    """The one form in which a setting is refused."""
+    return f"{key}={value}\n  reason: {reason}\n  remedy: {remedy}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    path: Path
+    summary: str  # first comment line of the file
+
+
+def experiments_folder() -> Path:
+    """The checkout's experiments/, or the installed copy of it.
+
+    Raises ConfigError when neither is there.
+    """
+    checkout = Path(__file__).resolve().parents[1] / "experiments"
+    installed = Path(sysconfig.get_path("data")) / "share" / "rlpost" / "experiments"
+    for folder in (checkout, installed):
+        if any(folder.glob("*.yaml")):
+            return folder
+    raise ConfigError(f"No experiments found: neither {checkout} nor {installed} holds a YAML file.")
+
+
+def experiments() -> dict[str, Experiment]:
+    """Every experiment that `experiment=` accepts, by name."""
+    found = {}
+    for path in sorted(experiments_folder().glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        found[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
+    return found
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Resolve `experiment=NAME key=value ...` to a Config; values are typed, ranges are validate's business.
+
+    Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed override.
+    """
+    parsed = _parse(overrides)
+    name, path = _experiment_file(parsed)
+    settings = _load(path)
+    _refuse_unknown(_leaves(settings), where=str(path))
+    _refuse_unknown(((o.key_or_group, o.value()) for o in parsed if o.key_or_group != "experiment"), "command line")
+    _register(name, settings)
+    rest = [o.input_line for o in parsed if o.key_or_group != "experiment" and o.input_line is not None]
+    return _resolve([f"experiment={name}", *rest])
+
+
+def to_yaml(config: Config) -> str:
+    """Every setting, resolved, as YAML that `resume=` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parsed = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{text}\n  reason: not of the form key=value ({reason})\n"
+                "  remedy: quote values that hold spaces, commas, brackets or '=': 'key=\"a, b\"'"
+            ) from None
+        if override.is_add() or override.is_delete() or override.is_sweep_override():
+            raise ConfigError(
+                f"{text}\n  reason: adding, deleting and sweeping settings is not supported\n"
+                "  remedy: write key=value; every setting already exists (start once for each value to sweep)"
+            )
+        parsed.append(override)
+    return parsed
+
+
+def _experiment_file(parsed: list[Override]) -> tuple[str, Path]:
+    chosen = {o.key_or_group: o.value() for o in parsed}
+    known = experiments()
+    if "experiment" in chosen:
+        name = str(chosen["experiment"])
+        if name in known:
+            return name, known[name].path
+        remedy = _did_you_mean(name, list(known)) or "choose one of " + ", ".join(known)
+        raise ConfigError(refusal("experiment", name, "there is no such experiment", remedy))
+    if chosen.get("resume"):
+        return RESUMED, Path(str(chosen["resume"])) / "config.yaml"
+    raise ConfigError(refusal("experiment", "", "no experiment was chosen", "choose one of " + ", ".join(known)))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}\n  reason: cannot be read ({error.strerror})\n  remedy: check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}\n  reason: not YAML ({error})\n  remedy: mend the file") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"{path}\n  reason: it holds no key: value pairs\n  remedy: mend the file")
+    return settings
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    free_form = {key for key, kind in schema().items() if kind is dict}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and path not in free_form:
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def schema() -> dict[str, type]:
+    """Every setting by its dotted key, with the type to show: a group of settings maps to its dataclass."""
+    return dict(_walk(Config, ""))
+
+
+def _walk(node: type, prefix: str) -> Iterator[tuple[str, type]]:
+    for name, kind in typing.get_type_hints(node).items():
+        key = f"{prefix}{name}"
+        yield key, typing.get_origin(kind) or kind
+        if dataclasses.is_dataclass(kind):
+            yield from _walk(typing.cast(type, kind), f"{key}.")
+
+
+def _refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
+    known = schema()
+    for key, value in settings:
+        if key in known or key.startswith("env_args."):
+            continue
+        remedy = _did_you_mean(key, list(known)) or "see rlpost/config.py for every setting"
+        raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    tail = word.rpartition(".")[2]
+    close += [key for key in known if key.rpartition(".")[2] == tail and key not in close]
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _register(name: str, settings: dict[str, Any]) -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="run", node={"defaults": ["schema", "_self_", {"experiment": None}]})
+    store.store(group="experiment", name=name, node=OmegaConf.create(settings), package="_global_")
+
+
+def _resolve(overrides: list[str]) -> Config:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            resolved = hydra_compose("run", overrides=overrides)
+        return typing.cast(Config, OmegaConf.to_object(resolved))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _readable(error) from None
+
+
+def _readable(error: BaseException) -> ConfigError:
+    """Hydra wraps OmegaConf's error, which knows the key and the value that did not fit."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    key = getattr(cause, "full_key", None) or ""
+    reason = str(cause).splitlines()[0]
+    kind = schema().get(key)
+    if kind is None:
+        return ConfigError(f"{reason}\n  remedy: see rlpost/config.py for every setting and its type")
+    value = getattr(cause, "value", "")
+    return ConfigError(refusal(key, value, reason, f"give {describe(kind)}"))
+
+
+def describe(kind: type) -> str:
+    """What a value of a setting's type looks like, in words."""
+    if dataclasses.is_dataclass(kind):
+        return "its settings one by one: " + ", ".join(field.name for field in dataclasses.fields(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "one of " + ", ".join(member.name for member in kind)
+    words = {int: "a whole number", float: "a number", bool: "true or false", list: "a list: [a,b]", str: "a word"}
+    return words.get(kind, "a value of the right type, or null")
+
+
+logging.getLogger("hydra").setLevel(logging.ERROR)
