@@ -1,17 +1,46 @@
-"""The adapter as a value: PEFT config, tensors, version and fingerprint.
+"""The adapter as a value: PEFT config, tensors, version and fingerprint, and the weight it stands for.
 
 `Adapter` is what travels from the learner to every generator and what lies in `adapter/` on disk, in PEFT's
-own format.
+own format. `merged_weight` is the definition of what an engine must hold after a swap.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import os
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rlpost.errors import AdapterError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_NAME = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
+)
+_REQUIRED = ("peft_type", "r", "lora_alpha")
+# Settings that change the merged weight in ways `merged_weight` does not follow.
+_UNSUPPORTED = (
+    "fan_in_fan_out",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "target_parameters",
+)
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -20,8 +49,17 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's share of an adapter, a view of its tensors."""
+
+    A: torch.Tensor  # [rank, in]
+    B: torch.Tensor  # [out, rank]
+    magnitude: torch.Tensor | None  # [out], DoRA only
 
 
 @dataclass(frozen=True)
@@ -32,3 +70,197 @@ class Adapter:
     tensors: Mapping[str, torch.Tensor]
     version: int
     fingerprint: str
+
+    @classmethod
+    def create(cls, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], version: int) -> Adapter:
+        """Check, copy to the CPU and fingerprint. `config` is `PeftConfig.to_dict()` or adapter_config.json.
+
+        The tensors are copied, so that the learner's next step cannot change an adapter already handed out.
+
+        Raises:
+            AdapterError: an unsupported PEFT type or setting, an unknown tensor, shapes that do not fit.
+        """
+        plain = json.loads(json.dumps(dict(config), default=_plain))
+        own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        _check(plain, own)
+        return cls(plain, own, version, fingerprint(own))
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
+        rank = self.config["r"]
+        return float(self.config["lora_alpha"]) / (
+            math.sqrt(rank) if _flag(self.config, "use_rslora") else rank
+        )
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the adapted modules in the base model, sorted."""
+        return tuple(sorted(_modules(self.tensors)))
+
+    def factors(self, module: str) -> Factors:
+        """Raises AdapterError when the adapter has no such module."""
+        prefix = f"base_model.model.{module}"
+        if f"{prefix}.lora_A.weight" not in self.tensors:
+            raise AdapterError(
+                f"The adapter has no tensors for module {module!r}; it has {len(self.modules)} modules."
+            )
+        return Factors(
+            self.tensors[f"{prefix}.lora_A.weight"],
+            self.tensors[f"{prefix}.lora_B.weight"],
+            self.tensors.get(f"{prefix}.lora_magnitude_vector"),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write PEFT's two files into `folder`, which appears whole or not at all; one that is there is replaced."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh, old = _sibling(folder, "new"), _sibling(folder, "old")
+        fresh.mkdir()
+        try:
+            metadata = {"format": "pt", "version": str(self.version), "fingerprint": self.fingerprint}
+            save_file(dict(self.tensors), fresh / WEIGHTS_FILE, metadata=metadata)
+            (fresh / CONFIG_FILE).write_text(json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n")
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(fresh, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Adapter:
+        """Read a folder written by `save` or by PEFT itself (then the version is 0).
+
+        Raises:
+            AdapterError: missing or unreadable files, an unsupported PEFT type or setting, tensors that do not
+                fit the config, or bytes that are not those that were saved.
+        """
+        folder = Path(folder)
+        tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
+        adapter = cls.create(_read_config(folder / CONFIG_FILE), tensors, int(metadata.get("version", "0")))
+        if metadata.get("fingerprint", adapter.fingerprint) != adapter.fingerprint:
+            raise AdapterError(
+                f"{folder / WEIGHTS_FILE}: the tensors are not those that were saved (fingerprint"
+                f" {adapter.fingerprint[:12]}, saved as {metadata['fingerprint'][:12]}). Restore the file from a copy."
+            )
+        return adapter
+
+
+def merged_weight(
+    adapter: Adapter, module: str, base: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The weight that `module` has with the adapter in, computed in fp32 from the untouched base.
+
+    LoRA (arXiv 2106.09685) W0 + s B A; rsLoRA the same with its own s; DoRA (arXiv 2402.09353, equation 5)
+    m * (W0 + s B A) / ||W0 + s B A||, the norm over each output row.
+
+    Args:
+        base: W0, [out, in], any float dtype, on the device the result shall be on.
+        out: fp32 buffer [out, in] for the result.
+
+    Raises:
+        AdapterError: the adapter has no such module, or its shapes do not fit the base.
+    """
+    factors = adapter.factors(module)
+    expected = (factors.B.shape[0], factors.A.shape[1])
+    if base.shape != expected:
+        raise AdapterError(
+            f"Module {module!r}: the base weight is {tuple(base.shape)}, the adapter's is {expected}."
+        )
+    A, B = (t.to(base.device, torch.float32) for t in (factors.A, factors.B))
+    merged = torch.empty(base.shape, dtype=torch.float32, device=base.device) if out is None else out
+    merged.copy_(base).addmm_(B, A, alpha=adapter.scaling)
+    if factors.magnitude is not None:
+        magnitude = factors.magnitude.to(base.device, torch.float32)
+        merged.mul_((magnitude / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1))
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    """PEFT configs hold enums and sets; JSON has neither."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, set | frozenset | tuple):
+        return sorted(value)
+    raise AdapterError(f"An adapter config cannot hold {value!r} ({type(value).__name__}).")
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    return key in config and bool(config[key])
+
+
+def _modules(tensors: Mapping[str, torch.Tensor]) -> dict[str, set[str]]:
+    """Module name to the parts it has. Raises AdapterError on a name that is no LoRA tensor."""
+    parts: dict[str, set[str]] = {}
+    for name in tensors:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise AdapterError(f"Tensor {name!r} is no LoRA, rsLoRA or DoRA tensor of a linear layer.")
+        parts.setdefault(match["module"], set()).add(match["part"])
+    return parts
+
+
+def _check(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    missing = [key for key in _REQUIRED if key not in config]
+    if missing:
+        raise AdapterError(f"The adapter config lacks {', '.join(missing)}; it is not PEFT's.")
+    if config["peft_type"] != "LORA":
+        raise AdapterError(
+            f"peft_type {config['peft_type']!r} is not supported; LORA (with rsLoRA, DoRA) is."
+        )
+    refused = [key for key in _UNSUPPORTED if _flag(config, key)]
+    if "bias" in config and config["bias"] != "none":
+        refused.append("bias")
+    if refused:
+        raise AdapterError(
+            f"Adapter setting {refused[0]} = {config[refused[0]]!r} is not supported; leave it unset."
+        )
+    if not tensors:
+        raise AdapterError("The adapter has no tensors.")
+    _check_tensors(config, tensors)
+
+
+def _check_tensors(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    wanted = {"lora_A.weight", "lora_B.weight"}
+    if _flag(config, "use_dora"):
+        wanted.add("lora_magnitude_vector")
+    for module, parts in _modules(tensors).items():
+        if parts != wanted:
+            raise AdapterError(
+                f"Module {module!r} has {sorted(parts)}; its config asks for {sorted(wanted)}."
+            )
+        A, B = (tensors[f"base_model.model.{module}.{part}"] for part in ("lora_A.weight", "lora_B.weight"))
+        rank = config["r"]
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
+            raise AdapterError(
+                f"Module {module!r}: A {tuple(A.shape)} and B {tuple(B.shape)} are not of rank {rank}."
+            )
+
+
+def _sibling(folder: Path, role: str) -> Path:
+    return folder.parent / f".{folder.name}.{role}-{os.getpid()}"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise AdapterError(
+            f"{path} is missing; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} holds no JSON object.")
+    return config
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is broken: {error}") from error

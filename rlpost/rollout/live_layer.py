@@ -1,0 +1,106 @@
+"""A linear layer of a running vLLM model: write its weight in place, and prove what it now computes with.
+
+On a GPU a layer computes with `layer.weight`. On a CPU vLLM packs the weight at load and leaves `layer.weight`
+empty; what `layer.cpu_linear` then holds, and what rewriting means for it:
+
+    kernel              holds in its closure            rewritten by
+    oneDNN matmul       handler (address in a tensor)   pointing that tensor at a newly packed handler
+    AMX small matmul    packed_weight                   packing again, copying over it
+    plain matmul        nothing, reads layer.weight     copying over it
+
+All three keep the identity of the tensors that a compiled graph has captured, so compiled engines see the
+new weight too. vLLM is never imported: its kernels are reached through `torch.ops._C`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlpost.errors import SwapError
+
+_PRIMITIVES_KEPT = 32  # matmul shapes a oneDNN handler remembers, as vLLM sets it
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}  # of the largest output
+
+
+class LiveLayer:
+    """An unquantized vLLM linear layer, weight [out, in] in the engine's dtype."""
+
+    def __init__(self, name: str, layer: Any):
+        self.name = name
+        self.layer = layer
+        self.shape = (layer.output_size_per_partition, layer.input_size_per_partition)
+        self.dtype: torch.dtype = layer.params_dtype
+        self.device: torch.device = layer.weight.device
+        self._held = _closure(layer.cpu_linear) if hasattr(layer, "cpu_linear") else {}
+
+    def write(self, weight: Tensor) -> None:
+        """Make `weight` [out, in] the one the layer computes with.
+
+        Raises:
+            SwapError: wrong shape or dtype, or a CPU kernel that this version does not know.
+        """
+        if weight.shape != self.shape or weight.dtype != self.dtype:
+            raise SwapError(
+                f"{self.name}: cannot write {tuple(weight.shape)} {weight.dtype} over {self.shape} {self.dtype}."
+            )
+        if "handler" in self._held:
+            _replace_handler(self._held["handler"], weight)
+        elif "packed_weight" in self._held:
+            self._held["packed_weight"].copy_(torch.ops._C.convert_weight_packed(weight))
+        elif self.layer.weight.shape == self.shape:
+            self.layer.weight.data.copy_(weight)
+        else:
+            raise SwapError(f"{self.name}: unknown packed CPU kernel {self.layer.cpu_linear!r}; no way to rewrite it.")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the running engine computes for inputs [n, in], without bias: [n, out]."""
+        return self.layer.quant_method.apply(self.layer, inputs, None)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs with known outputs, run through the layer's own kernel after all writing is done.
+
+    The first rows are one-hot and read single columns of the weight, which no rounding can blur: they must
+    be equal bit for bit. The last row is +1 and -1 at random and sees every weight, up to rounding.
+    """
+
+    layer: LiveLayer
+    inputs: Tensor  # [columns + 1, in]
+    expected: Tensor  # [columns + 1, out]
+
+    @classmethod
+    def of(cls, layer: LiveLayer, weight: Tensor, columns: int, dice: torch.Generator) -> Probe:
+        """`weight` [out, in] is what was written; `dice` choose the columns and signs anew each time."""
+        width = weight.shape[1]
+        chosen = torch.randperm(width, generator=dice)[:columns]
+        inputs = torch.zeros(len(chosen) + 1, width)
+        inputs[torch.arange(len(chosen)), chosen] = 1.0
+        inputs[-1] = torch.randint(0, 2, (width,), generator=dice) * 2.0 - 1.0
+        inputs = inputs.to(weight.device, weight.dtype)
+        mixed = weight.float() @ inputs[-1].float()
+        expected = torch.cat([weight[:, chosen.to(weight.device)].T, mixed.to(weight.dtype).unsqueeze(0)])
+        return cls(layer, inputs, expected)
+
+    def holds(self) -> bool:
+        computed = self.layer.forward(self.inputs)
+        if not torch.equal(computed[:-1], self.expected[:-1]):
+            return False
+        slack = _TOLERANCE[self.layer.dtype] * self.expected[-1].abs().max().float()
+        return bool((computed[-1].float() - self.expected[-1].float()).abs().max() <= slack)
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    cells = function.__closure__ or ()
+    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, cells, strict=True)}
+
+
+def _replace_handler(handler: Any, weight: Tensor) -> None:
+    """Point a vLLM `CPUDNNLGEMMHandler` at a newly packed weight and free the old one."""
+    old = int(handler.handler_tensor.item())
+    handler.handler_tensor.fill_(torch.ops._C.create_onednn_mm_handler(weight.t(), _PRIMITIVES_KEPT))
+    torch.ops._C.release_dnnl_matmul_handler(old)

@@ -1,0 +1,211 @@
+"""The hot swap inside a vLLM worker: merge, write in place, prove.
+
+    Adapter (learner)            vLLM worker (`SwapWorker`, mixed into its class)
+    A, B, fingerprint  ────────▶ 1 fingerprint what arrived         else refuse, nothing touched
+                                 2 find every module's live layer   else refuse, nothing touched
+    base folder (mmap) ────────▶ 3 W = round(W0 + delta), one layer after another, written in place
+                                 4 probe every written layer        else report which do not hold W
+                                 ▼
+                                 BindReport ──▶ VllmEngine.swap: prefix cache, canary, or restore
+
+Each merge starts from the checkpoint's own W0 (memory-mapped, no second copy), so nothing drifts, and the
+bare base is restored bit for bit by writing W0. Layers written earlier that the next adapter leaves alone
+go back to W0 as well. This file never imports vllm; vLLM loads it by name as its worker extension.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from rlpost.adapters import Adapter, fingerprint, merged_weight
+from rlpost.errors import SwapError
+from rlpost.rollout.live_layer import LiveLayer, Probe
+
+WORKER_EXTENSION = "rlpost.rollout.swap.SwapWorker"
+PROBE_COLUMNS = 16  # columns of each written layer that are read back bit for bit
+
+
+@dataclass(frozen=True)
+class BindReport:
+    """What a worker can prove after writing. See `rlpost.rollout.engine.SwapReport`."""
+
+    fingerprint: str  # of the tensors that were merged, read back after writing; empty for the bare base
+    modules_bound: int
+    modules_expected: int
+    rounding_loss: float
+
+
+class BaseWeights:
+    """The untouched checkpoint of a model folder: parameters by name, memory-mapped."""
+
+    def __init__(self, folder: Path):
+        self._files: dict[str, Any] = {}
+        for path in _shards(folder):
+            if not path.is_file():
+                raise SwapError(f"{path} is missing; a swap needs the base weights as safetensors.")
+            file = safe_open(path, framework="pt")
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """A live layer and the base model's modules whose rows are stacked in it, top to bottom."""
+
+    layer: LiveLayer
+    parts: tuple[str, ...]
+
+
+class Merger:
+    """Keeps a vLLM model's linear layers at `base + adapter`."""
+
+    def __init__(self, model: nn.Module, base: BaseWeights):
+        self._base = base
+        self._targets = {part: target for target in _targets(model) for part in target.parts}
+        self._written: set[str] = set()  # first parts of the layers that may not hold the base
+        self._scratch = torch.empty(0)
+
+    def bind(self, adapter: Adapter | None) -> BindReport:
+        """Write `adapter` (None: the bare base) into the model and prove it.
+
+        Raises:
+            SwapError: the tensors are not those that were fingerprinted; a module has no live layer, no base
+                weight or another shape (nothing is written then); a written layer does not compute with what
+                was written (the layers are then mixed, and the caller must bind something else).
+        """
+        modules = () if adapter is None else adapter.modules
+        if adapter is not None:
+            _check_arrival(adapter)
+            self._check_modules(adapter)
+        wanted = dict.fromkeys([*(self._targets[m].parts[0] for m in modules), *sorted(self._written)])
+        dice = torch.Generator().manual_seed(0 if adapter is None else adapter.version)
+        loss = _RoundingLoss()
+        probes = [self._write(self._targets[first], adapter, dice, loss) for first in wanted]
+        broken = [probe.layer.name for probe in probes if not probe.holds()]
+        if broken:
+            raise SwapError(f"{len(broken)} of {len(probes)} layers do not compute with what was written: {_some(broken)}")
+        self._written = {self._targets[m].parts[0] for m in modules}
+        read_back = "" if adapter is None else fingerprint(adapter.tensors)
+        return BindReport(read_back, len(modules), len(modules), loss.ratio)
+
+    def _check_modules(self, adapter: Adapter) -> None:
+        modules = adapter.modules
+        unknown = [m for m in modules if m not in self._targets or f"{m}.weight" not in self._base]
+        if unknown:
+            raise SwapError(
+                f"{len(unknown)} of {len(modules)} adapted modules have no linear layer in the engine: {_some(unknown)}."
+                " An adapter must target the engine's own model; embeddings and the head cannot be swapped."
+            )
+        for module in modules:
+            factors, base = adapter.factors(module), self._base[f"{module}.weight"]
+            if base.shape != (factors.B.shape[0], factors.A.shape[1]):
+                raise SwapError(
+                    f"Module {module!r}: A {tuple(factors.A.shape)} and B {tuple(factors.B.shape)} do not fit"
+                    f" the base weight {tuple(base.shape)}. Is the adapter of another model?"
+                )
+
+    def _write(self, target: Target, adapter: Adapter | None, dice: torch.Generator, loss: _RoundingLoss) -> Probe:
+        layer = target.layer
+        self._written.add(target.parts[0])
+        merged, row = self._buffer(layer), 0
+        for part in target.parts:
+            base = self._base[f"{part}.weight"].to(layer.device, layer.dtype)
+            rows = merged[row : row + base.shape[0]]
+            row += base.shape[0]
+            if adapter is not None and part in adapter.modules:
+                merged_weight(adapter, part, base, out=rows)
+                loss.add(base, rows, layer.dtype)
+            else:
+                rows.copy_(base)
+        weight = merged.to(layer.dtype)
+        layer.write(weight)
+        return Probe.of(layer, weight, PROBE_COLUMNS, dice)
+
+    def _buffer(self, layer: LiveLayer) -> Tensor:
+        """One fp32 buffer for all layers: fresh memory for each would cost more than the merge."""
+        size = layer.shape[0] * layer.shape[1]
+        if self._scratch.numel() < size:
+            self._scratch = torch.empty(size, device=layer.device)
+        return self._scratch[:size].view(layer.shape)
+
+
+class _RoundingLoss:
+    """||round(W) - W|| / ||W - W0|| over all merged modules, W = W0 + D in fp32; 0 in an fp32 engine."""
+
+    def __init__(self) -> None:
+        self._lost = 0.0
+        self._delta = 0.0
+
+    def add(self, base: Tensor, merged: Tensor, dtype: torch.dtype) -> None:
+        if dtype == torch.float32:
+            return
+        self._lost += float(torch.dist(merged.to(dtype).float(), merged)) ** 2
+        self._delta += float(torch.dist(merged, base.float())) ** 2
+
+    @property
+    def ratio(self) -> float:
+        return math.sqrt(self._lost / self._delta) if self._delta > 0 else 0.0
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _targets(model: nn.Module) -> Iterator[Target]:
+    """Every unquantized linear layer with the checkpoint's names of what is stacked in it."""
+    fused: dict[str, list[str]] = model.packed_modules_mapping if hasattr(model, "packed_modules_mapping") else {}
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "quant_method") or type(layer.quant_method).__name__ != "UnquantizedLinearMethod":
+            continue
+        parent, _, leaf = name.rpartition(".")
+        parts = tuple(f"{parent}.{part}" for part in fused[leaf]) if leaf in fused else (name,)
+        yield Target(LiveLayer(name, layer), parts)
+
+
+def _check_arrival(adapter: Adapter) -> None:
+    arrived = fingerprint(adapter.tensors)
+    if arrived != adapter.fingerprint:
+        raise SwapError(
+            f"Adapter version {adapter.version} did not arrive whole: fingerprint {arrived[:12]} here,"
+            f" {adapter.fingerprint[:12]} at the learner."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class SwapWorker:
+    """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""
+
+    def rlpost_bind(self, adapter: Adapter | None) -> BindReport:
+        """See `Merger.bind`."""
+        return self._rlpost_merger().bind(adapter)
+
+    def _rlpost_merger(self) -> Merger:
+        worker: Any = self
+        if not hasattr(worker, "_rlpost_merger_"):
+            if worker.parallel_config.world_size != 1:
+                raise SwapError("Merged swaps need an engine on one device (tensor and pipeline parallel size 1).")
+            base = BaseWeights(Path(worker.model_config.model))
+            worker._rlpost_merger_ = Merger(worker.model_runner.get_model(), base)
+        merger: Merger = worker._rlpost_merger_
+        return merger

@@ -1,0 +1,321 @@
+"""The real generator: vLLM in this process, with merged hot swaps. The only file that imports vllm.
+
+    submit ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
+    score  ──▶ one prompt through the live weights, past the prefix cache
+    swap   ──▶ SwapWorker (rlpost.rollout.swap) writes and probes ──▶ canary by `score` ──▶ live, or restored
+
+Nothing runs between calls: an idle engine has no thread that works or spins.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlpost.adapters import Adapter
+from rlpost.errors import RolloutError, SwapError
+from rlpost.rollout.engine import Completion, Sampling, SwapReport
+from rlpost.rollout.swap import WORKER_EXTENSION, BindReport
+from rlpost.types import Canary, Finish
+
+_SCORE = "\0score"  # key of scoring requests; no caller's key starts with a NUL
+_SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
+_CPU_BLOCK = 32  # tokens a KV block: prompts share whole blocks only, and the CPU kernels want multiples of 32
+_PREFILL_TOKENS = 8192  # prompt tokens one engine step may take
+_RESTORED = 1e-4  # largest log-prob change that a restored version may show on the canary it was proven with
+
+
+def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
+    """Variables of a process that will hold an engine.
+
+    The OpenMP ones count only when they are set before torch is imported there (Ray:
+    `runtime_env={"env_vars": ...}`), the others until vllm is; `VllmEngine` sets those that are unset.
+    """
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning ones take the cores of whoever works
+        "KMP_BLOCKTIME": "0",  # the same for Intel's OpenMP
+    }
+    if enforce_eager:
+        # Even an eager vLLM compiles a helper of its sampler, which alone delays the first batch by 15 s.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return environment
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a vLLM engine is started with; sizes as in `rlpost.config.RolloutConfig`."""
+
+    model: Path  # folder with config, tokenizer and *.safetensors
+    dtype: str = "float32"  # or bfloat16
+    max_model_len: int = 1024
+    max_num_seqs: int = 128
+    kv_cache_gib: float = 1.0  # on CPU
+    gpu_memory_utilization: float = 0.4  # on GPU
+    threads: int = 1  # compute threads on CPU
+    enforce_eager: bool = True
+    seed: int = 0  # of vLLM itself; every request brings its own
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What the engine serves, and how it scored the canary when that was proven."""
+
+    adapter: Adapter | None = None
+    canary: Canary | None = None
+    scores: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "the bare base" if self.adapter is None else f"version {self.adapter.version}"
+
+
+class VllmEngine:
+    """`rlpost.rollout.engine.Engine` over vLLM. One a process."""
+
+    def __init__(self, settings: EngineSettings):
+        """Load, start and warm up; takes seconds.
+
+        Raises:
+            RolloutError: vLLM cannot start (model, memory, device); its own message is quoted.
+        """
+        self.max_model_len = settings.max_model_len
+        try:
+            self._engine, self._vllm = _start(settings)
+        except Exception as error:
+            raise RolloutError(f"vLLM could not start on {settings.model}: {error}") from error
+        self._waiting: set[str] = set()
+        self._finished: list[tuple[str, Completion]] = []
+        self._live = _Live()
+        self._warm_up()
+
+    def submit(self, key: str, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> None:
+        """See `Engine.submit`. Raises RolloutError when the prompt leaves no room for a token, or the key is taken."""
+        room = self.max_model_len - len(prompt_ids)
+        if room < 1 or not prompt_ids:
+            raise RolloutError(
+                f"Request {key!r}: a prompt of {len(prompt_ids)} tokens does not fit rollout.max_model_len ="
+                f" {self.max_model_len} with room to answer. Raise it or shorten the prompt."
+            )
+        if key in self._waiting:
+            raise RolloutError(f"Request {key!r} is already running.")
+        params = self._vllm.SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=min(sampling.max_new_tokens, room),
+            seed=seed % _SEEDS,
+            logprobs=0,
+            detokenize=False,
+            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
+        )
+        self._add(key, prompt_ids, params)
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """See `Engine.step`."""
+        if self._waiting:
+            self._advance()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def score(self, token_ids: tuple[int, ...]) -> list[float]:
+        """See `Engine.score`. Other requests that are live advance meanwhile; `step` returns what they yield.
+
+        Raises:
+            RolloutError: more tokens than fit the model's context with room for one more.
+        """
+        if not 2 <= len(token_ids) < self.max_model_len:
+            raise RolloutError(f"Cannot score {len(token_ids)} tokens: 2 to {self.max_model_len - 1} are possible.")
+        params = self._vllm.SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            skip_reading_prefix_cache=True,
+            detokenize=False,
+            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
+        )
+        self._add(_SCORE, token_ids, params)
+        scored = None
+        while scored is None:
+            scored = self._advance()
+        return [scored[i][token].logprob for i, token in enumerate(token_ids) if i > 0]
+
+    def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
+        """Make `adapter` live and prove it; see `Engine.swap`.
+
+        Raises:
+            SwapError: requests are live, or a proof failed; the message says which, and what is live now.
+        """
+        if self._waiting:
+            raise SwapError(f"{len(self._waiting)} requests are live; finish them before a swap.")
+        started = time.perf_counter()
+        try:
+            bound = self._bind(adapter)
+            scores, gap = self._canary_gap(canary, max_gap)
+        except Exception as error:
+            self._restore(error)
+            raise SwapError(f"Version {adapter.version} was not taken: {error} {self._live.name} is live.") from error
+        self._live = _Live(adapter, canary, tuple(scores))
+        return SwapReport(
+            version=adapter.version,
+            fingerprint=bound.fingerprint,
+            modules_bound=bound.modules_bound,
+            modules_expected=bound.modules_expected,
+            canary_gap=gap,
+            rounding_loss=bound.rounding_loss,
+            seconds=time.perf_counter() - started,
+        )
+
+    def close(self) -> None:
+        """Free the engine's memory; nothing may be called afterwards."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+        gc.unfreeze()
+        gc.collect()
+
+    def _add(self, key: str, prompt_ids: tuple[int, ...], params: Any) -> None:
+        self._engine.add_request(key, self._vllm.tokens_input(list(prompt_ids)), params)
+        self._waiting.add(key)
+
+    def _advance(self) -> Any | None:
+        """One engine step; completions go to `_finished`, the log-probs of a scored prompt are returned."""
+        scored = None
+        for output in self._engine.step():
+            if not output.finished:
+                continue
+            self._waiting.discard(output.request_id)
+            if output.request_id == _SCORE:
+                scored = output.prompt_logprobs
+            else:
+                self._finished.append((output.request_id, _completion(output.outputs[0])))
+        return scored
+
+    def _bind(self, adapter: Adapter | None) -> BindReport:
+        report: BindReport = self._engine.collective_rpc("rlpost_bind", args=(adapter,))[0]
+        if not self._engine.reset_prefix_cache():
+            raise SwapError("vLLM did not drop its prefix cache.")
+        return report
+
+    def _canary_gap(self, canary: Canary | None, max_gap: float) -> tuple[list[float], float]:
+        """The engine's scores and their mean |difference| to the learner's; NaN without a canary."""
+        if canary is None:
+            return [], math.nan
+        scores = self.score(canary.token_ids)
+        gap = sum(abs(a - b) for a, b in zip(scores, canary.logprobs, strict=True)) / len(scores)
+        if not gap <= max_gap:
+            raise SwapError(
+                f"On the canary the engine's log-probs differ from the learner's by {gap:.4f} in the mean;"
+                f" rollout.max_canary_gap is {max_gap}."
+            )
+        return scores, gap
+
+    def _restore(self, reason: Exception) -> None:
+        """Bring back what was live before, proven by probes and by the scores its own canary had."""
+        live = self._live
+        try:
+            self._bind(live.adapter)
+            moved = 0.0
+            if live.canary is not None:
+                again = self.score(live.canary.token_ids)
+                moved = max(abs(a - b) for a, b in zip(again, live.scores, strict=True))
+        except Exception as error:
+            raise SwapError(f"A swap failed ({reason}) and {live.name} could not be restored: {error}") from error
+        if not moved <= _RESTORED:
+            raise SwapError(f"A swap failed ({reason}) and {live.name} came back changed by {moved:.2g} log-prob.")
+
+    def _warm_up(self) -> None:
+        """The first batch pays for first uses (kernels, caches); let it be this one."""
+        for i in range(4):
+            self.submit(f"warm-up {i}", (1, 2, 3, 4), Sampling(1.0, 4), seed=i)
+        while self._waiting:
+            self.step()
+        self.score((1, 2, 3, 4))
+        self._engine.reset_prefix_cache()
+
+
+def _completion(output: Any) -> Completion:
+    """Raises RolloutError when vLLM gave up on the request."""
+    if output.finish_reason not in ("stop", "length"):
+        raise RolloutError(f"vLLM ended a request with {output.finish_reason!r}.")
+    ids = tuple(output.token_ids)
+    logprobs = tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True))
+    return Completion(ids, logprobs, Finish(output.finish_reason))
+
+
+@dataclass(frozen=True)
+class _Vllm:
+    """The few names of vLLM that are used after the start."""
+
+    SamplingParams: Any
+    RequestOutputKind: Any
+    tokens_input: Any
+
+
+def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
+    for name, value in engine_environment(settings.threads, settings.enforce_eager).items():
+        os.environ.setdefault(name, value)
+    with _uncollected():
+        from vllm import EngineArgs, LLMEngine, SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        gc.freeze()  # vLLM collects garbage five times at start; spare it the modules just loaded
+        with _threads(settings.threads):
+            engine = LLMEngine.from_engine_args(EngineArgs(**_engine_args(settings)))
+    return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
+
+
+def _engine_args(settings: EngineSettings) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "model": str(settings.model),
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
+        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, torch cannot there).
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": True,
+        "enforce_eager": settings.enforce_eager,
+        "seed": settings.seed,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that is drawn from, after temperature
+        "generation_config": "vllm",  # no top-p or top-k from the model's own file
+        "disable_log_stats": True,
+        "worker_extension_cls": WORKER_EXTENSION,
+    }
+    if torch.cuda.is_available():
+        return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    return args | {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "block_size": _CPU_BLOCK}
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Importing vLLM makes millions of objects that live on; collecting garbage meanwhile only costs time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Set torch's threads; afterwards undo vLLM's replacement of `torch.set_num_threads` by a no-op."""
+    set_num_threads = torch.set_num_threads
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        setattr(torch, "set_num_threads", set_num_threads)
