@@ -45,6 +45,8 @@ VARIANTS: dict[str, Variant] = {
         Variant("faces_7", (7, 7, 7), True, "J, Q and K count as 7 (arXiv 2510.00237)", force_face=True),
         Variant("faces_5", (5, 5, 5), True, "J, Q and K count as 5 (arXiv 2510.00237)", force_face=True),
         Variant("target_36", (10, 10, 10), True, "the trained card values, but the target is 36", target=36),
-        Variant("five_cards", (10, 10, 10), True, "the trained card values and target, but five cards", cards=5),
+        Variant(
+            "five_cards", (10, 10, 10), True, "the trained card values and target, but five cards", cards=5
+        ),
     )
 }

@@ -1,0 +1,40 @@
+"""What the rest of the project may ask of an environment beyond Gymnasium's own interface."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol, runtime_checkable
+
+ExpertTurn = tuple[str, str, bool]
+"""(observation, answer, learn): `learn` is False for a wrong attempt, which is context only."""
+
+
+class VariantInfo(Protocol):
+    """A rule variant as data. `held_out` variants are for evaluation only."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def held_out(self) -> bool: ...
+
+    @property
+    def summary(self) -> str: ...
+
+
+@runtime_checkable
+class Expert(Protocol):
+    """An environment that can show right answers for the instance it was reset to."""
+
+    def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]: ...
+
+
+@runtime_checkable
+class Playable(Protocol):
+    """An environment that a person can play at a terminal."""
+
+    def read_line(self, line: str) -> str:
+        """The answer that a line typed by a person stands for."""
+
+    def hint(self, rng: random.Random) -> str:
+        """A right line for the present instance."""

@@ -1,0 +1,105 @@
+"""Formulas without eval: tokens to postfix by a stack (shunting-yard), so no nesting exhausts the call stack."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from envs.generalpoints.expression import PRECEDENCE
+
+Number = TypeVar("Number", Fraction, float)
+
+_TOKEN = re.compile(r"\d+|[-+*/()]")
+_JOIN: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+
+
+def tokens(formula: str) -> list[str]:
+    """Runs of decimal digits, operators and parentheses. Anything else is passed over: check characters first."""
+    return _TOKEN.findall(formula)
+
+
+def is_number(token: str) -> bool:
+    return token[0].isdecimal()
+
+
+def _is_literal(token: str) -> bool:
+    """Whether a run of digits is a number as arithmetic writes it: ASCII, without a leading zero."""
+    return token.isascii() and (len(token) == 1 or token[0] != "0")
+
+
+class _Converter:
+    """Infix to postfix, one token at a time; each method is False where the token may not stand."""
+
+    def __init__(self) -> None:
+        self.output: list[str] = []
+        self._waiting: list[str] = []  # operators and opening parentheses
+        self._wants_operand = True
+
+    def accept(self, token: str) -> bool:
+        if is_number(token):
+            return self._number(token)
+        if token == "(":
+            self._waiting.append(token)
+            return self._wants_operand
+        return self._close() if token == ")" else self._operator(token)
+
+    def finish(self) -> bool:
+        self._flush(0)
+        return not self._wants_operand and not self._waiting
+
+    def _number(self, token: str) -> bool:
+        allowed = self._wants_operand and _is_literal(token)
+        self.output.append(token)
+        self._wants_operand = False
+        return allowed
+
+    def _operator(self, token: str) -> bool:
+        allowed = not self._wants_operand
+        self._flush(PRECEDENCE[token])
+        self._waiting.append(token)
+        self._wants_operand = True
+        return allowed
+
+    def _close(self) -> bool:
+        self._flush(0)
+        return not self._wants_operand and bool(self._waiting) and self._waiting.pop() == "("
+
+    def _flush(self, precedence: int) -> None:
+        """Put out the waiting operators that bind at least so tightly, down to the last open parenthesis."""
+        while self._waiting and self._waiting[-1] != "(" and PRECEDENCE[self._waiting[-1]] >= precedence:
+            self.output.append(self._waiting.pop())
+
+
+def to_postfix(infix: list[str]) -> list[str] | None:
+    """The tokens in postfix order, or None where they are no arithmetic (signs such as -3 are none either)."""
+    converter = _Converter()
+    if all(converter.accept(token) for token in infix) and converter.finish():
+        return converter.output
+    return None
+
+
+def evaluate(postfix: list[str], leaf: Callable[[str], Number]) -> Number:
+    """The value of a postfix list from `to_postfix`, in the arithmetic of `leaf`'s numbers.
+
+    ZeroDivisionError where it divides by zero.
+    """
+    stack: list[Number] = []
+    for token in postfix:
+        if is_number(token):
+            stack.append(leaf(token))
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append(_JOIN[token](left, right))
+    return stack.pop()
+
+
+def exact(token: str) -> Fraction:
+    return Fraction(int(token))

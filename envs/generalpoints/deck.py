@@ -1,0 +1,70 @@
+"""Deals: which cards an episode shows, drawn from one random source until they can make the target."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from envs.generalpoints.solvability import solvable
+from envs.generalpoints.variants import FACES, RANKS, Variant
+
+EVAL_SHARE = 0.3
+MAX_DEALS = 10_000
+
+
+class Split(str, Enum):
+    TRAIN = "train"
+    EVAL = "eval"
+    ALL = "all"  # every instance: the published protocol, which splits nothing
+
+
+class DealError(RuntimeError):
+    """No acceptable deal was found: the variant's rule leaves none, or next to none."""
+
+
+@dataclass(frozen=True)
+class Deal:
+    variant: Variant
+    ranks: tuple[str, ...]  # as shown
+    values: tuple[int, ...]  # what they count under the variant's rule, in the order shown
+
+    @property
+    def instance(self) -> str:
+        return instance_key(self.values, self.variant.target)
+
+
+def instance_key(values: tuple[int, ...], target: int) -> str:
+    """The canonical name of a problem: `24:2-3-10-10`. What the cards were called does not matter to it."""
+    return f"{target}:" + "-".join(map(str, sorted(values)))
+
+
+def split_of(instance: str) -> Split:
+    """Train or eval, by a hash of the instance: stable over machines, versions and variants."""
+    digest = hashlib.sha256(instance.encode()).digest()
+    return Split.EVAL if int.from_bytes(digest[:8], "big") < EVAL_SHARE * 2**64 else Split.TRAIN
+
+
+def draw(variant: Variant, rng: random.Random) -> Deal:
+    """One deal, solvable or not: ranks independent and uniform, with one J, Q or K forced where the variant says so."""
+    ranks = [rng.choice(RANKS) for _ in range(variant.cards - variant.force_face)]
+    if variant.force_face:
+        ranks.append(rng.choice(FACES))
+        rng.shuffle(ranks)
+    shown = tuple(ranks)
+    return Deal(variant, shown, variant.values(shown))
+
+
+def deal(variant: Variant, split: Split, rng: random.Random) -> Deal:
+    """Redeal until the cards are of the split and can make the target. DealError after MAX_DEALS."""
+    for _ in range(MAX_DEALS):
+        drawn = draw(variant, rng)
+        if split is not Split.ALL and split_of(drawn.instance) is not split:
+            continue
+        if solvable(drawn.values, variant.target):
+            return drawn
+    raise DealError(
+        f"variant {variant.name!r}: none of {MAX_DEALS} deals of split {split.value!r} can make "
+        f"{variant.target}; choose another target, rule or number of cards"
+    )

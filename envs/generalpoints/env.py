@@ -1,0 +1,152 @@
+"""GeneralPoints-L as a Gymnasium environment: text in, text out."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Text
+
+from envs.base import ExpertTurn
+from envs.generalpoints import compat, verifier
+from envs.generalpoints.deck import Deal, deal
+from envs.generalpoints.expert import demonstrate, preferred
+from envs.generalpoints.expression import Expression
+from envs.generalpoints.outcomes import Outcome, Verdict
+from envs.generalpoints.parsing import MAX_ANSWER
+from envs.generalpoints.prompts import prompt, retry
+from envs.generalpoints.settings import DEFAULT_VARIANT, Mode, Settings
+from envs.generalpoints.solver import solve
+from envs.generalpoints.variants import VARIANTS
+
+_CHARSET = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n")
+_MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
+
+
+class GeneralPoints(gymnasium.Env[str, str]):
+    """Combine cards with + - * / to reach a target, with feedback and further attempts (arXiv 2501.17161).
+
+    Args:
+        mode: `mended` (exact; one outcome an attempt; the last failed attempt truncates) or `compat` (published
+            rewards and faults; an ungraded, punished attempt after the last graded one truncates).
+        prompt: `short` or `published`.
+        answer_form: of the expert's answers: `steps`, `direct` or `published`. All are read whatever this is.
+        verify_iter: graded attempts an episode.
+        feedback: `full`, or `leak_free`, which never names the cards' numbers (mended only).
+
+    `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
+    `instance`, `ranks`, `values`; that of `step` has `outcome`, `success`, `attempt` (from 1) and
+    `rule_misread`: the formula uses the numbers of the trained rule where the stated rule says others.
+
+    The action space lists printable ASCII; `step` grades any string.
+    Raises ValueError for bad arguments and options, DealError for a variant that cannot be dealt.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(
+        self,
+        mode: str = "mended",
+        prompt: str = "short",
+        answer_form: str = "steps",
+        verify_iter: int = 5,
+        feedback: str = "full",
+    ) -> None:
+        self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, feedback)
+        self.observation_space = Text(_MAX_OBSERVATION, min_length=1, charset=_CHARSET)
+        self.action_space = Text(MAX_ANSWER, min_length=0, charset=_CHARSET)
+        self._rng = random.Random()
+        self._deal: Deal | None = None
+        self._attempts = 0
+        self._over = True
+
+    @property
+    def deal(self) -> Deal:
+        """The cards on the table. ResetNeeded before the first reset."""
+        if self._deal is None:
+            raise ResetNeeded("no cards are dealt yet: call reset first")
+        return self._deal
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        variant, split = self.settings.options(options)
+        super().reset(seed=seed)
+        if seed is not None:
+            self._rng = random.Random(seed)
+        self._deal = deal(variant, split, self._rng)
+        self._attempts, self._over = 0, False
+        info = {
+            "instance": self.deal.instance,
+            "ranks": list(self.deal.ranks),
+            "values": list(self.deal.values),
+        }
+        return self._first_observation(), info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self._over:
+            raise ResetNeeded("the episode is over, or none has begun: call reset first")
+        self._attempts += 1
+        verdict = self._grade_attempt(action)
+        success = verdict.outcome is Outcome.CORRECT
+        truncated = not success and self._is_last_attempt()
+        self._over = success or truncated
+        observation = verdict.feedback if self._over else retry(verdict.feedback)
+        info = {
+            "outcome": verdict.outcome.name,
+            "success": success,
+            "attempt": self._attempts,
+            "rule_misread": self._misreads_rule(verdict.numbers),
+        }
+        return observation, verdict.reward, success, truncated, info
+
+    def grade(self, answer: str) -> Verdict:
+        """What the verifier says of an answer to the cards on the table; leaves the episode as it is."""
+        if self.settings.mode is Mode.COMPAT:
+            return compat.grade(answer, self.deal.values, self.deal.variant.target)
+        return verifier.grade(answer, self.deal.values, self.deal.variant.target, self.settings.feedback)
+
+    def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
+        """A conversation that solves the cards on the table: [(observation, answer, learn)], the last answer right.
+
+        With `revision`, a wrong attempt (learn=False) and its true feedback come first.
+        """
+        solution = rng.choice(preferred(self._solutions()))
+        form = self.settings.answer_form
+        return demonstrate(self._first_observation(), self.deal, solution, form, self.grade, revision, rng)
+
+    def read_line(self, line: str) -> str:
+        """A line typed by a person as an answer: a bare formula is put in JSON, anything with a brace is left alone."""
+        return line if "{" in line else json.dumps({"formula": line})
+
+    def hint(self, rng: random.Random) -> str:
+        """A solution's formula."""
+        return rng.choice(preferred(self._solutions())).formula()
+
+    def _first_observation(self) -> str:
+        return prompt(self.settings.prompt, self.deal.variant, self.deal.ranks)
+
+    def _grade_attempt(self, answer: str) -> Verdict:
+        if self._attempts > self.settings.verify_iter:
+            return compat.step_limit()
+        return self.grade(answer)
+
+    def _is_last_attempt(self) -> bool:
+        ungraded = 1 if self.settings.mode is Mode.COMPAT else 0
+        return self._attempts == self.settings.verify_iter + ungraded
+
+    def _misreads_rule(self, numbers: tuple[int, ...]) -> bool:
+        trained = VARIANTS[DEFAULT_VARIANT].values(self.deal.ranks)
+        return sorted(numbers) == sorted(trained) != sorted(self.deal.values)
+
+    def _solutions(self) -> tuple[Expression, ...]:
+        """Solutions that earn the full reward: in compat mode floating point must get them right, if it can any."""
+        target = self.deal.variant.target
+        solutions = solve(self.deal.values, target)
+        if self.settings.mode is Mode.MENDED:
+            return solutions
+        return tuple(s for s in solutions if compat.passes_float_test(s.formula(), target)) or solutions

@@ -1,0 +1,37 @@
+"""What can come of an attempt, by name, and the verdict that carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Outcome(Enum):
+    """One attempt's outcome; the value says what it means. The second group exists in compat mode only."""
+
+    CORRECT = "The formula uses every card's number once and equals the target."
+    WRONG_VALUE = "The numbers are right, but the formula equals something else."
+    DIVISION_BY_ZERO = "The numbers are right, but the formula divides by zero."
+    WRONG_NUMBERS = "The formula does not use exactly the cards' numbers, each once."
+    SYNTAX = "The formula is not arithmetic: operators, numbers or parentheses stand where none may."
+    ILLEGAL_CHARACTER = "The formula has characters other than digits, + - * / and parentheses."
+    NO_FORMULA = "No formula could be found in the answer."
+    TOO_LONG = "The answer or its formula is longer than is read at all."
+
+    NO_SOLUTION = "Published row 6: tokens and numbers pass, but the formula fails or has another value."
+    PARTIAL_SOLUTION = "Published row 5: the formula cannot be evaluated, but some solution starts with it."
+    FLOAT_MISMATCH = "Published row 7: an exact solution whose floating-point value misses the target."
+    STEP_LIMIT = "Published row 8: an attempt beyond the limit, which is not looked at."
+    CRASH = "The published verifier raises an exception on this answer; it has no reward for it."
+
+    @property
+    def meaning(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    outcome: Outcome
+    reward: float
+    feedback: str  # a sentence for the player
+    numbers: tuple[int, ...] = ()  # that the formula used, where it could be read

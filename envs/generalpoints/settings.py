@@ -1,0 +1,76 @@
+"""The arguments of the environment, checked: a bad one is refused with its key, value and the choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from envs.generalpoints.deck import Split
+from envs.generalpoints.feedback import FeedbackStyle
+from envs.generalpoints.prompts import AnswerForm, PromptStyle
+from envs.generalpoints.published_solutions import CARDS
+from envs.generalpoints.variants import VARIANTS, Variant
+
+DEFAULT_VARIANT = "faces_10"
+
+
+class Mode(str, Enum):
+    MENDED = "mended"  # exact, one outcome an attempt, truncation is truncation
+    COMPAT = "compat"  # the published verifier, its faults included
+
+
+Choice = TypeVar("Choice", bound=Enum)
+
+
+def choose(kind: type[Choice], key: str, value: object) -> Choice:
+    """The member whose value is `value`. ValueError names the key, the value and the choices."""
+    for member in kind:
+        if value == member.value:
+            return member
+    choices = ", ".join(str(member.value) for member in kind)
+    raise ValueError(f"{key}={value!r}: must be one of {choices}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    mode: Mode
+    prompt: PromptStyle
+    answer_form: AnswerForm
+    verify_iter: int  # graded attempts an episode
+    feedback: FeedbackStyle
+
+    @staticmethod
+    def checked(mode: str, prompt: str, answer_form: str, verify_iter: int, feedback: str) -> Settings:
+        if isinstance(verify_iter, bool) or not isinstance(verify_iter, int) or verify_iter < 1:
+            raise ValueError(f"verify_iter={verify_iter!r}: must be a whole number of attempts, at least 1")
+        settings = Settings(
+            choose(Mode, "mode", mode),
+            choose(PromptStyle, "prompt", prompt),
+            choose(AnswerForm, "answer_form", answer_form),
+            verify_iter,
+            choose(FeedbackStyle, "feedback", feedback),
+        )
+        if settings.mode is Mode.COMPAT and settings.feedback is FeedbackStyle.LEAK_FREE:
+            raise ValueError(
+                "feedback='leak_free': the published feedback of mode='compat' leaks; use feedback='full' or mode='mended'"
+            )
+        return settings
+
+    def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
+        """The variant and split to reset to; compat deals from all instances unless told otherwise."""
+        options = {} if given is None else given
+        unknown = options.keys() - {"variant", "split"}
+        if unknown:
+            raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
+        variant = self._variant(options["variant"] if "variant" in options else DEFAULT_VARIANT)
+        if "split" in options:
+            return variant, choose(Split, "split", options["split"])
+        return variant, Split.ALL if self.mode is Mode.COMPAT else Split.TRAIN
+
+    def _variant(self, name: object) -> Variant:
+        if not isinstance(name, str) or name not in VARIANTS:
+            raise ValueError(f"variant={name!r}: must be one of {', '.join(VARIANTS)}")
+        if self.mode is Mode.COMPAT and VARIANTS[name].cards != CARDS:
+            raise ValueError(f"variant={name!r}: mode='compat' plays with {CARDS} cards; use mode='mended'")
+        return VARIANTS[name]

@@ -1,0 +1,94 @@
+"""Play an environment at a terminal: python -m envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat]."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from typing import Any
+
+import gymnasium
+
+from envs.base import Playable
+from envs.registry import make, names, variants
+
+_HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D ends.\n"
+
+
+class _Score:
+    def __init__(self) -> None:
+        self.deals = self.solved = 0
+        self.points = 0.0
+
+    def __str__(self) -> str:
+        return f"solved {self.solved} of {self.deals}, {self.points:g} points"
+
+
+def _attempt(env: gymnasium.Env[str, str], player: Playable, line: str, score: _Score) -> bool:
+    """One answer given and shown; whether the episode is over."""
+    feedback, reward, terminated, truncated, info = env.step(player.read_line(line))
+    score.points += float(reward)
+    score.solved += info["success"]
+    print(f"  {info['outcome']} ({float(reward):+g}): {feedback}")
+    return terminated or truncated
+
+
+def _play_deal(env: gymnasium.Env[str, str], player: Playable, rng: random.Random, score: _Score) -> None:
+    over = False
+    while not over:
+        line = input("> ").strip()
+        if not line:
+            return
+        if line == "?":
+            print(f"  {player.hint(rng)}")
+            continue
+        over = _attempt(env, player, line, score)
+
+
+def play(env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None) -> None:
+    """Deal after deal until the input ends; EOFError and KeyboardInterrupt end it politely."""
+    player = env.unwrapped
+    if not isinstance(player, Playable):
+        raise SystemExit(f"{type(player).__name__} cannot be played at a terminal")
+    score, rng = _Score(), random.Random(seed)
+    print(_HELP)
+    try:
+        while True:
+            prompt, _ = env.reset(seed=seed if score.deals == 0 else None, options=options)
+            score.deals += 1
+            print(prompt)
+            _play_deal(env, player, rng, score)
+            print(f"  {score}\n")
+    except (EOFError, KeyboardInterrupt):
+        print(f"\nThank you for playing: {score}.")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m envs.play", description=_HELP)
+    parser.add_argument("env", choices=names(), help="which environment")
+    parser.add_argument("--variant", help="which rule; an unknown one lists what there is")
+    parser.add_argument("--seed", type=int, help="deals the same cards again")
+    parser.add_argument("--compat", action="store_true", help="published rewards and faults")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    known = {variant.name: variant.summary for variant in variants(arguments.env)}
+    if arguments.variant is not None and arguments.variant not in known:
+        listing = "\n".join(f"  {name}: {summary}" for name, summary in known.items())
+        print(f"unknown variant {arguments.variant!r}; there are:\n{listing}", file=sys.stderr)
+        return 2
+    options: dict[str, Any] = {"split": "all"}
+    if arguments.variant is not None:
+        options["variant"] = arguments.variant
+    try:
+        play(make(arguments.env, mode="compat" if arguments.compat else "mended"), options, arguments.seed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

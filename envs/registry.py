@@ -1,0 +1,62 @@
+"""The environments there are, by name. Nothing of an environment is imported until it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium
+
+from envs.base import VariantInfo
+
+
+@dataclass(frozen=True)
+class Entry:
+    env: str  # module:class
+    variants: str  # module:mapping from a variant's name to its data
+    summary: str
+
+
+ENTRIES: dict[str, Entry] = {
+    "generalpoints": Entry(
+        "envs.generalpoints.env:GeneralPoints",
+        "envs.generalpoints.variants:VARIANTS",
+        "combine playing cards with + - * / to reach 24",
+    ),
+}
+
+
+def names() -> list[str]:
+    return sorted(ENTRIES)
+
+
+def _entry(name: str) -> Entry:
+    if name in ENTRIES:
+        return ENTRIES[name]
+    close = difflib.get_close_matches(name, ENTRIES)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(f"unknown environment {name!r}; there are: {', '.join(names())}.{meant}")
+
+
+def _load(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def make(name: str, **args: Any) -> gymnasium.Env[str, str]:
+    """A new environment. ValueError for an unknown name, an unknown argument or a bad value, naming what there is."""
+    env_class = _load(_entry(name).env)
+    known = list(inspect.signature(env_class).parameters)
+    unknown = sorted(args.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{name}: unknown argument {', '.join(unknown)}; there are: {', '.join(known)}")
+    return cast("gymnasium.Env[str, str]", env_class(**args))
+
+
+def variants(name: str) -> list[VariantInfo]:
+    """The rule variants of an environment, in the order they are declared."""
+    return list(cast("Mapping[str, VariantInfo]", _load(_entry(name).variants)).values())
