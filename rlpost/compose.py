@@ -79,9 +79,11 @@ def compose(overrides: Sequence[str]) -> Config:
     name, path = _experiment_file(parsed)
     settings = _load(path)
     _refuse_unknown(_leaves(settings), where=str(path))
-    _refuse_unknown(((o.key_or_group, o.value()) for o in parsed if o.key_or_group != "experiment"), "command line")
+    _refuse_unknown(
+        ((o.key_or_group, o.value()) for o in parsed if o.key_or_group != "experiment"), "command line"
+    )
     _register(name, settings)
-    rest = [o.input_line for o in parsed if o.key_or_group != "experiment" and o.input_line is not None]
+    rest = [_as_hydra_wants(o) for o in parsed if o.key_or_group != "experiment"]
     return _resolve([f"experiment={name}", *rest])
 
 
@@ -110,6 +112,12 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def _as_hydra_wants(override: Override) -> str:
+    """The override's own text; Hydra takes new keys of the free-form env_args only with `++`."""
+    free_form = override.key_or_group.partition(".")[0] == "env_args"
+    return f"{'++' if free_form else ''}{override.input_line}"
+
+
 def _experiment_file(parsed: list[Override]) -> tuple[str, Path]:
     chosen = {o.key_or_group: o.value() for o in parsed}
     known = experiments()
@@ -121,14 +129,18 @@ def _experiment_file(parsed: list[Override]) -> tuple[str, Path]:
         raise ConfigError(refusal("experiment", name, "there is no such experiment", remedy))
     if chosen.get("resume"):
         return RESUMED, Path(str(chosen["resume"])) / "config.yaml"
-    raise ConfigError(refusal("experiment", "", "no experiment was chosen", "choose one of " + ", ".join(known)))
+    raise ConfigError(
+        refusal("experiment", "", "no experiment was chosen", "choose one of " + ", ".join(known))
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}\n  reason: cannot be read ({error.strerror})\n  remedy: check the path") from None
+        raise ConfigError(
+            f"{path}\n  reason: cannot be read ({error.strerror})\n  remedy: check the path"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}\n  reason: not YAML ({error})\n  remedy: mend the file") from None
     if settings is None:
@@ -191,10 +203,10 @@ def _resolve(overrides: list[str]) -> Config:
             resolved = hydra_compose("run", overrides=overrides)
         return typing.cast(Config, OmegaConf.to_object(resolved))
     except (HydraException, OmegaConfBaseException) as error:
-        raise _readable(error) from None
+        raise _readable(error, overrides) from None
 
 
-def _readable(error: BaseException) -> ConfigError:
+def _readable(error: BaseException, overrides: list[str]) -> ConfigError:
     """Hydra wraps OmegaConf's error, which knows the key and the value that did not fit."""
     cause = error
     while cause.__cause__ is not None:
@@ -204,7 +216,8 @@ def _readable(error: BaseException) -> ConfigError:
     kind = schema().get(key)
     if kind is None:
         return ConfigError(f"{reason}\n  remedy: see rlpost/config.py for every setting and its type")
-    value = getattr(cause, "value", "")
+    typed = [text.partition("=")[2] for text in overrides if text.startswith(f"{key}=")]
+    value = typed[-1] if typed else getattr(cause, "value", "as in the experiment's file")
     return ConfigError(refusal(key, value, reason, f"give {describe(kind)}"))
 
 
@@ -214,7 +227,13 @@ def describe(kind: type) -> str:
         return "its settings one by one: " + ", ".join(field.name for field in dataclasses.fields(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of " + ", ".join(member.name for member in kind)
-    words = {int: "a whole number", float: "a number", bool: "true or false", list: "a list: [a,b]", str: "a word"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        list: "a list: [a,b]",
+        str: "a word",
+    }
     return words.get(kind, "a value of the right type, or null")
 
 

@@ -1,0 +1,112 @@
+"""The command line: `python -m rlpost.run experiment=NAME key=value ...`.
+
+Composes and validates the configuration, then hands it to the task's module, which is imported only then.
+Exit codes: 0 done, 1 the run failed with a stated reason, 2 the settings are refused, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from rlpost.compose import compose, experiments
+from rlpost.config import Config, Task
+from rlpost.errors import ConfigError, RlpostError
+
+# Imported only when chosen: these bring torch, vllm and ray.
+ENTRY_POINTS = {
+    Task.ppo: "rlpost.train:run",
+    Task.sft: "rlpost.sft:run",
+    Task.eval: "rlpost.evaluate:run",
+    Task.tiny_base: "rlpost.pretrain.train:run",
+}
+
+USAGE = "python -m rlpost.run experiment=NAME [key=value ...]"
+EXAMPLES = {
+    "model=smollm2-135m": "another model: tiny, smollm2-135m, a local folder or a hub id",
+    "rollout.workers=4 learner.workers=2": "more engines and learner ranks",
+    "ray.address=auto": "join a running Ray cluster",
+    "seed=1 output_dir=outputs/mine": "another seed, a folder of your choice",
+    "resume=outputs/NAME/RUN": "go on with an earlier run; needs no experiment=",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be, so that every cleanup runs for both."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line; returns the exit code. Exceptions that are not RlpostError keep their traceback."""
+    console = Console(stderr=True)
+    try:
+        if not argv or set(argv) & {"-h", "--help", "help", "list"}:
+            _print_usage(Console() if argv else console)
+            return 0 if argv else 2
+        config = prepare(argv)
+        signal.signal(signal.SIGTERM, _raise_terminated)
+        dispatch(config)
+    except ConfigError as error:
+        _print_error(console, "settings refused", str(error))
+        return 2
+    except RlpostError as error:
+        _print_error(console, type(error).__name__, str(error))
+        return 1
+    except Terminated:
+        console.print("Stopped by SIGTERM.", style="yellow")
+        return 143
+    except KeyboardInterrupt:
+        console.print("Stopped.", style="yellow")
+        return 130
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> Config:
+    """Compose and validate, importing nothing heavy. Raises ConfigError."""
+    from rlpost.validate import validate
+
+    config = compose(argv)
+    validate(config)
+    return config
+
+
+def dispatch(config: Config) -> None:
+    """Import the task's module and run it."""
+    module, _, function = ENTRY_POINTS[config.task].partition(":")
+    getattr(importlib.import_module(module), function)(config)
+
+
+def _print_usage(console: Console) -> None:
+    console.print(f"[bold]Usage:[/] {escape(USAGE)}\n\nExperiments (experiments/*.yaml):")
+    console.print(_two_columns({found.name: found.summary for found in experiments().values()}))
+    console.print("\nOverrides:")
+    console.print(_two_columns(EXAMPLES))
+    console.print("\nEvery setting, its default and its meaning: rlpost/config.py")
+
+
+def _two_columns(rows: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    for left, right in rows.items():
+        table.add_row(escape(left), escape(right))
+    return table
+
+
+def _print_error(console: Console, title: str, message: str) -> None:
+    console.print(Panel(escape(message), title=title, title_align="left", border_style="red", expand=False))
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

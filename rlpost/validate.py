@@ -1,0 +1,320 @@
+"""Refuses impossible settings, all at once, before torch, vllm or ray are imported.
+
+Every number of the schema has its range in RANGES; what spans several settings has a check of its own. A check
+yields refusals (key, value, reason, remedy); it never repairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs import registry
+from envs.base import VariantInfo
+from rlpost.compose import refusal
+from rlpost.config import Config, Task
+from rlpost.errors import ConfigError
+from rlpost.tracking import has_wandb_key
+
+TRAINING = (Task.ppo, Task.sft)
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float = math.inf
+    low_open: bool = False  # low itself is refused
+
+    def holds(self, value: float) -> bool:
+        return (self.low < value if self.low_open else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        bound = f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
+        return bound if self.high == math.inf else f"{bound} and at most {self.high:g}"
+
+
+COUNT = Range(1)
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, low_open=True)
+SHARE = Range(0, 1)
+POSITIVE_SHARE = Range(0, 1, low_open=True)
+
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**31 - 1),
+    "lora.rank": Range(1, 1024),
+    "lora.alpha": POSITIVE,
+    "sft.steps": NOT_NEGATIVE,
+    "sft.batch_size": COUNT,
+    "sft.learning_rate": POSITIVE_SHARE,
+    "sft.warmup_steps": NOT_NEGATIVE,
+    "sft.revision_share": SHARE,
+    "algo.iterations": COUNT,
+    "algo.gamma": SHARE,
+    "algo.gae_lambda": SHARE,
+    "algo.epochs": COUNT,
+    "algo.minibatches": COUNT,
+    "algo.clip": POSITIVE_SHARE,
+    "algo.value_clip": POSITIVE,
+    "algo.value_coef": NOT_NEGATIVE,
+    "algo.entropy_coef": NOT_NEGATIVE,
+    "algo.kl_coef": NOT_NEGATIVE,
+    "algo.reward_scale": POSITIVE,
+    "algo.learning_rate": POSITIVE_SHARE,
+    "algo.critic_learning_rate": POSITIVE_SHARE,
+    "algo.warmup_steps": NOT_NEGATIVE,
+    "algo.critic_warmup": NOT_NEGATIVE,
+    "rollout.workers": COUNT,
+    "rollout.episodes": COUNT,
+    "rollout.group_size": COUNT,
+    "rollout.temperature": POSITIVE,
+    "rollout.max_new_tokens": COUNT,
+    "rollout.max_model_len": COUNT,
+    "rollout.max_num_seqs": COUNT,
+    "rollout.kv_cache_gib": POSITIVE,
+    "rollout.gpu_memory_utilization": POSITIVE_SHARE,
+    "rollout.cpus": NOT_NEGATIVE,
+    "rollout.gpus": NOT_NEGATIVE,
+    "rollout.max_canary_gap": POSITIVE,
+    "rollout.restarts": NOT_NEGATIVE,
+    "rollout.timeout_s": POSITIVE,
+    "learner.workers": COUNT,
+    "learner.zero_stage": Range(0, 3),
+    "learner.micro_batch_tokens": COUNT,
+    "learner.weight_decay": NOT_NEGATIVE,
+    "learner.max_grad_norm": POSITIVE,
+    "learner.cpus": NOT_NEGATIVE,
+    "learner.threads": COUNT,
+    "learner.gpus": NOT_NEGATIVE,
+    "learner.timeout_s": POSITIVE,
+    "eval.episodes": COUNT,
+    "eval.every": NOT_NEGATIVE,
+    "eval.seed": Range(0, 2**31 - 1),
+    "ray.timeout_s": POSITIVE,
+    "tracking.checkpoint_every": COUNT,
+    "tiny_base.minutes": POSITIVE,
+    "tiny_base.vocab_size": Range(64, 65536),
+    "tiny_base.hidden_size": COUNT,
+    "tiny_base.layers": COUNT,
+    "tiny_base.heads": COUNT,
+    "tiny_base.intermediate_size": COUNT,
+    "tiny_base.batch_tokens": COUNT,
+    "tiny_base.learning_rate": POSITIVE_SHARE,
+}
+
+
+def validate(config: Config) -> None:
+    """Raise one ConfigError that lists every refusal, each with key, value, reason and remedy."""
+    refusals = [text for check in CHECKS for text in check(config)]
+    if refusals:
+        raise ConfigError("\n".join(refusals))
+
+
+def numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every numeric setting below `node`, by its dotted key."""
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{prefix}{field.name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{field.name}", value
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    for key, value in numbers(config):
+        allowed = RANGES[key]
+        if not allowed.holds(value):
+            yield refusal(key, value, "out of range", f"give a value {allowed}")
+
+
+def _betas(config: Config) -> Iterator[str]:
+    betas = config.learner.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        yield refusal(
+            "learner.betas", betas, "AdamW takes two, each from 0 up to but not 1", "give [0.9,0.95]"
+        )
+
+
+def _batch(config: Config) -> Iterator[str]:
+    rollout, parts = config.rollout, config.algo.minibatches * config.learner.workers
+    if rollout.group_size >= 1 and rollout.episodes % rollout.group_size:
+        yield refusal(
+            "rollout.episodes",
+            rollout.episodes,
+            f"not a multiple of rollout.group_size={rollout.group_size}, so a group would be torn",
+            "give a multiple",
+        )
+    if rollout.episodes < parts:
+        yield refusal(
+            "rollout.episodes",
+            rollout.episodes,
+            f"algo.minibatches={config.algo.minibatches} on learner.workers={config.learner.workers} "
+            f"need at least {parts} episodes",
+            "more episodes or fewer minibatches",
+        )
+    if rollout.episodes < rollout.workers:
+        yield refusal(
+            "rollout.workers", rollout.workers, f"only {rollout.episodes} episodes to share", "fewer workers"
+        )
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.max_new_tokens >= rollout.max_model_len:
+        yield refusal(
+            "rollout.max_new_tokens",
+            rollout.max_new_tokens,
+            f"an answer of that length fills rollout.max_model_len={rollout.max_model_len}: no room for a prompt",
+            "lower it, or raise rollout.max_model_len",
+        )
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    if config.task is Task.ppo and config.algo.critic_warmup >= config.algo.iterations:
+        yield refusal(
+            "algo.critic_warmup",
+            config.algo.critic_warmup,
+            f"the policy would learn in none of algo.iterations={config.algo.iterations}",
+            "lower it, or raise algo.iterations",
+        )
+    if config.task is Task.sft and config.sft.steps == 0:
+        yield refusal("sft.steps", 0, "task=sft would do nothing", "give at least 1")
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    if config.task is not Task.tiny_base and not (config.eval.greedy or config.eval.sampled):
+        yield refusal(
+            "eval.sampled", False, "eval.greedy is false too: nothing to evaluate", "set one to true"
+        )
+
+
+def _environment(config: Config) -> Iterator[str]:
+    try:
+        variants = {variant.name: variant for variant in registry.variants(config.env)}
+    except ValueError as error:
+        yield refusal("env", config.env, str(error), "choose from " + ", ".join(registry.names()))
+        return
+    choose = "choose from " + ", ".join(variants)
+    for name in config.eval_variants:
+        if name not in variants:
+            yield refusal("eval_variants", name, f"{config.env} has no such variant", choose)
+    if len(set(config.eval_variants)) != len(config.eval_variants) or not config.eval_variants:
+        yield refusal("eval_variants", config.eval_variants, "empty, or one stands twice", "name each once")
+    yield from _training_variant(config, variants)
+    yield from _environment_arguments(config)
+
+
+def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
+    allowed = "choose from " + ", ".join(name for name, variant in variants.items() if not variant.held_out)
+    name = config.train_variant
+    if name not in variants:
+        yield refusal("train_variant", name, f"{config.env} has no such variant", allowed)
+    elif config.task in TRAINING and variants[name].held_out:
+        yield refusal("train_variant", name, "it is held out: only for evaluation", allowed)
+
+
+def _environment_arguments(config: Config) -> Iterator[str]:
+    try:
+        registry.make(config.env, **config.env_args).close()
+    except (TypeError, ValueError) as error:
+        yield refusal("env_args", config.env_args, str(error), f"see the arguments of {config.env}")
+
+
+def _adapter(config: Config) -> Iterator[str]:
+    if config.adapter is None:
+        return
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(config.adapter) / name).is_file():
+            yield refusal(
+                "adapter",
+                config.adapter,
+                f"no {name} there",
+                "name a folder that PEFT saved, such as RUN/adapter",
+            )
+    if config.task is Task.tiny_base:
+        yield refusal("adapter", config.adapter, "task=tiny_base trains no adapter", "leave it out")
+
+
+def _folders(config: Config) -> Iterator[str]:
+    if config.resume is not None:
+        yield from _resume(config, Path(config.resume))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        yield refusal("name", config.name, "it names a folder", "use letters, digits, '.', '_' and '-'")
+    if config.output_dir is None:
+        return
+    output = Path(config.output_dir)
+    if output.exists() and not output.is_dir():
+        yield refusal("output_dir", output, "it is a file", "name a folder")
+    elif config.resume is None and output.is_dir() and any(output.iterdir()):
+        yield refusal("output_dir", output, "it holds files already", "name a new folder, or use resume=")
+
+
+def _resume(config: Config, folder: Path) -> Iterator[str]:
+    if config.task not in TRAINING:
+        yield refusal("resume", folder, f"task={config.task.name} has nothing to go on with", "leave it out")
+    if not (folder / "checkpoints").is_dir():
+        yield refusal("resume", folder, "no checkpoints/ there", "name the output folder of an earlier run")
+    if config.adapter is not None:
+        yield refusal("adapter", config.adapter, "resume= brings its own adapter", "leave one of the two out")
+
+
+def _tracking(config: Config) -> Iterator[str]:
+    mode = config.tracking.wandb
+    if mode not in WANDB_MODES:
+        yield refusal("tracking.wandb", mode, "unknown", "give one of " + ", ".join(WANDB_MODES))
+    elif mode == "online" and not has_wandb_key():
+        yield refusal(
+            "tracking.wandb",
+            mode,
+            "no key: neither WANDB_API_KEY nor ~/.netrc has one",
+            "wandb login, or offline",
+        )
+
+
+def _ray(config: Config) -> Iterator[str]:
+    address = config.ray.address
+    if address is not None and not re.fullmatch(r"auto|[\w.-]+:\d{1,5}", address):
+        yield refusal(
+            "ray.address", address, "not an address", "give auto, host:port, or null to start Ray here"
+        )
+
+
+def _modules(config: Config) -> Iterator[str]:
+    names = config.lora.target_modules
+    if not re.fullmatch(r"all-linear|\w+(,\w+)*", names):
+        yield refusal(
+            "lora.target_modules", names, "not a list of module names", "give all-linear, or 'q_proj,v_proj'"
+        )
+
+
+def _tiny_base(config: Config) -> Iterator[str]:
+    recipe = config.tiny_base
+    if recipe.heads >= 1 and recipe.hidden_size % (2 * recipe.heads):
+        yield refusal(
+            "tiny_base.heads",
+            recipe.heads,
+            f"tiny_base.hidden_size={recipe.hidden_size} does not divide into heads of even width",
+            "give a divisor",
+        )
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _ranges,
+    _betas,
+    _batch,
+    _lengths,
+    _schedule,
+    _evaluation,
+    _environment,
+    _adapter,
+    _folders,
+    _tracking,
+    _ray,
+    _modules,
+    _tiny_base,
+)
