@@ -1,1 +1,1 @@
-"""Environments: Gymnasium environments with text in and text out. Nothing here knows of tokens, tensors or Ray."""
+"""Gymnasium environments with text in and text out. Nothing here knows of tokens, tensors or Ray."""

@@ -1,4 +1,4 @@
-"""Play an environment at a terminal: python -m envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat]."""
+"""Play at a terminal: python -m envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat]."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _load(reference: str) -> Any:
 
 
 def make(name: str, **args: Any) -> gymnasium.Env[str, str]:
-    """A new environment. ValueError for an unknown name, an unknown argument or a bad value, naming what there is."""
+    """A new environment. ValueError for an unknown name or argument or a bad value, naming what there is."""
     env_class = _load(_entry(name).env)
     known = list(inspect.signature(env_class).parameters)
     unknown = sorted(args.keys() - set(known))

@@ -1,4 +1,4 @@
-"""Formulas without eval: tokens to postfix by a stack (shunting-yard), so no nesting exhausts the call stack."""
+"""Formulas without eval, to postfix by a stack (shunting-yard), so no nesting exhausts the call stack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _JOIN: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def tokens(formula: str) -> list[str]:
-    """Runs of decimal digits, operators and parentheses. Anything else is passed over: check characters first."""
+    """Runs of decimal digits, operators, parentheses. All else is passed over: check characters first."""
     return _TOKEN.findall(formula)
 
 
@@ -79,7 +79,7 @@ class _Converter:
 
 
 def to_postfix(infix: list[str]) -> list[str] | None:
-    """The tokens in postfix order, or None where they are no arithmetic (signs such as -3 are none either)."""
+    """The tokens in postfix order, or None where they are no arithmetic (a sign, as in -3, is none)."""
     converter = _Converter()
     if all(converter.accept(token) for token in infix) and converter.finish():
         return converter.output

@@ -1,7 +1,8 @@
 """The published verifier to the letter, faults included, for language-only play (arXiv 2501.17161).
 
 Penalties add up, any space is illegal, the value is compared in floating point, the feedback gives away card
-values and the beginning of a solution, and one attempt beyond the limit is punished unread. Sentences are our own.
+values and the beginning of a solution, and one attempt beyond the limit is punished unread. The sentences are
+our own.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _kind(token: str) -> str:
 
 
 def _sequence_errors(infix: list[str]) -> Iterator[str]:
-    """Rows 2a to 2e. A misplaced parenthesis is neither opened nor closed, so that one slip may cost twice."""
+    """Rows 2a to 2e. A misplaced parenthesis is neither opened nor closed: one slip may cost twice."""
     previous, depth = "", 0
     for token in infix:
         kind = _kind(token)
@@ -152,9 +153,9 @@ def _grade_tokens(infix: list[str], values: tuple[int, ...], target: int) -> Ver
 def grade(answer: str, values: tuple[int, ...], target: int) -> Verdict:
     """Grade one answer for cards that count `values`, in the order shown. Never raises on any string.
 
-    Where the published code raises (a formula that is no string, an integer too long for Python) the outcome is
-    CRASH, with the reward of an illegal formula. Answers beyond MAX_ANSWER characters, which its own generation
-    limit cannot produce, are TOO_LONG with that same reward.
+    Where the published code raises (a formula that is no string, an integer too long for Python) the outcome
+    is CRASH, with the reward of an illegal formula. Answers beyond MAX_ANSWER characters, which its own
+    generation limit cannot produce, are TOO_LONG with that same reward.
     """
     if len(answer) > MAX_ANSWER:
         return Verdict(Outcome.TOO_LONG, ILLEGAL_FORMULA, "the answer is too long.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from envs.generalpoints.solvability import solvable
 from envs.generalpoints.variants import FACES, RANKS, Variant
@@ -14,7 +14,7 @@ EVAL_SHARE = 0.3
 MAX_DEALS = 10_000
 
 
-class Split(str, Enum):
+class Split(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
     ALL = "all"  # every instance: the published protocol, which splits nothing
@@ -47,7 +47,7 @@ def split_of(instance: str) -> Split:
 
 
 def draw(variant: Variant, rng: random.Random) -> Deal:
-    """One deal, solvable or not: ranks independent and uniform, with one J, Q or K forced where the variant says so."""
+    """One deal, solvable or not: independent uniform ranks, one of them J, Q or K where the variant asks."""
     ranks = [rng.choice(RANKS) for _ in range(variant.cards - variant.force_face)]
     if variant.force_face:
         ranks.append(rng.choice(FACES))

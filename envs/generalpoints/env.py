@@ -31,8 +31,8 @@ class GeneralPoints(gymnasium.Env[str, str]):
     """Combine cards with + - * / to reach a target, with feedback and further attempts (arXiv 2501.17161).
 
     Args:
-        mode: `mended` (exact; one outcome an attempt; the last failed attempt truncates) or `compat` (published
-            rewards and faults; an ungraded, punished attempt after the last graded one truncates).
+        mode: `mended` (exact; one outcome an attempt; the last failed attempt truncates) or `compat`
+            (published rewards and faults; an ungraded, punished attempt after the last graded one truncates).
         prompt: `short` or `published`.
         answer_form: of the expert's answers: `steps`, `direct` or `published`. All are read whatever this is.
         verify_iter: graded attempts an episode.
@@ -45,8 +45,6 @@ class GeneralPoints(gymnasium.Env[str, str]):
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments and options, DealError for a variant that cannot be dealt.
     """
-
-    metadata: dict[str, Any] = {"render_modes": []}
 
     def __init__(
         self,
@@ -111,7 +109,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return verifier.grade(answer, self.deal.values, self.deal.variant.target, self.settings.feedback)
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
-        """A conversation that solves the cards on the table: [(observation, answer, learn)], the last answer right.
+        """A conversation that solves the cards: [(observation, answer, learn)], the last answer right.
 
         With `revision`, a wrong attempt (learn=False) and its true feedback come first.
         """
@@ -120,7 +118,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return demonstrate(self._first_observation(), self.deal, solution, form, self.grade, revision, rng)
 
     def read_line(self, line: str) -> str:
-        """A line typed by a person as an answer: a bare formula is put in JSON, anything with a brace is left alone."""
+        """A typed line as an answer: a bare formula is put in JSON, anything with a brace is left alone."""
         return line if "{" in line else json.dumps({"formula": line})
 
     def hint(self, rng: random.Random) -> str:
@@ -144,7 +142,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return sorted(numbers) == sorted(trained) != sorted(self.deal.values)
 
     def _solutions(self) -> tuple[Expression, ...]:
-        """Solutions that earn the full reward: in compat mode floating point must get them right, if it can any."""
+        """Solutions that earn the full reward; compat: those passing the float test, or all if none does."""
         target = self.deal.variant.target
         solutions = solve(self.deal.values, target)
         if self.settings.mode is Mode.MENDED:

@@ -1,4 +1,4 @@
-"""Expert conversations for supervised learning: a right answer, or a wrong one, its feedback and a right one."""
+"""Expert conversations for supervised learning: a right answer, or a wrong one, feedback and a right one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _other_numbers(values: tuple[int, ...], rng: random.Random) -> tuple[int, ..
 def wrong_attempt(
     deal: Deal, form: AnswerForm, grade: Callable[[str], Verdict], rng: random.Random
 ) -> tuple[str, Verdict]:
-    """An answer in good form that fails, with its verdict: mostly the wrong value, sometimes the wrong numbers."""
+    """An answer in good form that fails, and its verdict: mostly the wrong value, sometimes wrong numbers."""
     values = _other_numbers(deal.values, rng) if rng.random() < _WRONG_NUMBERS_SHARE else deal.values
     for _ in range(_TRIES):
         text = answer(form, deal.ranks, values, random_combination(values, rng))
@@ -74,7 +74,7 @@ def demonstrate(
     revision: bool,
     rng: random.Random,
 ) -> list[ExpertTurn]:
-    """The conversation from the first observation to the solution. `grade` is the environment's own verifier."""
+    """The conversation from the first observation to the solution. `grade` is the env's own verifier."""
     turns: list[ExpertTurn] = []
     if revision:
         attempt, verdict = wrong_attempt(deal, form, grade, rng)

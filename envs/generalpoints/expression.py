@@ -86,7 +86,8 @@ class Expression:
         pool = list(self.leaves())
         parts = []
         for node in self.nodes():
-            assert node.left is not None and node.right is not None
+            assert node.left is not None
+            assert node.right is not None
             pool.remove(node.left.value)
             pool.remove(node.right.value)
             pool.append(node.value)

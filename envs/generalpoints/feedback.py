@@ -1,8 +1,8 @@
-"""What the player is told after a failed attempt (mended mode). Models are trained on exactly these sentences."""
+"""What the player is told after a failed attempt (mended mode). Models are trained on these sentences."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from fractions import Fraction
 
 from envs.generalpoints.outcomes import Outcome
@@ -10,7 +10,7 @@ from envs.generalpoints.outcomes import Outcome
 _MAX_VALUE_TEXT = 24  # characters
 
 
-class FeedbackStyle(str, Enum):
+class FeedbackStyle(StrEnum):
     FULL = "full"  # names the cards' numbers when they were not used, as the published feedback does
     LEAK_FREE = "leak_free"  # says what is wrong, never what would be right
 
@@ -41,7 +41,7 @@ def wrong_numbers(values: tuple[int, ...], style: FeedbackStyle) -> str:
 def sentence(
     outcome: Outcome, value: Fraction | None, values: tuple[int, ...], target: int, style: FeedbackStyle
 ) -> str:
-    """The sentence for an outcome of the mended verifier. `value` is what the formula equals, for WRONG_VALUE."""
+    """The sentence for an outcome of the mended verifier. `value`: what the formula equals."""
     if outcome is Outcome.WRONG_VALUE:
         assert value is not None
         return wrong_value(value, target)

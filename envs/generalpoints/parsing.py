@@ -34,13 +34,13 @@ def _objects(text: str) -> Iterator[object]:
 
 
 def _strict(text: str) -> object:
-    """The "formula" of the last JSON object that has one; of a repeated key, the last. None where there is none."""
+    """The "formula" of the last JSON object that has one (of a repeated key, the last), or None."""
     found = [each["formula"] for each in _objects(text) if isinstance(each, dict) and "formula" in each]
     return found[-1] if found else None
 
 
 def _tolerant(text: str) -> str | None:
-    """The last `"formula": ...` of a text that is nearly JSON: trailing commas, single quotes, a bare formula."""
+    """The last `"formula": ...` of a text that is nearly JSON: trailing comma, single quotes, bare number."""
     found = list(_TOLERANT.finditer(text))
     return found[-1][found[-1].lastgroup or 0] if found else None
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
+from enum import StrEnum
 
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.variants import Variant
 
 
-class PromptStyle(str, Enum):
+class PromptStyle(StrEnum):
     PUBLISHED = "published"  # the fields and the order of the published prompt, in our words
     SHORT = "short"  # one line, for small models
 
 
-class AnswerForm(str, Enum):
+class AnswerForm(StrEnum):
     STEPS = "steps"  # strict JSON, the computation in view before the formula
     DIRECT = "direct"  # strict JSON: cards, number, formula
     PUBLISHED = "published"  # the published layout: single-quoted cards, trailing comma, not valid JSON
@@ -35,7 +35,7 @@ Cards: {cards}
 "number": [a, b, c, d], the values of the cards,
 "formula": 'an equation that equals {target}',
 }}
-"""
+"""  # noqa: E501
 
 _SHORT = "Make {target}. Rule: {rule}. Cards: {cards}."
 
@@ -64,7 +64,8 @@ def answer(form: AnswerForm, ranks: tuple[str, ...], values: tuple[int, ...], fo
     """An answer in the expert's form. The formula is not checked here: wrong ones make practice material."""
     if form is AnswerForm.PUBLISHED:
         cards = "[" + ", ".join(f"'{rank}'" for rank in ranks) + "]"
-        return f'\n{{\n"cards": {cards},\n"number": {list(values)},\n"formula": "{formula.formula()}={formula.value}",\n}}'
+        equation = f"{formula.formula()}={formula.value}"
+        return f'\n{{\n"cards": {cards},\n"number": {list(values)},\n"formula": "{equation}",\n}}'
     fields: dict[str, object] = {"cards": list(ranks), "number": list(values)}
     if form is AnswerForm.STEPS:
         fields["steps"] = formula.steps()

@@ -1,7 +1,7 @@
-"""Every solution as the published solver spells it: all orders of four numbers, all operators, seven bracketings.
+"""Every solution as the published solver spells it: all orders, operators and seven bracketings.
 
-The specification counts eleven bracketings, but what it lists (none, every pair around two or three neighbours,
-the double pair) is seven; the other four would nest pairs and add no solution that is not there otherwise.
+Seven: none, a pair around every two or three neighbours, and the double pair. No pair is nested:
+that would add spellings, but make no more deals solvable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _apply(op: str, left: _Pair, right: _Pair) -> _Pair | None:
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(format string, postfix over the card places 0 to 3) of every bracketing with every choice of operators."""
+    """(format string, postfix over the card places 0 to 3) of every bracketing with all operators."""
     templates = []
     for bracketing in _BRACKETINGS:
         for ops in product("+-*/", repeat=CARDS - 1):

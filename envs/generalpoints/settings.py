@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, TypeVar
 
 from envs.generalpoints.deck import Split
@@ -15,7 +15,7 @@ from envs.generalpoints.variants import VARIANTS, Variant
 DEFAULT_VARIANT = "faces_10"
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     MENDED = "mended"  # exact, one outcome an attempt, truncation is truncation
     COMPAT = "compat"  # the published verifier, its faults included
 
@@ -53,7 +53,8 @@ class Settings:
         )
         if settings.mode is Mode.COMPAT and settings.feedback is FeedbackStyle.LEAK_FREE:
             raise ValueError(
-                "feedback='leak_free': the published feedback of mode='compat' leaks; use feedback='full' or mode='mended'"
+                "feedback='leak_free': the published feedback of mode='compat' leaks; "
+                "use feedback='full' or mode='mended'"
             )
         return settings
 
@@ -63,7 +64,7 @@ class Settings:
         unknown = options.keys() - {"variant", "split"}
         if unknown:
             raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
-        variant = self._variant(options["variant"] if "variant" in options else DEFAULT_VARIANT)
+        variant = self._variant(options.get("variant", DEFAULT_VARIANT))
         if "split" in options:
             return variant, choose(Split, "split", options["split"])
         return variant, Split.ALL if self.mode is Mode.COMPAT else Split.TRAIN

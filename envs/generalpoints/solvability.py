@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations
 
 Numbers = tuple[int, ...]  # sorted
@@ -36,7 +36,7 @@ def _join(a: Fraction, b: Fraction) -> set[Fraction]:
     return values
 
 
-@lru_cache(maxsize=None)  # at most a few thousand small tuples of card values
+@cache  # at most a few thousand small tuples of card values
 def _reachable(numbers: Numbers) -> frozenset[Fraction]:
     if len(numbers) == 1:
         return frozenset({Fraction(numbers[0])})
@@ -45,7 +45,7 @@ def _reachable(numbers: Numbers) -> frozenset[Fraction]:
 
 
 def _partners(target: Fraction, a: Fraction) -> set[Fraction]:
-    """Every b for which one operation on a and b, in either order, gives the target (a and target not both 0)."""
+    """Every b for which one operation on a and b, in either order, gives the target (not both 0)."""
     partners = {target - a, a - target, target + a}
     if a:
         partners |= {target / a, target * a}

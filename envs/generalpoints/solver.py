@@ -87,7 +87,7 @@ def _search(values: tuple[int, ...], target: int) -> Iterator[_Tree]:
 
 @lru_cache(maxsize=8192)
 def _solve(values: tuple[int, ...], target: int) -> tuple[Expression, ...]:
-    # Of trees that print alike the last found stays: texts made with this order are what models were trained on.
+    # Of trees that print alike the last found stays: models were trained on texts made in this order.
     found = {e.formula(): e for e in map(_expression, _search(values, target))}
     return tuple(found[formula] for formula in sorted(found))
 

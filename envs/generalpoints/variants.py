@@ -1,4 +1,4 @@
-"""The rule variants of GeneralPoints, as data: what the faces are worth, the target, how many cards, who may train."""
+"""The rule variants of GeneralPoints, what faces count, the target, how many cards, who may train."""
 
 from __future__ import annotations
 
