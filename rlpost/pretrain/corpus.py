@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry, short_rule
@@ -96,13 +97,18 @@ def hindsight_deal(rng: random.Random, with_face: bool) -> Deal:
     return Deal(Variant("random", rule.faces, False, "", int(solution.value)), ranks, values, solution)
 
 
+@lru_cache(maxsize=None)
+def _simple_solutions(values: tuple[int, ...], target: int) -> tuple[Expression, ...]:
+    return tuple(e for e in solve(values, target) if e.is_simple())
+
+
 def deal_24(rng: random.Random, with_face: bool) -> Deal:
     """Four numbers or cards that make 24, with one of the simple solutions."""
     while True:
         ranks = _cards(rng, 4, with_face)
         variant = _variant(rng, 24)
         values = _values(variant, ranks)
-        simple = [e for e in solve(values, 24) if e.is_simple()]
+        simple = _simple_solutions(tuple(sorted(values)), 24)
         if simple:
             return Deal(variant, ranks, values, rng.choice(simple))
 
@@ -113,7 +119,7 @@ def _random_deal(rng: random.Random) -> Deal:
 
 
 def _style(rng: random.Random) -> tuple[PromptStyle, AnswerForm]:
-    if rng.random() < 0.75:
+    if rng.random() < 0.92:
         return PromptStyle.SHORT, AnswerForm.STEPS if rng.random() < 0.95 else AnswerForm.DIRECT
     return PromptStyle.PUBLISHED, rng.choice((AnswerForm.STEPS, AnswerForm.PUBLISHED))
 

@@ -1,0 +1,177 @@
+"""`experiment=tiny_base`: train the bundled base model from nothing and write it in the Hugging Face format.
+
+The schedule follows the clock: warm-up, constant, then a linear decay to zero over the last third, so that the
+recipe fits whatever machine runs it. Matrices are updated by Muon (Jordan et al. 2024), the rest by AdamW.
+Weights are kept in fp32; a bf16 copy computes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlpost.config import Config, TinyBaseConfig
+from rlpost.pretrain import corpus
+from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, save_tokenizer, train_tokenizer
+
+IGNORE = -100
+POOL = 2048  # conversations sorted by length at a time, so that a batch pads little
+TOKENIZER_CONVERSATIONS = 6000
+MAX_POSITIONS = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    token_ids: list[int]
+    labels: list[int]  # the token itself where it is learnt, IGNORE elsewhere
+
+
+def encode(talk: corpus.Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
+    """Token ids in the chat template's layout; answers to learn (end of turn included) carry labels."""
+    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    ids: list[int] = []
+    labels: list[int] = []
+    for message in talk:
+        context = [user, *tokenizer.encode(message.user), end, assistant]
+        reply = [*tokenizer.encode(message.assistant), end]
+        ids += context + reply
+        labels += [IGNORE] * len(context) + (reply if message.learn else [IGNORE] * len(reply))
+    return Row(ids, labels)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (token_ids_BT, labels_BT), right-padded, of at most `batch_tokens` tokens padding included."""
+    rng = random.Random(seed)
+    pad = tokenizer.pad_token_id
+    while True:
+        rows = sorted((encode(corpus.conversation(rng), tokenizer) for _ in range(POOL)), key=lambda r: len(r.labels))
+        cuts: list[list[Row]] = [[]]
+        for row in rows:
+            if len(row.labels) * (len(cuts[-1]) + 1) > batch_tokens:
+                cuts.append([])
+            cuts[-1].append(row)
+        rng.shuffle(cuts)
+        for cut in cuts:
+            width = max(len(row.labels) for row in cut)
+            ids = torch.tensor([row.token_ids + [pad] * (width - len(row.labels)) for row in cut])
+            labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in cut])
+            yield ids, labels
+
+
+def build_model(cfg: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=cfg.hidden_size,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.heads,
+        intermediate_size=cfg.intermediate_size,
+        tie_word_embeddings=True,
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        attn_implementation="eager",  # short rows: plain products beat the CPU's fused attention twofold
+    )
+    return LlamaForCausalLM(config)
+
+
+def answer_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over learnt tokens; the head is computed at their positions only."""
+    hidden_BTD = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
+    targets_BT = labels_BT[:, 1:]
+    learnt_BT = targets_BT != IGNORE
+    return F.cross_entropy(model.lm_head(hidden_BTD[learnt_BT]).float(), targets_BT[learnt_BT])
+
+
+class MasterOptimizer:
+    """fp32 masters of a bf16 model: Muon for the layers' matrices, AdamW for embeddings and norms."""
+
+    def __init__(self, model: LlamaForCausalLM, learning_rate: float) -> None:
+        self.pairs = [(p, p.detach().float().clone().requires_grad_()) for p in model.parameters()]
+        matrices = [m for p, m in self.pairs if p.ndim == 2 and p is not model.get_input_embeddings().weight]
+        others = [m for p, m in self.pairs if p.ndim != 2 or p is model.get_input_embeddings().weight]
+        muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        self.optimizers = (muon, adamw)
+        model.to(torch.bfloat16)
+
+    def step(self, learning_rate: float) -> None:
+        for parameter, master in self.pairs:
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float(), None
+        torch.nn.utils.clip_grad_norm_([master for _, master in self.pairs], 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        for parameter, master in self.pairs:
+            parameter.data.copy_(master)
+
+
+def learning_rate_at(progress: float, peak: float) -> float:
+    """Warm-up over the first 2%, constant, linear decay to zero from two thirds on. `progress` in [0, 1]."""
+    return peak * min(progress / 0.02, 1.0, (1.0 - progress) * 3.0)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: dict[str, float]) -> None:
+    """bf16 safetensors, tokenizer and the record of the training, ready for transformers and vLLM."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def run(cfg: Config) -> None:
+    """Train for cfg.tiny_base.minutes and leave the model in `<output_dir>/model`."""
+    folder = Path(cfg.output_dir or f"outputs/{cfg.name}/{time.strftime('%Y%m%d-%H%M%S')}-{cfg.seed}") / "model"
+    torch.manual_seed(cfg.seed)
+    console = Console()
+    console.print("training the tokenizer")
+    texts = corpus.texts(random.Random(cfg.seed), TOKENIZER_CONVERSATIONS)
+    tokenizer = train_tokenizer(texts, cfg.tiny_base.vocab_size)
+    model = build_model(cfg.tiny_base, tokenizer)
+    optimizer = MasterOptimizer(model, cfg.tiny_base.learning_rate)
+    record = _train(cfg.tiny_base, model, tokenizer, optimizer, cfg.seed, folder, console)
+    save(model, tokenizer, folder, record)
+    console.print(f"model written to {folder}")
+
+
+def _train(
+    cfg: TinyBaseConfig,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    optimizer: MasterOptimizer,
+    seed: int,
+    folder: Path,
+    console: Console,
+) -> dict[str, float]:
+    start, tokens, average = time.monotonic(), 0, math.log(cfg.vocab_size)
+    record: dict[str, float] = {}
+    for step, (ids_BT, labels_BT) in enumerate(batches(tokenizer, seed + 1, cfg.batch_tokens)):
+        minutes = (time.monotonic() - start) / 60
+        if minutes >= cfg.minutes:
+            break
+        loss = answer_loss(model, ids_BT, labels_BT)
+        loss.backward()
+        optimizer.step(learning_rate_at(minutes / cfg.minutes, cfg.learning_rate))
+        tokens += ids_BT.numel()
+        average = 0.98 * average + 0.02 * loss.item()
+        record = {"step": step, "minutes": minutes, "tokens": tokens, "loss": average, "seed": seed}
+        if step % 50 == 0:
+            console.print(f"step {step}  {minutes:.1f} min  {tokens / 1e6:.2f}M tokens  loss {average:.4f}")
+        if step and step % 500 == 0:
+            save(model, tokenizer, folder, record)
+    return record
