@@ -54,7 +54,9 @@ class LiveLayer:
         elif self.layer.weight.shape == self.shape:
             self.layer.weight.data.copy_(weight)
         else:
-            raise SwapError(f"{self.name}: unknown packed CPU kernel {self.layer.cpu_linear!r}; no way to rewrite it.")
+            raise SwapError(
+                f"{self.name}: unknown packed CPU kernel {self.layer.cpu_linear!r}; no way to rewrite it."
+            )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the running engine computes for inputs [n, in], without bias: [n, out]."""
@@ -74,17 +76,19 @@ class Probe:
     expected: Tensor  # [columns + 1, out]
 
     @classmethod
-    def of(cls, layer: LiveLayer, weight: Tensor, columns: int, dice: torch.Generator) -> Probe:
-        """`weight` [out, in] is what was written; `dice` choose the columns and signs anew each time."""
+    def of(
+        cls, layer: LiveLayer, weight: Tensor, exact: Tensor, columns: int, dice: torch.Generator
+    ) -> Probe:
+        """`weight` [out, in] is what was written, `exact` the same in fp32 before rounding; `dice` choose the
+        columns and signs anew each time."""
         width = weight.shape[1]
         chosen = torch.randperm(width, generator=dice)[:columns]
         inputs = torch.zeros(len(chosen) + 1, width)
         inputs[torch.arange(len(chosen)), chosen] = 1.0
         inputs[-1] = torch.randint(0, 2, (width,), generator=dice) * 2.0 - 1.0
-        inputs = inputs.to(weight.device, weight.dtype)
-        mixed = weight.float() @ inputs[-1].float()
+        mixed = exact @ inputs[-1].to(exact.device)
         expected = torch.cat([weight[:, chosen.to(weight.device)].T, mixed.to(weight.dtype).unsqueeze(0)])
-        return cls(layer, inputs, expected)
+        return cls(layer, inputs.to(weight.device, weight.dtype), expected)
 
     def holds(self) -> bool:
         computed = self.layer.forward(self.inputs)

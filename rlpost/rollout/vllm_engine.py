@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,52 +23,17 @@ import torch
 from rlpost.adapters import Adapter
 from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine import Completion, Sampling, SwapReport
+from rlpost.rollout.engine_settings import EngineSettings, engine_environment
 from rlpost.rollout.swap import WORKER_EXTENSION, BindReport
 from rlpost.types import Canary, Finish
 
 _SCORE = "\0score"  # key of scoring requests; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
-_CPU_BLOCK = 32  # tokens a KV block: prompts share whole blocks only, and the CPU kernels want multiples of 32
+_CPU_BLOCK = (
+    32  # tokens a KV block: prompts share whole blocks only, and the CPU kernels want multiples of 32
+)
 _PREFILL_TOKENS = 8192  # prompt tokens one engine step may take
 _RESTORED = 1e-4  # largest log-prob change that a restored version may show on the canary it was proven with
-
-
-def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
-    """Variables of a process that will hold an engine.
-
-    The OpenMP ones count only when they are set before torch is imported there (Ray:
-    `runtime_env={"env_vars": ...}`), the others until vllm is; `VllmEngine` sets those that are unset.
-    """
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "TQDM_DISABLE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning ones take the cores of whoever works
-        "KMP_BLOCKTIME": "0",  # the same for Intel's OpenMP
-    }
-    if enforce_eager:
-        # Even an eager vLLM compiles a helper of its sampler, which alone delays the first batch by 15 s.
-        environment["TORCHDYNAMO_DISABLE"] = "1"
-    return environment
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What a vLLM engine is started with; sizes as in `rlpost.config.RolloutConfig`."""
-
-    model: Path  # folder with config, tokenizer and *.safetensors
-    dtype: str = "float32"  # or bfloat16
-    max_model_len: int = 1024
-    max_num_seqs: int = 128
-    kv_cache_gib: float = 1.0  # on CPU
-    gpu_memory_utilization: float = 0.4  # on GPU
-    threads: int = 1  # compute threads on CPU
-    enforce_eager: bool = True
-    seed: int = 0  # of vLLM itself; every request brings its own
 
 
 @dataclass(frozen=True)
@@ -138,7 +102,9 @@ class VllmEngine:
             RolloutError: more tokens than fit the model's context with room for one more.
         """
         if not 2 <= len(token_ids) < self.max_model_len:
-            raise RolloutError(f"Cannot score {len(token_ids)} tokens: 2 to {self.max_model_len - 1} are possible.")
+            raise RolloutError(
+                f"Cannot score {len(token_ids)} tokens: 2 to {self.max_model_len - 1} are possible."
+            )
         params = self._vllm.SamplingParams(
             temperature=0.0,
             max_tokens=1,
@@ -167,7 +133,9 @@ class VllmEngine:
             scores, gap = self._canary_gap(canary, max_gap)
         except Exception as error:
             self._restore(error)
-            raise SwapError(f"Version {adapter.version} was not taken: {error} {self._live.name} is live.") from error
+            raise SwapError(
+                f"Version {adapter.version} was not taken: {error} {self._live.name} is live."
+            ) from error
         self._live = _Live(adapter, canary, tuple(scores))
         return SwapReport(
             version=adapter.version,
@@ -232,9 +200,13 @@ class VllmEngine:
                 again = self.score(live.canary.token_ids)
                 moved = max(abs(a - b) for a, b in zip(again, live.scores, strict=True))
         except Exception as error:
-            raise SwapError(f"A swap failed ({reason}) and {live.name} could not be restored: {error}") from error
+            raise SwapError(
+                f"A swap failed ({reason}) and {live.name} could not be restored: {error}"
+            ) from error
         if not moved <= _RESTORED:
-            raise SwapError(f"A swap failed ({reason}) and {live.name} came back changed by {moved:.2g} log-prob.")
+            raise SwapError(
+                f"A swap failed ({reason}) and {live.name} came back changed by {moved:.2g} log-prob."
+            )
 
     def _warm_up(self) -> None:
         """The first batch pays for first uses (kernels, caches); let it be this one."""
@@ -318,4 +290,4 @@ def _threads(count: int) -> Iterator[None]:
     try:
         yield
     finally:
-        setattr(torch, "set_num_threads", set_num_threads)
+        torch.set_num_threads = set_num_threads

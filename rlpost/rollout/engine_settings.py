@@ -1,0 +1,44 @@
+"""How a vLLM engine is started: its settings and the environment of its process. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
+    """Variables of a process that will hold an engine.
+
+    The OpenMP ones count only when they are set before torch is imported there (Ray:
+    `runtime_env={"env_vars": ...}`), the others until vllm is; `VllmEngine` sets those that are unset.
+    """
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning ones take the cores of whoever works
+        "KMP_BLOCKTIME": "0",  # the same for Intel's OpenMP
+    }
+    if enforce_eager:
+        # Even an eager vLLM compiles a helper of its sampler, which alone delays the first batch by 15 s.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return environment
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a vLLM engine is started with; sizes as in `rlpost.config.RolloutConfig`."""
+
+    model: Path  # folder with config, tokenizer and *.safetensors
+    dtype: str = "float32"  # or bfloat16
+    max_model_len: int = 1024
+    max_num_seqs: int = 128
+    kv_cache_gib: float = 1.0  # on CPU
+    gpu_memory_utilization: float = 0.4  # on GPU
+    threads: int = 1  # compute threads on CPU
+    enforce_eager: bool = True
+    seed: int = 0  # of vLLM itself; every request brings its own
