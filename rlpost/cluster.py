@@ -1,0 +1,285 @@
+"""The only place that starts or joins Ray, and the one way to wait for an actor.
+
+    connect(...)  starts a private Ray on this machine, or joins a running cluster, for the length of a `with`
+    get(...)      waits for answers with a deadline; the first failure ends the wait and names who failed
+
+A private Ray keeps its files in a temporary folder and its processes in the driver's tree; when the `with` ends,
+however it ends, both are gone. A joined cluster is only left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray import exceptions as ray_errors
+
+from rlpost.config import Config, RayConfig
+from rlpost.errors import ClusterError, RlpostError
+
+OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
+SHUTDOWN_TIMEOUT_S = 15.0
+MAX_TEMP_PATH = 22  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our folder 20
+
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone in workers without GPUs
+}
+
+
+class ActorLostError(ClusterError):
+    """An actor's process died; a new one may take its place."""
+
+
+class DeadlineError(ClusterError):
+    """An actor did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of the cluster as a whole."""
+
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, config: Config) -> Needs:
+        rollout, learner = config.rollout, config.learner
+        return cls(
+            cpus=rollout.workers * rollout.cpus + learner.workers * learner.cpus,
+            gpus=rollout.workers * rollout.gpus + learner.workers * learner.gpus,
+        )
+
+
+@contextlib.contextmanager
+def connect(config: RayConfig, needs: Needs, keep_logs: Path | None = None) -> Iterator[None]:
+    """Run the body with Ray connected. If it fails, a private Ray's worker logs are copied to `keep_logs` first.
+
+    Raises ClusterError when Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
+    """
+    if ray.is_initialized():
+        raise ClusterError(
+            "Ray is already connected in this process; leave the first connect() before a second."
+        )
+    os.environ.update(RAY_ENVIRONMENT)
+    with _joined(config) if config.address else _private(config, keep_logs):
+        _check_resources(needs, config.address)
+        yield
+
+
+@contextlib.contextmanager
+def _joined(config: RayConfig) -> Iterator[None]:
+    if config.address != "auto":
+        _require_listener(str(config.address), config.timeout_s)
+    _init(
+        f"the Ray cluster at ray.address={config.address} cannot be joined",
+        address=config.address,
+        runtime_env={"py_modules": [str(_package_folder(name)) for name in ("rlpost", "envs")]},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private(config: RayConfig, keep_logs: Path | None) -> Iterator[None]:
+    os.environ["RAY_worker_register_timeout_seconds"] = str(int(config.timeout_s))  # noqa: SIM112, Ray's spelling
+    folder = Path(tempfile.mkdtemp(prefix="rlpost-ray-", dir=_short_temp_folder()))
+    try:
+        _init(
+            "Ray could not be started on this machine",
+            address="local",
+            num_cpus=available_cpus(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+        )
+        yield
+    except Exception:
+        if keep_logs is not None:
+            _copy_logs(folder, keep_logs)
+        raise
+    finally:
+        with _uninterrupted():
+            _stop(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _init(failure: str, **options: Any) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and bare Exception here
+        raise ClusterError(f"{failure}: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+
+
+def _package_folder(name: str) -> Path:
+    """The folder of rlpost or envs, which lie side by side; joined workers get a copy of each."""
+    return Path(__file__).resolve().parents[1] / name
+
+
+def _require_listener(address: str, timeout_s: float) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+    except OSError as error:
+        raise ClusterError(
+            f"No Ray cluster answers at ray.address={address} ({error.strerror or error}). Start one there with "
+            f"`ray start --head --port={port}`, or leave ray.address out to start Ray on this machine."
+        ) from error
+
+
+def _short_temp_folder() -> str:
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= MAX_TEMP_PATH else "/tmp"
+
+
+def available_cpus() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _check_resources(needs: Needs, address: str | None) -> None:
+    have = ray.cluster_resources()
+    refuse_shortage(needs, Needs(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0)), address)
+
+
+def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
+    """Raise ClusterError with figures and remedies when the run asks for more than there is."""
+    where = f"the cluster at {address}" if address else "this machine"
+    if needs.cpus > have.cpus:
+        raise ClusterError(
+            f"The run asks for {needs.cpus:g} CPUs (rollout.workers x rollout.cpus + learner.workers x learner.cpus); "
+            f"{where} has {have.cpus:g}. Ask for less, such as rollout.cpus={have.cpus / needs.cpus:.2g} "
+            f"learner.cpus={have.cpus / needs.cpus:.2g} to share cores, use fewer workers, or join a larger cluster "
+            "with ray.address=."
+        )
+    if needs.gpus > have.gpus:
+        raise ClusterError(
+            f"The run asks for {needs.gpus:g} GPUs (rollout.workers x rollout.gpus + learner.workers x learner.gpus); "
+            f"{where} has {have.gpus:g}. Ask for less (rollout.gpus, learner.gpus) or join a larger cluster with "
+            "ray.address=."
+        )
+
+
+def get(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
+    """One answer; see get_all."""
+    return get_all([ref], timeout_s, [who])[0]
+
+
+def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> list[Any]:
+    """Wait until every actor named in `who` has answered, and return the answers in order.
+
+    The first failure ends the wait, since the others may be waiting for the one that failed.
+
+    Raises:
+        DeadlineError: not all answered within `timeout_s` seconds; names those that did not.
+        ActorLostError: an actor's process died; names it.
+        ClusterError: Ray itself failed.
+        RlpostError: what an actor raised on purpose, as it raised it. Any other exception of an actor comes as
+            Ray's RayTaskError, with the actor's traceback.
+    """
+    names = dict(zip(refs, who, strict=True))
+    deadline = time.monotonic() + timeout_s
+    answers: dict[ray.ObjectRef, Any] = {}
+    pending = list(refs)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            silent = ", ".join(names[ref] for ref in pending)
+            raise DeadlineError(f"No answer within {timeout_s:g} s from: {silent}. {_load()}")
+        answers[done[0]] = _value(done[0], timeout_s, names[done[0]])
+    return [answers[ref] for ref in refs]
+
+
+def _value(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray_errors.RayTaskError as error:
+        if isinstance(error.cause, RlpostError):
+            raise error.cause from None
+        raise
+    except ray_errors.RayActorError as error:
+        raise ActorLostError(f"{who} died: {_gist(error)}") from error
+    except ray_errors.GetTimeoutError as error:
+        raise DeadlineError(f"The answer of {who} did not arrive within {timeout_s:g} s.") from error
+    except ray_errors.RayError as error:
+        raise ClusterError(f"{who} failed: {_gist(error)}") from error
+
+
+def _gist(error: Exception) -> str:
+    """The line of Ray's long message that says what happened: the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _load() -> str:
+    free = ray.available_resources()
+    return f"Free now: {free.get('CPU', 0.0):g} CPUs, {free.get('GPU', 0.0):g} GPUs."
+
+
+def _copy_logs(folder: Path, target: Path) -> None:
+    """Keep what Ray's workers wrote; a disk too full for it must not hide the error that matters."""
+    logs = folder / "session_latest" / "logs"
+    with contextlib.suppress(OSError):
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in ("worker-*.out", "worker-*.err", "raylet.err"):
+            for path in logs.glob(pattern):
+                if path.stat().st_size:
+                    shutil.copy(path, target / path.name)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore further Ctrl-C and SIGTERM: what runs here ends by itself within SHUTDOWN_TIMEOUT_S."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _stop(folder: Path) -> None:
+    """End Ray and every process it started here, by force where asking does not help."""
+    processes = _processes(folder)
+    watchdog = threading.Timer(SHUTDOWN_TIMEOUT_S, _kill, [processes])
+    watchdog.start()
+    try:
+        ray.shutdown()
+    finally:
+        watchdog.cancel()
+    _, alive = psutil.wait_procs(processes, timeout=SHUTDOWN_TIMEOUT_S / 3)
+    _kill(alive)
+    psutil.wait_procs(alive, timeout=SHUTDOWN_TIMEOUT_S / 3)
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    """Ray's daemons (their command lines name the session's folder) and all below them: actors and their children."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in part for part in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # already gone; psutil also refuses a reused process id
+            process.kill()

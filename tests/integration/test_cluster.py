@@ -1,0 +1,177 @@
+"""Real Ray: answers, deadlines, deaths, and that nothing is left behind however a run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from rlpost import cluster
+from rlpost.config import RayConfig
+from rlpost.errors import ClusterError, SwapError
+
+pytestmark = pytest.mark.integration
+
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def sleep(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def refuse(self) -> None:
+        raise SwapError("the swap did not take")
+
+    def stumble(self) -> None:
+        raise ZeroDivisionError("a bug")
+
+    def die(self) -> None:
+        os._exit(1)
+
+
+@ray.remote(num_cpus=0)
+class Stillborn:
+    def __init__(self) -> None:
+        raise ValueError("no such weights")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture(scope="class")
+def _ray() -> Iterator[None]:
+    with cluster.connect(RayConfig(), cluster.Needs(cpus=1, gpus=0)):
+        yield
+
+
+Pair = tuple[ray.actor.ActorHandle, ray.actor.ActorHandle]
+
+
+@pytest.fixture(scope="class")
+def pair(_ray: None) -> Pair:
+    one, other = Actor.remote(), Actor.remote()
+    pids = cluster.get_all([one.pid.remote(), other.pid.remote()], 120, ["one", "other"])
+    assert len({*pids, os.getpid()}) == 3
+    return one, other
+
+
+class TestGet:
+    def test_answers_come_in_order_of_asking(self, pair: Pair) -> None:
+        refs = [pair[0].sleep.remote(0.5), pair[1].sleep.remote(0.0)]
+        assert cluster.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
+
+    def test_deadline_names_who_is_silent_and_only_them(self, pair: Pair) -> None:
+        with pytest.raises(cluster.DeadlineError, match="from: slow one") as caught:
+            cluster.get_all([pair[0].sleep.remote(4), pair[1].sleep.remote(0)], 1.0, ["slow one", "fast one"])
+        assert "fast one" not in str(caught.value)
+
+    def test_errors_raised_on_purpose_keep_their_type_and_text(self, pair: Pair) -> None:
+        with pytest.raises(SwapError, match=r"^the swap did not take$"):
+            cluster.get(pair[0].refuse.remote(), 30, "worker")
+
+    def test_bugs_keep_their_traceback(self, pair: Pair) -> None:
+        with pytest.raises(ZeroDivisionError, match="in stumble"):
+            cluster.get(pair[1].stumble.remote(), 30, "worker")
+
+    def test_a_death_ends_the_wait_for_the_others(self, pair: Pair) -> None:
+        start = time.monotonic()
+        refs = [pair[0].sleep.remote(60), pair[1].die.remote()]
+        with pytest.raises(cluster.ActorLostError, match="learner rank 1 died"):
+            cluster.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
+        assert time.monotonic() - start < 30
+
+    @pytest.mark.usefixtures("_ray")
+    def test_a_second_connection_is_refused_and_the_first_lives(self) -> None:
+        with pytest.raises(ClusterError, match="already connected"):  # noqa: SIM117
+            with cluster.connect(RayConfig(), cluster.Needs(cpus=1, gpus=0)):
+                pytest.fail("the body must not run")
+        assert ray.is_initialized()
+
+    @pytest.mark.usefixtures("_ray")
+    def test_an_actor_that_cannot_start_says_why(self) -> None:
+        with pytest.raises(cluster.ActorLostError, match=r"worker died: .*no such weights"):
+            cluster.get(Stillborn.remote().pid.remote(), 30, "worker")
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+import psutil, ray
+from rlpost import cluster
+from rlpost.config import RayConfig
+
+@ray.remote(num_cpus=1)
+class Busy:
+    def pid(self):
+        return 0
+    def spin(self):
+        while True:
+            pass
+
+with cluster.connect(RayConfig(), cluster.Needs(1, 0), keep_logs=Path(sys.argv[2])):
+    actor = Busy.remote()
+    cluster.get(actor.pid.remote(), 60, "busy")
+    ref = actor.spin.remote()
+    print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
+    if sys.argv[1] == "raise":
+        raise ValueError("boom")
+    cluster.get(ref, 60, "busy")
+"""
+
+
+def start_driver(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": str(Path(cluster.__file__).parents[1]),
+    }
+    driver = subprocess.Popen(
+        [sys.executable, str(script), how, str(tmp_path / "logs")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert driver.stdout is not None
+    return driver, [psutil.Process(int(pid)) for pid in driver.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("how", ["raise", "interrupt"])
+def test_no_process_and_no_file_is_left_behind(how: str) -> None:
+    # pytest's own temporary folders have paths too long for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="rlpost-", dir="/tmp") as folder:
+        check_nothing_is_left(Path(folder), how)
+
+
+def check_nothing_is_left(tmp_path: Path, how: str) -> None:
+    driver, processes = start_driver(tmp_path, how)
+    assert len(processes) >= 3, driver.stderr.read() if driver.stderr else ""  # gcs, raylet, the actor
+    if how == "interrupt":
+        driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=60)
+    assert ("boom" if how == "raise" else "KeyboardInterrupt") in errors
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert not alive
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["driver.py"], ["driver.py", "logs"])
+
+
+def test_a_shortage_is_refused_with_figures() -> None:
+    with pytest.raises(ClusterError, match=r"asks for 1000 CPUs .* has \d+\. Ask for less"):  # noqa: SIM117
+        with cluster.connect(RayConfig(), cluster.Needs(cpus=1000, gpus=0)):
+            pytest.fail("the body must not run")
+    assert not ray.is_initialized()
