@@ -1,0 +1,93 @@
+"""Between an environment's texts and the model's tokens. A conversation is only ever appended to.
+
+    prompt_ids("Make 24 ...")      <|user|>Make 24 ...<|end|><|assistant|>
+    the model's own tokens                                                 {"cards": ...}<|end|>
+    feedback_ids("You failed ...")                                                              <|user|>You ...<|end|><|assistant|>
+
+What the model sampled is never decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import ModelError
+from rlpost.types import Example, Finish
+
+_ANSWER = "rlpost-answer-mark"  # stands for an answer while the template is taken apart
+
+
+class Chat:
+    """The chat template of one tokenizer, taken apart once.
+
+    Raises:
+        ModelError: no chat template, or one that does not end an assistant's turn with the tokenizer's eos.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"{tokenizer.name_or_path} has no chat template; rlpost needs one to build prompts."
+            )
+        self.eos_id: int = tokenizer.eos_token_id
+        self._check_turn_end()
+
+    @classmethod
+    def load(cls, model_folder: Path) -> Chat:
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(model_folder))
+
+    def prompt_ids(self, observation: str) -> tuple[int, ...]:
+        """The first user turn, up to where the model's answer begins."""
+        return self._encode(self._render([_user(observation)]))
+
+    def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
+        """What stands between an answer and the next: the end of the turn, unless the model wrote it, and a user turn."""
+        ids = self._encode(self._after_answer(feedback))
+        return ids[1:] if finish is Finish.STOP else ids
+
+    def answer_ids(self, answer: str) -> tuple[int, ...]:
+        """An answer as a model that writes it would sample it, end of turn included."""
+        return (*self._encode(answer), self.eos_id)
+
+    def text(self, answer_ids: Sequence[int]) -> str:
+        """An answer's text, without special tokens."""
+        return str(self._tokenizer.decode(answer_ids, skip_special_tokens=True))
+
+    def example(self, conversation: Sequence[tuple[str, str, bool]]) -> Example:
+        """A supervised example of (observation, answer, learn) turns, laid out exactly as a rollout would be."""
+        ids: list[int] = []
+        mask: list[int] = []
+        for turn, (observation, answer, learn) in enumerate(conversation):
+            context = self.feedback_ids(observation, Finish.STOP) if turn else self.prompt_ids(observation)
+            reply = self.answer_ids(answer)
+            ids += (*context, *reply)
+            mask += [0] * len(context) + [int(learn)] * len(reply)
+        return Example(tuple(ids), tuple(mask))
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _after_answer(self, feedback: str) -> str:
+        messages = [_user("x"), {"role": "assistant", "content": _ANSWER}, _user(feedback)]
+        return self._render(messages).partition(_ANSWER)[2]
+
+    def _check_turn_end(self) -> None:
+        ids = self._encode(self._after_answer("x"))
+        if not ids or ids[0] != self.eos_id:
+            raise ModelError(
+                f"The chat template of {self._tokenizer.name_or_path} does not end an assistant's turn with the"
+                f" tokenizer's eos token {self._tokenizer.eos_token!r}, so the engine could not tell when an answer"
+                " ends. Set eos_token to the template's end-of-turn token in tokenizer_config.json."
+            )
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}

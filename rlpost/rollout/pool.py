@@ -1,0 +1,180 @@
+"""The rollout workers as the loops see them: one batch of episodes out, one batch of trajectories back.
+
+    collect(specs) ──▶ a share of the specs to each actor ──▶ waits for: every share, at most rollout.timeout_s
+                       an actor dies ──▶ a new one starts, takes the live adapter, plays the same share again
+    swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it go back to the version before
+
+Which actor plays an episode does not matter: the episode's seed decides its dice.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlpost.adapters import Adapter
+from rlpost.cluster import ActorLostError, get, get_all
+from rlpost.config import Config
+from rlpost.errors import RlpostError, RolloutError, SwapError
+from rlpost.rollout.engine import Sampling, SwapReport
+from rlpost.rollout.vllm_engine import engine_environment
+from rlpost.rollout.worker import RolloutActor
+from rlpost.types import Canary, EpisodeSpec, Trajectory
+
+
+@dataclass(frozen=True)
+class PoolSwapReport:
+    """A swap over all workers; figures are the worst of any worker."""
+
+    version: int
+    modules_bound: int
+    canary_gap: float
+    rounding_loss: float
+    seconds: float  # in the engines
+    wall_seconds: float  # transport included
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "swap/canary_gap": self.canary_gap,
+            "swap/rounding_loss": self.rounding_loss,
+            "swap/modules_bound": float(self.modules_bound),
+            "swap/engine_seconds": self.seconds,
+        }
+
+
+class RolloutPool:
+    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that were replaced in the run."""
+
+    def __init__(self, cfg: Config, model_folder: Path) -> None:
+        self.cfg, self._model_folder = cfg, model_folder
+        self.restarts = 0
+        self._live: tuple[Adapter, Canary] | None = None
+        self._actors: list[Any] = [self._spawn() for _ in range(cfg.rollout.workers)]
+        self._starts = [self._start(actor) for actor in self._actors]
+
+    def wait_ready(self) -> None:
+        """Engines start when the pool is made; this waits until all are up. Raises ClusterError, RolloutError."""
+        get_all(self._starts, self.cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
+
+    def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
+        """Play all episodes; trajectories in the order of `specs`.
+
+        Raises:
+            RolloutError: workers died more often than rollout.restarts allows.
+            ClusterError: a worker did not answer within rollout.timeout_s.
+        """
+        shares = [list(range(i, len(specs), len(self._actors))) for i in range(len(self._actors))]
+        refs = [
+            self._actors[i].collect.remote([specs[k] for k in share], sampling) if share else None
+            for i, share in enumerate(shares)
+        ]
+        played: dict[int, Trajectory] = {}
+        for i, share in enumerate(shares):
+            if share:
+                trajectories = self._answer(i, refs[i], [specs[k] for k in share], sampling)
+                played.update(zip(share, trajectories, strict=True))
+        return [played[k] for k in range(len(specs))]
+
+    def swap(self, adapter: Adapter, canary: Canary) -> PoolSwapReport:
+        """Make `adapter` live in every worker, or in none.
+
+        Raises:
+            SwapError: a worker refused it; all serve the version before.
+        """
+        started = time.perf_counter()
+        payload = ray.put(adapter)
+        refs = [actor.swap.remote(payload, canary) for actor in self._actors]
+        reports: list[SwapReport] = []
+        refused: list[str] = []
+        for i, ref in enumerate(refs):
+            try:
+                reports.append(self._swapped(i, ref, adapter, canary))
+            except SwapError as error:
+                refused.append(f"{self._name(i)}: {error}")
+        if refused:
+            self._roll_back(adapter)
+            raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
+        self._live = (adapter, canary)
+        return _worst(reports, time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End every actor's process."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _answer(
+        self, i: int, ref: Any, specs: list[EpisodeSpec], sampling: Sampling
+    ) -> list[Trajectory]:
+        while True:
+            try:
+                played: list[Trajectory] = get(ref, self.cfg.rollout.timeout_s, self._name(i))
+                return played
+            except ActorLostError as error:
+                self._replace(i, error)
+                ref = self._actors[i].collect.remote(specs, sampling)
+
+    def _swapped(self, i: int, ref: Any, adapter: Adapter, canary: Canary) -> SwapReport:
+        while True:
+            try:
+                report: SwapReport = get(ref, self.cfg.rollout.timeout_s, self._name(i))
+                return report
+            except ActorLostError as error:
+                self._replace(i, error)
+                ref = self._actors[i].swap.remote(adapter, canary)
+
+    def _replace(self, i: int, reason: Exception) -> None:
+        """A new actor in place i, with the live adapter. Raises RolloutError when too many have died."""
+        self.restarts += 1
+        if self.restarts > self.cfg.rollout.restarts:
+            raise RolloutError(
+                f"{reason} That is the {self.restarts}th worker lost; rollout.restarts={self.cfg.rollout.restarts}"
+                " allows no more. Its last words are in the Ray logs; out of memory is the usual reason"
+                " (rollout.kv_cache_gib, rollout.max_num_seqs)."
+            ) from reason
+        self._actors[i] = self._spawn()
+        get(self._start(self._actors[i]), self.cfg.rollout.timeout_s, f"{self._name(i)} (replacement)")
+        if self._live is not None:
+            get(self._actors[i].swap.remote(*self._live), self.cfg.rollout.timeout_s, self._name(i))
+
+    def _roll_back(self, refused: Adapter) -> None:
+        """Bring the workers that took `refused` back to the version before."""
+        if self._live is None:
+            return  # no worker may be used after a refused first swap: the run stops
+        for i, actor in enumerate(self._actors):
+            try:
+                get(actor.swap.remote(*self._live), self.cfg.rollout.timeout_s, self._name(i))
+            except RlpostError as error:
+                raise SwapError(
+                    f"Version {refused.version} was refused by a worker and {self._name(i)} could not go back"
+                    f" to version {self._live[0].version}: {error}"
+                ) from error
+
+    def _spawn(self) -> Any:
+        rollout = self.cfg.rollout
+        environment = engine_environment(max(1, round(rollout.cpus)), rollout.enforce_eager)
+        options = {"num_cpus": rollout.cpus, "num_gpus": rollout.gpus, "runtime_env": {"env_vars": environment}}
+        return RolloutActor.options(**options).remote()
+
+    def _start(self, actor: Any) -> Any:
+        return actor.start.remote(self.cfg, str(self._model_folder))
+
+    def _name(self, i: int) -> str:
+        return f"rollout worker {i}"
+
+
+def _worst(reports: Sequence[SwapReport], wall_seconds: float) -> PoolSwapReport:
+    return PoolSwapReport(
+        version=reports[0].version,
+        modules_bound=min(report.modules_bound for report in reports),
+        canary_gap=max(report.canary_gap for report in reports),
+        rounding_loss=max(report.rounding_loss for report in reports),
+        seconds=statistics.median(report.seconds for report in reports),
+        wall_seconds=wall_seconds,
+    )

@@ -1,0 +1,55 @@
+"""A fake engine that plays from a script: for dry runs of an environment and for tests without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlpost.adapters import Adapter, fingerprint
+from rlpost.errors import SwapError
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.engine import Completion, Sampling, SwapReport
+from rlpost.types import Canary, Finish
+
+LOGPROB = -1.0  # of every token a script "samples"
+
+Script = Callable[[str, int], str]
+"""(conversation so far as text, seed) -> answer."""
+
+
+class ScriptedEngine:
+    """`rlpost.rollout.engine.Engine` whose answers come from a function. An answer too long is cut, as a model's would be."""
+
+    def __init__(self, script: Script, chat: Chat, max_model_len: int = 1024) -> None:
+        self.max_model_len = max_model_len
+        self.versions: list[int] = []  # of the adapters swapped in, in order
+        self._script, self._chat = script, chat
+        self._queue: list[tuple[str, tuple[int, ...], Sampling, int]] = []
+
+    def submit(self, key: str, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> None:
+        self._queue.append((key, prompt_ids, sampling, seed))
+
+    def step(self) -> list[tuple[str, Completion]]:
+        queue, self._queue = self._queue, []
+        return [
+            (key, self._complete(prompt_ids, sampling, seed)) for key, prompt_ids, sampling, seed in queue
+        ]
+
+    def _complete(self, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> Completion:
+        ids = self._chat.answer_ids(self._script(self._chat.text(prompt_ids), seed))
+        kept = ids[: sampling.max_new_tokens]
+        finish = Finish.STOP if len(kept) == len(ids) else Finish.LENGTH
+        return Completion(kept, (LOGPROB,) * len(kept), finish)
+
+    def score(self, token_ids: tuple[int, ...]) -> list[float]:
+        return [LOGPROB] * (len(token_ids) - 1)
+
+    def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
+        """Takes any adapter whose tensors match its fingerprint."""
+        if fingerprint(adapter.tensors) != adapter.fingerprint:
+            raise SwapError(f"version {adapter.version}: the tensors do not match their fingerprint")
+        self.versions.append(adapter.version)
+        modules = len(adapter.tensors) // 2
+        return SwapReport(adapter.version, adapter.fingerprint, modules, modules, 0.0, 0.0, 0.0)
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,78 @@
+"""One rollout worker: `RolloutWorker`, a plain class, and `RolloutActor`, the thin Ray actor around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from envs import registry
+from rlpost.adapters import Adapter
+from rlpost.config import Config
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.collect import Collector
+from rlpost.rollout.engine import Engine, Sampling, SwapReport
+from rlpost.types import Canary, EpisodeSpec, Trajectory
+
+
+class RolloutWorker:
+    """An engine, its environments and the version of the adapter that is live in it (0: the bare base)."""
+
+    def __init__(self, cfg: Config, engine: Engine, chat: Chat) -> None:
+        self._engine, self._max_gap = engine, cfg.rollout.max_canary_gap
+        self._collector = Collector(
+            engine,
+            cfg.env,
+            lambda: registry.make(cfg.env, **cfg.env_args),
+            chat,
+            max_live=cfg.rollout.max_num_seqs,
+        )
+        self.version = 0
+
+    def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
+        """Raises SwapError; the version before is then live."""
+        report = self._engine.swap(adapter, canary, self._max_gap)
+        self.version = adapter.version
+        return report
+
+    def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
+        return self._collector.collect(specs, sampling, self.version)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def start_engine(cfg: Config, model_folder: Path) -> Engine:
+    """The vLLM engine that the configuration asks for, in this process."""
+    from rlpost.rollout.vllm_engine import EngineSettings, VllmEngine
+
+    rollout = cfg.rollout
+    return VllmEngine(
+        EngineSettings(
+            model=model_folder,
+            dtype=cfg.dtype.value,
+            max_model_len=rollout.max_model_len,
+            max_num_seqs=rollout.max_num_seqs,
+            kv_cache_gib=rollout.kv_cache_gib,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            threads=max(1, round(rollout.cpus)),
+            enforce_eager=rollout.enforce_eager,
+            seed=cfg.seed,
+        )
+    )
+
+
+@ray.remote(max_restarts=0)
+class RolloutActor:
+    """A worker in a process of its own. `start` is apart from the constructor so that its errors arrive as they are."""
+
+    def start(self, cfg: Config, model_folder: str) -> None:
+        folder = Path(model_folder)
+        self._worker = RolloutWorker(cfg, start_engine(cfg, folder), Chat.load(folder))
+
+    def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
+        return self._worker.swap(adapter, canary)
+
+    def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
+        return self._worker.collect(specs, sampling)
