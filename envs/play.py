@@ -24,12 +24,16 @@ class _Score:
         return f"solved {self.solved} of {self.deals}, {self.points:g} points"
 
 
-def _attempt(env: gymnasium.Env[str, str], player: Playable, line: str, score: _Score) -> bool:
+def _attempt(
+    env: gymnasium.Env[str, str], player: Playable, line: str, rng: random.Random, score: _Score
+) -> bool:
     """One answer given and shown; whether the episode is over."""
     feedback, reward, terminated, truncated, info = env.step(player.read_line(line))
     score.points += float(reward)
     score.solved += info["success"]
     print(f"  {info['outcome']} ({float(reward):+g}): {feedback}")
+    if truncated:
+        print(f"  No attempts left. One solution: {player.hint(rng)}")
     return terminated or truncated
 
 
@@ -42,7 +46,7 @@ def _play_deal(env: gymnasium.Env[str, str], player: Playable, rng: random.Rando
         if line == "?":
             print(f"  {player.hint(rng)}")
             continue
-        over = _attempt(env, player, line, score)
+        over = _attempt(env, player, line, rng, score)
 
 
 def play(env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None) -> None:
