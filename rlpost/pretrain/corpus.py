@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry, short_rule
@@ -97,7 +97,7 @@ def hindsight_deal(rng: random.Random, with_face: bool) -> Deal:
     return Deal(Variant("random", rule.faces, False, "", int(solution.value)), ranks, values, solution)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _simple_solutions(values: tuple[int, ...], target: int) -> tuple[Expression, ...]:
     return tuple(e for e in solve(values, target) if e.is_simple())
 

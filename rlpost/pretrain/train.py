@@ -26,7 +26,7 @@ from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, save_tokenizer, trai
 
 IGNORE = -100
 POOL = 2048  # conversations sorted by length at a time, so that a batch pads little
-TOKENIZER_CONVERSATIONS = 6000
+TOKENIZER_CONVERSATIONS = 3000
 MAX_POSITIONS = 1024
 
 
@@ -56,7 +56,9 @@ def batches(
     rng = random.Random(seed)
     pad = tokenizer.pad_token_id
     while True:
-        rows = sorted((encode(corpus.conversation(rng), tokenizer) for _ in range(POOL)), key=lambda r: len(r.labels))
+        rows = sorted(
+            (encode(corpus.conversation(rng), tokenizer) for _ in range(POOL)), key=lambda r: len(r.labels)
+        )
         cuts: list[list[Row]] = [[]]
         for row in rows:
             if len(row.labels) * (len(cuts[-1]) + 1) > batch_tokens:
@@ -126,7 +128,9 @@ def learning_rate_at(progress: float, peak: float) -> float:
     return peak * min(progress / 0.02, 1.0, (1.0 - progress) * 3.0)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: dict[str, float]) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: dict[str, float]
+) -> None:
     """bf16 safetensors, tokenizer and the record of the training, ready for transformers and vLLM."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -136,7 +140,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 def run(cfg: Config) -> None:
     """Train for cfg.tiny_base.minutes and leave the model in `<output_dir>/model`."""
-    folder = Path(cfg.output_dir or f"outputs/{cfg.name}/{time.strftime('%Y%m%d-%H%M%S')}-{cfg.seed}") / "model"
+    folder = (
+        Path(cfg.output_dir or f"outputs/{cfg.name}/{time.strftime('%Y%m%d-%H%M%S')}-{cfg.seed}") / "model"
+    )
     torch.manual_seed(cfg.seed)
     console = Console()
     console.print("training the tokenizer")

@@ -1,8 +1,8 @@
 """Between an environment's texts and the model's tokens. A conversation is only ever appended to.
 
-    prompt_ids("Make 24 ...")      <|user|>Make 24 ...<|end|><|assistant|>
-    the model's own tokens                                                 {"cards": ...}<|end|>
-    feedback_ids("You failed ...")                                                              <|user|>You ...<|end|><|assistant|>
+    prompt_ids("Make 24 ...")        <|user|>Make 24 ...<|end|><|assistant|>
+    the model's own tokens           {"cards": ...}<|end|>
+    feedback_ids("You failed ...")   <|user|>You failed ...<|end|><|assistant|>
 
 What the model sampled is never decoded and encoded again.
 """
@@ -46,7 +46,7 @@ class Chat:
         return self._encode(self._render([_user(observation)]))
 
     def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
-        """What stands between an answer and the next: the end of the turn, unless the model wrote it, and a user turn."""
+        """What stands between two answers: a user turn, and before it the end of the turn if the model wrote none."""
         ids = self._encode(self._after_answer(feedback))
         return ids[1:] if finish is Finish.STOP else ids
 

@@ -23,7 +23,7 @@ from rlpost.cluster import ActorLostError, get, get_all
 from rlpost.config import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine import Sampling, SwapReport
-from rlpost.rollout.vllm_engine import engine_environment
+from rlpost.rollout.engine_settings import engine_environment
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 
@@ -109,9 +109,7 @@ class RolloutPool:
             ray.kill(actor)
         self._actors = []
 
-    def _answer(
-        self, i: int, ref: Any, specs: list[EpisodeSpec], sampling: Sampling
-    ) -> list[Trajectory]:
+    def _answer(self, i: int, ref: Any, specs: list[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         while True:
             try:
                 played: list[Trajectory] = get(ref, self.cfg.rollout.timeout_s, self._name(i))
@@ -159,7 +157,11 @@ class RolloutPool:
     def _spawn(self) -> Any:
         rollout = self.cfg.rollout
         environment = engine_environment(max(1, round(rollout.cpus)), rollout.enforce_eager)
-        options = {"num_cpus": rollout.cpus, "num_gpus": rollout.gpus, "runtime_env": {"env_vars": environment}}
+        options = {
+            "num_cpus": rollout.cpus,
+            "num_gpus": rollout.gpus,
+            "runtime_env": {"env_vars": environment},
+        }
         return RolloutActor.options(**options).remote()
 
     def _start(self, actor: Any) -> Any:

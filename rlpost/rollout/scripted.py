@@ -17,7 +17,7 @@ Script = Callable[[str, int], str]
 
 
 class ScriptedEngine:
-    """`rlpost.rollout.engine.Engine` whose answers come from a function. An answer too long is cut, as a model's would be."""
+    """`rlpost.rollout.engine.Engine` whose answers come from a function, cut where a model's would be."""
 
     def __init__(self, script: Script, chat: Chat, max_model_len: int = 1024) -> None:
         self.max_model_len = max_model_len

@@ -1,0 +1,77 @@
+"""Evaluation on the fixed instances of each variant, and `task=eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from envs import registry
+from rlpost import metrics
+from rlpost.adapters import Adapter
+from rlpost.canary import canary_ids, plain_peft_canary
+from rlpost.config import Config
+from rlpost.progress import Progress
+from rlpost.rollout.engine import Sampling
+from rlpost.rollout.pool import RolloutPool
+from rlpost.rollout.specs import evaluation_specs
+from rlpost.rundir import RunDir, evaluation_name
+from rlpost.session import open_session, publish
+
+HEADLINE = ("n", "success", "low", "high")
+
+
+def evaluate(
+    cfg: Config, pool: RolloutPool, run_dir: RunDir, progress: Progress, stage: str
+) -> dict[str, Any]:
+    """Play every evaluation variant in every decoding; results by variant, episodes under trajectories/.
+
+    A variant's own `success` is the sampled one where that is evaluated (it is the policy that RL trains),
+    else the greedy one.
+    """
+    return {variant: _variant(cfg, pool, run_dir, progress, stage, variant) for variant in cfg.eval_variants}
+
+
+def _variant(
+    cfg: Config, pool: RolloutPool, run_dir: RunDir, progress: Progress, stage: str, variant: str
+) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for decoding, sampling in decodings(cfg).items():
+        progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
+        played = pool.collect(evaluation_specs(cfg, variant), sampling)
+        run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+        results[decoding] = metrics.evaluation(played)
+    headline = results["sampled" if "sampled" in results else "greedy"]
+    return {**{key: headline[key] for key in HEADLINE}, **results}
+
+
+def decodings(cfg: Config) -> dict[str, Sampling]:
+    """The decodings that the configuration asks for, by name."""
+    limit = cfg.rollout.max_new_tokens
+    wanted = {
+        "greedy": (cfg.eval.greedy, Sampling(0.0, limit)),
+        "sampled": (cfg.eval.sampled, Sampling(cfg.rollout.temperature, limit)),
+    }
+    return {name: sampling for name, (asked, sampling) in wanted.items() if asked}
+
+
+def variants_of(cfg: Config) -> dict[str, dict[str, Any]]:
+    """What the report says of each variant."""
+    return {
+        v.name: {"held_out": v.held_out, "summary": v.summary}
+        for v in registry.variants(cfg.env)
+        if v.name in {*cfg.eval_variants, cfg.train_variant}
+    }
+
+
+def run(cfg: Config) -> None:
+    """`task=eval`: the bare model, or the adapter of `cfg.adapter`, whose swap is proven by plain PEFT's log-probs."""
+    with open_session(cfg, with_learner=False) as session:
+        stage = "base"
+        swaps: list[float] = []
+        if cfg.adapter is not None:
+            stage, folder = "after", Path(cfg.adapter)
+            ids = canary_ids(cfg, session.chat)
+            canary = plain_peft_canary(session.model_folder, folder, ids)
+            swaps.append(session.pool.swap(Adapter.load(folder), canary).seconds)
+        results = evaluate(cfg, session.pool, session.run_dir, session.progress, stage)
+        publish(session, {stage: results}, variants_of(cfg), iterations=0, swap_seconds=swaps, gaps=[])

@@ -1,0 +1,129 @@
+"""`task=ppo`: warm start, then rollouts, update, swap, again and again. Readable top to bottom.
+
+collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter v+1 ─▶ swap into every engine, proven
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlpost import checkpoint, metrics
+from rlpost.config import Config
+from rlpost.evaluate import evaluate, variants_of
+from rlpost.rollout.engine import Sampling
+from rlpost.rollout.pool import PoolSwapReport
+from rlpost.rollout.specs import training_specs
+from rlpost.rundir import iteration_name
+from rlpost.session import Session, open_session, publish, training_settings
+from rlpost.sft import train_steps
+from rlpost.types import Trajectory
+
+
+@dataclass
+class Progress:
+    """What a checkpoint carries besides the learner's state."""
+
+    iteration: int = 0  # iterations finished
+    version: int = 0  # of the adapter that is live
+    evaluations: dict[str, Any] = field(default_factory=dict)
+    swap_seconds: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)  # mean |sampling - learner log-prob| of each iteration
+
+
+def run(cfg: Config) -> None:
+    """Train, evaluate and report; `cfg.resume` goes on from the last checkpoint of that run."""
+    with open_session(cfg, with_learner=True) as session:
+        state = _resume(session) if cfg.resume is not None else _begin(session)
+        while state.iteration < cfg.algo.iterations:
+            _iterate(session, state)
+        state.evaluations["after"] = _evaluate(session, "after")
+        session.learner.export(state.version)[0].save(session.run_dir.adapter)
+        publish(session, state.evaluations, variants_of(cfg), state.iteration, state.swap_seconds, state.gaps)
+
+
+def _begin(session: Session) -> Progress:
+    """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again."""
+    state = Progress()
+    state.evaluations["base"] = _evaluate(session, "base")
+    session.clock.lap()
+    train_steps(session, 0, session.cfg.sft.steps)
+    session.learner.set_reference()
+    _swap(session, state)
+    state.evaluations["before"] = _evaluate(session, "before")
+    session.clock.lap()
+    _checkpoint(session, state)
+    return state
+
+
+def _iterate(session: Session, state: Progress) -> None:
+    cfg, clock, iteration = session.cfg, session.clock, state.iteration
+    session.progress.stage(f"iteration {iteration + 1}/{cfg.algo.iterations}")
+    with clock.phase("rollout"):
+        sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
+        trajectories = session.pool.collect(training_specs(cfg, iteration), sampling)
+    with clock.phase("learner"):
+        learnt = session.learner.ppo_update(trajectories, iteration)
+    clock.split(
+        "learner", {"logprobs": learnt.pop("seconds_logprobs"), "update": learnt.pop("seconds_update")}
+    )
+    with clock.phase("swap"):
+        swap = _swap(session, state)
+    state.iteration += 1
+    state.gaps.append(learnt["logprob_gap"])
+    if cfg.eval.every and state.iteration % cfg.eval.every == 0 and state.iteration < cfg.algo.iterations:
+        with clock.phase("evaluation"):
+            _evaluate(session, iteration_name(iteration))
+    with clock.phase("record"):
+        session.run_dir.write_trajectories(iteration_name(iteration), trajectories)
+        if state.iteration % cfg.tracking.checkpoint_every == 0 or state.iteration == cfg.algo.iterations:
+            _checkpoint(session, state)
+    _report(session, state, trajectories, {**learnt, **swap.metrics()})
+
+
+def _report(
+    session: Session, state: Progress, trajectories: Sequence[Trajectory], found: dict[str, float]
+) -> None:
+    numbers = {
+        "iteration": state.iteration - 1,
+        "adapter_version": trajectories[0].adapter_version,
+        **metrics.rollout_metrics(trajectories),
+        **found,
+        **session.clock.lap(),
+    }
+    session.run_dir.append_metrics({"stage": "ppo", **numbers})
+    session.tracker.log(numbers, step=state.iteration - 1)
+    session.progress.iteration(state.iteration, numbers)
+
+
+def _swap(session: Session, state: Progress) -> PoolSwapReport:
+    """Export the policy as the next version and make it live everywhere; SwapError stops the run."""
+    adapter, canary = session.learner.export(state.version + 1)
+    report = session.pool.swap(adapter, canary)
+    state.version = report.version
+    state.swap_seconds.append(report.seconds)
+    adapter.save(session.run_dir.adapter)
+    return report
+
+
+def _checkpoint(session: Session, state: Progress) -> None:
+    progress = {name: getattr(state, name) for name in Progress.__dataclass_fields__}
+    checkpoint.save(
+        session.run_dir, state.iteration, session.learner.save, progress, training_settings(session.cfg)
+    )
+
+
+def _resume(session: Session) -> Progress:
+    """Take up the last whole checkpoint: learner, adapter in the engines, and the record up to there."""
+    found = checkpoint.latest(session.run_dir, training_settings(session.cfg))
+    state = Progress(**found.progress)
+    session.learner.load(found.path)
+    session.run_dir.truncate_metrics(state.iteration - 1)
+    adapter, canary = session.learner.export(state.version)
+    session.pool.swap(adapter, canary)
+    return state
+
+
+def _evaluate(session: Session, stage: str) -> dict[str, Any]:
+    return evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
