@@ -1,0 +1,169 @@
+"""Checkpoints that are whole or not there.
+
+    checkpoints/.tmp-iteration-000012   being written: the learner's files, then progress.json as the mark
+    checkpoints/iteration-000012        renamed only when all of it is on the disk
+    checkpoints/.old-iteration-000012   an earlier one of the same iteration, until its successor is in place
+
+progress.json names every file with its size, so a checkpoint that was cut or copied in part is not taken for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import CheckpointError
+from rlpost.files import sync, writing
+from rlpost.rundir import RunDir, iteration_name
+
+MARK = "progress.json"
+KEPT = 2
+_FINAL = re.compile(r"(?P<old>\.old-)?iteration-(?P<iteration>\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path  # what the learner wrote, and progress.json
+    iteration: int  # iterations that were finished when it was taken
+    progress: dict[str, Any]  # as given to `save`
+
+
+def save(
+    run_dir: RunDir,
+    iteration: int,
+    write: Callable[[Path], None],
+    progress: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Path:
+    """Take a checkpoint; whatever happens on the way, the one before it stays whole. Keeps the newest two.
+
+    Args:
+        write: fills the folder it is given; it returns when all its files are closed.
+        progress: what the loop needs to go on, as JSON.
+        settings: the part of the configuration that decides the training, as JSON; `latest` compares it.
+
+    Raises:
+        OutputError: the disk is full or forbidden.
+        Whatever `write` raises; the unfinished folder is removed.
+    """
+    folder = run_dir.checkpoints / iteration_name(iteration)
+    fresh = _sibling(folder, ".tmp-")
+    with writing(folder):
+        _sweep(run_dir.checkpoints)
+        try:
+            fresh.mkdir(parents=True)
+            write(fresh)
+            _finish(fresh, {"iteration": iteration, "settings": settings, "progress": progress})
+            _publish(fresh, folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        _prune(run_dir.checkpoints)
+    return folder
+
+
+def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
+    """The newest whole checkpoint.
+
+    Raises CheckpointError when there is none, or when it was taken under other `settings`; the message names them.
+    """
+    found = _candidates(run_dir.checkpoints)
+    for path in found:
+        mark = _whole(path)
+        if mark is not None:
+            _check_settings(path, mark["settings"], json.loads(json.dumps(settings)))
+            return Checkpoint(path, mark["iteration"], mark["progress"])
+    reason = f"none of {len(found)} checkpoints is whole" if found else "no checkpoint was taken"
+    raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")
+
+
+def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
+    """Bring the learner's files to the disk, then the mark, so that the mark vouches for them."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+        if path.is_file():
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    target = folder / MARK
+    target.write_text(json.dumps({**mark, "files": sizes}, indent=2, allow_nan=False) + "\n")
+    sync(target)
+    sync(folder)
+
+
+def _publish(fresh: Path, folder: Path) -> None:
+    if folder.exists():
+        os.rename(folder, _sibling(folder, ".old-"))
+    os.rename(fresh, folder)
+    sync(folder.parent)
+
+
+def _sweep(checkpoints: Path) -> None:
+    """Remove what a crash left half-written."""
+    for path in checkpoints.glob(".tmp-*"):
+        shutil.rmtree(path)
+
+
+def _prune(checkpoints: Path) -> None:
+    """Remove all but the newest KEPT whole checkpoints, and predecessors that were replaced."""
+    whole = [path for path in _candidates(checkpoints) if not _is_old(path) and _whole(path) is not None]
+    for path in _candidates(checkpoints):
+        if path not in whole[:KEPT]:
+            (path / MARK).unlink(
+                missing_ok=True
+            )  # first, so that a half-removed folder is not taken for whole
+            shutil.rmtree(path)
+
+
+def _candidates(checkpoints: Path) -> list[Path]:
+    """Finished folders, newest first; a replaced one comes after its successor."""
+    if not checkpoints.is_dir():
+        return []
+    matches = [(match, path) for path in checkpoints.iterdir() if (match := _FINAL.fullmatch(path.name))]
+    order = sorted(
+        matches, key=lambda pair: (int(pair[0]["iteration"]), pair[0]["old"] is None), reverse=True
+    )
+    return [path for _, path in order]
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """The mark of a checkpoint whose files are all there; None otherwise."""
+    try:
+        mark = json.loads((path / MARK).read_text())
+        sizes = mark["files"].items()
+        if all((path / name).stat().st_size == size for name, size in sizes):
+            return {key: mark[key] for key in ("iteration", "settings", "progress")}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    return None
+
+
+def _check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = sorted(_differences(then, now))
+    if changed:
+        raise CheckpointError(
+            f"{path}\n  reason: it was taken under another configuration: {'; '.join(changed)}\n"
+            "  remedy: resume with the settings of that run's config.yaml, or start a new run"
+        )
+
+
+def _differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in then.keys() | now.keys():
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(then.get(name), now.get(name), inner)
+    elif then != now or type(then) is not type(now):
+        yield f"{key}={json.dumps(now)} (was {json.dumps(then)})"
+
+
+def _is_old(path: Path) -> bool:
+    return path.name.startswith(".old-")
+
+
+def _sibling(folder: Path, prefix: str) -> Path:
+    return folder.parent / f"{prefix}{folder.name}"

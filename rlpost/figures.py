@@ -1,0 +1,152 @@
+"""The report's figures: SVG text with a title for readers who do not see it, legible without colour.
+
+Nothing here knows of runs or files; every function takes numbers and returns one <svg> element.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "rlpost",  # same data, same bytes
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.88",
+}
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "++")
+GREYS = ("0.25", "0.75", "0.95", "0.55", "0.85", "0.65", "1.0", "0.45")
+LINES = (("black", "-", "o"), ("0.45", "--", "s"))
+SMOOTH = 5  # points of the trailing mean
+SMOOTH_FROM = 12  # points from which on it is drawn
+
+
+@dataclass(frozen=True)
+class Series:
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent: bool = False) -> str:
+    """Values over iterations; the first series solid, the second dashed. A long first one gets its trailing mean."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(3.9, 2.5)
+        for line, style in zip(series, LINES, strict=False):
+            _draw_line(axes, line, style)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        return _svg(figure, name, f"{title}. " + " ".join(_said(line, percent) for line in series))
+
+
+def stacked_bar(name: str, title: str, parts: Mapping[str, float]) -> str:
+    """One bar, its parts side by side in the order given; values in seconds."""
+    total = sum(parts.values())
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(8.2, 1.7)
+        begun = 0.0
+        for i, (label, value) in enumerate(parts.items()):
+            look: dict[str, Any] = {"facecolor": GREYS[i % len(GREYS)], "hatch": HATCHES[i % len(HATCHES)]}
+            text = f"{label} {value:,.0f} s ({value / total:.0%})"
+            axes.barh(0, value, left=begun, edgecolor="black", linewidth=0.6, label=text, **look)
+            begun += value
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False)
+        axes.set_xlim(0, total)
+        axes.set_xlabel("seconds")
+        axes.legend(
+            frameon=False, fontsize=8, ncol=4, loc="lower left", bbox_to_anchor=(0, 1.0), handleheight=1.4
+        )
+        said = ", ".join(f"{label} {value:.1f} s" for label, value in parts.items())
+        return _svg(figure, name, f"{title}: {said}.")
+
+
+def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    """Shares by label: `groups` maps a stage (one or two of them) to label -> share."""
+    labels = sorted(
+        set().union(*groups.values()), key=lambda label: max(g.get(label, 0.0) for g in groups.values())
+    )
+    looks: tuple[dict[str, Any], ...] = ({"facecolor": "white", "hatch": "////"}, {"facecolor": "0.3"})
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(6.2, 0.9 + 0.36 * len(labels))
+        for i, ((stage, shares), look) in enumerate(zip(groups.items(), looks, strict=False)):
+            places = [y + (0.2 if i == 0 else -0.2) for y in range(len(labels))]
+            values = [shares.get(label, 0.0) for label in labels]
+            bars = axes.barh(
+                places, values, height=0.38, edgecolor="black", linewidth=0.6, label=stage, **look
+            )
+            axes.bar_label(bars, [f"{v:.1%}" for v in values], padding=3, fontsize=8)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        said = "; ".join(
+            f"{s}: " + ", ".join(f"{k} {v:.1%}" for k, v in g.items()) for s, g in groups.items()
+        )
+        return _svg(figure, name, f"{title}. {said}.")
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """Inches. A figure of its own, not pyplot's: no global state, no screen."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _draw_line(axes: Axes, line: Series, style: tuple[str, str, str]) -> None:
+    color, dashes, marker = style
+    smooth = len(line.ys) >= SMOOTH_FROM
+    own: dict[str, Any] = (
+        {"linewidth": 0.8, "markersize": 2.5} if smooth else {"linewidth": 1.4, "markersize": 4}
+    )
+    axes.plot(line.xs, line.ys, color="0.6" if smooth else color, linestyle=dashes, marker=marker, **own)
+    if smooth:
+        axes.plot(line.xs, trailing_mean(line.ys), color=color, linestyle=dashes, linewidth=1.8)
+    axes.lines[-1].set_label(line.label)
+
+
+def trailing_mean(values: Sequence[float]) -> list[float]:
+    """Mean of each value and up to SMOOTH - 1 before it."""
+    windows = [values[max(0, i + 1 - SMOOTH) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _said(line: Series, percent: bool) -> str:
+    form = ".1%" if percent else ".4g"
+    ends = f"{line.ys[0]:{form}} at {line.xs[0]:g} to {line.ys[-1]:{form}} at {line.xs[-1]:g}"
+    return f"{line.label}: from {ends}, lowest {min(line.ys):{form}}, highest {max(line.ys):{form}}."
+
+
+def _svg(figure: Figure, name: str, said: str) -> str:
+    """The figure as an element to stand in HTML: no XML header, ids of its own, named for screen readers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+    text = buffer.getvalue()
+    body = text[text.index("<svg") :]
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)
+    head, _, rest = body.partition(">")
+    return f'{head} role="img" aria-label={quoteattr(said)}><title>{escape(said)}</title>{rest}'

@@ -1,0 +1,152 @@
+"""What is measured of episodes and of time. docs/metrics.md defines every key."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rlpost.types import Ending, Finish, Trajectory, Turn
+
+NANO = 1e-9
+SPLIT_TOLERANCE = 0.01  # of a phase's seconds: clocks of two machines do not run quite alike
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over a batch of episodes, or over their answers. Raises ValueError for an empty batch."""
+    episodes, answers = _counted(trajectories), _answers(trajectories)
+    endings = Counter(t.ending for t in trajectories)
+    return {
+        "episodes": float(episodes),
+        "success": sum(t.success for t in trajectories) / episodes,
+        "reward": sum(t.total_reward for t in trajectories) / episodes,
+        "turns": len(answers) / episodes,
+        "sampled_tokens": float(sum(t.answer_tokens for t in trajectories)),
+        "answer_tokens": _mean_tokens(answers),
+        "cut_share": _cut_share(answers),
+        **{f"outcome/{name}": n / len(answers) for name, n in _outcomes(answers).items()},
+        **{f"ending/{ending.value}": endings[ending] / episodes for ending in Ending},
+    }
+
+
+def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """The result of one (variant, decoding), as JSON. Raises ValueError for an empty batch."""
+    n, answers = _counted(trajectories), _answers(trajectories)
+    solved = sum(t.success for t in trajectories)
+    low, high = wilson(solved, n)
+    failed = [t for t in trajectories if not t.success]
+    return {
+        "n": n,
+        "success": solved / n,
+        "low": low,
+        "high": high,
+        "success_by_turn": _success_by_turn(trajectories),
+        "reward": sum(t.total_reward for t in trajectories) / n,
+        "answer_tokens": _mean_tokens(answers),
+        "cut_share": _cut_share(answers),
+        "outcomes": _outcomes(answers),
+        "failures": _outcomes([t.turns[-1] for t in failed if t.turns]),
+        "env_errors": sum(t.ending is Ending.ENV_ERROR for t in trajectories),
+    }
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95% score interval of a share (Wilson, 1927). Raises ValueError unless 0 <= successes <= n and n > 0."""
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes of {n} are no share")
+    from statsmodels.stats.proportion import proportion_confint  # two seconds to import
+
+    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    return float(low), float(high)
+
+
+def _counted(trajectories: Sequence[Trajectory]) -> int:
+    if not trajectories:
+        raise ValueError("there is nothing to measure: no episodes")
+    return len(trajectories)
+
+
+def _answers(trajectories: Sequence[Trajectory]) -> list[Turn]:
+    return [turn for trajectory in trajectories for turn in trajectory.turns]
+
+
+def _mean_tokens(answers: Sequence[Turn]) -> float:
+    return sum(len(turn.answer_ids) for turn in answers) / max(1, len(answers))
+
+
+def _cut_share(answers: Sequence[Turn]) -> float:
+    return sum(turn.finish is Finish.LENGTH for turn in answers) / max(1, len(answers))
+
+
+def _outcomes(answers: Sequence[Turn]) -> dict[str, int]:
+    return dict(sorted(Counter(turn.outcome for turn in answers).items()))
+
+
+def _success_by_turn(trajectories: Sequence[Trajectory]) -> list[float]:
+    """Entry k: the share of episodes solved within k + 1 turns."""
+    longest = max(len(t.turns) for t in trajectories)
+    solved_in = [len(t.turns) for t in trajectories if t.success]
+    return [sum(turns <= k for turns in solved_in) / len(trajectories) for k in range(1, longest + 1)]
+
+
+class Clock:
+    """Where the time goes: phases that do not overlap, laps that leave no gap.
+
+    A lap begins where the one before it ended. Whatever no phase claimed is `other`, so the parts of a lap sum to
+    its wall time, and the laps to the run's.
+    """
+
+    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._now_ns = now_ns
+        self._lap_began = now_ns()
+        self._booked: dict[str, int] = {}
+        self._running: str | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book the time inside as `name`; a phase that comes again adds up, one that raises is booked too.
+
+        Raises RuntimeError inside another phase: the time would count twice.
+        """
+        self._refuse_running(f"phase {name!r} cannot begin")
+        if name in ("other", "total"):
+            raise ValueError(f"{name!r} is what the clock itself calls a part of a lap")
+        self._running, began = name, self._now_ns()
+        try:
+            yield
+        finally:
+            self._running = None
+            self._booked[name] = self._booked.get(name, 0) + self._now_ns() - began
+
+    def split(self, name: str, parts: Mapping[str, float]) -> None:
+        """Book the time of phase `name` as the seconds of `parts` that whoever did the work reported.
+
+        What they leave of the phase (transfers, waiting) goes to `other`. Parts that exceed it by a hair, as
+        clocks of two machines may, are scaled to fit.
+
+        Raises ValueError when the phase did not run in this lap, or the parts are negative or exceed it clearly.
+        """
+        measured, reported = self._booked.pop(name, 0), sum(parts.values()) / NANO
+        if min(parts.values()) < 0 or reported > measured * (1 + SPLIT_TOLERANCE):
+            raise ValueError(f"{dict(parts)} are no parts of the {measured * NANO:.3f} s that {name!r} took")
+        scale = min(1.0, measured / reported) if reported else 0.0
+        for part, seconds in parts.items():
+            self._booked[part] = self._booked.get(part, 0) + int(seconds / NANO * scale)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap: `seconds/<phase>` each, `seconds/other` and `seconds/total`; starts anew.
+
+        Raises RuntimeError while a phase runs.
+        """
+        self._refuse_running("a lap cannot end")
+        began, self._lap_began = self._lap_began, self._now_ns()
+        total, booked = self._lap_began - began, self._booked
+        self._booked = {}
+        parts = {**booked, "other": total - sum(booked.values()), "total": total}
+        return {f"seconds/{name}": ns * NANO for name, ns in parts.items()}
+
+    def _refuse_running(self, what: str) -> None:
+        if self._running is not None:
+            raise RuntimeError(f"{what} while phase {self._running!r} runs")

@@ -1,0 +1,119 @@
+"""What a person sees of a run: a line an iteration, a live bar on a terminal, the table at the end.
+
+On anything but a terminal (a log file, a pipe) only plain lines are printed, without control codes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from rlpost.summary import MISSING, role, rows_of, share, stages_of
+
+WINDOW = 8  # iterations that the time left is estimated from
+
+
+class Progress:
+    """Shows where a run of `iterations` stands."""
+
+    def __init__(self, console: Console, iterations: int) -> None:
+        self._console = console
+        self._iterations = iterations
+        self._lately: deque[float] = deque(maxlen=WINDOW)
+        self._closing_seconds = 0.0
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        if console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
+            left = TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[left]}", markup=False)
+            self._bar = Bar(*columns, left, console=console)
+            self._task = self._bar.add_task("starting", total=iterations, left="")
+            self._bar.start()
+
+    def stage(self, text: str) -> None:
+        """Say what goes on now."""
+        if self._bar is None:
+            self._print(text)
+        else:
+            self._bar.update(self._task, description=text)
+
+    def closing(self, seconds: float) -> None:
+        """Count `seconds` for what follows the last iteration (an evaluation) into the time left."""
+        self._closing_seconds = seconds
+
+    def iteration(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Show a finished iteration. `done` counts from 1; `metrics` is its line of metrics.jsonl."""
+        if "seconds/total" in metrics:
+            self._lately.append(metrics["seconds/total"])
+        left = self._time_left(done)
+        self._print(f"{done:>4}/{self._iterations}  {iteration_line(metrics)}  left {left}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, left=f"left {left}")
+
+    def close(self) -> None:
+        """Take the bar off the screen; may be called twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _time_left(self, done: int) -> str:
+        if not self._lately:
+            return MISSING
+        mean = sum(self._lately) / len(self._lately)
+        return duration(mean * (self._iterations - done) + self._closing_seconds)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def iteration_line(metrics: Mapping[str, float]) -> str:
+    """Success, reward, KL and decoding speed, each `-` where `metrics` does not tell."""
+    return "  ".join(
+        (
+            f"success {_shown(metrics, 'success', '6.1%')}",
+            f"reward {_shown(metrics, 'reward', '7.3f')}",
+            f"KL {_shown(metrics, 'kl_reference', '7.4f')}",
+            f"tokens/s {_speed(metrics)}",
+        )
+    )
+
+
+def _shown(metrics: Mapping[str, float], key: str, form: str) -> str:
+    return format(metrics[key], form) if key in metrics else MISSING
+
+
+def _speed(metrics: Mapping[str, float]) -> str:
+    """Sampled tokens a second of rollout."""
+    if "sampled_tokens" not in metrics or not metrics.get("seconds/rollout"):
+        return MISSING
+    return f"{metrics['sampled_tokens'] / metrics['seconds/rollout']:6,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """3 s, 2:05 or 1:02:05."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def results_table(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated."""
+    stages = stages_of(summary)
+    table = Table(title="Success, with 95% intervals", title_justify="left")
+    for heading in ("rule", "", "decoding"):
+        table.add_column(heading, no_wrap=True)
+    for stage in stages:
+        table.add_column(stage, justify="right", no_wrap=True)
+    for variant, decoding in rows_of(summary):
+        cells = [share(summary["eval"][s].get(variant, {}).get(decoding)) for s in stages]
+        table.add_row(variant, role(summary, variant), decoding, *cells)
+    console.print(table)

@@ -1,0 +1,244 @@
+"""A run's record as one HTML page that needs nothing but itself: `write_report`.
+
+Works on whatever is there: a run that was stopped early has a page too, which says so. Everything a model or an
+environment wrote is escaped by the template; the page carries no script, and forbids itself to load anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from omegaconf import OmegaConf
+
+from rlpost import figures
+from rlpost.figures import Series
+from rlpost.files import write_atomic
+from rlpost.metrics import evaluation
+from rlpost.progress import duration
+from rlpost.rundir import RunDir, read_trajectories
+from rlpost.summary import DECODINGS, entry_of, headlines, role, rows_of, share, stages_of
+from rlpost.types import Trajectory
+
+TEMPLATES = Path(__file__).parent / "templates"
+EXAMPLES = 3  # pairs of episodes shown a variant
+
+
+@dataclass(frozen=True)
+class CurveSpec:
+    name: str
+    title: str
+    keys: Mapping[str, str]  # metric -> label
+    percent: bool = False
+
+
+CURVES = (
+    CurveSpec("success", "Success in training", {"success": "success"}, percent=True),
+    CurveSpec("reward", "Reward per episode", {"reward": "reward"}),
+    CurveSpec(
+        "kl",
+        "KL divergence, nats per token",
+        {"kl_reference": "to the reference", "approx_kl": "within an update"},
+    ),
+    CurveSpec("entropy", "Entropy, nats per token", {"entropy": "entropy"}),
+    CurveSpec("critic", "Explained variance of the returns", {"explained_variance": "explained variance"}),
+    CurveSpec("gap", "Log-prob gap, engine to learner", {"logprob_gap": "mean |difference|"}),
+    CurveSpec("length", "Tokens per answer", {"answer_tokens": "tokens"}),
+    CurveSpec("cut", "Answers cut at their limit", {"cut_share": "share"}, percent=True),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One deal as the model played it at different stages; `change` says how they compare."""
+
+    first: Trajectory
+    change: str
+    played: Mapping[str, Trajectory]  # by stage
+
+
+def write_report(run_dir: RunDir) -> Path:
+    """Write report.html from what the run directory holds, and return its path.
+
+    Raises OutputError when the record is broken or the page cannot be written.
+    """
+    finished = run_dir.read_summary()
+    config_yaml = run_dir.config.read_text(encoding="utf-8")
+    summary = finished if finished is not None else _recovered(run_dir, config_yaml)
+    lines = run_dir.read_metrics()
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
+            finished=finished is not None,
+            iterations=len(_values(lines, "iteration", "seconds/total").xs),
+            facts=_facts(finished),
+            headlines=headlines(summary),
+            table=_table(summary),
+            stages=stages_of(summary),
+            curves=[Markup(svg) for svg in _curves(lines)],
+            time=_time(lines),
+            outcomes=[Markup(svg) for svg in _outcome_bars(summary)],
+            turns=_by_turn(summary),
+            pairs=_pairs(run_dir, summary),
+            config=config_yaml,
+            versions=json.loads(run_dir.versions.read_bytes()) if run_dir.versions.is_file() else {},
+        )
+    )
+    # What UTF-8 cannot hold (lone surrogates in a model's answer) becomes a reference, which browsers show as U+FFFD.
+    write_atomic(run_dir.report, page.encode("utf-8", "xmlcharrefreplace"))
+    return run_dir.report
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["share"] = share
+    return environment
+
+
+def _recovered(run_dir: RunDir, config_yaml: str) -> dict[str, Any]:
+    """What summary.json would say of the evaluations that a stopped run got to."""
+    stages: dict[str, Any] = {}
+    for (stage, variant, decoding), path in run_dir.evaluations().items():
+        if episodes := read_trajectories(path):
+            stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
+    config = OmegaConf.create(config_yaml)
+    return {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
+
+
+def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
+    if summary is None:
+        return {}
+    facts = {"iterations": str(summary["iterations"]), "wall time": duration(summary["seconds"])}
+    if summary.get("swap_seconds_median") is not None:
+        facts["adapter swap, median"] = f"{summary['swap_seconds_median']:.3f} s"
+    if summary.get("logprob_gap_mean") is not None:
+        facts["engine-to-learner log-prob gap, mean"] = f"{summary['logprob_gap_mean']:.4f} nats"
+    return facts
+
+
+def _table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "variant": variant,
+            "role": role(summary, variant),
+            "rule": summary["variants"].get(variant, {"summary": ""})["summary"],
+            "decoding": decoding,
+            "entries": [entry_of(summary, stage, variant, decoding) for stage in stages_of(summary)],
+        }
+        for variant, decoding in rows_of(summary)
+    ]
+
+
+def _values(lines: Sequence[Mapping[str, Any]], x: str, key: str, label: str = "") -> Series:
+    kept = [line for line in lines if line.get(x) is not None and line.get(key) is not None]
+    return Series(label, [line[x] for line in kept], [line[key] for line in kept])
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for spec in CURVES:
+        series = [_values(lines, "iteration", key, label) for key, label in spec.keys.items()]
+        if drawn := [line for line in series if line.ys]:
+            yield figures.curve(spec.name, spec.title, drawn, "iteration", spec.percent)
+    steps = [{**line, "step": i} for i, line in enumerate((m for m in lines if "loss" in m), start=1)]
+    if (supervised := _values(steps, "step", "loss", "loss")).ys:
+        yield figures.curve("sft", "Supervised loss, nats per token", [supervised], "step")
+
+
+def _time(lines: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The sum of each phase over the whole run, longest first and `other` last."""
+    sums: dict[str, float] = {}
+    for line in lines:
+        for key in (k for k in line if k.startswith("seconds/") and k != "seconds/total"):
+            sums[key.removeprefix("seconds/")] = sums.get(key.removeprefix("seconds/"), 0.0) + (
+                line[key] or 0.0
+            )
+    parts = dict(sorted(sums.items(), key=lambda item: (item[0] == "other", -item[1])))
+    if not sum(parts.values()):
+        return None
+    return Markup(figures.stacked_bar("time", "Where the time went", parts))
+
+
+def _main_decoding(summary: Mapping[str, Any], variant: str) -> str:
+    """Sampled where it was evaluated: it is what training optimises."""
+    made = {decoding for v, decoding in rows_of(summary) if v == variant}
+    return next(decoding for decoding in DECODINGS[::-1] if decoding in made)
+
+
+def _ends(summary: Mapping[str, Any]) -> list[str]:
+    """The two stages to compare: the last, and the one before it that training began with."""
+    return stages_of(summary)[-2:]
+
+
+def _variants(summary: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(variant for variant, _ in rows_of(summary)))
+
+
+def _outcome_bars(summary: Mapping[str, Any]) -> Iterator[str]:
+    for number, variant in enumerate(_variants(summary)):
+        decoding = _main_decoding(summary, variant)
+        groups = {}
+        for stage in _ends(summary):
+            entry = entry_of(summary, stage, variant, decoding)
+            if entry is not None and (answers := sum(entry["outcomes"].values())):
+                groups[stage] = {name: n / answers for name, n in entry["outcomes"].items()}
+        if groups:
+            title = f"{variant} ({role(summary, variant)}), {decoding}: share of all answers"
+            yield figures.paired_bars(f"outcomes{number}", title, groups)
+
+
+def _by_turn(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of success within k turns; empty when every episode has one turn."""
+    rows = []
+    for variant, decoding in rows_of(summary):
+        for stage in stages_of(summary):
+            entry = entry_of(summary, stage, variant, decoding)
+            if entry is not None and len(entry["success_by_turn"]) > 1:
+                shares = entry["success_by_turn"]
+                rows.append({"variant": variant, "decoding": decoding, "stage": stage, "shares": shares})
+    return rows
+
+
+def _pairs(run_dir: RunDir, summary: Mapping[str, Any]) -> dict[str, list[Pair]]:
+    """Per variant, a few deals as played at both ends."""
+    files, found = run_dir.evaluations(), {}
+    for variant in _variants(summary):
+        for decoding in DECODINGS[::-1]:
+            paths = {
+                s: files[s, variant, decoding] for s in _ends(summary) if (s, variant, decoding) in files
+            }
+            if paths:
+                found[f"{variant}, {decoding}"] = _chosen({s: read_trajectories(p) for s, p in paths.items()})
+                break
+    return found
+
+
+def _chosen(stages: Mapping[str, Sequence[Trajectory]]) -> list[Pair]:
+    """The first deal of each kind of change, then further ones, up to EXAMPLES."""
+    by_deal = [{(t.instance, t.episode): t for t in episodes} for episodes in stages.values()]
+    pairs = []
+    for key in by_deal[0]:
+        if all(key in deals for deals in by_deal):
+            played = {stage: deals[key] for stage, deals in zip(stages, by_deal, strict=True)}
+            pairs.append(Pair(by_deal[0][key], _change([t.success for t in played.values()]), played))
+    firsts = {pair.change: pair for pair in reversed(pairs)}
+    wanted = [firsts[c] for c in ("newly solved", "lost", "not solved", "solved") if c in firsts]
+    return (wanted + [pair for pair in pairs if pair not in wanted])[:EXAMPLES]
+
+
+def _change(successes: Sequence[bool]) -> str:
+    if successes[0] == successes[-1]:
+        return "solved" if successes[0] else "not solved"
+    return "newly solved" if successes[-1] else "lost"

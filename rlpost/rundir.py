@@ -1,0 +1,221 @@
+"""The folder of a run, which is its record.
+
+    config.yaml            every setting, resolved            versions.json   what it ran on
+    metrics.jsonl          one object an iteration            summary.json    the result, written at the end
+    trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
+    adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
+
+Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rlpost import records
+from rlpost.errors import OutputError
+from rlpost.files import append_whole, write_atomic, writing
+from rlpost.types import Trajectory
+from rlpost.versions import versions
+
+OUTPUTS = Path("outputs")
+_OF_ITERATION = re.compile(r"(?:eval-)?iteration-(\d+)\b.*\.jsonl")
+_EVALUATION = re.compile(
+    r"eval-(?P<stage>base|before|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
+)
+
+
+def iteration_name(iteration: int) -> str:
+    """The stem of an iteration's trajectories file, and of its checkpoint: iteration-000012."""
+    return f"iteration-{iteration:06d}"
+
+
+def evaluation_name(stage: str, variant: str, decoding: str) -> str:
+    """The stem of an evaluation's trajectories file. `stage` is base, before, after, or an `iteration_name`."""
+    return f"eval-{stage}-{variant}-{decoding}"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path | str | None, name: str, seed: int, config_yaml: str) -> RunDir:
+        """Start a record at `path`, by default outputs/<name>/<time>-<seed>.
+
+        Raises OutputError when the folder cannot be written or already holds something.
+        """
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = Path(path) if path is not None else OUTPUTS / name / f"{stamp}-{seed}"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise OutputError(
+                    f"output_dir={folder}\n  reason: the folder is not empty\n"
+                    "  remedy: choose another; to go on with the run it holds, resume=<that folder>"
+                )
+        run_dir = cls(folder)
+        write_atomic(run_dir.config, config_yaml.encode())
+        run_dir._make_folders()
+        return run_dir
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """Take up an existing record. Raises OutputError when `path` is none."""
+        run_dir = cls(Path(path))
+        if not run_dir.config.is_file():
+            raise OutputError(
+                f"resume={path}\n  reason: it is no run directory ({run_dir.config.name} is missing)\n"
+                "  remedy: name the folder that an earlier run printed"
+            )
+        run_dir._make_folders()
+        return run_dir
+
+    def _make_folders(self) -> None:
+        for folder in (self.checkpoints, self.trajectories):
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
+
+    def write_versions(self) -> None:
+        """Write versions.json. A resumed run that finds other versions keeps the ones before it in `earlier`."""
+        now, earlier = versions(), []
+        if self.versions.is_file():
+            before = json.loads(self.versions.read_bytes())
+            earlier = before.pop("earlier")
+            if before != now:
+                earlier.append(before)
+        write_atomic(self.versions, _pretty({**now, "earlier": earlier}))
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl and flush it.
+
+        A number that is not finite is written as null and counted in the line's `non_finite`: one diagnostic
+        without a value must not end a run, nor make the file unreadable as strict JSON.
+        """
+        values = {name: value if _sound(value) else None for name, value in metrics.items()}
+        lost = sum(not _sound(value) for value in metrics.values())
+        append_whole(self.metrics, records.encode({**values, "non_finite": lost}))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every whole line, in order; a last line that a crash cut short is left out.
+
+        Raises OutputError for any other line that is no JSON object.
+        """
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
+        return [_object(self.metrics, number, line) for number, line in enumerate(lines, start=1)]
+
+    def truncate_metrics(self, iteration: int) -> None:
+        """Forget what was recorded after `iteration` finished, so that a resumed run's record has no doubles.
+
+        Drops the later lines of metrics.jsonl (those without an `iteration` stay: they come before the first),
+        the later iterations' trajectories and evaluations, and what is only written at the end of a run.
+        """
+        kept = [m for m in self.read_metrics() if "iteration" not in m or m["iteration"] <= iteration]
+        write_atomic(self.metrics, b"".join(records.encode(metrics) for metrics in kept))
+        for path in self.trajectories.iterdir():
+            found = _OF_ITERATION.fullmatch(path.name)
+            if path.name.startswith("eval-after-") or (found and int(found[1]) > iteration):
+                _remove(path)
+        _remove(self.summary)
+        _remove(self.report)
+
+    def write_trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> Path:
+        """Write trajectories/<name>.jsonl, an episode a line; see rlpost.records for the fields."""
+        path = self.trajectories / f"{name}.jsonl"
+        write_atomic(path, b"".join(map(records.to_line, trajectories)))
+        return path
+
+    def evaluations(self) -> dict[tuple[str, str, str], Path]:
+        """The files of the evaluations at both ends of the run, by (stage, variant, decoding)."""
+        found = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
+        return {(m["stage"], m["variant"], m["decoding"]): path for path, m in found.items() if m}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Raises ValueError when a number is not finite: a result that is none must not look like one."""
+        write_atomic(self.summary, _pretty(summary))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """None when the run has not finished."""
+        if not self.summary.is_file():
+            return None
+        return _object(self.summary, 1, self.summary.read_bytes())
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """Inverse of `RunDir.write_trajectories`. Raises OutputError naming the line that is broken."""
+    trajectories = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                trajectories.append(records.from_line(line))
+            except ValueError as error:
+                raise OutputError(_broken(path, number, str(error))) from error
+    return trajectories
+
+
+def _sound(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _pretty(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise OutputError(_broken(path, number, str(error))) from error
+    if not isinstance(found, dict):
+        raise OutputError(_broken(path, number, "it holds no object"))
+    return found
+
+
+def _broken(path: Path, number: int, reason: str) -> str:
+    return f"{path}\n  reason: line {number} cannot be read ({reason})\n  remedy: mend or delete the file"
+
+
+def _remove(path: Path) -> None:
+    with writing(path):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""Reading summary.json: which stages and variants there are, and what may honestly be said of them.
+
+    {"eval": {STAGE: {VARIANT: {n, success, low, high, DECODING: rlpost.metrics.evaluation(...)}}},
+     "variants": {VARIANT: {"held_out": bool, "summary": str}}, "train_variant": VARIANT, ...}
+
+STAGE is base (the bare model), before (where the training began) or after; only those evaluated are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STAGES = ("base", "before", "after")
+DECODINGS = ("greedy", "sampled")
+MISSING = "-"
+
+Summary = Mapping[str, Any]
+
+
+def stages_of(summary: Summary) -> list[str]:
+    """The stages that were evaluated, in the order of the run."""
+    return [stage for stage in STAGES if summary["eval"].get(stage)]
+
+
+def rows_of(summary: Summary) -> list[tuple[str, str]]:
+    """Every (variant, decoding) that some stage evaluated, the trained variant first."""
+    found = {
+        (variant, decoding)
+        for stage in stages_of(summary)
+        for variant, entry in summary["eval"][stage].items()
+        for decoding in DECODINGS
+        if decoding in entry
+    }
+    return sorted(found, key=lambda row: (row[0] != summary["train_variant"], row))
+
+
+def entry_of(summary: Summary, stage: str, variant: str, decoding: str) -> Mapping[str, Any] | None:
+    """One evaluation, or None where it was not made."""
+    found: Mapping[str, Any] | None = summary["eval"].get(stage, {}).get(variant, {}).get(decoding)
+    return found
+
+
+def role(summary: Summary, variant: str) -> str:
+    """What a variant was to the run."""
+    if variant == summary["train_variant"]:
+        return "trained"
+    known = summary["variants"].get(variant)
+    return "held out" if known and known["held_out"] else "not trained"
+
+
+def share(entry: Mapping[str, Any] | None) -> str:
+    """22.5% [17.9, 27.9], the interval in percent too."""
+    if entry is None:
+        return MISSING
+    return f"{entry['success']:.1%} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
+def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What two intervals allow to say: rose and fell only when they do not overlap."""
+    if after["low"] > before["high"]:
+        return "rose"
+    if after["high"] < before["low"]:
+        return "fell"
+    return "did not clearly change"
+
+
+def headlines(summary: Summary) -> list[str]:
+    """One sentence a (variant, decoding), the trained variant first."""
+    return [_headline(summary, variant, decoding) for variant, decoding in rows_of(summary)]
+
+
+def _headline(summary: Summary, variant: str, decoding: str) -> str:
+    subject = f"{role(summary, variant).capitalize()} rule {variant}, {decoding}"
+    before = entry_of(summary, "before", variant, decoding) or entry_of(summary, "base", variant, decoding)
+    after = entry_of(summary, "after", variant, decoding)
+    if before is None or after is None:
+        stage = next(s for s in reversed(STAGES) if entry_of(summary, s, variant, decoding))
+        only = share(entry_of(summary, stage, variant, decoding))
+        return f"{subject}: success {only} ({stage}); there is nothing to compare it with."
+    said = verdict(before, after)
+    overlap = "the intervals overlap" if said.startswith("did") else "the intervals do not overlap"
+    return f"{subject}: success {said}, from {share(before)} to {share(after)}; {overlap}."
