@@ -209,8 +209,8 @@ def _resolve(overrides: list[str]) -> Config:
 def _readable(error: BaseException, overrides: list[str]) -> ConfigError:
     """Hydra wraps OmegaConf's error, which knows the key and the value that did not fit."""
     cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
     key = getattr(cause, "full_key", None) or ""
     reason = str(cause).splitlines()[0]
     kind = schema().get(key)

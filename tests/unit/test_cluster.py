@@ -1,0 +1,46 @@
+"""The parts of the cluster that need no running Ray."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from rlpost.cluster import Needs, connect, refuse_shortage
+from rlpost.config import Config, RayConfig
+from rlpost.errors import ClusterError
+
+
+def test_needs_add_up_over_workers() -> None:
+    config = Config()
+    config.rollout.workers, config.rollout.cpus, config.rollout.gpus = 3, 0.5, 0.25
+    config.learner.workers, config.learner.cpus, config.learner.gpus = 2, 2.0, 1.0
+    assert Needs.of(config) == Needs(cpus=5.5, gpus=2.75)
+
+
+def test_the_default_run_fits_two_cores() -> None:
+    refuse_shortage(Needs.of(Config()), Needs(cpus=2, gpus=0), None)
+
+
+def test_one_core_is_refused_with_figures_and_a_remedy_that_works() -> None:
+    with pytest.raises(ClusterError, match=r"asks for 2 CPUs.*this machine has 1\..*rollout\.cpus=0\.5"):
+        refuse_shortage(Needs.of(Config()), Needs(cpus=1, gpus=0), None)
+    config = Config()
+    config.rollout.cpus = config.learner.cpus = 0.5
+    refuse_shortage(Needs.of(config), Needs(cpus=1, gpus=0), None)
+
+
+def test_missing_gpus_are_refused() -> None:
+    with pytest.raises(ClusterError, match=r"asks for 2 GPUs.*the cluster at auto has 1\."):
+        refuse_shortage(Needs(cpus=0, gpus=2), Needs(cpus=8, gpus=1), "auto")
+
+
+def test_an_address_where_nothing_listens_is_named() -> None:
+    with socket.socket() as taken:  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(ClusterError, match=f"No Ray cluster answers at ray.address={address}"),
+            connect(RayConfig(address=address, timeout_s=5), Needs(1, 0)),
+        ):
+            pytest.fail("the body must not run")

@@ -1,0 +1,348 @@
+"""Composition, validation and the command line: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlpost import run, validate
+from rlpost.compose import RESUMED, compose, experiments, refusal, schema, to_yaml
+from rlpost.config import Config, KlPlace, Task
+from rlpost.errors import ClusterError, ConfigError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PPO = "experiment=generalpoints_ppo"
+
+
+def composed(*overrides: str) -> Config:
+    return compose([PPO, *overrides])
+
+
+def refused(*overrides: str) -> str:
+    """The message with which composition or validation refuses the overrides."""
+    with pytest.raises(ConfigError) as caught:
+        run.prepare([PPO, *overrides])
+    return str(caught.value)
+
+
+def refuses_range(key: str, value: float) -> bool:
+    """Whether validation refuses exactly this setting for its range."""
+    config = Config()
+    *groups, name = key.split(".")
+    setattr(functools.reduce(getattr, groups, config), name, value)
+    try:
+        validate.validate(config)
+    except ConfigError as error:
+        return f"{key}={value}\n  reason: out of range" in str(error)
+    return False
+
+
+class TestExperiments:
+    @pytest.mark.parametrize("name", sorted(experiments()))
+    def test_resolves_to_its_golden_file(self, name: str) -> None:
+        golden = GOLDEN / f"{name}.yaml"
+        assert golden.is_file(), "run: python -m tests.golden.refresh"
+        assert to_yaml(compose([f"experiment={name}"])) == golden.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("name", sorted(experiments()))
+    def test_is_valid_and_named_after_its_file(self, name: str) -> None:
+        assert run.prepare([f"experiment={name}"]).name == name
+
+    @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
+    def test_begins_with_one_sentence(self, experiment: object) -> None:
+        assert re.fullmatch(r"[A-Z].{10,100}\.", experiment.summary)  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
+    def test_holds_only_differences_from_the_defaults(self, experiment: object) -> None:
+        settings = yaml.safe_load(experiment.path.read_text())  # type: ignore[attr-defined]
+        defaults = yaml.safe_load(to_yaml(Config()))
+        assert not [
+            key for key, value in leaves(settings) if key != "task" and value == dict(leaves(defaults))[key]
+        ]
+
+    def test_no_golden_file_without_an_experiment(self) -> None:
+        assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(experiments())
+
+
+def leaves(node: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for key, value in node.items():
+        found += (
+            leaves(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else [(f"{prefix}{key}", value)]
+        )
+    return found
+
+
+class TestCompose:
+    def test_command_line_beats_experiment_beats_schema(self) -> None:
+        assert Config().name == "run"
+        assert composed().name == "generalpoints_ppo"
+        assert composed("name=mine").name == "mine"
+
+    def test_values_have_the_schemas_types(self) -> None:
+        config = composed("algo.gamma=0", "algo.kl=loss", "eval_variants=[faces_7]", "adapter=some/where")
+        assert isinstance(config, Config)
+        assert config.algo.gamma == 0.0
+        assert isinstance(config.algo.gamma, float)
+        assert config.algo.kl is KlPlace.loss
+        assert config.eval_variants == ["faces_7"]
+        assert config.adapter == "some/where"
+
+    def test_environment_arguments_are_free_form(self) -> None:
+        assert composed("env_args.verify_iter=3", "env_args.prompt=short").env_args == {
+            "verify_iter": 3,
+            "prompt": "short",
+        }
+        assert composed("env_args={a: 1}").env_args == {"a": 1}
+
+    def test_two_compositions_do_not_mix(self) -> None:
+        composed("seed=7", "env_args.verify_iter=3")
+        assert composed().seed == 0
+        assert composed().env_args == {}
+        assert compose(["experiment=generalpoints_sft"]).task is Task.sft
+
+    def test_resume_alone_takes_the_earlier_runs_configuration(self, tmp_path: Path) -> None:
+        earlier = composed("seed=5", "algo.gamma=0.5", "env_args.verify_iter=2")
+        (tmp_path / "config.yaml").write_text(to_yaml(earlier))
+        resumed = compose([f"resume={tmp_path}", "algo.iterations=99"])
+        expected = dataclasses.replace(earlier, resume=str(tmp_path))
+        expected.algo.iterations = 99
+        assert resumed == expected
+        assert RESUMED not in experiments()
+
+    def test_written_configuration_reads_back_equal(self, tmp_path: Path) -> None:
+        config = composed("learner.betas=[0.5,0.6]", "lora.kind=dora", "env_args.verify_iter=2")
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert compose([f"resume={tmp_path}", "resume=null"][:1]) == dataclasses.replace(
+            config, resume=str(tmp_path)
+        )
+
+
+class TestRefusedCompositions:
+    @pytest.mark.parametrize(
+        ("override", "key", "hint"),
+        [
+            ("algo.gama=1", "algo.gama=1", "did you mean algo.gamma"),
+            ("gamma=1", "gamma=1", "did you mean algo.gamma"),
+            ("learner.episodes=1", "learner.episodes=1", "rollout.episodes"),
+            ("xyzzy=1", "xyzzy=1", "see rlpost/config.py"),
+            ("algo.gamma=high", "algo.gamma=high", "give a number"),
+            ("algo.gamma=null", "algo.gamma=null", "give a number"),
+            ("seed=1.5", "seed=1.5", "give a whole number"),
+            ("algo.whiten_advantages=3.5", "algo.whiten_advantages=3.5", "give true or false"),
+            ("algo.kl=both", "algo.kl=both", "one of reward, loss, none"),
+            ("task=PPO", "task=PPO", "one of ppo, sft, eval, tiny_base"),
+            ("algo=3", "algo=3", "its settings one by one: iterations, gamma"),
+            ("learner.betas=3", "learner.betas=3", "give a list"),
+            ("env_args=3", "env_args=3", "reason"),
+            ("name=${nowhere.at_all}", "name=${nowhere.at_all}", "Interpolation key"),
+            ("seed=1,2", "seed=1,2", "once for each value"),
+            ("+seed=1", "+seed=1", "write key=value"),
+            ("~seed", "~seed", "write key=value"),
+            ("seed", "seed", "key=value"),
+            ("a b", "a b", "key=value"),
+        ],
+    )
+    def test_names_key_value_reason_and_remedy(self, override: str, key: str, hint: str) -> None:
+        message = refused(override)
+        assert message.startswith(key)
+        assert "reason: " in message
+        assert "remedy: " in message
+        assert hint in message
+        assert "Traceback" not in message
+
+    def test_unknown_experiment_suggests_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean generalpoints_ppo"):
+            compose(["experiment=generalpoints_pppo"])
+
+    def test_no_experiment_lists_what_there_is(self) -> None:
+        with pytest.raises(ConfigError, match="generalpoints_eval, generalpoints_ppo, generalpoints_sft"):
+            compose(["seed=1"])
+
+    @pytest.mark.parametrize("text", ["a: [", "- 1", "algo:\n  gama: 1", "algo:\n  gamma: high"])
+    def test_broken_configuration_files(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="reason"):
+            compose([f"resume={tmp_path}"])
+
+    def test_missing_configuration_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"config\.yaml\n  reason: cannot be read"):
+            compose([f"resume={tmp_path}"])
+
+
+class TestValidate:
+    def test_every_number_of_the_schema_has_a_range(self) -> None:
+        assert {key for key, _ in validate.numbers(Config())} == set(validate.RANGES)
+        assert {key for key, kind in schema().items() if kind in (int, float)} == set(validate.RANGES)
+
+    @pytest.mark.parametrize("key", sorted(validate.RANGES))
+    def test_every_range_has_both_its_ends(self, key: str) -> None:
+        allowed = validate.RANGES[key]
+        below = allowed.low if allowed.low_open else allowed.low - 1
+        assert refuses_range(key, below)
+        assert refuses_range(key, allowed.high + 1) or allowed.high == float("inf")
+        assert not refuses_range(key, allowed.low + 1)
+
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            (["algo.gamma=nan"], "algo.gamma=nan"),
+            (["rollout.episodes=10", "rollout.group_size=4"], "not a multiple of rollout.group_size=4"),
+            (["rollout.episodes=4", "algo.minibatches=8"], "need at least 8 episodes"),
+            (["rollout.episodes=4", "algo.minibatches=2", "learner.workers=4"], "need at least 8 episodes"),
+            (["rollout.workers=300"], "only 128 episodes to share"),
+            (["rollout.max_new_tokens=1024"], "no room for a prompt"),
+            (["algo.critic_warmup=40"], "the policy would learn in none"),
+            (["task=sft", "sft.steps=0"], "would do nothing"),
+            (["eval.greedy=false", "eval.sampled=false"], "nothing to evaluate"),
+            (["env=generalpoint"], "env=generalpoint"),
+            (["eval_variants=[faces_10,faces_99]"], "eval_variants=faces_99"),
+            (["eval_variants=[]"], "eval_variants=[]"),
+            (["eval_variants=[faces_10,faces_10]"], "one stands twice"),
+            (["train_variant=faces_99"], "no such variant"),
+            (["train_variant=faces_11_12_13"], "held out"),
+            (["task=sft", "train_variant=faces_11_12_13"], "held out"),
+            (["env_args.no_such=1"], "no_such"),
+            (["learner.betas=[0.9]"], "learner.betas=[0.9]"),
+            (["learner.betas=[0.9,1.0]"], "AdamW takes two"),
+            (["adapter=/nowhere"], "no adapter_config.json"),
+            (["resume=/nowhere"], "no checkpoints/ there"),
+            (["name=../up"], "it names a folder"),
+            (["tracking.wandb=on"], "auto, online, offline, disabled"),
+            (["ray.address=here"], "ray.address=here"),
+            (["ray.address='host:port'"], "not an address"),
+            (["lora.target_modules=q-proj"], "not a list of module names"),
+            (["tiny_base.heads=7"], "does not divide"),
+        ],
+    )
+    def test_impossible_combinations(self, overrides: list[str], words: str) -> None:
+        message = refused(*overrides)
+        assert words in message
+        assert "remedy: " in message
+
+    def test_all_refusals_come_at_once(self) -> None:
+        message = refused("algo.gamma=2", "lora.rank=0", "train_variant=faces_7")
+        assert message.count("reason: ") == 3
+
+    def test_a_held_out_variant_may_be_evaluated(self) -> None:
+        run.prepare([PPO, "task=eval", "train_variant=faces_11_12_13"])
+
+    def test_folder_with_files_is_refused_as_output(self, tmp_path: Path) -> None:
+        run.prepare([PPO, f"output_dir={tmp_path}"])
+        run.prepare([PPO, f"output_dir={tmp_path}/new"])
+        (tmp_path / "file").touch()
+        assert "holds files already" in refused(f"output_dir={tmp_path}")
+        assert "it is a file" in refused(f"output_dir={tmp_path}/file")
+
+    def test_resume(self, tmp_path: Path) -> None:
+        (tmp_path / "checkpoints").mkdir()
+        run.prepare([PPO, f"resume={tmp_path}", f"output_dir={tmp_path}"])
+        assert "nothing to go on with" in refused(f"resume={tmp_path}", "task=eval")
+        assert "leave one of the two out" in refused(f"resume={tmp_path}", "adapter=x")
+
+    def test_a_whole_adapter_is_accepted(self, tmp_path: Path) -> None:
+        (tmp_path / "adapter_config.json").write_text("{}")
+        assert "no adapter_model.safetensors" in refused(f"adapter={tmp_path}")
+        (tmp_path / "adapter_model.safetensors").touch()
+        run.prepare([PPO, f"adapter={tmp_path}"])
+
+    def test_wandb_online_needs_a_key(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        assert "no key" in refused("tracking.wandb=online")
+        monkeypatch.setenv("WANDB_API_KEY", "x")
+        run.prepare([PPO, "tracking.wandb=online"])
+
+
+def test_refusals_survive_the_way_between_processes() -> None:
+    error = ConfigError(refusal("a.b", 3, "too many", "give fewer"))
+    assert str(pickle.loads(pickle.dumps(error))) == "a.b=3\n  reason: too many\n  remedy: give fewer"  # noqa: S301
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rlpost.run", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+class TestCommandLine:
+    def test_without_arguments_it_lists_the_experiments(self, capfd: pytest.CaptureFixture[str]) -> None:
+        assert run.main([]) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert all(name in err for name in experiments())
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize("flag", ["--help", "-h", "list"])
+    def test_help_is_no_failure(self, flag: str, capfd: pytest.CaptureFixture[str]) -> None:
+        assert run.main([PPO, flag]) == 0
+        out, _ = capfd.readouterr()
+        assert all(name in out for name in experiments())
+
+    def test_refused_settings_exit_with_two_and_a_panel(self) -> None:
+        done = command(PPO, "algo.gama=1")
+        assert done.returncode == 2
+        assert "did you mean algo.gamma" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+
+    @pytest.mark.parametrize(
+        ("raised", "code", "words"),
+        [
+            (ClusterError("no [cores] left"), 1, "no [cores] left"),
+            (KeyboardInterrupt(), 130, "Stopped"),
+            (run.Terminated(), 143, "SIGTERM"),
+        ],
+    )
+    def test_exit_codes(
+        self,
+        raised: BaseException,
+        code: int,
+        words: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        def fail(config: Config) -> None:
+            raise raised
+
+        monkeypatch.setattr(run, "dispatch", fail)
+        assert run.main([PPO]) == code
+        assert words in capfd.readouterr().err
+
+    def test_bugs_keep_their_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(config: Config) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(run, "dispatch", fail)
+        with pytest.raises(ZeroDivisionError):
+            run.main([PPO])
+
+    @pytest.mark.parametrize("task", list(Task))
+    def test_every_task_has_a_module_to_run(self, task: Task) -> None:
+        module, _, function = run.ENTRY_POINTS[task].partition(":")
+        path = Path(run.__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+        assert re.search(rf"^def {function}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+    def test_dispatch_imports_the_tasks_module_only_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        called = []
+        module = type(sys)("stand_in")
+        module.go = called.append  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "stand_in", module)
+        monkeypatch.setitem(run.ENTRY_POINTS, Task.ppo, "stand_in:go")
+        config = composed()
+        run.dispatch(config)
+        assert called == [config]

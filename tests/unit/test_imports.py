@@ -1,0 +1,85 @@
+"""What may be imported where: composing and validating, and `envs`, stay light; each heavy library has one door."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ["torch", "vllm", "ray", "deepspeed", "transformers", "peft", "wandb", "triton"]
+DOORS = {
+    "vllm": {"rlpost/rollout/vllm_engine.py", "rlpost/rollout/swap.py"},
+    "deepspeed": {"rlpost/learner/deepspeed_backend.py"},
+    "wandb": {"rlpost/tracking.py"},
+}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules in sys.modules after a fresh interpreter has run `code`."""
+    program = (
+        f"{code}\nimport json, sys\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from rlpost.run import prepare; prepare(['experiment=generalpoints_ppo'])",
+        "import rlpost.models, rlpost.tracking, rlpost.types, rlpost.errors",
+        "import envs; from envs import registry; registry.make('generalpoints').reset(seed=0)",
+    ],
+)
+def test_light_paths_import_nothing_heavy(code: str) -> None:
+    loaded = loaded_by(code)
+    assert "json" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_the_check_itself_can_fail() -> None:
+    assert "ray" in loaded_by("import rlpost.cluster")
+
+
+def sources(package: str) -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Top-level names of every package a module imports, at any depth of its code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_environments_import_nothing_of_rlpost() -> None:
+    found = dict(sources("envs"))
+    assert found
+    assert not [path for path, tree in found.items() if "rlpost" in imports(tree)]
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_each_heavy_library_has_one_door(library: str) -> None:
+    users = {path for path, tree in sources("rlpost") if library in imports(tree)}
+    assert users <= DOORS[library]
+
+
+def test_only_the_cluster_starts_ray() -> None:
+    users = {
+        path
+        for path, tree in sources("rlpost")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "init" and ast.unparse(node.value) == "ray"
+    }
+    assert users == {"rlpost/cluster.py"}

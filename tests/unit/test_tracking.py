@@ -1,0 +1,148 @@
+"""The tracker's promise: wandb's files under the run directory, and never a run that stops because of wandb."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlpost.config import Config
+from rlpost.tracking import Tracker, has_wandb_key, resolve_mode
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return Config()
+
+
+class FakeRun:
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.logged: list[tuple[dict[str, float], int]] = []
+        self.finished = 0
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        if self.failing == "log":
+            raise OSError(28, "No space left on device")
+        self.logged.append((metrics, step))
+
+    def finish(self, quiet: bool) -> None:
+        self.finished += 1
+        if self.failing == "finish":
+            raise ConnectionError("no route to host")
+
+
+def install_fake(monkeypatch: pytest.MonkeyPatch, run: FakeRun | Exception) -> list[dict[str, Any]]:
+    started: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> FakeRun:
+        started.append(options)
+        if isinstance(run, Exception):
+            raise run
+        return run
+
+    fake = SimpleNamespace(init=init, Settings=lambda **options: options)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return started
+
+
+class TestMode:
+    @pytest.mark.usefixtures("config")
+    def test_auto_is_offline_without_a_key(self) -> None:
+        assert resolve_mode("auto") == "offline"
+
+    @pytest.mark.usefixtures("config")
+    def test_auto_is_online_with_a_key_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "x")
+        assert resolve_mode("auto") == "online"
+        assert resolve_mode("offline") == "offline"
+
+    @pytest.mark.usefixtures("config")
+    def test_a_key_in_netrc_counts_for_its_host_only(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+        assert has_wandb_key()
+        monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
+        assert not has_wandb_key()
+        (tmp_path / "netrc").write_text("machine wandb.example.org login user password x\n")
+        assert has_wandb_key()
+
+    @pytest.mark.usefixtures("config")
+    def test_a_broken_netrc_is_no_key(self, tmp_path: Path) -> None:
+        (tmp_path / "netrc").write_text("machine\nmachine machine")
+        assert not has_wandb_key()
+
+
+def test_disabled_does_nothing(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started = install_fake(monkeypatch, FakeRun())
+    config.tracking.wandb = "disabled"
+    tracker = Tracker(config, tmp_path / "run", {})
+    tracker.log({"a": 1.0}, 1)
+    tracker.finish()
+    assert started == []
+
+
+def test_metrics_reach_the_run(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    started = install_fake(monkeypatch, run)
+    tracker = Tracker(config, tmp_path / "run", {"seed": 3})
+    tracker.log({"success": 0.5}, 7)
+    tracker.finish()
+    tracker.finish()
+    assert run.logged == [({"success": 0.5}, 7)]
+    assert run.finished == 1
+    assert started[0]["mode"] == "offline"
+    assert started[0]["dir"] == str(tmp_path / "run")
+    assert started[0]["config"] == {"seed": 3}
+
+
+@pytest.mark.parametrize("failing", ["start", "log", "finish"])
+def test_failures_warn_once_and_never_raise(
+    failing: str,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    install_fake(monkeypatch, RuntimeError("bad key") if failing == "start" else FakeRun(failing))
+    with caplog.at_level(logging.WARNING):
+        tracker = Tracker(config, tmp_path / "run", {})
+        for step in range(3):
+            tracker.log({"a": 1.0}, step)
+        tracker.finish()
+    assert len(caplog.records) == 1
+    assert f"wandb could not {failing}" in caplog.text
+    assert "the run goes on" in caplog.text
+
+
+def test_a_broken_install_is_survived(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # import wandb raises ImportError
+    Tracker(config, tmp_path / "run", {}).log({"a": 1.0}, 0)
+    assert "ModuleNotFoundError" in caplog.text or "ImportError" in caplog.text
+
+
+def test_real_wandb_offline_keeps_to_the_run_directory(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    tracker = Tracker(config, run_dir, {"seed": 0})
+    tracker.log({"success": 0.5}, 0)
+    tracker.finish()
+    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert not list(elsewhere.iterdir())
+    out, err = capfd.readouterr()
+    assert out == err == ""
