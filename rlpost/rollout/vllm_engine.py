@@ -27,6 +27,8 @@ from rlpost.rollout.engine_settings import EngineSettings, engine_environment
 from rlpost.rollout.swap import WORKER_EXTENSION, BindReport
 from rlpost.types import Canary, Finish
 
+__all__ = ["EngineSettings", "VllmEngine"]
+
 _SCORE = "\0score"  # key of scoring requests; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
 _CPU_BLOCK = (
@@ -133,8 +135,9 @@ class VllmEngine:
             scores, gap = self._canary_gap(canary, max_gap)
         except Exception as error:
             self._restore(error)
+            reason = str(error).rstrip(".")
             raise SwapError(
-                f"Version {adapter.version} was not taken: {error} {self._live.name} is live."
+                f"Version {adapter.version} was not taken: {reason}. Live is {self._live.name}."
             ) from error
         self._live = _Live(adapter, canary, tuple(scores))
         return SwapReport(
@@ -148,11 +151,9 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """Free the engine's memory; nothing may be called afterwards."""
+        """Stop the engine; nothing may be called afterwards. Its memory goes with the process, which has one engine."""
         self._engine.engine_core.shutdown()
         del self._engine
-        gc.unfreeze()
-        gc.collect()
 
     def _add(self, key: str, prompt_ids: tuple[int, ...], params: Any) -> None:
         self._engine.add_request(key, self._vllm.tokens_input(list(prompt_ids)), params)
