@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rlpost.errors import OutputError
@@ -49,7 +49,8 @@ def append_whole(path: Path, line: bytes) -> None:
             if (written := file.write(line)) != len(line):
                 raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were taken")
         except OSError:
-            file.truncate(end)
+            with suppress(OSError):  # the first error is the one to tell
+                file.truncate(end)
             raise
 
 

@@ -1,0 +1,224 @@
+"""Shares, intervals and the accounting of time, against counts by hand and another library."""
+
+from __future__ import annotations
+
+import ast
+import math
+import random
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from rlpost.metrics import Clock, evaluation, rollout_metrics, wilson
+from rlpost.types import Ending, Finish
+from tests.unit.episodes import episode, turn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Four episodes with six answers, counted by hand in the tests below.
+BATCH = [
+    episode(turn("CORRECT", 5.0, tokens=3), success=True),
+    episode(turn("SYNTAX", -2.0, tokens=1), turn("CORRECT", 5.0, tokens=4), success=True, index=1),
+    episode(
+        turn("SYNTAX", -2.0, tokens=6, finish=Finish.LENGTH),
+        turn("WRONG_VALUE", -1.0, tokens=2),
+        turn("WRONG_VALUE", -1.0, tokens=8, finish=Finish.LENGTH),
+        ending=Ending.TRUNCATED,
+        index=2,
+    ),
+    episode(ending=Ending.ENV_ERROR, error="ValueError: no", index=3),
+]
+
+
+def test_rollout_metrics_by_hand() -> None:
+    assert rollout_metrics(BATCH) == pytest.approx(
+        {
+            "episodes": 4,
+            "success": 2 / 4,
+            "reward": (5 + 3 - 4 + 0) / 4,
+            "turns": 6 / 4,
+            "sampled_tokens": 24,
+            "answer_tokens": 24 / 6,
+            "cut_share": 2 / 6,
+            "outcome/CORRECT": 2 / 6,
+            "outcome/SYNTAX": 2 / 6,
+            "outcome/WRONG_VALUE": 2 / 6,
+            "ending/terminated": 2 / 4,
+            "ending/truncated": 1 / 4,
+            "ending/context_full": 0,
+            "ending/env_error": 1 / 4,
+        }
+    )
+
+
+def test_evaluation_by_hand() -> None:
+    found = evaluation(BATCH)
+    low, high = found.pop("low"), found.pop("high")
+    assert found == {
+        "n": 4,
+        "success": 0.5,
+        "success_by_turn": [0.25, 0.5, 0.5],
+        "reward": 1.0,
+        "answer_tokens": 4.0,
+        "cut_share": pytest.approx(1 / 3),
+        "outcomes": {"CORRECT": 2, "SYNTAX": 2, "WRONG_VALUE": 2},
+        "failures": {"WRONG_VALUE": 1},
+        "env_errors": 1,
+    }
+    assert (low, high) == wilson(2, 4)
+
+
+def test_episodes_without_a_turn_are_measured() -> None:
+    broken = [episode(ending=Ending.ENV_ERROR, error="no")]
+    assert rollout_metrics(broken)["answer_tokens"] == 0.0
+    assert evaluation(broken)["success_by_turn"] == []
+
+
+@pytest.mark.parametrize("function", [rollout_metrics, evaluation])
+def test_no_episodes_are_refused(function) -> None:
+    with pytest.raises(ValueError, match="no episodes"):
+        function([])
+
+
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 1), (1, 1), (0, 256), (3, 7), (57, 256), (256, 256), (110, 200)]
+)
+def test_wilson_against_its_formula_and_scipy(successes: int, n: int) -> None:
+    z, p = 1.959963984540054, successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(successes, n) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    other = binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson(successes, n) == pytest.approx((other.low, other.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_share(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="no share"):
+        wilson(successes, n)
+
+
+class Hands:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.ns = 1_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def pass_(self, seconds: float) -> None:
+        self.ns += round(seconds * 1e9)
+
+
+def test_phases_and_the_rest_make_the_lap() -> None:
+    hands = Hands()
+    clock = Clock(hands)
+    hands.pass_(1)
+    for _ in range(2):
+        with clock.phase("rollout"):
+            hands.pass_(3)
+    with clock.phase("update"):
+        hands.pass_(10)
+    clock.split("update", {"logprobs": 2.5, "update": 7.0})
+    expected = {"rollout": 6, "logprobs": 2.5, "update": 7, "other": 1.5, "total": 17}
+    assert clock.lap() == pytest.approx({f"seconds/{k}": v for k, v in expected.items()})
+
+
+def test_laps_leave_no_gap() -> None:
+    hands, rng = Hands(), random.Random(0)
+    began, clock, laps = hands.ns, Clock(hands), []
+    for _ in range(50):
+        for name in rng.choices(["a", "b", "c"], k=3):
+            hands.pass_(rng.random())
+            with clock.phase(name):
+                hands.pass_(rng.random())
+        laps.append(clock.lap())
+    assert sum(lap["seconds/total"] for lap in laps) == pytest.approx((hands.ns - began) * 1e-9)
+    for lap in laps:
+        parts = [value for key, value in lap.items() if key != "seconds/total"]
+        assert math.fsum(parts) == pytest.approx(lap["seconds/total"], rel=1e-12)
+        assert min(parts) > 0
+
+
+def test_a_phase_that_raises_is_booked_and_over() -> None:
+    hands = Hands()
+    clock = Clock(hands)
+
+    def fail() -> None:
+        with clock.phase("rollout"):
+            hands.pass_(2)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert clock.lap()["seconds/rollout"] == pytest.approx(2)
+
+
+def test_overlap_is_refused() -> None:
+    clock = Clock()
+    with clock.phase("rollout"):
+        with (
+            pytest.raises(RuntimeError, match="'update' cannot begin while phase 'rollout' runs"),
+            clock.phase("update"),
+        ):
+            pass
+        with pytest.raises(RuntimeError, match="lap cannot end"):
+            clock.lap()
+    with pytest.raises(ValueError, match="other"), clock.phase("other"):
+        pass
+
+
+def test_split_scales_a_hair_and_refuses_more() -> None:
+    hands = Hands()
+    clock = Clock(hands)
+    with clock.phase("update"):
+        hands.pass_(10)
+    clock.split("update", {"logprobs": 5.0, "update": 5.05})
+    lap = clock.lap()
+    assert lap["seconds/logprobs"] + lap["seconds/update"] == pytest.approx(10)
+    assert lap["seconds/other"] >= 0
+    with clock.phase("update"):
+        hands.pass_(10)
+    with pytest.raises(ValueError, match="no parts"):
+        clock.split("update", {"logprobs": 5.0, "update": 5.5})
+    with pytest.raises(ValueError, match="no parts"):
+        clock.split("never", {"logprobs": 1.0})
+
+
+def documented() -> set[str]:
+    """The keys that docs/metrics.md defines: the first cell of its tables' rows, in backticks."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {key for cell in rows for key in cell.split("`")[1::2]}
+
+
+def keys_written_in(source: Path) -> set[str]:
+    """String keys of dict displays and of assignments such as metrics["x"] = ..."""
+    found: set[object] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Dict):
+            found |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        if isinstance(node, ast.Assign):
+            slots = [t.slice for t in node.targets if isinstance(t, ast.Subscript)]
+            found |= {slot.value for slot in slots if isinstance(slot, ast.Constant)}
+    return {key for key in found if isinstance(key, str)}
+
+
+def general(key: str) -> str:
+    prefix, slash, _ = key.partition("/")
+    return {"outcome": "outcome/<NAME>", "ending": "ending/<NAME>"}.get(prefix, key) if slash else key
+
+
+def test_every_metric_is_documented() -> None:
+    hands = Hands()
+    clock = Clock(hands)
+    for name in ("rollout", "logprobs", "update", "swap", "evaluation"):
+        with clock.phase(name):
+            hands.pass_(1)
+    produced = {general(key) for key in (*rollout_metrics(BATCH), *evaluation(BATCH), *clock.lap())}
+    for source in ("learner/update.py", "algorithms/losses.py"):
+        produced |= keys_written_in(ROOT / "rlpost" / source)
+    assert len(produced) > 35
+    assert sorted(produced - documented()) == []

@@ -1,0 +1,271 @@
+"""The run directory: whole files or none, exact round trips, plain errors."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlpost import files, records
+from rlpost.errors import OutputError
+from rlpost.rundir import RunDir, evaluation_name, iteration_name, read_trajectories
+from rlpost.types import Trajectory
+from tests.unit.episodes import episode, trajectories, turn
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return RunDir.create(tmp_path / "run", "name", 3, "seed: 3\n")
+
+
+def test_create_writes_the_config_and_the_folders(run_dir: RunDir) -> None:
+    assert run_dir.config.read_text() == "seed: 3\n"
+    assert run_dir.checkpoints.is_dir()
+    assert run_dir.trajectories.is_dir()
+    assert run_dir.adapter == run_dir.path / "adapter"
+    assert not run_dir.adapter.exists()
+
+
+def test_default_folder_names_experiment_time_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = RunDir.create(None, "generalpoints_ppo", 7, "").path
+    assert path.parent == Path("outputs/generalpoints_ppo")
+    day, clock, seed = path.name.split("-")
+    assert (len(day), len(clock), seed) == (8, 6, "7")
+
+
+def test_a_folder_with_something_in_it_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"not empty(?s:.)*resume="):
+        RunDir.create(tmp_path, "name", 0, "")
+    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        RunDir.create(tmp_path / "file", "name", 0, "")
+
+
+def test_open_takes_up_a_run_and_refuses_anything_else(run_dir: RunDir, tmp_path: Path) -> None:
+    assert RunDir.open(run_dir.path) == run_dir
+    with pytest.raises(OutputError, match=r"resume=.*\n.*config\.yaml is missing"):
+        RunDir.open(tmp_path)
+
+
+def test_versions_name_every_package_and_remember_earlier_ones(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir.write_versions()
+    run_dir.write_versions()
+    first = json.loads(run_dir.versions.read_text())
+    assert first["earlier"] == []
+    expected = {"rlpost", "torch", "transformers", "vllm", "ray", "peft", "deepspeed"}
+    assert expected | {"python", "git", "platform", "cpu_count"} <= first.keys()
+    monkeypatch.setattr("rlpost.versions.os.cpu_count", lambda: 999)
+    run_dir.write_versions()
+    second = json.loads(run_dir.versions.read_text())
+    assert second["cpu_count"] == 999
+    assert [before["cpu_count"] for before in second["earlier"]] == [first["cpu_count"]]
+
+
+def test_metrics_are_a_line_each_and_strict_json(run_dir: RunDir) -> None:
+    run_dir.append_metrics({"iteration": 1, "reward": 0.1})
+    run_dir.append_metrics({"iteration": 2, "reward": math.nan, "kl": math.inf, "stage": "rl"})
+    lines = run_dir.metrics.read_text().splitlines()
+    assert lines[0] == '{"iteration": 1, "reward": 0.1, "non_finite": 0}'
+    strict = json.loads(lines[1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert strict == {"iteration": 2, "reward": None, "kl": None, "stage": "rl", "non_finite": 2}
+    assert run_dir.read_metrics() == [json.loads(line) for line in lines]
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out_and_a_broken_one_refused(run_dir: RunDir) -> None:
+    run_dir.append_metrics({"iteration": 1})
+    with run_dir.metrics.open("a") as file:
+        file.write('{"iteration": 2, "rew')
+    assert [m["iteration"] for m in run_dir.read_metrics()] == [1]
+    with run_dir.metrics.open("a") as file:
+        file.write("\n")
+    with pytest.raises(OutputError, match=r"metrics\.jsonl\n.*line 2 cannot be read"):
+        run_dir.read_metrics()
+
+
+def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path: Path) -> None:
+    def record(path: Path, iterations: int) -> RunDir:
+        run = RunDir.create(path, "name", 0, "seed: 0\n")
+        run.append_metrics({"stage": "sft", "loss": 2.0})
+        for i in range(1, iterations + 1):
+            run.append_metrics({"iteration": i, "reward": i / 3})
+            run.write_trajectories(iteration_name(i), [episode(turn(), index=i)])
+            run.write_trajectories(
+                evaluation_name(iteration_name(i), "faces_10", "greedy"), [episode(turn())]
+            )
+        run.write_trajectories(evaluation_name("before", "faces_10", "greedy"), [episode(turn())])
+        return run
+
+    short, long = record(tmp_path / "short", 11), record(tmp_path / "long", 13)
+    long.write_trajectories(evaluation_name("after", "faces_10", "greedy"), [episode(turn())])
+    long.write_summary({"iterations": 13})
+    long.report.write_text("<p>")
+    with long.metrics.open("a") as file:
+        file.write('{"iteration": 14')
+    long.truncate_metrics(11)
+    assert _contents(long.path) == _contents(short.path)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(trajectories, max_size=3))
+def test_trajectories_round_trip_exactly(batch: list[Trajectory]) -> None:
+    lines = [records.to_line(trajectory) for trajectory in batch]
+    for line in lines:
+        assert line.count(b"\n") == 1
+        line.decode("utf-8")
+    assert [records.from_line(line) for line in lines] == batch
+
+
+def test_trajectories_on_disk_are_readable_records(run_dir: RunDir) -> None:
+    strange = "\ud83d lone, \u2028 line separator, \x00 nul, é 漢 😀, </script>, \\ud83d"
+    written = [
+        episode(turn(answer=strange), turn("CORRECT", 5.0, observation="try again"), success=True),
+        episode(index=1, error="ValueError: no"),
+    ]
+    path = run_dir.write_trajectories("iteration-000003", written)
+    assert read_trajectories(path) == written
+    first = json.loads(path.read_bytes().split(b"\n")[0])
+    assert first["reward"] == 4.0
+    assert first["turns"][0]["answer"] == strange
+    assert first["turns"][1]["observation"] == "try again"
+    assert {"env", "variant", "seed", "adapter_version", "instance", "ending", "error"} <= first.keys()
+    assert {"context_ids", "answer_ids", "logprobs", "outcome", "finish"} <= first["turns"][0].keys()
+    assert "é 漢 😀".encode() in path.read_bytes()  # as a person reads it
+
+
+def test_numbers_that_are_not_finite_survive_in_strict_json() -> None:
+    broken = episode(turn(reward=math.inf), turn(reward=math.nan))
+    line = records.to_line(broken)
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    read = records.from_line(line)
+    assert read.turns[0].reward == math.inf
+    assert math.isnan(read.turns[1].reward)
+
+
+def test_a_surrogate_pair_comes_back_as_the_character_it_spells() -> None:
+    read = records.from_line(records.to_line(episode(turn(answer="\ud83d\ude00"))))
+    assert read.turns[0].answer == "😀"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-5],
+        lambda line: b"[]",
+        lambda line: line.replace(b'"seed"', b'"sead"'),
+        lambda line: line.replace(b'"terminated"', b'"vanished"'),
+        lambda line: line.replace(b'"reward": -1.0, "finish"', b'"reward": "1", "finish"'),
+    ],
+)
+def test_a_damaged_episode_is_refused_by_line(run_dir: RunDir, damage) -> None:
+    path = run_dir.write_trajectories("x", [episode(turn()), episode(turn())])
+    good, bad, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(good + b"\n" + damage(bad))
+    with pytest.raises(OutputError, match=r"x\.jsonl\n.*line 2"):
+        read_trajectories(path)
+
+
+def test_summary_round_trips_and_refuses_nan(run_dir: RunDir) -> None:
+    assert run_dir.read_summary() is None
+    run_dir.write_summary({"eval": {}, "seconds": 1.5})
+    with pytest.raises(ValueError, match="JSON"):
+        run_dir.write_summary({"seconds": math.nan})
+    assert run_dir.read_summary() == {"eval": {}, "seconds": 1.5}
+
+
+def test_evaluations_are_found_by_name(run_dir: RunDir) -> None:
+    for stage, variant in (("before", "faces_10"), ("after", "a-b"), ("iteration-000004", "faces_10")):
+        run_dir.write_trajectories(evaluation_name(stage, variant, "greedy"), [])
+    assert set(run_dir.evaluations()) == {("before", "faces_10", "greedy"), ("after", "a-b", "greedy")}
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "free space"), (errno.EROFS, "output_dir="), (errno.EIO, "check that")],
+)
+def test_a_failed_write_keeps_the_old_file_and_says_what_to_do(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    run_dir.write_summary({"seconds": 1.0})
+
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("rlpost.files.os.fsync", fail)
+    with pytest.raises(OutputError, match=remedy) as caught:
+        run_dir.write_summary({"seconds": 2.0})
+    assert str(run_dir.summary) in str(caught.value)
+    assert os.strerror(code) in str(caught.value)
+    assert run_dir.read_summary() == {"seconds": 1.0}
+    assert sorted(p.name for p in run_dir.path.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "summary.json",
+        "trajectories",
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"metrics\.jsonl\n(?s:.)*No space left(?s:.)*free space"):
+        RunDir(tmp_path).append_metrics({"iteration": 1})
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    files.append_whole(path, b"whole\n")
+    real = Path.open
+
+    class Half:
+        """A file whose disk fills up in the middle of a write."""
+
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            return self.file.write(data[: len(data) // 2])
+
+        def __getattr__(self, name: str):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: Half(real(self, *a, **k)))
+    with pytest.raises(OutputError, match="free space"):
+        files.append_whole(path, b"second line\n")
+    assert path.read_bytes() == b"whole\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_forbidden_folder_is_named(run_dir: RunDir) -> None:
+    run_dir.path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        with pytest.raises(OutputError, match="output_dir="):
+            run_dir.write_summary({})
+    finally:
+        run_dir.path.chmod(stat.S_IRWXU)
