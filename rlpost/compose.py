@@ -207,18 +207,23 @@ def _resolve(overrides: list[str]) -> Config:
 
 
 def _readable(error: BaseException, overrides: list[str]) -> ConfigError:
-    """Hydra wraps OmegaConf's error, which knows the key and the value that did not fit."""
-    cause = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
-    key = getattr(cause, "full_key", None) or ""
-    reason = str(cause).splitlines()[0]
-    kind = schema().get(key)
-    if kind is None:
-        return ConfigError(f"{reason}\n  remedy: see rlpost/config.py for every setting and its type")
+    """Hydra wraps OmegaConf's error, which knows the key that did not fit."""
+    known = schema()
+    chain = list(_causes(error))
+    cause = next((inner for inner in chain if getattr(inner, "full_key", None) in known), None)
+    if cause is None:
+        reason = str(chain[-1]).splitlines()[0]
+        return ConfigError(f"reason: {reason}\n  remedy: see rlpost/config.py for every setting and its type")
+    key = str(getattr(cause, "full_key", ""))
     typed = [text.partition("=")[2] for text in overrides if text.startswith(f"{key}=")]
     value = typed[-1] if typed else getattr(cause, "value", "as in the experiment's file")
-    return ConfigError(refusal(key, value, reason, f"give {describe(kind)}"))
+    return ConfigError(refusal(key, value, str(cause).splitlines()[0], f"give {describe(known[key])}"))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def describe(kind: type) -> str:
