@@ -256,13 +256,14 @@ _pieces = st.lists(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(_pieces.map("".join))
 def test_rewards_equal_a_second_writing(formula: str) -> None:
     stored = set(published_solutions((1, 4, 5, 6), 24))
     assert grade(_strict(formula), (1, 4, 5, 6), 24).reward == _second_writing(formula, (1, 4, 5, 6), stored)
 
 
+@settings(deadline=None)
 @given(
     st.permutations([1, 4, 5, 6]),
     st.tuples(*[st.sampled_from("+-*/")] * 3),
@@ -279,7 +280,7 @@ def test_legal_formulas_equal_a_second_writing(
     assert grade(_strict(formula), (1, 4, 5, 6), 24).reward == _second_writing(formula, (1, 4, 5, 6), stored)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(codec=None)) | st.text("{}[]\"': ,formula0123+-*/()=\n\\"))
 def test_no_answer_raises(answer: str) -> None:
     grade(answer, VALUES, 24)

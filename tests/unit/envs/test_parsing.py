@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.generalpoints.outcomes import Outcome
@@ -75,6 +75,7 @@ def test_limits() -> None:
     assert find_formula(json.dumps({"formula": 10**200})) is Outcome.TOO_LONG
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None), max_size=200))
 def test_any_formula_survives_strict_json(formula: str) -> None:
     """Lone surrogates and NUL bytes included: what was written is found, up to its first `=`."""

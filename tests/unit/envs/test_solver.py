@@ -40,6 +40,16 @@ def test_every_formula_uses_each_number_once_and_is_exact() -> None:
         assert brute_force.value(_tree(expression)) == 24
 
 
+def test_the_larger_operand_of_sums_and_products_comes_first() -> None:
+    """One spelling of each: models are trained on it. Negative divisors and fractions occur on the way."""
+    nodes = [node for hand in _sampled_hands() for e in solve(hand, 24) for node in e.nodes()]
+    assert any(node.value < 0 and node.op == "/" for node in nodes)
+    for node in nodes:
+        assert node.left is not None
+        assert node.right is not None
+        assert node.op not in "+*" or node.left.value >= node.right.value
+
+
 def test_order_of_the_numbers_does_not_matter_and_results_are_sorted() -> None:
     assert solve((10, 2, 3, 10), 24) == solve((2, 3, 10, 10), 24)
     formulas = [expression.formula() for expression in solve((1, 2, 3, 4), 24)]

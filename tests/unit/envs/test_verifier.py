@@ -125,6 +125,7 @@ def _leaves(tree: Tree) -> list[int]:
     return [tree] if isinstance(tree, int) else _leaves(tree[1]) + _leaves(tree[2])
 
 
+@settings(deadline=None)
 @given(_trees, st.integers(-30, 30))
 def test_random_trees_are_graded_by_their_exact_value(tree: Tree, target: int) -> None:
     verdict = grade(json.dumps({"formula": brute_force.text(tree)}), tuple(_leaves(tree)), target)
@@ -138,6 +139,7 @@ def test_random_trees_are_graded_by_their_exact_value(tree: Tree, target: int) -
         assert verdict.feedback == f"the formula equals {value}, not {target}."
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 13), min_size=2, max_size=7), st.data())
 def test_precedence_is_that_of_arithmetic(numbers: list[int], data: st.DataObject) -> None:
     """Chains without parentheses, against a witness that does products first and then sums, from left to right."""
@@ -159,12 +161,13 @@ def test_precedence_is_that_of_arithmetic(numbers: list[int], data: st.DataObjec
     assert told == f"the formula equals {value}, not {10**9}." or len(str(value)) > 24
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(codec=None)) | st.text("{}[]\"':,formula 0123+-*/()=\n\\"))
 def test_no_answer_raises(answer: str) -> None:
     assert grade(answer, VALUES, 24).reward in {-3.0, -2.0, -1.0, 5.0}
 
 
+@settings(deadline=None)
 @given(st.text("0123+-*/() ", max_size=30))
 def test_no_formula_raises(formula: str) -> None:
     assert grade(json.dumps({"formula": formula}), VALUES, 24).outcome in REWARDS
