@@ -11,12 +11,15 @@ import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlpost.config import Config
 
 logger = logging.getLogger(__name__)
 
+Mode = Literal["online", "offline", "disabled"]
+
+MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 DEFAULT_HOST = "api.wandb.ai"
 
 
@@ -32,11 +35,11 @@ def has_wandb_key() -> bool:
         return False
 
 
-def resolve_mode(wanted: str) -> str:
-    """online, offline or disabled: `auto` is online when a key is there, else offline."""
-    if wanted != "auto":
-        return wanted
-    return "online" if has_wandb_key() else "offline"
+def resolve_mode(wanted: str) -> Mode:
+    """What a tracking.wandb value stands for: `auto` is online when a key is there, else offline."""
+    if wanted == "auto":
+        return "online" if has_wandb_key() else "offline"
+    return MODES[wanted]
 
 
 class Tracker:
@@ -68,7 +71,7 @@ class Tracker:
         if run is None:
             return
         try:
-            run.finish(quiet=True)
+            run.finish()
         except Exception as error:
             self._give_up("finish", error)
 
@@ -83,7 +86,7 @@ class Tracker:
         )
 
 
-def _start(config: Config, run_dir: Path, settings: Mapping[str, Any], mode: str) -> Any:
+def _start(config: Config, run_dir: Path, settings: Mapping[str, Any], mode: Mode) -> Any:
     os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported, before any Settings
     import wandb
 

@@ -19,10 +19,10 @@ from envs.base import VariantInfo
 from rlpost.compose import refusal
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
-from rlpost.tracking import has_wandb_key
+from rlpost.tracking import MODES, has_wandb_key
 
 TRAINING = (Task.ppo, Task.sft)
-WANDB_MODES = ("auto", "online", "offline", "disabled")
+WANDB_MODES = ("auto", *MODES)
 
 
 @dataclass(frozen=True)
