@@ -35,7 +35,6 @@ class LiveLayer:
         self.shape = (layer.output_size_per_partition, layer.input_size_per_partition)
         self.dtype: torch.dtype = layer.params_dtype
         self.device: torch.device = layer.weight.device
-        self._held = _closure(layer.cpu_linear) if hasattr(layer, "cpu_linear") else {}
 
     def write(self, weight: Tensor) -> None:
         """Make `weight` [out, in] the one the layer computes with.
@@ -47,10 +46,11 @@ class LiveLayer:
             raise SwapError(
                 f"{self.name}: cannot write {tuple(weight.shape)} {weight.dtype} over {self.shape} {self.dtype}."
             )
-        if "handler" in self._held:
-            _replace_handler(self._held["handler"], weight)
-        elif "packed_weight" in self._held:
-            self._held["packed_weight"].copy_(torch.ops._C.convert_weight_packed(weight))
+        held = _closure(self.layer.cpu_linear) if hasattr(self.layer, "cpu_linear") else {}
+        if "handler" in held:
+            _replace_handler(held["handler"], weight)
+        elif "packed_weight" in held:
+            held["packed_weight"].copy_(torch.ops._C.convert_weight_packed(weight))
         elif self.layer.weight.shape == self.shape:
             self.layer.weight.data.copy_(weight)
         else:
@@ -64,31 +64,39 @@ class LiveLayer:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Inputs with known outputs, run through the layer's own kernel after all writing is done.
+class Questions:
+    """Inputs that make a layer tell what weight it holds.
 
-    The first rows are one-hot and read single columns of the weight, which no rounding can blur: they must
-    be equal bit for bit. The last row is +1 and -1 at random and sees every weight, up to rounding.
+    The first rows are one-hot and read single columns, which no rounding can blur: their outputs must be
+    equal bit for bit. The last row is +1 and -1 at random and sees every weight, up to rounding.
     """
 
-    layer: LiveLayer
-    inputs: Tensor  # [columns + 1, in]
-    expected: Tensor  # [columns + 1, out]
+    columns: Tensor  # [count] the columns that are read
+    inputs: Tensor  # [count + 1, in], fp32
 
     @classmethod
-    def of(
-        cls, layer: LiveLayer, weight: Tensor, exact: Tensor, columns: int, dice: torch.Generator
-    ) -> Probe:
-        """`weight` [out, in] is what was written, `exact` the same in fp32 before rounding; `dice` choose the
-        columns and signs anew each time."""
-        width = weight.shape[1]
-        chosen = torch.randperm(width, generator=dice)[:columns]
-        inputs = torch.zeros(len(chosen) + 1, width)
-        inputs[torch.arange(len(chosen)), chosen] = 1.0
+    def random(cls, width: int, count: int, dice: torch.Generator, device: torch.device) -> Questions:
+        columns = torch.randperm(width, generator=dice)[:count]
+        inputs = torch.zeros(len(columns) + 1, width)
+        inputs[torch.arange(len(columns)), columns] = 1.0
         inputs[-1] = torch.randint(0, 2, (width,), generator=dice) * 2.0 - 1.0
-        mixed = exact @ inputs[-1].to(exact.device)
-        expected = torch.cat([weight[:, chosen.to(weight.device)].T, mixed.to(weight.dtype).unsqueeze(0)])
-        return cls(layer, inputs.to(weight.device, weight.dtype), expected)
+        return cls(columns.to(device), inputs.to(device))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Questions to a layer with the answers, to be asked through its own kernel after all writing is done."""
+
+    layer: LiveLayer
+    inputs: Tensor  # [count + 1, in]
+    expected: Tensor  # [count + 1, out]
+
+    @classmethod
+    def of(cls, layer: LiveLayer, weight: Tensor, exact: Tensor, questions: Questions) -> Probe:
+        """`weight` [out, in] is what was written, `exact` the same in fp32 before rounding."""
+        mixed = (exact @ questions.inputs[-1]).to(weight.dtype)
+        expected = torch.cat([weight.index_select(1, questions.columns).T, mixed.unsqueeze(0)])
+        return cls(layer, questions.inputs.to(weight.dtype), expected)
 
     def holds(self) -> bool:
         computed = self.layer.forward(self.inputs)

@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlpost.adapters import Adapter, fingerprint, merged_weight
 from rlpost.errors import SwapError
-from rlpost.rollout.live_layer import LiveLayer, Probe
+from rlpost.rollout.live_layer import LiveLayer, Probe, Questions
 
 WORKER_EXTENSION = "rlpost.rollout.swap.SwapWorker"
 PROBE_COLUMNS = 16  # columns of each written layer that are read back bit for bit
-_SAMPLED = 8
+_SAMPLED = 8  # of so many rows one is measured for the rounding loss
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,20 @@ class BindReport:
 
 
 class BaseWeights:
-    """The untouched checkpoint of a model folder: parameters by name, memory-mapped."""
+    """The untouched checkpoint of a model folder: parameters by name, memory-mapped, never written."""
 
     def __init__(self, folder: Path):
-        self._files: dict[str, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
         for path in _shards(folder):
             if not path.is_file():
                 raise SwapError(f"{path} is missing; a swap needs the base weights as safetensors.")
-            file = safe_open(path, framework="pt")
-            self._files.update(dict.fromkeys(file.keys(), file))
+            self._tensors.update(load_file(path))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
+        return self._tensors[name]
 
 
 @dataclass(frozen=True)
@@ -95,16 +93,16 @@ class Merger:
             arrived = _check_arrival(adapter)
             self._check_modules(adapter)
         wanted = dict.fromkeys([*(self._targets[m].parts[0] for m in modules), *sorted(self._written)])
-        dice = torch.Generator().manual_seed(0 if adapter is None else adapter.version)
-        loss = _RoundingLoss()
-        probes = [self._write(self._targets[first], adapter, dice, loss) for first in wanted]
+        merge = _Merge(adapter)
+        probes = [self._write(self._targets[first], merge) for first in wanted]
         broken = [probe.layer.name for probe in probes if not probe.holds()]
-        if broken:
+        if broken or merge.bound != len(modules):
             raise SwapError(
-                f"{len(broken)} of {len(probes)} layers do not compute with what was written: {_some(broken)}"
+                f"{len(broken)} of {len(probes)} layers do not compute with what was written ({_some(broken)});"
+                f" {merge.bound} of {len(modules)} modules were merged."
             )
         self._written = {self._targets[m].parts[0] for m in modules}
-        return BindReport(arrived, len(modules), len(modules), loss.ratio)
+        return BindReport(arrived, merge.bound, len(modules), merge.rounding_loss)
 
     def _check_modules(self, adapter: Adapter) -> None:
         modules = adapter.modules
@@ -122,26 +120,19 @@ class Merger:
                     f" the base weight {tuple(base.shape)}. Is the adapter of another model?"
                 )
 
-    def _write(
-        self, target: Target, adapter: Adapter | None, dice: torch.Generator, loss: _RoundingLoss
-    ) -> Probe:
+    def _write(self, target: Target, merge: _Merge) -> Probe:
         layer = target.layer
         self._written.add(target.parts[0])
         merged, weight = self._buffers(layer)
         row = 0
         for part in target.parts:
             base = self._base[f"{part}.weight"].to(layer.device, layer.dtype)
-            rows = merged[row : row + base.shape[0]]
+            merge.into(merged[row : row + base.shape[0]], part, base)
             row += base.shape[0]
-            if adapter is not None and part in adapter.modules:
-                merged_weight(adapter, part, base, out=rows)
-                loss.add(base, rows, layer.dtype)
-            else:
-                rows.copy_(base)
         if weight is not merged:
             weight.copy_(merged)
         layer.write(weight)
-        return Probe.of(layer, weight, merged, PROBE_COLUMNS, dice)
+        return Probe.of(layer, weight, merged, merge.questions(layer))
 
     def _buffers(self, layer: LiveLayer) -> tuple[Tensor, Tensor]:
         """The merge in fp32 and the same in the engine's dtype, [out, in] each, one memory for all layers:
@@ -156,24 +147,42 @@ class Merger:
         return self._scratch[dtype][:size].view(layer.shape)
 
 
-class _RoundingLoss:
-    """||round(W) - W|| / ||W - W0||, W = W0 + D in fp32, over every `_SAMPLED` th row of all merged modules; 0 in
-    an fp32 engine. Sampled, since over all rows it would cost as much as the merge."""
+class _Merge:
+    """One bind's merging: what goes in, what was lost to rounding, and the questions asked afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapter: Adapter | None):
+        self._adapter = adapter
+        self._adapted = frozenset() if adapter is None else frozenset(adapter.modules)
+        self._dice = torch.Generator().manual_seed(0 if adapter is None else adapter.version)
+        self._questions: dict[tuple[int, torch.device], Questions] = {}
         self._lost = 0.0
         self._delta = 0.0
+        self.bound = 0  # modules merged
 
-    def add(self, base: Tensor, merged: Tensor, dtype: torch.dtype) -> None:
-        if dtype == torch.float32:
+    def into(self, rows: Tensor, module: str, base: Tensor) -> None:
+        """Fill fp32 `rows` [out, in] with the module's weight; `base` is W0 in the engine's dtype."""
+        if self._adapter is None or module not in self._adapted:
+            rows.copy_(base)
             return
-        sample = merged[::_SAMPLED]
-        self._lost += _square(sample.to(dtype).float() - sample)
-        self._delta += _square(sample - base[::_SAMPLED].float())
+        merged_weight(self._adapter, module, base, out=rows)
+        self.bound += 1
+        if base.dtype != torch.float32:
+            sample = rows[::_SAMPLED]
+            self._lost += _square(sample.to(base.dtype).float() - sample)
+            self._delta += _square(sample - base[::_SAMPLED].float())
 
     @property
-    def ratio(self) -> float:
+    def rounding_loss(self) -> float:
+        """||round(W) - W|| / ||W - W0||, W = W0 + D in fp32, over all merged modules; 0 in an fp32 engine.
+        Estimated from every eighth row, since over all rows it would cost as much as the merge."""
         return math.sqrt(self._lost / self._delta) if self._delta > 0 else 0.0
+
+    def questions(self, layer: LiveLayer) -> Questions:
+        """New ones in each bind, shared by layers of one width."""
+        key = (layer.shape[1], layer.device)
+        if key not in self._questions:
+            self._questions[key] = Questions.random(layer.shape[1], PROBE_COLUMNS, self._dice, layer.device)
+        return self._questions[key]
 
 
 def _square(tensor: Tensor) -> float:
