@@ -1,0 +1,140 @@
+"""Episodes with a scripted engine and the real GeneralPoints environment: alignment, endings, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Text
+
+from envs import registry
+from envs.generalpoints.solver import solve
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.collect import ENV_ERROR, Collector
+from rlpost.rollout.engine import Sampling
+from rlpost.rollout.scripted import LOGPROB, ScriptedEngine
+from rlpost.seeds import derive
+from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def chat(random_model: Path) -> Chat:
+    return Chat.load(random_model)
+
+
+def specs(count: int) -> list[EpisodeSpec]:
+    return [EpisodeSpec("faces_10", "train", 3, i, i, derive("deal", i), derive("dice", i)) for i in range(count)]
+
+
+def collector(
+    chat: Chat, script: Callable[[str, int], str], make_env: Callable[[], Any] | None = None, **kwargs: Any
+) -> Collector:
+    engine = ScriptedEngine(script, chat, max_model_len=kwargs.pop("max_model_len", 4096))
+    make = make_env or (lambda: registry.make("generalpoints", verify_iter=3))
+    return Collector(engine, "generalpoints", make, chat, kwargs.pop("max_live", 2))
+
+
+def values_in(text: str) -> tuple[int, ...]:
+    ranks = re.findall(r"Cards: (.*?)\.", text)[0].split(", ")
+    faces = {"A": 1, "J": 10, "Q": 10, "K": 10}
+    return tuple(faces[rank] if rank in faces else int(rank) for rank in ranks)
+
+
+def solution(text: str, seed: int) -> str:
+    return json.dumps({"formula": solve(values_in(text), 24)[0].formula()})
+
+
+def second_try(text: str, seed: int) -> str:
+    return solution(text, seed) if "You failed" in text else '{"formula": "1+1"}'
+
+
+def test_expert_solves_every_episode_in_order_of_the_specs(chat: Chat) -> None:
+    wanted = specs(7)
+    played = collector(chat, solution).collect(wanted, SAMPLING, adapter_version=5)
+    assert [t.episode for t in played] == list(range(7))
+    assert all(t.success and t.ending is Ending.TERMINATED and len(t.turns) == 1 for t in played)
+    assert {t.adapter_version for t in played} == {5}
+    assert [t.seed for t in played] == [spec.seed for spec in wanted]
+
+
+def test_tokens_of_two_turns_are_the_templates_own(chat: Chat) -> None:
+    (played,) = collector(chat, second_try).collect(specs(1), SAMPLING, 0)
+    assert [turn.outcome for turn in played.turns] == ["WRONG_NUMBERS", "CORRECT"]
+    example = chat.example([(turn.observation, turn.answer, True) for turn in played.turns])
+    assert played.token_ids == list(example.token_ids)
+    assert played.loss_mask == list(example.loss_mask)
+    assert played.rewards[-1] == 5.0 and sum(played.rewards) == 3.0
+    assert [lp for lp, m in zip(played.logprobs, played.loss_mask, strict=True) if m] == [LOGPROB] * sum(
+        played.loss_mask
+    )
+
+
+def test_attempts_run_out(chat: Chat) -> None:
+    (played,) = collector(chat, lambda text, seed: "no idea").collect(specs(1), SAMPLING, 0)
+    assert played.ending is Ending.TRUNCATED and not played.success
+    assert [turn.outcome for turn in played.turns] == ["NO_FORMULA"] * 3
+
+
+def test_an_answer_cut_short_is_closed_before_the_feedback(chat: Chat) -> None:
+    short = Sampling(1.0, 4)
+    (played,) = collector(chat, lambda text, seed: "a long answer").collect(specs(1), short, 0)
+    assert all(turn.finish is Finish.LENGTH and len(turn.answer_ids) == 4 for turn in played.turns)
+    assert played.turns[1].context_ids[0] == chat.eos_id
+
+
+def test_a_full_context_ends_the_episode_by_name(chat: Chat) -> None:
+    prompt = len(chat.prompt_ids(registry.make("generalpoints").reset(seed=0)[0]))
+    play = collector(chat, lambda text, seed: "no idea", max_model_len=prompt + 40)
+    (played,) = play.collect(specs(1), SAMPLING, 0)
+    assert played.ending is Ending.CONTEXT_FULL and len(played.turns) == 1
+    (nothing,) = collector(chat, second_try, max_model_len=8).collect(specs(1), SAMPLING, 0)
+    assert nothing.ending is Ending.CONTEXT_FULL and nothing.turns == ()
+
+
+class Broken(gymnasium.Env[str, str]):
+    """Raises in `reset` for even seeds, in `step` for odd ones."""
+
+    observation_space = Text(100)
+    action_space = Text(100)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        if seed is not None and seed % 2 == 0:
+            raise RuntimeError("no cards")
+        return "say something", {"instance": "x"}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        raise ValueError("no rules")
+
+
+def test_environments_that_raise_end_their_own_episodes_only(chat: Chat) -> None:
+    wanted = [EpisodeSpec("v", "train", 0, i, i, i, i) for i in range(4)]
+    played = collector(chat, lambda text, seed: "hi", Broken).collect(wanted, SAMPLING, 0)
+    assert [t.ending for t in played] == [Ending.ENV_ERROR] * 4
+    assert [t.error for t in played] == ["RuntimeError: no cards", "ValueError: no rules"] * 2
+    assert [[turn.outcome for turn in t.turns] for t in played] == [[], [ENV_ERROR]] * 2
+
+
+def test_dice_depend_on_the_address_alone(chat: Chat) -> None:
+    seeds: dict[int, list[int]] = {}
+
+    def play(max_live: int) -> list[Trajectory]:
+        seen = seeds.setdefault(max_live, [])
+
+        def script(text: str, seed: int) -> str:
+            seen.append(seed)
+            return "no idea"
+
+        return collector(chat, script, max_live=max_live).collect(specs(4), SAMPLING, 0)
+
+    assert play(1) == play(4)
+    assert sorted(seeds[1]) == sorted(seeds[4])
+    assert len(set(seeds[1])) == 12
