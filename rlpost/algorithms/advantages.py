@@ -28,7 +28,9 @@ def gae(
     """
     mask_BT = mask_BT.bool()
     if bool((rewards_BT.masked_fill(mask_BT, 0.0) != 0).any()):
-        raise ValueError("a reward lies on a token that was not sampled; put it on the turn's last sampled token")
+        raise ValueError(
+            "a reward lies on a token that was not sampled; put it on the turn's last sampled token"
+        )
     order_BS = _sampled_first(mask_BT)
     sampled_BS = mask_BT.gather(1, order_BS)
     rewards_BS = rewards_BT.gather(1, order_BS)
@@ -52,7 +54,7 @@ def _reversed_scan(rewards_BS: Tensor, values_BS: Tensor, gamma: float, lam: flo
     next_values_BS = torch.cat([values_BS[:, 1:], torch.zeros_like(values_BS[:, :1])], dim=1)
     deltas_BS = rewards_BS + gamma * next_values_BS - values_BS
     advantages_BS = torch.empty_like(deltas_BS)
-    carried_B = torch.zeros_like(deltas_BS[:, :1]).squeeze(1) if deltas_BS.shape[1] else None
+    carried_B = deltas_BS.new_zeros(deltas_BS.shape[0])
     for s in reversed(range(deltas_BS.shape[1])):
         carried_B = deltas_BS[:, s] + gamma * lam * carried_B
         advantages_BS[:, s] = carried_B

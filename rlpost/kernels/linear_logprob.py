@@ -30,14 +30,20 @@ def linear_logprob_reference(
 
 
 def linear_logprob(
-    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float = 1.0, chunk: int | None = None
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    targets_N: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob_reference` in chunks of `chunk` positions (default: about 16 MiB of logits); N may be 0.
 
     Differentiable in `hidden_NH` only. Raises ValueError for a temperature that is not positive.
     """
     if not temperature > 0.0:
-        raise ValueError(f"temperature {temperature} must be positive: greedy decoding has no log-probs to learn from")
+        raise ValueError(
+            f"temperature {temperature} must be positive: greedy decoding has no log-probs to learn from"
+        )
     rows = chunk if chunk is not None else max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
     logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, weight_VH, targets_N, temperature, rows)
     return logprobs_N, entropy_N
@@ -78,7 +84,9 @@ class _LinearLogprob(torch.autograd.Function):
             part = slice(start, start + ctx.chunk)
             logprobs_CV = _chunk_logprobs(hidden_NH[part], weight_VH, ctx.temperature)
             weights_C1 = logprob_grad_N[part, None]
-            slopes_CV = logprobs_CV.add(entropy_N[part, None]).mul_(entropy_grad_N[part, None]).add_(weights_C1)
+            slopes_CV = (
+                logprobs_CV.add(entropy_N[part, None]).mul_(entropy_grad_N[part, None]).add_(weights_C1)
+            )
             logit_grad_CV = slopes_CV.mul_(logprobs_CV.exp()).neg_()
             logit_grad_CV.scatter_add_(1, targets_N[part, None], weights_C1.to(logit_grad_CV.dtype))
             logit_grad_CV.div_(ctx.temperature)

@@ -16,7 +16,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,10 @@ from rlpost.config import LearnerConfig
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner.packing import MicroBatch
 from rlpost.learner.policy import TRAINED, ActorCritic
+from rlpost.learner.rendezvous import Rendezvous
 
 TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
 SHARDED_FROM = 1  # from this ZeRO stage on, each rank's optimizer holds a part of every group
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """Where the ranks meet."""
-
-    host: str
-    port: int
-    rank: int
-    world: int
 
 
 class GroupedAdamW(torch.optim.AdamW):
@@ -55,10 +45,12 @@ class GroupedAdamW(torch.optim.AdamW):
     sharded: bool
     norms: dict[str, float]
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         groups = self.param_groups
         try:
-            self.param_groups = [g for g in groups if g["lr"] > 0.0 and any(p.grad is not None for p in g["params"])]
+            self.param_groups = [
+                g for g in groups if g["lr"] > 0.0 and any(p.grad is not None for p in g["params"])
+            ]
             for group in self.param_groups:
                 self._clip(group)
             super().step()
@@ -96,7 +88,9 @@ class DeepSpeedBackend:
         found: dict[str, Any] = self.engine(batch.to(self.device), passes, temperature)
         return found
 
-    def step(self, losses: Iterable[Tensor], count: int, rates: dict[str, float], where: str) -> dict[str, float]:
+    def step(
+        self, losses: Iterable[Tensor], count: int, rates: dict[str, float], where: str
+    ) -> dict[str, float]:
         """One optimizer step over `count` micro-batches, whose losses are computed as they are drawn.
 
         `rates` are learning rates by group; 0 leaves a group as it is. Returns gradient norms before clipping by
@@ -111,7 +105,9 @@ class DeepSpeedBackend:
         try:
             self.engine.step()
         except LearnerError as error:
-            raise LearnerError(f"{where}: {error}; lower the learning rate or look at the batch's rewards") from None
+            raise LearnerError(
+                f"{where}: {error}; lower the learning rate or look at the batch's rewards"
+            ) from None
         return dict(self.optimizer.norms)
 
     def reset_optimizer(self) -> None:
@@ -152,7 +148,9 @@ class DeepSpeedBackend:
         """Take up exactly what `save` wrote, under the same number of ranks and ZeRO stage."""
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         if path is None:
-            raise CheckpointError(f"{folder} holds no learner state; give a checkpoint that a run of rlpost wrote")
+            raise CheckpointError(
+                f"{folder} holds no learner state; give a checkpoint that a run of rlpost wrote"
+            )
 
     def close(self) -> None:
         if dist.is_initialized():

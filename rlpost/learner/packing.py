@@ -57,7 +57,9 @@ def check_rows(rows: Sequence[Row], budget: int) -> None:
         if len(row.token_ids) != len(row.mask):
             raise LearnerError(f"row {i}: {len(row.token_ids)} tokens but a mask of {len(row.mask)}")
         if not row.counted:
-            raise LearnerError(f"row {i}: no token of its {len(row.mask)} is to be learnt; leave such rows out")
+            raise LearnerError(
+                f"row {i}: no token of its {len(row.mask)} is to be learnt; leave such rows out"
+            )
         if row.mask[0]:
             raise LearnerError(f"row {i}: its first token is marked as sampled, but nothing stands before it")
         if len(row.token_ids) > budget:

@@ -20,7 +20,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.adapters import Adapter
 from rlpost.config import AdapterKind, Dtype, LoraConfig
@@ -30,12 +30,16 @@ from rlpost.learner.packing import MicroBatch
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 TRAINED = (POLICY, CRITIC)
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configs; the head is linear here
+LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+)  # of configs; the head is linear here
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 
 
-def peft_config(lora: LoraConfig, base_name: str) -> PeftLoraConfig:
-    """PEFT's description of `lora`; `base_name` is what adapter_config.json calls the base model."""
+def peft_config(lora: LoraConfig) -> PeftLoraConfig:
+    """PEFT's description of `lora`."""
     modules = lora.target_modules
     return PeftLoraConfig(
         r=lora.rank,
@@ -43,16 +47,19 @@ def peft_config(lora: LoraConfig, base_name: str) -> PeftLoraConfig:
         use_rslora=lora.kind is AdapterKind.rslora,
         use_dora=lora.kind is AdapterKind.dora,
         target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
-        base_model_name_or_path=base_name,
         task_type="CAUSAL_LM",
     )
 
 
-def load_base(folder: Path, dtype: Dtype) -> nn.Module:
+def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
     """The causal language model in `folder`, frozen. Raises ModelError if it is not there or not usable here."""
     if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {folder} has no config.json on this node; every learner node needs the model")
-    base: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=TORCH_DTYPES[dtype], local_files_only=True)
+        raise ModelError(
+            f"model folder {folder} has no config.json on this node; every learner node needs the model"
+        )
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=TORCH_DTYPES[dtype], local_files_only=True
+    )
     changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
     if changed or base.get_output_embeddings().bias is not None:
         raise ModelError(
@@ -76,7 +83,9 @@ class Head(nn.Module):
 class ActorCritic(nn.Module):
     """The learner's whole model. `forward` runs the passes asked for over one micro-batch."""
 
-    def __init__(self, base: nn.Module, config: PeftLoraConfig, seed: int, with_reference: bool) -> None:
+    def __init__(
+        self, base: PreTrainedModel, config: PeftLoraConfig, seed: int, with_reference: bool
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # A's random start is the same on every rank
@@ -170,7 +179,9 @@ class ActorCritic(nn.Module):
     def adapter_tensors(self, adapter: str) -> dict[str, Tensor]:
         """The adapter's tensors under PEFT's names, as CPU copies."""
         tensors = get_peft_model_state_dict(self.peft, adapter_name=adapter, save_embedding_layers=False)
-        return {name: t.detach().to("cpu", torch.float32, copy=True).contiguous() for name, t in tensors.items()}
+        return {
+            name: t.detach().to("cpu", torch.float32, copy=True).contiguous() for name, t in tensors.items()
+        }
 
     def load_adapter(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Write PEFT-named tensors into an adapter. Raises AdapterError unless names and shapes match exactly."""
@@ -192,12 +203,24 @@ def adapter_of(parameter_name: str) -> str | None:
     return next(name for name in (POLICY, CRITIC, REFERENCE) if name in parts)
 
 
+def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
+    """Raises AdapterError unless a start adapter has the scaling and kind that `lora` asks for."""
+    wanted = peft_config(lora).to_dict()
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        if config[key] != wanted[key]:
+            raise AdapterError(
+                f"the start adapter has {key}={config[key]}, the settings lora.* say {wanted[key]}; "
+                "give the lora.rank, lora.alpha and lora.kind it was trained with"
+            )
+
+
 def build(
-    folder: Path, dtype: Dtype, lora: LoraConfig, base_name: str, seed: int, with_reference: bool, start: Adapter | None
+    folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, with_reference: bool, start: Adapter | None
 ) -> ActorCritic:
     """Base and adapters; the policy (and the reference) begin at `start` when given, else at the bare base."""
-    model = ActorCritic(load_base(folder, dtype), peft_config(lora, base_name), seed, with_reference)
+    model = ActorCritic(load_base(folder, dtype), peft_config(lora), seed, with_reference)
     if start is not None:
+        check_start(start.config, lora)
         model.load_adapter(POLICY, start.tensors)
         if with_reference:
             model.freeze_reference()

@@ -150,7 +150,9 @@ def _ragged_gae(
     """GAE of flat tensors: an episode a row, its sampled tokens only."""
     counts_B = torch.tensor([row.counted for row in batch.rows])
     mask_BS = torch.arange(int(counts_B.max()))[None, :] < counts_B[:, None]
-    rewards_BS, values_BS = (torch.zeros(mask_BS.shape).masked_scatter(mask_BS, x) for x in (rewards_N, values_N))
+    rewards_BS, values_BS = (
+        torch.zeros(mask_BS.shape).masked_scatter(mask_BS, x) for x in (rewards_N, values_N)
+    )
     advantages_BS, returns_BS = gae(rewards_BS, values_BS, mask_BS, gamma, lam)
     return advantages_BS[mask_BS], returns_BS[mask_BS]
 
@@ -169,7 +171,9 @@ def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config
                 continue  # fewer episodes than minibatches; all ranks agree
             step = iteration * per_update + epoch * algo.minibatches + k
             rates = {
-                POLICY: warmed_up(algo.learning_rate, step - algo.critic_warmup * per_update, algo.warmup_steps),
+                POLICY: warmed_up(
+                    algo.learning_rate, step - algo.critic_warmup * per_update, algo.warmup_steps
+                ),
                 CRITIC: warmed_up(algo.critic_learning_rate, step, algo.warmup_steps),
             }
             loss = _ppo_loss(credit, cfg, batch.counted(indices))
@@ -194,7 +198,9 @@ def _ppo_loss(credit: Credit, cfg: Config, tokens: int) -> LossFunction:
 
     def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
         old_values_N, returns_N = credit.old_values_N[slots_N], credit.returns_N[slots_N]
-        loss, metrics = losses.value_loss(found[CRITIC].cpu(), old_values_N, returns_N, algo.value_clip, tokens)
+        loss, metrics = losses.value_loss(
+            found[CRITIC].cpu(), old_values_N, returns_N, algo.value_clip, tokens
+        )
         total = algo.value_coef * loss
         if POLICY not in found:
             return total, metrics

@@ -48,7 +48,8 @@ def test_forward_and_backward(
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     torch.testing.assert_close(found[0].double(), expected[0], **tolerance)
     torch.testing.assert_close(found[1].double(), expected[1], **tolerance)
-    assert hidden.grad is not None and witness.grad is not None
+    assert hidden.grad is not None
+    assert witness.grad is not None
     torch.testing.assert_close(hidden.grad.double(), witness.grad, **tolerance)
 
 
@@ -81,7 +82,8 @@ def test_no_positions_still_carry_a_zero_gradient() -> None:
     hidden = torch.zeros(0, 4, requires_grad=True)
     logprobs, _ = linear_logprob(hidden, torch.ones(9, 4), torch.zeros(0, dtype=torch.long))
     logprobs.sum().backward()
-    assert hidden.grad is not None and hidden.grad.shape == (0, 4)
+    assert hidden.grad is not None
+    assert hidden.grad.shape == (0, 4)
 
 
 def test_the_head_gets_no_gradient() -> None:

@@ -1,0 +1,117 @@
+"""The learner as the loops see it: N ranks behind one object.
+
+    LearnerGroup.ppo_update ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
+                       waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
+
+After an error the ranks may be out of step, so the group refuses further calls but `close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from rlpost import cluster
+from rlpost.adapters import Adapter
+from rlpost.config import Config
+from rlpost.errors import ClusterError, LearnerError, RlpostError
+from rlpost.learner.rendezvous import Rendezvous
+from rlpost.learner.worker import LearnerWorker
+from rlpost.types import Canary, Example, Trajectory
+
+
+class LearnerGroup:
+    """Starts `cfg.learner.workers` ranks in the running Ray cluster. Raises LearnerError if they do not start."""
+
+    def __init__(self, cfg: Config, model_folder: Path, canary_ids: Sequence[int]) -> None:
+        self.cfg = cfg
+        self.broken: str | None = None
+        actor = ray.remote(**_actor_options(cfg))(LearnerWorker)
+        self.workers = [actor.remote() for _ in range(cfg.learner.workers)]
+        try:
+            addresses = self._answers(
+                [w.address.remote() for w in self.workers], "take its place", cfg.ray.timeout_s
+            )
+            self.pids = [pid for _, _, pid in addresses]
+            host, port, _ = addresses[0]
+            places = [Rendezvous(host, port, rank, len(self.workers)) for rank in range(len(self.workers))]
+            args = (cfg, str(model_folder), tuple(canary_ids))
+            starts = [w.start.remote(*args, place) for w, place in zip(self.workers, places, strict=True)]
+            self._answers(starts, "start", cfg.learner.timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def sft_step(self, examples: Sequence[Example], step: int) -> dict[str, float]:
+        """One supervised step; `step` counts from 0."""
+        return self._call("sft_step", list(examples), step)
+
+    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+        """One PPO update; `iteration` counts from 0. See rlpost.learner.update."""
+        return self._call("ppo_update", list(trajectories), iteration)
+
+    def set_reference(self) -> None:
+        """Freeze the current policy as the KL reference, and start the optimizer afresh."""
+        self._call("set_reference")
+
+    def export(self, version: int) -> tuple[Adapter, Canary]:
+        """The current policy adapter as `version`, with the canary's log-probs under it."""
+        return self._call("export", version)
+
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Per trajectory, the policy's log-probs of its sampled tokens at the rollouts' temperature."""
+        return self._call("logprobs", list(trajectories))
+
+    def save(self, folder: Path) -> None:
+        """Write the learner's whole state into `folder`, which every rank must be able to reach."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._call("save", folder)
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote."""
+        self._call("load", folder)
+
+    def close(self) -> None:
+        """End every rank's process; may be called twice."""
+        for worker in self.workers:
+            ray.kill(worker)
+        self.workers = []
+
+    def _call(self, method: str, *args: Any) -> Any:
+        if self.broken is not None or not self.workers:
+            raise LearnerError(f"the learner takes no calls any more: {self.broken or 'it was closed'}")
+        shared = [ray.put(arg) for arg in args]  # once, whatever the number of ranks
+        refs = [worker.call.remote(method, *shared) for worker in self.workers]
+        return self._answers(refs, method, self.cfg.learner.timeout_s)[0]
+
+    def _answers(self, refs: list[Any], what: str, timeout_s: float) -> list[Any]:
+        """All ranks' answers in order; the first error, death or missed deadline raises and breaks the group."""
+        who = [f"learner rank {rank} (asked to {what})" for rank in range(len(refs))]
+        try:
+            return cluster.get_all(refs, timeout_s, who)
+        except RayTaskError as error:
+            self.broken = f"a rank failed when asked to {what}: {type(error.cause).__name__}: {error.cause}"
+            raise LearnerError(f"{self.broken}\n{error.traceback_str}") from None
+        except RlpostError as error:
+            self.broken = str(error)
+            if isinstance(error, ClusterError):
+                raise LearnerError(str(error)) from error
+            raise
+
+
+def _actor_options(cfg: Config) -> dict[str, Any]:
+    """OpenMP threads sleep while they wait: spinning ones starve the engines on the same cores (10x, measured)."""
+    threads = str(cfg.learner.threads)
+    env = {
+        "OMP_NUM_THREADS": threads,
+        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": "cuda" if cfg.learner.gpus > 0 else "cpu",
+    }
+    resources = {"num_cpus": cfg.learner.cpus, "num_gpus": cfg.learner.gpus}
+    return resources | {"max_restarts": 0, "runtime_env": {"env_vars": env}}

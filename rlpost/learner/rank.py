@@ -1,0 +1,101 @@
+"""One learner rank as a plain class; rlpost.learner.worker runs it in an actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlpost.adapters import Adapter
+from rlpost.config import Config, KlPlace, Reference, Task
+from rlpost.errors import CheckpointError, LearnerError
+from rlpost.learner import policy, update
+from rlpost.learner.deepspeed_backend import DeepSpeedBackend
+from rlpost.learner.packing import Row
+from rlpost.learner.rendezvous import Rendezvous
+from rlpost.types import Canary, Example, Trajectory
+
+REFERENCE_FILE = "reference.safetensors"
+
+
+class Learner:
+    """Everything one rank does. All ranks must make the same calls in the same order, with the same arguments."""
+
+    def __init__(self, cfg: Config, model_folder: Path, canary_ids: Sequence[int], place: Rendezvous) -> None:
+        torch.set_num_threads(cfg.learner.threads)
+        if len(canary_ids) < 2:
+            raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
+        self.cfg, self.place, self.canary_ids = cfg, place, tuple(canary_ids)
+        start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
+        self.model = policy.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, _keeps_reference(cfg), start)
+        self.backend = DeepSpeedBackend(self.model, cfg.learner, place)
+
+    def sft_step(self, examples: Sequence[Example], step: int) -> update.Metrics:
+        return update.sft_step(self.backend, examples, self.cfg, step)
+
+    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> update.Metrics:
+        return update.ppo_update(self.backend, trajectories, self.cfg, iteration)
+
+    def set_reference(self) -> None:
+        """End of the warm start: the policy as it is becomes the reference, and the optimizer starts afresh."""
+        self.backend.reset_optimizer()
+        if self.model.has_reference:
+            with (
+                self.backend.whole(self._of(policy.POLICY)),
+                self.backend.whole(self._of(policy.REFERENCE), True),
+            ):
+                self.model.freeze_reference()
+
+    def export(self, version: int) -> tuple[Adapter, Canary]:
+        """The policy as an Adapter, and its log-probs of the canary at temperature 1."""
+        with self.backend.whole(self._of(policy.POLICY)):
+            tensors = self.model.adapter_tensors(policy.POLICY)
+        row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
+        logprobs_N = self._scores([row], temperature=1.0)
+        config = self.model.peft.peft_config[policy.POLICY].to_dict() | {
+            "base_model_name_or_path": self.cfg.model
+        }
+        return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
+
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """The policy's log-probs of each trajectory's sampled tokens, at the rollouts' temperature."""
+        rows = [Row(t.token_ids, t.loss_mask) for t in trajectories]
+        logprobs_N = self._scores(rows, self.cfg.rollout.temperature)
+        return [part.tolist() for part in logprobs_N.split([row.counted for row in rows])]
+
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs into an existing folder; the caller makes it final by renaming it."""
+        self.backend.save(folder)
+        if self.model.has_reference:
+            with self.backend.whole(self._of(policy.REFERENCE)):
+                tensors = self.model.adapter_tensors(policy.REFERENCE)
+            if self.place.rank == 0:
+                save_file(tensors, folder / REFERENCE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take up the state that `save` wrote, exactly."""
+        self.backend.load(folder)
+        if self.model.has_reference:
+            if not (folder / REFERENCE_FILE).is_file():
+                raise CheckpointError(f"{folder} has no {REFERENCE_FILE}; it is incomplete or of another run")
+            with self.backend.whole(self._of(policy.REFERENCE), modify=True):
+                self.model.load_adapter(policy.REFERENCE, load_file(folder / REFERENCE_FILE))
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def _scores(self, rows: list[Row], temperature: float) -> torch.Tensor:
+        budget = self.cfg.learner.micro_batch_tokens
+        batch = update.Batch.of(rows, budget)
+        return update.score(self.backend, batch, (policy.POLICY,), budget, temperature)[policy.POLICY]
+
+    def _of(self, adapter: str) -> list[torch.nn.Parameter]:
+        return self.model.parameters_of(adapter)
+
+
+def _keeps_reference(cfg: Config) -> bool:
+    """Whether a frozen copy of the start adapter is needed; the bare base needs no adapter of its own."""
+    algo = cfg.algo
+    return cfg.task is Task.ppo and algo.kl is not KlPlace.none and algo.reference is Reference.start

@@ -1,0 +1,175 @@
+"""The learner for real: Ray actors, DeepSpeed, ZeRO 0 to 3, one and two ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+
+from rlpost.adapters import Adapter
+from rlpost.config import Config, Dtype, KlPlace
+from rlpost.errors import LearnerError
+from rlpost.learner.group import LearnerGroup
+from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
+
+pytestmark = pytest.mark.integration
+
+CANARY = tuple(range(1, 12))
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def start(small_model: Path) -> Iterator[Callable[[Config], LearnerGroup]]:
+    groups: list[LearnerGroup] = []
+
+    def started(cfg: Config) -> LearnerGroup:
+        groups.append(LearnerGroup(cfg, small_model, CANARY))
+        return groups[-1]
+
+    yield started
+    for group in groups:
+        group.close()
+
+
+def _config(workers: int, zero_stage: int) -> Config:
+    cfg = small_config()
+    cfg.learner.workers, cfg.learner.zero_stage, cfg.learner.cpus = workers, zero_stage, 0.5
+    return cfg
+
+
+def _short_run(group: LearnerGroup) -> tuple[list[dict[str, float]], Adapter]:
+    episodes = random_episodes(11)
+    found = [group.sft_step(examples_of(episodes[:7]), step) for step in range(2)]
+    group.set_reference()
+    found += [group.ppo_update(episodes, iteration) for iteration in range(2)]
+    return found, group.export(1)[0]
+
+
+def _without_seconds(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("seconds")}
+
+
+@pytest.fixture(scope="module")
+def one_rank(small_model: Path) -> tuple[list[dict[str, float]], Adapter]:
+    """What one rank without ZeRO and without accumulation makes of the same data."""
+    cfg = _config(workers=1, zero_stage=0)
+    cfg.learner.micro_batch_tokens = 1000
+    group = LearnerGroup(cfg, small_model, CANARY)
+    try:
+        return _short_run(group)
+    finally:
+        group.close()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_ranks_equal_one(
+    start: Callable[[Config], LearnerGroup],
+    one_rank: tuple[list[dict[str, float]], Adapter],
+    zero_stage: int,
+    tmp_path: Path,
+) -> None:
+    """Metrics and adapter after two SFT steps and eight PPO steps, with uneven micro-batches; and the state
+    saved, taken up by the same ranks after more steps, gives the very same numbers again."""
+    group = start(_config(workers=2, zero_stage=zero_stage))
+    metrics, adapter = _short_run(group)
+    for found, expected in zip(metrics, one_rank[0], strict=True):
+        assert _without_seconds(found) == pytest.approx(_without_seconds(expected), rel=2e-3, abs=2e-5)
+    assert set(adapter.tensors) == set(one_rank[1].tensors)
+    for name, tensor in adapter.tensors.items():
+        torch.testing.assert_close(tensor, one_rank[1].tensors[name], rtol=2e-3, atol=2e-5)
+    _check_resume(group, tmp_path)
+
+
+def _check_resume(group: LearnerGroup, folder: Path) -> None:
+    group.save(folder)
+    episodes = random_episodes(9, seed=5)
+    first = _without_seconds(group.ppo_update(episodes, 2))
+    fingerprint = group.export(2)[0].fingerprint
+    group.set_reference()  # spoils reference and optimizer, which `load` must mend
+    group.load(folder)
+    assert _without_seconds(group.ppo_update(episodes, 2)) == first
+    assert group.export(2)[0].fingerprint == fingerprint
+
+
+def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup], tmp_path: Path) -> None:
+    cfg = _config(workers=1, zero_stage=0)
+    group = start(cfg)
+    _short_run(group)
+    group.save(tmp_path)
+    episodes = random_episodes(9, seed=5)
+    expected = _without_seconds(group.ppo_update(episodes, 2))
+    adapter, canary = group.export(2)
+    group.close()
+    fresh = start(cfg)
+    fresh.load(tmp_path)
+    assert _without_seconds(fresh.ppo_update(episodes, 2)) == expected
+    again, canary_again = fresh.export(2)
+    assert (again.fingerprint, canary_again) == (adapter.fingerprint, canary)
+
+
+def test_bfloat16_base_follows_float32(
+    start: Callable[[Config], LearnerGroup], one_rank: tuple[list[dict[str, float]], Adapter]
+) -> None:
+    cfg = _config(workers=1, zero_stage=2)
+    cfg.dtype = Dtype.bfloat16
+    metrics, adapter = _short_run(start(cfg))
+    assert {t.dtype for t in adapter.tensors.values()} == {torch.float32}
+    assert metrics[0]["loss"] == pytest.approx(one_rank[0][0]["loss"], rel=0.02)
+    assert metrics[-1]["entropy"] == pytest.approx(one_rank[0][-1]["entropy"], rel=0.05)
+
+
+def test_a_bad_step_stops_all_ranks_and_names_the_step(start: Callable[[Config], LearnerGroup]) -> None:
+    """Infinite weights from an absurd learning rate; then the group takes no further calls."""
+    cfg = _config(workers=2, zero_stage=0)
+    cfg.sft.learning_rate = 1e38
+    group = start(cfg)
+    with pytest.raises(LearnerError, match=r"SFT step \d"):
+        for step in range(5):
+            group.sft_step(examples_of(random_episodes(6)), step)
+    with pytest.raises(LearnerError, match="no calls any more"):
+        group.export(1)
+
+
+def test_a_dead_rank_is_named_and_close_leaves_no_process(start: Callable[[Config], LearnerGroup]) -> None:
+    cfg = _config(workers=2, zero_stage=0)
+    cfg.algo.kl = KlPlace.none
+    group = start(cfg)
+    os.kill(group.pids[1], signal.SIGKILL)
+    with pytest.raises(LearnerError, match="learner rank"):
+        group.ppo_update(random_episodes(6), 0)
+    pids = list(group.pids)
+    group.close()
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_silent_rank_misses_its_deadline(start: Callable[[Config], LearnerGroup]) -> None:
+    group = start(_config(workers=1, zero_stage=0))
+    group.cfg = replace(group.cfg, learner=replace(group.cfg.learner, timeout_s=2.0))
+    os.kill(group.pids[0], signal.SIGSTOP)
+    try:
+        with pytest.raises(LearnerError, match=r"2 s.*learner rank 0"):
+            group.export(1)
+    finally:
+        os.kill(group.pids[0], signal.SIGCONT)
