@@ -54,7 +54,8 @@ def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.set_ylim(0.0, min(1.0, max(0.1, 1.15 * max(max(line.ys) for line in series))))
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8)
         return _svg(figure, name, f"{title}. " + " ".join(_said(line, percent) for line in series))
@@ -103,7 +104,7 @@ def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]
         axes.margins(x=0.12)
         axes.grid(visible=False, axis="y")
         axes.set_title(title, fontsize=10, loc="left")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         said = "; ".join(
             f"{s}: " + ", ".join(f"{k} {v:.1%}" for k, v in g.items()) for s, g in groups.items()
         )

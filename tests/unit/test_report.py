@@ -1,0 +1,240 @@
+"""The report: one page, whole, honest, and inert whatever a model wrote."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlpost import figures
+from rlpost.errors import OutputError
+from rlpost.metrics import evaluation
+from rlpost.report import write_report
+from rlpost.rundir import RunDir, evaluation_name
+from rlpost.types import Ending, Finish, Trajectory
+from tests.unit.episodes import episode, turn
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>]]>{{ 7*7 }} $\\frac{1}$ &amp; \ud83d"
+CONFIG = "name: demo\ntrain_variant: faces_10\nmodel: <b>tiny</b>\n"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; fails on tags that do not close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def deals(solved: set[int], variant: str, n: int = 40, answer: str = "formula: 1+2") -> list[Trajectory]:
+    return [
+        episode(
+            turn("SYNTAX", -2.0, tokens=6, finish=Finish.LENGTH, observation=f"cards of {i}", answer=answer),
+            turn(
+                "CORRECT" if i in solved else "WRONG_VALUE",
+                5.0 if i in solved else -1.0,
+                observation="once more",
+            ),
+            success=i in solved,
+            ending=Ending.TERMINATED if i in solved else Ending.TRUNCATED,
+            index=i,
+            variant=variant,
+        )
+        for i in range(n)
+    ]
+
+
+STAGES = {
+    ("before", "faces_10"): deals(set(range(4)), "faces_10", answer=HOSTILE),
+    ("after", "faces_10"): deals(set(range(2, 30)), "faces_10"),
+    ("before", "faces_11_12_13"): deals({1, 2}, "faces_11_12_13"),
+    ("after", "faces_11_12_13"): deals({1, 2, 3}, "faces_11_12_13"),
+}
+
+
+def metrics_line(i: int) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "iteration": i,
+        "success": 0.1 + i / 40,
+        "reward": -1 + i / 10,
+        "kl_reference": i / 1000,
+    }
+    line |= {"logprob_gap": 0.01 / i, "answer_tokens": 40.0 + math.sin(i), "cut_share": 0.02}
+    if i > 2:
+        line |= {"entropy": 1.5 - i / 40, "approx_kl": 0.002, "explained_variance": 1 - 1 / i}
+    return line | {"seconds/rollout": 5.0, "seconds/update": 3.0, "seconds/other": 0.5, "seconds/total": 8.5}
+
+
+def start(folder: Path) -> RunDir:
+    run_dir = RunDir.create(folder / "demo" / "20250101-000000-0", "demo", 0, CONFIG)
+    run_dir.write_versions()
+    return run_dir
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> RunDir:
+    return start(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    started = start(tmp_path_factory.mktemp("finished"))
+    started.append_metrics({"loss": 2.0, "seconds/sft": 10.0, "seconds/total": 10.0})
+    for i in range(1, 21):
+        started.append_metrics(metrics_line(i))
+    stages: dict[str, Any] = {}
+    for (stage, variant), episodes in STAGES.items():
+        started.write_trajectories(evaluation_name(stage, variant, "sampled"), episodes)
+        result = evaluation(episodes)
+        stages.setdefault(stage, {})[variant] = {**result, "sampled": result}
+    started.write_summary(
+        {
+            "eval": stages,
+            "variants": {
+                "faces_10": {"held_out": False, "summary": "J, Q and K count as 10"},
+                "faces_11_12_13": {"held_out": True, "summary": "J, Q, K count as 11, 12, 13"},
+            },
+            "train_variant": "faces_10",
+            "iterations": 20,
+            "seconds": 180.0,
+            "swap_seconds_median": 0.031,
+            "logprob_gap_mean": 0.0123,
+        }
+    )
+    return started
+
+
+@pytest.fixture(scope="module")
+def page(finished: RunDir) -> Page:
+    return page_of(finished)
+
+
+def page_of(run_dir: RunDir) -> Page:
+    assert write_report(run_dir) == run_dir.report
+    return Page(run_dir.report.read_text(encoding="utf-8"))
+
+
+def test_the_page_answers_first(page: Page) -> None:
+    said = page.text.index(
+        "Trained rule faces_10, sampled: success rose, from 10.0% [4.0, 23.1] to 70.0% [54.6, 81.9];"
+        " the intervals do not overlap."
+    )
+    assert "Held out rule faces_11_12_13, sampled: success did not clearly change" in page.text
+    assert said < page.text.index("Where the time went")
+    assert "did not finish" not in page.text
+    assert "adapter swap, median: 0.031 s" in page.text
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing(finished: RunDir, page: Page) -> None:
+    loading = {"script", "link", "iframe", "img", "object", "embed", "base", "form", "image"}
+    assert not loading & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "xlink:href", "src"):
+            assert attributes.get(name, "#").startswith("#")
+    html = finished.report.read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_what_a_model_wrote_stays_text(page: Page) -> None:
+    assert (
+        "<script>alert('x')</script><img src=x onerror=alert(1)>]]>{{ 7*7 }} $\\frac{1}$ &amp; " in page.text
+    )
+    assert "model: <b>tiny</b>" in page.text
+    assert not page.all("b")
+
+
+def test_figures_are_named_and_do_not_share_ids(page: Page) -> None:
+    pictures = page.all("svg")
+    assert len(pictures) == 8 + 1 + 1 + 2  # curves, supervised loss, time, outcomes of two variants
+    assert all(picture["role"] == "img" and len(picture["aria-label"] or "") > 30 for picture in pictures)
+    labels = " ".join(picture["aria-label"] or "" for picture in pictures)
+    assert "success: from 12.5% at 1 to 60.0% at 20, lowest 12.5%, highest 60.0%." in labels
+    assert "rollout 100.0 s, update 60.0 s, sft 10.0 s, other 10.0 s." in labels
+    assert "before: CORRECT 5.0%, SYNTAX 50.0%, WRONG_VALUE 45.0%" in labels
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = [a[n] for _, a in page.tags for n in ("href", "xlink:href") if n in a]
+    assert used
+    assert {reference.removeprefix("#") for reference in used if reference} <= set(ids)
+
+
+def test_the_same_deals_stand_side_by_side(page: Page) -> None:
+    assert "deal 4: newly solved" in page.text
+    assert "deal 0: lost" in page.text
+    assert "deal 30: not solved" in page.text
+
+
+def test_writing_twice_gives_the_same_bytes(finished: RunDir, page: Page) -> None:
+    first = finished.report.read_bytes()
+    assert write_report(finished).read_bytes() == first
+
+
+def test_a_run_stopped_before_anything(started: RunDir) -> None:
+    page = page_of(started)
+    assert "did not finish" in page.text
+    assert "0 iterations are on record" in page.text
+    assert "No evaluation is on record." in page.text
+    assert not page.all("svg")
+
+
+def test_a_run_stopped_half_way_shows_what_there_is(started: RunDir) -> None:
+    started.append_metrics({**metrics_line(1), "reward": math.nan})
+    started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), STAGES["before", "faces_10"])
+    page = page_of(started)
+    assert "1 iteration is on record" in page.text
+    assert (
+        "Trained rule faces_10, greedy: success 10.0% [4.0, 23.1] (before); there is nothing to compare it with."
+        in page.text
+    )
+    assert "Reward per episode" not in page.text  # its only value was not finite
+    assert "deal 0: solved" in page.text
+
+
+def test_a_broken_record_is_refused(started: RunDir) -> None:
+    started.summary.write_text('{"eval"')
+    with pytest.raises(OutputError, match=r"summary\.json"):
+        write_report(started)
+
+
+def test_trailing_mean_by_hand() -> None:
+    assert figures.trailing_mean([1, 2, 3, 4, 5, 11]) == [1, 1.5, 2, 2.5, 3, 5]
+
+
+def test_names_with_markup_stay_text_in_figures() -> None:
+    svg = figures.paired_bars(
+        "x", "A < B & $C$", {"before": {"<script>": 0.5, "$x": 0.25}, "after": {"$x": 1.0}}
+    )
+    page = Page(svg)
+    assert not page.all("script")
+    assert "$x" in page.text
+    assert "A < B & $C$. before: <script> 50.0%, $x 25.0%; after: $x 100.0%." in (
+        page.all("svg")[0]["aria-label"] or ""
+    )
