@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -85,7 +86,8 @@ def _joined(config: RayConfig) -> Iterator[None]:
     if config.address != "auto":
         _require_listener(str(config.address), config.timeout_s)
     _init(
-        f"the Ray cluster at ray.address={config.address} cannot be joined",
+        f"The Ray cluster at ray.address={config.address} cannot be joined (if it asks for a token, set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token)",
         address=config.address,
         runtime_env={"py_modules": [str(_package_folder(name)) for name in ("rlpost", "envs")]},
     )
@@ -97,6 +99,7 @@ def _joined(config: RayConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private(config: RayConfig, keep_logs: Path | None) -> Iterator[None]:
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     os.environ.update(
         RAY_worker_register_timeout_seconds=str(int(config.timeout_s)),
         RAY_worker_niceness="0",  # Ray's default of 15 starves actors beside anything else on the machine

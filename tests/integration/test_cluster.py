@@ -175,3 +175,56 @@ def test_a_shortage_is_refused_with_figures() -> None:
         with cluster.connect(RayConfig(), cluster.Needs(cpus=1000, gpus=0)):
             pytest.fail("the body must not run")
     assert not ray.is_initialized()
+
+
+HOST = """
+import sys
+import ray
+from rlpost import cluster
+from rlpost.config import RayConfig
+
+with cluster.connect(RayConfig(), cluster.Needs(1, 0)):
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+GUEST = """
+import sys
+from pathlib import Path
+import ray
+from rlpost import cluster
+from rlpost.config import RayConfig
+
+@ray.remote(num_cpus=1)
+def shipped_packages():
+    # What came with the job, as a node without a checkout would find it.
+    folders = [Path(folder) for folder in sys.path if "py_modules" in folder]
+    return sorted(path.parent.name for folder in folders for path in folder.glob("*/__init__.py"))
+
+for _ in range(2):  # leaving once does not end the cluster
+    with cluster.connect(RayConfig(address=sys.argv[1]), cluster.Needs(cpus=1, gpus=0)):
+        print(*cluster.get(shipped_packages.remote(), 120, "a remote worker"))
+"""
+
+
+def test_a_running_cluster_is_joined_with_this_code_and_left_running(tmp_path: Path) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "HOME": str(tmp_path)}
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert host.stdout is not None
+    try:
+        command = [sys.executable, "-c", GUEST, host.stdout.readline().strip()]
+        guest = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=environment, check=False
+        )
+        assert guest.stdout.split() == ["envs", "rlpost"] * 2, guest.stderr
+        assert host.poll() is None
+    finally:
+        host.communicate(timeout=60)  # closes its standard input, upon which it ends
+    assert host.returncode == 0
+    assert not list(tmp_path.glob(".ray*"))
