@@ -114,9 +114,6 @@ def _prune(checkpoints: Path) -> None:
     whole = [path for path in _candidates(checkpoints) if not _is_old(path) and _whole(path) is not None]
     for path in _candidates(checkpoints):
         if path not in whole[:KEPT]:
-            (path / MARK).unlink(
-                missing_ok=True
-            )  # first, so that a half-removed folder is not taken for whole
             shutil.rmtree(path)
 
 

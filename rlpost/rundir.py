@@ -145,17 +145,18 @@ class RunDir:
         lines = self.metrics.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
         return [_object(self.metrics, number, line) for number, line in enumerate(lines, start=1)]
 
-    def truncate_metrics(self, iteration: int) -> None:
-        """Forget what was recorded after `iteration` finished, so that a resumed run's record has no doubles.
+    def truncate_metrics(self, last: int, key: str = "iteration") -> None:
+        """Forget what was recorded after `last`, so that a resumed run's record has no doubles.
 
-        Drops the later lines of metrics.jsonl (those without an `iteration` stay: they come before the first),
-        the later iterations' trajectories and evaluations, and what is only written at the end of a run.
+        Drops the lines of metrics.jsonl whose `key` (iteration; step, for task=sft) is greater; those without it
+        stay: they come before the first. Drops the trajectories and evaluations of iterations after `last`, and
+        what is only written at the end of a run.
         """
-        kept = [m for m in self.read_metrics() if "iteration" not in m or m["iteration"] <= iteration]
+        kept = [m for m in self.read_metrics() if key not in m or m[key] <= last]
         write_atomic(self.metrics, b"".join(records.encode(metrics) for metrics in kept))
         for path in self.trajectories.iterdir():
             found = _OF_ITERATION.fullmatch(path.name)
-            if path.name.startswith("eval-after-") or (found and int(found[1]) > iteration):
+            if path.name.startswith("eval-after-") or (found and int(found[1]) > last):
                 _remove(path)
         _remove(self.summary)
         _remove(self.report)

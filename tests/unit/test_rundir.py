@@ -102,7 +102,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out_and_a_broken_one_refused(run_di
 def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path: Path) -> None:
     def record(path: Path, iterations: int) -> RunDir:
         run = RunDir.create(path, "name", 0, "seed: 0\n")
-        run.append_metrics({"stage": "sft", "loss": 2.0})
+        run.append_metrics({"stage": "sft", "step": 29, "loss": 2.0})
         for i in range(1, iterations + 1):
             run.append_metrics({"iteration": i, "reward": i / 3})
             run.write_trajectories(iteration_name(i), [episode(turn(), index=i)])
@@ -120,6 +120,15 @@ def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path:
         file.write('{"iteration": 14')
     long.truncate_metrics(11)
     assert _contents(long.path) == _contents(short.path)
+
+
+def test_supervised_steps_are_truncated_by_their_own_key(run_dir: RunDir) -> None:
+    for step in range(4):
+        run_dir.append_metrics({"step": step})
+    run_dir.truncate_metrics(2)
+    assert [m["step"] for m in run_dir.read_metrics()] == [0, 1, 2, 3]
+    run_dir.truncate_metrics(2, key="step")
+    assert [m["step"] for m in run_dir.read_metrics()] == [0, 1, 2]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
