@@ -146,6 +146,7 @@ class TinyBaseConfig:
     """The recipe of the bundled base model; see rlpost/assets/tiny/README.md for what made the shipped file."""
 
     minutes: float = 75.0  # of training; the learning-rate schedule follows the clock
+    start: str | None = None  # model folder of an earlier training to go on from, tokenizer included
     vocab_size: int = 512
     hidden_size: int = 256
     layers: int = 6

@@ -50,6 +50,10 @@ class Session:
     started: float
     learner_group: LearnerGroup | None
 
+    def book(self, stage: str) -> None:
+        """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run."""
+        self.run_dir.append_metrics({"stage": stage, **self.clock.lap()})
+
     @property
     def learner(self) -> LearnerGroup:
         assert self.learner_group is not None, "this task was opened without a learner"
@@ -59,7 +63,7 @@ class Session:
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
     """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start."""
-    started, console = time.monotonic(), Console()
+    started, clock, console = time.monotonic(), Clock(), Console()
     model_folder = models.resolve(cfg.model)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
@@ -81,7 +85,7 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
             stack.callback(learner.close)
         pool.wait_ready()
         yield Session(
-            cfg, console, model_folder, chat, run_dir, pool, tracker, progress, Clock(), started, learner
+            cfg, console, model_folder, chat, run_dir, pool, tracker, progress, clock, started, learner
         )
 
 

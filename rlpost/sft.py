@@ -67,6 +67,7 @@ def run(cfg: Config) -> None:
         if cfg.resume is not None:
             first, evaluations = _resume(session)
         else:
+            session.book("start")
             evaluations["before"] = _evaluate(session, "before")
         every = cfg.tracking.checkpoint_every
         for start in range(first, cfg.sft.steps, every):
@@ -83,7 +84,10 @@ def run(cfg: Config) -> None:
 
 
 def _evaluate(session: Session, stage: str) -> dict[str, Any]:
-    return evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    with session.clock.phase("evaluation"):
+        found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    session.book(stage)
+    return found
 
 
 def _resume(session: Session) -> tuple[int, dict[str, Any]]:
@@ -95,4 +99,4 @@ def _resume(session: Session) -> tuple[int, dict[str, Any]]:
 
 def forget_steps(run_dir: RunDir, steps: int) -> None:
     """Drop what was recorded of supervised steps after the checkpoint."""
-    run_dir.truncate_metrics(steps - 1)
+    run_dir.truncate_metrics(steps - 1, key="step")

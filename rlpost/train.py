@@ -5,6 +5,7 @@ collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ def run(cfg: Config) -> None:
         state = _resume(session) if cfg.resume is not None else _begin(session)
         while state.iteration < cfg.algo.iterations:
             _iterate(session, state)
+            if _evaluation_is_due(cfg, state):
+                _evaluate(session, iteration_name(state.iteration - 1))
         state.evaluations["after"] = _evaluate(session, "after")
         session.learner.export(state.version)[0].save(session.run_dir.adapter)
         publish(session, state.evaluations, variants_of(cfg), state.iteration, state.swap_seconds, state.gaps)
@@ -46,15 +49,22 @@ def run(cfg: Config) -> None:
 def _begin(session: Session) -> Progress:
     """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again."""
     state = Progress()
+    session.book("start")
     state.evaluations["base"] = _evaluate(session, "base")
-    session.clock.lap()
     train_steps(session, 0, session.cfg.sft.steps)
     session.learner.set_reference()
-    _swap(session, state)
+    with session.clock.phase("swap"):
+        _swap(session, state)
+    began = time.monotonic()
     state.evaluations["before"] = _evaluate(session, "before")
-    session.clock.lap()
+    session.progress.closing(time.monotonic() - began)
     _checkpoint(session, state)
     return state
+
+
+def _evaluation_is_due(cfg: Config, state: Progress) -> bool:
+    every, done = cfg.eval.every, state.iteration
+    return every > 0 and done % every == 0 and done < cfg.algo.iterations
 
 
 def _iterate(session: Session, state: Progress) -> None:
@@ -72,9 +82,6 @@ def _iterate(session: Session, state: Progress) -> None:
         swap = _swap(session, state)
     state.iteration += 1
     state.gaps.append(learnt["logprob_gap"])
-    if cfg.eval.every and state.iteration % cfg.eval.every == 0 and state.iteration < cfg.algo.iterations:
-        with clock.phase("evaluation"):
-            _evaluate(session, iteration_name(iteration))
     with clock.phase("record"):
         session.run_dir.write_trajectories(iteration_name(iteration), trajectories)
         if state.iteration % cfg.tracking.checkpoint_every == 0 or state.iteration == cfg.algo.iterations:
@@ -126,4 +133,7 @@ def _resume(session: Session) -> Progress:
 
 
 def _evaluate(session: Session, stage: str) -> dict[str, Any]:
-    return evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    with session.clock.phase("evaluation"):
+        found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    session.book(stage)
+    return found

@@ -30,6 +30,7 @@ POOL = 2048  # conversations sorted by length at a time, so that a batch pads li
 TOKENIZER_CONVERSATIONS = 3000
 MAX_POSITIONS = 1024
 TRIM_EVERY = 100  # steps
+ATTENTION = "eager"  # short rows: plain products beat the CPU's fused attention twofold
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def build_model(cfg: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> Llam
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        attn_implementation="eager",  # short rows: plain products beat the CPU's fused attention twofold
+        attn_implementation=ATTENTION,
     )
     return LlamaForCausalLM(config)
 
@@ -147,14 +148,25 @@ def run(cfg: Config) -> None:
     )
     torch.manual_seed(cfg.seed)
     console = Console()
-    console.print("training the tokenizer")
-    texts = corpus.texts(random.Random(cfg.seed), TOKENIZER_CONVERSATIONS)
-    tokenizer = train_tokenizer(texts, cfg.tiny_base.vocab_size)
-    model = build_model(cfg.tiny_base, tokenizer)
+    tokenizer, model = _start(cfg, console)
     optimizer = MasterOptimizer(model, cfg.tiny_base.learning_rate)
     record = _train(cfg.tiny_base, model, tokenizer, optimizer, cfg.seed, folder, console)
     save(model, tokenizer, folder, record)
     console.print(f"model written to {folder}")
+
+
+def _start(cfg: Config, console: Console) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """Tokenizer and model, made anew or taken from an earlier training."""
+    if cfg.tiny_base.start is not None:
+        folder = Path(cfg.tiny_base.start)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer, LlamaForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=ATTENTION
+        )
+    console.print("training the tokenizer")
+    texts = corpus.texts(random.Random(cfg.seed), TOKENIZER_CONVERSATIONS)
+    tokenizer = train_tokenizer(texts, cfg.tiny_base.vocab_size)
+    return tokenizer, build_model(cfg.tiny_base, tokenizer)
 
 
 def _train(

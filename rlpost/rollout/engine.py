@@ -34,7 +34,9 @@ class SwapReport:
     modules_bound: int  # target modules whose weight was rewritten
     modules_expected: int
     canary_gap: float  # mean |log-prob difference| to the learner on the canary
-    rounding_loss: float  # ||round(W0 + D) - (W0 + D)|| / ||D||, share of the update lost to the engine's dtype
+    rounding_loss: (
+        float  # ||round(W0 + D) - (W0 + D)|| / ||D||, share of the update lost to the engine's dtype
+    )
     seconds: float
 
 

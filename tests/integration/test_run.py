@@ -1,0 +1,229 @@
+"""The main job as a user runs it: one whole run, and one that loses a worker, is stopped with Ctrl-C and goes on.
+
+Both play the same seeds, so the second must end with the adapter of the first, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from rlpost import models
+from rlpost.adapters import Adapter
+from rlpost.rundir import read_trajectories
+from rlpost.types import Trajectory
+
+pytestmark = pytest.mark.integration
+
+ITERATIONS = 8
+SETTINGS = (
+    "experiment=generalpoints_ppo",
+    f"algo.iterations={ITERATIONS}",
+    "algo.critic_warmup=1",
+    "algo.learning_rate=1e-3",
+    "algo.kl_coef=0",
+    "sft.steps=2",
+    "sft.batch_size=16",
+    "rollout.workers=1",
+    "rollout.episodes=64",
+    "env_args.verify_iter=2",
+    "eval.episodes=24",
+    "eval.greedy=false",
+    "tracking.checkpoint_every=2",
+    "tracking.wandb=disabled",
+)
+START_DEADLINE_S = 240
+RUN_DEADLINE_S = 480
+
+
+@dataclass
+class Finished:
+    folder: Path
+    output: str
+
+    def lines(self) -> list[dict[str, Any]]:
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if line["stage"] == "ppo"]
+
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return found
+
+    def episodes(self, name: str) -> list[Trajectory]:
+        return read_trajectories(self.folder / "trajectories" / f"{name}.jsonl")
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rlpost.run", *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], deadline_s: float = RUN_DEADLINE_S) -> str:
+    try:
+        return process.communicate(timeout=deadline_s)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(*SETTINGS, f"output_dir={folder}")
+    output = finish(process)
+    assert process.returncode == 0, output
+    return Finished(folder, output)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Finished, list[psutil.Process]]]:
+    """Loses its rollout worker in the second iteration, gets Ctrl-C after the third."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    process = start(*SETTINGS, f"output_dir={folder}")
+    try:
+        wait_for(lambda: iterations_done(folder) >= 1, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        (actor,) = [child for child in children if "RolloutActor" in child.name() + " ".join(child.cmdline())]
+        actor.kill()
+        wait_for(lambda: iterations_done(folder) >= 3, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        output = finish(process, 90)
+        assert process.returncode == 130, output
+        yield Finished(folder, output), children
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def iterations_done(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_text().count('"stage": "ppo"') if path.is_file() else 0
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run did not get there in time"
+        time.sleep(0.2)
+
+
+def test_the_record_is_whole(whole: Finished) -> None:
+    for name in ("config.yaml", "versions.json", "report.html", "adapter/adapter_model.safetensors"):
+        assert (whole.folder / name).stat().st_size > 0
+    summary = whole.summary()
+    assert summary["iterations"] == ITERATIONS and 0 < summary["swap_seconds_median"] < 10
+    for stage in ("base", "before", "after"):
+        for variant in ("faces_10", "faces_11_12_13"):
+            found = summary["eval"][stage][variant]
+            assert found["n"] == 24 and found["low"] <= found["success"] <= found["high"]
+
+
+def test_training_and_evaluation_instances_are_disjoint(whole: Finished) -> None:
+    trained = {t.instance for i in range(ITERATIONS) for t in whole.episodes(f"iteration-{i:06d}")}
+    tested = {
+        t.instance for v in ("faces_10", "faces_11_12_13") for t in whole.episodes(f"eval-after-{v}-sampled")
+    }
+    assert trained and tested and not trained & tested
+
+
+def test_the_time_is_accounted_for(whole: Finished) -> None:
+    for line in whole.lines():
+        seconds = {key: value for key, value in line.items() if key.startswith("seconds/")}
+        total = seconds.pop("seconds/total")
+        assert {"seconds/rollout", "seconds/logprobs", "seconds/update", "seconds/swap"} <= seconds.keys()
+        assert abs(sum(seconds.values()) - total) < 1e-3 * total
+
+
+def test_every_swap_was_proven_and_versions_go_up(whole: Finished) -> None:
+    lines = whole.lines()
+    assert [line["adapter_version"] for line in lines] == list(range(1, ITERATIONS + 1))
+    assert all(line["swap/canary_gap"] < 0.02 and line["logprob_gap"] < 0.02 for line in lines)
+    assert all(line["swap/modules_bound"] == 42 for line in lines)
+
+
+def test_ppo_learns(whole: Finished) -> None:
+    """The mean reward of sampled episodes rises by a margin that chance does not give (64 episodes, s.e. 0.3)."""
+    rewards = [line["reward"] for line in whole.lines()]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.3, rewards
+
+
+def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> None:
+    """The saved adapter, loaded without rlpost, explains the tokens that the engine sampled under it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(models.resolve("tiny"), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, whole.folder / "adapter").eval()
+    gaps = []
+    for episode in whole.episodes("eval-after-faces_10-sampled")[:12]:
+        assert episode.adapter_version == ITERATIONS + 1
+        ids = torch.tensor([episode.token_ids])
+        with torch.no_grad():
+            table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        ours = table.gather(1, ids[0, 1:, None])[:, 0]
+        recorded, mask = torch.tensor(episode.logprobs[1:]), torch.tensor(episode.loss_mask[1:]).bool()
+        gaps.append((ours - recorded)[mask].abs().mean().item())
+        assert not torch.allclose(recorded[mask], torch.zeros(()))
+    assert sum(gaps) / len(gaps) < 0.02
+
+
+def test_ctrl_c_leaves_a_whole_checkpoint_and_no_process(
+    interrupted: tuple[Finished, list[psutil.Process]],
+) -> None:
+    run, children = interrupted
+    assert "Stopped." in run.output
+    assert (run.folder / "checkpoints" / "iteration-000002" / "progress.json").is_file()
+    assert not list((run.folder / "checkpoints").glob(".tmp-*"))
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, [process.cmdline() for process in alive]
+
+
+def test_a_run_that_lost_a_worker_and_was_resumed_ends_like_the_whole_one(
+    whole: Finished, interrupted: tuple[Finished, list[psutil.Process]]
+) -> None:
+    run, _ = interrupted
+    process = start(f"resume={run.folder}")
+    output = finish(process)
+    assert process.returncode == 0, output
+    same = (
+        "iteration",
+        "adapter_version",
+        "success",
+        "reward",
+        "sampled_tokens",
+        "policy_loss",
+        "value_loss",
+    )
+    assert [[line[key] for key in same] for line in run.lines()] == [
+        [line[key] for key in same] for line in whole.lines()
+    ]
+    assert (
+        Adapter.load(run.folder / "adapter").fingerprint == Adapter.load(whole.folder / "adapter").fingerprint
+    )
+
+
+def test_a_wrong_key_is_refused_before_anything_heavy() -> None:
+    process = start("experiment=generalpoints_ppo", "rollout.wrokers=2")
+    output = finish(process, 60)
+    assert process.returncode == 2 and "rollout.workers" in output
+
+
+def test_no_network_and_an_unknown_model_name_the_ways_out() -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "rlpost.run", "experiment=generalpoints_ppo", "model=nobody/nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1 and "tiny" in done.stdout + done.stderr
