@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from envs import registry
 from rlpost.adapters import Adapter
 from rlpost.config import Config
@@ -63,9 +61,10 @@ def start_engine(cfg: Config, model_folder: Path) -> Engine:
     )
 
 
-@ray.remote(max_restarts=0)
 class RolloutActor:
     """A worker in a process of its own. `start` is apart from the constructor so that its errors arrive as they are."""
+
+    _worker: RolloutWorker
 
     def start(self, cfg: Config, model_folder: str) -> None:
         folder = Path(model_folder)

@@ -125,11 +125,13 @@ def test_the_record_is_whole(whole: Finished) -> None:
     for name in ("config.yaml", "versions.json", "report.html", "adapter/adapter_model.safetensors"):
         assert (whole.folder / name).stat().st_size > 0
     summary = whole.summary()
-    assert summary["iterations"] == ITERATIONS and 0 < summary["swap_seconds_median"] < 10
+    assert summary["iterations"] == ITERATIONS
+    assert 0 < summary["swap_seconds_median"] < 10
     for stage in ("base", "before", "after"):
         for variant in ("faces_10", "faces_11_12_13"):
             found = summary["eval"][stage][variant]
-            assert found["n"] == 24 and found["low"] <= found["success"] <= found["high"]
+            assert found["n"] == 24
+            assert found["low"] <= found["success"] <= found["high"]
 
 
 def test_training_and_evaluation_instances_are_disjoint(whole: Finished) -> None:
@@ -137,7 +139,9 @@ def test_training_and_evaluation_instances_are_disjoint(whole: Finished) -> None
     tested = {
         t.instance for v in ("faces_10", "faces_11_12_13") for t in whole.episodes(f"eval-after-{v}-sampled")
     }
-    assert trained and tested and not trained & tested
+    assert trained
+    assert tested
+    assert not trained & tested
 
 
 def test_the_time_is_accounted_for(whole: Finished) -> None:
@@ -219,11 +223,13 @@ def test_a_run_that_lost_a_worker_and_was_resumed_ends_like_the_whole_one(
 def test_a_wrong_key_is_refused_before_anything_heavy() -> None:
     process = start("experiment=generalpoints_ppo", "rollout.wrokers=2")
     output = finish(process, 60)
-    assert process.returncode == 2 and "rollout.workers" in output
+    assert process.returncode == 2
+    assert "rollout.workers" in output
 
 
 def test_no_network_and_an_unknown_model_name_the_ways_out() -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "rlpost.run", "experiment=generalpoints_ppo", "model=nobody/nothing"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 1 and "tiny" in done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "tiny" in done.stdout + done.stderr

@@ -17,4 +17,5 @@ def test_alignment_of_the_worked_example() -> None:
     assert episode.logprobs == [0, 0, 0, -0.5, -0.5, 0, 0, -0.5, -0.5, -0.5]
     assert episode.rewards == [0, 0, 0, 0, -1.0, 0, 0, 0, 0, 5.0]
     assert episode.turn_ids == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
-    assert episode.total_reward == 4.0 and episode.answer_tokens == 5
+    assert episode.total_reward == 4.0
+    assert episode.answer_tokens == 5

@@ -11,7 +11,10 @@ from rlpost.errors import ModelError
 from rlpost.rollout.chat import Chat
 from rlpost.types import Finish
 
-CONVERSATION = [("Make 24.", '{"formula": "1+1"}', False), ("You failed. Try again.", '{"formula": "24"}', True)]
+CONVERSATION = [
+    ("Make 24.", '{"formula": "1+1"}', False),
+    ("You failed. Try again.", '{"formula": "24"}', True),
+]
 
 
 @pytest.fixture(scope="module")

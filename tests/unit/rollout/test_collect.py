@@ -30,7 +30,9 @@ def chat(random_model: Path) -> Chat:
 
 
 def specs(count: int) -> list[EpisodeSpec]:
-    return [EpisodeSpec("faces_10", "train", 3, i, i, derive("deal", i), derive("dice", i)) for i in range(count)]
+    return [
+        EpisodeSpec("faces_10", "train", 3, i, i, derive("deal", i), derive("dice", i)) for i in range(count)
+    ]
 
 
 def collector(
@@ -70,7 +72,8 @@ def test_tokens_of_two_turns_are_the_templates_own(chat: Chat) -> None:
     example = chat.example([(turn.observation, turn.answer, True) for turn in played.turns])
     assert played.token_ids == list(example.token_ids)
     assert played.loss_mask == list(example.loss_mask)
-    assert played.rewards[-1] == 5.0 and sum(played.rewards) == 3.0
+    assert played.rewards[-1] == 5.0
+    assert sum(played.rewards) == 3.0
     assert [lp for lp, m in zip(played.logprobs, played.loss_mask, strict=True) if m] == [LOGPROB] * sum(
         played.loss_mask
     )
@@ -78,7 +81,8 @@ def test_tokens_of_two_turns_are_the_templates_own(chat: Chat) -> None:
 
 def test_attempts_run_out(chat: Chat) -> None:
     (played,) = collector(chat, lambda text, seed: "no idea").collect(specs(1), SAMPLING, 0)
-    assert played.ending is Ending.TRUNCATED and not played.success
+    assert played.ending is Ending.TRUNCATED
+    assert not played.success
     assert [turn.outcome for turn in played.turns] == ["NO_FORMULA"] * 3
 
 
@@ -93,9 +97,11 @@ def test_a_full_context_ends_the_episode_by_name(chat: Chat) -> None:
     prompt = len(chat.prompt_ids(registry.make("generalpoints").reset(seed=0)[0]))
     play = collector(chat, lambda text, seed: "no idea", max_model_len=prompt + 40)
     (played,) = play.collect(specs(1), SAMPLING, 0)
-    assert played.ending is Ending.CONTEXT_FULL and len(played.turns) == 1
+    assert played.ending is Ending.CONTEXT_FULL
+    assert len(played.turns) == 1
     (nothing,) = collector(chat, second_try, max_model_len=8).collect(specs(1), SAMPLING, 0)
-    assert nothing.ending is Ending.CONTEXT_FULL and nothing.turns == ()
+    assert nothing.ending is Ending.CONTEXT_FULL
+    assert nothing.turns == ()
 
 
 class Broken(gymnasium.Env[str, str]):
