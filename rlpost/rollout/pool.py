@@ -157,12 +157,9 @@ class RolloutPool:
     def _spawn(self) -> Any:
         rollout = self.cfg.rollout
         environment = engine_environment(max(1, round(rollout.cpus)), rollout.enforce_eager)
-        options = {
-            "num_cpus": rollout.cpus,
-            "num_gpus": rollout.gpus,
-            "runtime_env": {"env_vars": environment},
-        }
-        return RolloutActor.options(**options).remote()
+        options: dict[str, Any] = {"num_cpus": rollout.cpus, "num_gpus": rollout.gpus}
+        actor = ray.remote(**options, max_restarts=0, runtime_env={"env_vars": environment})(RolloutActor)
+        return actor.remote()
 
     def _start(self, actor: Any) -> Any:
         return actor.start.remote(self.cfg, str(self._model_folder))
