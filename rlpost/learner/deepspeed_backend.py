@@ -183,7 +183,8 @@ def _optimizer(model: ActorCritic, cfg: LearnerConfig) -> GroupedAdamW:
 
 def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="deepspeed")
+    for module in ("deepspeed", "torch.distributed"):
+        warnings.filterwarnings("ignore", module=module)
     import deepspeed
 
     # Its shared-memory collectives are compiled at first use; a run must not need a compiler, and gloo is there.

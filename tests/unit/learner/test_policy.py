@@ -1,0 +1,216 @@
+"""The model against plain transformers and PEFT: log-probs, isolation of the adapters, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from rlpost.adapters import Adapter
+from rlpost.config import AdapterKind, Dtype, LoraConfig
+from rlpost.errors import AdapterError, ModelError
+from rlpost.learner import policy
+from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts
+from rlpost.learner.policy import CRITIC, POLICY, REFERENCE, ActorCritic
+from tests.learner_data import random_episodes, write_small_model
+
+ROWS = [Row(t.token_ids, t.loss_mask) for t in random_episodes(5)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+@pytest.fixture
+def build(folder: Path) -> Callable[..., ActorCritic]:
+    def built(
+        kind: AdapterKind = AdapterKind.lora, dtype: Dtype = Dtype.float32, start: Adapter | None = None
+    ) -> ActorCritic:
+        lora = LoraConfig(kind=kind, rank=4, alpha=8.0)
+        return policy.build(folder, dtype, lora, seed=0, with_reference=True, start=start)
+
+    return built
+
+
+def _batch(indices: tuple[int, ...] = (0, 1, 2, 3, 4)) -> MicroBatch:
+    return collate(ROWS, slot_starts(ROWS), indices)
+
+
+def _shake(model: ActorCritic, adapter: str, seed: int) -> None:
+    """Give an adapter (and the value head, for the critic) random values in place of its zero start."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters_of(adapter):
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def _export(model: ActorCritic, adapter: str = POLICY) -> Adapter:
+    config = model.peft.peft_config[adapter].to_dict()
+    return Adapter.create(config, model.adapter_tensors(adapter), 1)
+
+
+def _plain_logprobs(folder: Path, adapter_folder: Path, temperature: float) -> torch.Tensor:
+    """Row by row, full logits, by transformers and PEFT alone."""
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter_folder).eval()
+    found = []
+    for row in ROWS:
+        ids = torch.tensor([list(row.token_ids)])
+        with torch.no_grad():
+            table = torch.log_softmax(model(ids).logits[0].double() / temperature, dim=-1)
+        found += [table[t - 1, row.token_ids[t]] for t, counted in enumerate(row.mask) if counted]
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", list(AdapterKind))
+def test_logprobs_equal_plain_peft_on_the_exported_files(
+    build: Callable[..., ActorCritic], folder: Path, kind: AdapterKind, tmp_path: Path
+) -> None:
+    """Padded together here, one by one there; and again after a fresh start from those files."""
+    model = build(kind)
+    _shake(model, POLICY, 1)
+    _export(model).save(tmp_path / "adapter")
+    batch = _batch()
+    expected = _plain_logprobs(folder, tmp_path / "adapter", 0.8)
+    for learner in (model, build(kind, start=Adapter.load(tmp_path / "adapter"))):
+        logprobs, _ = learner(batch, (POLICY,), 0.8)[POLICY]
+        torch.testing.assert_close(logprobs.double(), expected[batch.slots_N], rtol=1e-4, atol=1e-4)
+    assert (expected - _plain_base(model, batch)).abs().max() > 0.05  # the adapter does something
+
+
+def _plain_base(model: ActorCritic, batch: MicroBatch) -> torch.Tensor:
+    flat = torch.zeros(len(batch.slots_N), dtype=torch.float64)
+    with torch.no_grad(), model.using(None):
+        logits = model.peft.get_base_model()(batch.input_ids_BT).logits / 0.8
+    table = torch.log_softmax(logits.double(), dim=-1)[batch.rows_N, batch.columns_N]
+    flat[batch.slots_N] = table.gather(1, batch.targets_N[:, None]).squeeze(1)
+    return flat
+
+
+def test_padding_and_company_do_not_matter(build: Callable[..., ActorCritic]) -> None:
+    model = build()
+    _shake(model, POLICY, 1)
+    _shake(model, CRITIC, 2)
+    together = _batch()
+    found = model(together, (POLICY, CRITIC), 1.0)
+    padded = together.input_ids_BT.clone()
+    for b in range(padded.shape[0]):
+        padded[b, len(ROWS[b].token_ids) - 1 :] = 33
+    assert (padded != together.input_ids_BT).any()
+    other = MicroBatch(padded, together.rows_N, together.columns_N, together.targets_N, together.slots_N)
+    for again in (model(other, (POLICY, CRITIC), 1.0),):
+        torch.testing.assert_close(again[POLICY][0], found[POLICY][0])
+        torch.testing.assert_close(again[CRITIC], found[CRITIC])
+    alone = model(_batch((3,)), (POLICY,), 1.0)[POLICY][0]
+    starts = slot_starts(ROWS)
+    torch.testing.assert_close(alone, found[POLICY][0][starts[3] : starts[4]], rtol=1e-4, atol=1e-5)
+
+
+def test_value_is_of_the_state_before_the_token(build: Callable[..., ActorCritic]) -> None:
+    """The sampled token itself and all after it cannot change its value; the token before it can."""
+    model = build()
+    _shake(model, CRITIC, 2)
+    row = Row([5, 6, 7, 8, 9], [0, 0, 0, 1, 0])
+
+    def value(token_ids: list[int]) -> float:
+        micro = collate([Row(token_ids, row.mask)], [0, 1], [0])
+        return float(model(micro, (CRITIC,), 1.0)[CRITIC].detach())
+
+    assert value([5, 6, 7, 20, 21]) == pytest.approx(value([5, 6, 7, 8, 9]))
+    assert value([5, 6, 20, 8, 9]) != pytest.approx(value([5, 6, 7, 8, 9]))
+
+
+def test_values_begin_at_zero_and_reference_at_the_policy(build: Callable[..., ActorCritic]) -> None:
+    model = build()
+    found = model(_batch(), (POLICY, REFERENCE, CRITIC), 1.0)
+    assert not found[CRITIC].any()
+    torch.testing.assert_close(found[REFERENCE], found[POLICY][0])
+    _shake(model, POLICY, 1)
+    moved = model(_batch(), (POLICY, REFERENCE), 1.0)
+    torch.testing.assert_close(moved[REFERENCE], found[REFERENCE])
+    assert (moved[POLICY][0] - moved[REFERENCE]).abs().max() > 0.05
+    model.freeze_reference()
+    torch.testing.assert_close(model(_batch(), (REFERENCE,), 1.0)[REFERENCE], moved[POLICY][0])
+
+
+def _gradients(model: ActorCritic, passes: tuple[str, ...]) -> dict[str, torch.Tensor | None]:
+    model.zero_grad()
+    found = model(_batch(), passes, 1.0)
+    loss = torch.zeros(())
+    if POLICY in found:
+        loss = loss + found[POLICY][0].sum() + 0.3 * found[POLICY][1].sum()
+    if CRITIC in found:
+        loss = loss + found[CRITIC].square().sum()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("adapter", [POLICY, CRITIC])
+def test_a_pass_reaches_its_own_adapter_only(build: Callable[..., ActorCritic], adapter: str) -> None:
+    model = build()
+    _shake(model, POLICY, 1)
+    _shake(model, CRITIC, 2)
+    own = {id(p) for p in model.parameters_of(adapter)}
+    grads = _gradients(model, (adapter,))
+    reached = {name for name, grad in grads.items() if grad is not None and grad.any()}
+    assert reached == {name for name, p in model.named_parameters() if id(p) in own}
+
+
+def test_joint_and_checkpointed_backward_equal_separate_ones(build: Callable[..., ActorCritic]) -> None:
+    """The backward of the policy's pass runs after the critic was made live: it must not notice."""
+    model = build()
+    _shake(model, POLICY, 1)
+    _shake(model, CRITIC, 2)
+    separate = _gradients(model, (POLICY,)) | {
+        name: grad for name, grad in _gradients(model, (CRITIC,)).items() if grad is not None
+    }
+    joint = _gradients(model, (POLICY, CRITIC))
+    model.checkpoint_activations()
+    checkpointed = _gradients(model, (POLICY, CRITIC))
+    for name, grad in separate.items():
+        for other in (joint[name], checkpointed[name]):
+            if grad is None:
+                assert other is None
+            else:
+                torch.testing.assert_close(other, grad, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic]) -> None:
+    model, wide = build(dtype=Dtype.bfloat16), build()
+    for learner in (model, wide):
+        _shake(learner, POLICY, 1)
+        _shake(learner, CRITIC, 2)
+    trained = [p for name in policy.TRAINED for p in model.parameters_of(name)]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert next(model.peft.get_base_model().parameters()).dtype == torch.bfloat16
+    found, expected = (m(_batch(), (POLICY, CRITIC), 1.0) for m in (model, wide))
+    assert found[POLICY][0].dtype == found[CRITIC].dtype == torch.float32
+    assert (found[POLICY][0] - expected[POLICY][0]).abs().mean() < 0.05
+
+
+def test_random_start_follows_the_seed(folder: Path) -> None:
+    def start(seed: int) -> str:
+        return _export(policy.build(folder, Dtype.float32, LoraConfig(rank=4), seed, False, None)).fingerprint
+
+    assert start(0) == start(0) != start(1)
+
+
+def test_wrong_start_adapters_are_refused(build: Callable[..., ActorCritic], folder: Path) -> None:
+    adapter = _export(build())
+    for lora, reason in (
+        (LoraConfig(rank=8, alpha=8.0), "r=4"),
+        (LoraConfig(rank=4, alpha=9.0), "lora_alpha"),
+        (LoraConfig(kind=AdapterKind.rslora, rank=4, alpha=8.0), "use_rslora"),
+        (LoraConfig(rank=4, alpha=8.0, target_modules="q_proj"), "differ in name"),
+    ):
+        with pytest.raises(AdapterError, match=reason):
+            policy.build(folder, Dtype.float32, lora, 0, False, adapter)
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        policy.load_base(tmp_path, Dtype.float32)

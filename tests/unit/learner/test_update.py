@@ -1,0 +1,240 @@
+"""PPO and SFT steps on a backend without DeepSpeed, against a rewriting with full logits and plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rlpost.config import Config, KlPlace, LoraConfig
+from rlpost.errors import LearnerError
+from rlpost.learner import policy, update
+from rlpost.learner.packing import MicroBatch
+from rlpost.learner.policy import CRITIC, POLICY, ActorCritic
+from rlpost.types import Ending, Trajectory
+from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
+
+
+class PlainBackend:
+    """One rank, plain gradient descent; keeps each step's gradients and rates."""
+
+    def __init__(self, model: ActorCritic, cfg: Config) -> None:
+        self.model, self.cfg, self.place = model, cfg.learner, SimpleNamespace(world=1, rank=0)
+        self.steps: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
+
+    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+        return self.model(batch, passes, temperature)
+
+    def step(self, losses: Iterable[torch.Tensor], count: int, rates: dict[str, float], where: str) -> Any:
+        self.model.zero_grad()
+        assert sum(1 for loss in losses if loss.backward() is None) == count
+        grads = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+        self.steps.append((grads, rates))
+        for name, rate in rates.items():
+            for p in self.model.parameters_of(name):
+                p.data -= rate * (p.grad if p.grad is not None else 0.0)
+        return {name: 1.0 for name, rate in rates.items() if rate > 0}
+
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    largest = summed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+@pytest.fixture
+def cfg() -> Config:
+    found = small_config()
+    found.algo.epochs = found.algo.minibatches = 1
+    found.algo.warmup_steps = 1
+    return found
+
+
+def _backend(folder: Path, cfg: Config) -> PlainBackend:
+    model = policy.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, True, None)
+    generator = torch.Generator().manual_seed(3)
+    for name in (POLICY, CRITIC):
+        for p in model.parameters_of(name):
+            p.data.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return PlainBackend(model, cfg)
+
+
+def _full_forward(model: ActorCritic, episode: Trajectory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Policy table of log-probs, reference log-probs and values at an episode's sampled tokens; full logits."""
+    ids = torch.tensor([episode.token_ids])
+    at = [t for t, sampled in enumerate(episode.loss_mask) if sampled]
+    before, chosen = torch.tensor(at) - 1, torch.tensor([episode.token_ids[t] for t in at])
+    base = model.peft.get_base_model()
+
+    def table(adapter: str) -> torch.Tensor:
+        model.activate(adapter)
+        return torch.log_softmax(base(ids).logits[0], dim=-1)[before]
+
+    mine, reference = table(POLICY), table(policy.REFERENCE).gather(1, chosen[:, None])[:, 0].detach()
+    model.activate(CRITIC)
+    hidden = base(ids, output_hidden_states=True).hidden_states[-1][0, before]
+    values = hidden @ model.value_head.weight[0] + model.value_head.bias
+    return (
+        torch.cat([mine.gather(1, chosen[:, None]), -(mine.exp() * mine).sum(1, keepdim=True)], 1),
+        reference,
+        values,
+    )
+
+
+def _witness(model: ActorCritic, episodes: list[Trajectory], cfg: Config) -> dict[str, torch.Tensor]:
+    """Gradients of the whole batch's PPO loss, token by token, at the start of the update (ratio 1)."""
+    algo, per_token, advantages = cfg.algo, [], []
+    for episode in episodes:
+        mine, reference, values = _full_forward(model, episode)
+        earned = [r for r, sampled in zip(episode.rewards, episode.loss_mask, strict=True) if sampled]
+        carried = after = 0.0
+        found: list[float] = []
+        for t in reversed(range(len(earned))):
+            reward = earned[t] * algo.reward_scale
+            if algo.kl is KlPlace.reward:
+                reward -= algo.kl_coef * float(mine[t, 0].detach() - reference[t])
+            value = float(values[t].detach())
+            carried = reward + algo.gamma * after - value + algo.gamma * algo.gae_lambda * carried
+            after = value
+            found.insert(0, carried)
+        per_token += [(mine[t, 0], mine[t, 1], values[t], reference[t], found[t]) for t in range(len(earned))]
+        advantages += found
+    mean = sum(advantages) / len(advantages)
+    deviation = (sum((a - mean) ** 2 for a in advantages) / len(advantages)) ** 0.5
+    loss = torch.zeros(())
+    for logprob, entropy, value, reference_logprob, advantage in per_token:
+        ratio = (logprob - logprob.detach()).exp()
+        target = advantage + value.detach()
+        loss = loss - ratio * (advantage - mean) / deviation - algo.entropy_coef * entropy
+        loss = loss + algo.value_coef * 0.5 * (value - target) ** 2
+        if algo.kl is KlPlace.loss:
+            gap = reference_logprob - logprob
+            loss = loss + algo.kl_coef * (gap.exp() - 1 - gap)
+    model.zero_grad()
+    (loss / len(per_token)).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kl", [KlPlace.reward, KlPlace.loss])
+@pytest.mark.parametrize("budget", [50, 1000])
+def test_the_first_step_has_the_gradient_of_the_whole_batch(
+    folder: Path, cfg: Config, kl: KlPlace, budget: int
+) -> None:
+    """Whether in one micro-batch or in many uneven ones."""
+    cfg.algo.kl, cfg.algo.kl_coef, cfg.algo.entropy_coef = kl, 0.3, 0.05
+    cfg.algo.gamma, cfg.algo.gae_lambda, cfg.learner.micro_batch_tokens = 0.9, 0.8, budget
+    backend, episodes = _backend(folder, cfg), random_episodes(5)
+    expected = _witness(backend.model, episodes, cfg)
+    update.ppo_update(backend, episodes, cfg, 0)
+    [(grads, rates)] = backend.steps
+    assert set(grads) == set(expected)
+    assert rates == {POLICY: cfg.algo.learning_rate, CRITIC: cfg.algo.critic_learning_rate}
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
+
+
+def test_metrics_of_the_first_step(folder: Path, cfg: Config) -> None:
+    cfg.rollout.temperature = 1.0
+    backend, episodes = _backend(folder, cfg), random_episodes(5)
+    with torch.no_grad():
+        parts = [_full_forward(backend.model, episode) for episode in episodes]
+    sampling = torch.tensor([x for e in episodes for turn in e.turns for x in turn.logprobs])
+    logprobs, entropy = torch.cat([mine for mine, _, _ in parts]).T
+    reference = torch.cat([reference for _, reference, _ in parts])
+    metrics = update.ppo_update(backend, [*episodes, *random_episodes(1, 9, Ending.ENV_ERROR)], cfg, 0)
+    gap = (sampling - logprobs).abs()
+    ratio = (reference - logprobs).exp()
+    assert metrics["logprob_gap"] == pytest.approx(gap.mean().item(), rel=1e-4)
+    assert metrics["logprob_gap_max"] == pytest.approx(gap.max().item(), rel=1e-4)
+    assert metrics["kl_reference"] == pytest.approx((ratio - 1 - ratio.log()).mean().item(), rel=1e-3)
+    assert metrics["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-4)
+    assert metrics["tokens"] == len(sampling)
+    assert metrics["episodes_left_out"] == 1
+    assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["policy_loss"] == pytest.approx(
+        0.0, abs=1e-4
+    )  # whitened advantages sum to zero at ratio 1
+
+
+def test_critic_warm_up_leaves_the_policy_alone(folder: Path, cfg: Config) -> None:
+    cfg.algo.critic_warmup, cfg.algo.warmup_steps, cfg.algo.minibatches = 1, 4, 2
+    backend, episodes = _backend(folder, cfg), random_episodes(5)
+    before = backend.model.adapter_tensors(POLICY)
+    metrics = update.ppo_update(backend, episodes, cfg, 0)
+    assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(POLICY).items())
+    assert "policy_loss" not in metrics
+    update.ppo_update(backend, episodes, cfg, 1)
+    full = (cfg.algo.learning_rate, cfg.algo.critic_learning_rate)
+    shares = [s for _, r in backend.steps for s in (r[POLICY] / full[0], r[CRITIC] / full[1])]
+    assert shares == pytest.approx([0, 0.25, 0, 0.5, 0.25, 0.75, 0.5, 1.0])
+
+
+def test_no_reference_pass_without_kl(folder: Path, cfg: Config) -> None:
+    cfg.algo.kl = KlPlace.none
+    backend = _backend(folder, cfg)
+    passes: list[tuple[str, ...]] = []
+    plain = backend.forward
+    backend.forward = lambda b, p, t: passes.append(p) or plain(b, p, t)  # type: ignore[method-assign]
+    assert "kl_reference" not in update.ppo_update(backend, random_episodes(3), cfg, 0)
+    assert set(passes) == {(POLICY, CRITIC)}
+
+
+def test_minibatches_follow_seed_iteration_and_epoch(folder: Path, cfg: Config) -> None:
+    cfg.algo.epochs, cfg.algo.minibatches = 2, 2
+    episodes = random_episodes(6)
+
+    def first_gradient(iteration: int, seed: int) -> torch.Tensor:
+        cfg.seed = seed
+        backend = _backend(folder, cfg)
+        update.ppo_update(backend, episodes, cfg, iteration)
+        assert len(backend.steps) == 4
+        return backend.steps[0][0]["value_head.weight"]
+
+    assert torch.equal(first_gradient(2, 0), first_gradient(2, 0))
+    assert not torch.allclose(first_gradient(2, 0), first_gradient(3, 0), rtol=1e-3)
+    assert not torch.allclose(first_gradient(2, 0), first_gradient(2, 1), rtol=1e-3)
+
+
+def test_sft_learns_masked_tokens_only_and_never_the_critic(folder: Path, cfg: Config) -> None:
+    cfg.sft.warmup_steps, cfg.learner.micro_batch_tokens = 1, 50
+    backend, episodes = _backend(folder, cfg), random_episodes(5)
+    logprobs = torch.cat([_full_forward(backend.model, episode)[0][:, 0] for episode in episodes])
+    loss = -logprobs.mean()
+    backend.model.zero_grad()
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in backend.model.named_parameters() if p.grad is not None}
+    metrics = update.sft_step(backend, examples_of(episodes), cfg, 0)
+    [(grads, rates)] = backend.steps
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics["tokens"] == len(logprobs)
+    assert rates == {POLICY: cfg.sft.learning_rate, CRITIC: 0.0}
+    assert set(grads) == set(expected)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
+
+
+def test_warm_up_is_linear_then_constant() -> None:
+    assert [update.warmed_up(1.0, s, 4) for s in (-1, 0, 1, 3, 4, 99)] == [0.0, 0.25, 0.5, 1.0, 1.0, 1.0]
+    assert update.warmed_up(1.0, 0, 0) == 1.0
+
+
+def test_an_empty_batch_is_refused(folder: Path, cfg: Config) -> None:
+    with pytest.raises(LearnerError, match="empty"):
+        update.ppo_update(_backend(folder, cfg), random_episodes(2, ending=Ending.ENV_ERROR), cfg, 0)
+
+
+def test_a_reward_that_is_not_finite_is_refused(folder: Path, cfg: Config) -> None:
+    episode = random_episodes(1)[0]
+    turns = tuple(turn.__class__(**(turn.__dict__ | {"reward": float("nan")})) for turn in episode.turns)
+    bad = episode.__class__(**(episode.__dict__ | {"turns": turns}))
+    with pytest.raises(LearnerError, match="not finite"):
+        update.ppo_update(_backend(folder, cfg), [bad], cfg, 0)
