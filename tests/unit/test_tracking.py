@@ -33,7 +33,7 @@ class FakeRun:
             raise OSError(28, "No space left on device")
         self.logged.append((metrics, step))
 
-    def finish(self, quiet: bool) -> None:
+    def finish(self) -> None:
         self.finished += 1
         if self.failing == "finish":
             raise ConnectionError("no route to host")
