@@ -55,7 +55,7 @@ class LiveLayer:
             self.layer.weight.data.copy_(weight)
         else:
             raise SwapError(
-                f"{self.name}: unknown packed CPU kernel {self.layer.cpu_linear!r}; no way to rewrite it."
+                f"{self.name}: unknown packed kernel (it holds {sorted(held)}); no way to rewrite it."
             )
 
     def forward(self, inputs: Tensor) -> Tensor:

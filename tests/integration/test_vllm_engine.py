@@ -9,6 +9,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from rlpost.adapters import Adapter, merged_weight
 from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine import Completion, Sampling
 from rlpost.rollout.engine_settings import EngineSettings
-from rlpost.rollout.live_layer import LiveLayer
+from rlpost.rollout.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.vllm_engine import VllmEngine
 from rlpost.types import Canary, Finish
 
@@ -390,3 +391,27 @@ def test_every_row_of_the_merge_is_live(
 
     (live,) = engine._engine.apply_model(read)
     assert torch.equal(live, torch.cat(weights))
+
+
+@pytest.mark.parametrize("rows", [64, 4096], ids=["small (AMX, where the CPU has it)", "large (oneDNN)"])
+def test_packed_bfloat16_layers_are_rewritten_and_probed(engine: VllmEngine, rows: int) -> None:
+    """Layers as vLLM packs them for a bfloat16 engine on CPU, which this module's engine is not."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, rows, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer.output_size_per_partition, layer.input_size_per_partition = rows, 256
+    layer.params_dtype = torch.bfloat16
+    layer.quant_method = SimpleNamespace(apply=lambda layer, x, bias: layer.cpu_linear(x, layer.weight, bias))
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    live, first, second = LiveLayer("layer", layer), *torch.randn(2, rows, 256).unbind()
+    questions = Questions.random(256, 16, torch.Generator().manual_seed(0), torch.device("cpu"))
+    for exact in (first, second):
+        weight = exact.bfloat16()
+        probe = Probe.of(live, weight, weight.float(), questions)
+        assert not probe.holds()
+        live.write(weight)
+        weight_copy = weight.clone()
+        weight.zero_()  # packed means copied
+        assert probe.holds()
+        assert torch.equal(live.forward(torch.eye(256, dtype=torch.bfloat16)).T, weight_copy)
