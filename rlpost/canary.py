@@ -12,7 +12,7 @@ from rlpost.rollout.chat import Chat
 from rlpost.seeds import derive
 from rlpost.types import Canary
 
-MAX_TOKENS = 256
+MAX_TOKENS = 64  # a swap scores them all: 0.02 s on the bundled model
 
 
 def canary_ids(cfg: Config, chat: Chat) -> tuple[int, ...]:
