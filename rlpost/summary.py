@@ -50,10 +50,10 @@ def role(summary: Summary, variant: str) -> str:
 
 
 def share(entry: Mapping[str, Any] | None) -> str:
-    """22.5% [17.9, 27.9], the interval in percent too."""
+    """22.5% [18, 28], the interval in percent too."""
     if entry is None:
         return MISSING
-    return f"{entry['success']:.1%} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+    return f"{entry['success']:.1%} [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
 
 
 def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

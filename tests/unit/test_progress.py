@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -102,15 +103,15 @@ def test_results_table_has_a_row_a_decoding_and_a_column_a_stage() -> None:
     console = plain()
     results_table(console, summary())
     lines = printed(console).splitlines()
-    assert "before" in lines[2]
-    assert "base" not in lines[2]
+    assert "before" in lines[1]
+    assert "base" not in lines[1]
+    assert max(map(len, lines)) <= 80
     rows = [line for line in lines if "[" in line]
     assert len(rows) == 3
     assert all(
-        word in rows[0]
-        for word in ("faces_10", "trained", "greedy", "20.0% [15.0, 25.0]", "40.0% [35.0, 46.0]")
+        word in rows[0] for word in ("faces_10", "trained", "greedy", "20.0% [15, 25]", "40.0% [35, 46]")
     )
-    assert all(word in rows[2] for word in ("a_rule", "held out", "12.0% [9.0, 17.0]"))
+    assert all(word in rows[2] for word in ("a_rule", "held out", "12.0% [9, 17]"))
 
 
 def test_a_stage_without_some_variant_shows_a_dash() -> None:
@@ -119,7 +120,7 @@ def test_a_stage_without_some_variant_shows_a_dash() -> None:
     results_table(console, partial)
     assert rows_of(partial)[0] == ("faces_10", "greedy")
     rows = [line for line in printed(console).splitlines() if "a_rule" in line]
-    assert [cell.strip() for cell in rows[0].split("│")][4] == "-"
+    assert re.fullmatch(r"a_rule +held out greedy +- +\d.*", rows[0])
 
 
 def test_only_intervals_apart_are_a_change() -> None:
@@ -131,11 +132,11 @@ def test_only_intervals_apart_are_a_change() -> None:
 def test_headlines_tell_gains_losses_and_chance() -> None:
     said = headlines(summary())
     assert said == [
-        "Trained rule faces_10, greedy: success rose, from 20.0% [15.0, 25.0] to 40.0% [35.0, 46.0];"
+        "Trained rule faces_10, greedy: success rose, from 20.0% [15, 25] to 40.0% [35, 46];"
         " the intervals do not overlap.",
-        "Trained rule faces_10, sampled: success fell, from 10.0% [7.0, 14.0] to 5.0% [3.0, 6.0];"
+        "Trained rule faces_10, sampled: success fell, from 10.0% [7, 14] to 5.0% [3, 6];"
         " the intervals do not overlap.",
-        "Held out rule a_rule, greedy: success did not clearly change, from 10.0% [7.0, 14.0] to 12.0% [9.0, 17.0];"
+        "Held out rule a_rule, greedy: success did not clearly change, from 10.0% [7, 14] to 12.0% [9, 17];"
         " the intervals overlap.",
     ]
 
@@ -144,5 +145,5 @@ def test_a_single_stage_claims_no_change() -> None:
     only = summary()
     del only["eval"]["after"]
     assert headlines(only)[0] == (
-        "Trained rule faces_10, greedy: success 20.0% [15.0, 25.0] (before); there is nothing to compare it with."
+        "Trained rule faces_10, greedy: success 20.0% [15, 25] (before); there is nothing to compare it with."
     )

@@ -142,7 +142,7 @@ def page_of(run_dir: RunDir) -> Page:
 
 def test_the_page_answers_first(page: Page) -> None:
     said = page.text.index(
-        "Trained rule faces_10, sampled: success rose, from 10.0% [4.0, 23.1] to 70.0% [54.6, 81.9];"
+        "Trained rule faces_10, sampled: success rose, from 10.0% [4, 23] to 70.0% [55, 82];"
         " the intervals do not overlap."
     )
     assert "Held out rule faces_11_12_13, sampled: success did not clearly change" in page.text
@@ -211,7 +211,7 @@ def test_a_run_stopped_half_way_shows_what_there_is(started: RunDir) -> None:
     page = page_of(started)
     assert "1 iteration is on record" in page.text
     assert (
-        "Trained rule faces_10, greedy: success 10.0% [4.0, 23.1] (before); there is nothing to compare it with."
+        "Trained rule faces_10, greedy: success 10.0% [4, 23] (before); there is nothing to compare it with."
         in page.text
     )
     assert "Reward per episode" not in page.text  # its only value was not finite
