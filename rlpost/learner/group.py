@@ -95,7 +95,7 @@ class LearnerGroup:
             return cluster.get_all(refs, timeout_s, who)
         except RayTaskError as error:
             self.broken = f"a rank failed when asked to {what}: {type(error.cause).__name__}: {error.cause}"
-            raise LearnerError(f"{self.broken}\n{error.traceback_str}") from None
+            raise LearnerError(f"{self.broken}\n{error}") from error
         except RlpostError as error:
             self.broken = str(error)
             if isinstance(error, ClusterError):
