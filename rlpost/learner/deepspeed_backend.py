@@ -32,6 +32,7 @@ from rlpost.learner.rendezvous import Rendezvous
 
 TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
 SHARDED_FROM = 1  # from this ZeRO stage on, each rank's optimizer holds a part of every group
+GATHERED_FROM = 3  # and from this one on, a part of every parameter
 
 
 class GroupedAdamW(torch.optim.AdamW):
@@ -80,6 +81,8 @@ class DeepSpeedBackend:
         _join(place, cfg, self.device)
         if cfg.gradient_checkpointing:
             model.checkpoint_activations()
+        if cfg.zero_stage < GATHERED_FROM:
+            model.fuse_adapters()
         self.optimizer = _optimizer(model, cfg)
         self.engine = _initialize(model, self.optimizer, cfg)
 
@@ -132,7 +135,7 @@ class DeepSpeedBackend:
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter], modify: bool = False) -> Iterator[None]:
         """Within it, parameters that ZeRO-3 has spread over ranks are whole; `modify` writes changes back."""
-        if self.cfg.zero_stage < 3:
+        if self.cfg.zero_stage < GATHERED_FROM:
             yield
             return
         import deepspeed

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rlpost.adapters import Adapter
 from rlpost.config import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
+from rlpost.kernels.lora_linear import lora_linear
 from rlpost.learner.packing import MicroBatch
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
@@ -140,6 +142,13 @@ class ActorCritic(nn.Module):
             if hasattr(module, "gradient_checkpointing"):
                 module.training = True  # of these modules alone: dropout stays off everywhere
 
+    def fuse_adapters(self) -> None:
+        """Run plain LoRA layers through the fused operation, which takes A and B as they lie in memory: not for
+        ZeRO-3, which gathers parameters only for their own module's forward. DoRA layers stay PEFT's."""
+        for layer in self.layers:
+            if isinstance(layer.base_layer, nn.Linear) and not layer.lora_variant:
+                layer.forward = MethodType(_fused_forward, layer)
+
     def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
         """`passes` of POLICY -> (log-probs, entropy), REFERENCE -> log-probs, CRITIC -> values, each (N,) float32.
 
@@ -193,6 +202,15 @@ class ActorCritic(nn.Module):
                 f"first {wrong[0]}; give the lora.rank, lora.kind and lora.target_modules it was trained with"
             )
         set_peft_model_state_dict(self.peft, dict(tensors), adapter_name=adapter)
+
+
+def _fused_forward(layer: LoraLayer, inputs: Tensor) -> Tensor:
+    """Forward of a LoRA layer with at most one live adapter, without dropout."""
+    outputs: Tensor = layer.base_layer(inputs)
+    for name in layer._active_adapter:
+        A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+        outputs = lora_linear(outputs, inputs, A, B, layer.scaling[name])
+    return outputs
 
 
 def adapter_of(parameter_name: str) -> str | None:

@@ -179,6 +179,21 @@ def test_joint_and_checkpointed_backward_equal_separate_ones(build: Callable[...
                 torch.testing.assert_close(other, grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", list(AdapterKind))
+def test_fused_layers_equal_pefts_own(build: Callable[..., ActorCritic], kind: AdapterKind) -> None:
+    model = build(kind)
+    _shake(model, POLICY, 1)
+    _shake(model, CRITIC, 2)
+    passes = (POLICY, REFERENCE, CRITIC)
+    before, grads_before = model(_batch(), passes, 1.0), _gradients(model, (POLICY, CRITIC))
+    model.fuse_adapters()
+    fused = sum("forward" in vars(layer) for layer in model.layers)
+    assert fused == (0 if kind is AdapterKind.dora else len(model.layers))
+    after, grads_after = model(_batch(), passes, 1.0), _gradients(model, (POLICY, CRITIC))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grads_after, grads_before, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic]) -> None:
     model, wide = build(dtype=Dtype.bfloat16), build()
     for learner in (model, wide):
