@@ -152,7 +152,7 @@ class TinyBaseConfig:
     layers: int = 6
     heads: int = 4
     intermediate_size: int = 768
-    batch_tokens: int = 16384
+    batch_tokens: int = 8192
     learning_rate: float = 3e-3
 
 
