@@ -66,7 +66,7 @@ def variants_of(cfg: Config) -> dict[str, dict[str, Any]]:
 def run(cfg: Config) -> None:
     """`task=eval`: the bare model, or the adapter of `cfg.adapter`, whose swap is proven by plain PEFT's log-probs."""
     with open_session(cfg, with_learner=False) as session:
-        stage = "base"
+        stage = "before"
         swaps: list[float] = []
         if cfg.adapter is not None:
             stage, folder = "after", Path(cfg.adapter)

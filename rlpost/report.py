@@ -178,8 +178,9 @@ def _main_decoding(summary: Mapping[str, Any], variant: str) -> str:
 
 
 def _ends(summary: Mapping[str, Any]) -> list[str]:
-    """The two stages to compare: the last, and the one before it that training began with."""
-    return stages_of(summary)[-2:]
+    """The two stages to compare: the first and the last."""
+    stages = stages_of(summary)
+    return stages if len(stages) < 2 else [stages[0], stages[-1]]
 
 
 def _variants(summary: Mapping[str, Any]) -> list[str]:

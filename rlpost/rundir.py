@@ -28,7 +28,7 @@ from rlpost.versions import versions
 OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?iteration-(\d+)\b.*\.jsonl")
 _EVALUATION = re.compile(
-    r"eval-(?P<stage>base|before|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
+    r"eval-(?P<stage>before|warm|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
 )
 
 
@@ -38,7 +38,7 @@ def iteration_name(iteration: int) -> str:
 
 
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
-    """The stem of an evaluation's trajectories file. `stage` is base, before, after, or an `iteration_name`."""
+    """The stem of an evaluation's trajectories file. `stage` is before, warm, after, or an `iteration_name`."""
     return f"eval-{stage}-{variant}-{decoding}"
 
 

@@ -3,7 +3,7 @@
     {"eval": {STAGE: {VARIANT: {n, success, low, high, DECODING: rlpost.metrics.evaluation(...)}}},
      "variants": {VARIANT: {"held_out": bool, "summary": str}}, "train_variant": VARIANT, ...}
 
-STAGE is base (the bare model), before (where the training began) or after; only those evaluated are there.
+STAGE is before (the bare model), warm (after the warm start) or after; only those evaluated are there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STAGES = ("base", "before", "after")
+STAGES = ("before", "warm", "after")  # the bare model, after the warm start, at the end
 DECODINGS = ("greedy", "sampled")
 MISSING = "-"
 
@@ -72,12 +72,12 @@ def headlines(summary: Summary) -> list[str]:
 
 def _headline(summary: Summary, variant: str, decoding: str) -> str:
     subject = f"{role(summary, variant).capitalize()} rule {variant}, {decoding}"
-    before = entry_of(summary, "before", variant, decoding) or entry_of(summary, "base", variant, decoding)
-    after = entry_of(summary, "after", variant, decoding)
+    before, warm, after = (entry_of(summary, stage, variant, decoding) for stage in STAGES)
     if before is None or after is None:
         stage = next(s for s in reversed(STAGES) if entry_of(summary, s, variant, decoding))
         only = share(entry_of(summary, stage, variant, decoding))
         return f"{subject}: success {only} ({stage}); there is nothing to compare it with."
     said = verdict(before, after)
     overlap = "the intervals overlap" if said.startswith("did") else "the intervals do not overlap"
-    return f"{subject}: success {said}, from {share(before)} to {share(after)}; {overlap}."
+    way = f" by way of {share(warm)} after the warm start" if warm is not None else ""
+    return f"{subject}: success {said}, from {share(before)} to {share(after)}{way}; {overlap}."

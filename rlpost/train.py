@@ -50,13 +50,13 @@ def _begin(session: Session) -> Progress:
     """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again."""
     state = Progress()
     session.book("start")
-    state.evaluations["base"] = _evaluate(session, "base")
+    state.evaluations["before"] = _evaluate(session, "before")
     train_steps(session, 0, session.cfg.sft.steps)
     session.learner.set_reference()
     with session.clock.phase("swap"):
         _swap(session, state)
     began = time.monotonic()
-    state.evaluations["before"] = _evaluate(session, "before")
+    state.evaluations["warm"] = _evaluate(session, "warm")
     session.progress.closing(time.monotonic() - began)
     _checkpoint(session, state)
     return state

@@ -127,7 +127,7 @@ def test_the_record_is_whole(whole: Finished) -> None:
     summary = whole.summary()
     assert summary["iterations"] == ITERATIONS
     assert 0 < summary["swap_seconds_median"] < 10
-    for stage in ("base", "before", "after"):
+    for stage in ("before", "warm", "after"):
         for variant in ("faces_10", "faces_11_12_13"):
             found = summary["eval"][stage][variant]
             assert found["n"] == 24

@@ -104,7 +104,7 @@ def test_results_table_has_a_row_a_decoding_and_a_column_a_stage() -> None:
     results_table(console, summary())
     lines = printed(console).splitlines()
     assert "before" in lines[1]
-    assert "base" not in lines[1]
+    assert "warm" not in lines[1]
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if "[" in line]
     assert len(rows) == 3
@@ -116,11 +116,11 @@ def test_results_table_has_a_row_a_decoding_and_a_column_a_stage() -> None:
 
 def test_a_stage_without_some_variant_shows_a_dash() -> None:
     console, partial = plain(), summary()
-    partial["eval"]["base"] = {"faces_10": {"greedy": entry(0.01, 0.0, 0.02)}}
+    partial["eval"]["warm"] = {"faces_10": {"greedy": entry(0.01, 0.0, 0.02)}}
     results_table(console, partial)
     assert rows_of(partial)[0] == ("faces_10", "greedy")
     rows = [line for line in printed(console).splitlines() if "a_rule" in line]
-    assert re.fullmatch(r"a_rule +held out greedy +- +\d.*", rows[0])
+    assert re.fullmatch(r"a_rule +held out greedy +\d+\S+ \[\d+, \d+\] +- +\d.*", rows[0])
 
 
 def test_only_intervals_apart_are_a_change() -> None:
