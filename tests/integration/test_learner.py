@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from rlpost.adapters import Adapter
 from rlpost.config import Config, Dtype, KlPlace
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
-from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
+from rlpost.types import Ending, Finish, Trajectory, Turn
+from tests.learner_data import VOCAB, examples_of, random_episodes, small_config, write_small_model
 
 pytestmark = pytest.mark.integration
 
@@ -179,3 +182,37 @@ def test_a_silent_rank_misses_its_deadline(start: Callable[[Config], LearnerGrou
             group.export(1)
     finally:
         os.kill(group.pids[0], signal.SIGCONT)
+
+
+PROMPT = (3, 14, 15, 9)
+REWARDED = 7
+
+
+def _arms(
+    rewards: Callable[[int], float], logprobs: Sequence[float], tokens: Sequence[int]
+) -> list[Trajectory]:
+    """One-token answers to the same prompt: a bandit of as many arms as the vocabulary has tokens."""
+    turns = [Turn(PROMPT, (a,), (logprobs[a],), "", "", Finish.STOP, rewards(a), "PULLED") for a in tokens]
+    return [
+        Trajectory("e", "v", "train", "i", 0, i, i, i, 0, (turn,), Ending.TERMINATED, False)
+        for i, turn in enumerate(turns)
+    ]
+
+
+def test_ppo_finds_the_rewarded_arm(start: Callable[[Config], LearnerGroup]) -> None:
+    """On-policy PPO, arms drawn from the learner's own probabilities: the optimum is known, and it is found."""
+
+    def reward(arm: int) -> float:
+        return 5.0 if arm == REWARDED else 0.0
+
+    cfg = _config(workers=1, zero_stage=0)
+    cfg.algo.kl, cfg.algo.learning_rate, cfg.algo.minibatches = KlPlace.none, 1e-2, 1
+    group, dice, chances = start(cfg), random.Random(0), []
+    for iteration in range(20):
+        every = group.logprobs(_arms(reward, [0.0] * VOCAB, range(VOCAB)))
+        logprobs = [arm[0] for arm in every]
+        chances.append(math.exp(logprobs[REWARDED]))
+        drawn = dice.choices(range(VOCAB), [math.exp(x) for x in logprobs], k=96)
+        group.ppo_update(_arms(reward, logprobs, drawn), iteration)
+    assert chances[0] < 0.2, chances
+    assert chances[-1] > 0.8, chances
