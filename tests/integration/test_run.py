@@ -34,6 +34,7 @@ SETTINGS = (
     "algo.critic_warmup=1",
     "algo.learning_rate=1e-3",
     "algo.kl_coef=0",
+    "algo.minibatches=4",
     "sft.steps=2",
     "sft.batch_size=16",
     "rollout.workers=1",
