@@ -25,7 +25,7 @@ from rlpost.adapters import Adapter
 from rlpost.rundir import read_trajectories
 from rlpost.types import Trajectory
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 ITERATIONS = 8
 SETTINGS = (
@@ -45,8 +45,8 @@ SETTINGS = (
     "tracking.checkpoint_every=2",
     "tracking.wandb=disabled",
 )
-START_DEADLINE_S = 240
-RUN_DEADLINE_S = 480
+START_DEADLINE_S = 480
+RUN_DEADLINE_S = 900
 
 
 @dataclass
