@@ -15,7 +15,7 @@ from rlpost.rollout.engine import Sampling
 from rlpost.rollout.pool import RolloutPool
 from rlpost.rollout.specs import evaluation_specs
 from rlpost.rundir import RunDir, evaluation_name
-from rlpost.session import open_session, publish
+from rlpost.session import Session, open_session, publish
 
 HEADLINE = ("n", "success", "low", "high")
 
@@ -42,6 +42,14 @@ def _variant(
         results[decoding] = metrics.evaluation(played)
     headline = results["sampled" if "sampled" in results else "greedy"]
     return {**{key: headline[key] for key in HEADLINE}, **results}
+
+
+def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
+    """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl."""
+    with session.clock.phase("evaluation"):
+        found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    session.book(stage)
+    return found
 
 
 def decodings(cfg: Config) -> dict[str, Sampling]:

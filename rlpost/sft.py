@@ -10,7 +10,7 @@ from envs.base import Expert
 from rlpost import checkpoint
 from rlpost.config import Config
 from rlpost.errors import ConfigError
-from rlpost.evaluate import evaluate, variants_of
+from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.chat import Chat
 from rlpost.rundir import RunDir
 from rlpost.seeds import derive
@@ -68,7 +68,7 @@ def run(cfg: Config) -> None:
             first, evaluations = _resume(session)
         else:
             session.book("start")
-            evaluations["before"] = _evaluate(session, "before")
+            evaluations["before"] = evaluate_stage(session, "before")
         every = cfg.tracking.checkpoint_every
         for start in range(first, cfg.sft.steps, every):
             end = min(start + every, cfg.sft.steps)
@@ -79,15 +79,8 @@ def run(cfg: Config) -> None:
         adapter, canary = session.learner.export(1)
         adapter.save(session.run_dir.adapter)
         swap = session.pool.swap(adapter, canary)
-        evaluations["after"] = _evaluate(session, "after")
+        evaluations["after"] = evaluate_stage(session, "after")
         publish(session, evaluations, variants_of(cfg), cfg.sft.steps, [swap.seconds], [swap.canary_gap])
-
-
-def _evaluate(session: Session, stage: str) -> dict[str, Any]:
-    with session.clock.phase("evaluation"):
-        found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
-    session.book(stage)
-    return found
 
 
 def _resume(session: Session) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlpost import checkpoint, metrics
 from rlpost.config import Config
-from rlpost.evaluate import evaluate, variants_of
+from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rollout.specs import training_specs
@@ -40,8 +40,8 @@ def run(cfg: Config) -> None:
         while state.iteration < cfg.algo.iterations:
             _iterate(session, state)
             if _evaluation_is_due(cfg, state):
-                _evaluate(session, iteration_name(state.iteration - 1))
-        state.evaluations["after"] = _evaluate(session, "after")
+                evaluate_stage(session, iteration_name(state.iteration - 1))
+        state.evaluations["after"] = evaluate_stage(session, "after")
         session.learner.export(state.version)[0].save(session.run_dir.adapter)
         publish(session, state.evaluations, variants_of(cfg), state.iteration, state.swap_seconds, state.gaps)
 
@@ -50,13 +50,13 @@ def _begin(session: Session) -> Progress:
     """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again."""
     state = Progress()
     session.book("start")
-    state.evaluations["before"] = _evaluate(session, "before")
+    state.evaluations["before"] = evaluate_stage(session, "before")
     train_steps(session, 0, session.cfg.sft.steps)
     session.learner.set_reference()
     with session.clock.phase("swap"):
         _swap(session, state)
     began = time.monotonic()
-    state.evaluations["warm"] = _evaluate(session, "warm")
+    state.evaluations["warm"] = evaluate_stage(session, "warm")
     session.progress.closing(time.monotonic() - began)
     _checkpoint(session, state)
     return state
@@ -130,10 +130,3 @@ def _resume(session: Session) -> Progress:
     adapter, canary = session.learner.export(state.version)
     session.pool.swap(adapter, canary)
     return state
-
-
-def _evaluate(session: Session, stage: str) -> dict[str, Any]:
-    with session.clock.phase("evaluation"):
-        found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
-    session.book(stage)
-    return found

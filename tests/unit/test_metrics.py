@@ -230,7 +230,7 @@ def test_every_metric_is_documented() -> None:
     for source in ("learner/update.py", "algorithms/losses.py"):
         produced |= keys_written_in(ROOT / "rlpost" / source)
     produced |= {key for key in keys_written_in(ROOT / "rlpost/rollout/pool.py") if key.startswith("swap/")}
-    for source in ("train.py", "sft.py"):
+    for source in ("train.py", "sft.py", "evaluate.py"):
         produced |= phases_of(ROOT / "rlpost" / source)
     assert {"seconds/rollout", "swap/canary_gap", "approx_kl", "explained_variance"} <= produced
     assert sorted(produced - documented()) == []
