@@ -12,7 +12,6 @@ from rlpost.config import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.chat import Chat
-from rlpost.rundir import RunDir
 from rlpost.seeds import derive
 from rlpost.session import Session, open_session, publish, training_settings
 from rlpost.types import Example
@@ -86,10 +85,5 @@ def run(cfg: Config) -> None:
 def _resume(session: Session) -> tuple[int, dict[str, Any]]:
     found = checkpoint.latest(session.run_dir, training_settings(session.cfg))
     session.learner.load(found.path)
-    forget_steps(session.run_dir, found.iteration)
+    session.run_dir.truncate_metrics(found.iteration - 1, key="step")
     return found.iteration, found.progress["eval"]
-
-
-def forget_steps(run_dir: RunDir, steps: int) -> None:
-    """Drop what was recorded of supervised steps after the checkpoint."""
-    run_dir.truncate_metrics(steps - 1, key="step")

@@ -39,8 +39,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         feedback: `full`, or `leak_free`, which never names the cards' numbers (mended only).
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
-    `instance`, `ranks`, `values`; that of `step` has `outcome`, `success`, `attempt` (from 1) and
-    `rule_misread`: the formula uses the numbers of the trained rule where the stated rule says others.
+    `instance`, `ranks`, `values`; that of `step` has `outcome`, `success` and `attempt` (from 1).
 
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments and options, DealError for a variant that cannot be dealt.
@@ -95,10 +94,9 @@ class GeneralPoints(gymnasium.Env[str, str]):
         self._over = success or truncated
         observation = verdict.feedback if self._over else retry(verdict.feedback)
         info = {
-            "outcome": verdict.outcome.name,
+            "outcome": self._named(verdict).name,
             "success": success,
             "attempt": self._attempts,
-            "rule_misread": self._misreads_rule(verdict.numbers),
         }
         return observation, verdict.reward, success, truncated, info
 
@@ -137,9 +135,11 @@ class GeneralPoints(gymnasium.Env[str, str]):
         ungraded = 1 if self.settings.mode is Mode.COMPAT else 0
         return self._attempts == self.settings.verify_iter + ungraded
 
-    def _misreads_rule(self, numbers: tuple[int, ...]) -> bool:
-        trained = VARIANTS[DEFAULT_VARIANT].values(self.deal.ranks)
-        return sorted(numbers) == sorted(trained) != sorted(self.deal.values)
+    def _named(self, verdict: Verdict) -> Outcome:
+        """The verdict's outcome, but wrong numbers that the trained rule would give have a name of their own."""
+        trained = sorted(VARIANTS[DEFAULT_VARIANT].values(self.deal.ranks))
+        wrong = verdict.outcome is Outcome.WRONG_NUMBERS
+        return Outcome.RULE_MISREAD if wrong and sorted(verdict.numbers) == trained else verdict.outcome
 
     def _solutions(self) -> tuple[Expression, ...]:
         """Solutions that earn the full reward; compat: those passing the float test, or all if none does."""

@@ -13,6 +13,7 @@ class Outcome(Enum):
     WRONG_VALUE = "The numbers are right, but the formula equals something else."
     DIVISION_BY_ZERO = "The numbers are right, but the formula divides by zero."
     WRONG_NUMBERS = "The formula does not use exactly the cards' numbers, each once."
+    RULE_MISREAD = "Wrong numbers, namely those of the trained rule where the stated rule says others."
     SYNTAX = "The formula is not arithmetic: operators, numbers or parentheses stand where none may."
     ILLEGAL_CHARACTER = "The formula has characters other than digits, + - * / and parentheses."
     NO_FORMULA = "No formula could be found in the answer."

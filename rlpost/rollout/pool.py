@@ -10,8 +10,7 @@ Which actor plays an episode does not matter: the episode's seed decides its dic
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ class PoolSwapReport:
     canary_gap: float
     rounding_loss: float
     seconds: float  # in the engines
-    wall_seconds: float  # transport included
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -70,15 +68,11 @@ class RolloutPool:
             ClusterError: a worker did not answer within rollout.timeout_s.
         """
         shares = [list(range(i, len(specs), len(self._actors))) for i in range(len(self._actors))]
-        refs = [
-            self._actors[i].collect.remote([specs[k] for k in share], sampling) if share else None
-            for i, share in enumerate(shares)
-        ]
+        asks = [_collecting([specs[k] for k in share], sampling) for share in shares if share]
+        refs = [ask(actor) for ask, actor in zip(asks, self._actors, strict=False)]
         played: dict[int, Trajectory] = {}
-        for i, share in enumerate(shares):
-            if share:
-                trajectories = self._answer(i, refs[i], [specs[k] for k in share], sampling)
-                played.update(zip(share, trajectories, strict=True))
+        for i, (ask, ref) in enumerate(zip(asks, refs, strict=True)):
+            played.update(zip(shares[i], self._answer(i, ref, ask), strict=True))
         return [played[k] for k in range(len(specs))]
 
     def swap(self, adapter: Adapter, canary: Canary) -> PoolSwapReport:
@@ -87,21 +81,24 @@ class RolloutPool:
         Raises:
             SwapError: a worker refused it; all serve the version before.
         """
-        started = time.perf_counter()
         payload = ray.put(adapter)
-        refs = [actor.swap.remote(payload, canary) for actor in self._actors]
+
+        def ask(actor: Any) -> Any:
+            return actor.swap.remote(payload, canary)
+
+        refs = [ask(actor) for actor in self._actors]
         reports: list[SwapReport] = []
         refused: list[str] = []
         for i, ref in enumerate(refs):
             try:
-                reports.append(self._swapped(i, ref, adapter, canary))
+                reports.append(self._answer(i, ref, ask))
             except SwapError as error:
                 refused.append(f"{self._name(i)}: {error}")
         if refused:
             self._roll_back(adapter)
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._live = (adapter, canary)
-        return _worst(reports, time.perf_counter() - started)
+        return _worst(reports)
 
     def close(self) -> None:
         """End every actor's process."""
@@ -109,23 +106,14 @@ class RolloutPool:
             ray.kill(actor)
         self._actors = []
 
-    def _answer(self, i: int, ref: Any, specs: list[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
+    def _answer(self, i: int, ref: Any, ask_again: Callable[[Any], Any]) -> Any:
+        """What worker i answers to `ref`; a worker that died is replaced, and its successor asked again."""
         while True:
             try:
-                played: list[Trajectory] = get(ref, self.cfg.rollout.timeout_s, self._name(i))
-                return played
+                return get(ref, self.cfg.rollout.timeout_s, self._name(i))
             except ActorLostError as error:
                 self._replace(i, error)
-                ref = self._actors[i].collect.remote(specs, sampling)
-
-    def _swapped(self, i: int, ref: Any, adapter: Adapter, canary: Canary) -> SwapReport:
-        while True:
-            try:
-                report: SwapReport = get(ref, self.cfg.rollout.timeout_s, self._name(i))
-                return report
-            except ActorLostError as error:
-                self._replace(i, error)
-                ref = self._actors[i].swap.remote(adapter, canary)
+                ref = ask_again(self._actors[i])
 
     def _replace(self, i: int, reason: Exception) -> None:
         """A new actor in place i, with the live adapter. Raises RolloutError when too many have died."""
@@ -168,12 +156,16 @@ class RolloutPool:
         return f"rollout worker {i}"
 
 
-def _worst(reports: Sequence[SwapReport], wall_seconds: float) -> PoolSwapReport:
+def _collecting(specs: list[EpisodeSpec], sampling: Sampling) -> Callable[[Any], Any]:
+    """How to ask a worker for these episodes."""
+    return lambda actor: actor.collect.remote(specs, sampling)
+
+
+def _worst(reports: Sequence[SwapReport]) -> PoolSwapReport:
     return PoolSwapReport(
         version=reports[0].version,
         modules_bound=min(report.modules_bound for report in reports),
         canary_gap=max(report.canary_gap for report in reports),
         rounding_loss=max(report.rounding_loss for report in reports),
         seconds=statistics.median(report.seconds for report in reports),
-        wall_seconds=wall_seconds,
     )

@@ -122,7 +122,7 @@ def test_mended_episode_is_truncated_by_its_last_graded_attempt() -> None:
     env = table("faces_10", "4", "6", "8", "A", verify_iter=3)
     told = "You failed this trial because the formula is not valid arithmetic. Try again."
     for attempt in (1, 2):
-        expected = {"outcome": "SYNTAX", "success": False, "attempt": attempt, "rule_misread": False}
+        expected = {"outcome": "SYNTAX", "success": False, "attempt": attempt}
         assert env.step(WRONG) == (told, -3.0, False, False, expected)
     observation, reward, terminated, truncated, info = env.step(WRONG)
     assert (observation, reward) == ("the formula is not valid arithmetic.", -3.0)
@@ -169,7 +169,7 @@ def test_step_before_reset_is_refused() -> None:
 def test_rule_misread(mode: str) -> None:
     def misread(variant: str, ranks: tuple[str, ...], formula: str) -> bool:
         step = table(variant, *ranks, mode=mode).step(json.dumps({"formula": formula}))
-        return bool(step[4]["rule_misread"])
+        return bool(step[4]["outcome"] == "RULE_MISREAD")
 
     cards = ("J", "K", "2", "3")
     assert misread("faces_11_12_13", cards, "10+10+2+3")  # the trained rule's numbers
