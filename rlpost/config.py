@@ -16,6 +16,7 @@ class Task(Enum):
 
     ppo = "ppo"  # warm start, then reinforcement learning
     sft = "sft"  # supervised fine-tuning of the adapter only
+    dry_run = "dry_run"  # episodes of any experiment with scripted answers: no engine, no learner
     eval = "eval"  # evaluation of an adapter (or the bare model) only
     tiny_base = "tiny_base"  # the recipe that made the bundled model
 

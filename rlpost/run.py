@@ -27,6 +27,7 @@ ENTRY_POINTS = {
     Task.ppo: "rlpost.train:run",
     Task.sft: "rlpost.sft:run",
     Task.eval: "rlpost.evaluate:run",
+    Task.dry_run: "rlpost.dry_run:run",
     Task.tiny_base: "rlpost.pretrain.train:run",
 }
 
@@ -34,6 +35,7 @@ USAGE = "python -m rlpost.run experiment=NAME [key=value ...]"
 EXAMPLES = {
     "model=smollm2-135m": "another model: tiny, smollm2-135m, a local folder or a hub id",
     "rollout.workers=4 learner.workers=2": "more engines and learner ranks",
+    "task=dry_run": "play the experiment's episodes with scripted answers, in seconds: prompts, lengths, errors",
     "ray.address=auto": "join a running Ray cluster",
     "seed=1 output_dir=outputs/mine": "another seed, a folder of your choice",
     "resume=outputs/NAME/RUN": "go on with an earlier run; needs no experiment=",

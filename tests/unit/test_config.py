@@ -140,7 +140,7 @@ class TestRefusedCompositions:
             ("seed=1.5", "seed=1.5", "give a whole number"),
             ("algo.whiten_advantages=3.5", "algo.whiten_advantages=3.5", "give true or false"),
             ("algo.kl=both", "algo.kl=both", "one of reward, loss, none"),
-            ("task=PPO", "task=PPO", "one of ppo, sft, eval, tiny_base"),
+            ("task=PPO", "task=PPO", "one of ppo, sft, dry_run, eval, tiny_base"),
             ("algo=3", "algo=3", "its settings one by one: iterations, gamma"),
             ("learner.betas=3", "learner.betas=3", "give a list"),
             ("env_args=3", "env_args=3", "reason"),

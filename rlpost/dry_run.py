@@ -1,0 +1,130 @@
+"""`task=dry_run`: play an experiment's episodes with scripted answers: no engine, no learner, seconds.
+
+    python -m rlpost.run experiment=generalpoints_ppo task=dry_run
+
+Shows for each variant what the environment says and what it costs in the model's tokens: whether the expert's answers
+earn success and fit `rollout.max_new_tokens`, and whether an episode in which every attempt fails fits
+`rollout.max_model_len`. An environment that raises, or a limit too small, shows here before an hour is spent on it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from envs import registry
+from envs.base import Expert
+from rlpost import models
+from rlpost.config import Config, RolloutConfig
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.collect import Collector
+from rlpost.rollout.engine import Sampling
+from rlpost.rollout.scripted import ScriptedEngine
+from rlpost.rollout.specs import evaluation_specs, training_specs
+from rlpost.types import Ending, EpisodeSpec, Trajectory
+
+EPISODES = 64  # a variant and split, at most
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the expert's answers come to; none of it where the environment has no expert."""
+
+    solved: float
+    longest: int  # tokens of one answer
+
+
+def run(cfg: Config) -> None:
+    """Print a sample episode and the table. Raises ModelError when the model cannot be found."""
+    console, chat = Console(), Chat.load(models.resolve(cfg.model))
+    table = _table(cfg)
+    for specs in _specs(cfg):
+        played = play_silently(cfg, chat, specs)
+        if table.row_count == 0:
+            console.print(_sample(played[0]))
+        table.add_row(*_row(played, ask_expert(cfg, chat, specs), cfg.rollout))
+    console.print(table)
+
+
+def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
+    """Episodes of a player who answers nothing, so that every attempt and every feedback is seen."""
+    engine = ScriptedEngine(lambda conversation, seed: "", chat, cfg.rollout.max_model_len)
+    collector = Collector(
+        engine, cfg.env, lambda: registry.make(cfg.env, **cfg.env_args), chat, cfg.rollout.max_num_seqs
+    )
+    return collector.collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens), adapter_version=0)
+
+
+def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares | None:
+    """Let the environment's expert answer the first observation of every episode."""
+    env = registry.make(cfg.env, **cfg.env_args)
+    expert = env.unwrapped
+    if not isinstance(expert, Expert):
+        return None
+    solved, longest = 0, 0
+    for spec in specs:
+        env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
+        over = False
+        for _, answer, _ in expert.expert(False, random.Random(spec.seed)):
+            _, _, terminated, truncated, info = env.step(answer)
+            longest = max(longest, len(chat.answer_ids(answer)))
+            over = bool(info["success"])
+            if terminated or truncated:
+                break
+        solved += over
+    return Shares(solved / len(specs), longest)
+
+
+def _specs(cfg: Config) -> list[list[EpisodeSpec]]:
+    return [
+        training_specs(cfg, 0)[:EPISODES],
+        *(evaluation_specs(cfg, v)[:EPISODES] for v in cfg.eval_variants),
+    ]
+
+
+def _table(cfg: Config) -> Table:
+    caption = (
+        f"lengths in tokens of {cfg.model}; an episode is one whose every answer is cut off\n"
+        f"limits: rollout.max_new_tokens={cfg.rollout.max_new_tokens},"
+        f" rollout.max_model_len={cfg.rollout.max_model_len}"
+    )
+    table = Table(title=f"{cfg.env}, dry run", caption=caption)
+    for heading in ("variant", "split"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("played", "errors", "prompt", "expert solves", "its answer", "episode"):
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _row(played: Sequence[Trajectory], expert: Shares | None, rollout: RolloutConfig) -> list[str | Text]:
+    turns = [t.turns for t in played if t.turns]
+    prompt = max((len(t[0].context_ids) for t in turns), default=0)
+    cut_off = max(
+        (sum(len(turn.context_ids) + rollout.max_new_tokens for turn in t) for t in turns), default=0
+    )
+    errors = sum(t.ending is Ending.ENV_ERROR for t in played)
+    return [
+        played[0].variant,
+        played[0].split,
+        str(len(played)),
+        _against(errors, 0),
+        str(prompt),
+        f"{expert.solved:.0%}" if expert else "no expert",
+        _against(expert.longest, rollout.max_new_tokens) if expert else "",
+        _against(cut_off, rollout.max_model_len),
+    ]
+
+
+def _against(tokens: int, limit: int) -> Text:
+    return Text(str(tokens), style="red" if tokens > limit else "green")
+
+
+def _sample(trajectory: Trajectory) -> Panel:
+    shown = "\n".join(turn.observation for turn in trajectory.turns) or str(trajectory.error)
+    return Panel(Text(shown), title="what a silent player is shown", title_align="left", expand=False)

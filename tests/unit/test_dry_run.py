@@ -1,0 +1,63 @@
+"""A dry run finds what an hour of training would have found out: lengths, raising environments, an unfit expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs import registry
+from envs.generalpoints.env import GeneralPoints
+from rlpost.config import Config
+from rlpost.dry_run import ask_expert, play_silently, run
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.specs import training_specs
+from rlpost.types import Ending
+
+
+@pytest.fixture
+def cfg(random_model: Path) -> Config:
+    cfg = Config(model=str(random_model), env_args={"verify_iter": 2}, eval_variants=["faces_7"])
+    cfg.rollout.episodes = 8
+    cfg.eval.episodes = 8
+    return cfg
+
+
+def test_a_silent_player_sees_every_attempt(cfg: Config, random_model: Path) -> None:
+    played = play_silently(cfg, Chat.load(random_model), training_specs(cfg, 0))
+    assert [len(t.turns) for t in played] == [2] * 8
+    assert all(
+        "Rule: J=10" in t.turns[0].observation and "You failed" in t.turns[1].observation for t in played
+    )
+
+
+def test_the_expert_solves_and_its_longest_answer_is_told(cfg: Config, random_model: Path) -> None:
+    chat, specs = Chat.load(random_model), training_specs(cfg, 0)
+    found = ask_expert(cfg, chat, specs)
+    assert found is not None
+    assert found.solved == 1.0
+    assert found.longest > len(chat.answer_ids('{"formula": "1+2+3+4"}'))
+
+
+def test_limits_that_are_too_small_show(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg.rollout.max_new_tokens = 5
+    run(cfg)
+    shown = capsys.readouterr().out
+    assert "Rule: J=10" in shown
+    assert shown.count("100%") == 2
+    assert "faces_7" in shown
+    assert "rollout.max_new_tokens=5" in shown
+
+
+def test_an_environment_that_raises_is_counted(
+    cfg: Config, random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(GeneralPoints):
+        def step(self, action: str) -> Any:
+            raise RuntimeError("out of cards")
+
+    monkeypatch.setattr(registry, "make", lambda name, **args: Broken(**args))
+    played = play_silently(cfg, Chat.load(random_model), training_specs(cfg, 0))
+    assert {t.ending for t in played} == {Ending.ENV_ERROR}
+    assert "out of cards" in str(played[0].error)
