@@ -92,7 +92,7 @@ class RolloutConfig:
     episodes: int = 128  # a whole iteration's batch, over all workers
     group_size: int = 1  # episodes that share one instance
     temperature: float = 1.0
-    max_new_tokens: int = 96  # of one answer
+    max_new_tokens: int = 128  # of one answer
     max_model_len: int = 1024  # prompt and all turns
     max_num_seqs: int = 128  # decoded at once by one engine
     kv_cache_gib: float = 1.0  # KV cache of one engine on CPU

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -43,6 +44,16 @@ SETTINGS = (
     "eval.episodes=24",
     "eval.greedy=false",
     "tracking.checkpoint_every=2",
+    "tracking.wandb=disabled",
+)
+LEARNING = (
+    "experiment=generalpoints_ppo",
+    "algo.iterations=12",
+    "algo.critic_warmup=1",
+    "algo.learning_rate=2e-3",
+    "sft.steps=0",
+    "eval.episodes=8",
+    "eval.greedy=false",
     "tracking.wandb=disabled",
 )
 START_DEADLINE_S = 480
@@ -165,13 +176,21 @@ def test_every_swap_was_proven_and_versions_go_up(whole: Finished) -> None:
 
 
 def test_the_policy_leaves_its_start(whole: Finished) -> None:
-    """Generators serve what the learner makes: the KL to the start is 0 until the first policy step, then grows.
-
-    That PPO finds what is rewarded is shown where chance plays no part: test_ppo_finds_the_rewarded_arm.
-    """
+    """Generators serve what the learner makes: the KL to the start is 0 until the first policy step, then grows."""
     kl = [line["kl_reference"] for line in whole.lines()]
     assert abs(kl[0]) < 1e-6
     assert kl[-1] > 1e-4, kl
+
+
+def test_the_shipped_setting_learns(tmp_path: Path) -> None:
+    """Success of the episodes it trains on rises by a margin: from about 18% to 25% when this was written, with a
+    standard error of the difference of 2 points."""
+    folder = tmp_path / "run"
+    process = start(*LEARNING, f"output_dir={folder}")
+    output = finish(process)
+    assert process.returncode == 0, output
+    success = [line["success"] for line in Finished(folder, output).lines()]
+    assert statistics.fmean(success[-4:]) > statistics.fmean(success[:3]) + 0.03, success
 
 
 def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> None:
