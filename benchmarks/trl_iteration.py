@@ -2,8 +2,8 @@
 
     python trl_iteration.py WORK.json     prints one JSON object: seconds and tokens of every step
 
-Imports nothing of rlpost. WORK.json: model (folder), prompts (texts in the model's chat format), group_size, new_tokens,
-rank, alpha, learning_rate, steps, threads.
+Imports nothing of rlpost. WORK.json: model (folder), prompts (texts in the model's chat format), group_size,
+new_tokens, rank, alpha, learning_rate, steps, threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def main(work: dict[str, Any]) -> None:
         callbacks=[Ends()],
     )
     trainer.train()
-    seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(ends)]
     print(json.dumps({"seconds": seconds, "tokens": lengths}))
 
 

@@ -43,7 +43,11 @@ class Chat:
 
     def prompt_ids(self, observation: str) -> tuple[int, ...]:
         """The first user turn, up to where the model's answer begins."""
-        return self._encode(self._render([_user(observation)]))
+        return self._encode(self.prompt_text(observation))
+
+    def prompt_text(self, observation: str) -> str:
+        """The text that `prompt_ids` encodes."""
+        return self._render([_user(observation)])
 
     def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
         """What stands between two answers: a user turn, and before it the end of the turn if the model wrote none."""

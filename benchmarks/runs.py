@@ -1,0 +1,58 @@
+"""Whole runs of the product for benchmarks: `python -m rlpost.run`, its metrics and the memory of its processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SAMPLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    iterations: list[dict[str, Any]]  # lines of metrics.jsonl
+    peak_gib: float  # of private memory, summed over the run's processes
+
+    def seconds(self, part: str = "total", skip: int = 1) -> list[float]:
+        """Of each iteration but the first `skip`, which warm up."""
+        return [line[f"seconds/{part}"] for line in self.iterations[skip:]]
+
+
+def run(overrides: Sequence[str]) -> Run:
+    """Raises RuntimeError with the run's output when it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        command = [sys.executable, "-m", "rlpost.run", *overrides, f"output_dir={folder}"]
+        with open(Path(scratch) / "log", "w+") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            peak = _watch(psutil.Process(process.pid))
+            if process.wait() != 0:
+                log.seek(0)
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read()}")
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return Run([line for line in lines if line["stage"] == "ppo"], peak / 2**30)
+
+
+def _watch(process: psutil.Process) -> int:
+    """Bytes of private memory at their highest, until the process ends."""
+    peak = 0
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        peak = max(peak, sum(map(_private, [process, *process.children(recursive=True)])))
+        time.sleep(SAMPLE_S)
+    return peak
+
+
+def _private(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().uss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
