@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import run
+from benchmarks.runs import ITERATIONS_ONLY, run
 from benchmarks.timing import spread
 from envs import registry
 from rlpost import models
@@ -36,10 +36,7 @@ OURS = (
     f"lora.rank={RANK}",
     "env_args.verify_iter=1",
     "env_args.prompt=published",
-    "sft.steps=0",
-    "eval.episodes=1",
-    "eval.greedy=false",
-    "tracking.wandb=disabled",
+    *ITERATIONS_ONLY,
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 SAMPLE_S = 0.5
+ITERATIONS_ONLY = ("sft.steps=0", "eval.episodes=1", "eval.greedy=false", "tracking.wandb=disabled")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from benchmarks.runs import Run, run
+from benchmarks.runs import ITERATIONS_ONLY, Run, run
 from benchmarks.timing import spread
 
 FACTORS = (1, 4, 16)
@@ -19,10 +19,7 @@ PARTS = ("rollout", "logprobs", "update", "swap")
 QUIET = (
     "experiment=generalpoints_ppo",
     "algo.critic_warmup=1",
-    "sft.steps=0",
-    "eval.episodes=1",
-    "eval.greedy=false",
-    "tracking.wandb=disabled",
+    *ITERATIONS_ONLY,
 )
 
 
