@@ -1,9 +1,13 @@
 """From `experiment=NAME key=value ...` to a typed Config: the schema, an experiment's file, the command line.
 
-    rlpost.config.Config  <-  experiments/NAME.yaml  <-  key=value ...
+    rlpost.config.Config  <-  the algorithm's defaults  <-  experiments/NAME.yaml  <-  key=value ...
 
-An experiment is a flat YAML file that holds only what differs from the schema's defaults; its first line is a
-comment of one sentence, which the listing shows. `resume=DIR` without an experiment takes DIR/config.yaml instead.
+An experiment is a flat YAML file that holds only what differs from the layers below it; its first line is a
+comment of one sentence, which the listing shows. `defaults: [OTHER]` in it builds on another experiment's file.
+`resume=DIR` without an experiment takes DIR/config.yaml instead.
+
+`algo=NAME` (or `algo.name=NAME`, in a file: `algo: {name: NAME}`) chooses a row of rlpost.algorithms.table, whose
+defaults are a layer of their own; `algo.KEY=VALUE` sets one of its settings. The last word has the command line.
 """
 
 from __future__ import annotations
@@ -27,13 +31,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlpost.config import Config
+from rlpost.algorithms.table import TABLE
+from rlpost.config import AlgoName, Config
 from rlpost.errors import ConfigError
 
 RESUMED = "resumed-run"
+ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
+BASES = "defaults"  # key of an experiment's file
 
 
 def refusal(key: str, value: object, reason: str, remedy: str) -> str:
@@ -77,14 +84,14 @@ def compose(overrides: Sequence[str]) -> Config:
     """
     parsed = _parse(overrides)
     name, path = _experiment_file(parsed)
-    settings = _load(path)
+    settings = _settings(path)
     _refuse_unknown(_leaves(settings), where=str(path))
-    _refuse_unknown(
-        ((o.key_or_group, o.value()) for o in parsed if o.key_or_group != "experiment"), "command line"
-    )
-    _register(name, settings)
-    rest = [_as_hydra_wants(o) for o in parsed if o.key_or_group != "experiment"]
-    return _resolve([f"experiment={name}", *rest])
+    typed = [o for o in parsed if o.key_or_group != "experiment"]
+    _refuse_unknown(((o.key_or_group, o.value()) for o in typed), "command line")
+    algorithm = _algorithm(typed, settings)
+    _register(name, settings, algorithm)
+    rest = [_as_hydra_wants(o) for o in typed if o.key_or_group not in ALGORITHM_KEYS]
+    return _resolve([f"experiment={name}", f"algo.name={algorithm.name}", *rest])
 
 
 def to_yaml(config: Config) -> str:
@@ -132,6 +139,49 @@ def _experiment_file(parsed: list[Override]) -> tuple[str, Path]:
     raise ConfigError(
         refusal("experiment", "", "no experiment was chosen", "choose one of " + ", ".join(known))
     )
+
+
+def _algorithm(typed: list[Override], settings: dict[str, Any]) -> AlgoName:
+    """The one that the command line names, else the experiment's file, else the schema."""
+    chosen = [(o.key_or_group, o.value()) for o in typed if o.key_or_group in ALGORITHM_KEYS]
+    group = settings.get("algo")
+    if isinstance(group, dict) and "name" in group:
+        chosen.insert(0, ("algo.name", group["name"]))
+    if not chosen:
+        return Config().algo.name
+    key, name = chosen[-1][0], str(chosen[-1][1])
+    known = [member.name for member in AlgoName]
+    if name not in known:
+        remedy = _did_you_mean(name, known) or "choose one of " + ", ".join(known)
+        raise ConfigError(refusal(key, name, "there is no such algorithm", remedy))
+    return AlgoName[name]
+
+
+def _settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings over those of the experiments it builds on."""
+    settings = _load(path)
+    bases = settings.pop(BASES, [])
+    known = experiments()
+    layers: list[Any] = []
+    for base in bases if isinstance(bases, list) else [bases]:
+        if base not in known or known[base].path in (path, *above):
+            reason = "it is no experiment that this one could build on"
+            remedy = "choose one of " + ", ".join(known)
+            raise ConfigError(f"{path}\n  {refusal(BASES, base, reason, remedy)}")
+        layers.append(_settings(known[base].path, (path, *above)))
+    merged: dict[str, Any] = {}
+    for layer in (*layers, settings):
+        merged = _laid_over(merged, layer)
+    return merged
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        lower = merged.get(key)
+        both = isinstance(lower, dict) and isinstance(value, dict)
+        merged[key] = _laid_over(lower, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -189,11 +239,20 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def _register(name: str, settings: dict[str, Any]) -> None:
+def _register(name: str, settings: dict[str, Any], algorithm: AlgoName) -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    store.store(name="run", node={"defaults": ["schema", "_self_", {"experiment": None}]})
+    store.store(name="algorithm", node=algorithm_defaults(algorithm))
+    store.store(name="run", node={"defaults": ["schema", "algorithm", "_self_", {"experiment": None}]})
     store.store(group="experiment", name=name, node=OmegaConf.create(settings), package="_global_")
+
+
+def algorithm_defaults(algorithm: AlgoName) -> DictConfig:
+    """The settings in which an algorithm differs from the schema's defaults, nested."""
+    node = OmegaConf.create()
+    for key, value in TABLE[algorithm].defaults.items():
+        OmegaConf.update(node, key, value, force_add=True)
+    return node
 
 
 def _resolve(overrides: list[str]) -> Config:

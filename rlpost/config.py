@@ -32,10 +32,46 @@ class AdapterKind(Enum):
     dora = "dora"
 
 
+class AlgoName(Enum):
+    """The algorithms; their parts stand in rlpost/algorithms/table.py, their formulas in docs/algorithms.md."""
+
+    ppo = "ppo"
+    ppo_turn = "ppo_turn"
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+    rloo = "rloo"
+    reinforce_pp = "reinforce_pp"
+    reinforce_pp_baseline = "reinforce_pp_baseline"
+    dapo = "dapo"
+    gspo = "gspo"
+    cispo = "cispo"
+
+
+class Rewards(Enum):
+    turn = "turn"  # each turn's reward on the turn's last token
+    outcome = "outcome"  # the episode's sum of rewards on its last token
+
+
 class KlPlace(Enum):
-    reward = "reward"  # k1 estimate subtracted from every token's reward
-    loss = "loss"  # k3 estimate added to the loss
+    reward = "reward"  # subtracted from every token's reward
+    loss = "loss"  # added to the loss
     none = "none"
+
+
+class KlEstimator(Enum):
+    """Of KL(policy || reference) from one sampled token, r = reference / policy; Schulman (2020)."""
+
+    k1 = "k1"  # -log r: unbiased, any sign; only in the reward
+    k2 = "k2"  # (log r)^2 / 2: biased as a value; its gradient is the divergence's
+    k3 = "k3"  # r - 1 - log r: unbiased, never negative
+
+
+class EngineCorrection(Enum):
+    """Importance weights for tokens that the engine drew under slightly other log-probs than the learner's."""
+
+    none = "none"
+    truncate = "truncate"  # weights above the cap count as the cap
+    mask = "mask"  # terms with weights above the cap or below 1 / cap do not count
 
 
 class Reference(Enum):
@@ -64,22 +100,38 @@ class SftConfig:
 
 @dataclass
 class AlgoConfig:
-    """Proximal policy optimization (arXiv 1707.06347), token level."""
+    """Reinforcement learning. `algo=NAME` chooses an algorithm with its own defaults, which are laid over these."""
 
+    name: AlgoName = AlgoName.ppo
     iterations: int = 40
-    gamma: float = 1.0  # discount per sampled token; feedback tokens are skipped
-    gae_lambda: float = 0.95
+    rewards: Rewards = Rewards.turn
+    reward_scale: float = 0.2  # rewards are multiplied by it before anything else
+    normalize_rewards: bool = False  # divide by the standard deviation of the batch's episode totals
+    overlong_buffer: int = 0  # last tokens of rollout.max_new_tokens in which an answer pays; 0: no penalty
+    overlong_penalty: float = 1.0  # reward that an answer of full length loses, before scaling
+    whiten_advantages: bool = True  # to mean 0 and variance 1 over the batch
+    gamma: float = 1.0  # discount per sampled token (ppo_turn: per turn); feedback tokens are skipped
+    gae_lambda: float = 0.95  # with a critic
     epochs: int = 2  # passes over an iteration's episodes
-    minibatches: int = 2  # optimizer steps a pass
-    clip: float = 0.2  # of the probability ratio
+    minibatches: int = 2  # optimizer steps a pass; groups stay whole
+    critic_epochs: int | None = None  # passes of the critic; none: as many as the policy's
+    clip: float = 0.2  # of the probability ratio, below 1 (and above, unless clip_high is given)
+    clip_high: float | None = None  # above 1; none: as clip
+    ratio_ceiling: float | None = None  # above this ratio the clipped term alone counts
+    thought_weight: float = 1.0  # of log-probs before rollout.answer_marker in a turn's ratio (ppo_turn)
     value_clip: float = 0.5  # of the value's move from its estimate at rollout
     value_coef: float = 0.5
     entropy_coef: float = 0.0
     kl: KlPlace = KlPlace.reward
+    kl_estimator: KlEstimator = KlEstimator.k1
     kl_coef: float = 0.02
+    kl_target: float | None = None  # nats per token that kl_coef is steered to; none: it stays as it is
+    kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
     reference: Reference = Reference.start
-    whiten_advantages: bool = True
-    reward_scale: float = 0.2  # rewards are multiplied by it before anything else
+    engine_correction: EngineCorrection = EngineCorrection.none
+    engine_correction_cap: float = 2.0
+    dynamic_sampling: bool = False  # replace groups whose episodes all earned the same
+    max_refills: int = 3  # rounds of replacement an iteration; groups still flat then stay, counted
     learning_rate: float = 3e-4  # policy adapter
     critic_learning_rate: float = 1e-3  # critic adapter and value head
     warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
@@ -94,6 +146,7 @@ class RolloutConfig:
     temperature: float = 1.0
     max_new_tokens: int = 128  # of one answer
     max_model_len: int = 1024  # prompt and all turns
+    answer_marker: str | None = None  # text from which on an answer is answer, and no longer thought
     max_num_seqs: int = 128  # decoded at once by one engine
     kv_cache_gib: float = 1.0  # KV cache of one engine on CPU
     gpu_memory_utilization: float = 0.4  # share of a GPU that one engine may take

@@ -66,6 +66,7 @@ def _from_turn(turn: Turn) -> dict[str, Any]:
         "context_ids": list(turn.context_ids),
         "answer_ids": list(turn.answer_ids),
         "logprobs": [_to_number(x) for x in turn.logprobs],
+        "thought_tokens": turn.thought_tokens,
     }
 
 

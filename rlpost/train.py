@@ -1,4 +1,4 @@
-"""`task=ppo`: warm start, then rollouts, update, swap, again and again. Readable top to bottom.
+"""`task=ppo`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
 
 collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter v+1 ─▶ swap into every engine, proven
 """
@@ -6,7 +6,6 @@ collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,10 @@ from rlpost.config import Config
 from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.rollout.specs import training_specs
+from rlpost.rollout.refill import Collected, collect
 from rlpost.rundir import iteration_name
 from rlpost.session import Session, open_session, publish, training_settings
 from rlpost.sft import train_steps
-from rlpost.types import Trajectory
 
 
 @dataclass
@@ -72,9 +70,9 @@ def _iterate(session: Session, state: Progress) -> None:
     session.progress.stage(f"iteration {iteration + 1}/{cfg.algo.iterations}")
     with clock.phase("rollout"):
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
-        trajectories = session.pool.collect(training_specs(cfg, iteration), sampling)
+        collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
     with clock.phase("learner"):
-        learnt = session.learner.ppo_update(trajectories, iteration)
+        learnt = session.learner.ppo_update(collected.batch, iteration)
     clock.split(
         "learner", {"logprobs": learnt.pop("seconds_logprobs"), "update": learnt.pop("seconds_update")}
     )
@@ -83,19 +81,18 @@ def _iterate(session: Session, state: Progress) -> None:
     state.iteration += 1
     state.gaps.append(learnt["logprob_gap"])
     with clock.phase("record"):
-        session.run_dir.write_trajectories(iteration_name(iteration), trajectories)
+        session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
         if state.iteration % cfg.tracking.checkpoint_every == 0 or state.iteration == cfg.algo.iterations:
             _checkpoint(session, state)
-    _report(session, state, trajectories, {**learnt, **swap.metrics()})
+    _report(session, state, collected, {**learnt, **swap.metrics()})
 
 
-def _report(
-    session: Session, state: Progress, trajectories: Sequence[Trajectory], found: dict[str, float]
-) -> None:
+def _report(session: Session, state: Progress, collected: Collected, found: dict[str, float]) -> None:
     numbers = {
         "iteration": state.iteration - 1,
-        "adapter_version": trajectories[0].adapter_version,
-        **metrics.rollout_metrics(trajectories),
+        "adapter_version": collected.played[0].adapter_version,
+        **metrics.rollout_metrics(collected.played),
+        **collected.metrics,
         **found,
         **session.clock.lap(),
     }

@@ -50,6 +50,7 @@ class Turn:
     finish: Finish
     reward: float
     outcome: str  # the environment's name for what happened, e.g. CORRECT
+    thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rlpost.compose import refusal
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.tracking import MODES, has_wandb_key
+from rlpost.validate_algorithm import ALGORITHM_CHECKS
 
 TRAINING = (Task.ppo, Task.sft)
 WANDB_MODES = ("auto", *MODES)
@@ -55,15 +56,21 @@ RANGES: dict[str, Range] = {
     "sft.warmup_steps": NOT_NEGATIVE,
     "sft.revision_share": SHARE,
     "algo.iterations": COUNT,
+    "algo.overlong_buffer": NOT_NEGATIVE,
+    "algo.overlong_penalty": POSITIVE,
     "algo.gamma": SHARE,
     "algo.gae_lambda": SHARE,
     "algo.epochs": COUNT,
     "algo.minibatches": COUNT,
     "algo.clip": POSITIVE_SHARE,
+    "algo.thought_weight": SHARE,
     "algo.value_clip": POSITIVE,
     "algo.value_coef": NOT_NEGATIVE,
     "algo.entropy_coef": NOT_NEGATIVE,
     "algo.kl_coef": NOT_NEGATIVE,
+    "algo.kl_step": POSITIVE_SHARE,
+    "algo.engine_correction_cap": Range(1, low_open=True),
+    "algo.max_refills": COUNT,
     "algo.reward_scale": POSITIVE,
     "algo.learning_rate": POSITIVE_SHARE,
     "algo.critic_learning_rate": POSITIVE_SHARE,
@@ -106,6 +113,12 @@ RANGES: dict[str, Range] = {
     "tiny_base.batch_tokens": COUNT,
     "tiny_base.learning_rate": POSITIVE_SHARE,
 }
+OPTIONAL_RANGES: dict[str, Range] = {  # of settings that may be null
+    "algo.critic_epochs": COUNT,
+    "algo.clip_high": POSITIVE,
+    "algo.ratio_ceiling": Range(1, low_open=True),
+    "algo.kl_target": POSITIVE,
+}
 
 
 def validate(config: Config) -> None:
@@ -127,7 +140,7 @@ def numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 def _ranges(config: Config) -> Iterator[str]:
     for key, value in numbers(config):
-        allowed = RANGES[key]
+        allowed = {**RANGES, **OPTIONAL_RANGES}[key]
         if not allowed.holds(value):
             yield refusal(key, value, "out of range", f"give a value {allowed}")
 
@@ -137,29 +150,6 @@ def _betas(config: Config) -> Iterator[str]:
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         yield refusal(
             "learner.betas", betas, "AdamW takes two, each from 0 up to but not 1", "give [0.9,0.95]"
-        )
-
-
-def _batch(config: Config) -> Iterator[str]:
-    rollout, parts = config.rollout, config.algo.minibatches * config.learner.workers
-    if rollout.group_size >= 1 and rollout.episodes % rollout.group_size:
-        yield refusal(
-            "rollout.episodes",
-            rollout.episodes,
-            f"not a multiple of rollout.group_size={rollout.group_size}, so a group would be torn",
-            "give a multiple",
-        )
-    if rollout.episodes < parts:
-        yield refusal(
-            "rollout.episodes",
-            rollout.episodes,
-            f"algo.minibatches={config.algo.minibatches} on learner.workers={config.learner.workers} "
-            f"need at least {parts} episodes",
-            "more episodes or fewer minibatches",
-        )
-    if rollout.episodes < rollout.workers:
-        yield refusal(
-            "rollout.workers", rollout.workers, f"only {rollout.episodes} episodes to share", "fewer workers"
         )
 
 
@@ -175,13 +165,6 @@ def _lengths(config: Config) -> Iterator[str]:
 
 
 def _schedule(config: Config) -> Iterator[str]:
-    if config.task is Task.ppo and config.algo.critic_warmup >= config.algo.iterations:
-        yield refusal(
-            "algo.critic_warmup",
-            config.algo.critic_warmup,
-            f"the policy would learn in none of algo.iterations={config.algo.iterations}",
-            "lower it, or raise algo.iterations",
-        )
     if config.task is Task.sft and config.sft.steps == 0:
         yield refusal("sft.steps", 0, "task=sft would do nothing", "give at least 1")
 
@@ -306,7 +289,7 @@ def _tiny_base(config: Config) -> Iterator[str]:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ranges,
     _betas,
-    _batch,
+    *ALGORITHM_CHECKS,
     _lengths,
     _schedule,
     _evaluation,

@@ -1,13 +1,15 @@
-"""Credit assignment: generalized advantage estimation over sampled tokens, and whitening.
+"""Credit assignment as plain tensor functions: discounted sums, GAE, baselines of a group, whitening.
 
-Shapes: B episodes, T token positions, S sampled tokens of the longest episode.
+Shapes: B episodes, T token positions, S sampled tokens of the longest episode, M members of all groups.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+DEVIATION_FLOOR = 1e-6  # added to a group's standard deviation
 VARIANCE_FLOOR = 1e-8  # added to the variance: a batch of equal advantages is whitened to zeros
 
 
@@ -52,13 +54,63 @@ def _sampled_first(mask_BT: Tensor) -> Tensor:
 def _reversed_scan(rewards_BS: Tensor, values_BS: Tensor, gamma: float, lam: float) -> Tensor:
     """Padding lies on the right with reward and value zero, so it hands on an advantage of zero."""
     next_values_BS = torch.cat([values_BS[:, 1:], torch.zeros_like(values_BS[:, :1])], dim=1)
-    deltas_BS = rewards_BS + gamma * next_values_BS - values_BS
-    advantages_BS = torch.empty_like(deltas_BS)
-    carried_B = deltas_BS.new_zeros(deltas_BS.shape[0])
-    for s in reversed(range(deltas_BS.shape[1])):
-        carried_B = deltas_BS[:, s] + gamma * lam * carried_B
-        advantages_BS[:, s] = carried_B
-    return advantages_BS
+    return discounted_sums(rewards_BS + gamma * next_values_BS - values_BS, gamma * lam)
+
+
+def discounted_sums(values_BS: Tensor, factor: float) -> Tensor:
+    """sum over k >= s of factor^(k - s) values[k] for every s, along the last dimension.
+
+    A doubling scan (Hillis and Steele, 1986): after round i every entry is the sum over the next 2^i, so S entries
+    take log2(S) additions of whole tensors; nothing is divided by powers of `factor`, which may be 0.
+    """
+    reach, sums_BS = 1, values_BS
+    while reach < values_BS.shape[-1]:
+        sums_BS = sums_BS + factor * pad(sums_BS[..., reach:], (0, reach))
+        reach, factor = 2 * reach, factor * factor
+    return sums_BS
+
+
+def group_normalized(scores_M: Tensor, groups_M: Tensor) -> Tensor:
+    """(score - mean) / standard deviation within each group (arXiv 2402.03300, section 4.1.2).
+
+    The deviation is the sample's (n - 1), as in TRL and verl; the paper does not say. Equal scores give exact zeros.
+    """
+    centred_M = group_centred(scores_M, groups_M)
+    square_M = _sums(centred_M.square(), groups_M) / (_sizes(groups_M) - 1.0).clamp_min(1.0)
+    return centred_M / (square_M.sqrt() + DEVIATION_FLOOR)
+
+
+def group_centred(scores_M: Tensor, groups_M: Tensor) -> Tensor:
+    """score - mean of its group (arXiv 2503.20783). Equal scores give exact zeros."""
+    means_M = _sums(scores_M, groups_M) / _sizes(groups_M)
+    return (scores_M - means_M).masked_fill(flat(scores_M, groups_M), 0.0)
+
+
+def leave_one_out(scores_M: Tensor, groups_M: Tensor) -> Tensor:
+    """score - mean of its group's others (arXiv 2402.14740, section 2.2); zero where there is no other."""
+    sizes_M = _sizes(groups_M)
+    others_M = (_sums(scores_M, groups_M) - scores_M) / (sizes_M - 1.0).clamp_min(1.0)
+    return (scores_M - others_M).masked_fill(flat(scores_M, groups_M), 0.0)
+
+
+def flat(scores_M: Tensor, groups_M: Tensor) -> Tensor:
+    """Whether all members of an entry's group have the same score, bool (M,); true of groups of one."""
+    count = int(groups_M.max()) + 1 if groups_M.numel() else 0
+    bounds = [
+        scores_M.new_zeros(count).scatter_reduce(0, groups_M, scores_M, how, include_self=False)
+        for how in ("amin", "amax")
+    ]
+    return (bounds[0] == bounds[1])[groups_M]
+
+
+def _sums(values_M: Tensor, groups_M: Tensor) -> Tensor:
+    """Every entry's group's sum."""
+    count = int(groups_M.max()) + 1 if groups_M.numel() else 0
+    return values_M.new_zeros(count).index_add(0, groups_M, values_M)[groups_M]
+
+
+def _sizes(groups_M: Tensor) -> Tensor:
+    return torch.bincount(groups_M)[groups_M].double()
 
 
 def moments(values_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,20 @@
-"""Losses of PPO and SFT over flat sampled tokens (N), and the usual estimators of the KL divergence.
+"""Losses over flat sampled tokens (N), and the usual estimators of the KL divergence.
 
-Each loss is a sum over its tokens divided by `denominator`, the number of tokens of the whole batch, and
-returns (loss, metrics); see the package's docstring for how metrics are reduced.
+Each loss is a sum over tokens, weighted by `weights_N` (see rlpost.algorithms.layout) or divided by `denominator`, the
+number of tokens of the whole minibatch; so a micro-batch's loss is its share of the minibatch's. Each returns
+(loss, metrics); metrics are means over tokens, see the package's docstring for how they are reduced.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from rlpost.algorithms.table import Ratio, Surrogate
+from rlpost.config import EngineCorrection, KlEstimator
 
 Metrics = dict[str, Tensor]
 
@@ -28,27 +35,105 @@ def kl_k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
     return torch.expm1(log_ratio_N) - log_ratio_N
 
 
-def policy_loss(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, clip: float, denominator: float
-) -> tuple[Tensor, Metrics]:
-    """PPO's clipped surrogate (arXiv 1707.06347, equation 7), negated: to be minimised.
+KL_ESTIMATORS: dict[KlEstimator, Callable[[Tensor, Tensor], Tensor]] = {
+    KlEstimator.k1: kl_k1,
+    KlEstimator.k2: kl_k2,
+    KlEstimator.k3: kl_k3,
+}
 
-    Metrics: approx_kl (k3 from the old policy to this one), clip_fraction (tokens whose clipped term is the
-    one that counts), ratio_max.
+
+@dataclass(frozen=True)
+class Clip:
+    """Bounds of the probability ratio: 1 - low to 1 + high; above `ceiling` the clipped term alone counts."""
+
+    low: float
+    high: float
+    ceiling: float | None = None
+
+
+def log_ratios(
+    new_N: Tensor, old_N: Tensor, units_N: Tensor | None, ratio: Ratio, emphasis_N: Tensor | None = None
+) -> Tensor:
+    """Log of the ratio new / old that each token's term uses, (N,).
+
+    token: its own. turn, episode: the sum over its unit, whose tokens share a number in `units_N`, each difference
+    times its `emphasis_N` if given. episode_mean: the mean over its unit (arXiv 2507.18071, equation 7). A unit's
+    tokens must come in one call.
     """
-    log_ratio_N = logprobs_N - old_logprobs_N
+    differences_N = new_N - old_N
+    if ratio is Ratio.token or units_N is None:
+        return differences_N
+    if emphasis_N is not None:
+        differences_N = differences_N * emphasis_N
+    _, inverse_N, counts = torch.unique(units_N, return_inverse=True, return_counts=True)
+    sums = differences_N.new_zeros(len(counts)).index_add(0, inverse_N, differences_N)
+    return (sums / counts if ratio is Ratio.episode_mean else sums)[inverse_N]
+
+
+def policy_loss(
+    logprobs_N: Tensor,
+    log_ratio_N: Tensor,
+    advantages_N: Tensor,
+    weights_N: Tensor,
+    surrogate: Surrogate,
+    clip: Clip,
+    denominator: float,
+) -> tuple[Tensor, Metrics]:
+    """The negated surrogate, weighted by `weights_N`: to be minimised.
+
+    clipped: min(r A, clip(r) A) (arXiv 1707.06347, equation 7), with a bound of its own on either side
+    (arXiv 2503.14476, equation 10); above `clip.ceiling` the clipped term alone (the published code of arXiv
+    2501.17161), whatever the sign of A. clipped_weight: clip(r) A log pi, the clipped ratio without gradient
+    (arXiv 2506.13585, equation 4).
+
+    Metrics: clip_fraction (tokens whose ratio the clip changed, and with clipped counts), ratio_max.
+    """
     ratio_N = log_ratio_N.exp()
-    plain_N = ratio_N * advantages_N
-    clipped_N = ratio_N.clamp(1.0 - clip, 1.0 + clip) * advantages_N
-    loss = -torch.minimum(plain_N, clipped_N).sum() / denominator
+    bounded_N = ratio_N.clamp(1.0 - clip.low, 1.0 + clip.high)
+    if surrogate is Surrogate.clipped_weight:
+        changed_N = bounded_N != ratio_N
+        terms_N = bounded_N.detach() * advantages_N * logprobs_N
+    else:
+        plain_N, clipped_N = ratio_N * advantages_N, bounded_N * advantages_N
+        changed_N = clipped_N < plain_N
+        if clip.ceiling is not None:
+            changed_N = changed_N | (ratio_N > clip.ceiling)
+        terms_N = torch.where(changed_N, clipped_N, plain_N)
+    loss = -(weights_N * terms_N).sum()
     with torch.no_grad():
         metrics = {
             "policy_loss": loss.detach(),
-            "approx_kl": kl_k3(old_logprobs_N, logprobs_N).sum() / denominator,
-            "clip_fraction": (clipped_N < plain_N).sum() / denominator,
+            "clip_fraction": changed_N.sum() / denominator,
             "ratio_max": ratio_N.max() if ratio_N.numel() else ratio_N.new_zeros(()),
         }
     return loss, metrics
+
+
+def approx_kl(logprobs_N: Tensor, old_logprobs_N: Tensor, denominator: float) -> Metrics:
+    """Metrics: approx_kl, k3 from the old policy to this one."""
+    return {"approx_kl": kl_k3(old_logprobs_N, logprobs_N).sum().detach() / denominator}
+
+
+def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> tuple[Tensor, Metrics]:
+    """Importance weights learner / engine of tokens that the engine drew, given the log ratio; no gradient.
+
+    truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w within [1 / cap, cap], else 0.
+
+    Metrics, over all tokens: engine_weight_mean, engine_weight_max (both before the cap), engine_weight_capped
+    (share of tokens that the cap or mask changed).
+    """
+    weights_N = log_ratio_N.detach().exp()
+    if kind is EngineCorrection.truncate:
+        kept_N = weights_N.clamp_max(cap)
+    else:
+        outside_N = (weights_N > cap) | (weights_N < 1.0 / cap)
+        kept_N = weights_N.masked_fill(outside_N, 0.0)
+    metrics = {
+        "engine_weight_mean": weights_N.mean(),
+        "engine_weight_max": weights_N.max(),
+        "engine_weight_capped": (kept_N != weights_N).float().mean(),
+    }
+    return kept_N, metrics
 
 
 def value_loss(
@@ -70,16 +155,27 @@ def value_loss(
     return loss, metrics
 
 
-def entropy_bonus(entropy_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
-    """Mean entropy per token in nats; subtract it, times its coefficient, from the loss."""
-    entropy = entropy_N.sum() / denominator
-    return entropy, {"entropy": entropy.detach()}
+def entropy_bonus(entropy_N: Tensor, weights_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
+    """Weighted entropy in nats; subtract it, times its coefficient, from the loss. Metrics: entropy, per token."""
+    return (weights_N * entropy_N).sum(), {"entropy": entropy_N.detach().sum() / denominator}
 
 
-def kl_penalty(logprobs_N: Tensor, reference_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
-    """Mean k3 to the reference per token; add it, times its coefficient, to the loss."""
-    kl = kl_k3(logprobs_N, reference_N).sum() / denominator
-    return kl, {"kl_loss": kl.detach()}
+def kl_penalty(
+    logprobs_N: Tensor,
+    reference_N: Tensor,
+    weights_N: Tensor,
+    estimator: KlEstimator,
+    denominator: float,
+) -> tuple[Tensor, Metrics]:
+    """Weighted k2 or k3 to the reference; add it, times its coefficient, to the loss. Metrics: kl_loss, per token.
+
+    On tokens of the policy itself the gradient of k2 is that of KL(policy || reference) in expectation, the gradient
+    of k3 that of KL(reference || policy). Raises ValueError for k1: its expected gradient is 0 (E[grad log pi] = 0).
+    """
+    if estimator is KlEstimator.k1:
+        raise ValueError("k1 in the loss has no gradient but noise; use k2 or k3, or k1 in the reward")
+    kl_N = KL_ESTIMATORS[estimator](logprobs_N, reference_N)
+    return (weights_N * kl_N).sum(), {"kl_loss": kl_N.detach().sum() / denominator}
 
 
 def sft_loss(logprobs_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:

@@ -1,25 +1,47 @@
-"""What a sampled token earns: the environment's reward, scaled, less the price of leaving the reference."""
+"""What sampled tokens earn: the environment's rewards, scaled, less the price of length and of leaving the reference.
+
+Shapes: U turns, B episodes, N sampled tokens; see rlpost.algorithms.layout.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from rlpost.algorithms.losses import Metrics, kl_k1
+from rlpost.algorithms.advantages import VARIANCE_FLOOR
+from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.losses import KL_ESTIMATORS
+from rlpost.config import KlEstimator, Rewards
 
 
-def scaled(rewards_N: Tensor, scale: float) -> tuple[Tensor, Metrics]:
-    """Environment rewards times `scale`. Metrics: reward_scaled_mean, per token."""
-    rewards_N = rewards_N * scale
-    return rewards_N, {"reward_scaled_mean": rewards_N.mean()}
+def overlong(lengths_U: Tensor, limit: int, buffer: int, price: float) -> Tensor:
+    """What each answer loses for its length (arXiv 2503.14476, equation 13), at most 0: nothing up to
+    `limit - buffer` tokens, from there in a line to -`price` at `limit`. A `buffer` of 0 takes nothing."""
+    if buffer == 0:
+        return torch.zeros(len(lengths_U))
+    over_U = (lengths_U - (limit - buffer)) / buffer
+    return -price * over_U.clamp(0.0, 1.0)
+
+
+def normalized(rewards_U: Tensor, layout: Layout) -> Tensor:
+    """Rewards over the standard deviation of the batch's episode totals; not shifted, so 0 stays 0."""
+    totals_B = rewards_U.new_zeros(len(layout.groups_B)).index_add(0, layout.episodes_U, rewards_U)
+    return rewards_U * torch.rsqrt(totals_B.var(unbiased=False) + VARIANCE_FLOOR)
+
+
+def placed(rewards_U: Tensor, layout: Layout, where: Rewards) -> Tensor:
+    """Rewards of turns on tokens, (N,): each on its turn's last token, or all of an episode on its very last."""
+    ends_U = layout.lengths_U.cumsum(0) - 1
+    if where is Rewards.outcome:
+        ends_U = (layout.lengths_B.cumsum(0) - 1)[layout.episodes_U]
+    return rewards_U.new_zeros(len(layout.turns_N)).index_add(0, ends_U, rewards_U)
 
 
 def less_kl(
-    rewards_N: Tensor, logprobs_N: Tensor, reference_N: Tensor, coefficient: float
-) -> tuple[Tensor, Metrics]:
-    """Rewards less `coefficient` times the k1 estimate of each token (arXiv 1909.08593, equation 2).
+    rewards_N: Tensor, logprobs_N: Tensor, reference_N: Tensor, estimator: KlEstimator, coefficient: float
+) -> Tensor:
+    """Rewards less `coefficient` times the KL estimate of each token (arXiv 1909.08593, equation 2).
 
-    `logprobs_N` are those of the policy that sampled the tokens and carry no gradient. Metrics: kl_reward_mean,
-    what is taken off per token.
+    `logprobs_N` are the policy's at the start of the update; no gradient flows.
     """
-    penalty_N = coefficient * kl_k1(logprobs_N, reference_N).detach()
-    return rewards_N - penalty_N, {"kl_reward_mean": penalty_N.mean()}
+    return rewards_N - coefficient * KL_ESTIMATORS[estimator](logprobs_N, reference_N).detach()

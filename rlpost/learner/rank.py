@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from rlpost.adapters import Adapter
+from rlpost.algorithms.adaptive_kl import steered
 from rlpost.config import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import policy, update
@@ -18,6 +21,7 @@ from rlpost.learner.rendezvous import Rendezvous
 from rlpost.types import Canary, Example, Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
+KL_FILE = "kl.json"  # the coefficient, where algo.kl_target steers it
 
 
 class Learner:
@@ -31,12 +35,18 @@ class Learner:
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
         self.model = policy.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, _keeps_reference(cfg), start)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, place)
+        self.kl_coef = cfg.algo.kl_coef
 
     def sft_step(self, examples: Sequence[Example], step: int) -> update.Metrics:
         return update.sft_step(self.backend, examples, self.cfg, step)
 
     def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> update.Metrics:
-        return update.ppo_update(self.backend, trajectories, self.cfg, iteration)
+        """An update with the KL coefficient that is in force; afterwards it moves towards `algo.kl_target`."""
+        algo = replace(self.cfg.algo, kl_coef=self.kl_coef)
+        found = update.ppo_update(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
+        if algo.kl_target is not None:
+            self.kl_coef = steered(self.kl_coef, found["kl_reference"], algo.kl_target, algo.kl_step)
+        return found
 
     def set_reference(self) -> None:
         """End of the warm start: the policy as it is becomes the reference, and the optimizer starts afresh."""
@@ -68,6 +78,8 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write all that `load` needs into an existing folder; the caller makes it final by renaming it."""
         self.backend.save(folder)
+        if self.place.rank == 0:
+            (folder / KL_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
         if self.model.has_reference:
             with self.backend.whole(self._of(policy.REFERENCE)):
                 tensors = self.model.adapter_tensors(policy.REFERENCE)
@@ -77,6 +89,7 @@ class Learner:
     def load(self, folder: Path) -> None:
         """Take up the state that `save` wrote, exactly."""
         self.backend.load(folder)
+        self.kl_coef = _kl_coef(folder / KL_FILE)
         if self.model.has_reference:
             if not (folder / REFERENCE_FILE).is_file():
                 raise CheckpointError(f"{folder} has no {REFERENCE_FILE}; it is incomplete or of another run")
@@ -93,6 +106,15 @@ class Learner:
 
     def _of(self, adapter: str) -> list[torch.nn.Parameter]:
         return self.model.parameters_of(adapter)
+
+
+def _kl_coef(path: Path) -> float:
+    try:
+        return float(json.loads(path.read_text())["kl_coef"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read; the checkpoint is incomplete or of another run"
+        ) from error
 
 
 def _keeps_reference(cfg: Config) -> bool:

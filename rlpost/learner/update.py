@@ -1,12 +1,12 @@
-"""One PPO update and one SFT step on this rank; the formulas are in rlpost.algorithms.
+"""One update of reinforcement learning and one SFT step on this rank; the formulas are in rlpost.algorithms.
 
-    trajectories ─▶ Batch (rows; flat sampling log-probs and rewards, N sampled tokens in all)
-       ─▶ passes without gradient, each rank its share, shared by all-reduce: policy, reference, values (N)
-       ─▶ rewards less KL ─▶ GAE ─▶ whitening            every rank does the same sums on the same numbers
+    trajectories ─▶ Batch (rows; N sampled tokens in all)
+       ─▶ passes without gradient, each rank its share, shared by all-reduce: policy; reference and values if needed
+       ─▶ rlpost.learner.credit: rewards less KL ─▶ advantages    every rank does the same sums on the same numbers
        ─▶ epochs x minibatches: shares of the minibatch's loss by rank ─▶ DeepSpeedBackend.step
 
-Which episodes make a minibatch depends on (seed, iteration, epoch) alone, never on the number of ranks, and
-denominators count the tokens of the whole minibatch: two ranks take the step that one would.
+Which episodes make a minibatch depends on (seed, iteration, epoch) alone, never on the number of ranks; groups stay
+whole, and weights are those of the whole minibatch: two ranks take the step that one would.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpost.algorithms import losses, rewards
-from rlpost.algorithms.advantages import explained_variance, gae, moments, whiten
-from rlpost.config import Config, KlPlace
+from rlpost.algorithms import losses
+from rlpost.algorithms.table import TABLE
+from rlpost.config import AlgoConfig, Config, KlPlace
 from rlpost.errors import LearnerError
+from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.packing import Row, check_rows, collate, plan_micro_batches, slot_starts
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
@@ -54,17 +55,6 @@ class Batch:
         return sum(self.rows[i].counted for i in indices)
 
 
-@dataclass(frozen=True)
-class Credit:
-    """Flat tensors (N,) that stay fixed during an update's epochs."""
-
-    old_logprobs_N: Tensor
-    old_values_N: Tensor
-    advantages_N: Tensor
-    returns_N: Tensor
-    reference_N: Tensor | None
-
-
 def learnable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Episodes the policy answers for: with a sampled token, and not broken by the environment."""
     return [t for t in trajectories if t.answer_tokens and t.ending is not Ending.ENV_ERROR]
@@ -89,7 +79,7 @@ def score(
 def ppo_update(
     backend: DeepSpeedBackend, trajectories: Sequence[Trajectory], cfg: Config, iteration: int
 ) -> Metrics:
-    """One iteration of PPO on `trajectories`, all of them given to every rank; `iteration` counts from 0.
+    """One iteration of `cfg.algo` on `trajectories`, all of them given to every rank; `iteration` counts from 0.
 
     Raises LearnerError for a batch without sampled tokens, rows that do not fit, non-finite losses or gradients.
     """
@@ -97,10 +87,9 @@ def ppo_update(
     kept = learnable(trajectories)
     budget, temperature = cfg.learner.micro_batch_tokens, cfg.rollout.temperature
     batch = Batch.of([Row(t.token_ids, t.loss_mask) for t in kept], budget)
-    passes = (POLICY, CRITIC) if cfg.algo.kl is KlPlace.none else (POLICY, REFERENCE, CRITIC)
-    scores = score(backend, batch, passes, budget, temperature)
+    scores = score(backend, batch, passes_of(cfg.algo), budget, temperature)
     scored = time.perf_counter()
-    credit, metrics = assign_credit(batch, kept, scores, cfg)
+    credit, metrics = assign_credit(kept, scores, cfg)
     metrics |= _epochs(backend, batch, credit, cfg, iteration)
     metrics |= {
         "tokens": float(batch.tokens),
@@ -111,78 +100,53 @@ def ppo_update(
     return metrics
 
 
-def assign_credit(
-    batch: Batch, trajectories: Sequence[Trajectory], scores: dict[str, Tensor], cfg: Config
-) -> tuple[Credit, Metrics]:
-    """Rewards, advantages and returns of every sampled token, with the diagnostics of the start of the update."""
-    algo, logprobs_N, values_N = cfg.algo, scores[POLICY], scores[CRITIC]
-    reference_N = scores.get(REFERENCE)
-    sampled = [np.array(row.mask, dtype=bool) for row in batch.rows]
-    sampling_N = _flat([t.logprobs for t in trajectories], sampled)
-    rewards_N, _ = rewards.scaled(_flat([t.rewards for t in trajectories], sampled), algo.reward_scale)
-    if not (torch.isfinite(sampling_N).all() and torch.isfinite(rewards_N).all()):
-        raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
-    gap_N = (sampling_N - logprobs_N).abs()
-    metrics = {"logprob_gap": gap_N.mean().item(), "logprob_gap_max": gap_N.max().item()}
-    if reference_N is not None:
-        metrics["kl_reference"] = losses.kl_k3(logprobs_N, reference_N).mean().item()
-        if algo.kl is KlPlace.reward:
-            rewards_N, _ = rewards.less_kl(rewards_N, logprobs_N, reference_N, algo.kl_coef)
-    advantages_N, returns_N = _ragged_gae(batch, rewards_N, values_N, algo.gamma, algo.gae_lambda)
-    metrics["explained_variance"] = explained_variance(values_N, returns_N).item()
-    metrics["advantage_mean"] = advantages_N.mean().item()
-    metrics["value_mean"] = values_N.mean().item()
-    metrics["return_mean"] = returns_N.mean().item()
-    if algo.whiten_advantages:
-        advantages_N = whiten(advantages_N, *moments(advantages_N))
-    return Credit(logprobs_N, values_N, advantages_N, returns_N, reference_N), metrics
-
-
-def _flat(per_episode: Sequence[Sequence[float]], sampled: Sequence[np.ndarray]) -> Tensor:
-    """The entries on sampled tokens, episode after episode."""
-    kept = [np.asarray(v, dtype=np.float32)[mask] for v, mask in zip(per_episode, sampled, strict=True)]
-    return torch.from_numpy(np.concatenate(kept))
-
-
-def _ragged_gae(
-    batch: Batch, rewards_N: Tensor, values_N: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """GAE of flat tensors: an episode a row, its sampled tokens only."""
-    counts_B = torch.tensor([row.counted for row in batch.rows])
-    mask_BS = torch.arange(int(counts_B.max()))[None, :] < counts_B[:, None]
-    rewards_BS, values_BS = (
-        torch.zeros(mask_BS.shape).masked_scatter(mask_BS, x) for x in (rewards_N, values_N)
-    )
-    advantages_BS, returns_BS = gae(rewards_BS, values_BS, mask_BS, gamma, lam)
-    return advantages_BS[mask_BS], returns_BS[mask_BS]
+def passes_of(algo: AlgoConfig) -> tuple[str, ...]:
+    """What must be known of every token before the update."""
+    reference = () if algo.kl is KlPlace.none else (REFERENCE,)
+    return (POLICY, *reference, CRITIC) if TABLE[algo.name].critic else (POLICY, *reference)
 
 
 def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int) -> Metrics:
-    """The optimizer steps of one update; metrics are means over steps (`*_max`: maxima)."""
+    """The optimizer steps of one update; metrics are means over the steps that have them (`*_max`: maxima)."""
     algo, found = cfg.algo, []
-    learn_policy = iteration >= algo.critic_warmup
-    passes = (POLICY, CRITIC) if learn_policy else (CRITIC,)
-    per_update = algo.epochs * algo.minibatches
-    for epoch in range(algo.epochs):
-        order = np.random.default_rng([cfg.seed, iteration, epoch]).permutation(len(batch.rows))
-        for k, chosen in enumerate(np.array_split(order, algo.minibatches)):
-            indices = [int(i) for i in chosen]
-            if not indices:
-                continue  # fewer episodes than minibatches; all ranks agree
-            step = iteration * per_update + epoch * algo.minibatches + k
-            rates = {
-                POLICY: warmed_up(
-                    algo.learning_rate, step - algo.critic_warmup * per_update, algo.warmup_steps
-                ),
-                CRITIC: warmed_up(algo.critic_learning_rate, step, algo.warmup_steps),
-            }
-            loss = _ppo_loss(credit, cfg, batch.counted(indices))
-            where = f"PPO iteration {iteration}, epoch {epoch}, minibatch {k}"
-            found.append(_step(backend, batch, indices, passes, loss, rates, cfg.rollout.temperature, where))
+    epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
+    if TABLE[algo.name].critic:
+        epochs[CRITIC] = algo.critic_epochs or algo.epochs
+    for epoch in range(max(epochs.values())):
+        passes = tuple(name for name, count in epochs.items() if epoch < count)
+        for k, episodes in enumerate(_minibatches(credit, cfg, iteration, epoch)):
+            rates = _rates(algo, iteration, epoch * algo.minibatches + k, passes)
+            loss = _loss(credit, episodes, cfg)
+            where = f"iteration {iteration}, epoch {epoch}, minibatch {k}"
+            found.append(_step(backend, batch, episodes, passes, loss, rates, cfg.rollout.temperature, where))
+    together: dict[str, list[float]] = {}
+    for step in found:
+        for name, value in step.items():
+            together.setdefault(name, []).append(value)
     return {
-        name: (max if name.endswith("_max") else np.mean)([step[name] for step in found]).__float__()
-        for name in found[0]
+        name: float(max(values) if name.endswith("_max") else np.mean(values))
+        for name, values in together.items()
     }
+
+
+def _minibatches(credit: Credit, cfg: Config, iteration: int, epoch: int) -> Iterator[list[int]]:
+    """Whole groups in an order of their own for each epoch; fewer minibatches when there are fewer groups."""
+    groups_B = credit.layout.groups_B.numpy()
+    order = np.random.default_rng([cfg.seed, iteration, epoch]).permutation(groups_B.max() + 1)
+    members = [np.flatnonzero(groups_B == group).tolist() for group in order]
+    for chosen in np.array_split(np.arange(len(members)), cfg.algo.minibatches):
+        if len(chosen):
+            yield [i for k in chosen for i in members[k]]
+
+
+def _rates(algo: AlgoConfig, iteration: int, step: int, passes: tuple[str, ...]) -> dict[str, float]:
+    """Learning rates of an iteration's `step`; 0 for what does not learn in it."""
+    critic_steps = (algo.critic_epochs or algo.epochs) * algo.minibatches
+    policy_steps = algo.epochs * algo.minibatches
+    done = (iteration - algo.critic_warmup) * policy_steps + step, iteration * critic_steps + step
+    policy = warmed_up(algo.learning_rate, done[0], algo.warmup_steps)
+    critic = warmed_up(algo.critic_learning_rate, done[1], algo.warmup_steps)
+    return {POLICY: policy if POLICY in passes else 0.0, CRITIC: critic if CRITIC in passes else 0.0}
 
 
 def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
@@ -192,29 +156,65 @@ def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
     return rate * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
-def _ppo_loss(credit: Credit, cfg: Config, tokens: int) -> LossFunction:
-    """The loss of a micro-batch as its share of a minibatch with `tokens` sampled tokens."""
+def _loss(credit: Credit, episodes: Sequence[int], cfg: Config) -> LossFunction:
+    """The loss of a micro-batch as its share of that of the minibatch that `episodes` make."""
     algo = cfg.algo
+    chosen_N = credit.layout.weights(episodes, TABLE[algo.name].aggregation, cfg.rollout.max_new_tokens)
+    learnt = int((chosen_N > 0).sum())
+    valued = int(((chosen_N > 0) & credit.counted_N).sum())
 
     def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        old_values_N, returns_N = credit.old_values_N[slots_N], credit.returns_N[slots_N]
-        loss, metrics = losses.value_loss(
-            found[CRITIC].cpu(), old_values_N, returns_N, algo.value_clip, tokens
-        )
-        total = algo.value_coef * loss
-        if POLICY not in found:
-            return total, metrics
-        logprobs_N, entropy_N = (x.cpu() for x in found[POLICY])
-        advantages_N, old_N = credit.advantages_N[slots_N], credit.old_logprobs_N[slots_N]
-        loss, more = losses.policy_loss(logprobs_N, old_N, advantages_N, algo.clip, tokens)
-        entropy, entropy_metrics = losses.entropy_bonus(entropy_N, tokens)
-        total, metrics = total + loss - algo.entropy_coef * entropy, metrics | more | entropy_metrics
-        if algo.kl is KlPlace.loss and credit.reference_N is not None:
-            kl, kl_metrics = losses.kl_penalty(logprobs_N, credit.reference_N[slots_N], tokens)
-            total, metrics = total + algo.kl_coef * kl, metrics | kl_metrics
+        total, metrics = torch.zeros(()), {}
+        if CRITIC in found:
+            loss, metrics = _value_loss(credit, slots_N, found[CRITIC].cpu(), algo, valued)
+            total = algo.value_coef * loss
+        if POLICY in found:
+            logprobs_N, entropy_N = (x.cpu() for x in found[POLICY])
+            weights_N = chosen_N[slots_N]
+            loss, more = _policy_terms(credit, slots_N, logprobs_N, entropy_N, weights_N, algo, learnt)
+            total, metrics = total + loss, metrics | more
         return total, metrics
 
     return loss_of
+
+
+def _value_loss(
+    credit: Credit, slots_N: Tensor, values_N: Tensor, algo: AlgoConfig, valued: int
+) -> tuple[Tensor, losses.Metrics]:
+    assert credit.old_values_N is not None, "values come from a critic's pass"
+    here_N = credit.counted_N[slots_N]
+    at_M = slots_N[here_N]
+    old_M, returns_M = credit.old_values_N[at_M], credit.returns_N[at_M]
+    return losses.value_loss(values_N[here_N], old_M, returns_M, algo.value_clip, valued)
+
+
+def _policy_terms(
+    credit: Credit,
+    slots_N: Tensor,
+    logprobs_N: Tensor,
+    entropy_N: Tensor,
+    weights_N: Tensor,
+    algo: AlgoConfig,
+    learnt: int,
+) -> tuple[Tensor, losses.Metrics]:
+    """Surrogate, less the entropy bonus, plus the KL penalty if it is in the loss."""
+    row, old_N = TABLE[algo.name], credit.old_logprobs_N[slots_N]
+    clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
+    log_ratio_N = losses.log_ratios(
+        logprobs_N, old_N, credit.units_N(row.ratio)[slots_N], row.ratio, credit.emphasis_N[slots_N]
+    )
+    corrected_N = weights_N * credit.engine_weights_N[slots_N]
+    total, metrics = losses.policy_loss(
+        logprobs_N, log_ratio_N, credit.advantages_N[slots_N], corrected_N, row.surrogate, clip, learnt
+    )
+    entropy, found = losses.entropy_bonus(entropy_N, weights_N, learnt)
+    total, metrics = total - algo.entropy_coef * entropy, metrics | found
+    if algo.kl is KlPlace.loss and credit.reference_N is not None:
+        kl, found = losses.kl_penalty(
+            logprobs_N, credit.reference_N[slots_N], weights_N, algo.kl_estimator, learnt
+        )
+        total, metrics = total + algo.kl_coef * kl, metrics | found
+    return total, metrics | losses.approx_kl(logprobs_N, old_N, learnt)
 
 
 def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config, step: int) -> Metrics:

@@ -62,6 +62,23 @@ class Chat:
         """An answer's text, without special tokens."""
         return str(self._tokenizer.decode(answer_ids, skip_special_tokens=True))
 
+    def thought_tokens(self, answer_ids: Sequence[int], marker: str) -> int:
+        """How many of an answer's first tokens come before `marker`; all of them if it does not stand there.
+
+        The token in which the marker begins is the answer's.
+        """
+        start = self.text(answer_ids).find(marker)
+        if start < 0:
+            return len(answer_ids)
+        low, high = (
+            0,
+            len(answer_ids),
+        )  # the first `low` tokens end at or before the marker, the first `high` after
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if len(self.text(answer_ids[:middle])) <= start else (low, middle)
+        return low
+
     def example(self, conversation: Sequence[tuple[str, str, bool]]) -> Example:
         """A supervised example of (observation, answer, learn) turns, laid out exactly as a rollout would be."""
         ids: list[int] = []

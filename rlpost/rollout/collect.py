@@ -50,9 +50,16 @@ class Collector:
     """Plays episodes of one environment with one engine."""
 
     def __init__(
-        self, engine: Engine, env_name: str, make_env: Callable[[], Env], chat: Chat, max_live: int
+        self,
+        engine: Engine,
+        env_name: str,
+        make_env: Callable[[], Env],
+        chat: Chat,
+        max_live: int,
+        answer_marker: str | None = None,
     ) -> None:
         self._engine, self._chat, self._env_name = engine, chat, env_name
+        self._answer_marker = answer_marker
         self._make_env, self._max_live = make_env, max_live
         self._idle: list[Env] = []
 
@@ -132,8 +139,13 @@ class Collector:
                 finish=completion.finish,
                 reward=reward,
                 outcome=outcome,
+                thought_tokens=self._thought_tokens(completion),
             )
         )
+
+    def _thought_tokens(self, completion: Completion) -> int:
+        marker = self._answer_marker
+        return 0 if marker is None else self._chat.thought_tokens(completion.token_ids, marker)
 
     def _trajectory(self, episode: _Episode, adapter_version: int) -> Trajectory:
         assert episode.ending is not None

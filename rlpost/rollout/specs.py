@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlpost.config import Config
 from rlpost.seeds import derive
 from rlpost.types import EpisodeSpec
@@ -9,22 +11,25 @@ from rlpost.types import EpisodeSpec
 
 def training_specs(cfg: Config, iteration: int) -> list[EpisodeSpec]:
     """An iteration's batch: groups of `group_size` episodes that share an instance."""
-    rollout = cfg.rollout
-    specs = []
-    for episode in range(rollout.episodes):
-        group = episode // rollout.group_size
-        specs.append(
-            EpisodeSpec(
-                variant=cfg.train_variant,
-                split="train",
-                iteration=iteration,
-                episode=episode,
-                group=group,
-                env_seed=derive(cfg.seed, "instance", iteration, group),
-                seed=derive(cfg.seed, "dice", iteration, episode),
-            )
+    return group_specs(cfg, iteration, range(cfg.rollout.episodes // cfg.rollout.group_size))
+
+
+def group_specs(cfg: Config, iteration: int, groups: Sequence[int]) -> list[EpisodeSpec]:
+    """The episodes of groups of an iteration, by number; any number has its instance and its dice."""
+    size = cfg.rollout.group_size
+    return [
+        EpisodeSpec(
+            variant=cfg.train_variant,
+            split="train",
+            iteration=iteration,
+            episode=episode,
+            group=group,
+            env_seed=derive(cfg.seed, "instance", iteration, group),
+            seed=derive(cfg.seed, "dice", iteration, episode),
         )
-    return specs
+        for group in groups
+        for episode in range(group * size, (group + 1) * size)
+    ]
 
 
 def evaluation_specs(cfg: Config, variant: str) -> list[EpisodeSpec]:

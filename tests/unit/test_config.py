@@ -9,14 +9,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 
 from rlpost import run, validate
 from rlpost.compose import RESUMED, compose, experiments, refusal, schema, to_yaml
-from rlpost.config import Config, KlPlace, Task
+from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
+from tests.learner_data import with_algorithm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PPO = "experiment=generalpoints_ppo"
@@ -62,10 +64,15 @@ class TestExperiments:
 
     @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
     def test_holds_only_differences_from_the_defaults(self, experiment: object) -> None:
+        """From the experiment it builds on, or from the schema; under its own algorithm."""
         settings = yaml.safe_load(experiment.path.read_text())  # type: ignore[attr-defined]
-        resolved = dict(leaves(dataclasses.asdict(compose([f"experiment={experiment.name}"]))))  # type: ignore[attr-defined]
-        defaults = dict(leaves(dataclasses.asdict(Config())))
-        given = {key for key, _ in leaves(settings)} - {"task"}
+        config = compose([f"experiment={experiment.name}"])  # type: ignore[attr-defined]
+        resolved = dict(leaves(dataclasses.asdict(config)))
+        below = with_algorithm(Config(), config.algo.name)
+        for base in settings.pop("defaults", []):
+            below = compose([f"experiment={base}", f"algo={config.algo.name.name}"])
+        defaults = dict(leaves(dataclasses.asdict(below)))
+        given = {key for key, _ in leaves(settings)} - {"task", "algo.name"}
         assert not {key for key in given & set(defaults) if resolved[key] == defaults[key]}
 
     def test_no_golden_file_without_an_experiment(self) -> None:
@@ -110,6 +117,31 @@ class TestCompose:
         assert composed() == before
         assert compose(["experiment=generalpoints_sft"]).task is Task.sft
 
+    @pytest.mark.parametrize("key", ["algo", "algo.name"])
+    def test_an_algorithm_brings_its_defaults(self, key: str) -> None:
+        """Above the schema's, below the experiment's and the command line's."""
+        config = composed(f"{key}=grpo", "algo.learning_rate=7e-4")
+        assert config.algo.name is AlgoName.grpo
+        assert (config.algo.kl, config.algo.kl_estimator) == (KlPlace.loss, KlEstimator.k3)
+        assert config.rollout.group_size == 8
+        assert config.algo.kl_coef == composed().algo.kl_coef != Config().algo.kl_coef
+        assert config.algo.learning_rate == 7e-4
+        assert composed("algo=grpo", "rollout.group_size=4").rollout.group_size == 4
+        assert composed("algo=dapo", "algo=ppo") == composed()
+
+    @pytest.mark.parametrize("name", [name.name for name in AlgoName])
+    def test_every_algorithm_is_valid_as_it_comes(self, name: str) -> None:
+        assert run.prepare([PPO, f"algo={name}"]).algo.name is AlgoName[name]
+        assert run.prepare(["experiment=generalpoints_dapo", f"algo={name}"]).algo.name is AlgoName[name]
+
+    def test_an_experiment_builds_on_another(self, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text(
+            "defaults: [generalpoints_ppo]\nalgo:\n  name: rloo\n  clip: 0.3\n"
+        )
+        found = compose([f"resume={tmp_path}"])
+        expected = composed("algo=rloo", "algo.clip=0.3", f"resume={tmp_path}")
+        assert found == expected
+
     def test_resume_alone_takes_the_earlier_runs_configuration(self, tmp_path: Path) -> None:
         earlier = composed("seed=5", "algo.gamma=0.5", "env_args.verify_iter=2")
         (tmp_path / "config.yaml").write_text(to_yaml(earlier))
@@ -141,7 +173,10 @@ class TestRefusedCompositions:
             ("algo.whiten_advantages=3.5", "algo.whiten_advantages=3.5", "give true or false"),
             ("algo.kl=both", "algo.kl=both", "one of reward, loss, none"),
             ("task=PPO", "task=PPO", "one of ppo, sft, dry_run, eval, tiny_base"),
-            ("algo=3", "algo=3", "its settings one by one: iterations, gamma"),
+            ("algo=3", "algo=3", "choose one of ppo, ppo_turn, grpo"),
+            ("algo=gpro", "algo=gpro", "did you mean "),
+            ("algo.name=dappo", "algo.name=dappo", "did you mean dapo"),
+            ("rollout=3", "rollout=3", "its settings one by one: workers, episodes"),
             ("learner.betas=3", "learner.betas=3", "give a list"),
             ("env_args=3", "env_args=3", "reason"),
             ("name=${nowhere.at_all}", "name=${nowhere.at_all}", "Interpolation key"),
@@ -165,10 +200,22 @@ class TestRefusedCompositions:
             compose(["experiment=generalpoints_pppo"])
 
     def test_no_experiment_lists_what_there_is(self) -> None:
-        with pytest.raises(ConfigError, match="generalpoints_eval, generalpoints_ppo, generalpoints_sft"):
+        with pytest.raises(
+            ConfigError, match=r"generalpoints_cispo, generalpoints_dapo, .*, generalpoints_sft"
+        ):
             compose(["seed=1"])
 
-    @pytest.mark.parametrize("text", ["a: [", "- 1", "algo:\n  gama: 1", "algo:\n  gamma: high"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a: [",
+            "- 1",
+            "algo:\n  gama: 1",
+            "algo:\n  gamma: high",
+            "algo:\n  name: gpro",
+            "defaults: [nobody]",
+        ],
+    )
     def test_broken_configuration_files(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConfigError, match="reason"):
@@ -184,9 +231,19 @@ class TestValidate:
         assert {key for key, _ in validate.numbers(Config())} == set(validate.RANGES)
         assert {key for key, kind in schema().items() if kind in (int, float)} == set(validate.RANGES)
 
-    @pytest.mark.parametrize("key", sorted(validate.RANGES))
+    def test_every_number_that_may_be_null_has_a_range(self) -> None:
+        groups = {f"{key}.": kind for key, kind in schema().items() if dataclasses.is_dataclass(kind)}
+        found = {
+            f"{prefix}{name}"
+            for prefix, group in {"": Config, **groups}.items()
+            for name, kind in get_type_hints(group).items()
+            if kind in (int | None, float | None)
+        }
+        assert found == set(validate.OPTIONAL_RANGES)
+
+    @pytest.mark.parametrize("key", sorted({**validate.RANGES, **validate.OPTIONAL_RANGES}))
     def test_every_range_has_both_its_ends(self, key: str) -> None:
-        allowed = validate.RANGES[key]
+        allowed = {**validate.RANGES, **validate.OPTIONAL_RANGES}[key]
         below = allowed.low if allowed.low_open else allowed.low - 1
         assert refuses_range(key, below)
         assert refuses_range(key, allowed.high + 1) or allowed.high == float("inf")
@@ -202,6 +259,22 @@ class TestValidate:
             (["rollout.workers=300"], "episodes to share"),
             (["rollout.max_new_tokens=1024"], "no room for a prompt"),
             (["algo.critic_warmup=40"], "the policy would learn in none"),
+            (["rollout.group_size=64", "algo.minibatches=4"], "groups stay whole"),
+            (["algo=grpo", "rollout.group_size=1"], "rollout.group_size=1\n  reason: algo=grpo compares"),
+            (["algo.dynamic_sampling=true"], "no group has variance"),
+            (["algo=grpo", "algo.critic_warmup=2"], "algo=grpo has no critic"),
+            (["algo=rloo", "algo.critic_epochs=2"], "algo=rloo has no critic"),
+            (["algo.ratio_ceiling=1.1"], "within the clip, which ends at 1.2"),
+            (["algo.thought_weight=0.5"], "does not take its ratio over a turn"),
+            (["algo=ppo_turn", "algo.thought_weight=0.5"], "nothing tells thought from answer"),
+            (["rollout.answer_marker=''"], "every answer begins with it"),
+            (["algo.kl=loss"], "noise and no penalty"),
+            (["algo=dapo", "algo.kl_target=0.01"], "nothing to steer"),
+            (["algo.kl_target=0.01", "algo.kl_coef=0"], "0 stays 0"),
+            (["algo=rloo", "algo.rewards=turn"], "compares whole episodes"),
+            (["algo=gspo", "algo.rewards=turn"], "compares whole episodes"),
+            (["algo=grpo", "algo.normalize_rewards=true"], "a common factor changes nothing"),
+            (["algo=dapo", "algo.overlong_buffer=100"], "longer than rollout.max_new_tokens=88"),
             (["task=sft", "sft.steps=0"], "would do nothing"),
             (["eval.greedy=false", "eval.sampled=false"], "nothing to evaluate"),
             (["env=generalpoint"], "env=generalpoint"),

@@ -227,7 +227,7 @@ def phases_of(source: Path) -> set[str]:
 
 def test_every_metric_is_documented() -> None:
     produced = {general(key) for key in (*rollout_metrics(BATCH), *evaluation(BATCH), *Clock().lap())}
-    for source in ("learner/update.py", "algorithms/losses.py"):
+    for source in ("learner/update.py", "learner/credit.py", "algorithms/losses.py", "rollout/refill.py"):
         produced |= keys_written_in(ROOT / "rlpost" / source)
     produced |= {key for key in keys_written_in(ROOT / "rlpost/rollout/pool.py") if key.startswith("swap/")}
     for source in ("train.py", "sft.py", "evaluate.py"):

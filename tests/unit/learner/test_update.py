@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from rlpost.config import Config, KlPlace, LoraConfig
+from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, LoraConfig
 from rlpost.errors import LearnerError
 from rlpost.learner import policy, update
 from rlpost.learner.packing import MicroBatch
 from rlpost.learner.policy import CRITIC, POLICY, ActorCritic
 from rlpost.types import Ending, Trajectory
-from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
+from tests.learner_data import (
+    examples_of,
+    random_episodes,
+    small_config,
+    with_algorithm,
+    write_small_model,
+)
 
 
 class PlainBackend:
@@ -130,6 +136,7 @@ def test_the_first_step_has_the_gradient_of_the_whole_batch(
 ) -> None:
     """Whether in one micro-batch or in many uneven ones."""
     cfg.algo.kl, cfg.algo.kl_coef, cfg.algo.entropy_coef = kl, 0.3, 0.05
+    cfg.algo.kl_estimator = KlEstimator.k1 if kl is KlPlace.reward else KlEstimator.k3
     cfg.algo.gamma, cfg.algo.gae_lambda, cfg.learner.micro_batch_tokens = 0.9, 0.8, budget
     backend, episodes = _backend(folder, cfg), random_episodes(5)
     expected = _witness(backend.model, episodes, cfg)
@@ -178,14 +185,64 @@ def test_critic_warm_up_leaves_the_policy_alone(folder: Path, cfg: Config) -> No
     assert shares == pytest.approx([0, 0.25, 0, 0.5, 0.25, 0.75, 0.5, 1.0])
 
 
-def test_no_reference_pass_without_kl(folder: Path, cfg: Config) -> None:
-    cfg.algo.kl = KlPlace.none
-    backend = _backend(folder, cfg)
+def _watched(backend: PlainBackend) -> list[tuple[str, ...]]:
+    """The passes that the backend is asked for from now on."""
     passes: list[tuple[str, ...]] = []
     plain = backend.forward
     backend.forward = lambda b, p, t: passes.append(p) or plain(b, p, t)  # type: ignore[method-assign]
+    return passes
+
+
+def test_no_reference_pass_without_kl(folder: Path, cfg: Config) -> None:
+    cfg.algo.kl = KlPlace.none
+    backend = _backend(folder, cfg)
+    passes = _watched(backend)
     assert "kl_reference" not in update.ppo_update(backend, random_episodes(3), cfg, 0)
     assert set(passes) == {(POLICY, CRITIC)}
+
+
+@pytest.mark.parametrize("name", [AlgoName.grpo, AlgoName.reinforce_pp])
+def test_without_a_critic_no_pass_asks_for_values(folder: Path, cfg: Config, name: AlgoName) -> None:
+    """Neither before nor in the update; the critic has no gradient, no rate and no metric, and stays as it is."""
+    cfg = with_algorithm(cfg, name)
+    backend = _backend(folder, cfg)
+    passes, before = _watched(backend), backend.model.adapter_tensors(CRITIC)
+    metrics = update.ppo_update(backend, random_episodes(4, group_size=2), cfg, 0)
+    assert {p for asked in passes for p in asked} == {POLICY, policy.REFERENCE}
+    assert all(CRITIC not in n and "value_head" not in n for grads, _ in backend.steps for n in grads)
+    assert all(rates[CRITIC] == 0.0 < rates[POLICY] for _, rates in backend.steps)
+    assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(CRITIC).items())
+    assert not {m for m in metrics if "value" in m or "variance" in m or "critic" in m}
+
+
+def test_the_critic_may_take_more_passes(folder: Path, cfg: Config) -> None:
+    """Two epochs of both, then two of the critic alone; each has its own warm-up."""
+    cfg.algo.epochs, cfg.algo.critic_epochs, cfg.algo.minibatches, cfg.algo.warmup_steps = 2, 4, 2, 8
+    backend = _backend(folder, cfg)
+    passes = _watched(backend)
+    metrics = update.ppo_update(backend, random_episodes(4), cfg, 1)
+    full = (cfg.algo.learning_rate, cfg.algo.critic_learning_rate)
+    shares = [r[POLICY] / full[0] for _, r in backend.steps]
+    assert shares == pytest.approx([5 / 8, 6 / 8, 7 / 8, 1.0, 0.0, 0.0, 0.0, 0.0])
+    assert [r[CRITIC] for _, r in backend.steps] == [full[1]] * 8  # its eight steps of warm-up are behind it
+    assert [p for p in passes if policy.REFERENCE not in p][-1] == (CRITIC,)
+    assert all(POLICY not in n.split(".") for grads, _ in backend.steps[4:] for n in grads)
+    assert "policy_loss" in metrics
+
+
+def test_minibatches_keep_groups_whole(folder: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = with_algorithm(cfg, AlgoName.grpo)
+    cfg.algo.epochs, cfg.algo.minibatches = 2, 2
+    taken: list[list[int]] = []
+    step = update._step
+    monkeypatch.setattr(update, "_step", lambda *a: taken.append(list(a[2])) or step(*a))
+    episodes = random_episodes(9, group_size=3)
+    update.ppo_update(_backend(folder, cfg), episodes[:8], cfg, 0)
+    assert len(taken) == 4
+    for epoch in (taken[:2], taken[2:]):
+        groups = [{episodes[i].group for i in minibatch} for minibatch in epoch]
+        assert sorted(i for minibatch in epoch for i in minibatch) == list(range(8))
+        assert not groups[0] & groups[1]
 
 
 def test_minibatches_follow_seed_iteration_and_epoch(folder: Path, cfg: Config) -> None:

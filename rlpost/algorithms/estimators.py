@@ -1,0 +1,103 @@
+"""Advantage estimators over the flat sampled tokens of a batch, one function for each member of `Estimator`.
+
+    estimate(which, rewards_N, values_N, layout, gamma, lam, by_turn) ─▶ Estimate
+
+Rewards are what tokens earn after scaling and KL; see rlpost.algorithms.rewards for where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlpost.algorithms.advantages import (
+    discounted_sums,
+    gae,
+    group_centred,
+    group_normalized,
+    leave_one_out,
+)
+from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.table import Estimator
+
+GroupBaseline = Callable[[Tensor, Tensor], Tensor]
+BASELINES: dict[Estimator, GroupBaseline] = {
+    Estimator.group_normalized: group_normalized,
+    Estimator.group_centred: group_centred,
+    Estimator.leave_one_out: leave_one_out,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One entry a sampled token (N,). Where `counted_N` is false, an advantage only repeats its turn's."""
+
+    advantages_N: Tensor
+    returns_N: Tensor
+    counted_N: Tensor  # bool; means, moments and the critic's loss go over these
+
+
+def with_critic(
+    which: Estimator, rewards_N: Tensor, values_N: Tensor, layout: Layout, gamma: float, lam: float
+) -> Estimate:
+    """GAE, per token or per turn (arXiv 2501.17161: a turn is one action, and its value is that of the state
+    before its first token)."""
+    if which is Estimator.gae:
+        advantages_N, returns_N = _ragged_gae(rewards_N, values_N, layout.lengths_B, gamma, lam)
+        return Estimate(advantages_N, returns_N, torch.ones_like(layout.opens_N))
+    turns_B = torch.bincount(layout.episodes_U, minlength=len(layout.groups_B))
+    advantages_U, returns_U = _ragged_gae(
+        layout.per_turn(rewards_N), values_N[layout.opens_N], turns_B, gamma, lam
+    )
+    return Estimate(advantages_U[layout.turns_N], returns_U[layout.turns_N], layout.opens_N)
+
+
+def without_critic(
+    which: Estimator, rewards_N: Tensor, layout: Layout, gamma: float, by_turn: bool
+) -> Estimate:
+    """Returns, or scores against those of the same group; `by_turn` scores turns instead of whole episodes."""
+    all_N = torch.ones_like(layout.opens_N)
+    returns_N = _rewards_to_come(rewards_N, layout, gamma)
+    if which is Estimator.returns:
+        return Estimate(returns_N, returns_N, all_N)
+    baseline = BASELINES[which]
+    if by_turn:
+        return Estimate(_process_supervision(rewards_N, layout, baseline), returns_N, all_N)
+    scores_B = layout.per_episode(rewards_N.double())
+    advantages_B = baseline(scores_B, layout.groups_B)
+    return Estimate(advantages_B.to(rewards_N.dtype)[layout.episodes_N], returns_N, all_N)
+
+
+def _process_supervision(rewards_N: Tensor, layout: Layout, baseline: GroupBaseline) -> Tensor:
+    """Each turn's reward against all turns of its group; a token's advantage is the sum from its turn on
+    (arXiv 2402.03300, section 4.1.3)."""
+    scored_U = baseline(layout.per_turn(rewards_N.double()), layout.groups_U)
+    turns_B = torch.bincount(layout.episodes_U, minlength=len(layout.groups_B))
+    mask_BK = _mask(turns_B)
+    scored_BK = torch.zeros(mask_BK.shape, dtype=scored_U.dtype).masked_scatter(mask_BK, scored_U)
+    return discounted_sums(scored_BK, 1.0)[mask_BK].to(rewards_N.dtype)[layout.turns_N]
+
+
+def _rewards_to_come(rewards_N: Tensor, layout: Layout, gamma: float) -> Tensor:
+    mask_BS = _mask(layout.lengths_B)
+    rewards_BS = torch.zeros(mask_BS.shape, dtype=rewards_N.dtype).masked_scatter(mask_BS, rewards_N)
+    return discounted_sums(rewards_BS, gamma)[mask_BS]
+
+
+def _ragged_gae(
+    rewards_N: Tensor, values_N: Tensor, counts_B: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """GAE of flat tensors: an episode a row, `counts_B` entries each."""
+    mask_BS = _mask(counts_B)
+    rewards_BS, values_BS = (
+        torch.zeros(mask_BS.shape, dtype=x.dtype).masked_scatter(mask_BS, x) for x in (rewards_N, values_N)
+    )
+    advantages_BS, returns_BS = gae(rewards_BS, values_BS, mask_BS, gamma, lam)
+    return advantages_BS[mask_BS], returns_BS[mask_BS]
+
+
+def _mask(counts_B: Tensor) -> Tensor:
+    return torch.arange(int(counts_B.max()))[None, :] < counts_B[:, None]

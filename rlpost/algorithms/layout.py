@@ -1,0 +1,91 @@
+"""Which episode, turn and group each sampled token belongs to, and how much it weighs in a mean.
+
+Sampled tokens of a batch have one flat numbering: episodes in order, turns in order, tokens in order.
+Worked example: two episodes of one group, the first with turns of 2 and 1 tokens, the second with one of 3:
+
+    token       0 1 2 | 3 4 5
+    episodes_N  0 0 0 | 1 1 1
+    turns_N     0 0 1 | 2 2 2      numbered over the whole batch
+    opens_N     1 0 1 | 1 0 0      first token of its turn
+
+Shapes: N sampled tokens, U turns, B episodes, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlpost.algorithms.table import Aggregation
+
+
+@dataclass(frozen=True)
+class Layout:
+    episodes_N: Tensor
+    turns_N: Tensor
+    opens_N: Tensor  # bool
+    episodes_U: Tensor
+    lengths_U: Tensor
+    groups_B: Tensor  # 0 to G - 1
+    thoughts_N: Tensor  # bool: a token of a turn's thought, before its answer
+
+    @classmethod
+    def of(
+        cls, turns: Sequence[Sequence[int]], groups: Sequence[int], thoughts: Sequence[Sequence[int]]
+    ) -> Layout:
+        """`turns[b]` are the lengths of episode b's turns, `thoughts[b]` how many of each turn's first tokens are
+        thought, `groups[b]` any number its group shares. Raises ValueError for a turn without tokens."""
+        lengths_U = torch.tensor([n for episode in turns for n in episode])
+        if lengths_U.numel() and int(lengths_U.min()) < 1:
+            raise ValueError("a turn has no sampled token; leave such turns out")
+        thoughts_U = torch.tensor([n for episode in thoughts for n in episode])
+        episodes_U = torch.tensor([b for b, episode in enumerate(turns) for _ in episode])
+        turns_N = torch.arange(len(lengths_U)).repeat_interleave(lengths_U)
+        places_N = torch.arange(len(turns_N)) - (lengths_U.cumsum(0) - lengths_U)[turns_N]
+        return cls(
+            episodes_N=episodes_U[turns_N],
+            turns_N=turns_N,
+            opens_N=places_N == 0,
+            episodes_U=episodes_U,
+            lengths_U=lengths_U,
+            groups_B=torch.unique(torch.tensor(groups), return_inverse=True)[1],
+            thoughts_N=places_N < thoughts_U[turns_N],
+        )
+
+    @property
+    def lengths_B(self) -> Tensor:
+        return torch.bincount(self.episodes_N, minlength=len(self.groups_B))
+
+    @property
+    def groups_U(self) -> Tensor:
+        return self.groups_B[self.episodes_U]
+
+    def per_turn(self, values_N: Tensor) -> Tensor:
+        """Sums over each turn's tokens, (U,)."""
+        return values_N.new_zeros(len(self.lengths_U)).index_add(0, self.turns_N, values_N)
+
+    def per_episode(self, values_N: Tensor) -> Tensor:
+        """Sums over each episode's tokens, (B,)."""
+        return values_N.new_zeros(len(self.groups_B)).index_add(0, self.episodes_N, values_N)
+
+    def weights(self, episodes: Sequence[int], aggregation: Aggregation, budget: int) -> Tensor:
+        """Weight (N,) of each token's term in the loss of a minibatch of whole `episodes`; zero outside it.
+
+        tokens: 1 / tokens (DAPO). turns: 1 / (turns x the turn's length). episodes: 1 / (episodes x the episode's
+        length) (GRPO). constant: 1 / (episodes x `budget`) (Dr. GRPO). All but the last sum to one.
+        """
+        chosen_B = torch.zeros(len(self.groups_B), dtype=torch.bool)
+        chosen_B[list(episodes)] = True
+        chosen_N, count = chosen_B[self.episodes_N], len(episodes)
+        if aggregation is Aggregation.tokens:
+            share_N = torch.ones(len(chosen_N)) / chosen_N.sum()
+        elif aggregation is Aggregation.turns:
+            share_N = 1.0 / (chosen_B[self.episodes_U].sum() * self.lengths_U[self.turns_N])
+        elif aggregation is Aggregation.episodes:
+            share_N = 1.0 / (count * self.lengths_B[self.episodes_N])
+        else:
+            share_N = torch.full((len(chosen_N),), 1.0 / (count * budget))
+        return share_N.float() * chosen_N

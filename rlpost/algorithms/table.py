@@ -1,0 +1,167 @@
+"""The algorithms, one row each: which advantage, which ratio, which surrogate, which mean, a critic or none.
+
+A row also holds the settings in which the algorithm differs from the schema's defaults; an experiment's file and the
+command line are laid over them. Nothing else in the package knows an algorithm by name, and this module imports
+nothing heavy. docs/algorithms.md has the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from rlpost.config import AlgoName
+
+
+class Estimator(Enum):
+    """How rewards become advantages; see rlpost.algorithms.estimators."""
+
+    gae = "gae"  # a critic's, token by token
+    gae_turn = "gae_turn"  # a critic's, turn by turn
+    returns = "returns"  # discounted rewards to come, no baseline
+    group_normalized = "group_normalized"  # less the group's mean, over its standard deviation
+    group_centred = "group_centred"  # less the group's mean
+    leave_one_out = "leave_one_out"  # less the mean of the group's others
+
+
+class Ratio(Enum):
+    """Whose probability the ratio of new policy to old is of."""
+
+    token = "token"
+    turn = "turn"  # the product over a turn's tokens
+    episode = "episode"  # the product over an episode's tokens
+    episode_mean = "episode_mean"  # its geometric mean
+
+
+class Surrogate(Enum):
+    clipped = "clipped"  # the worse of the plain and the clipped ratio, times the advantage
+    clipped_weight = "clipped_weight"  # log-prob, weighted by the clipped ratio (which carries no gradient)
+
+
+class Aggregation(Enum):
+    """What weight a token's term has in the loss of a minibatch."""
+
+    tokens = "tokens"  # the same for every token
+    turns = "turns"  # the same for every turn
+    episodes = "episodes"  # the same for every episode
+    constant = "constant"  # 1 / (episodes x rollout.max_new_tokens)
+
+
+GROUPED = (Estimator.group_normalized, Estimator.group_centred, Estimator.leave_one_out)
+CRITICS = (Estimator.gae, Estimator.gae_turn)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    source: str
+    estimator: Estimator
+    ratio: Ratio
+    aggregation: Aggregation
+    surrogate: Surrogate = Surrogate.clipped
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # settings by dotted key
+
+    @property
+    def critic(self) -> bool:
+        return self.estimator in CRITICS
+
+    @property
+    def grouped(self) -> bool:
+        return self.estimator in GROUPED
+
+
+_NO_CRITIC: Mapping[str, Any] = {"algo.critic_warmup": 0}
+_OUTCOME: Mapping[str, Any] = {**_NO_CRITIC, "algo.rewards": "outcome"}
+_GROUP: Mapping[str, Any] = {**_OUTCOME, "algo.whiten_advantages": False, "rollout.group_size": 8}
+
+TABLE: Mapping[AlgoName, Algorithm] = {
+    AlgoName.ppo: Algorithm(
+        "arXiv 1707.06347, equation 7",
+        Estimator.gae,
+        Ratio.token,
+        Aggregation.tokens,
+    ),
+    AlgoName.ppo_turn: Algorithm(
+        "arXiv 2501.17161 and its published code (GeneralPoints)",
+        Estimator.gae_turn,
+        Ratio.turn,
+        Aggregation.turns,
+        defaults={
+            "algo.gamma": 0.9,
+            "algo.clip": 0.1,
+            "algo.value_clip": 0.1,
+            "algo.ratio_ceiling": 10.0,
+            "algo.kl": "none",
+        },
+    ),
+    AlgoName.grpo: Algorithm(
+        "arXiv 2402.03300, equations 3 and 4",
+        Estimator.group_normalized,
+        Ratio.token,
+        Aggregation.episodes,
+        defaults={**_GROUP, "algo.kl": "loss", "algo.kl_estimator": "k3", "algo.kl_coef": 0.04},
+    ),
+    AlgoName.dr_grpo: Algorithm(
+        "arXiv 2503.20783, section 3.2",
+        Estimator.group_centred,
+        Ratio.token,
+        Aggregation.constant,
+        defaults={**_GROUP, "algo.kl": "none"},
+    ),
+    AlgoName.rloo: Algorithm(
+        "arXiv 2402.14740, section 2.2",
+        Estimator.leave_one_out,
+        Ratio.episode,
+        Aggregation.episodes,
+        defaults={**_GROUP, "algo.kl": "reward"},
+    ),
+    AlgoName.reinforce_pp: Algorithm(
+        "arXiv 2501.03262, REINFORCE++",
+        Estimator.returns,
+        Ratio.token,
+        Aggregation.tokens,
+        defaults=_OUTCOME,
+    ),
+    AlgoName.reinforce_pp_baseline: Algorithm(
+        "arXiv 2501.03262, REINFORCE++ with baseline",
+        Estimator.group_centred,
+        Ratio.token,
+        Aggregation.tokens,
+        defaults={
+            **_GROUP,
+            "algo.whiten_advantages": True,
+            "algo.kl": "loss",
+            "algo.kl_estimator": "k2",
+        },
+    ),
+    AlgoName.dapo: Algorithm(
+        "arXiv 2503.14476, equations 8 to 13",
+        Estimator.group_normalized,
+        Ratio.token,
+        Aggregation.tokens,
+        defaults={
+            **_GROUP,
+            "algo.kl": "none",
+            "algo.clip_high": 0.28,
+            "algo.dynamic_sampling": True,
+            "algo.overlong_buffer": 16,
+        },
+    ),
+    AlgoName.gspo: Algorithm(
+        "arXiv 2507.18071, equations 5 to 7",
+        Estimator.group_normalized,
+        Ratio.episode_mean,
+        Aggregation.episodes,
+        defaults={**_GROUP, "algo.kl": "none", "algo.clip": 3e-4, "algo.clip_high": 4e-4},
+    ),
+    AlgoName.cispo: Algorithm(
+        "arXiv 2506.13585, equations 4 and 5",
+        Estimator.group_normalized,
+        Ratio.token,
+        Aggregation.tokens,
+        Surrogate.clipped_weight,
+        # No lower bound, as in the paper; above, the ratio's cap of 5 that arXiv 2510.13786 found robust.
+        defaults={**_GROUP, "algo.kl": "none", "algo.clip": 1.0, "algo.clip_high": 4.0},
+    ),
+}

@@ -1,0 +1,162 @@
+"""From episodes and log-probs to what the losses need: advantages, returns, weights, fixed during an update.
+
+    turns' rewards ─▶ length penalty, scale, normalization ─▶ on tokens ─▶ less KL ─▶ estimator ─▶ whitening
+
+Which estimator is the business of a row of rlpost.algorithms.table. Every rank does the same sums on the same
+numbers. All tensors have one entry for each sampled token of the batch (N), in the order of rlpost.algorithms.layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlpost.algorithms import losses, rewards
+from rlpost.algorithms.advantages import explained_variance, flat, moments, whiten
+from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
+from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.table import TABLE, Algorithm, Ratio
+from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, Rewards
+from rlpost.errors import LearnerError
+from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
+from rlpost.types import Trajectory
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What stays fixed during an update's epochs; `old_values_N` is there with a critic, `reference_N` with a KL."""
+
+    layout: Layout
+    old_logprobs_N: Tensor
+    advantages_N: Tensor
+    returns_N: Tensor
+    counted_N: Tensor  # bool: tokens that the critic learns from
+    engine_weights_N: Tensor
+    emphasis_N: Tensor
+    old_values_N: Tensor | None
+    reference_N: Tensor | None
+
+    def units_N(self, ratio: Ratio) -> Tensor:
+        """The number that tokens of one ratio share."""
+        return self.layout.turns_N if ratio is Ratio.turn else self.layout.episodes_N
+
+
+def assign_credit(
+    trajectories: Sequence[Trajectory], scores: dict[str, Tensor], cfg: Config
+) -> tuple[Credit, Metrics]:
+    """Advantages and returns of every sampled token, with the diagnostics of the start of the update.
+
+    `scores` are (N,): the policy's log-probs, the critic's values and the reference's log-probs where there are any.
+
+    Raises LearnerError for a reward or sampling log-prob that is not finite, and for a turn without tokens.
+    """
+    row, algo = TABLE[cfg.algo.name], cfg.algo
+    layout = _layout(trajectories)
+    sampling_N = torch.tensor([x for t in trajectories for turn in t.turns for x in turn.logprobs])
+    rewards_N, metrics = _rewards(trajectories, layout, scores, cfg)
+    if not (torch.isfinite(sampling_N).all() and torch.isfinite(rewards_N).all()):
+        raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
+    estimate = _estimate(row, rewards_N, scores.get(CRITIC), layout, algo)
+    metrics |= _gap(sampling_N, scores[POLICY]) | _summary(estimate, scores.get(CRITIC))
+    credit = Credit(
+        layout,
+        scores[POLICY],
+        _whitened(estimate) if algo.whiten_advantages else estimate.advantages_N,
+        estimate.returns_N,
+        estimate.counted_N,
+        torch.ones_like(sampling_N),
+        torch.where(layout.thoughts_N, algo.thought_weight, 1.0),
+        scores.get(CRITIC),
+        scores.get(REFERENCE),
+    )
+    return _corrected(credit, sampling_N, row, algo, metrics)
+
+
+def _layout(trajectories: Sequence[Trajectory]) -> Layout:
+    try:
+        return Layout.of(
+            [[len(turn.answer_ids) for turn in t.turns] for t in trajectories],
+            [t.group for t in trajectories],
+            [[turn.thought_tokens for turn in t.turns] for t in trajectories],
+        )
+    except ValueError as error:
+        raise LearnerError(f"the batch cannot be learnt from: {error}") from error
+
+
+def _rewards(
+    trajectories: Sequence[Trajectory], layout: Layout, scores: dict[str, Tensor], cfg: Config
+) -> tuple[Tensor, Metrics]:
+    """Of tokens; and the share of groups that tell nothing, as all their episodes earned the same."""
+    algo = cfg.algo
+    earned_U = torch.tensor([turn.reward for t in trajectories for turn in t.turns], dtype=torch.float32)
+    totals_B = earned_U.new_zeros(len(trajectories)).index_add(0, layout.episodes_U, earned_U)
+    metrics = {"flat_groups": _share_of_groups(flat(totals_B, layout.groups_B), layout.groups_B)}
+    if algo.overlong_buffer:
+        lost_U = rewards.overlong(
+            layout.lengths_U, cfg.rollout.max_new_tokens, algo.overlong_buffer, algo.overlong_penalty
+        )
+        earned_U, metrics["overlong_penalty"] = earned_U + lost_U, lost_U.sum().item() / len(trajectories)
+    earned_U = earned_U * algo.reward_scale
+    if algo.normalize_rewards:
+        earned_U = rewards.normalized(earned_U, layout)
+    rewards_N = rewards.placed(earned_U, layout, algo.rewards)
+    if REFERENCE in scores:
+        policy_N, reference_N = scores[POLICY], scores[REFERENCE]
+        metrics["kl_reference"] = losses.kl_k3(policy_N, reference_N).mean().item()
+        metrics["kl_coef"] = algo.kl_coef
+        if algo.kl is KlPlace.reward:
+            rewards_N = rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
+    return rewards_N, metrics
+
+
+def _share_of_groups(marked_B: Tensor, groups_B: Tensor) -> float:
+    sizes_B = torch.bincount(groups_B)[groups_B]
+    return ((marked_B / sizes_B).sum() / (1.0 / sizes_B).sum()).item()
+
+
+def _estimate(
+    row: Algorithm, rewards_N: Tensor, values_N: Tensor | None, layout: Layout, algo: AlgoConfig
+) -> Estimate:
+    if values_N is not None:
+        return with_critic(row.estimator, rewards_N, values_N, layout, algo.gamma, algo.gae_lambda)
+    by_turn = algo.rewards is Rewards.turn
+    return without_critic(row.estimator, rewards_N, layout, algo.gamma, by_turn)
+
+
+def _whitened(estimate: Estimate) -> Tensor:
+    return whiten(estimate.advantages_N, *moments(estimate.advantages_N[estimate.counted_N]))
+
+
+def _gap(sampling_N: Tensor, logprobs_N: Tensor) -> Metrics:
+    gap_N = (sampling_N - logprobs_N).abs()
+    return {"logprob_gap": gap_N.mean().item(), "logprob_gap_max": gap_N.max().item()}
+
+
+def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:
+    counted_N = estimate.counted_N
+    returns_N = estimate.returns_N[counted_N]
+    metrics = {
+        "advantage_mean": estimate.advantages_N[counted_N].mean().item(),
+        "return_mean": returns_N.mean().item(),
+    }
+    if values_N is not None:
+        metrics["value_mean"] = values_N[counted_N].mean().item()
+        metrics["explained_variance"] = explained_variance(values_N[counted_N], returns_N).item()
+    return metrics
+
+
+def _corrected(
+    credit: Credit, sampling_N: Tensor, row: Algorithm, algo: AlgoConfig, metrics: Metrics
+) -> tuple[Credit, Metrics]:
+    """With the weights for what the engine sampled, in the unit in which the algorithm takes its ratio."""
+    if algo.engine_correction is EngineCorrection.none:
+        return credit, metrics
+    log_ratio_N = losses.log_ratios(credit.old_logprobs_N, sampling_N, credit.units_N(row.ratio), row.ratio)
+    weights_N, found = losses.engine_weights(log_ratio_N, algo.engine_correction, algo.engine_correction_cap)
+    credit = replace(credit, engine_weights_N=weights_N)
+    return credit, metrics | {name: value.item() for name, value in found.items()}
