@@ -231,6 +231,15 @@ def _put(x: Tensor, S: int, g: int, m: int) -> Tensor:
     return x.view(S, g, -1, m, x.shape[-1]).permute(0, 3, 1, 2, 4).reshape(S * m, -1, x.shape[-1])
 
 
+def check_window(sliding_window: int | None, layout: Layout) -> None:
+    """Raises ModelError if a layer that sees only so many tokens back would not see all of a sequence."""
+    if sliding_window is not None and sliding_window < layout.longest:
+        raise ModelError(
+            f"the model sees {sliding_window} tokens back in some layers, but an episode has {layout.longest}; "
+            "shorten the episodes (rollout.max_model_len) or choose a model with full attention"
+        )
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -251,11 +260,7 @@ def _attend(
     """
     if softcap is not None or s_aux is not None:
         raise ModelError("the model's attention caps its scores or has sinks; choose a model without")
-    if sliding_window is not None and sliding_window < layout.longest:
-        raise ModelError(
-            f"the model sees {sliding_window} tokens back in some layers, but an episode has {layout.longest}; "
-            "shorten the episodes (rollout.max_model_len) or choose a model with full attention"
-        )
+    check_window(sliding_window, layout)
     q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     return packed_attention(q_ThD, k_TgD, v_TgD, layout, scaling)[None], None
 

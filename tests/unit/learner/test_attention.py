@@ -65,6 +65,7 @@ def conversations() -> list[Row]:
 
 
 ROWS = conversations()
+VARIANTS = ["one row", "several rows", "checkpointed", "cut finely", "fused", "fused, checkpointed"]
 
 
 def _model(folder: Path, family: str) -> ActorCritic:
@@ -119,7 +120,9 @@ def _packed(model: ActorCritic, budget: int) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-@pytest.mark.parametrize("variant", ["one row", "several rows", "checkpointed", "cut finely"])
+@pytest.mark.parametrize(
+    "variant", ["one row", "several rows", "checkpointed", "cut finely", "fused", "fused, checkpointed"]
+)
 def test_packed_equals_row_by_row(
     family: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +132,10 @@ def test_packed_equals_row_by_row(
     model = _model(tmp_path, family)
     expected = _row_by_row(model)
     expected_grads = _gradients(model, expected)
-    if variant == "checkpointed":
+    if variant.startswith("fused"):
+        model.fuse_adapters()
+        assert model.fused
+    if variant.endswith("checkpointed"):
         model.checkpoint_activations()
     found = _packed(model, 60 if variant == "several rows" else 1000)
     for mine, theirs in zip(found, expected, strict=True):
