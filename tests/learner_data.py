@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -33,6 +36,17 @@ def write_small_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def plain_attention(base: Any) -> Iterator[Any]:
+    """The causal language model `base` with transformers' own attention: rows as they are, nothing packed."""
+    before = base.config._attn_implementation
+    base.config._attn_implementation = "eager"
+    try:
+        yield base
+    finally:
+        base.config._attn_implementation = before
 
 
 def small_config() -> Config:

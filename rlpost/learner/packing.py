@@ -1,16 +1,17 @@
-"""Rows of tokens to padded micro-batches under a token budget, the same number of them on every rank.
+"""Rows of tokens to packed micro-batches under a token budget, the same number of them on every rank.
 
-    rows ──▶ plan_micro_batches: longest first, each to the rank with the least load ──▶ [rank][micro-batch][row]
-                                                                        collate ──▶ MicroBatch of tensors
+    rows ─▶ share_prefixes ─▶ groups ─▶ plan_micro_batches ─▶ [rank][micro-batch][group] ─▶ collate ─▶ tensors
+
+A micro-batch is one row of tokens without padding: of every group its prefix once, then each member's own
+continuation, positions restarting; attention (rlpost.learner.attention) shows a token its own past alone.
 
 Sampled tokens of all rows have one flat numbering (rows in order, tokens in order): `slots` tell where a
 micro-batch's tokens lie in it, so that log-probs, values and advantages are flat tensors of the whole batch.
-Padding is on the right; under causal attention no token sees what lies to its right, so no mask is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from rlpost.errors import LearnerError
+from rlpost.learner.attention import Layout, Segment
+from rlpost.learner.sharing import Group, share_prefixes
 
-PADDING_ID = 0  # any valid id: padding is never attended to and never scored
+PADDING_ID = 0  # any valid id: an empty micro-batch computes one token, which is never scored
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,12 @@ class Row:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of one pass. B rows, T positions (the last token of a row is a target only), N counted tokens."""
+    """Tensors of one pass. T packed tokens (the last token of a row is a target only), N counted tokens."""
 
-    input_ids_BT: Tensor
-    rows_N: Tensor  # which row of this micro-batch
-    columns_N: Tensor  # position whose hidden state predicts the token: one before it
+    input_ids_T: Tensor
+    positions_T: Tensor
+    layout: Layout  # who sees whom
+    columns_N: Tensor  # where the hidden state lies that predicts the token: that of the token before it
     targets_N: Tensor  # the token itself
     slots_N: Tensor  # its place in the flat numbering of the whole batch
 
@@ -48,7 +52,7 @@ class MicroBatch:
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-Plan = list[list[list[int]]]  # [rank][micro-batch] -> indices of rows; an empty list fills up
+Plan = list[list[list[Group]]]  # [rank][micro-batch] -> groups of rows; an empty list fills up
 
 
 def check_rows(rows: Sequence[Row], budget: int) -> None:
@@ -69,30 +73,61 @@ def check_rows(rows: Sequence[Row], budget: int) -> None:
             )
 
 
-def plan_micro_batches(lengths: Sequence[int], indices: Sequence[int], budget: int, ranks: int) -> Plan:
+def plan_micro_batches(rows: Sequence[Row], indices: Sequence[int], budget: int, ranks: int) -> Plan:
     """Share the rows `indices` among the ranks; deterministic, and every rank gets as many micro-batches.
 
-    A micro-batch costs rows times its longest length, padding included, and stays within `budget`. A rank's
-    load is its tokens: the longest row left goes to the rank with the least load.
+    A micro-batch costs its distinct tokens and stays within `budget`. A group larger than that, or than a
+    rank's fair part of the work, is cut, and each part computes the prefix for itself. The largest group left goes
+    to the rank with the least load.
     """
-    shares: list[list[int]] = [[] for _ in range(ranks)]
+    inputs = [row.token_ids[:-1] for row in rows]
+    lengths = [len(tokens) for tokens in inputs]
+    groups = share_prefixes(inputs, indices)
+    fair = -(-sum(group.cost(lengths) for group in groups) // ranks)
+    parts = [part for group in groups for part in _cut(group, lengths, budget, fair)]
+    shares: list[list[Group]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for i in sorted(indices, key=lambda i: (-lengths[i], i)):
+    for part in sorted(parts, key=lambda part: (-part.cost(lengths), part.members)):
         rank = loads.index(min(loads))
-        shares[rank].append(i)
-        loads[rank] += lengths[i]
-    plan = [_fill(lengths, share, budget) for share in shares]
+        shares[rank].append(part)
+        loads[rank] += part.cost(lengths)
+    plan = [_fill(share, lengths, budget) for share in shares]
     count = max(len(batches) for batches in plan)
     return [batches + [[] for _ in range(count - len(batches))] for batches in plan]
 
 
-def _fill(lengths: Sequence[int], longest_first: Sequence[int], budget: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for i in longest_first:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
-            batches[-1].append(i)
+def _cut(group: Group, lengths: Sequence[int], budget: int, fair: int) -> Iterator[Group]:
+    """Parts of the group within `budget`, like-sized, and as many as there are fair parts in it."""
+    own = group.cost(lengths) - group.prefix
+    target = group.prefix + own / -(-group.cost(lengths) // max(1, fair))
+    part, cost = list[int](), group.prefix
+    for i in group.members:
+        more = lengths[i] - group.prefix
+        if part and (cost + more > budget or cost >= target):
+            yield _part(group, part)
+            part, cost = [], group.prefix
+        part.append(i)
+        cost += more
+    yield _part(group, part)
+
+
+def _part(group: Group, members: Sequence[int]) -> Group:
+    return Group(group.prefix if len(members) > 1 else 0, tuple(members))
+
+
+def _fill(largest_first: Sequence[Group], lengths: Sequence[int], budget: int) -> list[list[Group]]:
+    """First fit: each group into the first micro-batch that has room for it."""
+    batches: list[list[Group]] = []
+    room: list[int] = []
+    for group in largest_first:
+        cost = group.cost(lengths)
+        fitting = [b for b, left in enumerate(room) if cost <= left]
+        if fitting:
+            batches[fitting[0]].append(group)
+            room[fitting[0]] -= cost
         else:
-            batches.append([i])
+            batches.append([group])
+            room.append(budget - cost)
     return batches
 
 
@@ -101,15 +136,25 @@ def slot_starts(rows: Sequence[Row]) -> list[int]:
     return list(accumulate((row.counted for row in rows), initial=0))
 
 
-def collate(rows: Sequence[Row], starts: Sequence[int], indices: Sequence[int]) -> MicroBatch:
-    """Tensors of the rows `indices`; with none, one padding token and nothing counted (weight zero)."""
-    width = max((len(rows[i].token_ids) - 1 for i in indices), default=1)
-    input_ids_BT = torch.full((max(1, len(indices)), width), PADDING_ID, dtype=torch.long)
-    places: list[tuple[int, int, int, int]] = []
-    for b, i in enumerate(indices):
-        token_ids = rows[i].token_ids
-        input_ids_BT[b, : len(token_ids) - 1] = torch.tensor(token_ids[:-1])
-        counted = [t for t, learnt in enumerate(rows[i].mask) if learnt]
-        places += [(b, t - 1, token_ids[t], starts[i] + k) for k, t in enumerate(counted)]
-    columns = torch.tensor(places, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return MicroBatch(input_ids_BT, *columns)
+def collate(rows: Sequence[Row], starts: Sequence[int], groups: Sequence[Group]) -> MicroBatch:
+    """Tensors of the rows in `groups`; with none, one padding token and nothing counted (weight zero)."""
+    tokens, segments = list[int](), list[Segment]()
+    places: list[tuple[int, int, int]] = []
+
+    def add(more: Sequence[int], behind: Segment | None) -> Segment:
+        segments.append(Segment(len(tokens), len(more), behind))
+        tokens.extend(more)
+        return segments[-1]
+
+    for group in groups:
+        shared = add(rows[group.members[0]].token_ids[: group.prefix], None) if group.prefix else None
+        for i in group.members:
+            row = rows[i]
+            own = add(row.token_ids[group.prefix : -1], shared)
+            counted = [t for t, learnt in enumerate(row.mask) if learnt]
+            places += [(own.place(t - 1), row.token_ids[t], starts[i] + k) for k, t in enumerate(counted)]
+    if not tokens:
+        add([PADDING_ID], None)
+    columns = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
+    positions_T = torch.cat([torch.arange(s.first, s.first + s.length) for s in segments])
+    return MicroBatch(torch.tensor(tokens), positions_T, Layout.of(segments), *columns)

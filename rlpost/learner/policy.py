@@ -4,16 +4,16 @@
                                                             └▶ value head             ─▶ values
 
 Which adapter is active is chosen per pass. Adapters are held in float32 whatever the base's dtype (they are
-their own master weights); a bfloat16 base runs under autocast, which keeps every matmul in bfloat16.
-Shapes: B rows, T positions, N counted tokens, H hidden size.
+their own master weights) and cast at use: by the fused layers, or by autocast where those do not apply.
+Shapes: T packed tokens, N counted tokens, H hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from rlpost.adapters import Adapter
 from rlpost.config import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
-from rlpost.kernels.lora_linear import lora_linear
+from rlpost.learner.attention import PACKED
+from rlpost.learner.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.packing import MicroBatch
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
@@ -59,10 +60,8 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         raise ModelError(
             f"model folder {folder} has no config.json on this node; every learner node needs the model"
         )
-    # On CPU the fused attention takes 1.6 times as long as plain products, forward and backward (measured).
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=attention
+        folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
     )
     changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
     if changed or base.get_output_embeddings().bias is not None:
@@ -105,6 +104,7 @@ class ActorCritic(nn.Module):
         self.layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer)]
         self.active: str | None = POLICY
         self.has_reference = with_reference
+        self.fused = False
         self._prepare()
 
     def _prepare(self) -> None:
@@ -145,20 +145,24 @@ class ActorCritic(nn.Module):
                 module.training = True  # of these modules alone: dropout stays off everywhere
 
     def fuse_adapters(self) -> None:
-        """Run plain LoRA layers through the fused operation, which takes A and B as they lie in memory: not for
-        ZeRO-3, which gathers parameters only for their own module's forward. DoRA layers stay PEFT's."""
+        """Run decoder layers of known families, and elsewhere plain LoRA layers, through rlpost.kernels, which take
+        parameters as they lie in memory: not for ZeRO-3. DoRA layers stay PEFT's."""
+        body = self.peft.get_base_model().base_model
+        inside = {id(m) for decoder in body.layers for m in decoder.modules()}
+        self.fused = fuse_layers(body) and all(id(layer) in inside for layer in self.layers)
         for layer in self.layers:
-            if isinstance(layer.base_layer, nn.Linear) and not layer.lora_variant:
-                layer.forward = MethodType(_fused_forward, layer)
+            if can_fuse(layer):
+                layer.forward = partial(_fused_forward, Projections(layer))
 
     def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
         """`passes` of POLICY -> (log-probs, entropy), REFERENCE -> log-probs, CRITIC -> values, each (N,) float32.
 
         The reference is the adapter of that name, or the bare base if there is none.
         """
-        device = batch.input_ids_BT.device.type
+        device = batch.input_ids_T.device.type
         found: dict[str, Any] = {}
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        mixed = self.dtype == torch.bfloat16 and not self.fused
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             if POLICY in passes:
                 found[POLICY] = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
             if REFERENCE in passes:
@@ -174,8 +178,13 @@ class ActorCritic(nn.Module):
         """Last hidden states (N, H) at the positions that stand just before the counted tokens."""
         with self.using(adapter):
             body = self.peft.get_base_model().base_model
-            hidden_BTH = body(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTH[batch.rows_N, batch.columns_N]
+            hidden_1TH = body(
+                input_ids=batch.input_ids_T[None],
+                position_ids=batch.positions_T[None],
+                layout=batch.layout,
+                use_cache=False,
+            ).last_hidden_state
+        return hidden_1TH[0].index_select(0, batch.columns_N)
 
     def parameters_of(self, adapter: str) -> list[nn.Parameter]:
         """The adapter's parameters; the critic's include the value head."""
@@ -206,13 +215,10 @@ class ActorCritic(nn.Module):
         set_peft_model_state_dict(self.peft, dict(tensors), adapter_name=adapter)
 
 
-def _fused_forward(layer: LoraLayer, inputs: Tensor) -> Tensor:
-    """Forward of a LoRA layer with at most one live adapter, without dropout."""
-    outputs: Tensor = layer.base_layer(inputs)
-    for name in layer._active_adapter:
-        A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
-        outputs = lora_linear(outputs, inputs, A, B, layer.scaling[name])
-    return outputs
+def _fused_forward(projection: Projections, inputs: Tensor) -> Tensor:
+    """Forward of one LoRA layer by itself, (..., in) to (..., out)."""
+    flat = inputs.flatten(0, -2).to(projection.bases[0].weight.dtype)
+    return projection(flat).unflatten(0, inputs.shape[:-1])
 
 
 def adapter_of(parameter_name: str) -> str | None:

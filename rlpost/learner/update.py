@@ -27,6 +27,7 @@ from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.packing import Row, check_rows, collate, plan_micro_batches, slot_starts
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
+from rlpost.learner.sharing import Group
 from rlpost.types import Ending, Example, Trajectory
 
 Metrics = dict[str, float]
@@ -66,8 +67,8 @@ def score(
     """Run `passes` over the batch without gradients; returns flat (N,) tensors, whole on every rank."""
     flat = {name: torch.zeros(batch.tokens) for name in passes}
     with torch.no_grad():
-        for indices in _share(backend, batch, range(len(batch.rows)), budget):
-            micro = collate(batch.rows, batch.starts, indices)
+        for groups in _share(backend, batch, range(len(batch.rows)), budget):
+            micro = collate(batch.rows, batch.starts, groups)
             found = backend.forward(micro, passes, temperature)
             for name in passes:
                 values_N = found[name][0] if name == POLICY else found[name]
@@ -245,8 +246,8 @@ def _step(
     contributions: list[losses.Metrics] = []
 
     def losses_drawn() -> Iterator[Tensor]:
-        for share in plan:
-            micro = collate(batch.rows, batch.starts, share)
+        for groups in plan:
+            micro = collate(batch.rows, batch.starts, groups)
             loss, metrics = loss_of(backend.forward(micro, passes, temperature), micro.slots_N)
             contributions.append(metrics)
             yield loss
@@ -260,9 +261,8 @@ def _step(
     return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
 
-def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> list[list[int]]:
-    lengths = [len(row.token_ids) for row in batch.rows]
-    return plan_micro_batches(lengths, indices, budget, backend.place.world)[backend.place.rank]
+def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> list[list[Group]]:
+    return plan_micro_batches(batch.rows, indices, budget, backend.place.world)[backend.place.rank]
 
 
 def _reduced(backend: DeepSpeedBackend, contributions: Sequence[losses.Metrics]) -> Metrics:

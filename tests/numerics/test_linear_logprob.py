@@ -1,8 +1,11 @@
-"""The chunked head against an independent float64 softmax, forward and backward, in odd shapes and dtypes."""
+"""The tiled head against an independent float64 softmax, forward and backward, in odd shapes and dtypes."""
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -34,14 +37,14 @@ def _by_definition(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("tile", [(1, 1), (4, 7), (1000, 1000)])
 def test_forward_and_backward(
-    shape: tuple[int, int, int], dtype: torch.dtype, temperature: float, chunk: int
+    shape: tuple[int, int, int], dtype: torch.dtype, temperature: float, tile: tuple[int, int]
 ) -> None:
     hidden, weight, targets = _inputs(*shape, dtype)
     witness = hidden.detach().double().requires_grad_()
     expected = _by_definition(witness, weight, targets, temperature)
-    found = linear_logprob(hidden, weight, targets, temperature, chunk)
+    found = linear_logprob(hidden, weight, targets, temperature, tile)
     slopes = torch.randn(2, shape[0], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (expected[0] * slopes[0] + expected[1] * slopes[1]).sum().backward()
     (found[0] * slopes[0] + found[1] * slopes[1]).sum().backward()
@@ -57,7 +60,7 @@ def test_forward_and_backward(
 def test_reference_and_fast_path_agree(dtype: torch.dtype) -> None:
     hidden, weight, targets = _inputs(33, 17, 512, dtype)
     for fast, plain in zip(
-        linear_logprob(hidden, weight, targets, 0.9, 8),
+        linear_logprob(hidden, weight, targets, 0.9, (8, 100)),
         linear_logprob_reference(hidden, weight, targets, 0.9),
         strict=True,
     ):
@@ -67,7 +70,7 @@ def test_reference_and_fast_path_agree(dtype: torch.dtype) -> None:
 
 def test_gradcheck() -> None:
     hidden, weight, targets = _inputs(5, 4, 9, torch.float64)
-    assert torch.autograd.gradcheck(lambda h: linear_logprob(h, weight, targets, 0.8, 2), (hidden,))
+    assert torch.autograd.gradcheck(lambda h: linear_logprob(h, weight, targets, 0.8, (2, 4)), (hidden,))
 
 
 def test_hand_computed_numbers() -> None:
@@ -97,3 +100,44 @@ def test_the_head_gets_no_gradient() -> None:
 def test_greedy_temperature_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         linear_logprob(torch.ones(1, 1), torch.ones(2, 1), torch.tensor([0]), temperature)
+
+
+def test_logits_far_apart_neither_overflow_nor_vanish() -> None:
+    """Logits 0 to 3000 in a rising order, a tile each: log-probs are differences, entropy is that of the top two."""
+    weight = torch.tensor([[0.0], [1000.0], [2999.0], [3000.0]])
+    logprobs, entropy = linear_logprob(torch.ones(4, 1), weight, torch.arange(4), 1.0, (3, 1))
+    tail = math.log1p(math.exp(-1.0))
+    torch.testing.assert_close(logprobs, torch.tensor([-3000.0, -2000.0, -1.0, 0.0]) - tail)
+    p = 1.0 / (1.0 + math.exp(-1.0))
+    torch.testing.assert_close(entropy, torch.full((4,), -p * math.log(p) - (1 - p) * math.log(1 - p)))
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The Triton path, run by Triton's interpreter: what it computes, on any machine; not how fast."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    sys.modules.pop("rlpost.kernels.linear_logprob_triton", None)
+    yield importlib.import_module("rlpost.kernels.linear_logprob_triton").linear_logprob_triton
+    sys.modules.pop("rlpost.kernels.linear_logprob_triton", None)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [1, 50, 1000])
+def test_triton(interpreted: Any, shape: tuple[int, int, int], dtype: torch.dtype, words: int) -> None:
+    if shape[2] // words > 20:
+        pytest.skip("the interpreter takes long over many tiny blocks")
+    hidden, weight, targets = _inputs(*shape, dtype)
+    witness = hidden.detach().double().requires_grad_()
+    expected = _by_definition(witness, weight, targets, 0.7)
+    found = interpreted(hidden, weight, targets, 0.7, words)
+    slopes = torch.randn(2, shape[0], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (expected[0] * slopes[0] + expected[1] * slopes[1]).sum().backward()
+    (found[0] * slopes[0] + found[1] * slopes[1]).sum().backward()
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(found[0].double(), expected[0], **tolerance)
+    torch.testing.assert_close(found[1].double(), expected[1], **tolerance)
+    assert hidden.grad is not None
+    assert witness.grad is not None
+    torch.testing.assert_close(hidden.grad.double(), witness.grad, **tolerance)

@@ -17,6 +17,7 @@ DOORS = {
     "vllm": {"rlpost/rollout/vllm_engine.py", "rlpost/rollout/swap.py"},
     "deepspeed": {"rlpost/learner/deepspeed_backend.py"},
     "wandb": {"rlpost/tracking.py"},
+    "triton": {"rlpost/kernels/linear_logprob_triton.py"},
 }
 
 

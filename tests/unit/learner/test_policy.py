@@ -16,7 +16,8 @@ from rlpost.errors import AdapterError, ModelError
 from rlpost.learner import policy
 from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE, ActorCritic
-from tests.learner_data import random_episodes, write_small_model
+from rlpost.learner.sharing import Group
+from tests.learner_data import plain_attention, random_episodes, write_small_model
 
 ROWS = [Row(t.token_ids, t.loss_mask) for t in random_episodes(5)]
 
@@ -38,7 +39,7 @@ def build(folder: Path) -> Callable[..., ActorCritic]:
 
 
 def _batch(indices: tuple[int, ...] = (0, 1, 2, 3, 4)) -> MicroBatch:
-    return collate(ROWS, slot_starts(ROWS), indices)
+    return collate(ROWS, slot_starts(ROWS), [Group(0, (i,)) for i in indices])
 
 
 def _shake(model: ActorCritic, adapter: str, seed: int) -> None:
@@ -70,7 +71,7 @@ def _plain_logprobs(folder: Path, adapter_folder: Path, temperature: float) -> t
 def test_logprobs_equal_plain_peft_on_the_exported_files(
     build: Callable[..., ActorCritic], folder: Path, kind: AdapterKind, tmp_path: Path
 ) -> None:
-    """Padded together here, one by one there; and again after a fresh start from those files."""
+    """Packed together here, one by one there; and again after a fresh start from those files."""
     model = build(kind)
     _shake(model, POLICY, 1)
     _export(model).save(tmp_path / "adapter")
@@ -83,31 +84,31 @@ def test_logprobs_equal_plain_peft_on_the_exported_files(
 
 
 def _plain_base(model: ActorCritic, batch: MicroBatch) -> torch.Tensor:
-    flat = torch.zeros(len(batch.slots_N), dtype=torch.float64)
-    with torch.no_grad(), model.using(None):
-        logits = model.peft.get_base_model()(batch.input_ids_BT).logits / 0.8
-    table = torch.log_softmax(logits.double(), dim=-1)[batch.rows_N, batch.columns_N]
-    flat[batch.slots_N] = table.gather(1, batch.targets_N[:, None]).squeeze(1)
-    return flat
+    found = []
+    with torch.no_grad(), model.using(None), plain_attention(model.peft.get_base_model()) as base:
+        for row in ROWS:
+            table = torch.log_softmax(base(torch.tensor([row.token_ids])).logits[0].double() / 0.8, dim=-1)
+            found += [table[t - 1, row.token_ids[t]] for t, counted in enumerate(row.mask) if counted]
+    return torch.stack(found)[batch.slots_N]
 
 
-def test_padding_and_company_do_not_matter(build: Callable[..., ActorCritic]) -> None:
+def test_company_does_not_matter(build: Callable[..., ActorCritic]) -> None:
     model = build()
     _shake(model, POLICY, 1)
     _shake(model, CRITIC, 2)
-    together = _batch()
-    found = model(together, (POLICY, CRITIC), 1.0)
-    padded = together.input_ids_BT.clone()
-    for b in range(padded.shape[0]):
-        padded[b, len(ROWS[b].token_ids) - 1 :] = 33
-    assert (padded != together.input_ids_BT).any()
-    other = MicroBatch(padded, together.rows_N, together.columns_N, together.targets_N, together.slots_N)
-    for again in (model(other, (POLICY, CRITIC), 1.0),):
-        torch.testing.assert_close(again[POLICY][0], found[POLICY][0])
-        torch.testing.assert_close(again[CRITIC], found[CRITIC])
-    alone = model(_batch((3,)), (POLICY,), 1.0)[POLICY][0]
+    found = model(_batch(), (POLICY, CRITIC), 1.0)
+    other = [row if i == 3 else Row([33] * len(row.token_ids), row.mask) for i, row in enumerate(ROWS)]
     starts = slot_starts(ROWS)
-    torch.testing.assert_close(alone, found[POLICY][0][starts[3] : starts[4]], rtol=1e-4, atol=1e-5)
+    changed = model(collate(other, starts, [Group(0, (i,)) for i in range(5)]), (POLICY, CRITIC), 1.0)
+    alone = model(_batch((3,)), (POLICY, CRITIC), 1.0)
+    mine = slice(starts[3], starts[4])
+    for value, among, by_itself in (
+        (found[POLICY][0], changed[POLICY][0], alone[POLICY][0]),
+        (found[CRITIC], changed[CRITIC], alone[CRITIC]),
+    ):
+        torch.testing.assert_close(among[mine], value[mine])
+        torch.testing.assert_close(by_itself, value[mine], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(among, value, rtol=1e-2)
 
 
 def test_value_is_of_the_state_before_the_token(build: Callable[..., ActorCritic]) -> None:
@@ -117,7 +118,7 @@ def test_value_is_of_the_state_before_the_token(build: Callable[..., ActorCritic
     row = Row([5, 6, 7, 8, 9], [0, 0, 0, 1, 0])
 
     def value(token_ids: list[int]) -> float:
-        micro = collate([Row(token_ids, row.mask)], [0, 1], [0])
+        micro = collate([Row(token_ids, row.mask)], [0, 1], [Group(0, (0,))])
         return float(model(micro, (CRITIC,), 1.0)[CRITIC].detach())
 
     assert value([5, 6, 7, 20, 21]) == pytest.approx(value([5, 6, 7, 8, 9]))
@@ -187,15 +188,27 @@ def test_fused_layers_equal_pefts_own(build: Callable[..., ActorCritic], kind: A
     passes = (POLICY, REFERENCE, CRITIC)
     before, grads_before = model(_batch(), passes, 1.0), _gradients(model, (POLICY, CRITIC))
     model.fuse_adapters()
-    fused = sum("forward" in vars(layer) for layer in model.layers)
-    assert fused == (0 if kind is AdapterKind.dora else len(model.layers))
+    assert model.fused == (kind is not AdapterKind.dora)
     after, grads_after = model(_batch(), passes, 1.0), _gradients(model, (POLICY, CRITIC))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(grads_after, grads_before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grads_after, grads_before, rtol=1e-3, atol=2e-4)
 
 
-def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic]) -> None:
+def test_a_layer_by_itself_equals_pefts_own(build: Callable[..., ActorCritic]) -> None:
+    """What a model of another family gets: its own decoder layers around fused LoRA layers."""
+    model = build()
+    _shake(model, POLICY, 1)
+    layer, inputs = model.layers[0], torch.randn(2, 3, model.layers[0].in_features)
+    expected = layer(inputs)
+    model.fuse_adapters()
+    torch.testing.assert_close(layer(inputs), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic], fused: bool) -> None:
     model, wide = build(dtype=Dtype.bfloat16), build()
+    if fused:
+        model.fuse_adapters()
     for learner in (model, wide):
         _shake(learner, POLICY, 1)
         _shake(learner, CRITIC, 2)

@@ -18,6 +18,7 @@ from rlpost.learner.policy import CRITIC, POLICY, ActorCritic
 from rlpost.types import Ending, Trajectory
 from tests.learner_data import (
     examples_of,
+    plain_attention,
     random_episodes,
     small_config,
     with_algorithm,
@@ -82,11 +83,13 @@ def _full_forward(model: ActorCritic, episode: Trajectory) -> tuple[torch.Tensor
 
     def table(adapter: str) -> torch.Tensor:
         model.activate(adapter)
-        return torch.log_softmax(base(ids).logits[0], dim=-1)[before]
+        with plain_attention(base):
+            return torch.log_softmax(base(ids).logits[0], dim=-1)[before]
 
     mine, reference = table(POLICY), table(policy.REFERENCE).gather(1, chosen[:, None])[:, 0].detach()
     model.activate(CRITIC)
-    hidden = base(ids, output_hidden_states=True).hidden_states[-1][0, before]
+    with plain_attention(base):
+        hidden = base(ids, output_hidden_states=True).hidden_states[-1][0, before]
     values = hidden @ model.value_head.weight[0] + model.value_head.bias
     return (
         torch.cat([mine.gather(1, chosen[:, None]), -(mine.exp() * mine).sum(1, keepdim=True)], 1),

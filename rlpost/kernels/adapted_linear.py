@@ -1,0 +1,106 @@
+"""Linear layers with low-rank adapters: x W' + b + s (x A') B', any number of layers that share their input at once.
+
+Layers that share an input (query, key, value; gate, up) are one product with their weights stacked; so are their
+adapters, whose B stand on a block diagonal. Around the two large products, forward and backward, there are only
+products with the rank on one side, added in place: no tensor of the activations' size is written twice. The
+adapters' float32 masters are cast here, once a call, to the activations' dtype.
+
+Shapes: T tokens, I inputs, O outputs of all layers together, r the ranks of all adapters together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One layer's adapter: A (rank, I), B (outputs of the layer, rank), and where its outputs begin."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+    begin: int
+
+
+def adapted_linear_reference(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pairs: Sequence[Pair]
+) -> Tensor:
+    """The definition."""
+    y_TO = F.linear(x_TI, weight_OI, bias_O)
+    for pair in pairs:
+        low = F.linear(F.linear(x_TI, pair.A), pair.B) * pair.scaling
+        y_TO = y_TO + F.pad(low, (pair.begin, weight_OI.shape[0] - pair.begin - pair.B.shape[0]))
+    return y_TO
+
+
+def adapted_linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pairs: Sequence[Pair]) -> Tensor:
+    """`adapted_linear_reference` for a frozen weight and bias; A and B may be wider than x, and get gradients so."""
+    if not pairs:
+        return F.linear(x_TI, weight_OI, bias_O)
+    y_TO: Tensor = _AdaptedLinear.apply(
+        x_TI,
+        weight_OI,
+        bias_O,
+        [(p.scaling, p.begin) for p in pairs],
+        *[t for p in pairs for t in (p.A, p.B)],
+    )
+    return y_TO
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        places: list[tuple[float, int]],
+        *adapters: Tensor,
+    ) -> Tensor:
+        As, Bs = adapters[::2], adapters[1::2]
+        A_rI = torch.cat(As).to(x_TI.dtype)
+        B_rO = A_rI.new_zeros(A_rI.shape[0], weight_OI.shape[0])
+        for rows, B, (scaling, begin) in zip(_rows(As), Bs, places, strict=True):
+            B_rO[rows, begin : begin + B.shape[0]] = B.t() * scaling
+        y_TO = F.linear(x_TI, weight_OI, bias_O)
+        low_Tr = x_TI @ A_rI.t()
+        y_TO.addmm_(low_Tr, B_rO)
+        ctx.save_for_backward(x_TI, weight_OI, low_Tr, A_rI, B_rO, *adapters)
+        ctx.places = places
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """With G = dL/dy: dx = G W + (G B s) A;  dA = (G B s)' x;  dB = s G' (x A')."""
+        x_TI, weight_OI, low_Tr, A_rI, B_rO, *adapters = ctx.saved_tensors
+        y_grad_TO = grads[0]
+        low_grad_Tr = y_grad_TO @ B_rO.t()
+        x_grad_TI = None
+        if ctx.needs_input_grad[0]:
+            x_grad_TI = y_grad_TO @ weight_OI
+            x_grad_TI.addmm_(low_grad_Tr, A_rI)
+        A_grad_rI = low_grad_Tr.t() @ x_TI
+        B_grad_rO = low_Tr.t() @ y_grad_TO
+        found = list[Tensor]()
+        for rows, A, B, (scaling, begin) in zip(
+            _rows(adapters[::2]), adapters[::2], adapters[1::2], ctx.places, strict=True
+        ):
+            B_grad = B_grad_rO[rows, begin : begin + B.shape[0]].t().to(B.dtype) * scaling
+            found += [A_grad_rI[rows].to(A.dtype), B_grad.contiguous()]
+        return x_grad_TI, None, None, None, *found
+
+
+def _rows(As: Sequence[Tensor]) -> list[slice]:
+    """Which of all ranks are each adapter's."""
+    found, begin = list[slice](), 0
+    for A in As:
+        found.append(slice(begin, begin + A.shape[0]))
+        begin += A.shape[0]
+    return found

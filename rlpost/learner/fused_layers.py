@@ -1,0 +1,154 @@
+"""Llama's and Qwen's decoder layers run by rlpost.kernels; every other model keeps its own forward.
+
+    hidden ─▶ norm ─▶ q, k, v in one product ─▶ (norm) rotary ─▶ packed attention ─▶ o ─▶ + hidden
+           ─▶ norm ─▶ gate, up in one product ─▶ swiglu ─▶ down ─▶ + hidden
+
+What is replaced is the `forward` of each layer; modules, parameters and their names stay. Projections with one input
+share a stacked weight, of which their own weights become views. Parameters are read where they lie, so this
+is not for ZeRO-3, which gathers them only for their own module's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from rlpost.kernels.adapted_linear import Pair, adapted_linear
+from rlpost.kernels.elementwise import rms_norm, rotary, swiglu
+from rlpost.learner.attention import Layout, check_window, packed_attention
+
+FAMILIES = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+
+
+class Projections:
+    """Linear modules with one input, adapted or not, as one layer: (T, I) to (T, O), outputs side by side."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
+        self.bases: list[Any] = [m.base_layer if isinstance(m, LoraLayer) else m for m in modules]
+        self.weight_OI: Tensor | None = None
+        self.bias_O: Tensor | None = None
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        weight_OI, bias_O = self._stacked()
+        return adapted_linear(x_TI, weight_OI, bias_O, self._pairs())
+
+    def _stacked(self) -> tuple[Tensor, Tensor | None]:
+        """The weights as one tensor, made anew if the modules no longer hold views of it (they were moved)."""
+        if len(self.bases) == 1:
+            return self.bases[0].weight, self.bases[0].bias
+        held = self.weight_OI
+        begins = _begins(self.bases)
+        if held is None or any(
+            base.weight.data_ptr() != held[begin].data_ptr()
+            for base, begin in zip(self.bases, begins, strict=True)
+        ):
+            held = self.weight_OI = torch.cat([base.weight.detach() for base in self.bases])
+            for base, begin in zip(self.bases, begins, strict=True):
+                base.weight.data = held[begin : begin + base.out_features]
+            self.bias_O = _bias(self.bases)
+        return held, self.bias_O
+
+    def _pairs(self) -> list[Pair]:
+        return [
+            Pair(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], begin)
+            for layer, begin in zip(self.modules, _begins(self.bases), strict=True)
+            if isinstance(layer, LoraLayer)
+            for name in layer._active_adapter
+        ]
+
+
+def _begins(bases: Sequence[nn.Linear]) -> list[int]:
+    return [sum(base.out_features for base in bases[:k]) for k in range(len(bases))]
+
+
+def _bias(bases: Sequence[nn.Linear]) -> Tensor | None:
+    if all(base.bias is None for base in bases):
+        return None
+    zeros = (base.weight.new_zeros(base.out_features) for base in bases)
+    return torch.cat(
+        [z if base.bias is None else base.bias.detach() for base, z in zip(bases, zeros, strict=True)]
+    )
+
+
+def can_fuse(module: nn.Module) -> bool:
+    """Whether an adapted linear module is of the plain kind that `Projections` computes (not DoRA)."""
+    if isinstance(module, LoraLayer):
+        return isinstance(module.base_layer, nn.Linear) and not module.lora_variant
+    return isinstance(module, nn.Linear)
+
+
+def fuse_layers(body: Any) -> bool:
+    """Replace the forward of all decoder layers of `body` if all are of a known family; says whether it did."""
+    linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    if body.config.model_type not in ("llama", "qwen2", "qwen3") or body.config.hidden_act != "silu":
+        return False
+    for layer in body.layers:
+        found = [getattr(layer.self_attn, n, None) or getattr(layer.mlp, n, None) for n in linears]
+        if type(layer).__name__ not in FAMILIES or not all(can_fuse(m) for m in found):
+            return False
+    for layer in body.layers:
+        layer.forward = partial(_layer_forward, layer, _Parts.of(layer))
+    body.norm.forward = partial(_norm, body.norm)
+    return True
+
+
+@dataclass(frozen=True)
+class _Parts:
+    qkv: Projections
+    o: Projections
+    gate_up: Projections
+    down: Projections
+
+    @classmethod
+    def of(cls, layer: Any) -> _Parts:
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            Projections(attention.q_proj, attention.k_proj, attention.v_proj),
+            Projections(attention.o_proj),
+            Projections(mlp.gate_proj, mlp.up_proj),
+            Projections(mlp.down_proj),
+        )
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    """A family's RMS norm module over the last dimension."""
+    return rms_norm(x.flatten(0, -2), module.weight, module.variance_epsilon).view(x.shape)
+
+
+def _layer_forward(
+    layer: Any,
+    parts: _Parts,
+    hidden_states: Tensor,
+    *,
+    position_embeddings: tuple[Tensor, Tensor],
+    layout: Layout,
+    **unused: Any,
+) -> Tensor:
+    """transformers' layer interface: (1, T, H) to (1, T, H)."""
+    x_TH = hidden_states[0]
+    cos_TD, sin_TD = (table[0] for table in position_embeddings)
+    x_TH = x_TH + parts.o(
+        _attended(layer.self_attn, parts, _norm(layer.input_layernorm, x_TH), cos_TD, sin_TD, layout)
+    )
+    x_TH = x_TH + parts.down(swiglu(parts.gate_up(_norm(layer.post_attention_layernorm, x_TH))))
+    return x_TH[None]
+
+
+def _attended(
+    attention: Any, parts: _Parts, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, layout: Layout
+) -> Tensor:
+    check_window(getattr(attention, "sliding_window", None), layout)
+    D = attention.head_dim
+    widths = [base.out_features for base in parts.qkv.bases]
+    q, k, v = (part.unflatten(-1, (-1, D)) for part in parts.qkv(x_TH).split(widths, dim=-1))
+    if hasattr(attention, "q_norm"):
+        q, k = _norm(attention.q_norm, q), _norm(attention.k_norm, k)
+    q, k = rotary(q, cos_TD, sin_TD), rotary(k, cos_TD, sin_TD)
+    return packed_attention(q, k, v, layout, attention.scaling).flatten(1)
