@@ -74,6 +74,13 @@ class EngineCorrection(Enum):
     mask = "mask"  # terms with weights above the cap or below 1 / cap do not count
 
 
+class OldLogprobs(Enum):
+    """Where the old policy's log-probs of the batch come from."""
+
+    learner = "learner"  # the learner's own pass, left out where the update's only step knows them anyway
+    engine = "engine"  # as sampled: a pass fewer, and the ratio corrects the engine's rounding as well
+
+
 class Reference(Enum):
     start = "start"  # the adapter RL starts from (after the warm start), frozen
     base = "base"  # the model without an adapter
@@ -128,6 +135,7 @@ class AlgoConfig:
     kl_target: float | None = None  # nats per token that kl_coef is steered to; none: it stays as it is
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
     reference: Reference = Reference.start
+    old_logprobs: OldLogprobs = OldLogprobs.learner
     engine_correction: EngineCorrection = EngineCorrection.none
     engine_correction_cap: float = 2.0
     dynamic_sampling: bool = False  # replace groups whose episodes all earned the same

@@ -79,7 +79,10 @@ def _iterate(session: Session, state: Progress) -> None:
     with clock.phase("swap"):
         swap = _swap(session, state)
     state.iteration += 1
-    state.gaps.append(learnt["logprob_gap"])
+    if (
+        "logprob_gap" in learnt
+    ):  # absent while only the critic learns and the engine's log-probs are taken as they are
+        state.gaps.append(learnt["logprob_gap"])
     with clock.phase("record"):
         session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
         if state.iteration % cfg.tracking.checkpoint_every == 0 or state.iteration == cfg.algo.iterations:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from rlpost.algorithms.table import TABLE, Algorithm, Estimator, Ratio
 from rlpost.compose import refusal
-from rlpost.config import Config, KlEstimator, KlPlace, Rewards, Task
+from rlpost.config import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -164,6 +164,17 @@ def _rewards(config: Config) -> Iterator[str]:
         )
 
 
+def _old_logprobs(config: Config) -> Iterator[str]:
+    algo = config.algo
+    if algo.old_logprobs is OldLogprobs.engine and algo.engine_correction is not EngineCorrection.none:
+        yield refusal(
+            "algo.engine_correction",
+            algo.engine_correction.name,
+            "with algo.old_logprobs=engine the ratio itself is that of learner to engine",
+            "algo.engine_correction=none, or algo.old_logprobs=learner",
+        )
+
+
 def _takes_turns(row: Algorithm) -> bool:
     """Whether the advantage may differ between turns: not with one ratio an episode, nor with leave-one-out."""
     return row.ratio in (Ratio.token, Ratio.turn) and row.estimator is not Estimator.leave_one_out
@@ -182,5 +193,5 @@ def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config],
 ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _marker,
-    *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards)),
+    *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs)),
 )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # small tensors; on a busy machine threads that wait for one another take ten times as long
 
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CHAT_TEMPLATE = (
@@ -18,7 +21,6 @@ CHAT_TEMPLATE = (
 
 def write_random_model(folder: Path, seed: int = 0, vocab_size: int = 512) -> Path:
     """Write a random Llama of the bundled model's shape, with a byte-level tokenizer, to `folder`."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     write_tokenizer(folder)

@@ -114,6 +114,13 @@ def approx_kl(logprobs_N: Tensor, old_logprobs_N: Tensor, denominator: float) ->
     return {"approx_kl": kl_k3(old_logprobs_N, logprobs_N).sum().detach() / denominator}
 
 
+def engine_gap(sampling_N: Tensor, logprobs_N: Tensor, denominator: float) -> Metrics:
+    """Metrics: logprob_gap and logprob_gap_max, |log-prob when sampled - log-prob here|."""
+    gap_N = (sampling_N - logprobs_N.detach()).abs()
+    largest = gap_N.max() if gap_N.numel() else gap_N.new_zeros(())
+    return {"logprob_gap": gap_N.sum() / denominator, "logprob_gap_max": largest}
+
+
 def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> tuple[Tensor, Metrics]:
     """Importance weights learner / engine of tokens that the engine drew, given the log ratio; no gradient.
 

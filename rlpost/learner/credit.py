@@ -19,7 +19,7 @@ from rlpost.algorithms.advantages import explained_variance, flat, moments, whit
 from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
 from rlpost.algorithms.layout import Layout
 from rlpost.algorithms.table import TABLE, Algorithm, Ratio
-from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, Rewards
+from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
 from rlpost.types import Trajectory
@@ -29,10 +29,14 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Credit:
-    """What stays fixed during an update's epochs; `old_values_N` is there with a critic, `reference_N` with a KL."""
+    """What stays fixed during an update's epochs; `old_values_N` is there with a critic, `reference_N` with a KL.
+
+    Without `old_logprobs_N` the old policy is the present one: the update has one step.
+    """
 
     layout: Layout
-    old_logprobs_N: Tensor
+    sampling_N: Tensor
+    old_logprobs_N: Tensor | None
     advantages_N: Tensor
     returns_N: Tensor
     counted_N: Tensor  # bool: tokens that the critic learns from
@@ -51,21 +55,26 @@ def assign_credit(
 ) -> tuple[Credit, Metrics]:
     """Advantages and returns of every sampled token, with the diagnostics of the start of the update.
 
-    `scores` are (N,): the policy's log-probs, the critic's values and the reference's log-probs where there are any.
+    `scores` are (N,), where there are any: the policy's log-probs, the critic's values, the reference's log-probs.
 
     Raises LearnerError for a reward or sampling log-prob that is not finite, and for a turn without tokens.
     """
     row, algo = TABLE[cfg.algo.name], cfg.algo
     layout = _layout(trajectories)
     sampling_N = torch.tensor([x for t in trajectories for turn in t.turns for x in turn.logprobs])
+    if algo.old_logprobs is OldLogprobs.engine:
+        scores = {**scores, POLICY: sampling_N}
     rewards_N, metrics = _rewards(trajectories, layout, scores, cfg)
     if not (torch.isfinite(sampling_N).all() and torch.isfinite(rewards_N).all()):
         raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
     estimate = _estimate(row, rewards_N, scores.get(CRITIC), layout, algo)
-    metrics |= _gap(sampling_N, scores[POLICY]) | _summary(estimate, scores.get(CRITIC))
+    metrics |= (
+        _gap(sampling_N, scores, algo) | _divergence(scores, algo) | _summary(estimate, scores.get(CRITIC))
+    )
     credit = Credit(
         layout,
-        scores[POLICY],
+        sampling_N,
+        scores.get(POLICY),
         _whitened(estimate) if algo.whiten_advantages else estimate.advantages_N,
         estimate.returns_N,
         estimate.counted_N,
@@ -105,12 +114,9 @@ def _rewards(
     if algo.normalize_rewards:
         earned_U = rewards.normalized(earned_U, layout)
     rewards_N = rewards.placed(earned_U, layout, algo.rewards)
-    if REFERENCE in scores:
+    if algo.kl is KlPlace.reward:
         policy_N, reference_N = scores[POLICY], scores[REFERENCE]
-        metrics["kl_reference"] = losses.kl_k3(policy_N, reference_N).mean().item()
-        metrics["kl_coef"] = algo.kl_coef
-        if algo.kl is KlPlace.reward:
-            rewards_N = rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
+        rewards_N = rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
     return rewards_N, metrics
 
 
@@ -132,9 +138,22 @@ def _whitened(estimate: Estimate) -> Tensor:
     return whiten(estimate.advantages_N, *moments(estimate.advantages_N[estimate.counted_N]))
 
 
-def _gap(sampling_N: Tensor, logprobs_N: Tensor) -> Metrics:
-    gap_N = (sampling_N - logprobs_N).abs()
-    return {"logprob_gap": gap_N.mean().item(), "logprob_gap_max": gap_N.max().item()}
+def _gap(sampling_N: Tensor, scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
+    """Of engine and learner, if the learner has scored the batch; else the update's first pass tells it."""
+    if POLICY not in scores or algo.old_logprobs is OldLogprobs.engine:
+        return {}
+    found = losses.engine_gap(sampling_N, scores[POLICY], sampling_N.numel())
+    return {name: value.item() for name, value in found.items()}
+
+
+def _divergence(scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
+    """From the reference, if the batch's log-probs are known; else the update's first pass tells it."""
+    if REFERENCE not in scores:
+        return {}
+    metrics = {"kl_coef": algo.kl_coef}
+    if POLICY in scores:
+        metrics["kl_reference"] = losses.kl_k3(scores[POLICY], scores[REFERENCE]).mean().item()
+    return metrics
 
 
 def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:
@@ -156,6 +175,7 @@ def _corrected(
     """With the weights for what the engine sampled, in the unit in which the algorithm takes its ratio."""
     if algo.engine_correction is EngineCorrection.none:
         return credit, metrics
+    assert credit.old_logprobs_N is not None, "a correction makes the learner score the batch"
     log_ratio_N = losses.log_ratios(credit.old_logprobs_N, sampling_N, credit.units_N(row.ratio), row.ratio)
     weights_N, found = losses.engine_weights(log_ratio_N, algo.engine_correction, algo.engine_correction_cap)
     credit = replace(credit, engine_weights_N=weights_N)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoConfig, Config, KlPlace
+from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
 from rlpost.errors import LearnerError
 from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
@@ -65,6 +65,8 @@ def score(
     backend: DeepSpeedBackend, batch: Batch, passes: tuple[str, ...], budget: int, temperature: float
 ) -> dict[str, Tensor]:
     """Run `passes` over the batch without gradients; returns flat (N,) tensors, whole on every rank."""
+    if not passes:
+        return {}
     flat = {name: torch.zeros(batch.tokens) for name in passes}
     with torch.no_grad():
         for groups in _share(backend, batch, range(len(batch.rows)), budget):
@@ -103,8 +105,19 @@ def ppo_update(
 
 def passes_of(algo: AlgoConfig) -> tuple[str, ...]:
     """What must be known of every token before the update."""
+    policy = (POLICY,) if _needs_old_logprobs(algo) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
-    return (POLICY, *reference, CRITIC) if TABLE[algo.name].critic else (POLICY, *reference)
+    critic = (CRITIC,) if TABLE[algo.name].critic else ()
+    return (*policy, *reference, *critic)
+
+
+def _needs_old_logprobs(algo: AlgoConfig) -> bool:
+    """Whether the learner must score the batch before its first step: not when there is but one step, whose own
+    forward pass gives the same numbers, unless they are wanted earlier."""
+    if algo.old_logprobs is OldLogprobs.engine:
+        return False
+    early = algo.kl is KlPlace.reward or algo.engine_correction is not EngineCorrection.none
+    return early or algo.epochs * algo.minibatches > 1 or algo.critic_warmup > 0
 
 
 def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int) -> Metrics:
@@ -165,7 +178,7 @@ def _loss(credit: Credit, episodes: Sequence[int], cfg: Config) -> LossFunction:
     valued = int(((chosen_N > 0) & credit.counted_N).sum())
 
     def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        total, metrics = torch.zeros(()), {}
+        total, metrics = torch.zeros(()), losses.Metrics()
         if CRITIC in found:
             loss, metrics = _value_loss(credit, slots_N, found[CRITIC].cpu(), algo, valued)
             total = algo.value_coef * loss
@@ -173,7 +186,8 @@ def _loss(credit: Credit, episodes: Sequence[int], cfg: Config) -> LossFunction:
             logprobs_N, entropy_N = (x.cpu() for x in found[POLICY])
             weights_N = chosen_N[slots_N]
             loss, more = _policy_terms(credit, slots_N, logprobs_N, entropy_N, weights_N, algo, learnt)
-            total, metrics = total + loss, metrics | more
+            total = total + loss
+            metrics |= more | _first_look(credit, slots_N, logprobs_N, algo, learnt)
         return total, metrics
 
     return loss_of
@@ -199,7 +213,8 @@ def _policy_terms(
     learnt: int,
 ) -> tuple[Tensor, losses.Metrics]:
     """Surrogate, less the entropy bonus, plus the KL penalty if it is in the loss."""
-    row, old_N = TABLE[algo.name], credit.old_logprobs_N[slots_N]
+    row = TABLE[algo.name]
+    old_N = logprobs_N.detach() if credit.old_logprobs_N is None else credit.old_logprobs_N[slots_N]
     clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
     log_ratio_N = losses.log_ratios(
         logprobs_N, old_N, credit.units_N(row.ratio)[slots_N], row.ratio, credit.emphasis_N[slots_N]
@@ -216,6 +231,19 @@ def _policy_terms(
         )
         total, metrics = total + algo.kl_coef * kl, metrics | found
     return total, metrics | losses.approx_kl(logprobs_N, old_N, learnt)
+
+
+def _first_look(
+    credit: Credit, slots_N: Tensor, logprobs_N: Tensor, algo: AlgoConfig, learnt: int
+) -> losses.Metrics:
+    """What the scoring pass would have told, had the policy had one."""
+    if _needs_old_logprobs(algo):
+        return {}
+    metrics = losses.engine_gap(credit.sampling_N[slots_N], logprobs_N, learnt)
+    if credit.reference_N is not None:
+        kl_N = losses.kl_k3(logprobs_N.detach(), credit.reference_N[slots_N])
+        metrics["kl_reference"] = kl_N.sum() / learnt
+    return metrics
 
 
 def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config, step: int) -> Metrics:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, LoraConfig
+from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
 from rlpost.learner import policy, update
 from rlpost.learner.packing import MicroBatch
@@ -201,7 +204,49 @@ def test_no_reference_pass_without_kl(folder: Path, cfg: Config) -> None:
     backend = _backend(folder, cfg)
     passes = _watched(backend)
     assert "kl_reference" not in update.ppo_update(backend, random_episodes(3), cfg, 0)
-    assert set(passes) == {(POLICY, CRITIC)}
+    assert set(passes) == {(CRITIC,), (POLICY, CRITIC)}
+
+
+def test_one_step_needs_no_pass_for_its_old_log_probs(
+    folder: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left out, the pass changes no gradient and no metric."""
+    cfg = with_algorithm(cfg, AlgoName.grpo)
+    cfg.algo.epochs = cfg.algo.minibatches = 1
+    cfg.algo.kl = KlPlace.loss
+    lean = _backend(folder, cfg)
+    passes = _watched(lean)
+    metrics = update.ppo_update(lean, random_episodes(4, group_size=2), cfg, 0)
+    assert passes[0] == (policy.REFERENCE,)
+    monkeypatch.setattr(update, "_needs_old_logprobs", lambda algo: True)
+    full = _backend(folder, cfg)
+    expected = update.ppo_update(full, random_episodes(4, group_size=2), cfg, 0)
+    assert metrics.keys() == expected.keys()
+    timed = {"seconds_logprobs", "seconds_update"}
+    assert {k: v for k, v in metrics.items() if k not in timed} == pytest.approx(
+        {k: v for k, v in expected.items() if k not in timed}, rel=1e-4, abs=1e-7
+    )
+    for name, grad in lean.steps[0][0].items():
+        torch.testing.assert_close(grad, full.steps[0][0][name])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_engines_log_probs_as_the_old_policy(folder: Path, cfg: Config, shift: float) -> None:
+    """The ratio is then learner to engine: exp(-shift) where the engine's log-probs lie above by `shift`."""
+    cfg.algo.old_logprobs, cfg.algo.kl = OldLogprobs.engine, KlPlace.none
+    backend = _backend(folder, cfg)
+    episodes = random_episodes(3)
+    own = [table for table, _, _ in (_full_forward(backend.model, e) for e in episodes)]
+    sampled = []
+    for episode, table in zip(episodes, own, strict=True):
+        logprobs = iter((table[:, 0] + shift).tolist())
+        turns = (replace(t, logprobs=tuple(islice(logprobs, len(t.answer_ids)))) for t in episode.turns)
+        sampled.append(replace(episode, turns=tuple(turns)))
+    passes = _watched(backend)
+    metrics = update.ppo_update(backend, sampled, cfg, 0)
+    assert passes[0] == (CRITIC,)
+    assert metrics["ratio_max"] == pytest.approx(math.exp(-shift), rel=1e-4)
+    assert metrics["logprob_gap"] == pytest.approx(shift, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", [AlgoName.grpo, AlgoName.reinforce_pp])
