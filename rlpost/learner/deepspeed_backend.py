@@ -176,8 +176,14 @@ def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
 
 def _optimizer(model: ActorCritic, cfg: LearnerConfig) -> GroupedAdamW:
     groups = [{"params": model.parameters_of(name), "name": name} for name in TRAINED]
+    on_gpu = cfg.gpus > 0
     optimizer = GroupedAdamW(
-        groups, lr=1.0, betas=(cfg.betas[0], cfg.betas[1]), weight_decay=cfg.weight_decay, foreach=True
+        groups,
+        lr=1.0,
+        betas=(cfg.betas[0], cfg.betas[1]),
+        weight_decay=cfg.weight_decay,
+        foreach=not on_gpu,
+        fused=on_gpu,
     )
     optimizer.max_norm, optimizer.norms = cfg.max_grad_norm, {}
     optimizer.sharded = cfg.zero_stage >= SHARDED_FROM
