@@ -167,7 +167,7 @@ def test_every_swap_was_proven_and_versions_go_up(whole: Finished) -> None:
 def test_the_policy_leaves_its_start(whole: Finished) -> None:
     """Generators serve what the learner makes: the KL to the start is 0 until the first policy step, then grows.
 
-    That PPO finds what is rewarded is shown where chance plays no part: test_ppo_finds_the_rewarded_arm.
+    That PPO finds what is rewarded is shown where chance plays no part: test_the_rewarded_arm_is_found.
     """
     kl = [line["kl_reference"] for line in whole.lines()]
     assert abs(kl[0]) < 1e-6
