@@ -169,19 +169,8 @@ def _settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
             remedy = "choose one of " + ", ".join(known)
             raise ConfigError(f"{path}\n  {refusal(BASES, base, reason, remedy)}")
         layers.append(_settings(known[base].path, (path, *above)))
-    merged: dict[str, Any] = {}
-    for layer in (*layers, settings):
-        merged = _laid_over(merged, layer)
-    return merged
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        lower = merged.get(key)
-        both = isinstance(lower, dict) and isinstance(value, dict)
-        merged[key] = _laid_over(lower, value) if both else value  # type: ignore[arg-type]
-    return merged
+    merged = OmegaConf.to_container(OmegaConf.merge(*layers, settings))
+    return typing.cast(dict[str, Any], merged)
 
 
 def _load(path: Path) -> dict[str, Any]:

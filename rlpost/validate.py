@@ -153,17 +153,6 @@ def _betas(config: Config) -> Iterator[str]:
         )
 
 
-def _lengths(config: Config) -> Iterator[str]:
-    rollout = config.rollout
-    if rollout.max_new_tokens >= rollout.max_model_len:
-        yield refusal(
-            "rollout.max_new_tokens",
-            rollout.max_new_tokens,
-            f"an answer of that length fills rollout.max_model_len={rollout.max_model_len}: no room for a prompt",
-            "lower it, or raise rollout.max_model_len",
-        )
-
-
 def _schedule(config: Config) -> Iterator[str]:
     if config.task is Task.sft and config.sft.steps == 0:
         yield refusal("sft.steps", 0, "task=sft would do nothing", "give at least 1")
@@ -290,7 +279,6 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ranges,
     _betas,
     *ALGORITHM_CHECKS,
-    _lengths,
     _schedule,
     _evaluation,
     _environment,

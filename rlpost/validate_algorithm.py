@@ -1,4 +1,4 @@
-"""Refuses settings of `algo` and the batch that contradict one another, or that would do nothing.
+"""Refuses settings of `algo` and of its batch that contradict one another, or that would do nothing.
 
 Checks yield refusals (key, value, reason, remedy), as those of rlpost.validate, which calls them.
 """
@@ -41,6 +41,17 @@ def _batch(config: Config) -> Iterator[str]:
     if rollout.episodes < rollout.workers:
         yield refusal(
             "rollout.workers", rollout.workers, f"only {rollout.episodes} episodes to share", "fewer workers"
+        )
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.max_new_tokens >= rollout.max_model_len:
+        yield refusal(
+            "rollout.max_new_tokens",
+            rollout.max_new_tokens,
+            f"an answer of that length fills rollout.max_model_len={rollout.max_model_len}: no room for a prompt",
+            "lower it, or raise rollout.max_model_len",
         )
 
 
@@ -192,6 +203,7 @@ def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config],
 
 ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
+    _lengths,
     _marker,
     *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs)),
 )

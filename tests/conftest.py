@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # small tensors; on a busy machine threads that wait for one another take ten times as long
+torch.set_num_threads(
+    1
+)  # small tensors; on a busy machine threads that wait for one another take ten times as long
 
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CHAT_TEMPLATE = (

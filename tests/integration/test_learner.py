@@ -17,11 +17,18 @@ import ray
 import torch
 
 from rlpost.adapters import Adapter
-from rlpost.config import Config, Dtype, KlPlace
+from rlpost.config import AlgoName, Config, Dtype, KlPlace
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.types import Ending, Finish, Trajectory, Turn
-from tests.learner_data import VOCAB, examples_of, random_episodes, small_config, write_small_model
+from tests.learner_data import (
+    VOCAB,
+    examples_of,
+    random_episodes,
+    small_config,
+    with_algorithm,
+    write_small_model,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -58,6 +65,7 @@ def _config(workers: int, zero_stage: int) -> Config:
     cfg = small_config()
     cfg.learner.workers, cfg.learner.zero_stage, cfg.learner.cpus = workers, zero_stage, 0.5
     cfg.algo.epochs = 1
+    cfg.algo.kl_target = 0.05  # so that the coefficient is state that a resumed learner must have
     return cfg
 
 
@@ -160,7 +168,7 @@ def test_a_bad_step_stops_all_ranks_and_names_the_step(start: Callable[[Config],
 
 def test_a_dead_rank_is_named_and_close_leaves_no_process(start: Callable[[Config], LearnerGroup]) -> None:
     cfg = _config(workers=2, zero_stage=0)
-    cfg.algo.kl = KlPlace.none
+    cfg.algo.kl, cfg.algo.kl_target = KlPlace.none, None
     group = start(cfg)
     os.kill(group.pids[1], signal.SIGKILL)
     with pytest.raises(LearnerError, match="learner rank"):
@@ -194,19 +202,21 @@ def _arms(
     """One-token answers to the same prompt: a bandit of as many arms as the vocabulary has tokens."""
     turns = [Turn(PROMPT, (a,), (logprobs[a],), "", "", Finish.STOP, rewards(a), "PULLED") for a in tokens]
     return [
-        Trajectory("e", "v", "train", "i", 0, i, i, i, 0, (turn,), Ending.TERMINATED, False)
+        Trajectory("e", "v", "train", "i", 0, i, i // 8, i, 0, (turn,), Ending.TERMINATED, False)
         for i, turn in enumerate(turns)
     ]
 
 
-def test_ppo_finds_the_rewarded_arm(start: Callable[[Config], LearnerGroup]) -> None:
-    """On-policy PPO, arms drawn from the learner's own probabilities: the optimum is known, and it is found."""
+@pytest.mark.parametrize("name", [AlgoName.ppo, AlgoName.grpo])
+def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name: AlgoName) -> None:
+    """On-policy, with a critic and without, arms drawn from the learner's own probabilities: the optimum is known."""
 
     def reward(arm: int) -> float:
         return 5.0 if arm == REWARDED else 0.0
 
-    cfg = _config(workers=1, zero_stage=0)
+    cfg = with_algorithm(_config(workers=1, zero_stage=0), name)
     cfg.algo.kl, cfg.algo.learning_rate, cfg.algo.minibatches = KlPlace.none, 1e-2, 1
+    cfg.algo.kl_target = None
     group, dice, chances = start(cfg), random.Random(0), []
     for iteration in range(20):
         every = group.logprobs(_arms(reward, [0.0] * VOCAB, range(VOCAB)))

@@ -121,6 +121,19 @@ def test_micro_batches_of_whole_episodes_add_up(name: AlgoName) -> None:
     _equal(parts, _whole(numbers, episodes, cfg), numbers)
 
 
+@pytest.mark.parametrize("name", [name for name in GROUPED if name is not AlgoName.reinforce_pp_baseline])
+def test_a_minibatch_of_one_group_is_that_groups_own_batch(name: AlgoName) -> None:
+    """Weights are those of the minibatch, not of the batch (which whitening alone would look at)."""
+    cfg, episodes = _config(name), _episodes()
+    numbers, alone = Numbers(episodes), Numbers(episodes)
+    credit, _ = numbers.credit(episodes, cfg)
+    slots = torch.arange(sum(t.answer_tokens for t in episodes[:4]))
+    found = numbers.loss(credit, cfg, slots, range(4))
+    for key in ("old", "reference", "value", "new", "later"):
+        setattr(alone, key, getattr(alone, key)[slots])
+    torch.testing.assert_close(found, _whole(alone, episodes[:4], cfg))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_feedback_and_prompts_change_nothing(name: AlgoName) -> None:
     """Neither how many tokens the environment wrote nor which."""
@@ -183,14 +196,14 @@ def test_gamma_and_lambda_one_make_ppo_monte_carlo() -> None:
 
 
 def test_process_supervision_by_hand() -> None:
-    """Turn rewards 1, 2 | 3 of one group: mean 2, deviation 1; a turn's advantage sums those from it on."""
+    """Turn rewards 1, 3 | 2 of one group: mean 2, deviation 1; a turn's advantage sums those from it on."""
     cfg = _config(AlgoName.grpo)
     cfg.algo.rewards, cfg.algo.reward_scale, cfg.algo.kl = Rewards.turn, 1.0, KlPlace.none
     turn = Turn((1,), (4, 4), (-1.0, -1.0), "", "", Finish.STOP, 1.0, "X")
-    first = replace(_episodes()[0], turns=(turn, replace(turn, reward=2.0)), group=0)
-    second = replace(first, turns=(replace(turn, reward=3.0),))
+    first = replace(_episodes()[0], turns=(turn, replace(turn, reward=3.0)), group=0)
+    second = replace(first, turns=(replace(turn, reward=2.0),))
     credit, _ = assign_credit([first, second], {POLICY: torch.full((6,), -1.0)}, cfg)
-    torch.testing.assert_close(credit.advantages_N, torch.tensor([-1.0, -1, 0, 0, 1, 1]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(credit.advantages_N, torch.tensor([0.0, 0, 1, 1, 0, 0]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [EngineCorrection.truncate, EngineCorrection.mask])

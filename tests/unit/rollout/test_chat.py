@@ -45,6 +45,15 @@ def test_feedback_closes_an_answer_that_was_cut(chat: Chat) -> None:
     assert chat.feedback_ids("no", Finish.LENGTH) == (chat.eos_id, *closed)
 
 
+@pytest.mark.parametrize(("answer", "thought"), [("so: {'f'", 4), ("{", 0), ("no marker", 10), ("é: {", 3)])
+def test_thought_ends_where_the_marker_begins(chat: Chat, answer: str, thought: int) -> None:
+    """The tokenizer has a token a byte (é is two); without the marker all is thought, the end of turn included."""
+    ids = chat.answer_ids(answer)
+    expected = thought + answer.count("é")
+    assert chat.thought_tokens(ids, "{") == expected
+    assert chat.text(ids[:expected]) == answer.partition("{")[0]
+
+
 def test_text_drops_special_tokens_only(chat: Chat) -> None:
     assert chat.text(chat.answer_ids("3*8 = 24")) == "3*8 = 24"
 

@@ -40,7 +40,7 @@ def collector(
 ) -> Collector:
     engine = ScriptedEngine(script, chat, max_model_len=kwargs.pop("max_model_len", 4096))
     make = make_env or (lambda: registry.make("generalpoints", verify_iter=3))
-    return Collector(engine, "generalpoints", make, chat, kwargs.pop("max_live", 2))
+    return Collector(engine, "generalpoints", make, chat, kwargs.pop("max_live", 2), **kwargs)
 
 
 def values_in(text: str) -> tuple[int, ...]:
@@ -77,6 +77,17 @@ def test_tokens_of_two_turns_are_the_templates_own(chat: Chat) -> None:
     assert [lp for lp, m in zip(played.logprobs, played.loss_mask, strict=True) if m] == [LOGPROB] * sum(
         played.loss_mask
     )
+
+
+def test_thought_is_counted_where_a_marker_is_set(chat: Chat) -> None:
+    def script(text: str, seed: int) -> str:
+        return "well " + solution(text, seed)
+
+    (plain,) = collector(chat, script).collect(specs(1), SAMPLING, 0)
+    (marked,) = collector(chat, script, answer_marker='"formula"').collect(specs(1), SAMPLING, 0)
+    assert plain.turns[0].thought_tokens == 0
+    assert marked.turns[0].thought_tokens == len("well {")
+    assert marked.token_ids == plain.token_ids
 
 
 def test_attempts_run_out(chat: Chat) -> None:
