@@ -47,15 +47,28 @@ class Case:
         return EngineSettings(resolve(self.model), dtype=self.dtype, threads=self.threads, **more)
 
 
-def run_cases(description: str, run: Callable[[Case], str], models: list[str]) -> None:
-    """Run each model in each dtype in a process of its own (vLLM: one engine a process), and print the answers."""
+def for_engines(threads: int) -> dict[str, str]:
+    return engine_environment(threads, enforce_eager=True)
+
+
+def run_cases(
+    description: str,
+    run: Callable[[Case], str],
+    models: list[str],
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    environment: Callable[[int], dict[str, str]] = for_engines,
+) -> None:
+    """Run each model in each dtype in a process of its own (vLLM: one engine a process), and print the answers.
+
+    `environment` gives the processes' variables for a number of threads.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", nargs="+", default=models, help="as model=... takes them")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--threads", type=int, default=1, help="compute threads of the engine")
+    parser.add_argument("--dtypes", nargs="+", default=list(dtypes))
+    parser.add_argument("--threads", type=int, default=1, help="compute threads")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    os.environ.update(engine_environment(args.threads, enforce_eager=True))
+    os.environ.update(environment(args.threads))
     for model in args.models:
         for dtype in args.dtypes:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -95,8 +95,8 @@ class _Running:
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-prob of the target, entropy, and log of the partition sum."""
         log_mass_C = self.mass_C.log()
-        total_C = self.top_C + log_mass_C
-        return self.chosen_C - total_C, log_mass_C - self.weighted_C / self.mass_C, total_C
+        logprobs_C = (self.chosen_C - self.top_C) - log_mass_C  # in this order large logits cancel exactly
+        return logprobs_C, log_mass_C - self.weighted_C / self.mass_C, self.top_C + log_mass_C
 
 
 class _LinearLogprob(torch.autograd.Function):

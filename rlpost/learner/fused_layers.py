@@ -60,7 +60,7 @@ class Projections:
             Pair(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], begin)
             for layer, begin in zip(self.modules, _begins(self.bases), strict=True)
             if isinstance(layer, LoraLayer)
-            for name in layer._active_adapter
+            for name in layer.active_adapters
         ]
 
 

@@ -205,6 +205,20 @@ def test_a_layer_by_itself_equals_pefts_own(build: Callable[..., ActorCritic]) -
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_an_empty_micro_batch_gives_zero_gradients(build: Callable[..., ActorCritic], fused: bool) -> None:
+    """Not none: every rank must bring a gradient of every parameter to the reduction."""
+    model = build()
+    if fused:
+        model.fuse_adapters()
+    found = model(collate([], [0], []), (POLICY, CRITIC), 1.0)
+    (found[POLICY][0].sum() + found[CRITIC].sum()).backward()
+    for name in policy.TRAINED:
+        for parameter in model.parameters_of(name):
+            assert parameter.grad is not None
+            assert not parameter.grad.any()
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic], fused: bool) -> None:
     model, wide = build(dtype=Dtype.bfloat16), build()
     if fused:
