@@ -53,42 +53,6 @@ def with_algorithm(cfg: Config, name: AlgoName) -> Config:
     return found
 
 
-def with_algorithm(cfg: Config, name: AlgoName) -> Config:
-    """A copy of `cfg` under the algorithm's own defaults."""
-    merged = OmegaConf.merge(OmegaConf.structured(cfg), algorithm_defaults(name))
-    found = OmegaConf.to_object(merged)
-    assert isinstance(found, Config)
-    found.algo.name = name
-    return found
-
-
-def with_algorithm(cfg: Config, name: AlgoName) -> Config:
-    """A copy of `cfg` under the algorithm's own defaults."""
-    merged = OmegaConf.merge(OmegaConf.structured(cfg), algorithm_defaults(name))
-    found = OmegaConf.to_object(merged)
-    assert isinstance(found, Config)
-    found.algo.name = name
-    return found
-
-
-def with_algorithm(cfg: Config, name: AlgoName) -> Config:
-    """A copy of `cfg` under the algorithm's own defaults."""
-    merged = OmegaConf.merge(OmegaConf.structured(cfg), algorithm_defaults(name))
-    found = OmegaConf.to_object(merged)
-    assert isinstance(found, Config)
-    found.algo.name = name
-    return found
-
-
-def with_algorithm(cfg: Config, name: AlgoName) -> Config:
-    """A copy of `cfg` under the algorithm's own defaults."""
-    merged = OmegaConf.merge(OmegaConf.structured(cfg), algorithm_defaults(name))
-    found = OmegaConf.to_object(merged)
-    assert isinstance(found, Config)
-    found.algo.name = name
-    return found
-
-
 def random_turn(rng: random.Random, context: int) -> Turn:
     count = rng.randint(2, 6)
     context_ids = tuple(rng.randrange(VOCAB) for _ in range(context))
