@@ -152,19 +152,3 @@ def test_equal_scores_are_worth_exactly_nothing(baseline) -> None:
     """0.1 three times: its sum over three is not 0.1 in floating point, and still no advantage remains."""
     scores = torch.full((7,), 0.1)
     assert not baseline(scores, torch.tensor([0, 0, 0, 1, 1, 2, 2])).any()
-
-
-SCORES = torch.tensor([1.0, 5.0, 3.0, 3.0, 2.0, 7.0], dtype=torch.float64)
-GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])  # {1, 3, 2}, {5, 3}, {7}
-
-
-SCORES = torch.tensor([1.0, 5.0, 3.0, 3.0, 2.0, 7.0], dtype=torch.float64)
-GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])  # {1, 3, 2}, {5, 3}, {7}
-
-
-SCORES = torch.tensor([1.0, 5.0, 3.0, 3.0, 2.0, 7.0], dtype=torch.float64)
-GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])  # {1, 3, 2}, {5, 3}, {7}
-
-
-SCORES = torch.tensor([1.0, 5.0, 3.0, 3.0, 2.0, 7.0], dtype=torch.float64)
-GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])  # {1, 3, 2}, {5, 3}, {7}

@@ -35,18 +35,6 @@ def _policy(
 EVEN = losses.Clip(0.2, 0.2)
 
 
-EVEN = losses.Clip(0.2, 0.2)
-
-
-EVEN = losses.Clip(0.2, 0.2)
-
-
-EVEN = losses.Clip(0.2, 0.2)
-
-
-EVEN = losses.Clip(0.2, 0.2)
-
-
 def test_policy_loss_by_hand() -> None:
     """Ratios 1.5, 0.5, 1.5, 0.5, 1.0 with clip 0.2: terms 1.2, -0.8, -3 (not -2.4), 1 (not 1.6), 4."""
     old = _log(0.2, 0.4, 0.2, 0.4, 0.3)
@@ -173,7 +161,7 @@ def test_which_divergence_an_estimators_gradient_is_of(estimator: KlEstimator) -
     logits, reference = _random(6, 8).requires_grad_(), torch.log_softmax(_random(7, 8), 0)
 
     def slope(value: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(value, logits)[0]
+        return torch.autograd.grad(value, logits, retain_graph=True)[0]
 
     logprobs = torch.log_softmax(logits, 0)
     drawn = (logprobs.exp().detach() * losses.KL_ESTIMATORS[estimator](logprobs, reference)).sum()
