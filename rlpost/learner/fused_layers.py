@@ -77,7 +77,7 @@ def _bias(bases: Sequence[nn.Linear]) -> Tensor | None:
     )
 
 
-def can_fuse(module: nn.Module) -> bool:
+def can_fuse(module: nn.Module | None) -> bool:
     """Whether an adapted linear module is of the plain kind that `Projections` computes (not DoRA)."""
     if isinstance(module, LoraLayer):
         return isinstance(module.base_layer, nn.Linear) and not module.lora_variant

@@ -148,7 +148,7 @@ class ActorCritic(nn.Module):
         """Run decoder layers of known families, and elsewhere plain LoRA layers, through rlpost.kernels, which take
         parameters as they lie in memory: not for ZeRO-3. DoRA layers stay PEFT's."""
         body = self.peft.get_base_model().base_model
-        inside = {id(m) for decoder in body.layers for m in decoder.modules()}
+        inside = {id(m) for decoder in getattr(body, "layers", ()) for m in decoder.modules()}
         self.fused = fuse_layers(body) and all(id(layer) in inside for layer in self.layers)
         for layer in self.layers:
             if can_fuse(layer):
