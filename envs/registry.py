@@ -27,6 +27,11 @@ ENTRIES: dict[str, Entry] = {
         "envs.generalpoints.variants:VARIANTS",
         "combine playing cards with + - * / to reach 24",
     ),
+    "navigation": Entry(
+        "envs.navigation.env:Navigation",
+        "envs.navigation.variants:VARIANTS",
+        "follow instructions through the streets of a city",
+    ),
 }
 
 
