@@ -38,3 +38,11 @@ class Playable(Protocol):
 
     def hint(self, rng: random.Random) -> str:
         """A right line for the present instance."""
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """An environment whose present instance can be drawn."""
+
+    def picture(self) -> str:
+        """The instance and what was done so far, as an SVG document."""

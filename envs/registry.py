@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ class Entry:
     variants: str  # module:mapping from a variant's name to its data
     summary: str
 
+
+_MOST_NAMED = 3
 
 ENTRIES: dict[str, Entry] = {
     "generalpoints": Entry(
@@ -65,3 +67,13 @@ def make(name: str, **args: Any) -> gymnasium.Env[str, str]:
 def variants(name: str) -> list[VariantInfo]:
     """The rule variants of an environment, in the order they are declared."""
     return list(cast("Mapping[str, VariantInfo]", _load(_entry(name).variants)).values())
+
+
+def refuse_overlap(trained: Iterable[str], held_out: Iterable[str]) -> None:
+    """ValueError where an instance (`info["instance"]`) is both trained on and held out, naming some."""
+    both = sorted(set(trained) & set(held_out))
+    if both:
+        raise ValueError(
+            f"{len(both)} instances are both trained on and held out, such as {', '.join(both[:_MOST_NAMED])};"
+            " draw the two from the splits train and eval"
+        )

@@ -61,7 +61,8 @@ class Plan:
         for node in range(len(self.nodes)):
             if not any(node in part for part in parts):
                 parts.append(self._reached(node))
-        kept = sorted(max(parts, key=lambda part: len(part)))
+        largest = max(parts, key=len)
+        kept = sorted(largest)
         number = {node: new for new, node in enumerate(kept)}
         streets = (
             Street(number[a], number[b], name)
