@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from rlpost.config import Config
+from omegaconf import OmegaConf
+
+from rlpost.compose import algorithm_defaults
+from rlpost.config import AlgoName, Config
 from rlpost.types import Ending, Example, Finish, Trajectory, Turn
 
 VOCAB = 64
@@ -41,6 +44,15 @@ def small_config() -> Config:
     return cfg
 
 
+def with_algorithm(cfg: Config, name: AlgoName) -> Config:
+    """A copy of `cfg` under the algorithm's own defaults."""
+    merged = OmegaConf.merge(OmegaConf.structured(cfg), algorithm_defaults(name))
+    found = OmegaConf.to_object(merged)
+    assert isinstance(found, Config)
+    found.algo.name = name
+    return found
+
+
 def random_turn(rng: random.Random, context: int) -> Turn:
     count = rng.randint(2, 6)
     context_ids = tuple(rng.randrange(VOCAB) for _ in range(context))
@@ -50,13 +62,19 @@ def random_turn(rng: random.Random, context: int) -> Turn:
     return Turn(context_ids, answer_ids, logprobs, "", "", Finish.STOP, reward, "CORRECT")
 
 
-def random_episodes(count: int, seed: int = 0, ending: Ending = Ending.TERMINATED) -> list[Trajectory]:
+def random_episodes(
+    count: int, seed: int = 0, ending: Ending = Ending.TERMINATED, group_size: int = 1
+) -> list[Trajectory]:
     """Episodes of one to three turns, 8 to 36 tokens."""
     rng = random.Random(seed)
     found = []
     for i in range(count):
         turns = [random_turn(rng, rng.randint(6, 12) if k == 0 else 3) for k in range(rng.randint(1, 3))]
-        found.append(Trajectory("e", "v", "train", "i", 0, i, i, i, 0, tuple(turns), ending, success=False))
+        found.append(
+            Trajectory(
+                "e", "v", "train", "i", 0, i, i // group_size, i, 0, tuple(turns), ending, success=False
+            )
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -52,8 +52,8 @@ class City:
     @cached_property
     def digest(self) -> str:
         """What the city is, whatever made it: every node, street and landmark goes in."""
-        whole = asdict(self)
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+        whole = json.dumps([self.style, self.nodes, self.streets, self.landmarks])
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     @cached_property
     def ways(self) -> tuple[tuple[Way, ...], ...]:

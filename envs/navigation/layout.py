@@ -13,12 +13,12 @@ _SHORTEST = 30.0  # m, of a street between two nodes
 class Plan:
     def __init__(self) -> None:
         self.nodes: list[Place] = []
-        self._beside: list[set[int]] = []
+        self._beside: list[dict[int, str]] = []  # by node: its neighbours, and the compass word to each
         self._streets: dict[tuple[int, int], str] = {}
 
     def node(self, east: float, north: float) -> int:
         self.nodes.append(Place(round(east, 1), round(north, 1)))
-        self._beside.append(set())
+        self._beside.append({})
         return len(self.nodes) - 1
 
     def connect(self, a: int, b: int, name: str) -> bool:
@@ -26,7 +26,7 @@ class Plan:
         key = (min(a, b), max(a, b))
         if key in self._streets or distance(self.nodes[a], self.nodes[b]) < _SHORTEST:
             return False
-        if self._word(a, b) in self._words(a) or self._word(b, a) in self._words(b):
+        if self._word(a, b) in self._beside[a].values() or self._word(b, a) in self._beside[b].values():
             return False
         self._lay(key, name)
         return True
@@ -73,24 +73,20 @@ class Plan:
 
     def _lay(self, key: tuple[int, int], name: str) -> None:
         self._streets[key] = name
-        self._beside[key[0]].add(key[1])
-        self._beside[key[1]].add(key[0])
+        for a, b in (key, key[::-1]):
+            self._beside[a][b] = self._word(a, b)
 
     def _take(self, key: tuple[int, int]) -> str:
-        self._beside[key[0]].remove(key[1])
-        self._beside[key[1]].remove(key[0])
+        del self._beside[key[0]][key[1]], self._beside[key[1]][key[0]]
         return self._streets.pop(key)
 
     def _word(self, a: int, b: int) -> str:
         return compass_word(heading(self.nodes[a], self.nodes[b]))
 
-    def _words(self, node: int) -> set[str]:
-        return {self._word(node, other) for other in self._beside[node]}
-
     def _reached(self, start: int) -> set[int]:
         reached, waiting = {start}, [start]
         while waiting:
-            found = self._beside[waiting.pop()] - reached
+            found = self._beside[waiting.pop()].keys() - reached
             reached |= found
             waiting.extend(found)
         return reached

@@ -9,7 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpost.algorithms.advantages import explained_variance, gae, moments, whiten
+from rlpost.algorithms.advantages import (
+    DEVIATION_FLOOR,
+    discounted_sums,
+    explained_variance,
+    flat,
+    gae,
+    group_centred,
+    group_normalized,
+    leave_one_out,
+    moments,
+    whiten,
+)
 
 
 def _brute_force(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
@@ -97,3 +108,49 @@ def test_explained_variance() -> None:
     # residuals 0 1 2 have variance 2/3, returns 8/3: 1 - 1/4
     assert explained_variance(torch.tensor([0.0, 1.0, 2.0]), returns).item() == pytest.approx(0.75)
     assert explained_variance(returns, torch.ones(3)).item() == 0.0
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 7, 8, 9, 100])
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.97, 1.0])
+def test_the_scan_is_the_loop(length: int, factor: float) -> None:
+    values = torch.randn(3, length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+    expected, carried = torch.empty_like(values), torch.zeros(3, dtype=torch.float64)
+    for s in reversed(range(length)):
+        carried = values[:, s] + factor * carried
+        expected[:, s] = carried
+    torch.testing.assert_close(discounted_sums(values, factor), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_scan_is_accurate_over_long_rows() -> None:
+    """float32 over 5,000 tokens, against the loop in float64; and gamma = lambda = 1 loses nothing."""
+    values = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    for factor in (1.0, 0.999):
+        expected, carried = torch.empty(2, 5000, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for s in reversed(range(5000)):
+            carried = values[:, s].double() + factor * carried
+            expected[:, s] = carried
+        torch.testing.assert_close(
+            discounted_sums(values, factor).double(), expected, rtol=1e-5, atol=1e-4
+        )
+
+
+SCORES = torch.tensor([1.0, 5.0, 3.0, 3.0, 2.0, 7.0], dtype=torch.float64)
+GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])  # {1, 3, 2}, {5, 3}, {7}
+
+
+def test_group_baselines_by_hand() -> None:
+    """Means 2, 4, 7; sample deviations 1, sqrt 2; others' means 2.5, 1.5, 2 and 3, 5; a group of one gets 0."""
+    expected = torch.tensor([-1.0, 1.0, 1.0, -1.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(group_centred(SCORES, GROUPS), expected)
+    deviations = torch.tensor([1, 2**0.5, 1, 2**0.5, 1, 1], dtype=torch.float64) + DEVIATION_FLOOR
+    torch.testing.assert_close(group_normalized(SCORES, GROUPS), expected / deviations)
+    others = torch.tensor([1 - 2.5, 5 - 3, 3 - 1.5, 3 - 5, 2 - 2, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(leave_one_out(SCORES, GROUPS), others)
+    assert flat(SCORES, GROUPS).tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("baseline", [group_centred, group_normalized, leave_one_out])
+def test_equal_scores_are_worth_exactly_nothing(baseline) -> None:
+    """0.1 three times: its sum over three is not 0.1 in floating point, and still no advantage remains."""
+    scores = torch.full((7,), 0.1)
+    assert not baseline(scores, torch.tensor([0, 0, 0, 1, 1, 2, 2])).any()
