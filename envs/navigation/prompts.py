@@ -115,7 +115,7 @@ class Texts:
 
     def _steps(self, entry: Entry, action: Action) -> str:
         if action in (FORWARD, STOP):
-            return "not there yet" if action == FORWARD else "there"
+            return "go on" if action == FORWARD else "there"
         leg = self.trip.legs[(entry.instruction - 1) // 2]
         return f"{compass_word(entry.view.facing)} to {leg.compass}"
 

@@ -37,22 +37,20 @@ def _entry(view: View, action: Action, instruction: int) -> Entry:
     return Entry(view, action, instruction, _landmarks(view))
 
 
-def _with_places_between(place: Place, leg: Leg, rng: random.Random) -> Iterator[View]:
-    """The leg's views up to its end, some long stretches divided by a place where nothing is to be seen."""
-    facing = leg.heading
-    for view in (*leg.passed, leg.end):
-        if distance(place, view.place) > _ROOM and rng.random() >= DROP_RATE:
-            yield View(between(place, view.place, 0.5), facing, None, False)
-        yield view
-        place, facing = view.place, view.facing
+def _with_place_between(place: Place, leg: Leg, rng: random.Random) -> list[View]:
+    """The leg's views up to its end, a long first stretch perhaps divided by a place where nothing is to be seen."""
+    views = [*leg.passed, leg.end]
+    if distance(place, views[0].place) > _ROOM and rng.random() >= DROP_RATE:
+        views.insert(0, View(between(place, views[0].place, 0.5), leg.heading, None, False))
+    return views
 
 
 def mended_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
-    """Every node passed, and some places between; observations tell the truth, turns wrap around."""
+    """Every node passed, and at most one place between in each leg; observations tell the truth, turns wrap around."""
     here, entries = trip.start, []
     for number, leg in enumerate(trip.legs):
         entries.append(_entry(here, turned(rule.word(here.facing, leg.heading)), 2 * number + 1))
-        *passed, here = _with_places_between(here.place, leg, rng)
+        *passed, here = _with_place_between(here.place, leg, rng)
         entries += [_entry(view, FORWARD, 2 * number + 2) for view in passed]
     return [*entries, _entry(here, STOP, 2 * len(trip.legs))]
 

@@ -14,7 +14,7 @@ from envs.navigation.trips import Leg, Trip, View
 from envs.navigation.walking import Pose, ahead, forward, turn
 
 MAX_ROUTES = 60  # drawn in one city before another is tried
-_MAX_BLOCKS = 3  # intersections from turn to turn
+_MAX_BLOCKS = 2  # streets from turn to turn: more would make episodes long, not harder
 _MAX_HEADINGS = 40  # tried before a route is given up
 
 
@@ -36,8 +36,7 @@ def _clear_turn(city: City, pose: Pose, towards: int) -> bool:
 
 def _walk_leg(city: City, pose: Pose, seen: set[int], rng: random.Random) -> Pose | None:
     """Along the street for some blocks, or as far as it goes; None where it comes back to where one was."""
-    blocks = rng.randint(1, _MAX_BLOCKS)
-    while blocks:
+    for _ in range(rng.randint(1, _MAX_BLOCKS)):
         onward = forward(city, pose)
         if onward is None:
             break
@@ -45,7 +44,6 @@ def _walk_leg(city: City, pose: Pose, seen: set[int], rng: random.Random) -> Pos
             return None
         seen.add(onward.node)
         pose = onward
-        blocks -= len(city.ways[pose.node]) != 2
     return pose
 
 

@@ -62,7 +62,7 @@ def test_places_between_show_the_street() -> None:
         "stop()",
     ]
     assert texts.later(rail[:2]) == "Now: facing north, no landmark."
-    assert '"instruction": "2 go to Red Inn", "steps": "not there yet"' in texts.answer(
+    assert '"instruction": "2 go to Red Inn", "steps": "go on"' in texts.answer(
         rail[1], rail[1].action
     )
 
