@@ -16,7 +16,7 @@ from envs.navigation.actions import FORWARD, STOP, read_action, turned
 from envs.navigation.expert import demonstrate
 from envs.navigation.free import OnFoot
 from envs.navigation.importers import open_source
-from envs.navigation.outcomes import Outcome
+from envs.navigation.outcomes import Outcome, Verdict
 from envs.navigation.picture import svg
 from envs.navigation.prompts import Texts
 from envs.navigation.rail import Entry, mended_rail, published_rail
@@ -26,7 +26,7 @@ from envs.navigation.sessions import OnRail, Session, Step
 from envs.navigation.settings import Movement, Settings
 from envs.navigation.sources import TripError
 from envs.navigation.trips import Trip
-from envs.navigation.variants import Variant
+from envs.navigation.variants import TRAINED_RULE, Variant
 from envs.parsing import MAX_ANSWER
 from envs.splits import Split
 from envs.texts import ASCII, retry
@@ -50,8 +50,7 @@ class Navigation(gymnasium.Env[str, str]):
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
     `instance` and `legs`; that of `step` has `outcome`, `success`, `attempt` (at this place,
-    from 1), `rule_misread` (a word of the trained rule where the stated rule has others) and `rebuilt` (the
-    observation is a whole new prompt, as published, which needs nothing said before).
+    from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said before).
 
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments, options and data, TripError for a variant without routes.
@@ -112,10 +111,9 @@ class Navigation(gymnasium.Env[str, str]):
         if step.moved and not step.over:
             self._history.append(self._session.now)
         info = {
-            "outcome": step.verdict.outcome.name,
+            "outcome": self._named(step.verdict).name,
             "success": step.verdict.outcome is Outcome.ARRIVED,
             "attempt": step.attempt,
-            "rule_misread": self._misreads_rule(step.verdict.action),
             "rebuilt": self.texts.rebuilds and step.moved,
         }
         return self._observation(step), step.verdict.reward, step.terminated, step.truncated, info
@@ -172,7 +170,9 @@ class Navigation(gymnasium.Env[str, str]):
             return step.verdict.feedback
         return self.texts.later(self._history) if step.moved else retry(step.verdict.feedback)
 
-    def _misreads_rule(self, tried: str | None) -> bool:
-        rule = self.texts.rule
-        action = None if tried is None else read_action(tried)
-        return rule is not Rule.ABSOLUTE and action is not None and action.word in Rule.ABSOLUTE.words
+    def _named(self, verdict: Verdict) -> Outcome:
+        """The verdict's outcome, but a turn by a word of the trained rule only has a name of its own."""
+        action = None if verdict.action is None else read_action(verdict.action)
+        trained = TRAINED_RULE.words if self.texts.rule is not TRAINED_RULE else ()
+        misread = action is not None and action.word in trained
+        return Outcome.RULE_MISREAD if misread else verdict.outcome

@@ -14,6 +14,9 @@ class Outcome(Enum):
     WRONG_ACTION = "An action that there is, but not the right one here."
     IMAGINED_INTERSECTION = "A wrong action, and the observation has an intersection where there is none."
     MISSED_INTERSECTION = "A wrong action, and the observation lacks the intersection that there is."
+    RULE_MISREAD = (
+        "A turn by a word of the trained rule, where the stated rule has others; rewarded as it was."
+    )
     ILLEGAL_ACTION = "The action is none of the action space."
     NO_ACTION = "No action could be found in the answer."
     TOO_LONG = "The answer is longer than is read at all."

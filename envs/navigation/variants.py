@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from envs.navigation.rules import Rule
 
+TRAINED_RULE = Rule.ABSOLUTE
+
 
 @dataclass(frozen=True)
 class Variant:

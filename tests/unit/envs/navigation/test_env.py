@@ -255,18 +255,13 @@ def test_strange_answers_are_outcomes_and_feedback_stays_in_the_space(args: dict
 def test_rule_misread_is_a_compass_word_under_the_relative_rule(mode: str) -> None:
     env = Navigation(mode=mode, verify_iter=9)
     env.reset(seed=0, options={"variant": "relative"})
-    misread = [
-        env.step(json.dumps({"action": action}))[4]["rule_misread"]
-        for action in (
-            "turn_direction(north)",
-            "turn_direction(southwest)",
-            "forward()",
-            "turn_direction(up)",
-        )
-    ]
+    tried = ("turn_direction(north)", "turn_direction(southwest)", "forward()", "turn_direction(up)")
+    steps = [env.step(json.dumps({"action": action})) for action in tried]
+    misread = [info["outcome"] == "RULE_MISREAD" for *_, info in steps]
     assert misread == [True, True, False, False]
+    assert {reward for _, reward, *_ in steps[:2]} == {-1.0}
     env.reset(seed=0, options={"variant": "absolute"})
-    assert not env.step('{"action": "turn_direction(left)"}')[4]["rule_misread"]
+    assert env.step('{"action": "turn_direction(left)"}')[4]["outcome"] != "RULE_MISREAD"
 
 
 def test_words_of_the_short_texts_are_few() -> None:

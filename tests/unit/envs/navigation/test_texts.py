@@ -62,9 +62,7 @@ def test_places_between_show_the_street() -> None:
         "stop()",
     ]
     assert texts.later(rail[:2]) == "Now: facing north, no landmark."
-    assert '"instruction": "2 go to Red Inn", "steps": "go on"' in texts.answer(
-        rail[1], rail[1].action
-    )
+    assert '"instruction": "2 go to Red Inn", "steps": "go on"' in texts.answer(rail[1], rail[1].action)
 
 
 def test_the_published_prompt_has_the_published_fields() -> None:
