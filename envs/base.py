@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 ExpertTurn = tuple[str, str, bool]
@@ -20,6 +21,15 @@ class VariantInfo(Protocol):
 
     @property
     def summary(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class PlainVariant:
+    """A variant that is no more than its name, for environments that declare theirs."""
+
+    name: str
+    held_out: bool
+    summary: str
 
 
 @runtime_checkable

@@ -241,7 +241,7 @@ def _table(name: str, found: list[Finding]) -> Table:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envs.check", description=__doc__)
-    parser.add_argument("env", help="which environment: " + ", ".join(names()))
+    parser.add_argument("env", help="which environment: " + ", ".join(names()) + ", or module:class")
     parser.add_argument("--instances", type=int, default=50, help="of each variant")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")
     return parser.parse_args(argv)

@@ -95,7 +95,7 @@ def play(
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envs.play", description=_HELP)
-    parser.add_argument("env", choices=names(), help="which environment")
+    parser.add_argument("env", help="which environment: " + ", ".join(names()) + ", or module:class")
     parser.add_argument("--variant", help="which rule; an unknown one lists what there is")
     parser.add_argument("--seed", type=int, help="deals the same cards again")
     parser.add_argument("--compat", action="store_true", help="published rewards and faults")
@@ -108,7 +108,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
-    known = {variant.name: variant.summary for variant in variants(arguments.env)}
+    try:
+        known = {variant.name: variant.summary for variant in variants(arguments.env)}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     if arguments.variant is not None and arguments.variant not in known:
         listing = "\n".join(f"  {name}: {summary}" for name, summary in known.items())
         print(f"unknown variant {arguments.variant!r}; there are:\n{listing}", file=sys.stderr)
@@ -117,8 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.variant is not None:
         options["variant"] = arguments.variant
     try:
-        mode = "compat" if arguments.compat else "mended"
-        env = make(arguments.env, **{"mode": mode, **env_arguments(arguments.arg)})
+        mode = {"mode": "compat"} if arguments.compat else {}
+        env = make(arguments.env, **{**mode, **env_arguments(arguments.arg)})
         play(env, options, arguments.seed, arguments.picture)
     except ValueError as error:
         print(error, file=sys.stderr)
