@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,16 @@ def test_a_person_in_compat_is_graded_by_the_published_rows(
 def test_games_without_pictures_say_so() -> None:
     with pytest.raises(SystemExit, match="GeneralPoints has no picture"):
         main(["generalpoints", "--picture", "x.svg"])
+
+
+def test_walking_and_drawing_import_nothing_heavy() -> None:
+    code = (
+        "import sys, random; from envs import play, registry; env = registry.make('navigation');"
+        "env.reset(seed=0); env.step(env.expert(True, random.Random(0))[0][1]); env.picture();"
+        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'matplotlib', 'rlpost'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -10,10 +10,11 @@ from itertools import pairwise
 
 import pytest
 
+from envs.navigation import routes
 from envs.navigation.generator import generate
 from envs.navigation.geometry import COMPASS, Place
 from envs.navigation.rail import Entry, mended_rail, published_rail, relocated
-from envs.navigation.routes import draw_trip, starting_heading
+from envs.navigation.routes import Stop, draw_trip, starting_heading
 from envs.navigation.rules import Rule
 from envs.navigation.trips import Trip
 
@@ -182,3 +183,44 @@ def test_absolute_and_relative_rails_differ_in_words_only_and_agree_after_rotati
             eighths = (COMPASS.index(one.action.word) - facing + 3) % 8 - 3
             expected = ("slightly " if abs(eighths) == 1 else "") + ("right" if eighths > 0 else "left")
             assert other.action.word == expected
+
+
+def _quarter(place: Place) -> Place:
+    """Turned by 90 degrees clockwise."""
+    return Place(place.north, -place.east)
+
+
+def test_a_turned_city_keeps_its_relative_routes_and_turns_its_compass() -> None:
+    for trip in trips(20):
+        city = trip.city
+        assert city is not None
+        turned_city = replace(
+            city,
+            nodes=tuple(map(_quarter, city.nodes)),
+            landmarks=tuple(each._replace(place=_quarter(each.place)) for each in city.landmarks),
+        )
+        ends = [trip.nodes.index(city.nodes.index(leg.end.place)) for leg in trip.legs]
+        begins = [0, *ends[:-1]]
+        stops = [
+            Stop(trip.nodes[begin], (leg.heading + 90) % 360, leg.street)
+            for begin, leg in zip(begins, trip.legs, strict=True)
+        ]
+        other = routes.trip(turned_city, [*stops, Stop(trip.nodes[-1], 0, "")])
+        assert other is not None
+        other = other.facing((trip.start.facing + 90) % 360)
+        words = {
+            rule: [
+                [
+                    entry.action.word
+                    for entry in mended_rail(each, rule, random.Random(2))
+                    if entry.action.word
+                ]
+                for each in (trip, other)
+            ]
+            for rule in Rule
+        }
+        before, after = words[Rule.RELATIVE]
+        assert before == after
+        before, after = words[Rule.ABSOLUTE]
+        assert after == [COMPASS[(COMPASS.index(word) + 2) % 8] for word in before]
+        assert [leg.end.sighting for leg in other.legs] == [leg.end.sighting for leg in trip.legs]
