@@ -44,8 +44,9 @@ def _dead_ends(plan: Plan, name: Callable[[], str], count: int, rng: random.Rand
     for node in rng.sample(range(len(plan.nodes)), min(count, len(plan.nodes))):
         angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(35, 60)
         start = plan.nodes[node]
-        end = plan.node(start.east + reach * math.sin(angle), start.north + reach * math.cos(angle))
-        plan.connect(node, end, name())
+        end = Place(start.east + reach * math.sin(angle), start.north + reach * math.cos(angle))
+        if not plan.crosses(start, end):
+            plan.connect(node, plan.node(*end), name())
 
 
 def _grid(plan: Plan, name: Callable[[], str], rng: random.Random) -> None:

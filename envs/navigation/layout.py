@@ -10,6 +10,15 @@ from envs.navigation.geometry import Place, between, compass_word, distance, hea
 _SHORTEST = 30.0  # m, of a street between two nodes
 
 
+def _turn(a: Place, b: Place, c: Place) -> float:
+    """Above 0 where c lies to the left of the way from a to b, below 0 to the right."""
+    return (b.east - a.east) * (c.north - a.north) - (b.north - a.north) * (c.east - a.east)
+
+
+def _cross(a: Place, b: Place, c: Place, d: Place) -> bool:
+    return _turn(a, b, c) * _turn(a, b, d) < 0 and _turn(c, d, a) * _turn(c, d, b) < 0
+
+
 class Plan:
     def __init__(self) -> None:
         self.nodes: list[Place] = []
@@ -33,6 +42,10 @@ class Plan:
 
     def degree(self, node: int) -> int:
         return len(self._beside[node])
+
+    def crosses(self, start: Place, end: Place) -> bool:
+        """Whether a straight line would cross a street; one that begins at the street's end does not."""
+        return any(_cross(start, end, self.nodes[a], self.nodes[b]) for a, b in self._streets)
 
     def cut(self, share: float, rng: random.Random) -> None:
         """Take streets away at random, none that holds the plan together."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -42,6 +43,24 @@ def test_cities_are_connected_and_every_turn_has_its_own_word(style: str) -> Non
             assert len(words) == len(set(words))
         for node, leaving in enumerate(city.ways):
             assert all(node in [back.to for back in city.ways[way.to]] for way in leaving)
+
+
+def _parameters(p: complex, q: complex, r: complex, s: complex) -> tuple[float, float]:
+    """How far along p-q and along r-s the two lines meet, from 0 to 1 each (Cramer's rule)."""
+    determinant = ((q - p).conjugate() * (s - r)).imag
+    if determinant == 0:
+        return -1.0, -1.0
+    along = ((r - p).conjugate() * (s - r)).imag / determinant
+    return along, ((r - p).conjugate() * (q - p)).imag / determinant
+
+
+@pytest.mark.parametrize("style", list(STYLES))
+def test_streets_meet_at_nodes_only(style: str) -> None:
+    for city in cities(style)[:25]:
+        ends = [(complex(*city.nodes[a]), complex(*city.nodes[b])) for a, b, _ in city.streets]
+        for one, other in combinations(ends, 2):
+            meeting = _parameters(*one, *other)
+            assert not all(0.001 < share < 0.999 for share in meeting), (city.style, one, other)
 
 
 @pytest.mark.parametrize("style", list(STYLES))
