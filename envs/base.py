@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 ExpertTurn = tuple[str, str, bool]
@@ -22,6 +23,15 @@ class VariantInfo(Protocol):
     def summary(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class PlainVariant:
+    """A variant that is no more than its name, for environments that declare theirs."""
+
+    name: str
+    held_out: bool
+    summary: str
+
+
 @runtime_checkable
 class Expert(Protocol):
     """An environment that can show right answers for the instance it was reset to."""
@@ -38,3 +48,11 @@ class Playable(Protocol):
 
     def hint(self, rng: random.Random) -> str:
         """A right line for the present instance."""
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """An environment whose present instance can be drawn."""
+
+    def picture(self) -> str:
+        """The instance and what was done so far, as an SVG document."""

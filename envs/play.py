@@ -1,15 +1,21 @@
-"""Play at a terminal: python -m envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat]."""
+"""Play at a terminal: python -m envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat].
+
+With --picture FILE.svg the present instance and what was done so far are drawn there after every answer.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 
-from envs.base import Playable
+from envs.base import Pictured, Playable
+from envs.command_line import env_arguments
 from envs.registry import make, names, variants
 
 _HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D ends.\n"
@@ -22,6 +28,14 @@ class _Score:
 
     def __str__(self) -> str:
         return f"solved {self.solved} of {self.deals}, {self.points:g} points"
+
+
+def _draw(player: Playable, target: Path | None) -> None:
+    """Replace the picture at a stroke, so that a viewer never reads half of one."""
+    if target is not None and isinstance(player, Pictured):
+        half = target.with_name(target.name + ".part")
+        half.write_text(player.picture(), encoding="utf-8")
+        os.replace(half, target)
 
 
 def _attempt(
@@ -37,9 +51,16 @@ def _attempt(
     return terminated or truncated
 
 
-def _play_deal(env: gymnasium.Env[str, str], player: Playable, rng: random.Random, score: _Score) -> None:
+def _play_deal(
+    env: gymnasium.Env[str, str],
+    player: Playable,
+    rng: random.Random,
+    score: _Score,
+    picture: Path | None,
+) -> None:
     over = False
     while not over:
+        _draw(player, picture)
         line = input("> ").strip()
         if not line:
             return
@@ -47,13 +68,18 @@ def _play_deal(env: gymnasium.Env[str, str], player: Playable, rng: random.Rando
             print(f"  {player.hint(rng)}")
             continue
         over = _attempt(env, player, line, rng, score)
+    _draw(player, picture)
 
 
-def play(env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None) -> None:
+def play(
+    env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None, picture: Path | None = None
+) -> None:
     """Deal after deal until the input ends; EOFError and KeyboardInterrupt end it politely."""
     player = env.unwrapped
     if not isinstance(player, Playable):
         raise SystemExit(f"{type(player).__name__} cannot be played at a terminal")
+    if picture is not None and not isinstance(player, Pictured):
+        raise SystemExit(f"{type(player).__name__} has no picture")
     score, rng = _Score(), random.Random(seed)
     print(_HELP)
     try:
@@ -61,7 +87,7 @@ def play(env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None
             prompt, _ = env.reset(seed=seed if score.deals == 0 else None, options=options)
             score.deals += 1
             print(prompt)
-            _play_deal(env, player, rng, score)
+            _play_deal(env, player, rng, score, picture)
             print(f"  {score}\n")
     except (EOFError, KeyboardInterrupt):
         print(f"\nThank you for playing: {score}.")
@@ -69,16 +95,24 @@ def play(env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envs.play", description=_HELP)
-    parser.add_argument("env", choices=names(), help="which environment")
+    parser.add_argument("env", help="which environment: " + ", ".join(names()) + ", or module:class")
     parser.add_argument("--variant", help="which rule; an unknown one lists what there is")
     parser.add_argument("--seed", type=int, help="deals the same cards again")
     parser.add_argument("--compat", action="store_true", help="published rewards and faults")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.svg", help="where to draw, where there is a picture"
+    )
+    parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
-    known = {variant.name: variant.summary for variant in variants(arguments.env)}
+    try:
+        known = {variant.name: variant.summary for variant in variants(arguments.env)}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     if arguments.variant is not None and arguments.variant not in known:
         listing = "\n".join(f"  {name}: {summary}" for name, summary in known.items())
         print(f"unknown variant {arguments.variant!r}; there are:\n{listing}", file=sys.stderr)
@@ -87,7 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.variant is not None:
         options["variant"] = arguments.variant
     try:
-        play(make(arguments.env, mode="compat" if arguments.compat else "mended"), options, arguments.seed)
+        mode = {"mode": "compat"} if arguments.compat else {}
+        env = make(arguments.env, **{**mode, **env_arguments(arguments.arg)})
+        play(env, options, arguments.seed, arguments.picture)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

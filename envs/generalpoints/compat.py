@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 from envs.generalpoints.arithmetic import evaluate, is_number, to_postfix, tokens
 from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.parsing import MAX_ANSWER
 from envs.generalpoints.published_solutions import published_solutions, starts_a_solution
+from envs.parsing import MAX_ANSWER
 
 CORRECT = 5.0
 PARTIAL_SOLUTION = 1.0

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass
-from enum import StrEnum
 
 from envs.generalpoints.solvability import solvable
 from envs.generalpoints.variants import FACES, RANKS, Variant
+from envs.splits import Split, split_of
 
-EVAL_SHARE = 0.3
 MAX_DEALS = 10_000
-
-
-class Split(StrEnum):
-    TRAIN = "train"
-    EVAL = "eval"
-    ALL = "all"  # every instance: the published protocol, which splits nothing
 
 
 class DealError(RuntimeError):
@@ -38,12 +30,6 @@ class Deal:
 def instance_key(values: tuple[int, ...], target: int) -> str:
     """The canonical name of a problem: `24:2-3-10-10`. What the cards were called does not matter to it."""
     return f"{target}:" + "-".join(map(str, sorted(values)))
-
-
-def split_of(instance: str) -> Split:
-    """Train or eval, by a hash of the instance: stable over machines, versions and variants."""
-    digest = hashlib.sha256(instance.encode()).digest()
-    return Split.EVAL if int.from_bytes(digest[:8], "big") < EVAL_SHARE * 2**64 else Split.TRAIN
 
 
 def draw(variant: Variant, rng: random.Random) -> Deal:

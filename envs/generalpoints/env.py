@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import string
 from typing import Any
 
 import gymnasium
@@ -12,18 +11,19 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
 from envs.base import ExpertTurn
+from envs.choices import Mode
 from envs.generalpoints import compat, verifier
 from envs.generalpoints.deck import Deal, deal
 from envs.generalpoints.expert import demonstrate, preferred
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.parsing import MAX_ANSWER
-from envs.generalpoints.prompts import prompt, retry
-from envs.generalpoints.settings import DEFAULT_VARIANT, Mode, Settings
+from envs.generalpoints.prompts import prompt
+from envs.generalpoints.settings import DEFAULT_VARIANT, Settings
 from envs.generalpoints.solver import solve
 from envs.generalpoints.variants import VARIANTS
+from envs.parsing import MAX_ANSWER
+from envs.texts import ASCII, retry
 
-_CHARSET = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n")
 _MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
 
 
@@ -54,8 +54,8 @@ class GeneralPoints(gymnasium.Env[str, str]):
         feedback: str = "full",
     ) -> None:
         self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, feedback)
-        self.observation_space = Text(_MAX_OBSERVATION, min_length=1, charset=_CHARSET)
-        self.action_space = Text(MAX_ANSWER, min_length=0, charset=_CHARSET)
+        self.observation_space = Text(_MAX_OBSERVATION, min_length=1, charset=ASCII)
+        self.action_space = Text(MAX_ANSWER, min_length=0, charset=ASCII)
         self._rng = random.Random()
         self._deal: Deal | None = None
         self._attempts = 0

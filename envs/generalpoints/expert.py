@@ -9,7 +9,8 @@ from envs.base import ExpertTurn
 from envs.generalpoints.deck import Deal
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.prompts import AnswerForm, answer, retry
+from envs.generalpoints.prompts import AnswerForm, answer
+from envs.texts import retry
 
 _WRONG_NUMBERS_SHARE = 0.3
 _TRIES = 100  # random combinations tried before another set of numbers is

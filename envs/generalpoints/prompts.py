@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.variants import Variant
+from envs.texts import retry as retry  # one of this game's texts, wherever it is written
 
 
 class PromptStyle(StrEnum):
@@ -70,8 +71,3 @@ def answer(form: AnswerForm, ranks: tuple[str, ...], values: tuple[int, ...], fo
     if form is AnswerForm.STEPS:
         fields["steps"] = formula.steps()
     return json.dumps({**fields, "formula": formula.formula()})
-
-
-def retry(feedback: str) -> str:
-    """The user turn after a failed attempt."""
-    return f"You failed this trial because {feedback} Try again."

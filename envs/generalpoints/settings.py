@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
-from envs.generalpoints.deck import Split
+from envs.choices import Mode, choose, whole
 from envs.generalpoints.feedback import FeedbackStyle
 from envs.generalpoints.prompts import AnswerForm, PromptStyle
 from envs.generalpoints.published_solutions import CARDS
 from envs.generalpoints.variants import VARIANTS, Variant
+from envs.splits import Split
 
 DEFAULT_VARIANT = "faces_10"
-
-
-class Mode(StrEnum):
-    MENDED = "mended"  # exact, one outcome an attempt, truncation is truncation
-    COMPAT = "compat"  # the published verifier, its faults included
-
-
-Choice = TypeVar("Choice", bound=Enum)
-
-
-def choose(kind: type[Choice], key: str, value: object) -> Choice:
-    """The member whose value is `value`. ValueError names the key, the value and the choices."""
-    for member in kind:
-        if value == member.value:
-            return member
-    choices = ", ".join(str(member.value) for member in kind)
-    raise ValueError(f"{key}={value!r}: must be one of {choices}")
 
 
 @dataclass(frozen=True)
@@ -42,13 +25,11 @@ class Settings:
 
     @staticmethod
     def checked(mode: str, prompt: str, answer_form: str, verify_iter: int, feedback: str) -> Settings:
-        if isinstance(verify_iter, bool) or not isinstance(verify_iter, int) or verify_iter < 1:
-            raise ValueError(f"verify_iter={verify_iter!r}: must be a whole number of attempts, at least 1")
         settings = Settings(
             choose(Mode, "mode", mode),
             choose(PromptStyle, "prompt", prompt),
             choose(AnswerForm, "answer_form", answer_form),
-            verify_iter,
+            whole("verify_iter", verify_iter, 1, None, "attempts"),
             choose(FeedbackStyle, "feedback", feedback),
         )
         if settings.mode is Mode.COMPAT and settings.feedback is FeedbackStyle.LEAK_FREE:

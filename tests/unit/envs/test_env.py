@@ -11,11 +11,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from envs.generalpoints.deck import Deal, Split, split_of
+from envs.generalpoints.deck import Deal
 from envs.generalpoints.env import GeneralPoints
 from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt
 from envs.generalpoints.solver import solve
 from envs.generalpoints.variants import VARIANTS
+from envs.splits import Split, split_of
 
 WRONG = '{"formula": "1+"}'
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.generalpoints.outcomes import Outcome
-from envs.generalpoints.parsing import MAX_ANSWER, find_formula
+from envs.generalpoints.parsing import find_formula
+from envs.parsing import MAX_ANSWER
 
 FOUND = [
     ('{"formula": "1+2"}', "1+2"),

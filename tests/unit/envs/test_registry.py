@@ -46,3 +46,30 @@ def test_unknown_arguments_list_what_there_is() -> None:
         ValueError, match=r"unknown argument modus, turns; there are: mode, prompt, answer_form"
     ):
         registry.make("generalpoints", turns=3, modus="x")
+
+
+def test_overlap_of_training_and_held_out_instances_is_refused() -> None:
+    registry.refuse_overlap(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match=r"2 instances are both trained on and held out, such as a, b"):
+        registry.refuse_overlap(["b", "a", "x"], ["a", "b", "y"])
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_no_held_out_instance_can_be_trained_on(name: str) -> None:
+    """Whatever the variants: the split, which the instance's hash decides, keeps them apart."""
+    env = registry.make(name)
+
+    def instances(variant: str, split: str) -> set[str]:
+        options = {"variant": variant, "split": split}
+        return {env.reset(seed=seed, options=options)[1]["instance"] for seed in range(25)}
+
+    listed = registry.variants(name)
+    trained = set().union(*(instances(each.name, "train") for each in listed if not each.held_out))
+    held_out = set().union(*(instances(each.name, "eval") for each in listed))
+    registry.refuse_overlap(trained, held_out)
+
+
+def test_variants_of_navigation() -> None:
+    listed = registry.variants("navigation")
+    assert [variant.name for variant in listed if not variant.held_out] == ["absolute"]
+    assert {variant.name for variant in listed} > {"relative", "old_town", "long_routes"}

@@ -1,0 +1,264 @@
+"""For an environment's author: python -m envs.check navigation [--instances N] [--arg key=value ...].
+
+Gymnasium's checker, the expert, seeds, hostile text, the splits and the speed of every variant, as a table. The exit
+code is 0 only if nothing failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from rich.console import Console
+from rich.table import Table
+
+from envs.base import Expert, ExpertTurn
+from envs.command_line import env_arguments
+from envs.registry import make, names, refuse_overlap, variants
+
+Env = gymnasium.Env[str, str]
+
+HOSTILE = (
+    "",
+    " ",
+    "\x00",
+    "\ud800",
+    "{" * 20_000,
+    '{"a":' * 5_000,
+    "[" * 20_000,
+    "9" * 100_000,
+    '{"action": null, "formula": null}',
+    '{"action": {"a": [1]}, "formula": {"a": [1]}}',
+    '{"action": NaN, "formula": 1e999}',
+    '{"action": "\\ud800", "formula": "\\ud800"}',
+    '"action": ' * 2_000,
+    "__import__('os').system('true')",
+    "\u202e\u0661\u2603" * 1_000,
+)
+_RANDOM_TEXTS = 30
+_ALPHABET = "{}[]()\"':,=\\/ \n\tabcxyz019+-*\u00e9\u4e16\U0001f600"
+
+
+class CheckFailed(Exception):
+    """What is wrong, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    variant: str  # empty: of all
+    passed: bool
+    told: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: an environment by name and arguments, on so many instances of each variant."""
+
+    name: str
+    args: dict[str, Any]
+    instances: int
+
+    def env(self) -> Env:
+        return make(self.name, **self.args)
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise CheckFailed(sentence)
+
+
+def _options(variant: str, split: str = "all") -> dict[str, Any]:
+    return {"variant": variant, "split": split}
+
+
+def gymnasium_checker(subject: Subject) -> str:
+    """Gymnasium's own checker; its warnings count as failures."""
+    spec = EnvSpec("Checked-v0", lambda **_: subject.env(), disable_env_checker=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make(spec).unwrapped)
+    return "nothing to say"
+
+
+def _replay(env: Env, observation: str, talk: list[ExpertTurn], seed: int) -> float:
+    """Give the expert's answers; the reward of those to be learned. CheckFailed unless it goes as the expert says."""
+    total, over = 0.0, False
+    for shown, answer, learn in talk:
+        _require(not over, f"seed {seed}: the episode ends before the expert does")
+        _require(
+            shown == observation,
+            f"seed {seed}: the expert saw {shown[:80]!r}, the player {observation[:80]!r}",
+        )
+        observation, reward, terminated, truncated, info = env.step(answer)
+        over = terminated or truncated
+        earned = float(reward) if learn else 0.0
+        wrong = learn and earned <= 0
+        _require(not wrong, f"seed {seed}: {info['outcome']} ({earned:+g}) for the expert's {answer[:80]!r}")
+        total += earned
+    _require(terminated and bool(info["success"]), f"seed {seed}: the expert does not succeed")
+    return total
+
+
+def expert(subject: Subject, variant: str) -> str:
+    """The expert's conversations, with and without a wrong attempt, are what a player sees, and end in success."""
+    env, total = subject.env(), 0.0
+    teacher = env.unwrapped
+    if not isinstance(teacher, Expert):
+        return "there is none"
+    for seed in range(subject.instances):
+        for revision in (False, True):
+            observation, _ = env.reset(seed=seed, options=_options(variant))
+            reward = _replay(env, observation, teacher.expert(revision, random.Random(seed)), seed)
+            total += 0.0 if revision else reward
+    return (
+        f"succeeds on {subject.instances} of {subject.instances}, mean reward {total / subject.instances:.2f}"
+    )
+
+
+def _transcript(env: Env, variant: str, seed: int) -> list[Any]:
+    heard: list[Any] = [env.reset(seed=seed, options=_options(variant))]
+    over = False
+    while not over and len(heard) < 4:
+        heard.append(env.step("no idea"))
+        over = heard[-1][2] or heard[-1][3]
+    return heard
+
+
+def seeds(subject: Subject, variant: str) -> str:
+    """Equal seeds give equal episodes, in one environment and in another; different seeds give different ones."""
+    one, other, instances = subject.env(), subject.env(), set()
+    for seed in range(subject.instances):
+        first = _transcript(one, variant, seed)
+        _require(first == _transcript(other, variant, seed), f"seed {seed} differs in a second environment")
+        _require(first == _transcript(one, variant, seed), f"seed {seed} differs the second time")
+        instances.add(first[0][1]["instance"])
+    _require(subject.instances == 1 or len(instances) > 1, "every seed gives the same instance")
+    return f"{subject.instances} seeds, {len(instances)} instances"
+
+
+def _texts(rng: random.Random) -> Iterator[str]:
+    yield from HOSTILE
+    for _ in range(_RANDOM_TEXTS):
+        yield "".join(rng.choices(_ALPHABET, k=rng.randrange(200)))
+
+
+def hostile_text(subject: Subject, variant: str) -> str:
+    """No text makes `step` raise; what it returns is of the right types and in the observation space."""
+    env, count = subject.env(), 0
+    env.reset(seed=0, options=_options(variant))
+    for text in _texts(random.Random(0)):
+        observation, reward, terminated, truncated, info = env.step(text)
+        shown = repr(text[:30])
+        _require(
+            observation in env.observation_space, f"{shown}: the feedback is not of the observation space"
+        )
+        _require(math.isfinite(float(reward)), f"{shown}: the reward is {reward}")
+        _require(isinstance(info["outcome"], str) and not info["success"], f"{shown}: success, or no outcome")
+        count += 1
+        if terminated or truncated:
+            env.reset(options=_options(variant))
+    return f"{count} texts"
+
+
+def splits(subject: Subject, variant: str) -> str:
+    """The splits train and eval share no instance, whichever variant the training one is drawn for."""
+    env = subject.env()
+    trained, held_out = (
+        [
+            env.reset(seed=seed, options=_options(drawn, split))[1]["instance"]
+            for drawn in {variant, *(each.name for each in variants(subject.name) if not each.held_out)}
+            for seed in range(subject.instances)
+        ]
+        for split in ("train", "eval")
+    )
+    refuse_overlap(trained, held_out)
+    return f"{len(set(trained))} and {len(set(held_out))} instances, none in both"
+
+
+def timing(subject: Subject, variant: str) -> str:
+    """How long a reset and a step take, on average; seeds of its own, which nothing has cached."""
+    env, steps, rng = subject.env(), 0, random.Random(variant)
+    resetting = stepping = 0.0
+    for seed in [rng.randrange(2**31) for _ in range(subject.instances)]:
+        started = time.perf_counter()
+        env.reset(seed=seed, options=_options(variant))
+        resetting += time.perf_counter() - started
+        over = False
+        while not over:
+            started = time.perf_counter()
+            *_, terminated, truncated, _ = env.step("no idea")
+            stepping += time.perf_counter() - started
+            steps, over = steps + 1, terminated or truncated
+    return f"reset {1e3 * resetting / subject.instances:.2f} ms, step {1e3 * stepping / steps:.3f} ms"
+
+
+EACH_VARIANT: dict[str, Callable[[Subject, str], str]] = {
+    "expert": expert,
+    "seeds": seeds,
+    "hostile text": hostile_text,
+    "splits": splits,
+    "timing": timing,
+}
+
+
+def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, variant, True, run())
+    except CheckFailed as failed:
+        return Finding(check, variant, False, str(failed))
+    except Exception as error:  # an environment may raise anything; that is what is being looked for
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        return Finding(check, variant, False, f"{type(error).__name__} at {where}: {error}")
+
+
+def findings(subject: Subject) -> Iterator[Finding]:
+    yield _found("gymnasium's checker", "", lambda: gymnasium_checker(subject))
+    for variant in variants(subject.name):
+        for name, check in EACH_VARIANT.items():
+            yield _found(name, variant.name, lambda check=check, v=variant.name: check(subject, v))  # type: ignore[misc]
+
+
+def _table(name: str, found: list[Finding]) -> Table:
+    table = Table("check", "variant", "", "found", title=name)
+    for each in found:
+        mark = "[green]passed" if each.passed else "[red]FAILED"
+        table.add_row(each.check, each.variant, mark, each.told.encode("ascii", "backslashreplace").decode())
+    return table
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m envs.check", description=__doc__)
+    parser.add_argument("env", help="which environment: " + ", ".join(names()) + ", or module:class")
+    parser.add_argument("--instances", type=int, default=50, help="of each variant")
+    parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    try:
+        subject = Subject(arguments.env, env_arguments(arguments.arg), max(1, arguments.instances))
+        subject.env().close()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = list(findings(subject))
+    Console().print(_table(arguments.env, found))
+    return 0 if all(each.passed for each in found) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

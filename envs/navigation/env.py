@@ -1,0 +1,178 @@
+"""Navigation in text as a Gymnasium environment: text in, text out."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Text
+
+from envs.base import ExpertTurn
+from envs.choices import Mode
+from envs.navigation.actions import FORWARD, STOP, read_action, turned
+from envs.navigation.expert import demonstrate
+from envs.navigation.free import OnFoot
+from envs.navigation.importers import open_source
+from envs.navigation.outcomes import Outcome, Verdict
+from envs.navigation.picture import svg
+from envs.navigation.prompts import Texts
+from envs.navigation.rail import Entry, mended_rail, published_rail
+from envs.navigation.routes import starting_heading
+from envs.navigation.rules import Rule
+from envs.navigation.sessions import OnRail, Session, Step
+from envs.navigation.settings import Movement, Settings
+from envs.navigation.sources import TripError
+from envs.navigation.trips import Trip
+from envs.navigation.variants import TRAINED_RULE, Variant
+from envs.parsing import MAX_ANSWER
+from envs.splits import Split
+from envs.texts import ASCII, retry
+
+_MAX_OBSERVATION = 200_000  # characters: compat's prompt repeats all history
+_MAX_TRIPS = 100  # drawn before the start's heading is given up
+
+
+class Navigation(gymnasium.Env[str, str]):
+    """Follow instructions through streets, seeing landmarks and intersections in text (arXiv 2501.17161).
+
+    Args:
+        mode: `mended` (relative turns wrap around, observations and feedback tell the truth, the last failed
+            attempt truncates) or `compat` (published rail, rewards, feedback and faults).
+        prompt: `short` or `published`.
+        answer_form: of the expert's answers: `steps`, `direct` or `published`. All are read whatever this is.
+        verify_iter: graded attempts at each place.
+        movement: `rail` (published) or `free`: a wrong step goes somewhere, one arrives by stopping near the end.
+        max_legs: the most legs of a trained route; each leg is two instructions.
+        data: a folder of published routes or an OpenStreetMap extract (.osm); empty for generated cities.
+
+    `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
+    `instance` and `legs`; that of `step` has `outcome`, `success`, `attempt` (at this place,
+    from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said before).
+
+    The action space lists printable ASCII; `step` grades any string.
+    Raises ValueError for bad arguments, options and data, TripError for a variant without routes.
+    """
+
+    def __init__(
+        self,
+        mode: str = "mended",
+        prompt: str = "short",
+        answer_form: str = "steps",
+        verify_iter: int = 2,
+        movement: str = "rail",
+        max_legs: int = 2,
+        data: str = "",
+    ) -> None:
+        self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, movement, max_legs, data)
+        self._source = open_source(self.settings.data)
+        charset = ASCII | self._source.characters
+        self.observation_space = Text(_MAX_OBSERVATION, min_length=1, charset=charset)
+        self.action_space = Text(MAX_ANSWER, min_length=0, charset=charset)
+        self._rng = random.Random()
+        self._texts: Texts | None = None
+        self._session: Session
+        self._history: list[Entry] = []
+        self._over = True
+
+    @property
+    def texts(self) -> Texts:
+        """The present route's texts. ResetNeeded before the first reset."""
+        if self._texts is None:
+            raise ResetNeeded("there is no route yet: call reset first")
+        return self._texts
+
+    @property
+    def session(self) -> Session:
+        """The present route as far as it is walked. ResetNeeded before the first reset."""
+        if self._texts is None:
+            raise ResetNeeded("there is no route yet: call reset first")
+        return self._session
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        variant, split = self.settings.options(options)
+        super().reset(seed=seed)
+        if seed is not None:
+            self._rng = random.Random(seed)
+        trip = self._draw(variant, split)
+        self._begin(trip, variant.rule)
+        info = {"instance": trip.instance, "legs": len(trip.legs)}
+        return self.texts.first(self.session.now), info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self._over:
+            raise ResetNeeded("the episode is over, or none has begun: call reset first")
+        step = self._session.take(action)
+        self._over = step.over
+        if step.moved and not step.over:
+            self._history.append(self._session.now)
+        info = {
+            "outcome": self._named(step.verdict).name,
+            "success": step.verdict.outcome is Outcome.ARRIVED,
+            "attempt": step.attempt,
+            "rebuilt": self.texts.rebuilds and step.moved,
+        }
+        return self._observation(step), step.verdict.reward, step.terminated, step.truncated, info
+
+    def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
+        """A conversation that walks the rest of the route: [(observation, answer, learn)], the last answer right.
+
+        Called after reset it is the whole route. With `revision`, a wrong attempt (learn=False) comes in between.
+        """
+        return demonstrate(self.session, self.texts, revision, rng)
+
+    def read_line(self, line: str) -> str:
+        """A typed line as an answer: `f`, `s`, a direction or an action; anything with a brace is left alone."""
+        if "{" in line:
+            return line
+        short = {"f": FORWARD, "s": STOP}
+        action = short[line] if line in short else read_action(line) or turned(line)
+        key = "current observation" if self.settings.mode is Mode.COMPAT else "observation"
+        return json.dumps({key: self.texts.seen(self.session.now), "action": str(action)}, ensure_ascii=False)
+
+    def hint(self, rng: random.Random) -> str:
+        """The right action."""
+        return str(self.session.now.action)
+
+    def picture(self) -> str:
+        """The city, the instructed route and the way walked so far, as an SVG document."""
+        return svg(self.texts.trip, self.session.walked)
+
+    def _draw(self, variant: Variant, split: Split) -> Trip:
+        """A trip with its first heading: from anywhere in compat, else one whose first turn has clear words."""
+        for _ in range(_MAX_TRIPS):
+            trip = self._source.draw(variant, split, self.settings.max_legs, self._rng)
+            if self.settings.mode is Mode.COMPAT:
+                return trip.facing(trip.start.facing or self._rng.randrange(360))
+            heading = starting_heading(trip, self._rng)
+            if heading is not None:
+                return trip.facing(heading)
+        raise TripError(f"variant {variant.name!r}: no route begins with a turn that both rules can tell")
+
+    def _begin(self, trip: Trip, rule: Rule) -> None:
+        settings = self.settings
+        if settings.movement is Movement.FREE:
+            if trip.city is None:
+                raise ValueError("movement='free': published routes have no streets; use movement='rail'")
+            self._session = OnFoot(trip, trip.city, rule, settings.verify_iter)
+        else:
+            rail = published_rail if settings.mode is Mode.COMPAT else mended_rail
+            self._session = OnRail(rail(trip, rule, self._rng), rule, settings.mode, settings.verify_iter)
+        self._texts = Texts(settings.prompt, settings.answer_form, settings.mode, trip, rule)
+        self._history, self._over = [self._session.now], False
+
+    def _observation(self, step: Step) -> str:
+        if step.over:
+            return step.verdict.feedback
+        return self.texts.later(self._history) if step.moved else retry(step.verdict.feedback)
+
+    def _named(self, verdict: Verdict) -> Outcome:
+        """The verdict's outcome, but a turn by a word of the trained rule only has a name of its own."""
+        action = None if verdict.action is None else read_action(verdict.action)
+        trained = TRAINED_RULE.words if self.texts.rule is not TRAINED_RULE else ()
+        misread = action is not None and action.word in trained
+        return Outcome.RULE_MISREAD if misread else verdict.outcome

@@ -1,0 +1,46 @@
+"""Expert conversations for supervised learning: a route walked to its end, perhaps with a wrong attempt on the way."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+from envs.base import ExpertTurn
+from envs.navigation.actions import FORWARD, STOP, Action, turned
+from envs.navigation.prompts import Texts
+from envs.navigation.rail import Entry
+from envs.navigation.sessions import Session
+from envs.texts import retry
+
+
+def wrong_action(entry: Entry, texts: Texts, rng: random.Random) -> Action:
+    """An action of the action space that is not the right one, nor a stop, which might end the route."""
+    choices = [FORWARD, *map(turned, texts.rule.words)]
+    if entry.action not in (FORWARD, STOP) and rng.random() < 0.5:
+        return FORWARD
+    return rng.choice([action for action in choices if action != entry.action])
+
+
+def demonstrate(session: Session, texts: Texts, revision: bool, rng: random.Random) -> list[ExpertTurn]:
+    """The conversation from where the session stands to the end of the route. The session itself stays there.
+
+    With `revision` one place, drawn at random from the first few, gets a wrong attempt (learn=False) first; walking
+    freely, the expert goes on from where that led.
+    """
+    session = copy.copy(session)
+    history: list[Entry] = [session.now]
+    turns: list[ExpertTurn] = []
+    observation, over = texts.first(session.now), False
+    wrong_at = rng.randrange(2 * len(texts.trip.legs)) if revision else -1
+    while not over:
+        wrong = len(turns) == wrong_at
+        action = wrong_action(session.now, texts, rng) if wrong else session.now.action
+        answer = texts.answer(session.now, action)
+        turns.append((observation, answer, not wrong))
+        step = session.take(answer)
+        over = step.over
+        if not over and step.moved:
+            history.append(session.now)
+        if not over:
+            observation = texts.later(history) if step.moved else retry(step.verdict.feedback)
+    return turns

@@ -1,0 +1,105 @@
+"""A street plan while it is drawn: nodes and named edges, before anything stands in it."""
+
+from __future__ import annotations
+
+import random
+
+from envs.navigation.city import Street
+from envs.navigation.geometry import Place, between, compass_word, distance, heading
+
+_SHORTEST = 30.0  # m, of a street between two nodes
+
+
+def _turn(a: Place, b: Place, c: Place) -> float:
+    """Above 0 where c lies to the left of the way from a to b, below 0 to the right."""
+    return (b.east - a.east) * (c.north - a.north) - (b.north - a.north) * (c.east - a.east)
+
+
+def _cross(a: Place, b: Place, c: Place, d: Place) -> bool:
+    return _turn(a, b, c) * _turn(a, b, d) < 0 and _turn(c, d, a) * _turn(c, d, b) < 0
+
+
+class Plan:
+    def __init__(self) -> None:
+        self.nodes: list[Place] = []
+        self._beside: list[dict[int, str]] = []  # by node: its neighbours, and the compass word to each
+        self._streets: dict[tuple[int, int], str] = {}
+
+    def node(self, east: float, north: float) -> int:
+        self.nodes.append(Place(round(east, 1), round(north, 1)))
+        self._beside.append({})
+        return len(self.nodes) - 1
+
+    def connect(self, a: int, b: int, name: str) -> bool:
+        """Lay a street, unless it is too short or leaves either end by the same compass word as another."""
+        key = (min(a, b), max(a, b))
+        if key in self._streets or distance(self.nodes[a], self.nodes[b]) < _SHORTEST:
+            return False
+        if self._word(a, b) in self._beside[a].values() or self._word(b, a) in self._beside[b].values():
+            return False
+        self._lay(key, name)
+        return True
+
+    def degree(self, node: int) -> int:
+        return len(self._beside[node])
+
+    def crosses(self, start: Place, end: Place) -> bool:
+        """Whether a straight line would cross a street; one that begins at the street's end does not."""
+        return any(_cross(start, end, self.nodes[a], self.nodes[b]) for a, b in self._streets)
+
+    def cut(self, share: float, rng: random.Random) -> None:
+        """Take streets away at random, none that holds the plan together."""
+        for key in [key for key in self._streets if rng.random() < share]:
+            name = self._take(key)
+            if key[1] not in self._reached(key[0]):
+                self._lay(key, name)
+
+    def curve(self, count: int, bulge: float, rng: random.Random) -> None:
+        """Bend some streets: a node to the side of their middle, by `bulge` of their length."""
+        for a, b in rng.sample(sorted(self._streets), min(count, len(self._streets))):
+            start, end = self.nodes[a], self.nodes[b]
+            middle, aside = between(start, end, 0.5), bulge * rng.choice((-1, 1))
+            east = middle.east + aside * (end.north - start.north)
+            bend = self.node(east, middle.north - aside * (end.east - start.east))
+            name = self._take((a, b))
+            if self.connect(a, bend, name) and self.connect(bend, b, name):
+                continue
+            for other in list(self._beside[bend]):
+                self._take((other, bend))
+            self._lay((a, b), name)
+
+    def largest_part(self) -> tuple[tuple[Place, ...], tuple[Street, ...]]:
+        """The nodes and streets that hang together, most nodes first, renumbered."""
+        parts: list[set[int]] = []
+        for node in range(len(self.nodes)):
+            if not any(node in part for part in parts):
+                parts.append(self._reached(node))
+        largest = max(parts, key=len)
+        kept = sorted(largest)
+        number = {node: new for new, node in enumerate(kept)}
+        streets = (
+            Street(number[a], number[b], name)
+            for (a, b), name in sorted(self._streets.items())
+            if a in number
+        )
+        return tuple(self.nodes[node] for node in kept), tuple(streets)
+
+    def _lay(self, key: tuple[int, int], name: str) -> None:
+        self._streets[key] = name
+        for a, b in (key, key[::-1]):
+            self._beside[a][b] = self._word(a, b)
+
+    def _take(self, key: tuple[int, int]) -> str:
+        del self._beside[key[0]][key[1]], self._beside[key[1]][key[0]]
+        return self._streets.pop(key)
+
+    def _word(self, a: int, b: int) -> str:
+        return compass_word(heading(self.nodes[a], self.nodes[b]))
+
+    def _reached(self, start: int) -> set[int]:
+        reached, waiting = {start}, [start]
+        while waiting:
+            found = self._beside[waiting.pop()].keys() - reached
+            reached |= found
+            waiting.extend(found)
+        return reached

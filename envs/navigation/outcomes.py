@@ -1,0 +1,42 @@
+"""What can come of an attempt, by name, and the verdict that carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Outcome(Enum):
+    """One attempt's outcome; the value says what it means. Groups: both movements, free only, compat only."""
+
+    CORRECT = "The right action: one is a step further."
+    ARRIVED = "The right stop: the route is done."
+    WRONG_ACTION = "An action that there is, but not the right one here."
+    IMAGINED_INTERSECTION = "A wrong action, and the observation has an intersection where there is none."
+    MISSED_INTERSECTION = "A wrong action, and the observation lacks the intersection that there is."
+    RULE_MISREAD = (
+        "A turn by a word of the trained rule, where the stated rule has others; rewarded as it was."
+    )
+    ILLEGAL_ACTION = "The action is none of the action space."
+    NO_ACTION = "No action could be found in the answer."
+    TOO_LONG = "The answer is longer than is read at all."
+
+    RECOVERED = "A step that brings one nearer to the destination, but not nearer than one has been."
+    ASTRAY = "A step that neither follows the instructions nor brings one nearer."
+    NO_WAY = "There is no street in that direction."
+    STOPPED_SHORT = "Stopped away from the destination: the route is lost."
+
+    STEP_LIMIT = "Published row 5: an attempt beyond the limit, which is not looked at."
+    CRASH = "The published verifier has no rule for an observation that is no text."
+
+    @property
+    def meaning(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    outcome: Outcome
+    reward: float
+    feedback: str  # a sentence for the player
+    action: str | None = None  # as read, where one was found

@@ -1,0 +1,93 @@
+"""A city and a walked route as an SVG document: a pure function, no drawing library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from xml.sax.saxutils import escape
+
+from envs.navigation.city import City, Sighting
+from envs.navigation.geometry import Place
+from envs.navigation.trips import Trip
+
+_MARGIN = 60.0  # m
+_STYLE = (
+    "text{font:9px sans-serif}.street{stroke:#c8c8c8;stroke-width:7;stroke-linecap:round}"
+    ".way{stroke:#7aa6da;stroke-width:5;fill:none}.walked{stroke:#c43d3d;stroke-width:2;fill:none}"
+    ".landmark{fill:#555}.name{fill:#999;font-size:7px}"
+)
+
+
+class _Sheet:
+    """Metres to the sheet's own units: north is up."""
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        easts, norths = zip(*places, strict=True)
+        self.left, self.top = min(easts) - _MARGIN, max(norths) + _MARGIN
+        self.width = max(easts) + _MARGIN - self.left
+        self.height = self.top - min(norths) + _MARGIN
+
+    def at(self, place: Place) -> tuple[float, float]:
+        return round(place.east - self.left, 1), round(self.top - place.north, 1)
+
+    def line(self, kind: str, places: Iterable[Place]) -> str:
+        points = " ".join("{},{}".format(*self.at(place)) for place in places)
+        return f'<polyline class="{kind}" points="{points}"/>'
+
+    def dot(self, kind: str, place: Place, radius: float, colour: str = "") -> str:
+        x, y = self.at(place)
+        fill = f' fill="{colour}"' if colour else ""
+        return f'<circle class="{kind}" cx="{x}" cy="{y}" r="{radius}"{fill}/>'
+
+    def text(self, kind: str, place: Place, words: str) -> str:
+        x, y = self.at(place)
+        return f'<text class="{kind}" x="{round(x + 4, 1)}" y="{round(y - 4, 1)}">{escape(words)}</text>'
+
+
+def _places(trip: Trip) -> tuple[Place, ...]:
+    """The instructed way."""
+    if trip.city is not None:
+        return tuple(trip.city.nodes[node] for node in trip.nodes)
+    return (trip.start.place, *(leg.end.place for leg in trip.legs))
+
+
+def _city(sheet: _Sheet, city: City) -> Iterator[str]:
+    named = set()
+    for a, b, name in city.streets:
+        yield sheet.line("street", (city.nodes[a], city.nodes[b]))
+        if name not in named:
+            named.add(name)
+            middle = Place(*((x + y) / 2 for x, y in zip(city.nodes[a], city.nodes[b], strict=True)))
+            yield sheet.text("name", middle, name)
+    for landmark in city.landmarks:
+        yield sheet.dot("landmark", landmark.place, 3)
+        yield sheet.text("landmark", landmark.place, landmark.name)
+
+
+def _sightings(sheet: _Sheet, trip: Trip) -> Iterator[str]:
+    """What is seen at the ends of the legs, where no city's landmarks show it."""
+    for leg in trip.legs:
+        if isinstance(leg.end.sighting, Sighting):
+            yield sheet.text("landmark", leg.end.place, leg.end.sighting.landmark)
+
+
+def svg(trip: Trip, walked: tuple[Place, ...]) -> str:
+    """An SVG document: streets and landmarks, the instructed way (blue), and the way walked so far (red)."""
+    way = _places(trip)
+    sheet = _Sheet((*way, *walked, *(trip.city.nodes if trip.city is not None else ())))
+    ground = _city(sheet, trip.city) if trip.city is not None else _sightings(sheet, trip)
+    parts = [
+        *ground,
+        sheet.line("way", way),
+        sheet.line("walked", walked),
+        sheet.dot("start", way[0], 5, "#2f9e44"),
+        sheet.dot("end", way[-1], 5, "#c43d3d"),
+    ]
+    size = f"0 0 {sheet.width:.1f} {sheet.height:.1f}"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}">',
+            f"<style>{_STYLE}</style>",
+            *parts,
+            "</svg>\n",
+        ]
+    )

@@ -1,0 +1,190 @@
+"""The published routes: route_infos.json and gps_pano_mapping.pkl of one folder. Street views are ignored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from envs.navigation.city import Sighting
+from envs.navigation.data_files import DataError, clean, contents
+from envs.navigation.geometry import COMPASS, FULL_TURN, SIDES, Place, Position, flattened
+from envs.navigation.plain_pickle import PlainPickleError, read_mapping
+from envs.navigation.rail import RELOCATION
+from envs.navigation.sources import TripError
+from envs.navigation.trips import Leg, Trip, View
+from envs.navigation.variants import Variant, refuse_generated_only
+from envs.splits import Split, split_of
+
+ROUTES = "route_infos.json"
+PANORAMAS = "gps_pano_mapping.pkl"
+_MOST_BYTES = 512 * 2**20
+_ON_YOUR = " is on your "
+_DESTINATION = "The destination "
+
+
+@dataclass(frozen=True)
+class Route:
+    """One published route as read: the trip, and where its places lie."""
+
+    trip: Trip
+    origin: Position
+
+
+def _position(value: object) -> Position:
+    """[lat, lon] in degrees. ValueError for anything else."""
+    if isinstance(value, list) and len(value) == 2:
+        numbers = [each for each in value if isinstance(each, int | float) and not isinstance(each, bool)]
+        if len(numbers) == 2 and abs(numbers[0]) <= 90 and abs(numbers[1]) <= 180:
+            return Position(float(numbers[0]), float(numbers[1]))
+    raise ValueError(f"{str(value)[:60]!r} is not [latitude, longitude] in degrees")
+
+
+def blocks(milestones: str) -> list[dict[str, str]]:
+    """The pseudo-JSON blocks of `milestone_info`: one `"key": "value",` a line. ValueError for other lines."""
+    found = []
+    for block in milestones.split("}")[:-1]:
+        lines = [line.strip().rstrip(",") for line in block.replace("{", "").splitlines()]
+        fields = {}
+        for line in filter(None, lines):
+            key, colon, value = line.partition(":")
+            if not colon:
+                raise ValueError(f"milestone_info has the line {line[:60]!r}, which has no colon")
+            fields[key.strip().strip('"')] = value.strip().strip('"')
+        found.append(fields)
+    return found
+
+
+def _field(block: dict[str, str], key: str) -> str:
+    if key not in block:
+        raise ValueError(f"a block of milestone_info has no {key!r}")
+    return block[key]
+
+
+def _heading(text: str) -> tuple[int, str]:
+    """`298 (northwest)` as degrees and word."""
+    degrees, parenthesis, word = text.partition("(")
+    word = word.strip().rstrip(")")
+    if not parenthesis or not degrees.strip().isdecimal() or word not in COMPASS:
+        raise ValueError(f"to_next_intersection_heading {text[:60]!r} is not like '298 (northwest)'")
+    return int(degrees.strip()[:6]) % FULL_TURN, word
+
+
+def _sighting(text: str) -> Sighting | None:
+    told = clean(text)
+    if not told or told.lower().startswith("no landmark"):
+        return None
+    name, found, where = told.removeprefix(_DESTINATION).rpartition(_ON_YOUR)
+    return Sighting(name, where) if found and where in SIDES else Sighting(told, "")
+
+
+def _leg(block: dict[str, str], end: Place, last: bool) -> Leg:
+    heading, word = _heading(_field(block, "to_next_intersection_heading"))
+    view = View(end, heading, _sighting(_field(block, "landmarks")), not last)
+    return Leg(heading, word, (), view)
+
+
+def _nested(route: object, *keys: str) -> Any:
+    for key in keys:
+        if not isinstance(route, dict) or key not in route:
+            raise ValueError(f"{'.'.join(keys)} is missing")
+        route = route[key]
+    return route
+
+
+def _initial_heading(value: object) -> int:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return int(value) % FULL_TURN
+    raise ValueError(f"init_heading {str(value)[:60]!r} is not a number")
+
+
+def read_route(route: object) -> Route:
+    """One object of route_infos.json. ValueError says what it lacks."""
+    origin = _position(_nested(route, "start_place", "relocated_geocode"))
+    geocodes, milestones = (
+        _nested(route, "route_results", "geocode_list"),
+        _nested(route, "milestone_info"),
+    )
+    if not isinstance(geocodes, list) or not isinstance(milestones, str):
+        raise ValueError("geocode_list is not a list, or milestone_info not a text")
+    places, parts = [_position(each) for each in geocodes], blocks(milestones)
+    if len(places) != len(parts) or not places:
+        raise ValueError(f"{len(parts)} blocks of milestone_info for {len(places)} places of geocode_list")
+    ends = [flattened(place, origin) for place in places]
+    legs = tuple(
+        _leg(part, end, number == len(parts))
+        for number, (part, end) in enumerate(zip(parts, ends, strict=True), 1)
+    )
+    facing = _initial_heading(_nested(route, "init_heading"))
+    digest = hashlib.sha256(repr((origin, places, milestones)).encode("utf-8", "surrogatepass")).hexdigest()
+    start = View(Place(0.0, 0.0), facing, None, False)
+    return Route(Trip(f"published:{digest[:16]}", start, legs), origin)
+
+
+def read_routes(path: Path) -> list[Route]:
+    """All routes of a route_infos.json. DataError names the file, the route and what is wrong with it."""
+    try:
+        data = json.loads(contents(path, _MOST_BYTES))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, "file", f"not JSON: {error}") from error
+    if not isinstance(data, list) or len(data) != 2 or not isinstance(data[0], list) or not data[0]:
+        raise DataError(path, "file", "must be [[route, ...], number] with at least one route")
+    return list(_each_route(path, data[0]))
+
+
+def _each_route(path: Path, routes: list[object]) -> Iterator[Route]:
+    for number, route in enumerate(routes):
+        try:
+            yield read_route(route)
+        except ValueError as error:
+            raise DataError(path, f"route {number}", str(error)) from error
+
+
+def read_panoramas(path: Path) -> tuple[Position, ...]:
+    """Where the panoramas of a gps_pano_mapping.pkl were taken."""
+    try:
+        mapping = read_mapping(contents(path, _MOST_BYTES))
+        return tuple(_position(list(key)) for key in mapping)
+    except DataError:
+        raise
+    except (PlainPickleError, ValueError) as error:
+        raise DataError(path, "file", str(error)) from error
+
+
+class PublishedRoutes:
+    """A folder's routes, drawn uniformly. A route is for training or for evaluation by its own hash."""
+
+    def __init__(self, routes: list[Route], panoramas: tuple[Position, ...]) -> None:
+        self._routes, self._panoramas = routes, panoramas
+        names = (leg.end.sighting.landmark for r in routes for leg in r.trip.legs if leg.end.sighting)
+        self.characters = frozenset("".join(names))
+
+    @classmethod
+    def load(cls, folder: Path) -> PublishedRoutes:
+        return cls(read_routes(folder / ROUTES), read_panoramas(folder / PANORAMAS))
+
+    def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
+        """Any route of the split: `max_legs` is for generated ones. ValueError for a variant of generated cities."""
+        refuse_generated_only(variant)
+        fitting = [r for r in self._routes if split is Split.ALL or split_of(r.trip.instance) is split]
+        if not fitting:
+            raise TripError(f"none of the {len(self._routes)} routes is of split {split.value!r}; use 'all'")
+        drawn = rng.choice(fitting)
+        return replace(drawn.trip, panoramas=self._near(drawn))
+
+    def _near(self, route: Route) -> tuple[Place, ...]:
+        """The panoramas that a place of the route may be relocated to."""
+        places = [route.trip.start.place, *(leg.end.place for leg in route.trip.legs)]
+        low = Place(min(p.east for p in places) - RELOCATION, min(p.north for p in places) - RELOCATION)
+        high = Place(max(p.east for p in places) + RELOCATION, max(p.north for p in places) + RELOCATION)
+        flat = (flattened(position, route.origin) for position in self._panoramas)
+        return tuple(
+            p for p in flat if low.east <= p.east <= high.east and low.north <= p.north <= high.north
+        )

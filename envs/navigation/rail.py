@@ -1,0 +1,91 @@
+"""The rail: the places where one is asked for an action, each with the right one. Mended, and as published."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from envs.navigation.actions import FORWARD, STOP, Action, turned
+from envs.navigation.geometry import Place, between, distance
+from envs.navigation.rules import Rule
+from envs.navigation.trips import Leg, Trip, View
+
+DROP_RATE = 0.5  # of the places between two nodes
+CANDIDATES = 5  # published: evenly spaced, the last at the node
+MIN_LEG = 5.0  # m, published: shorter legs have nothing between
+MIN_GAP = 8.0  # m, published: from a place between to either node
+RELOCATION = 20.0  # m, published: from a place to the panorama that stands for it
+_ROOM = 30.0  # m, mended: a longer stretch of street may have a place between
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place on the way, the right action there, and the number of the instruction that it carries out."""
+
+    view: View
+    action: Action
+    instruction: int  # from 1; turns are odd, walks even
+    landmarks: str  # what the published observation says of landmarks here
+
+
+def _landmarks(view: View) -> str:
+    return "No landmark nearby" if view.sighting is None else view.sighting.sentence
+
+
+def _entry(view: View, action: Action, instruction: int) -> Entry:
+    return Entry(view, action, instruction, _landmarks(view))
+
+
+def _with_place_between(place: Place, leg: Leg, rng: random.Random) -> list[View]:
+    """The leg's views up to its end, a long first stretch perhaps divided by a place where nothing is to be seen."""
+    views = [*leg.passed, leg.end]
+    if distance(place, views[0].place) > _ROOM and rng.random() >= DROP_RATE:
+        views.insert(0, View(between(place, views[0].place, 0.5), leg.heading, None, False))
+    return views
+
+
+def mended_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
+    """Every node passed, and at most one place between in each leg; observations tell the truth, turns wrap around."""
+    here, entries = trip.start, []
+    for number, leg in enumerate(trip.legs):
+        entries.append(_entry(here, turned(rule.word(here.facing, leg.heading)), 2 * number + 1))
+        *passed, here = _with_place_between(here.place, leg, rng)
+        entries += [_entry(view, FORWARD, 2 * number + 2) for view in passed]
+    return [*entries, _entry(here, STOP, 2 * len(trip.legs))]
+
+
+def relocated(place: Place, panoramas: tuple[Place, ...] | None) -> Place | None:
+    """The nearest panorama closer than RELOCATION; the place itself where pictures are everywhere."""
+    if panoramas is None:
+        return place
+    nearest = min(panoramas, key=lambda each: distance(each, place), default=None)
+    return nearest if nearest is not None and distance(nearest, place) < RELOCATION else None
+
+
+def _published_between(start: Place, end: Place, trip: Trip, rng: random.Random) -> Iterator[Place]:
+    if distance(start, end) <= MIN_LEG:
+        return
+    for step in range(1, CANDIDATES + 1):
+        if rng.random() < DROP_RATE:
+            continue
+        place = relocated(between(start, end, step / CANDIDATES), trip.panoramas)
+        if place is not None and min(distance(place, start), distance(place, end)) > MIN_GAP:
+            yield place
+
+
+def published_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
+    """As published: only turns and the destination are nodes, which all but the last are intersections."""
+    here = replace(trip.start, sighting=None, intersection=False)
+    before, landmarks, entries = trip.start.facing, "No landmarks nearby", []
+    for number, leg in enumerate(trip.legs):
+        turn = turned(rule.published_word(before, leg.heading))
+        entries.append(Entry(here, turn, 2 * number + 1, landmarks))
+        for place in _published_between(here.place, leg.end.place, trip, rng):
+            view = View(place, leg.heading, None, False)
+            entries.append(Entry(view, FORWARD, 2 * number + 2, "No landmarks nearby"))
+        last = number == len(trip.legs) - 1
+        here = replace(leg.end, facing=leg.heading, intersection=not last)
+        before, landmarks = leg.heading, _landmarks(here)
+    told = landmarks if here.sighting is None else f"The destination {landmarks}"
+    return [*entries, Entry(here, STOP, 2 * len(trip.legs), told)]

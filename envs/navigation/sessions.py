@@ -1,0 +1,79 @@
+"""A route being walked on the rail: the places, the attempts, and what each answer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from envs.choices import Mode
+from envs.navigation import compat, verifier
+from envs.navigation.geometry import Place
+from envs.navigation.outcomes import Outcome, Verdict
+from envs.navigation.rail import Entry
+from envs.navigation.rules import Rule
+
+WELL = (Outcome.CORRECT, Outcome.ARRIVED)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of an answer. `moved`: there is something new to see; if not, one is where one was."""
+
+    verdict: Verdict
+    terminated: bool
+    truncated: bool
+    moved: bool
+    attempt: int  # at this place, from 1
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class Session(Protocol):
+    """A route being walked. A copy (copy.copy) walks on without the original."""
+
+    @property
+    def now(self) -> Entry:
+        """Where one is, with the right action."""
+
+    @property
+    def walked(self) -> tuple[Place, ...]:
+        """The places that one has been to, in order, this one included."""
+
+    def take(self, answer: str) -> Step:
+        """Grade an answer and act on it. Not to be called when the route is over."""
+
+
+class OnRail:
+    """The published forced rail: a right action of any kind leads to the next place, a wrong one nowhere.
+
+    Mended, the last graded failure at a place truncates; in compat one more attempt, unread, does.
+    """
+
+    def __init__(self, entries: list[Entry], rule: Rule, mode: Mode, verify_iter: int) -> None:
+        self._entries, self._rule, self._mode, self._verify_iter = entries, rule, mode, verify_iter
+        self._index = self._attempts = 0
+
+    @property
+    def now(self) -> Entry:
+        return self._entries[self._index]
+
+    @property
+    def walked(self) -> tuple[Place, ...]:
+        return tuple(entry.view.place for entry in self._entries[: self._index + 1])
+
+    def grade(self, answer: str) -> Verdict:
+        if self._mode is Mode.COMPAT:
+            return compat.grade(answer, self.now)
+        return verifier.grade(answer, self.now, self._rule)
+
+    def take(self, answer: str) -> Step:
+        attempt = self._attempts + 1
+        unread = attempt > self._verify_iter
+        verdict = compat.step_limit() if unread else self.grade(answer)
+        arrived, right = verdict.outcome is Outcome.ARRIVED, verdict.outcome in WELL
+        last = self._verify_iter + (self._mode is Mode.COMPAT)
+        self._attempts = 0 if right else attempt
+        self._index += verdict.outcome is Outcome.CORRECT
+        return Step(verdict, arrived, not right and attempt == last, right and not arrived, attempt)

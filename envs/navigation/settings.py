@@ -1,0 +1,65 @@
+"""The arguments of the environment, checked: a bad one is refused with its key, value and the choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from envs.choices import Mode, choose, whole
+from envs.navigation.prompts import AnswerForm, PromptStyle
+from envs.navigation.variants import VARIANTS, Variant
+from envs.splits import Split
+
+DEFAULT_VARIANT = "absolute"
+MOST_LEGS = 10
+
+
+class Movement(StrEnum):
+    RAIL = "rail"  # published: a wrong action leads nowhere, a right one to the next place
+    FREE = "free"  # actions do what they say; one arrives by stopping near the destination
+
+
+@dataclass(frozen=True)
+class Settings:
+    mode: Mode
+    prompt: PromptStyle
+    answer_form: AnswerForm
+    verify_iter: int  # graded attempts at one place
+    movement: Movement
+    max_legs: int  # of the trained routes
+    data: str  # folder of published routes or file of an OpenStreetMap extract; empty: generated cities
+
+    @staticmethod
+    def checked(
+        mode: str, prompt: str, answer_form: str, verify_iter: int, movement: str, max_legs: int, data: str
+    ) -> Settings:
+        settings = Settings(
+            choose(Mode, "mode", mode),
+            choose(PromptStyle, "prompt", prompt),
+            choose(AnswerForm, "answer_form", answer_form),
+            whole("verify_iter", verify_iter, 1, None, "attempts"),
+            choose(Movement, "movement", movement),
+            whole("max_legs", max_legs, 1, MOST_LEGS, "legs"),
+            data,
+        )
+        if settings.mode is Mode.COMPAT and settings.movement is Movement.FREE:
+            raise ValueError(
+                "movement='free': mode='compat' is the published rail; use movement='rail' or mode='mended'"
+            )
+        if not isinstance(data, str):
+            raise ValueError(f"data={data!r}: must be the path of a folder or file, or empty")
+        return settings
+
+    def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
+        """The variant and split to reset to; compat draws from all instances unless told otherwise."""
+        options = {} if given is None else given
+        unknown = options.keys() - {"variant", "split"}
+        if unknown:
+            raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
+        name = options.get("variant", DEFAULT_VARIANT)
+        if not isinstance(name, str) or name not in VARIANTS:
+            raise ValueError(f"variant={name!r}: must be one of {', '.join(VARIANTS)}")
+        if "split" in options:
+            return VARIANTS[name], choose(Split, "split", options["split"])
+        return VARIANTS[name], Split.ALL if self.mode is Mode.COMPAT else Split.TRAIN

@@ -1,0 +1,54 @@
+"""Where trips come from: generated cities here, and the protocol that the importers fulfil too."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+from envs.navigation.generator import generate
+from envs.navigation.routes import draw_trip
+from envs.navigation.trips import Trip
+from envs.navigation.variants import Variant
+from envs.splits import Split, split_of
+
+MAX_CITIES = 1000  # tried before a draw is given up
+_CITY_SEEDS = 2**48
+
+
+class TripError(RuntimeError):
+    """No acceptable trip was found: the variant, the split or the data leave none, or next to none."""
+
+
+class Source(Protocol):
+    @property
+    def characters(self) -> frozenset[str]:
+        """What its names are written in, beyond ASCII."""
+
+    def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
+        """A trip of the split, its first heading not yet set. TripError where there is none; ValueError for a
+        variant that this source cannot serve."""
+
+
+def city_of(instance: str) -> str:
+    """The part of a generated instance that names its city: `grid:5f0c...:3-4-9` is of `grid:5f0c...`."""
+    return instance.rpartition(":")[0]
+
+
+class Generated:
+    """Endless cities. A city is for training or for evaluation, whatever its routes: the split hashes the city."""
+
+    characters: frozenset[str] = frozenset()
+
+    def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
+        legs = rng.randint(*variant.legs(max_legs))
+        for _ in range(MAX_CITIES):
+            city = generate(variant.style, rng.randrange(_CITY_SEEDS))
+            if split is not Split.ALL and split_of(f"{city.style}:{city.digest}") is not split:
+                continue
+            trip = draw_trip(city, legs, rng)
+            if trip is not None:
+                return trip
+        raise TripError(
+            f"variant {variant.name!r}: no route of {legs} legs was found in {MAX_CITIES} cities;"
+            " choose a smaller max_legs"
+        )

@@ -1,0 +1,53 @@
+"""The rule variants of navigation: what x is in turn_direction(x), which cities, how long the routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from envs.navigation.rules import Rule
+
+TRAINED_RULE = Rule.ABSOLUTE
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rule. `held_out` variants are for evaluation only; a run that trains on one is refused."""
+
+    name: str
+    rule: Rule
+    held_out: bool
+    summary: str
+    style: str = "grid"  # of generated cities, see generator.STYLES
+    long: bool = False  # routes longer than the trained ones
+
+    def legs(self, most: int) -> tuple[int, int]:
+        """The fewest and the most legs of a route, where the trained routes have at most `most`."""
+        return (most + 1, 2 * most) if self.long else (1, most)
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("absolute", Rule.ABSOLUTE, False, "turn by the compass: the published training rule"),
+        Variant("relative", Rule.RELATIVE, True, "turn left or right: the published held-out rule"),
+        Variant(
+            "old_town",
+            Rule.ABSOLUTE,
+            True,
+            "turn by the compass, in towns of rings and lanes with landmarks of other names",
+            style="rings",
+        ),
+        Variant("relative_old_town", Rule.RELATIVE, True, "both of these at once", style="rings"),
+        Variant("long_routes", Rule.ABSOLUTE, True, "turn by the compass, on longer routes", long=True),
+        Variant(
+            "relative_long_routes", Rule.RELATIVE, True, "turn left or right, on longer routes", long=True
+        ),
+    )
+}
+
+
+def refuse_generated_only(variant: Variant) -> None:
+    """ValueError for a variant that only generated cities can serve."""
+    if variant.style != "grid" or variant.long:
+        usable = ", ".join(name for name, each in VARIANTS.items() if each.style == "grid" and not each.long)
+        raise ValueError(f"variant={variant.name!r}: only for generated cities; with data there are {usable}")

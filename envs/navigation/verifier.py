@@ -1,0 +1,59 @@
+"""The mended verifier of the rail: bounded, one outcome an attempt, and its feedback tells the truth."""
+
+from __future__ import annotations
+
+from envs.navigation.actions import STOP, Action, read_action
+from envs.navigation.feedback import sentence
+from envs.navigation.outcomes import Outcome, Verdict
+from envs.navigation.parsing import Answer, read_answer
+from envs.navigation.rail import Entry
+from envs.navigation.rules import Rule
+
+REWARDS = {
+    Outcome.CORRECT: 1.0,
+    Outcome.ARRIVED: 1.0,
+    Outcome.WRONG_ACTION: -1.0,
+    Outcome.ILLEGAL_ACTION: -1.0,
+    Outcome.NO_ACTION: -1.0,
+    Outcome.TOO_LONG: -1.0,
+    Outcome.IMAGINED_INTERSECTION: -1.5,
+    Outcome.MISSED_INTERSECTION: -1.5,
+    Outcome.RECOVERED: 0.0,
+    Outcome.ASTRAY: -1.0,
+    Outcome.NO_WAY: -1.0,
+    Outcome.STOPPED_SHORT: -1.0,
+}
+
+
+def is_legal(action: Action, rule: Rule) -> bool:
+    return not action.word or action.word in rule.words
+
+
+def verdict(outcome: Outcome, rule: Rule, action: str | None = None) -> Verdict:
+    return Verdict(outcome, REWARDS[outcome], sentence(outcome, action or "the action", rule), action)
+
+
+def legal_action(answer: Answer | Outcome, rule: Rule) -> Action | Verdict:
+    """The action of an answer, or the verdict on one that has none of the action space."""
+    if isinstance(answer, Outcome):
+        return verdict(answer, rule)
+    action = read_action(answer.action)
+    if action is None or not is_legal(action, rule):
+        return verdict(Outcome.ILLEGAL_ACTION, rule, None if action is None else str(action))
+    return action
+
+
+def grade(text: str, entry: Entry, rule: Rule) -> Verdict:
+    """Grade one answer at a place of the rail. Never raises on any string; work is bounded."""
+    answer = read_answer(text)
+    action = legal_action(answer, rule)
+    if isinstance(action, Verdict):
+        return action
+    assert isinstance(answer, Answer)
+    if action == entry.action:
+        return verdict(Outcome.ARRIVED if action == STOP else Outcome.CORRECT, rule, str(action))
+    observed = "intersection" in answer.observation.lower()
+    if observed == entry.view.intersection:
+        return verdict(Outcome.WRONG_ACTION, rule, str(action))
+    missed = Outcome.IMAGINED_INTERSECTION if observed else Outcome.MISSED_INTERSECTION
+    return verdict(missed, rule, str(action))

@@ -1,0 +1,56 @@
+"""What the three actions do in a city: one walks along streets and turns towards them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from envs.navigation.city import City, Way
+from envs.navigation.geometry import SECTOR, compass_word, eighths, wrapped
+from envs.navigation.rules import Rule
+
+
+class Pose(NamedTuple):
+    node: int
+    heading: int  # degrees
+
+
+def ahead(city: City, pose: Pose) -> Way | None:
+    """The street that one faces, if any."""
+    return next((way for way in city.ways[pose.node] if way.heading == pose.heading), None)
+
+
+def _onward(city: City, way: Way, start: int) -> int:
+    """The heading at the end of a way: along the street's bend, or the street straight on, or as before."""
+    onward = [each for each in city.ways[way.to] if each.to != start]
+    if len(onward) == 1 and not city.is_intersection(way.to):
+        return onward[0].heading
+    straight = [each for each in onward if _goes_straight_on(way.heading, each.heading)]
+    if not straight:
+        return way.heading
+    return min(straight, key=lambda each: abs(wrapped(each.heading - way.heading))).heading
+
+
+def _goes_straight_on(before: int, after: int) -> bool:
+    return eighths(before, after) == 0 or 2 * abs(wrapped(after - before)) <= SECTOR
+
+
+def forward(city: City, pose: Pose) -> Pose | None:
+    """At the next node along the street that one faces, facing on; None where no street is ahead."""
+    way = ahead(city, pose)
+    return None if way is None else Pose(way.to, _onward(city, way, pose.node))
+
+
+def turn(city: City, pose: Pose, word: str, rule: Rule) -> Pose | None:
+    """Facing the street that a word of the rule stands for; None where no street lies that way.
+
+    Of several, the one that turns least sharply, as a person would take it.
+    """
+    found = [way for way in city.ways[pose.node] if rule.word(pose.heading, way.heading) == word]
+    if not found:
+        return None
+    chosen = min(found, key=lambda way: (abs(eighths(pose.heading, way.heading)), way.heading))
+    return Pose(pose.node, chosen.heading)
+
+
+def facing(pose: Pose) -> str:
+    return compass_word(pose.heading)

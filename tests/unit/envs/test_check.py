@@ -1,0 +1,118 @@
+"""The author's check passes good environments and finds each kind of fault in bad ones."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Text
+
+from envs import check, registry
+from envs.generalpoints.variants import Variant
+
+ASCII = frozenset(map(chr, range(32, 127)))
+
+
+class Echo(gymnasium.Env[str, str]):
+    """Say the number that is shown. Faults are switched on by name."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+        self.observation_space = Text(100, charset=ASCII)
+        self.action_space = Text(100, min_length=0, charset=ASCII)
+        self.number = 0
+        self.dice = random.Random()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None and self.fault != "unseeded":
+            self.dice = random.Random(seed)
+        parity = {"train": 0, "eval": 1}.get((options or {}).get("split", "all"))
+        number = self.dice.randrange(10**6)
+        if parity is not None and self.fault != "overlap":
+            number = 2 * number + parity
+        self.number = 7 if self.fault == "overlap" else number
+        return f"say {self.number}", {"instance": str(self.number)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.fault == "raises" and "{" in action:
+            raise KeyError("brace")
+        success = action == str(self.number)
+        feedback = "\u2603" if self.fault == "foreign" and not success else "done"
+        reward = float("nan") if self.fault == "nan" else float(success)
+        return feedback, reward, True, False, {"outcome": "SAID", "success": success}
+
+    def expert(self, revision: bool, rng: random.Random) -> list[tuple[str, str, bool]]:
+        answer = "?" if self.fault == "expert" else str(self.number)
+        return [(f"say {self.number}", answer, True)]
+
+
+VARIANTS = {"plain": Variant("plain", (10, 10, 10), False, "as it is")}
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.Entry(f"{__name__}:Echo", f"{__name__}:VARIANTS", "say it")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setitem(registry.ENTRIES, "echo", entry)
+
+
+def _failed(fault: str) -> dict[str, str]:
+    found = list(check.findings(check.Subject("echo", {"fault": fault}, 5)))
+    assert len(found) == 1 + len(check.EACH_VARIANT)  # one variant
+    return {each.check: each.told for each in found if not each.passed}
+
+
+@pytest.mark.usefixtures("echo")
+@pytest.mark.parametrize(
+    ("fault", "where", "told"),
+    [
+        ("raises", "hostile text", "KeyError at test_check.py"),
+        ("foreign", "hostile text", "not of the observation space"),
+        ("nan", "hostile text", "the reward is nan"),
+        ("expert", "expert", "SAID (+0) for the expert's '?'"),
+        ("unseeded", "seeds", "seed 0 differs in a second environment"),
+        ("overlap", "splits", "1 instances are both trained on and held out, such as 7"),
+        ("overlap", "seeds", "every seed gives the same instance"),
+    ],
+)
+def test_faults_are_found(fault: str, where: str, told: str) -> None:
+    assert told in _failed(fault)[where]
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_good_environment_passes() -> None:
+    assert _failed("") == {}
+
+
+def test_navigation_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["navigation", "--instances", "3", "--arg", "max_legs=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "relative_old_town" in shown
+    assert "FAILED" not in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["chess"], "unknown environment 'chess'"),
+        (["navigation", "--arg", "legs"], "must be KEY=VALUE"),
+        (["navigation", "--arg", "legs=3"], "unknown argument legs"),
+    ],
+)
+def test_what_cannot_be_checked_is_said(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main(argv) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_as_a_module_it_says_failure_by_its_exit_code() -> None:
+    command = [sys.executable, "-m", "envs.check", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "there are: generalpoints, navigation" in done.stderr
