@@ -118,8 +118,9 @@ class _Parts:
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """A family's RMS norm module over the last dimension."""
-    return rms_norm(x.flatten(0, -2), module.weight, module.variance_epsilon).view(x.shape)
+    """A family's RMS norm module over the last dimension, in the weights' dtype."""
+    y = rms_norm(x.flatten(0, -2), module.weight, module.variance_epsilon).view(x.shape)
+    return y.to(module.weight.dtype)
 
 
 def _layer_forward(
@@ -131,8 +132,12 @@ def _layer_forward(
     layout: Layout,
     **unused: Any,
 ) -> Tensor:
-    """transformers' layer interface: (1, T, H) to (1, T, H)."""
-    x_TH = hidden_states[0]
+    """transformers' layer interface: (1, T, H) to (1, T, H).
+
+    What the layers add up is kept in float32: rounding it to bfloat16 after every layer was the larger half of the
+    learner's distance to the model in float32, and so to the engine.
+    """
+    x_TH = hidden_states[0].to(torch.promote_types(hidden_states.dtype, torch.float32))
     cos_TD, sin_TD = (table[0] for table in position_embeddings)
     x_TH = x_TH + parts.o(
         _attended(layer.self_attn, parts, _norm(layer.input_layernorm, x_TH), cos_TD, sin_TD, layout)
