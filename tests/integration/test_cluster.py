@@ -165,7 +165,7 @@ def check_nothing_is_left(tmp_path: Path, how: str) -> None:
         driver.send_signal(signal.SIGINT)
     _, errors = driver.communicate(timeout=60)
     assert ("boom" if how == "raise" else "KeyboardInterrupt") in errors
-    _, alive = psutil.wait_procs(processes, timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
     assert sorted(path.name for path in tmp_path.iterdir()) in (["driver.py"], ["driver.py", "logs"])
 
