@@ -10,9 +10,8 @@ import torch
 
 # A shell that starts pytest in the background leaves Ctrl-C ignored, and the runs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(
-    1
-)  # small tensors; on a busy machine threads that wait for one another take ten times as long
+# Small tensors: on a busy machine threads that wait for one another take ten times as long.
+torch.set_num_threads(1)
 
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CHAT_TEMPLATE = (
