@@ -23,10 +23,10 @@ from envs.base import Expert
 from rlpost import models
 from rlpost.config import Config, RolloutConfig
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
+from rlpost.rollout.worker import RolloutWorker
 from rlpost.types import Ending, EpisodeSpec, Trajectory
 
 EPISODES = 64  # a variant and split, at most
@@ -55,10 +55,7 @@ def run(cfg: Config) -> None:
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
     """Episodes of a player who answers nothing, so that every attempt and every feedback is seen."""
     engine = ScriptedEngine(lambda conversation, seed: "", chat, cfg.rollout.max_model_len)
-    collector = Collector(
-        engine, cfg.env, lambda: registry.make(cfg.env, **cfg.env_args), chat, cfg.rollout.max_num_seqs
-    )
-    return collector.collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens), adapter_version=0)
+    return RolloutWorker(cfg, engine, chat).collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens))
 
 
 def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares | None:
