@@ -10,6 +10,7 @@ from envs.generalpoints.feedback import FeedbackStyle
 from envs.generalpoints.prompts import AnswerForm, PromptStyle
 from envs.generalpoints.published_solutions import CARDS
 from envs.generalpoints.variants import VARIANTS, Variant
+from envs.reset_options import variant_and_split
 from envs.splits import Split
 
 DEFAULT_VARIANT = "faces_10"
@@ -40,19 +41,10 @@ class Settings:
         return settings
 
     def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
-        """The variant and split to reset to; compat deals from all instances unless told otherwise."""
-        options = {} if given is None else given
-        unknown = options.keys() - {"variant", "split"}
-        if unknown:
-            raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
-        variant = self._variant(options.get("variant", DEFAULT_VARIANT))
-        if "split" in options:
-            return variant, choose(Split, "split", options["split"])
-        return variant, Split.ALL if self.mode is Mode.COMPAT else Split.TRAIN
-
-    def _variant(self, name: object) -> Variant:
-        if not isinstance(name, str) or name not in VARIANTS:
-            raise ValueError(f"variant={name!r}: must be one of {', '.join(VARIANTS)}")
-        if self.mode is Mode.COMPAT and VARIANTS[name].cards != CARDS:
-            raise ValueError(f"variant={name!r}: mode='compat' plays with {CARDS} cards; use mode='mended'")
-        return VARIANTS[name]
+        """The variant and split to reset to; the published game has four cards."""
+        variant, split = variant_and_split(given, VARIANTS, DEFAULT_VARIANT, self.mode)
+        if self.mode is Mode.COMPAT and variant.cards != CARDS:
+            raise ValueError(
+                f"variant={variant.name!r}: mode='compat' plays with {CARDS} cards; use mode='mended'"
+            )
+        return variant, split

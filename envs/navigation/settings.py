@@ -9,6 +9,7 @@ from typing import Any
 from envs.choices import Mode, choose, whole
 from envs.navigation.prompts import AnswerForm, PromptStyle
 from envs.navigation.variants import VARIANTS, Variant
+from envs.reset_options import variant_and_split
 from envs.splits import Split
 
 DEFAULT_VARIANT = "absolute"
@@ -52,14 +53,5 @@ class Settings:
         return settings
 
     def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
-        """The variant and split to reset to; compat draws from all instances unless told otherwise."""
-        options = {} if given is None else given
-        unknown = options.keys() - {"variant", "split"}
-        if unknown:
-            raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
-        name = options.get("variant", DEFAULT_VARIANT)
-        if not isinstance(name, str) or name not in VARIANTS:
-            raise ValueError(f"variant={name!r}: must be one of {', '.join(VARIANTS)}")
-        if "split" in options:
-            return VARIANTS[name], choose(Split, "split", options["split"])
-        return VARIANTS[name], Split.ALL if self.mode is Mode.COMPAT else Split.TRAIN
+        """The variant and split to reset to."""
+        return variant_and_split(given, VARIANTS, DEFAULT_VARIANT, self.mode)

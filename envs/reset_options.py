@@ -1,0 +1,30 @@
+"""The options of `reset`, the same for every environment with variants and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from envs.choices import Mode, choose
+from envs.splits import Split
+
+AnyVariant = TypeVar("AnyVariant")
+
+
+def variant_and_split(
+    given: Mapping[str, Any] | None, variants: Mapping[str, AnyVariant], default: str, mode: Mode
+) -> tuple[AnyVariant, Split]:
+    """The variant and split to reset to; compat draws from all instances unless told otherwise.
+
+    ValueError names the key, the value and the choices.
+    """
+    options = {} if given is None else given
+    unknown = options.keys() - {"variant", "split"}
+    if unknown:
+        raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
+    name = options.get("variant", default)
+    if not isinstance(name, str) or name not in variants:
+        raise ValueError(f"variant={name!r}: must be one of {', '.join(variants)}")
+    if "split" in options:
+        return variants[name], choose(Split, "split", options["split"])
+    return variants[name], Split.ALL if mode is Mode.COMPAT else Split.TRAIN
