@@ -1,0 +1,1 @@
+"""SFT against RL from one starting adapter: cells, compute, statistics, report."""

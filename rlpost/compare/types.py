@@ -1,0 +1,83 @@
+"""The records of a comparison: what the cells leave, and what statistics and report read.
+
+    Comparison ─ Cell (arm, seed) ─ Point (a share of the compute budget) ─ Evaluation (one variant)
+
+Evaluations of one variant hold the same instances in the same order in every cell, so they can be paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+INIT = (
+    "init"  # the pseudo-arm that every other starts from: the warm-started adapter, scored at its only point
+)
+
+
+class Status(StrEnum):
+    DONE = "done"
+    FAILED = "failed"  # ended with an error, which the report shows; never left out of a mean silently
+    MISSING = "missing"  # not run yet
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What was spent since the arms' common start (init: since the bare model). Evaluations are not counted."""
+
+    flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
+    tokens: int  # generated, scored and trained on, each pass once
+    device_seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy on one variant; the four tuples have one entry an instance."""
+
+    instances: tuple[str, ...]
+    successes: tuple[bool, ...]
+    outcomes: tuple[str, ...]  # of the last turn, e.g. CORRECT, RULE_MISREAD
+    solved_at: tuple[int, ...]  # the verification turn, from 1, that solved the instance; 0: none did
+    step_accuracy: float | None = None  # share of right steps, where an episode has several (navigation)
+
+
+@dataclass(frozen=True)
+class Point:
+    share: float  # of the compute budget: 0 is the common start, 1 the end
+    compute: Compute
+    evaluations: Mapping[str, Evaluation]  # by variant
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one seed. `points` is empty unless the cell is done."""
+
+    arm: str  # INIT, sft, ppo, grpo, ...
+    seed: int
+    status: Status
+    run_dir: str  # relative to the comparison's folder
+    error: str | None = None
+    points: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class VariantInfo:
+    held_out: bool
+    summary: str  # what it tests
+
+
+@dataclass(frozen=True)
+class Comparison:
+    name: str
+    env: str
+    model: str
+    train_variant: str
+    variants: Mapping[str, VariantInfo]
+    arms: tuple[str, ...]  # without INIT
+    seeds: tuple[int, ...]
+    matched_on: str  # flops, tokens or device_seconds
+    cells: tuple[Cell, ...]
+    notes: Mapping[
+        str, str
+    ]  # facts to print: command, disjointness counts, parameters, adapter's share, versions
