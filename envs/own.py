@@ -9,6 +9,7 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -21,9 +22,10 @@ _IMPORTABLE = "write module:name, importable from here: start in its folder, or 
 
 
 def told(error: BaseException) -> str:
-    """What was raised, and the line of code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    """What was raised, and the last line of code outside this file on the way to it."""
+    files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    elsewhere = [(name, line) for name, line in files if name != __file__ and not name.startswith("<frozen")]
+    where = f" ({Path(elsewhere[-1][0]).name}:{elsewhere[-1][1]})" if elsewhere else ""
     return f"{type(error).__name__}: {error}{where}"
 
 

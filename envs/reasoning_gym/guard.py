@@ -104,7 +104,6 @@ GUARDS: dict[str, Callable[[str], bool]] = {
     "countdown": is_arithmetic,
     "intermediate_integration": is_algebra,
     "n_queens": is_literal,
-    "polynomial_multiplication": is_algebra,
     "puzzle24": is_arithmetic,
     "simple_integration": is_algebra,
     "spiral_matrix": is_literal,
