@@ -188,7 +188,9 @@ def _refused_environment(config: Config, error: Exception) -> str:
 
 
 def _reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
-    return (error.reason, error.remedy) if isinstance(error, Refused) else (str(error), remedy)
+    if isinstance(error, Refused):
+        return error.reason, error.remedy
+    return f"{type(error).__name__}: {error}", remedy
 
 
 def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
@@ -208,8 +210,8 @@ def _instances(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
     for key, variant, split in wanted:
         try:
             env.reset(seed=config.seed, options={"variant": variant, "split": split})
-        except ValueError as error:
-            yield refusal(key, variant, *_reason_and_remedy(error, "see python -m envs.check"))
+        except Exception as error:  # an environment may raise anything, and would for hours
+            yield refusal(key, variant, *_reason_and_remedy(error, f"see python -m envs.check {config.env}"))
 
 
 def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
