@@ -28,7 +28,7 @@ from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.packing import Row, check_rows, collate, plan_micro_batches, slot_starts
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
 from rlpost.learner.sharing import Group
-from rlpost.types import Ending, Example, Trajectory
+from rlpost.types import Example, Trajectory
 
 Metrics = dict[str, float]
 LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
@@ -58,7 +58,7 @@ class Batch:
 
 def learnable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Episodes the policy answers for: with a sampled token, and not broken by the environment."""
-    return [t for t in trajectories if t.answer_tokens and t.ending is not Ending.ENV_ERROR]
+    return [t for t in trajectories if t.answer_tokens and not t.ending.broken]
 
 
 def score(
