@@ -173,9 +173,7 @@ class RolloutConfig:
 class LearnerConfig:
     workers: int = 1  # DeepSpeed ranks
     zero_stage: int = 0
-    micro_batch_tokens: int = (
-        8192  # of one forward and backward pass: distinct tokens, shared prefixes once, no padding
-    )
+    micro_batch_tokens: int = 8192  # distinct tokens of one forward and backward pass, without padding
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0
