@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pytest
+
 from rlpost.config import AlgoName, Config
 from rlpost.rollout.refill import collect, is_flat
 from rlpost.rollout.specs import training_specs
