@@ -60,9 +60,18 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         raise ModelError(
             f"model folder {folder} has no config.json on this node; every learner node needs the model"
         )
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
-    )
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
+        )
+    except (
+        KeyError,
+        ValueError,
+    ) as error:  # what transformers raises for attention that a model does not take
+        raise ModelError(
+            f"model {folder.name} cannot be loaded with packed attention ({type(error).__name__}: {error});"
+            " choose a model of another architecture, such as Llama or Qwen"
+        ) from error
     changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
     if changed or base.get_output_embeddings().bias is not None:
         raise ModelError(

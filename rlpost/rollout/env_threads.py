@@ -4,8 +4,9 @@
                            └ longer than rollout.env_timeout_s ──▶ over as well, timed out; the thread is given up
 
 Fast environments share one thread and lose nothing: `finished` waits for all that was submitted since it was last
-called, so a turn joins the batch in the same place on every run. How long it waits in all is bounded by a share of the
-time decoded (`Patience`); what is slower goes on beside the decoding, in as many threads as there are calls.
+called, so a turn joins the batch in the same place on every run. Slow ones get more threads: as many as there are cores
+while they compute, as there are calls while they wait. How long decoding waits for them is bounded by a share of the
+time decoded (`Patience`); what is slower goes on beside it.
 
 Python cannot end a thread. One that is given up gets an exception, which ends an endless loop at once and anything
 else when it comes back to Python; it takes no further call and, a daemon, does not hold up the end of the process.
@@ -15,6 +16,7 @@ Native code that never lets go of the interpreter's lock stops the whole worker,
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import time
 import weakref
@@ -28,6 +30,7 @@ MOST_HANGING = (
     64  # threads given up that have not ended; with more, the environment is broken and not an episode
 )
 SLICE_S = 0.01  # of waiting, after which deadlines are looked at
+CORES = len(os.sched_getaffinity(0))
 
 T = TypeVar("T")
 
@@ -99,6 +102,7 @@ class EnvThreads:
         self._fresh: set[Call] = set()  # of these, submitted since `finished` was last called
         self._threads: list[_Thread] = []
         self._hanging: list[threading.Thread] = []
+        self._few = 1  # as many as there are cores once a call was slow
         self._patience, self._left = Patience(), time.monotonic()
         weakref.finalize(self, self._todo.put, None)
 
@@ -127,9 +131,11 @@ class EnvThreads:
         return bool(self._fresh) and self._patience.seconds > 0
 
     def _staff(self) -> None:
-        """One thread, or one a call where environments were seen to wait."""
-        wanted = len(self._open) if self._patience.much_used else 1
-        while len(self._threads) < wanted:
+        """A thread a call where environments were seen to wait; else a few beside those that others hold up."""
+        wanted = (
+            len(self._open) if self._patience.much_used else len(self._open) - len(self._fresh) + self._few
+        )
+        while len(self._threads) < min(wanted, len(self._open)):
             self._threads.append(_Thread(self._todo, self._done))
 
     def _wait(self) -> list[Call]:
@@ -138,7 +144,7 @@ class EnvThreads:
         try:
             done = [self._done.get(timeout=SLICE_S)]
         except Empty:
-            done = []
+            done, self._few = [], CORES
         self._patience.waited(time.monotonic() - began, self._computed() - computed)
         return self._returned(done) if done else self._give_up()
 

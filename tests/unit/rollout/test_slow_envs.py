@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -18,7 +17,7 @@ from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.env_threads import Patience
 from rlpost.rollout.scripted import ScriptedEngine
-from rlpost.types import Ending, EpisodeSpec, Trajectory
+from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=200)
 TURNS = 3
@@ -51,9 +50,27 @@ class Troubled(gymnasium.Env[str, str]):
         return f"heard {action}", 1.0, over, False, {"outcome": "HEARD", "success": over}
 
 
-@pytest.fixture(scope="module")
-def chat(random_model: Path) -> Chat:
-    return Chat.load(random_model)
+class Letters(Chat):
+    """A token a letter, and no model behind it."""
+
+    def __init__(self) -> None:
+        """No tokenizer."""
+
+    def prompt_ids(self, observation: str) -> tuple[int, ...]:
+        return tuple(map(ord, observation))
+
+    answer_ids = prompt_ids
+
+    def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
+        return self.prompt_ids(feedback)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
+@pytest.fixture
+def chat() -> Chat:
+    return Letters()
 
 
 @pytest.fixture
