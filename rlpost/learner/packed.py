@@ -7,13 +7,15 @@ see one another, and its log-probs would be wrong without a word.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlpost.errors import ModelError
+from rlpost.learner.attention import Layout
 from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.sharing import Group
 
@@ -41,11 +43,14 @@ def check_packing(base: PreTrainedModel) -> None:
     try:
         together_NH = _states(body, Group(_PREFIX, (0, 1)))
         alone_NH = torch.cat([_states(body, Group(0, (i,))) for i in range(len(_ROWS))])
+        reason = "does not use it" if _runs_without_layout(body) else None
     except TypeError as error:
+        reason = str(error)
+    if reason is not None:
         raise ModelError(
-            f"{name}: this architecture does not hand `layout` to its attention, which packed rows need ({error});"
+            f"{name}: this architecture does not hand `layout` to its attention, which packed rows need ({reason});"
             " choose a model of another architecture, such as Llama or Qwen"
-        ) from error
+        )
     gap = ((together_NH - alone_NH).abs().max() / alone_NH.abs().max()).item()
     if not gap <= _TOLERANCES[base.dtype]:
         raise ModelError(
@@ -55,6 +60,18 @@ def check_packing(base: PreTrainedModel) -> None:
 
 
 def _states(body: Any, group: Group) -> Tensor:
-    batch = collate(_ROWS, slot_starts(_ROWS), [group])
-    found_NH = hidden_states(body, batch).float()
-    return found_NH[batch.slots_N.argsort()]
+    batch = _packed(group)
+    return hidden_states(body, batch).float()[batch.slots_N.argsort()]
+
+
+def _runs_without_layout(body: Any) -> bool:
+    """A model that has attention of its own takes anything for a layout."""
+    try:
+        hidden_states(body, replace(_packed(Group(0, (0,))), layout=cast(Layout, None)))
+    except AttributeError:
+        return False
+    return True
+
+
+def _packed(group: Group) -> MicroBatch:
+    return collate(_ROWS, slot_starts(_ROWS), [group])

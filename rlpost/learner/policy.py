@@ -21,7 +21,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.adapters import Adapter
 from rlpost.config import AdapterKind, Dtype, LoraConfig
@@ -60,6 +60,7 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         raise ModelError(
             f"model folder {folder} has no config.json on this node; every learner node needs the model"
         )
+    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     try:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
@@ -69,7 +70,8 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         ValueError,
     ) as error:  # what transformers raises for attention that a model does not take
         raise ModelError(
-            f"model {folder.name} cannot be loaded with packed attention ({type(error).__name__}: {error});"
+            f"model {folder.name}: the architecture {family} does not take packed attention"
+            f" ({type(error).__name__}: {error});"
             " choose a model of another architecture, such as Llama or Qwen"
         ) from error
     changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]

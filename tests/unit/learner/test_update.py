@@ -15,7 +15,7 @@ import torch
 
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
-from rlpost.learner import policy, update
+from rlpost.learner import objective, policy, update
 from rlpost.learner.packing import MicroBatch
 from rlpost.learner.policy import CRITIC, POLICY, ActorCritic
 from rlpost.types import Ending, Trajectory
@@ -219,7 +219,7 @@ def test_one_step_needs_no_pass_for_its_old_log_probs(
     passes = _watched(lean)
     metrics = update.ppo_update(lean, random_episodes(4, group_size=2), cfg, 0)
     assert passes[0] == (policy.REFERENCE,)
-    monkeypatch.setattr(update, "_needs_old_logprobs", lambda algo: True)
+    monkeypatch.setattr(objective, "_needs_old_logprobs", lambda algo: True)
     full = _backend(folder, cfg)
     expected = update.ppo_update(full, random_episodes(4, group_size=2), cfg, 0)
     assert metrics.keys() == expected.keys()
