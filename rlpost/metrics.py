@@ -49,6 +49,7 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "outcomes": _outcomes(answers),
         "failures": _outcomes([t.turns[-1] for t in failed if t.turns]),
         "env_errors": sum(t.ending is Ending.ENV_ERROR for t in trajectories),
+        "env_timeouts": sum(t.ending is Ending.ENV_TIMEOUT for t in trajectories),
     }
 
 

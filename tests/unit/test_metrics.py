@@ -48,6 +48,7 @@ def test_rollout_metrics_by_hand() -> None:
             "ending/truncated": 1 / 4,
             "ending/context_full": 0,
             "ending/env_error": 1 / 4,
+            "ending/env_timeout": 0,
         }
     )
 
@@ -65,8 +66,14 @@ def test_evaluation_by_hand() -> None:
         "outcomes": {"CORRECT": 2, "SYNTAX": 2, "WRONG_VALUE": 2},
         "failures": {"WRONG_VALUE": 1},
         "env_errors": 1,
+        "env_timeouts": 0,
     }
     assert (low, high) == wilson(2, 4)
+
+
+def test_a_hung_environment_is_counted_apart() -> None:
+    found = evaluation([*BATCH, episode(ending=Ending.ENV_TIMEOUT, error="slow")])
+    assert (found["n"], found["env_errors"], found["env_timeouts"]) == (5, 1, 1)
 
 
 def test_episodes_without_a_turn_are_measured() -> None:
@@ -227,7 +234,14 @@ def phases_of(source: Path) -> set[str]:
 
 def test_every_metric_is_documented() -> None:
     produced = {general(key) for key in (*rollout_metrics(BATCH), *evaluation(BATCH), *Clock().lap())}
-    for source in ("learner/update.py", "learner/credit.py", "algorithms/losses.py", "rollout/refill.py"):
+    for source in (
+        "learner/update.py",
+        "learner/passes.py",
+        "learner/objective.py",
+        "learner/credit.py",
+        "algorithms/losses.py",
+        "rollout/refill.py",
+    ):
         produced |= keys_written_in(ROOT / "rlpost" / source)
     produced |= {key for key in keys_written_in(ROOT / "rlpost/rollout/pool.py") if key.startswith("swap/")}
     for source in ("train.py", "sft.py", "evaluate.py"):
