@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from rlpost.summary import share, step_share
 
@@ -13,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> bytes:
-    """A template of rlpost/templates, filled in, as UTF-8.
+    """A template of rlpost/templates (NAME.html.jinja or NAME.md.jinja), filled in, as UTF-8.
 
     What UTF-8 cannot hold (lone surrogates in a model's answer) becomes a reference, which browsers show as U+FFFD.
     """
@@ -30,4 +33,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"share": share, "step_share": step_share}
+    environment.filters["in_cell"] = in_cell
     return environment
+
+
+def in_cell(text: str) -> Markup:
+    """A text for a cell of a Markdown table: on one line, and neither Markdown nor HTML is read from it."""
+    said = re.sub(
+        r"[\\`*|]|(?<=\])[(\[]", lambda found: f"&#{ord(found[0])};", html.escape(text, quote=False)
+    )
+    return Markup("<br>".join(said.splitlines()))

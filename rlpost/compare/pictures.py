@@ -47,7 +47,7 @@ class Contrast:
 @dataclass(frozen=True)
 class Bar:
     label: str
-    shares: Mapping[str, float]  # by cause, of all episodes
+    shares: Mapping[str, float]  # by cause, of all episodes; every bar has every cause, in one order
 
 
 def lines(name: str, title: str, arms: Sequence[Line], start: Interval | None, x_label: str) -> str:
@@ -63,10 +63,21 @@ def lines(name: str, title: str, arms: Sequence[Line], start: Interval | None, x
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(0.0, None)
+        axes.set_ylim(0.0, _top(arms, start))
         axes.legend(frameon=False, fontsize=8, handlelength=3.2)
         said = [f"init: {_percent(start)}."] if start is not None else []
-        return to_svg(figure, name, f"{title}, against {x_label}. {' '.join(said + [_told(a) for a in arms])}")
+        return to_svg(
+            figure, name, f"{title}, against {x_label}. {' '.join(said + [_told(a) for a in arms])}"
+        )
+
+
+def _top(arms: Sequence[Line], start: Interval | None) -> float:
+    """Room for every line; of bands that are much wider, as those of few seeds may be, only a part is shown."""
+    reached = [start.value] if start is not None else []
+    reached += [y.value for arm in arms for y in arm.ys]
+    reached += [y for arm in arms for seed in arm.seeds for _, y in seed]
+    highs = [y.high for arm in arms for y in arm.ys]
+    return min(1.0, max(0.02, 1.3 * max(reached), min(1.05 * max(highs), 2 * max(reached))))
 
 
 def _draw_arm(axes: Axes, arm: Line, look: tuple[str, str, str]) -> None:
@@ -77,7 +88,14 @@ def _draw_arm(axes: Axes, arm: Line, look: tuple[str, str, str]) -> None:
     axes.fill_between(arm.xs, lows, highs, color=color, alpha=0.13, linewidth=0)
     values = [y.value for y in arm.ys]
     axes.plot(
-        arm.xs, values, color=color, linestyle=dashes, marker=marker, markersize=4.5, linewidth=1.8, label=arm.label
+        arm.xs,
+        values,
+        color=color,
+        linestyle=dashes,
+        marker=marker,
+        markersize=4.5,
+        linewidth=1.8,
+        label=arm.label,
     )
 
 
@@ -105,8 +123,10 @@ def forest(name: str, title: str, groups: Mapping[str, Sequence[Contrast]]) -> s
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(WIDTH, 1.0 + POINT_ROWS * (1 + places[-1]))
         axes.axvline(0.0, color="black", linewidth=1.0)
+        reach = _reach([contrast for _, contrast in rows])
         for place, (_, contrast) in zip(places, rows, strict=True):
-            _draw_contrast(axes, place, contrast, LOOKS[labels.index(contrast.label) % len(LOOKS)])
+            _draw_contrast(axes, place, contrast, LOOKS[labels.index(contrast.label) % len(LOOKS)], reach)
+        axes.set_xlim(-1.03 * reach, 1.03 * reach)
         axes.set_yticks(places, [contrast.label for _, contrast in rows])
         axes.set_ylim(places[-1] + 0.8, -1.3)
         axes.grid(visible=False, axis="y")
@@ -132,16 +152,31 @@ def _name_groups(axes: Axes, groups: Sequence[str], places: Sequence[float]) -> 
             axes.text(0.005, place - 0.85, group, transform=left, fontsize=9, fontweight="bold", va="center")
 
 
-def _draw_contrast(axes: Axes, place: float, contrast: Contrast, look: tuple[str, str, str]) -> None:
+def _reach(contrasts: Sequence[Contrast]) -> float:
+    """Points to either side of zero: room for every estimate. Intervals that are much wider leave the picture."""
+    estimates = [c.estimate for c in contrasts if c.estimate is not None]
+    wide = [c.simultaneous for c in contrasts if c.simultaneous is not None]
+    needed = max((abs(e.value) for e in estimates), default=0.05)
+    widest = max((max(-w.low, w.high) for w in wide), default=0.05)
+    return 100 * min(widest, 2 * needed + 0.05)
+
+
+def _draw_contrast(
+    axes: Axes, place: float, contrast: Contrast, look: tuple[str, str, str], reach: float
+) -> None:
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
     if contrast.estimate is None or contrast.simultaneous is None:
         axes.text(1.01, place, "no pair to compare", **beside)
         return
     estimate, wide = contrast.estimate, contrast.simultaneous
-    axes.plot([100 * wide.low, 100 * wide.high], [place, place], color=look[0], linewidth=1.0, marker="|")
-    axes.plot([100 * estimate.low, 100 * estimate.high], [place, place], color=look[0], linewidth=3.2)
+    for interval, width in ((wide, 1.0), (estimate, 3.4)):
+        ends = [max(-reach, min(reach, 100 * end)) for end in (interval.low, interval.high)]
+        axes.plot(ends, [place, place], color=look[0], linewidth=width, solid_capstyle="butt")
+    for end, inside, outside in ((wide.low, "|", "<"), (wide.high, "|", ">")):
+        marker = inside if abs(100 * end) <= reach else outside
+        axes.plot(max(-reach, min(reach, 100 * end)), place, marker, color=look[0], markersize=5)
     axes.plot(
-        100 * estimate.value, place, look[2], color=look[0], markersize=7, markeredgecolor="white", zorder=3
+        100 * estimate.value, place, look[2], color=look[0], markersize=7.5, markeredgecolor="white", zorder=3
     )
     axes.text(1.01, place, points(wide, estimate.value), **beside)
 
@@ -161,7 +196,10 @@ def _contrasted(group: str, contrast: Contrast) -> str:
 def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], highlight: str) -> str:
     """Shares of all episodes by cause, a bar an arm; `highlight` is black, with its share written out."""
     bars = [(group, bar) for group, members in groups.items() for bar in members]
-    places, looks = _spaced([group for group, _ in bars]), _cause_looks([b.shares for _, b in bars], highlight)
+    places, looks = (
+        _spaced([group for group, _ in bars]),
+        _cause_looks([b.shares for _, b in bars], highlight),
+    )
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(WIDTH, 1.4 + BAR_ROWS * (1 + places[-1]))
         for place, (_, bar) in zip(places, bars, strict=True):
@@ -173,30 +211,43 @@ def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], hig
         axes.grid(visible=False)
         axes.set_title(title, fontsize=10, loc="left")
         _name_groups(axes, [group for group, _ in bars], places)
-        handles = [Patch(edgecolor="black", linewidth=0.6, label=cause, **look) for cause, look in looks.items()]
-        figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=5, handleheight=1.4)
+        axes.text(1.01, -0.85, highlight, va="center", fontsize=8, transform=axes.get_yaxis_transform())
+        handles = [
+            Patch(edgecolor="black", linewidth=0.6, label=cause, **look) for cause, look in looks.items()
+        ]
+        figure.legend(
+            handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=5, handleheight=1.4
+        )
         return to_svg(figure, name, f"{title}. " + " ".join(_cause_words(g, b) for g, b in bars))
 
 
 def _cause_looks(shares: Sequence[Mapping[str, float]], highlight: str) -> dict[str, dict[str, Any]]:
-    """The first cause of all (solved) is white, the highlighted one black, the others grey with hatches."""
-    causes = list(dict.fromkeys(cause for each in shares for cause, share in each.items() if share > 0))
+    """The first cause (solved) is white, the highlighted one black, the others grey with hatches."""
+    causes = list(dict.fromkeys(cause for each in shares for cause in each))
     looks: dict[str, dict[str, Any]] = {}
-    for i, cause in enumerate(c for c in causes if c != highlight):
-        plain = {"facecolor": "white"} if i == 0 else {}
-        looks[cause] = plain or {"facecolor": GREYS[i % len(GREYS)], "hatch": HATCHES[i % len(HATCHES)]}
-    return {**looks, **({highlight: {"facecolor": "black"}} if highlight in causes else {})}
+    for i, cause in enumerate(causes):
+        hatched = {"facecolor": GREYS[i % len(GREYS)], "hatch": HATCHES[i % len(HATCHES)]}
+        looks[cause] = {"facecolor": "white"} if i == 0 else hatched
+    return {**looks, **({highlight: {"facecolor": "black"}} if highlight in looks else {})}
 
 
-def _draw_bar(axes: Axes, place: float, bar: Bar, looks: Mapping[str, dict[str, Any]], highlight: str) -> None:
+def _draw_bar(
+    axes: Axes, place: float, bar: Bar, looks: Mapping[str, dict[str, Any]], highlight: str
+) -> None:
     begun = 0.0
     for cause, look in looks.items():
-        share = bar.shares.get(cause, 0.0)
+        share = bar.shares[cause]
         axes.barh(place, share, left=begun, height=0.72, edgecolor="black", linewidth=0.6, **look)
         if cause == highlight and share > 0:
-            axes.text(1.01, place, f"{share:.1%}", va="center", fontsize=8, transform=axes.get_yaxis_transform())
+            axes.text(
+                1.01, place, f"{share:.1%}", va="center", fontsize=8, transform=axes.get_yaxis_transform()
+            )
         begun += share
 
 
 def _cause_words(group: str, bar: Bar) -> str:
-    return f"{group}, {bar.label}: " + ", ".join(f"{cause} {share:.1%}" for cause, share in bar.shares.items()) + "."
+    return (
+        f"{group}, {bar.label}: "
+        + ", ".join(f"{cause} {share:.1%}" for cause, share in bar.shares.items())
+        + "."
+    )
