@@ -38,9 +38,9 @@ ORDER = (
 )
 """Causes as they are shown, whatever the environment."""
 
-ENV_ERROR = "ENV_ERROR"  # instead of an outcome: an environment's error ended the episode
+ENV_ERROR = Ending.ENV_ERROR.name  # instead of an outcome: an environment's error ended the episode
 CUT_OFF = "CUT_OFF"  # the last answer was cut by a length limit before it said anything readable
-NO_ROOM = "NO_ROOM"  # there was no room for even one answer
+NO_ROOM = Ending.CONTEXT_FULL.name  # there was no room for even one answer
 STEP_LIMIT = "STEP_LIMIT"  # both environments' name for the published attempt that nobody grades
 _UNREADABLE = ("NO_FORMULA", "NO_ACTION", "SYNTAX", "ILLEGAL_CHARACTER")
 
