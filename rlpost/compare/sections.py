@@ -12,10 +12,11 @@ from statistics import fmean
 
 from rlpost.compare import pictures
 from rlpost.compare.causes import ORDER, RULE_MISREAD, Causes
-from rlpost.compare.findings import Findings, Row, Verdict
+from rlpost.compare.findings import Findings
 from rlpost.compare.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.statistics import Success
 from rlpost.compare.types import INIT, Cell, Comparison, Status
+from rlpost.compare.verdicts import Row, Verdict
 from rlpost.compare.view import UNITS, Section, Table, View, percent
 from rlpost.summary import MISSING
 
@@ -107,11 +108,11 @@ def _differences(view: View) -> Section:
         " orientation. Won and lost: pairs that only the one or only the other solved."
     )
     sides = {
-        "trained": [v for v in view.variants if v == view.comparison.train_variant],
-        "not trained": [v for v in view.variants if v != view.comparison.train_variant],
+        "Trained rule": [v for v in view.variants if v == view.comparison.train_variant],
+        "Other rules": [v for v in view.variants if v != view.comparison.train_variant],
     }
     drawn = [
-        pictures.forest(f"forest{i}", f"Differences, in percentage points: rules {side}", groups)
+        pictures.forest(f"forest{i}", f"{side}: differences in success", groups)
         for i, (side, variants) in enumerate(sides.items())
         if (groups := {view.heading(v): c for v in variants if (c := _contrasts(view, v))})
     ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlpost.compare.findings import Findings, Row
+from rlpost.compare.findings import Findings
 from rlpost.compare.intervals import Interval
 from rlpost.compare.statistics import Success
 from rlpost.compare.types import INIT, Comparison, Point
+from rlpost.compare.verdicts import Row
 
 UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
 """The fields of `Compute`, in words."""
