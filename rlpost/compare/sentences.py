@@ -161,9 +161,9 @@ def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Succes
     played = f"{instances[0]}" if len(instances) == 1 else f"{instances[0]} to {instances[-1]}"
     variants, width = len(comparison.variants), 100 * median(widths)
     yield (
-        f"How sure: the brackets hold for all {variants} variants of a contrast at once with 95% confidence. They rest on "
-        f"{_seeds(fewest)} and {played} evaluation instances a variant. The typical one is {width:.1f} points to either "
-        "side; differences smaller than that would mostly go unseen."
+        f"How sure: the brackets hold for all {variants} variants of a contrast at once with 95% confidence. They rest "
+        f"on {_seeds(fewest)} and {played} evaluation instances a variant. The typical one is {width:.1f} points to "
+        "either side; differences smaller than that would mostly go unseen."
     )
     if fewest == 1:
         yield (
