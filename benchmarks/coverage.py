@@ -70,8 +70,9 @@ def _nested(values_SN: Floats, seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     S, N = values_SN.shape
     drawn_RS = rng.integers(S, size=(RESAMPLES, S))
-    own_SRN = rng.multinomial(N, np.full(N, 1 / N), size=(S, RESAMPLES))
-    means_R = sum((own_SRN[s] * values_SN[drawn_RS[:, s]]).sum(axis=1) for s in range(S)) / (S * N)
+    shares_S3 = np.stack([(values_SN == value).mean(axis=1) for value in (-1, 0, 1)], axis=1)
+    counts_RS3 = rng.multinomial(N, shares_S3[drawn_RS])
+    means_R = (counts_RS3[..., 2] - counts_RS3[..., 0]).sum(axis=1) / (S * N)
     low, high = np.quantile(means_R, [0.025, 0.975])
     return float(low), float(high)
 

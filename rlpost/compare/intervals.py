@@ -1,6 +1,6 @@
 """Intervals for the mean of a table of seeds by instances, both random and crossed. docs/comparison.md derives them.
 
-Shapes: S seeds, N evaluated instances, C distinct ones (clusters), R resamples.
+Shapes: S seeds, N evaluated instances, C distinct ones, K kinds of them, R resamples.
 """
 
 from __future__ import annotations
@@ -124,12 +124,14 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
 def bootstrap(values_SC: Floats, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95% percentile interval of the mean; seeds, then instances drawn with replacement (Owen, 2007).
 
-    A drawn instance is drawn for all seeds alike, as all were scored on it.
+    A drawn instance is drawn for all seeds alike, as all were scored on it. Instances of the same values (K kinds) are
+    drawn together, as it comes to the same and takes a fraction of the time.
     """
     rng = np.random.default_rng(seed)
     S, C = values_SC.shape
+    kinds_SK, counts_K = np.unique(values_SC, axis=1, return_counts=True)
     seeds_RS = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
-    instances_RC = rng.multinomial(C, np.full(C, 1 / C), size=resamples)
-    means_R = ((seeds_RS @ values_SC) * instances_RC).sum(axis=1) / (S * C)
+    instances_RK = rng.multinomial(C, counts_K / C, size=resamples)
+    means_R = ((seeds_RS @ kinds_SK) * instances_RK).sum(axis=1) / (S * C)
     low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

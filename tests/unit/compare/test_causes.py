@@ -26,7 +26,7 @@ from tests.unit.compare import players
 from tests.unit.compare.comparisons import comparison, done, evaluation, of_tables
 from tests.unit.episodes import episode, turn
 
-DEALS = range(60)
+DEALS = range(40)
 RULES = {  # variants on which the trained rule is wrong
     "generalpoints": ("faces_11_12_13", "faces_12", "faces_7", "faces_5", "target_36", "five_cards"),
     "navigation": ("relative", "relative_old_town", "relative_long_routes"),

@@ -10,7 +10,7 @@ from rlpost.compare.types import INIT, Comparison
 from rlpost.compare.verdicts import Verdict
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing, of_tables
 
-N = 300
+N = 200
 VARIANTS = ("trained", "faces", "target")
 
 
@@ -56,7 +56,7 @@ def test_the_papers_finding() -> None:
         "PPO against SFT, at equal FLOPs: PPO is ahead on every held-out rule"
     )
     assert "How sure: the brackets hold for all 3 variants" in found.sentences[3]
-    assert "3 seeds and 300 evaluation instances" in found.sentences[3]
+    assert "3 seeds and 200 evaluation instances" in found.sentences[3]
 
 
 @pytest.mark.parametrize(
