@@ -73,7 +73,7 @@ def _sightings(sheet: _Sheet, trip: Trip) -> Iterator[str]:
 
 
 def svg(trip: Trip, walked: tuple[Place, ...]) -> str:
-    """An SVG document: streets and landmarks, the instructed way (blue, broad), and the way walked so far (red, dashed)."""
+    """An SVG document: streets and landmarks, the instructed way (broad, blue), the way walked so far (dashed, red)."""
     way = _places(trip)
     sheet = _Sheet((*way, *walked, *(trip.city.nodes if trip.city is not None else ())))
     ground = _city(sheet, trip.city) if trip.city is not None else _sightings(sheet, trip)

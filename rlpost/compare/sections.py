@@ -13,11 +13,13 @@ from statistics import fmean
 from rlpost.compare import pictures
 from rlpost.compare.causes import ORDER, RULE_MISREAD, Causes
 from rlpost.compare.findings import Findings
+from rlpost.compare.intervals import Interval
 from rlpost.compare.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.statistics import Success
-from rlpost.compare.types import INIT, Cell, Comparison, Status
+from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
 from rlpost.compare.verdicts import Row, Verdict
 from rlpost.compare.view import UNITS, Section, Table, View, percent
+from rlpost.metrics import wilson
 from rlpost.summary import MISSING
 
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
@@ -34,7 +36,7 @@ def _results(view: View) -> Iterator[Section]:
     if view.findings.verdicts:
         yield _differences(view)
     yield _causes(view)
-    if any(len(found.by_turn) > 1 for found in view.findings.successes) and not view.has_steps:
+    if any(len(found.by_turn) > 1 for found in view.findings.successes):
         yield _turns(view)
     for unit, name in UNITS.items():
         if unit != view.comparison.matched_on and (curves := tuple(_curves(view, unit))):
@@ -57,12 +59,22 @@ def _success(view: View) -> Section:
 
 
 def _success_table(view: View) -> Table:
-    rows = []
+    base, rows = view.comparison.base, []
     for variant in view.variants:
         summary = view.comparison.variants[variant].summary
         rates = [_rate(view, view.last(arm, variant)) for arm in view.arms]
-        rows.append((f"{variant}\n{summary}", view.role(variant), *rates))
-    return Table(("rule", "in training", *view.arms), tuple(rows), len(view.arms))
+        bare = [_bare(base.get(variant))] if base is not None else []
+        rows.append((f"{variant}\n{summary}", view.role(variant), *bare, *rates))
+    columns = (*(["bare model"] if base is not None else []), *view.arms)
+    return Table(("rule", "in training", *columns), tuple(rows), len(columns))
+
+
+def _bare(found: Evaluation | None) -> str:
+    """The model as it came: one policy, so that its interval is of the instances alone."""
+    if found is None:
+        return MISSING
+    solved, n = sum(found.successes), len(found.successes)
+    return percent(Interval(solved / n, *wilson(solved, n)))
 
 
 def _rate(view: View, found: Success | None) -> str:
@@ -216,8 +228,8 @@ def _memorized(found: Causes | None) -> str:
 
 def _turns(view: View) -> Section:
     reading = (
-        "Share of instances solved within so many answers, each given after the verifier's feedback on the one before;"
-        " the gain is the last share less the first."
+        "Share of instances solved with at most so many attempts, each after the first made with the feedback on the one"
+        " before (where an episode has several steps: attempts at one step). The gain is the last share less the first."
     )
     most = max(len(found.by_turn) for found in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
