@@ -50,7 +50,8 @@ def play(truth: Truth, rng: np.random.Generator) -> Floats:
         latent_SN = norm.ppf(chance) * scale + difficulty_N + rng.standard_normal((S, N))
         latent_SN += truth.seed_sd * rng.standard_normal((S, 1)) + truth.suits_sd * rng.standard_normal(N)
         solved.append(latent_SN > 0)
-    return solved[0].astype(float) - solved[1]
+    differences_SN: Floats = solved[0].astype(float) - solved[1]
+    return differences_SN
 
 
 def coverage(truth: Truth, simulations: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -80,7 +81,7 @@ def _nested(values_SN: Floats, seed: int) -> tuple[float, float]:
 def _seeds_only(values_SN: Floats) -> tuple[float, float]:
     """A t interval of the seeds' means."""
     if len(values_SN) == 1:
-        return np.nan, np.nan
+        return -np.inf, np.inf  # one seed says nothing of seeds
     low, high = ttest_1samp(values_SN.mean(axis=1), 0).confidence_interval()
     return float(low), float(high)
 

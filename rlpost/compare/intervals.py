@@ -54,7 +54,8 @@ def by_instance(values_SN: Floats, instances: Sequence[str]) -> Floats:
     mean = values_SN.mean()
     sums_SC = np.zeros((len(values_SN), len(names)))
     np.add.at(sums_SC.T, cluster_N, (values_SN - mean).T)
-    return mean + sums_SC * len(names) / len(instances)
+    spread_SC: Floats = mean + sums_SC * len(names) / len(instances)
+    return spread_SC
 
 
 def crossed_mean(values_SC: Floats) -> Mean:
@@ -99,7 +100,7 @@ def ratio(hits_SN: Floats, among_SN: Floats, instances: Sequence[str]) -> Interv
     if among == 0:
         return None
     share = float(hits_SN.sum()) / among
-    distinct = len({name for name, any_seed in zip(instances, among_SN.any(axis=0), strict=True) if any_seed})
+    distinct = len(np.unique(np.asarray(instances)[among_SN.any(axis=0)]))
     trials = float(distinct)
     if len(hits_SN) > 1 and 0 < share < 1:
         linear_SN = (hits_SN - share * among_SN) / among_SN.mean()

@@ -58,7 +58,7 @@ def test_every_outcome_has_a_cause(env: str, outcome: str) -> None:
 
 
 def test_every_environment_and_every_held_out_variant_is_tested_here() -> None:
-    assert set(CAUSES) == set(registry.names())
+    assert set(CAUSES) == set(registry.ENTRIES)
     for env, rules in RULES.items():
         held_out = {each.name for each in registry.variants(env) if each.held_out}
         assert held_out == {*rules, *SAME_RULE.get(env, ())}
