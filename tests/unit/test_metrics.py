@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from rlpost.metrics import Clock, evaluation, rollout_metrics, wilson
+from rlpost.metrics import Clock, evaluation, rollout_metrics, step_accuracy, wilson
 from rlpost.types import Ending, Finish
 from tests.unit.episodes import episode, turn
 
@@ -60,6 +60,7 @@ def test_evaluation_by_hand() -> None:
         "n": 4,
         "success": 0.5,
         "success_by_turn": [0.25, 0.5, 0.5],
+        "step_accuracy": None,
         "reward": 1.0,
         "answer_tokens": 4.0,
         "cut_share": pytest.approx(1 / 3),
@@ -80,6 +81,16 @@ def test_episodes_without_a_turn_are_measured() -> None:
     broken = [episode(ending=Ending.ENV_ERROR, error="no")]
     assert rollout_metrics(broken)["answer_tokens"] == 0.0
     assert evaluation(broken)["success_by_turn"] == []
+
+
+def test_step_accuracy_counts_right_answers_of_episodes_that_go_on() -> None:
+    right, wrong = turn("CORRECT", 1.0), turn("WRONG_ACTION", -1.0)
+    arrived = episode(wrong, right, right, success=True)
+    assert step_accuracy([arrived, episode(wrong, wrong, index=1)]) == 2 / 5
+    assert step_accuracy([episode(right, turn("ASTRAY", 0.0))]) == 1 / 2
+    assert step_accuracy([episode(wrong, wrong)]) == 0.0  # a rule misread at the first step of every route
+    assert step_accuracy([episode(wrong, right, success=True)]) is None  # attempts at one step
+    assert step_accuracy([episode(ending=Ending.ENV_ERROR)]) is None
 
 
 @pytest.mark.parametrize("function", [rollout_metrics, evaluation])
