@@ -279,6 +279,12 @@ class TestValidate:
             (["task=sft", "sft.steps=0"], "would do nothing"),
             (["eval.greedy=false", "eval.sampled=false"], "nothing to evaluate"),
             (["env=generalpoint"], "env=generalpoint"),
+            (
+                ["env=no_such_module:Env"],
+                "env=no_such_module:Env\n  reason: no_such_module:Env cannot be imp",
+            ),
+            (["env=dataset"], "env_args={'verify_iter': 1}\n  reason: dataset: unknown argument verify_iter"),
+            (["env_args.mode=compat", "eval_variants=[five_cards]"], "eval_variants=five_cards\n  reason: "),
             (["eval_variants=[faces_10,faces_99]"], "eval_variants=faces_99"),
             (["eval_variants=[]"], "eval_variants=[]"),
             (["eval_variants=[faces_10,faces_10]"], "one stands twice"),
