@@ -65,7 +65,7 @@ def test_every_share_has_its_differences() -> None:
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(tables, tables)
 def test_swapping_the_arms_turns_the_sign(a: np.ndarray, b: np.ndarray) -> None:
     there, back = (
