@@ -179,14 +179,18 @@ def _outcome_bars(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _by_turn(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of success within k turns; empty when every episode has one turn."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, decoding in rows_of(summary):
         for stage in stages_of(summary):
             entry = entry_of(summary, stage, variant, decoding)
             if entry is not None and len(entry["success_by_turn"]) > 1:
                 shares = entry["success_by_turn"]
                 rows.append({"variant": variant, "decoding": decoding, "stage": stage, "shares": shares})
-    return rows
+    longest = max((len(row["shares"]) for row in rows), default=0)
+    # After the longest episode of its stage nothing more is solved.
+    return [
+        {**row, "shares": row["shares"] + row["shares"][-1:] * (longest - len(row["shares"]))} for row in rows
+    ]
 
 
 def _deals(run_dir: RunDir, summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, list[Deal]]:

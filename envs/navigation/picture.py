@@ -9,7 +9,7 @@ from envs.navigation.city import City, Sighting
 from envs.navigation.geometry import Place
 from envs.navigation.trips import Trip
 
-_MARGIN = 60.0  # m
+_MARGIN = 80.0  # m, which names at the edge may fill
 _BELOW = 16.0  # m: a mark stands below what it marks, where no landmark's name is
 _STYLE = (
     "text{font:11px sans-serif}.street{stroke:#c8c8c8;stroke-width:7;stroke-linecap:round}"

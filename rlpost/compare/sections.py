@@ -228,8 +228,9 @@ def _memorized(found: Causes | None) -> str:
 
 def _turns(view: View) -> Section:
     reading = (
-        "Share of instances solved with at most so many attempts, each after the first made with the feedback on the one"
-        " before (where an episode has several steps: attempts at one step). The gain is the last share less the first."
+        "Share of instances solved with at most so many attempts, each after the first made with the feedback on the"
+        " one before (where an episode has several steps: attempts at one step). The gain is the last share less the"
+        " first."
     )
     most = max(len(found.by_turn) for found in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
