@@ -10,7 +10,7 @@ import inspect
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 
@@ -78,7 +78,7 @@ def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
     env_class = _class(reference)
     known_arguments(reference, env_class, args)
     try:
-        env = cast("gymnasium.Env[str, str]", env_class(**args))
+        env = env_class(**args)
     except Exception as error:
         raise Refused(f"{reference}: cannot be made: {told(error)}", "see its arguments") from error
     check_spaces(env, reference)

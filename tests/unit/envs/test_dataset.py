@@ -130,11 +130,13 @@ def test_scores_of_every_kind(path: str) -> None:
     assert env.step("")[1:] == (-1.0, True, False, {"outcome": "WRONG", "success": False})
 
 
-@pytest.mark.parametrize(("answer", "kind"), [("", TypeError), ("text", TypeError), ("pair", TypeError), ("nan", ValueError)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("", TypeError), ("text", TypeError), ("pair", TypeError), ("nan", ValueError)]
+)
 def test_what_is_no_score_raises(path: str, answer: str, kind: type[Exception]) -> None:
     env = made(path, score="my_scorers:nonsense")
     env.reset(seed=0)
-    with pytest.raises(kind, match="score=my_scorers:nonsense returned .*must be"):
+    with pytest.raises(kind, match=r"score=my_scorers:nonsense returned .*must be"):
         env.step(answer)
 
 

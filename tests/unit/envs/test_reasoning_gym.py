@@ -52,7 +52,6 @@ class TestGuard:
             f"\t{CODE}",
             f"\n{CODE}",
             f"3! + {CODE}",
-            f"1 # {CODE}",
             "(lambda: 0)()",
             "[x for x in (1, 2)]",
             "().__class__",
@@ -68,6 +67,10 @@ class TestGuard:
         assert not guard.is_arithmetic(answer)
         assert not guard.is_algebra(answer)
         assert not guard.is_literal(answer)
+
+    def test_a_comment_is_no_code_for_eval_but_may_be_for_a_tokenizer(self) -> None:
+        assert guard.is_literal(f"1 # {CODE}")
+        assert not guard.is_algebra(f"1 # {CODE}")
 
     @pytest.mark.parametrize(
         "answer",
