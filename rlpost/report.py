@@ -60,7 +60,7 @@ def write_report(run_dir: RunDir) -> Path:
     """
     finished = run_dir.read_summary()
     config_yaml = run_dir.config.read_text(encoding="utf-8")
-    config = OmegaConf.create(config_yaml)
+    config = run_dir.read_config()
     summary = finished if finished is not None else _recovered(run_dir, config)
     lines, gallery = run_dir.read_metrics(), Gallery.of(config)
     page = pages.render(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from markupsafe import Markup
-from omegaconf import OmegaConf
 
 from rlpost import pages
 from rlpost.compare.findings import Findings, findings
-from rlpost.compare.sections import Section, sections
+from rlpost.compare.sections import sections
 from rlpost.compare.types import INIT, Comparison, Status
+from rlpost.compare.view import Section
 from rlpost.files import write_atomic
 from rlpost.replay import Gallery
 from rlpost.rundir import RunDir, read_trajectories
@@ -77,9 +77,9 @@ def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
 
 def _gallery(comparison: Comparison, folder: Path) -> Gallery | None:
     """All cells play in the same environment."""
-    configs = (run_dir.config for run_dir in _run_dirs(comparison, folder).values())
-    config = next((path for path in configs if path.is_file()), None)
-    return None if config is None else Gallery.of(OmegaConf.create(config.read_text(encoding="utf-8")))
+    run_dirs = _run_dirs(comparison, folder).values()
+    played = next((run_dir for run_dir in run_dirs if run_dir.config.is_file()), None)
+    return None if played is None else Gallery.of(played.read_config())
 
 
 def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dict[str, list[Deal]]:
