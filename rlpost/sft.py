@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 from envs import registry
@@ -12,6 +13,7 @@ from rlpost.config import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.chat import Chat
+from rlpost.rollout.env_threads import within
 from rlpost.seeds import derive
 from rlpost.session import Session, open_session, publish, training_settings
 from rlpost.types import Example
@@ -34,7 +36,15 @@ class ExpertData:
             )
 
     def batch(self, step: int) -> list[Example]:
-        return [self._example(step, index) for index in range(self._cfg.sft.batch_size)]
+        """Raises RolloutError when the environment takes longer than rollout.env_timeout_s for an example."""
+        timeout_s, who = (
+            self._cfg.rollout.env_timeout_s,
+            f"the environment {self._cfg.env} (asked for an example)",
+        )
+        return [
+            within(timeout_s, who, partial(self._example, step, index))
+            for index in range(self._cfg.sft.batch_size)
+        ]
 
     def _example(self, step: int, index: int) -> Example:
         cfg = self._cfg

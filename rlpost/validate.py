@@ -92,6 +92,7 @@ RANGES: dict[str, Range] = {
     "rollout.gpus": NOT_NEGATIVE,
     "rollout.max_canary_gap": POSITIVE,
     "rollout.restarts": NOT_NEGATIVE,
+    "rollout.env_timeout_s": POSITIVE,
     "rollout.timeout_s": POSITIVE,
     "learner.workers": COUNT,
     "learner.zero_stage": Range(0, 3),

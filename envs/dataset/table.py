@@ -129,7 +129,11 @@ def _is_text(value: object) -> bool:
 
 
 def _shown(row: Row, field: str | None) -> str:
-    return repr(row[field])[:40] if field is not None and field in row else f"missing (there are {', '.join(row)})"
+    return (
+        repr(row[field])[:40]
+        if field is not None and field in row
+        else f"missing (there are {', '.join(row)})"
+    )
 
 
 def _question(row: Row, settings: Settings) -> Question:

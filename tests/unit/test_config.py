@@ -258,6 +258,7 @@ class TestValidate:
             (["rollout.episodes=4", "algo.minibatches=2", "learner.workers=4"], "need at least 8 episodes"),
             (["rollout.workers=300"], "episodes to share"),
             (["rollout.max_new_tokens=1024"], "no room for a prompt"),
+            (["rollout.env_timeout_s=600"], "rollout.timeout_s=600, would end the run first"),
             (["algo.critic_warmup=40"], "the policy would learn in none"),
             (["rollout.group_size=64", "algo.minibatches=8"], "groups stay whole"),
             (["algo=grpo", "rollout.group_size=1"], "rollout.group_size=1\n  reason: algo=grpo compares"),
