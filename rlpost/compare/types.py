@@ -81,3 +81,4 @@ class Comparison:
     notes: Mapping[
         str, str
     ]  # facts to print: command, disjointness counts, parameters, adapter's share, versions
+    base: Mapping[str, Evaluation] | None = None  # the model as it came, by variant; None: not evaluated

@@ -25,7 +25,14 @@ from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogp
 from rlpost.errors import LearnerError
 from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.packing import Row, check_rows, collate, plan_micro_batches, slot_starts
+from rlpost.learner.packing import (
+    Row,
+    check_rows,
+    collate,
+    plan_micro_batches,
+    planned_tokens,
+    slot_starts,
+)
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
 from rlpost.learner.sharing import Group
 from rlpost.types import Ending, Example, Trajectory
@@ -96,6 +103,7 @@ def ppo_update(
     metrics |= _epochs(backend, batch, credit, cfg, iteration)
     metrics |= {
         "tokens": float(batch.tokens),
+        "tokens/scored": float(len(passes_of(cfg.algo)) * _computed(backend, batch, range(len(batch.rows)))),
         "episodes_left_out": float(len(trajectories) - len(kept)),
         "seconds_logprobs": scored - started,
         "seconds_update": time.perf_counter() - scored,
@@ -121,7 +129,7 @@ def _needs_old_logprobs(algo: AlgoConfig) -> bool:
 
 
 def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int) -> Metrics:
-    """The optimizer steps of one update; metrics are means over the steps that have them (`*_max`: maxima)."""
+    """The optimizer steps of one update; metrics are means over the steps that have them (maxima, sums: _together)."""
     algo, found = cfg.algo, []
     epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
     if TABLE[algo.name].critic:
@@ -137,10 +145,14 @@ def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config
     for step in found:
         for name, value in step.items():
             together.setdefault(name, []).append(value)
-    return {
-        name: float(max(values) if name.endswith("_max") else np.mean(values))
-        for name, values in together.items()
-    }
+    return {name: float(_together(name)(values)) for name, values in together.items()}
+
+
+def _together(metric: str) -> Callable[[list[float]], float]:
+    """How the optimizer steps' values of a metric become that of the update."""
+    if metric.startswith("tokens/"):
+        return sum
+    return max if metric.endswith("_max") else lambda values: float(np.mean(values))
 
 
 def _minibatches(credit: Credit, cfg: Config, iteration: int, epoch: int) -> Iterator[list[int]]:
@@ -286,7 +298,14 @@ def _step(
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         raise LearnerError(f"{where}: {', '.join(bad)} not finite")
+    metrics["tokens/trained"] = float(len(passes) * _computed(backend, batch, indices))
     return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
+
+
+def _computed(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int]) -> int:
+    """Tokens that one pass over the rows `indices` computes, on all ranks together."""
+    plan = plan_micro_batches(batch.rows, indices, backend.cfg.micro_batch_tokens, backend.place.world)
+    return planned_tokens(plan, batch.rows)
 
 
 def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> list[list[Group]]:
