@@ -23,7 +23,7 @@ class Schedule:
     def __init__(self, cfg: Config, last: int, model_folder: Path) -> None:
         self._last, self._every = last, cfg.eval.every
         self._measure, self._amounts = cfg.budget.measure.value, tuple(cfg.budget.amounts)
-        self._parameters = parameters(model_folder)
+        self._parameters = parameters(model_folder) if self._amounts else 0
         self._done = self._reached = 0
         self._spent = 0.0
         self._fresh = False  # whether the last step reached an amount
@@ -42,15 +42,19 @@ class Schedule:
     def add(self, line: Mapping[str, Any]) -> None:
         """Take note of a finished step, by its line of metrics.jsonl."""
         self._done += 1
-        cost = getattr(spent([line], self._parameters)[-1], self._measure)
-        self._spent += cost
-        before = self._reached
-        while self._reached < len(self._amounts) and self._spent + cost / 2 >= self._amounts[self._reached]:
-            self._reached += 1
-        self._fresh = self._reached > before
+        if self._amounts:
+            self._spend(line)
 
     def replay(self, lines: Iterable[Mapping[str, Any]], key: str) -> None:
         """Take note of what a resumed run did before: the lines that have `key` (iteration or step)."""
         for line in lines:
             if key in line:
                 self.add(line)
+
+    def _spend(self, line: Mapping[str, Any]) -> None:
+        cost = getattr(spent([line], self._parameters)[-1], self._measure)
+        self._spent += cost
+        before = self._reached
+        while self._reached < len(self._amounts) and self._spent + cost / 2 >= self._amounts[self._reached]:
+            self._reached += 1
+        self._fresh = self._reached > before

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 from omegaconf import OmegaConf
@@ -30,6 +31,7 @@ from rlpost.errors import ConfigError, OutputError
 from rlpost.files import write_atomic, writing
 from rlpost.rundir import RunDir
 
+PROGRAM = (sys.executable, "-m", "rlpost.run")
 STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped
 _ELSEWHERE = ("output_dir", "adapter", "ray", "tracking")  # settings that may change between two starts
 _LAST_LINES = 5
@@ -87,13 +89,34 @@ class CellFiles:
         write_atomic(self.ended, (json.dumps(asdict(ended)) + "\n").encode())
 
 
-class Running:
+class Run(Protocol):
+    """A cell at work."""
+
+    files: CellFiles
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+
+    def ended(self) -> Ended | None:
+        """None while it runs."""
+
+    def ask_to_stop(self) -> None: ...
+
+    def wait(self, deadline: float) -> None:
+        """Until it ends, or until `deadline` (of time.monotonic)."""
+
+    def kill(self) -> None:
+        """By force; nothing where it has ended."""
+
+
+class Process:
     """A cell's process, from its start on: resumed where there is a whole checkpoint, else begun (again)."""
 
     def __init__(self, files: CellFiles, cfg: Config) -> None:
         self.files, self.began = files, time.monotonic()
         argument = _prepare(files, cfg)
-        command = [sys.executable, "-m", "rlpost.run", argument]
+        command = [*PROGRAM, argument]
         with writing(files.log), files.log.open("ab") as log:
             self._log_start = log.tell()
             # A session of its own: Ctrl-C comes to the comparison alone, which stops its cells in order.
@@ -142,7 +165,7 @@ class Running:
             self._process.wait(max(0.0, deadline - time.monotonic()))
 
 
-def stop(running: Iterable[Running]) -> None:
+def stop(running: Iterable[Run]) -> None:
     """End cells that are at work, by force if they take longer than STOP_S. They can be resumed."""
     cells, deadline = list(running), time.monotonic() + STOP_S
     try:

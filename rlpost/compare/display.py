@@ -31,11 +31,11 @@ class Display:
             self._spinner = console.status("starting")
             self._spinner.start()
 
-    def skipped(self, cells: Sequence[CellPlan]) -> None:
-        """Cells that an earlier start finished."""
-        self._ended += len(cells)
-        if cells:
-            self._print(f"done before: {', '.join(cell.name for cell in cells)}")
+    def skipped(self, cell: CellPlan, ended: Ended) -> None:
+        """A cell that an earlier start finished."""
+        self._ended += 1
+        self._seconds.setdefault(cell.arm, []).append(ended.seconds)
+        self._print(f"{self._ended}/{self._total} {cell.name} was done before")
 
     def began(self, cell: CellPlan, log: Path) -> None:
         self._print(f"{cell.name} begins; its log: {log}")

@@ -68,7 +68,7 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
     from rlpost.compare import findings, report  # pictures and statistics take seconds to import
 
     report.write(comparison, folder)
-    for sentence in findings.findings(comparison):
+    for sentence in findings.findings(comparison).sentences:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if failed:
@@ -175,13 +175,14 @@ def _held_out(runner: Runner) -> str:
 
 
 def _parameters(runner: Runner, model_folder: Path) -> str:
-    """Of the model, and of the adapter that a cell has left."""
+    """Of the model, and of the adapter that a cell has left: its part in what is counted as 6 N D."""
     model = models.parameters(model_folder)
     starts = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
     adapter = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
-    share = (
-        ""
-        if adapter is None
-        else f"; the adapter that is trained has {adapter:,}, {adapter / model:.1%} of that"
+    if adapter is None:
+        return f"{model:,}"
+    real = (4 * model + 6 * adapter) / (6 * model)
+    return (
+        f"{model:,}; the adapter, which alone is trained, has {adapter:,} ({adapter / model:.1%}): with a frozen base a"
+        f" training pass costs 4 N D + 6 A D, {real:.0%} of the 6 N D that is counted"
     )
-    return f"{model:,}{share}"

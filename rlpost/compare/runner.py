@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rlpost.compare.cells import CellFiles, Ended, Running, refuse_changes, stop
+from rlpost.compare.cells import CellFiles, Ended, Process, Run, refuse_changes, stop
 from rlpost.compare.display import Display
 from rlpost.compare.plan import CellPlan, cell_name, plan, reference_arm, settings_of
 from rlpost.compare.reading import Read, evaluated_on, read_cell
@@ -34,26 +34,26 @@ class Runner:
         parameters: int,
         display: Display,
         on_change: Callable[[Runner], None],
+        start: Callable[[CellFiles, Config], Run] = Process,
     ) -> None:
         self.cells = plan(cfg)
         self.read: dict[str, Read] = {}
         self.ended: dict[str, Ended] = {}
         self._cfg, self._folder, self._parameters = cfg, folder, parameters
-        self._display, self._on_change = display, on_change
-        self._running: dict[CellPlan, Running] = {}
+        self._display, self._on_change, self._start = display, on_change, start
+        self._running: dict[CellPlan, Run] = {}
 
     def run(self, concurrency: int) -> None:
         """Until every cell has ended. Whatever ends it before stops the cells that are at work.
 
         Raises ConfigError where a cell was planned with other settings.
         """
-        self._take_up()
         try:
             while self._waiting() or self._running:
                 for cell in self._waiting():
                     if self._blocked_by(cell):
                         self._end(cell, Ended(Status.FAILED, f"{self._blocked_by(cell)} failed", 0.0))
-                    elif self._ready(cell) and len(self._running) < concurrency:
+                    elif self._ready(cell) and not self._take_up(cell) and len(self._running) < concurrency:
                         self._begin(cell)
                 self._poll()
         finally:
@@ -62,14 +62,15 @@ class Runner:
     def files(self, cell: CellPlan) -> CellFiles:
         return CellFiles(self._folder, cell.name)
 
-    def _take_up(self) -> None:
-        """Read what an earlier start has finished."""
-        for cell in self.cells:
-            ended = self.files(cell).read_ended()
-            if ended is not None and ended.status is Status.DONE and self._ready(cell):
-                refuse_changes(self.files(cell), self._settings(cell))
-                self._accept(cell, ended)
-        self._display.skipped([cell for cell in self.cells if cell.name in self.ended])
+    def _take_up(self, cell: CellPlan) -> bool:
+        """Whether an earlier start has finished the cell, which is then read."""
+        ended = self.files(cell).read_ended()
+        if ended is None or ended.status is not Status.DONE:
+            return False
+        refuse_changes(self.files(cell), self._settings(cell))
+        self._display.skipped(cell, ended)
+        self._accept(cell, ended)
+        return True
 
     def _waiting(self) -> list[CellPlan]:
         return [cell for cell in self.cells if cell.name not in self.ended and cell not in self._running]
@@ -92,7 +93,7 @@ class Runner:
     def _begin(self, cell: CellPlan) -> None:
         files, cfg = self.files(cell), self._settings(cell)
         refuse_changes(files, cfg)
-        self._running[cell] = Running(files, cfg)
+        self._running[cell] = self._start(files, cfg)
         self._display.began(cell, files.log)
 
     def _poll(self) -> None:
