@@ -6,10 +6,12 @@ plan ─▶ cells (runs of rlpost, a process each) ─▶ Comparison ─▶ resu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -89,17 +91,21 @@ def _folder(cfg: Config) -> Path:
     return folder
 
 
-def _alone(folder: Path) -> filelock.BaseFileLock:
-    """A lock on the comparison, held while it runs. Raises OutputError where another process holds it."""
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the comparison's lock. Raises OutputError where another process holds it."""
+    lock = filelock.FileLock(folder / ".lock")
+    with writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise OutputError(
+                f"{folder}\n  reason: another process is running this comparison\n  remedy: wait for it, or stop it"
+            ) from None
     try:
-        with writing(folder):
-            lock.acquire()
-    except filelock.Timeout:
-        raise OutputError(
-            f"{folder}\n  reason: another process is running this comparison\n  remedy: wait for it, or stop it"
-        ) from None
-    return lock
+        yield
+    finally:
+        lock.release()
 
 
 def _command(folder: Path) -> str:
