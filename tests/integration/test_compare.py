@@ -38,6 +38,7 @@ SETTINGS = (
     "tracking.wandb=disabled",
 )
 DEADLINE_S = 900
+CLOSING_S = 120
 
 
 def start(*overrides: str) -> subprocess.Popen[str]:
@@ -49,8 +50,14 @@ def finish(process: subprocess.Popen[str]) -> str:
     try:
         return process.communicate(timeout=DEADLINE_S)[0]
     except subprocess.TimeoutExpired:
-        process.kill()
+        end(process)
         raise
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Cells have sessions of their own: only their comparison ends them, when it is asked to."""
+    process.terminate()
+    process.communicate(timeout=CLOSING_S)
 
 
 def wait_for(text: str, path: Path, process: subprocess.Popen[str]) -> None:
@@ -75,7 +82,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
         yield folder, output, below
     finally:
         if process.poll() is None:
-            process.kill()
+            end(process)
 
 
 @pytest.fixture(scope="module")
