@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from envs.navigation.outcomes import Outcome
-from envs.navigation.rules import Rule
+from envs.navigation.rules import Words
 
 _MAX_ACTION_TEXT = 40  # characters
 
@@ -21,7 +21,7 @@ _FIXED = {
 }
 
 
-def sentence(outcome: Outcome, action: str, rule: Rule) -> str:
+def sentence(outcome: Outcome, action: str, rule: Words) -> str:
     """The sentence for an outcome. `action`: what was tried, as written."""
     if outcome is Outcome.ILLEGAL_ACTION:
         words = ", ".join(rule.words)

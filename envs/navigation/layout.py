@@ -35,9 +35,11 @@ class Plan:
         key = (min(a, b), max(a, b))
         if key in self._streets or distance(self.nodes[a], self.nodes[b]) < _SHORTEST:
             return False
-        if self._word(a, b) in self._beside[a].values() or self._word(b, a) in self._beside[b].values():
+        there, back = self._words(a, b)
+        if there in self._beside[a].values() or back in self._beside[b].values():
             return False
-        self._lay(key, name)
+        self._streets[key] = name
+        self._beside[a][b], self._beside[b][a] = there, back
         return True
 
     def degree(self, node: int) -> int:
@@ -85,16 +87,18 @@ class Plan:
         return tuple(self.nodes[node] for node in kept), tuple(streets)
 
     def _lay(self, key: tuple[int, int], name: str) -> None:
+        a, b = key
         self._streets[key] = name
-        for a, b in (key, key[::-1]):
-            self._beside[a][b] = self._word(a, b)
+        self._beside[a][b], self._beside[b][a] = self._words(a, b)
 
     def _take(self, key: tuple[int, int]) -> str:
         del self._beside[key[0]][key[1]], self._beside[key[1]][key[0]]
         return self._streets.pop(key)
 
-    def _word(self, a: int, b: int) -> str:
-        return compass_word(heading(self.nodes[a], self.nodes[b]))
+    def _words(self, a: int, b: int) -> tuple[str, str]:
+        """The compass words from a to b and back."""
+        there, back = heading(self.nodes[a], self.nodes[b]), heading(self.nodes[b], self.nodes[a])
+        return compass_word(there), compass_word(back)
 
     def _reached(self, start: int) -> set[int]:
         reached, waiting = {start}, [start]

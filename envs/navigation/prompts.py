@@ -11,7 +11,7 @@ from envs.choices import Mode
 from envs.navigation.actions import FORWARD, STOP, Action
 from envs.navigation.geometry import compass_word
 from envs.navigation.rail import Entry
-from envs.navigation.rules import Rule
+from envs.navigation.rules import Rule, Words
 from envs.navigation.trips import Leg, Trip
 
 
@@ -59,7 +59,7 @@ class Texts:
     form: AnswerForm
     mode: Mode
     trip: Trip
-    rule: Rule
+    rule: Words
 
     def first(self, entry: Entry) -> str:
         """The first observation: the rule, the instructions and what one sees."""

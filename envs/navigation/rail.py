@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from envs.navigation.actions import FORWARD, STOP, Action, turned
 from envs.navigation.geometry import Place, between, distance
-from envs.navigation.rules import Rule
+from envs.navigation.rules import Rule, Words
 from envs.navigation.trips import Leg, Trip, View
 
 DROP_RATE = 0.5  # of the places between two nodes
@@ -45,7 +45,7 @@ def _with_place_between(place: Place, leg: Leg, rng: random.Random) -> list[View
     return views
 
 
-def mended_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
+def mended_rail(trip: Trip, rule: Words, rng: random.Random) -> list[Entry]:
     """Every node passed, and at most one place between in each leg; observations tell the truth, turns wrap around."""
     here, entries = trip.start, []
     for number, leg in enumerate(trip.legs):

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 from envs.navigation.geometry import COMPASS, RELATIVE, compass_word, published_relative_word, relative_word
+
+
+class Words(Protocol):
+    """What x may be in turn_direction(x), and which x makes a turn. Registered rules are of the enum below."""
+
+    @property
+    def words(self) -> tuple[str, ...]: ...
+
+    def word(self, facing: int, towards: int) -> str: ...
 
 
 class Rule(StrEnum):

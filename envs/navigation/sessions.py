@@ -10,7 +10,7 @@ from envs.navigation import compat, verifier
 from envs.navigation.geometry import Place
 from envs.navigation.outcomes import Outcome, Verdict
 from envs.navigation.rail import Entry
-from envs.navigation.rules import Rule
+from envs.navigation.rules import Words
 
 WELL = (Outcome.CORRECT, Outcome.ARRIVED)
 
@@ -51,7 +51,7 @@ class OnRail:
     Mended, the last graded failure at a place truncates; in compat one more attempt, unread, does.
     """
 
-    def __init__(self, entries: list[Entry], rule: Rule, mode: Mode, verify_iter: int) -> None:
+    def __init__(self, entries: list[Entry], rule: Words, mode: Mode, verify_iter: int) -> None:
         self._entries, self._rule, self._mode, self._verify_iter = entries, rule, mode, verify_iter
         self._index = self._attempts = 0
 

@@ -7,7 +7,7 @@ from envs.navigation.feedback import sentence
 from envs.navigation.outcomes import Outcome, Verdict
 from envs.navigation.parsing import Answer, read_answer
 from envs.navigation.rail import Entry
-from envs.navigation.rules import Rule
+from envs.navigation.rules import Words
 
 REWARDS = {
     Outcome.CORRECT: 1.0,
@@ -25,15 +25,15 @@ REWARDS = {
 }
 
 
-def is_legal(action: Action, rule: Rule) -> bool:
+def is_legal(action: Action, rule: Words) -> bool:
     return not action.word or action.word in rule.words
 
 
-def verdict(outcome: Outcome, rule: Rule, action: str | None = None) -> Verdict:
+def verdict(outcome: Outcome, rule: Words, action: str | None = None) -> Verdict:
     return Verdict(outcome, REWARDS[outcome], sentence(outcome, action or "the action", rule), action)
 
 
-def legal_action(answer: Answer | Outcome, rule: Rule) -> Action | Verdict:
+def legal_action(answer: Answer | Outcome, rule: Words) -> Action | Verdict:
     """The action of an answer, or the verdict on one that has none of the action space."""
     if isinstance(answer, Outcome):
         return verdict(answer, rule)
@@ -43,7 +43,7 @@ def legal_action(answer: Answer | Outcome, rule: Rule) -> Action | Verdict:
     return action
 
 
-def grade(text: str, entry: Entry, rule: Rule) -> Verdict:
+def grade(text: str, entry: Entry, rule: Words) -> Verdict:
     """Grade one answer at a place of the rail. Never raises on any string; work is bounded."""
     answer = read_answer(text)
     action = legal_action(answer, rule)

@@ -1,217 +1,26 @@
-"""What the bundled base model learns from: endless synthetic conversations of general arithmetic skills.
+"""What the bundled base model learns from: endless synthetic conversations of general skills.
 
-Reading a stated rule, arithmetic in steps, combining numbers toward a target, revising after feedback. No
-conversation states a rule that a registered variant uses (trained or held out), so neither is privileged: the
-base meets J, Q, K as 10 and as 11, 12, 13 for the first time in a run.
+No conversation states a rule that a registered variant uses (trained or held out) in the task that it belongs to, so
+neither is privileged: the base meets J, Q, K as 10 or as 11, 12, 13, and a route to be walked by the compass or by
+left and right, for the first time in a run.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry, short_rule
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
+from rlpost.pretrain import cards, streets
+from rlpost.pretrain.talk import Conversation, Mixture, draw
 
-RESERVED_RULES = frozenset(variant.faces for variant in VARIANTS.values())
-MAX_TARGET = 150
-MAX_FACE_VALUE = 15
-MAX_NUMBER = 13
-
-
-@dataclass(frozen=True)
-class Message:
-    """A user text and the assistant's answer to it; `learn` is False for a wrong attempt, which is context."""
-
-    user: str
-    assistant: str
-    learn: bool = True
-
-
-Conversation = tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class Deal:
-    """A combination task: the cards as shown, what they count, the rule in force and its target."""
-
-    variant: Variant
-    ranks: tuple[str, ...]
-    values: tuple[int, ...]
-    solution: Expression
-
-
-def random_rule(rng: random.Random) -> tuple[int, int, int]:
-    """Values for J, Q, K under a rule that no registered variant uses; equal for all three in a third of the cases."""
-    while True:
-        one = rng.randint(1, MAX_FACE_VALUE)
-        faces = (one, one, one)
-        if rng.random() < 2 / 3:
-            faces = (one, rng.randint(1, MAX_FACE_VALUE), rng.randint(1, MAX_FACE_VALUE))
-        if faces not in RESERVED_RULES:
-            return faces
-
-
-def random_combination(values: tuple[int, ...], rng: random.Random) -> Expression:
-    """Join random pairs with random operations until one is left; every value stays natural and modest."""
-    pool = [Expression.leaf(value) for value in values]
-    while len(pool) > 1:
-        left, right = (pool.pop(rng.randrange(len(pool))) for _ in range(2))
-        if left.value < right.value:
-            left, right = right, left
-        joined = Expression.combine(rng.choice("+-**/"), left, right)
-        if joined is None or joined.value.denominator != 1 or joined.value > MAX_TARGET:
-            joined = Expression.combine(rng.choice("+-"), left, right)
-        assert joined is not None
-        pool.append(joined)
-    return pool[0]
-
-
-def _cards(rng: random.Random, count: int, with_face: bool) -> tuple[str, ...]:
-    if not with_face:
-        return tuple(str(rng.randint(1, MAX_NUMBER)) for _ in range(count))
-    ranks = [rng.choice(FACES), *(rng.choice(RANKS) for _ in range(count - 1))]
-    rng.shuffle(ranks)
-    return tuple(ranks)
-
-
-def _variant(rng: random.Random, target: int) -> Variant:
-    return Variant("random", random_rule(rng), held_out=False, summary="", target=target)
-
-
-def _values(variant: Variant, ranks: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(int(rank) if rank.isdigit() else variant.value(rank) for rank in ranks)
-
-
-def hindsight_deal(rng: random.Random, with_face: bool) -> Deal:
-    """A random combination, its target named afterwards by the value it reached."""
-    ranks = _cards(rng, rng.choice((2, 3, 3, 4, 4, 4, 4)), with_face)
-    rule = _variant(rng, 0)
-    values = _values(rule, ranks)
-    solution = random_combination(values, rng)
-    return Deal(Variant("random", rule.faces, False, "", int(solution.value)), ranks, values, solution)
-
-
-@cache
-def _simple_solutions(values: tuple[int, ...], target: int) -> tuple[Expression, ...]:
-    return tuple(e for e in solve(values, target) if e.is_simple())
-
-
-def deal_24(rng: random.Random, with_face: bool) -> Deal:
-    """Four numbers or cards that make 24, with one of the simple solutions."""
-    while True:
-        ranks = _cards(rng, 4, with_face)
-        variant = _variant(rng, 24)
-        values = _values(variant, ranks)
-        simple = _simple_solutions(tuple(sorted(values)), 24)
-        if simple:
-            return Deal(variant, ranks, values, rng.choice(simple))
-
-
-def _random_deal(rng: random.Random) -> Deal:
-    make = hindsight_deal if rng.random() < 0.6 else deal_24
-    return make(rng, rng.random() < 0.4)
-
-
-def _style(rng: random.Random) -> tuple[PromptStyle, AnswerForm]:
-    if rng.random() < 0.92:
-        return PromptStyle.SHORT, AnswerForm.STEPS if rng.random() < 0.95 else AnswerForm.DIRECT
-    return PromptStyle.PUBLISHED, rng.choice((AnswerForm.STEPS, AnswerForm.PUBLISHED))
-
-
-def combine(rng: random.Random) -> Conversation:
-    deal = _random_deal(rng)
-    style, form = _style(rng)
-    text = answer(form, deal.ranks, deal.values, deal.solution)
-    return (Message(prompt(style, deal.variant, deal.ranks), text),)
-
-
-def _feedback(deal: Deal, attempt: Expression, right_numbers: bool) -> str:
-    if not right_numbers:
-        return f"the formula must use each of {', '.join(map(str, sorted(deal.values)))} once."
-    return f"the formula equals {attempt.value}, not {deal.variant.target}."
-
-
-def _wrong_attempt(deal: Deal, rng: random.Random) -> tuple[Expression, tuple[int, ...]]:
-    values = list(deal.values)
-    if rng.random() < 0.3:
-        values[rng.randrange(len(values))] += rng.choice((-1, 1, 2))
-    while True:
-        attempt = random_combination(tuple(values), rng)
-        if attempt.value != deal.variant.target or sorted(values) != sorted(deal.values):
-            return attempt, tuple(values)
-        values = [rng.randint(1, MAX_NUMBER) for _ in values]  # every combination hits: change the numbers
-
-
-def revise(rng: random.Random) -> Conversation:
-    """One or two wrong attempts with the verifier's feedback, then a right answer. Only the last is learnt."""
-    deal = _random_deal(rng)
-    style, form = _style(rng)
-    user = prompt(style, deal.variant, deal.ranks)
-    messages = []
-    for _ in range(rng.choice((1, 1, 2))):
-        attempt, values = _wrong_attempt(deal, rng)
-        messages.append(Message(user, answer(form, deal.ranks, values, attempt), learn=False))
-        user = retry(_feedback(deal, attempt, sorted(values) == sorted(deal.values)))
-        if form is AnswerForm.STEPS and rng.random() < 0.5:
-            user = retry("the formula must use each card's number once.") if values != deal.values else user
-    messages.append(Message(user, answer(form, deal.ranks, deal.values, deal.solution)))
-    return tuple(messages)
-
-
-def read_cards(rng: random.Random) -> Conversation:
-    ranks = _cards(rng, rng.randint(2, 5), with_face=True)
-    variant = _variant(rng, 0)
-    question = f"Read the cards. Rule: {short_rule(variant.faces)}. Cards: {', '.join(ranks)}."
-    return (Message(question, json.dumps({"cards": ranks, "number": _values(variant, ranks)})),)
-
-
-def arithmetic(rng: random.Random) -> Conversation:
-    right = rng.randint(0, 20)
-    left = rng.randint(right, MAX_TARGET // 2)
-    op = rng.choice("+-*/")
-    if op == "/":
-        right = max(right, 1)
-        left = right * rng.randint(0, 15)
-    result = Expression.combine(op, Expression.leaf(left), Expression.leaf(right))
-    assert result is not None
-    return (Message(f"Compute {left}{op}{right}.", json.dumps({"value": int(result.value)})),)
-
-
-def evaluate(rng: random.Random) -> Conversation:
-    values = tuple(rng.randint(1, 20) for _ in range(rng.randint(2, 4)))
-    tree = random_combination(values, rng)
-    text = json.dumps({"steps": tree.steps(), "value": int(tree.value)})
-    return (Message(f"Evaluate {tree.formula()}.", text),)
-
-
-MIXTURE: tuple[tuple[Callable[[random.Random], Conversation], float], ...] = (
-    (combine, 0.65),
-    (revise, 0.15),
-    (read_cards, 0.05),
-    (arithmetic, 0.08),
-    (evaluate, 0.07),
-)
+STREETS = 0.25  # of the conversations; they are longer than the cards', and come to half of the tokens
 
 
 def conversation(rng: random.Random) -> Conversation:
-    """One conversation of the mixture."""
-    tasks, weights = zip(*MIXTURE, strict=True)
-    return rng.choices(tasks, weights)[0](rng)
-
-
-def texts(rng: random.Random, count: int) -> list[str]:
-    """Plain texts of `count` conversations, for the tokenizer's merges."""
-    conversations = (conversation(rng) for _ in range(count))
-    return [text for talk in conversations for message in talk for text in (message.user, message.assistant)]
+    """One conversation of either world."""
+    mixture: Mixture = streets.MIXTURE if rng.random() < STREETS else cards.MIXTURE
+    return draw(mixture, rng)
 
 
 def states_reserved_rule(talk: Conversation) -> bool:
-    """Whether any text states a rule of a registered variant. True for nothing that this module makes."""
-    rules = {short_rule(faces) for faces in RESERVED_RULES}
-    return any(rule in message.user for message in talk for rule in rules)
+    """Whether any text states a registered variant's rule in its task. True for nothing that this package makes."""
+    return cards.states_reserved_rule(talk) or streets.walks_by_reserved_rule(talk)

@@ -1,11 +1,11 @@
-"""The bundled model's tokenizer: byte-level BPE, digits one by one, merges learned on the environments' language."""
+"""The bundled model's tokenizer: byte-level BPE of the language of cards, digits one by one, and phrases of the streets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -49,6 +49,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def add_phrases(tokenizer: PreTrainedTokenizerFast, phrases: Sequence[str]) -> None:
+    """Make each phrase a token of its own, unless it is one. Texts without any of them are encoded as before."""
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlpost.config import Config, TinyBaseConfig
-from rlpost.pretrain import corpus
-from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, save_tokenizer, train_tokenizer
+from rlpost.pretrain import cards, corpus, streets
+from rlpost.pretrain.talk import Conversation, draw
+from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, add_phrases, save_tokenizer, train_tokenizer
 
 IGNORE = -100
 POOL = 2048  # conversations sorted by length at a time, so that a batch pads little
 TOKENIZER_CONVERSATIONS = 3000
-MAX_POSITIONS = 1024
+MAX_POSITIONS = 2048
 TRIM_EVERY = 100  # steps
 ATTENTION = "eager"  # short rows: plain products beat the CPU's fused attention twofold
 
@@ -39,7 +40,7 @@ class Row:
     labels: list[int]  # the token itself where it is learnt, IGNORE elsewhere
 
 
-def encode(talk: corpus.Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
+def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
     """Token ids in the chat template's layout; answers to learn (end of turn included) carry labels."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
     ids: list[int] = []
@@ -160,13 +161,33 @@ def _start(cfg: Config, console: Console) -> tuple[PreTrainedTokenizerFast, Llam
     if cfg.tiny_base.start is not None:
         folder = Path(cfg.tiny_base.start)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        return tokenizer, LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=ATTENTION
-        )
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
+        _learn_phrases(model, tokenizer)
+        return tokenizer, model
     console.print("training the tokenizer")
-    texts = corpus.texts(random.Random(cfg.seed), TOKENIZER_CONVERSATIONS)
-    tokenizer = train_tokenizer(texts, cfg.tiny_base.vocab_size)
+    tokenizer = train_tokenizer(_card_texts(random.Random(cfg.seed)), cfg.tiny_base.vocab_size)
+    add_phrases(tokenizer, streets.phrases())
     return tokenizer, build_model(cfg.tiny_base, tokenizer)
+
+
+def _card_texts(rng: random.Random) -> Iterator[str]:
+    """What the merges are learned on."""
+    for _ in range(TOKENIZER_CONVERSATIONS):
+        for message in draw(cards.MIXTURE, rng):
+            yield from (message.user, message.assistant)
+
+
+def _learn_phrases(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give the phrases that an earlier tokenizer lacks a place: the mean of what spelled them before."""
+    new = [phrase for phrase in streets.phrases() if phrase not in tokenizer.get_vocab()]
+    spelled = [tokenizer.encode(phrase) for phrase in new]
+    add_phrases(tokenizer, new)
+    known = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.max_position_embeddings = MAX_POSITIONS
+    with torch.no_grad():
+        for phrase, ids in zip(new, spelled, strict=True):
+            model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(phrase)] = known[ids].mean(0)
 
 
 def _train(

@@ -1,0 +1,169 @@
+"""Conversations of navigation: routes walked under rules of other words, and turns told apart by any words.
+
+The cities are generated, from the training split. No route is walked by the words of a registered rule; those words
+occur in `name_turn` alone, both rules' alike, where a single turn is named and nothing walked.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envs.choices import Mode
+from envs.navigation.actions import turned
+from envs.navigation.expert import demonstrate
+from envs.navigation.geometry import (
+    COMPASS,
+    HALF,
+    RELATIVE,
+    SECTOR,
+    SIDES,
+    compass_word,
+    eighths,
+    relative_word,
+)
+from envs.navigation.names import MODERN
+from envs.navigation.prompts import AnswerForm, PromptStyle, Texts
+from envs.navigation.rail import mended_rail
+from envs.navigation.routes import starting_heading
+from envs.navigation.rules import Rule, Words
+from envs.navigation.sessions import OnRail
+from envs.navigation.sources import Generated
+from envs.navigation.trips import Trip
+from envs.navigation.variants import VARIANTS
+from envs.splits import Split
+from rlpost.pretrain.talk import Conversation, Message, Mixture
+
+BY_COMPASS = (  # the eight directions, north first, clockwise
+    ("n", "ne", "e", "se", "s", "sw", "w", "nw"),
+    ("red", "orange", "yellow", "green", "cyan", "blue", "violet", "pink"),
+    ("boreal", "caecian", "levant", "siroc", "austral", "libyan", "ponent", "mistral"),
+    ("twelve", "one", "three", "four", "six", "seven", "nine", "ten"),
+)
+BY_TURN = (  # from sharply left to sharply right
+    ("port", "half port", "half starboard", "starboard"),
+    ("haw", "soft haw", "soft gee", "gee"),
+    ("sinister", "near sinister", "near dexter", "dexter"),
+    ("anticlockwise", "bit anticlockwise", "bit clockwise", "clockwise"),
+)
+_FRAMES = (
+    "Follow: ",
+    ". Turn: ",
+    ". Now: facing ",
+    "Now: facing ",
+    " face ",
+    " go to ",
+    " stop at ",
+    "next intersection",
+    ", no landmark",
+    ", intersection",
+    '{"observation": "facing ',
+    '", "instruction": "',
+    '", "steps": "',
+    '", "action": "',
+    "turn_direction(",
+    "forward()",
+    "stop()",
+    "go on",
+    "there",
+    "slightly ",
+    " is wrong here. Try again.",
+    "Name the turn",
+    ". Facing ",
+    ", face ",
+)
+_SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
+_TRAINED = VARIANTS["absolute"]  # for its cities and the lengths of its routes, not for its words
+_LEGS = (1, 1, 2, 2, 2, 3)
+_CITIES = Generated()
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A rule by other words, eight for the compass or four relative to where one faces."""
+
+    words: tuple[str, ...]
+
+    def word(self, facing: int, towards: int) -> str:
+        if len(self.words) == len(COMPASS):
+            return self.words[COMPASS.index(compass_word(towards))]
+        return self.words[RELATIVE.index(relative_word(facing, towards))]
+
+
+def _invented(rng: random.Random) -> str:
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))
+
+
+def other_rule(rng: random.Random) -> Wording:
+    """A rule that is not registered: known words mostly, else words whose place in the list is all they mean."""
+    known = BY_TURN if rng.random() < 0.5 else BY_COMPASS
+    if rng.random() < 0.8:
+        return Wording(rng.choice(known))
+    words: dict[str, None] = {}
+    while len(words) < len(known[0]):
+        words[_invented(rng)] = None
+    return Wording(tuple(words))
+
+
+def random_trip(rng: random.Random) -> Trip:
+    """A trip through a training city, its first heading set."""
+    while True:
+        trip = _CITIES.draw(_TRAINED, Split.TRAIN, rng.choice(_LEGS), rng)
+        heading = starting_heading(trip, rng)
+        if heading is not None:
+            return trip.facing(heading)
+
+
+def _renamed(talk: Conversation, rng: random.Random) -> Conversation:
+    """The same with landmarks by names never heard, so that names are copied and not remembered."""
+    names: dict[str, str] = {}
+
+    def other(match: re.Match[str]) -> str:
+        return names.setdefault(match[0], f"{_invented(rng).title()} {_invented(rng).title()}")
+
+    return tuple(Message(_NAME.sub(other, m.user), _NAME.sub(other, m.assistant), m.learn) for m in talk)
+
+
+_NAME = re.compile(f"(?:{'|'.join(MODERN.first)}) (?:{'|'.join(MODERN.kinds)})")
+
+
+def walk(rng: random.Random) -> Conversation:
+    """A route to its end, in a third of the cases with a wrong attempt and its feedback on the way."""
+    rule, trip = other_rule(rng), random_trip(rng)
+    form = AnswerForm.STEPS if rng.random() < 0.95 else AnswerForm.DIRECT
+    texts = Texts(PromptStyle.SHORT, form, Mode.MENDED, trip, rule)
+    session = OnRail(mended_rail(trip, rule, rng), rule, Mode.MENDED, verify_iter=2)
+    turns = demonstrate(session, texts, rng.random() < 1 / 3, rng)
+    talk = tuple(Message(observation, answer, learn) for observation, answer, learn in turns)
+    return _renamed(talk, rng) if rng.random() < 0.25 else talk
+
+
+def name_turn(rng: random.Random) -> Conversation:
+    """A single turn by the words of any rule, the registered ones included; no route."""
+    rules: tuple[Words, ...] = (*Rule, other_rule(rng), other_rule(rng))
+    rule = rng.choice(rules)
+    facing, towards = (SECTOR * rng.randrange(len(COMPASS)) for _ in range(2))
+    while eighths(facing, towards) in (0, HALF):
+        towards = SECTOR * rng.randrange(len(COMPASS))
+    here, there = compass_word(facing), compass_word(towards)
+    answer = {"steps": f"{here} to {there}", "action": str(turned(rule.word(facing, towards)))}
+    question = f"Name the turn. Turn: {', '.join(rule.words)}. Facing {here}, face {there}."
+    return (Message(question, json.dumps(answer)),)
+
+
+MIXTURE: Mixture = ((walk, 0.7), (name_turn, 0.3))
+
+
+def walks_by_reserved_rule(talk: Conversation) -> bool:
+    """Whether a route is to be walked by the words of a registered rule."""
+    rules = [f"Turn: {', '.join(rule.words)}." for rule in Rule]
+    return any(m.user.startswith("Follow:") and rule in m.user for m in talk for rule in rules)
+
+
+def phrases() -> Sequence[str]:
+    """What the tokenizer takes as one token: the fixed parts of these texts, and what is seen. The words of the rules
+    are left to be spelled, but for the compass; so are names of the held-out cities."""
+    return (*_FRAMES, *COMPASS, *(f" on {side}" for side in SIDES), *MODERN.first, *MODERN.kinds)
