@@ -8,6 +8,7 @@ cells/NAME.json   how it ended; not there while it runs, nor when it was stopped
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import psutil
 from omegaconf import OmegaConf
@@ -111,13 +112,19 @@ class Run(Protocol):
 
 
 class Process:
-    """A cell's process, from its start on: resumed where there is a whole checkpoint, else begun (again)."""
+    """A cell's process, from its start on: resumed where there is a whole checkpoint, else begun (again).
+
+    Raises OutputError where a file cannot be written, or a process of an earlier start, whose comparison was killed,
+    still runs the cell.
+    """
 
     def __init__(self, files: CellFiles, cfg: Config) -> None:
         self.files, self.began = files, time.monotonic()
-        argument = _prepare(files, cfg)
-        command = [*PROGRAM, argument]
+        with writing(files.log):
+            files.log.parent.mkdir(parents=True, exist_ok=True)
         with writing(files.log), files.log.open("ab") as log:
+            _hold(files, log)
+            command = [*PROGRAM, _prepare(files, cfg)]
             self._log_start = log.tell()
             # A session of its own: Ctrl-C comes to the comparison alone, which stops its cells in order.
             self._process = subprocess.Popen(
@@ -206,11 +213,21 @@ def _leaves(text: str) -> dict[str, object]:
     return found
 
 
+def _hold(files: CellFiles, log: BinaryIO) -> None:
+    """Lock the log, which the cell's process inherits: the lock is held as long as any process writes to it."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            f"{files.log}\n  reason: a process of an earlier start still runs the cell {files.name}\n"
+            "  remedy: wait for it, or end it"
+        ) from None
+
+
 def _prepare(files: CellFiles, cfg: Config) -> str:
     """Leave the cell's folder as its next start needs it; returns that start's argument."""
     run_dir = files.run_dir
     with writing(files.config):
-        files.config.parent.mkdir(parents=True, exist_ok=True)
         files.ended.unlink(missing_ok=True)
         write_atomic(files.config, to_yaml(cfg).encode())
         if run_dir.config.is_file() and checkpoint.exists(run_dir):

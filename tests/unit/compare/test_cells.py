@@ -89,6 +89,16 @@ def test_stopping_asks_first_and_then_ends_all_below(
     assert not alive
 
 
+def test_a_cell_that_still_runs_is_not_started_twice(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = started(files, "import time; time.sleep(300)", monkeypatch)
+    with pytest.raises(OutputError, match="still runs the cell ppo-0"):
+        started(files, "pass", monkeypatch)
+    process.kill()
+    assert finished(files, "pass", monkeypatch).status is Status.FAILED
+
+
 def test_a_half_run_without_a_checkpoint_is_begun_again(files: CellFiles) -> None:
     (files.run_dir.path / "trajectories").mkdir(parents=True)
     files.run_dir.config.write_text("seed: 0\n")
@@ -110,6 +120,7 @@ def test_a_half_run_with_a_checkpoint_goes_on(files: CellFiles) -> None:
 
 def test_a_cell_planned_otherwise_is_refused_and_the_difference_named(files: CellFiles) -> None:
     refuse_changes(files, Config())
+    files.config.parent.mkdir()
     cells._prepare(files, Config())
     refuse_changes(files, Config(output_dir="elsewhere", adapter="moved"))
     other = Config()
