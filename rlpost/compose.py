@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import re
 import sysconfig
 import typing
 from collections.abc import Iterator, Sequence
@@ -103,7 +104,8 @@ def to_yaml(config: Config) -> str:
 
 def override(key: str, value: object) -> str:
     """key=value for the command line, quoted so that any text comes through as it is."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra reads a backslash as one unless it stands before a quote.
+    text = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value))
     return f"{key}='{text}'"
 
 

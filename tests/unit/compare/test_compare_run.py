@@ -17,6 +17,7 @@ from rlpost.compare.runner import Runner
 from rlpost.compare.types import Comparison, Status
 from rlpost.config import Config
 from rlpost.errors import OutputError, RlpostError
+from rlpost.models import TINY, parameters
 from tests.unit.compare.fake_run import FakeRun, comparison
 
 
@@ -61,7 +62,9 @@ def test_a_comparison_from_start_to_end(
     assert found.base is not None
     assert found.notes["held out"].startswith("0 of 3 evaluation instances were trained on")
     assert found.notes["command"].startswith("python -m rlpost.run")
-    assert found.notes["parameters"].startswith("5,246,208; the adapter, which alone is trained, has 6 ")
+    assert found.notes["parameters"].startswith(
+        f"{parameters(TINY):,}; the adapter, which alone is trained, has 6 "
+    )
     assert found.cells[0].points[0].evaluations["faces_10"].step_accuracy is None
     assert "RL reads the rule." in capsys.readouterr().out
 
