@@ -1,6 +1,7 @@
 # make run    set up .venv, then train the bundled model with PPO on GeneralPoints
 # make test   set up .venv, then run the test suite
 # make lint   format, lint and type checks
+# make extras add the optional extras of requirements/extras.txt to .venv (make test does)
 # make setup  only set up .venv (again whenever pyproject.toml or requirements/ change)
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WARM_UP := import deepspeed, peft, ray, transformers.models.llama.modeling_llama, wandb; \
 	import vllm.model_executor.models.llama, vllm.v1.engine.llm_engine, vllm.v1.worker.gpu_model_runner
 
-.PHONY: run test lint format setup clean
+.PHONY: run test lint format setup extras clean
 
 setup: $(STAMP)
 
@@ -39,7 +40,13 @@ $(STAMP): pyproject.toml requirements/$(PLATFORM).txt requirements/dev.txt
 run: setup
 	@$(BIN)/python -m rlpost.run experiment=$(EXPERIMENT) $(ARGS)
 
-test: setup
+# An extra that cannot be built here is no reason to test nothing: its tests are skipped, and pytest says so.
+extras: .venv/extras.stamp
+.venv/extras.stamp: $(STAMP) requirements/extras.txt
+	@echo "Adding requirements/extras.txt ..."
+	@if $(PIP) -r requirements/extras.txt; then touch $@; else echo "Not added: the tests of the extras will be skipped."; fi
+
+test: setup extras
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup

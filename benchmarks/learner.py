@@ -65,7 +65,7 @@ def compare(case: Case) -> str:
 def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callable[[], int], float]:
     """The run, and its useful floating-point operations."""
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK)
-    model = policy.build(resolve(case.model), Dtype[case.dtype], lora, 0, False, None)
+    model = policy.build(resolve(case.model), Dtype[case.dtype], lora, 0, (policy.POLICY,), None)
     model.fuse_adapters()
     [plan] = plan_micro_batches(batch, range(len(batch)), BUDGET, 1)
     micros = [collate(batch, slot_starts(batch), groups) for groups in plan]

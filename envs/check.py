@@ -23,9 +23,9 @@ from gymnasium.utils.env_checker import check_env
 from rich.console import Console
 from rich.table import Table
 
-from envs.base import Expert, ExpertTurn
+from envs.base import Expert, ExpertTurn, VariantInfo
 from envs.command_line import env_arguments
-from envs.registry import make, names, refuse_overlap, variants
+from envs.registry import forms, make, refuse_overlap, variants
 
 Env = gymnasium.Env[str, str]
 
@@ -72,6 +72,9 @@ class Subject:
 
     def env(self) -> Env:
         return make(self.name, **self.args)
+
+    def variants(self) -> list[VariantInfo]:
+        return variants(self.name, **self.args)
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -173,18 +176,18 @@ def hostile_text(subject: Subject, variant: str) -> str:
 
 
 def splits(subject: Subject, variant: str) -> str:
-    """The splits train and eval share no instance, whichever variant the training one is drawn for."""
+    """The instances that a variant is evaluated on are none that any variant is trained on."""
     env = subject.env()
-    trained, held_out = (
-        [
-            env.reset(seed=seed, options=_options(drawn, split))[1]["instance"]
-            for drawn in {variant, *(each.name for each in variants(subject.name) if not each.held_out)}
-            for seed in range(subject.instances)
-        ]
-        for split in ("train", "eval")
-    )
+
+    def instances(drawn: str, split: str) -> set[str]:
+        options = _options(drawn, split)
+        return {env.reset(seed=seed, options=options)[1]["instance"] for seed in range(subject.instances)}
+
+    to_train_on = [each.name for each in subject.variants() if not each.held_out]
+    trained = set[str]().union(*(instances(each, "train") for each in to_train_on))
+    held_out = instances(variant, "eval")
     refuse_overlap(trained, held_out)
-    return f"{len(set(trained))} and {len(set(held_out))} instances, none in both"
+    return f"{len(trained)} and {len(held_out)} instances, none in both"
 
 
 def timing(subject: Subject, variant: str) -> str:
@@ -226,7 +229,7 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
 
 def findings(subject: Subject) -> Iterator[Finding]:
     yield _found("gymnasium's checker", "", lambda: gymnasium_checker(subject))
-    for variant in variants(subject.name):
+    for variant in subject.variants():
         for name, check in EACH_VARIANT.items():
             yield _found(name, variant.name, lambda check=check, v=variant.name: check(subject, v))  # type: ignore[misc]
 
@@ -241,7 +244,7 @@ def _table(name: str, found: list[Finding]) -> Table:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envs.check", description=__doc__)
-    parser.add_argument("env", help="which environment: " + ", ".join(names()) + ", or module:class")
+    parser.add_argument("env", help=f"which environment: {forms()}")
     parser.add_argument("--instances", type=int, default=50, help="of each variant")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")
     return parser.parse_args(argv)

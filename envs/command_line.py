@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
+
+_JSON_BEGINS = tuple('-0123456789["{')
 
 
-def _value(text: str) -> str | int | bool:
-    if text in ("true", "false"):
-        return text == "true"
-    return int(text) if text.isdecimal() else text
+def _value(text: str) -> Any:
+    """Numbers, lists, quoted texts, true, false and null as JSON says; whatever else is a text."""
+    if text in ("true", "false", "null") or text.startswith(_JSON_BEGINS):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
 
 
-def env_arguments(pairs: Iterable[str]) -> dict[str, str | int | bool]:
-    """`key=value` texts as keyword arguments; whole numbers, true and false by type. ValueError without a `=`."""
+def env_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as keyword arguments. ValueError without a `=`."""
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

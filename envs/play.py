@@ -14,11 +14,24 @@ from typing import Any
 
 import gymnasium
 
-from envs.base import Pictured, Playable
+from envs.base import Expert, Pictured, Playable
 from envs.command_line import env_arguments
-from envs.registry import make, names, variants
+from envs.registry import forms, make, variants
 
 _HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D ends.\n"
+
+
+class _AsTyped:
+    """A player of any environment: a line is the answer, and the hint is the expert's, where there is one."""
+
+    def __init__(self, env: gymnasium.Env[str, str]) -> None:
+        self._env = env
+
+    def read_line(self, line: str) -> str:
+        return line
+
+    def hint(self, rng: random.Random) -> str:
+        return self._env.expert(False, rng)[-1][1] if isinstance(self._env, Expert) else "none is known"
 
 
 class _Score:
@@ -75,11 +88,10 @@ def play(
     env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None, picture: Path | None = None
 ) -> None:
     """Deal after deal until the input ends; EOFError and KeyboardInterrupt end it politely."""
-    player = env.unwrapped
-    if not isinstance(player, Playable):
-        raise SystemExit(f"{type(player).__name__} cannot be played at a terminal")
+    inner = env.unwrapped
+    player = inner if isinstance(inner, Playable) else _AsTyped(inner)
     if picture is not None and not isinstance(player, Pictured):
-        raise SystemExit(f"{type(player).__name__} has no picture")
+        raise SystemExit(f"{type(inner).__name__} has no picture")
     score, rng = _Score(), random.Random(seed)
     print(_HELP)
     try:
@@ -95,7 +107,7 @@ def play(
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envs.play", description=_HELP)
-    parser.add_argument("env", help="which environment: " + ", ".join(names()) + ", or module:class")
+    parser.add_argument("env", help=f"which environment: {forms()}")
     parser.add_argument("--variant", help="which rule; an unknown one lists what there is")
     parser.add_argument("--seed", type=int, help="deals the same cards again")
     parser.add_argument("--compat", action="store_true", help="published rewards and faults")
@@ -109,7 +121,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     try:
-        known = {variant.name: variant.summary for variant in variants(arguments.env)}
+        args = {**({"mode": "compat"} if arguments.compat else {}), **env_arguments(arguments.arg)}
+        known = {variant.name: variant.summary for variant in variants(arguments.env, **args)}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -121,9 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.variant is not None:
         options["variant"] = arguments.variant
     try:
-        mode = {"mode": "compat"} if arguments.compat else {}
-        env = make(arguments.env, **{**mode, **env_arguments(arguments.arg)})
-        play(env, options, arguments.seed, arguments.picture)
+        play(make(arguments.env, **args), options, arguments.seed, arguments.picture)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

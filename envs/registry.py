@@ -1,18 +1,25 @@
-"""The environments there are, by name. Nothing of an environment is imported until it is asked for."""
+"""The environments there are, by name. Nothing of an environment is imported until it is asked for.
+
+generalpoints              bundled: an entry of ENTRIES
+reasoning_gym:countdown    one of a family: FAMILIES says which module makes it
+my_package.my_module:MyEnv a class of one's own, importable from here (envs/own.py)
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import gymnasium
 
-from envs.adapter import ONLY_VARIANT, Adapted, check_spaces
+from envs import own
 from envs.base import VariantInfo
+from envs.errors import UnknownEnvironment
+
+Env = gymnasium.Env[str, str]
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,23 @@ class Entry:
     env: str  # module:class
     variants: str  # module:mapping from a variant's name to its data
     summary: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Environments made of what another package or a file holds."""
+
+    module: str  # a Source
+    form: str  # how one is named
+    summary: str
+
+
+class Source(Protocol):
+    """A module that makes environments; `name` is the whole name. ValueError for what it cannot make."""
+
+    def make(self, name: str, args: Mapping[str, Any]) -> Env: ...
+
+    def variants(self, name: str, args: Mapping[str, Any]) -> list[VariantInfo]: ...
 
 
 _MOST_NAMED = 3
@@ -37,17 +61,32 @@ ENTRIES: dict[str, Entry] = {
     ),
 }
 
+FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the name of one
+    "dataset": Family("envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score="),
+    "reasoning_gym:": Family(
+        "envs.reasoning_gym", "reasoning_gym:TASK", "a task of the package reasoning-gym, an optional extra"
+    ),
+}
+
 
 def names() -> list[str]:
+    """The bundled environments: those that need no argument."""
     return sorted(ENTRIES)
 
 
-def _entry(name: str) -> Entry:
-    if name in ENTRIES:
-        return ENTRIES[name]
-    close = difflib.get_close_matches(name, ENTRIES)
-    meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"unknown environment {name!r}; there are: {', '.join(names())}.{meant}")
+def forms() -> str:
+    """How every environment is named, in a line."""
+    return ", ".join([*names(), *(family.form for family in FAMILIES.values()), "my_module:MyEnv"])
+
+
+class _Bundled:
+    def make(self, name: str, args: Mapping[str, Any]) -> Env:
+        env_class = _load(ENTRIES[name].env)
+        own.known_arguments(name, env_class, args)
+        return cast(Env, env_class(**args))
+
+    def variants(self, name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
+        return list(cast("Mapping[str, VariantInfo]", _load(ENTRIES[name].variants)).values())
 
 
 def _load(reference: str) -> Any:
@@ -55,57 +94,32 @@ def _load(reference: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _is_reference(name: str) -> bool:
-    return ":" in name
+def _source(name: str) -> Source:
+    """Who makes the environment of a name."""
+    before, colon, _ = name.partition(":")
+    if (family := FAMILIES.get(before + colon)) is not None:
+        return cast(Source, importlib.import_module(family.module))
+    if colon:
+        return cast(Source, own)
+    if name in ENTRIES:
+        return _Bundled()
+    close = difflib.get_close_matches(name, [*ENTRIES, *(each.form for each in FAMILIES.values())])
+    remedy = f"did you mean {' or '.join(close)}?" if close else "python -m envs.list: what they are"
+    raise UnknownEnvironment(f"unknown environment {name!r}: there are {forms()}", remedy)
 
 
-def _own_class(reference: str) -> type[gymnasium.Env[str, str]]:
-    """The class of `my_package.my_module:MyEnv`. ValueError where it cannot be had or is no environment."""
-    try:
-        found = _load(reference)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{reference}: cannot be imported ({error}); it must be module:class, importable from here"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
-        raise ValueError(f"{reference}: is no subclass of gymnasium.Env")
-    return found
-
-
-def _declared(env_class: type[gymnasium.Env[str, str]]) -> list[VariantInfo]:
-    """What a class of one's own lists as `variants`; empty where it has none."""
-    return list(getattr(env_class, "variants", ()))
-
-
-def _known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(env_class).parameters
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-        return
-    unknown = sorted(args.keys() - parameters.keys())
-    if unknown:
-        raise ValueError(f"{name}: unknown argument {', '.join(unknown)}; there are: {', '.join(parameters)}")
-
-
-def make(name: str, **args: Any) -> gymnasium.Env[str, str]:
-    """A new environment: a registered one, or one's own as `my_package.my_module:MyEnv`.
+def make(name: str, **args: Any) -> Env:
+    """A new environment.
 
     One's own may be any Gymnasium environment with text spaces; one that declares no `variants` is adapted
     (envs/adapter.py). ValueError for an unknown name or argument or a bad value, naming what there is.
     """
-    env_class = _own_class(name) if _is_reference(name) else _load(_entry(name).env)
-    _known_arguments(name, env_class, args)
-    env = cast("gymnasium.Env[str, str]", env_class(**args))
-    if not _is_reference(name):
-        return env
-    check_spaces(env, name)
-    return env if _declared(env_class) else Adapted(env)
+    return _source(name).make(name, args)
 
 
-def variants(name: str) -> list[VariantInfo]:
-    """The rule variants of an environment, in the order they are declared."""
-    if _is_reference(name):
-        return _declared(_own_class(name)) or [ONLY_VARIANT]
-    return list(cast("Mapping[str, VariantInfo]", _load(_entry(name).variants)).values())
+def variants(name: str, **args: Any) -> list[VariantInfo]:
+    """The rule variants of an environment made with these arguments, in the order they are declared."""
+    return _source(name).variants(name, args)
 
 
 def refuse_overlap(trained: Iterable[str], held_out: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ class Split(StrEnum):
     ALL = "all"  # every instance: the published protocol, which splits nothing
 
 
-def split_of(key: str) -> Split:
+def split_of(key: str, eval_share: float = EVAL_SHARE) -> Split:
     """Train or eval, by a hash of the key: stable over machines, versions and variants."""
     digest = hashlib.sha256(key.encode()).digest()
-    return Split.EVAL if int.from_bytes(digest[:8], "big") < EVAL_SHARE * 2**64 else Split.TRAIN
+    return Split.EVAL if int.from_bytes(digest[:8], "big") < eval_share * 2**64 else Split.TRAIN

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import string
 
+from gymnasium.spaces import Text
+
 ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n")
 """The characters that Gymnasium's text spaces list; any string may be given to `step` all the same."""
+
+
+class AnyText(Text):
+    """Texts of any characters. Gymnasium's own space lists its characters; the texts of others keep to no list."""
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__(max_length, min_length=0, charset=ASCII)
+
+    def contains(self, x: object) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
 
 
 def retry(feedback: str) -> str:

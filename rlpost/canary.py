@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 from envs import registry
 from envs.base import Expert
 from rlpost.config import Config
 from rlpost.rollout.chat import Chat
+from rlpost.rollout.env_threads import within
 from rlpost.seeds import derive
 from rlpost.types import Canary
 
@@ -16,7 +18,15 @@ MAX_TOKENS = 64  # a swap scores them all: 0.02 s on the bundled model
 
 
 def canary_ids(cfg: Config, chat: Chat) -> tuple[int, ...]:
-    """A prompt of the training variant, with an expert's answer where the environment has one."""
+    """A prompt of the training variant, with an expert's answer where the environment has one.
+
+    Raises RolloutError when the environment takes longer than rollout.env_timeout_s.
+    """
+    who = f"the environment {cfg.env} (asked for the canary)"
+    return within(cfg.rollout.env_timeout_s, who, partial(_conversation, cfg, chat))
+
+
+def _conversation(cfg: Config, chat: Chat) -> tuple[int, ...]:
     env = registry.make(cfg.env, **cfg.env_args)
     seed = derive(cfg.eval.seed, "canary")
     observation, _ = env.reset(seed=seed, options={"variant": cfg.train_variant, "split": "train"})

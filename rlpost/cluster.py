@@ -29,6 +29,7 @@ from ray import exceptions as ray_errors
 
 from rlpost.config import Config, RayConfig
 from rlpost.errors import ClusterError, RlpostError
+from rlpost.shipping import import_roots
 
 OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
 SHUTDOWN_TIMEOUT_S = 15.0
@@ -66,9 +67,12 @@ class Needs:
 
 
 @contextlib.contextmanager
-def connect(config: RayConfig, needs: Needs, keep_logs: Path | None = None) -> Iterator[None]:
+def connect(
+    config: RayConfig, needs: Needs, keep_logs: Path | None = None, modules: Sequence[Path] = ()
+) -> Iterator[None]:
     """Run the body with Ray connected. If it fails, a private Ray's worker logs are copied to `keep_logs` first.
 
+    Workers can import `modules`: files and package folders of the user's (rlpost/shipping.py).
     Raises ClusterError when Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
     """
     if ray.is_initialized():
@@ -76,20 +80,20 @@ def connect(config: RayConfig, needs: Needs, keep_logs: Path | None = None) -> I
             "Ray is already connected in this process; leave the first connect() before a second."
         )
     os.environ.update(RAY_ENVIRONMENT)
-    with _joined(config) if config.address else _private(config, keep_logs):
+    with _joined(config, modules) if config.address else _private(config, keep_logs, modules):
         _check_resources(needs, config.address)
         yield
 
 
 @contextlib.contextmanager
-def _joined(config: RayConfig) -> Iterator[None]:
+def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
     if config.address != "auto":
         _require_listener(str(config.address), config.timeout_s)
     _init(
         f"The Ray cluster at ray.address={config.address} cannot be joined (if it asks for a token, set "
         "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token)",
         address=config.address,
-        runtime_env={"py_modules": [str(_package_folder(name)) for name in ("rlpost", "envs")]},
+        runtime_env={"py_modules": [str(path) for path in (*_packages(), *modules)]},
     )
     try:
         yield
@@ -98,7 +102,7 @@ def _joined(config: RayConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private(config: RayConfig, keep_logs: Path | None) -> Iterator[None]:
+def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path]) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     os.environ.update(
         RAY_worker_register_timeout_seconds=str(int(config.timeout_s)),
@@ -113,6 +117,7 @@ def _private(config: RayConfig, keep_logs: Path | None) -> Iterator[None]:
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=str(folder),
+            runtime_env=_in_place(modules),
         )
         yield
     except Exception:
@@ -135,9 +140,14 @@ def _init(failure: str, **options: Any) -> None:
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it
 
 
-def _package_folder(name: str) -> Path:
-    """The folder of rlpost or envs, which lie side by side; joined workers get a copy of each."""
-    return Path(__file__).resolve().parents[1] / name
+def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
+    """What lets workers on this machine import modules from where they are."""
+    return {"py_modules": [f"local://{root}" for root in import_roots(modules)]} if modules else None
+
+
+def _packages() -> list[Path]:
+    """The folders of rlpost and envs, which lie side by side; joined workers get a copy of each."""
+    return [Path(__file__).resolve().parents[1] / name for name in ("rlpost", "envs")]
 
 
 def _require_listener(address: str, timeout_s: float) -> None:

@@ -178,6 +178,7 @@ class RolloutConfig:
         0.1  # mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07
     )
     restarts: int = 3  # engines that may die and be replaced in a run
+    env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
 
 
@@ -185,7 +186,7 @@ class RolloutConfig:
 class LearnerConfig:
     workers: int = 1  # DeepSpeed ranks
     zero_stage: int = 0
-    micro_batch_tokens: int = 8192  # token budget of one forward and backward pass
+    micro_batch_tokens: int = 8192  # distinct tokens of one forward and backward pass, without padding
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 from rich.panel import Panel
@@ -24,10 +25,12 @@ from rlpost import models
 from rlpost.config import Config, RolloutConfig
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
+from rlpost.rollout.env_threads import within
+from rlpost.rollout.episode import Env
 from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
-from rlpost.types import Ending, EpisodeSpec, Trajectory
+from rlpost.types import EpisodeSpec, Trajectory
 
 EPISODES = 64  # a variant and split, at most
 
@@ -59,23 +62,36 @@ def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list
 
 
 def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares | None:
-    """Let the environment's expert answer the first observation of every episode."""
+    """Let the environment's expert answer the first observation of every episode.
+
+    Raises RolloutError when an episode of it takes longer than rollout.env_timeout_s.
+    """
     env = registry.make(cfg.env, **cfg.env_args)
     expert = env.unwrapped
     if not isinstance(expert, Expert):
         return None
     solved, longest = 0, 0
+    who = f"the environment {cfg.env} (played by its expert)"
     for spec in specs:
-        env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
-        over = False
-        for _, answer, _ in expert.expert(False, random.Random(spec.seed)):
-            _, _, terminated, truncated, info = env.step(answer)
-            longest = max(longest, len(chat.answer_ids(answer)))
-            over = bool(info["success"])
-            if terminated or truncated:
-                break
-        solved += over
+        answers, success = within(
+            cfg.rollout.env_timeout_s, who, partial(_played_by_expert, env, expert, spec)
+        )
+        longest = max([longest, *(len(chat.answer_ids(answer)) for answer in answers)])
+        solved += success
     return Shares(solved / len(specs), longest)
+
+
+def _played_by_expert(env: Env, expert: Expert, spec: EpisodeSpec) -> tuple[list[str], bool]:
+    """The expert's answers, and whether they solve the episode."""
+    env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
+    answers, success = list[str](), False
+    for _, answer, _ in expert.expert(False, random.Random(spec.seed)):
+        _, _, terminated, truncated, info = env.step(answer)
+        answers.append(answer)
+        success = bool(info["success"])
+        if terminated or truncated:
+            break
+    return answers, success
 
 
 def _specs(cfg: Config) -> list[list[EpisodeSpec]]:
@@ -105,7 +121,7 @@ def _row(played: Sequence[Trajectory], expert: Shares | None, rollout: RolloutCo
     cut_off = max(
         (sum(len(turn.context_ids) + rollout.max_new_tokens for turn in t) for t in turns), default=0
     )
-    errors = sum(t.ending is Ending.ENV_ERROR for t in played)
+    errors = sum(t.ending.broken for t in played)
     return [
         played[0].variant,
         played[0].split,

@@ -42,3 +42,7 @@ class CheckpointError(RlpostError):
 
 class OutputError(RlpostError):
     """The run directory cannot be written: full disk, no permission, not empty."""
+
+
+class ComparisonError(RlpostError):
+    """The records of a comparison do not fit together, or cannot answer what is asked of them."""

@@ -74,7 +74,7 @@ def variants_of(cfg: Config) -> dict[str, dict[str, Any]]:
     """What the report says of each variant."""
     return {
         v.name: {"held_out": v.held_out, "summary": v.summary}
-        for v in registry.variants(cfg.env)
+        for v in registry.variants(cfg.env, **cfg.env_args)
         if v.name in {*cfg.eval_variants, cfg.train_variant}
     }
 

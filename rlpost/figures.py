@@ -47,7 +47,7 @@ class Series:
 def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent: bool = False) -> str:
     """Values over iterations; the first series solid, the second dashed. A long first one gets its trailing mean."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(3.9, 2.5)
+        figure, axes = canvas(3.9, 2.5)
         for line, style in zip(series, LINES, strict=False):
             _draw_line(axes, line, style)
         axes.set_title(title, fontsize=10, loc="left")
@@ -58,14 +58,14 @@ def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent
             axes.set_ylim(0.0, min(1.0, max(0.1, 1.15 * max(max(line.ys) for line in series))))
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8)
-        return _svg(figure, name, f"{title}. " + " ".join(_said(line, percent) for line in series))
+        return to_svg(figure, name, f"{title}. " + " ".join(_said(line, percent) for line in series))
 
 
 def stacked_bar(name: str, title: str, parts: Mapping[str, float]) -> str:
     """One bar, its parts side by side in the order given; values in seconds."""
     total = sum(parts.values())
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(8.2, 1.7)
+        figure, axes = canvas(8.2, 1.7)
         begun = 0.0
         for i, (label, value) in enumerate(parts.items()):
             look: dict[str, Any] = {"facecolor": GREYS[i % len(GREYS)], "hatch": HATCHES[i % len(HATCHES)]}
@@ -81,7 +81,7 @@ def stacked_bar(name: str, title: str, parts: Mapping[str, float]) -> str:
             frameon=False, fontsize=8, ncol=4, loc="lower left", bbox_to_anchor=(0, 1.0), handleheight=1.4
         )
         said = ", ".join(f"{label} {value:.1f} s" for label, value in parts.items())
-        return _svg(figure, name, f"{title}: {said}.")
+        return to_svg(figure, name, f"{title}: {said}.")
 
 
 def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
@@ -91,7 +91,7 @@ def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]
     )
     looks: tuple[dict[str, Any], ...] = ({"facecolor": "white", "hatch": "////"}, {"facecolor": "0.3"})
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(6.2, 0.9 + 0.36 * len(labels))
+        figure, axes = canvas(6.2, 0.9 + 0.36 * len(labels))
         for i, ((stage, shares), look) in enumerate(zip(groups.items(), looks, strict=False)):
             places = [y + (0.2 if i == 0 else -0.2) for y in range(len(labels))]
             values = [shares.get(label, 0.0) for label in labels]
@@ -108,10 +108,10 @@ def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]
         said = "; ".join(
             f"{s}: " + ", ".join(f"{k} {v:.1%}" for k, v in g.items()) for s, g in groups.items()
         )
-        return _svg(figure, name, f"{title}. {said}.")
+        return to_svg(figure, name, f"{title}. {said}.")
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """Inches. A figure of its own, not pyplot's: no global state, no screen."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
@@ -141,7 +141,7 @@ def _said(line: Series, percent: bool) -> str:
     return f"{line.label}: from {ends}, lowest {min(line.ys):{form}}, highest {max(line.ys):{form}}."
 
 
-def _svg(figure: Figure, name: str, said: str) -> str:
+def to_svg(figure: Figure, name: str, said: str) -> str:
     """The figure as an element to stand in HTML: no XML header, ids of its own, named for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=NO_METADATA)

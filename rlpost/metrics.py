@@ -45,13 +45,28 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "success_by_turn": _success_by_turn(trajectories),
+        "step_accuracy": step_accuracy(trajectories),
         "reward": sum(t.total_reward for t in trajectories) / n,
         "answer_tokens": _mean_tokens(answers),
         "cut_share": _cut_share(answers),
         "outcomes": _outcomes(answers),
         "failures": _outcomes([t.turns[-1] for t in failed if t.turns]),
         "env_errors": sum(t.ending is Ending.ENV_ERROR for t in trajectories),
+        "env_timeouts": sum(t.ending is Ending.ENV_TIMEOUT for t in trajectories),
     }
+
+
+def step_accuracy(trajectories: Sequence[Trajectory]) -> float | None:
+    """Answers that earned a reward above 0 / answers: the per-step accuracy of arXiv 2501.17161, appendix C.3.
+
+    Every further attempt at a step counts as an answer of its own. None without answers, and where every right answer
+    ended its episode: such an episode has one step, and success says all.
+    """
+    answers = [[turn.reward > 0 for turn in t.turns] for t in trajectories if t.turns]
+    right = sum(map(sum, answers))
+    if not answers or (right and not any(any(turns[:-1]) for turns in answers)):
+        return None
+    return right / sum(map(len, answers))
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

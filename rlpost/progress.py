@@ -14,7 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rlpost.summary import MISSING, role, rows_of, share, stages_of
+from rlpost.summary import MISSING, entry_of, has_steps, role, rows_of, share, stages_of, step_share
 
 WINDOW = 8  # iterations that the time left is estimated from
 
@@ -106,7 +106,10 @@ def duration(seconds: float) -> str:
 
 
 def results_table(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated."""
+    """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated.
+
+    Where episodes have several steps, the share of right ones is a row below.
+    """
     stages = stages_of(summary)
     # Without a border, three stages fit the 80 columns of a log file.
     table = Table(title="Success, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -115,6 +118,8 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True)
     for variant, decoding in rows_of(summary):
-        cells = [share(summary["eval"][s].get(variant, {}).get(decoding)) for s in stages]
-        table.add_row(variant, role(summary, variant), decoding, *cells)
+        entries = [entry_of(summary, stage, variant, decoding) for stage in stages]
+        table.add_row(variant, role(summary, variant), decoding, *map(share, entries))
+        if has_steps(summary):
+            table.add_row("", "", "right steps", *map(step_share, entries))
     console.print(table)

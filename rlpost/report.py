@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from rlpost import figures
+from rlpost import figures, pages
 from rlpost.figures import Series
 from rlpost.files import write_atomic
 from rlpost.metrics import evaluation
 from rlpost.progress import duration
+from rlpost.replay import Gallery
 from rlpost.rundir import RunDir, read_trajectories
-from rlpost.summary import DECODINGS, entry_of, headlines, role, rows_of, share, stages_of
+from rlpost.side_by_side import Deal, choose
+from rlpost.summary import DECODINGS, entry_of, has_steps, headlines, role, rows_of, stages_of
 from rlpost.types import Trajectory
 
-TEMPLATES = Path(__file__).parent / "templates"
-EXAMPLES = 3  # pairs of episodes shown a variant
+EXAMPLES = 3  # deals shown a variant
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,6 @@ CURVES = (
 )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One deal as the model played it at different stages; `change` says how they compare."""
-
-    first: Trajectory
-    change: str
-    played: Mapping[str, Trajectory]  # by stage
-
-
 def write_report(run_dir: RunDir) -> Path:
     """Write report.html from what the run directory holds, and return its path.
 
@@ -69,52 +60,38 @@ def write_report(run_dir: RunDir) -> Path:
     """
     finished = run_dir.read_summary()
     config_yaml = run_dir.config.read_text(encoding="utf-8")
-    summary = finished if finished is not None else _recovered(run_dir, config_yaml)
-    lines = run_dir.read_metrics()
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
-            finished=finished is not None,
-            iterations=len(_values(lines, "iteration", "seconds/total").xs),
-            facts=_facts(finished),
-            headlines=headlines(summary),
-            table=_table(summary),
-            stages=stages_of(summary),
-            curves=[Markup(svg) for svg in _curves(lines)],
-            time=_time(lines),
-            outcomes=[Markup(svg) for svg in _outcome_bars(summary)],
-            turns=_by_turn(summary),
-            pairs=_pairs(run_dir, summary),
-            config=config_yaml,
-            versions=json.loads(run_dir.versions.read_bytes()) if run_dir.versions.is_file() else {},
-        )
+    config = run_dir.read_config()
+    summary = finished if finished is not None else _recovered(run_dir, config)
+    lines, gallery = run_dir.read_metrics(), Gallery.of(config)
+    page = pages.render(
+        "report.html.jinja",
+        title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
+        finished=finished is not None,
+        iterations=len(_values(lines, "iteration", "seconds/total").xs),
+        facts=_facts(finished),
+        headlines=headlines(summary),
+        table=_table(summary),
+        steps=has_steps(summary),
+        stages=stages_of(summary),
+        curves=[Markup(svg) for svg in _curves(lines)],
+        time=_time(lines),
+        outcomes=[Markup(svg) for svg in _outcome_bars(summary)],
+        turns=_by_turn(summary),
+        deals=_deals(run_dir, summary, gallery),
+        no_pictures=gallery.failure if gallery else None,
+        config=config_yaml,
+        versions=json.loads(run_dir.versions.read_bytes()) if run_dir.versions.is_file() else {},
     )
-    # What UTF-8 cannot hold (lone surrogates in a model's answer) becomes a reference, which browsers show as U+FFFD.
-    write_atomic(run_dir.report, page.encode("utf-8", "xmlcharrefreplace"))
+    write_atomic(run_dir.report, page)
     return run_dir.report
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["share"] = share
-    return environment
-
-
-def _recovered(run_dir: RunDir, config_yaml: str) -> dict[str, Any]:
+def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
     """What summary.json would say of the evaluations that a stopped run got to."""
     stages: dict[str, Any] = {}
     for (stage, variant, decoding), path in run_dir.evaluations().items():
         if episodes := read_trajectories(path):
             stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
-    config = OmegaConf.create(config_yaml)
     return {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
 
 
@@ -202,44 +179,37 @@ def _outcome_bars(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _by_turn(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of success within k turns; empty when every episode has one turn."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, decoding in rows_of(summary):
         for stage in stages_of(summary):
             entry = entry_of(summary, stage, variant, decoding)
             if entry is not None and len(entry["success_by_turn"]) > 1:
                 shares = entry["success_by_turn"]
                 rows.append({"variant": variant, "decoding": decoding, "stage": stage, "shares": shares})
-    return rows
+    longest = max((len(row["shares"]) for row in rows), default=0)
+    # After the longest episode of its stage nothing more is solved.
+    return [
+        {**row, "shares": row["shares"] + row["shares"][-1:] * (longest - len(row["shares"]))} for row in rows
+    ]
 
 
-def _pairs(run_dir: RunDir, summary: Mapping[str, Any]) -> dict[str, list[Pair]]:
+def _deals(run_dir: RunDir, summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, list[Deal]]:
     """Per variant, a few deals as played at both ends."""
-    files, found = run_dir.evaluations(), {}
+    found = {}
     for variant in _variants(summary):
         for decoding in DECODINGS[::-1]:
-            paths = {
-                s: files[s, variant, decoding] for s in _ends(summary) if (s, variant, decoding) in files
-            }
-            if paths:
-                found[f"{variant}, {decoding}"] = _chosen({s: read_trajectories(p) for s, p in paths.items()})
+            if played := _played(run_dir, _ends(summary), variant, decoding):
+                deals = choose(played, EXAMPLES)
+                found[f"{variant}, {decoding}"] = (
+                    [gallery.illustrated(d) for d in deals] if gallery else deals
+                )
                 break
     return found
 
 
-def _chosen(stages: Mapping[str, Sequence[Trajectory]]) -> list[Pair]:
-    """The first deal of each kind of change, then further ones, up to EXAMPLES."""
-    by_deal = [{(t.instance, t.episode): t for t in episodes} for episodes in stages.values()]
-    pairs = []
-    for key in by_deal[0]:
-        if all(key in deals for deals in by_deal):
-            played = {stage: deals[key] for stage, deals in zip(stages, by_deal, strict=True)}
-            pairs.append(Pair(by_deal[0][key], _change([t.success for t in played.values()]), played))
-    firsts = {pair.change: pair for pair in reversed(pairs)}
-    wanted = [firsts[c] for c in ("newly solved", "lost", "not solved", "solved") if c in firsts]
-    return (wanted + [pair for pair in pairs if pair not in wanted])[:EXAMPLES]
-
-
-def _change(successes: Sequence[bool]) -> str:
-    if successes[0] == successes[-1]:
-        return "solved" if successes[0] else "not solved"
-    return "newly solved" if successes[-1] else "lost"
+def _played(
+    run_dir: RunDir, stages: Sequence[str], variant: str, decoding: str
+) -> dict[str, list[Trajectory]]:
+    files = run_dir.evaluations()
+    paths = {stage: files.get((stage, variant, decoding)) for stage in stages}
+    return {stage: read_trajectories(path) for stage, path in paths.items() if path is not None}

@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from rlpost import records
 from rlpost.errors import OutputError
 from rlpost.files import append_whole, write_atomic, writing
@@ -124,6 +126,12 @@ class RunDir:
         for folder in (self.checkpoints, self.trajectories):
             with writing(folder):
                 folder.mkdir(exist_ok=True)
+
+    def read_config(self) -> DictConfig:
+        """The settings as written, by name; an older run's may differ from today's schema."""
+        config = OmegaConf.create(self.config.read_text(encoding="utf-8"))
+        assert isinstance(config, DictConfig)  # a mapping, as `create` wrote it
+        return config
 
     def write_versions(self) -> None:
         """Write versions.json. A resumed run that finds other versions keeps the ones before it in `earlier`."""

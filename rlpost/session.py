@@ -29,11 +29,16 @@ from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
 from rlpost.rundir import RunDir
+from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
 
 # Settings that a resumed run may change: where it runs, what it reports, how long it goes on.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
-_FREE_WITHIN = {"algo": ("iterations",), "rollout": ("timeout_s", "restarts"), "learner": ("timeout_s",)}
+_FREE_WITHIN = {
+    "algo": ("iterations",),
+    "rollout": ("timeout_s", "restarts", "env_timeout_s"),
+    "learner": ("timeout_s",),
+}
 
 
 @dataclass
@@ -76,7 +81,8 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
         stack.callback(progress.close)
         progress.stage("starting Ray, engines and learner")
         needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
-        stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=run_dir.path / "logs"))
+        logs, modules = run_dir.path / "logs", own_modules(cfg)
+        stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
         pool = RolloutPool(cfg, model_folder)
         stack.callback(pool.close)
         learner = None

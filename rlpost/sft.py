@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from envs import registry
@@ -13,6 +14,7 @@ from rlpost.config import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once, variants_of
 from rlpost.rollout.chat import Chat
+from rlpost.rollout.env_threads import within
 from rlpost.rundir import step_name
 from rlpost.schedule import Schedule
 from rlpost.seeds import derive
@@ -38,8 +40,15 @@ class ExpertData:
             )
 
     def batch(self, step: int) -> tuple[list[Example], list[str]]:
-        """The examples of a step, and the instances that they solve."""
-        pairs = [self._example(self._seed(step, index)) for index in range(self._cfg.sft.batch_size)]
+        """The examples of a step, and the instances that they solve.
+
+        Raises RolloutError when the environment takes longer than rollout.env_timeout_s for an example.
+        """
+        cfg, pairs = self._cfg, list[tuple[Example, str]]()
+        who = f"the environment {cfg.env} (asked for an example)"
+        for index in range(cfg.sft.batch_size):
+            ask = partial(self._example, self._seed(step, index))
+            pairs.append(within(cfg.rollout.env_timeout_s, who, ask))
         return [example for example, _ in pairs], [instance for _, instance in pairs]
 
     def _seed(self, step: int, index: int) -> int:

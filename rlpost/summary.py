@@ -56,6 +56,22 @@ def share(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['success']:.1%} [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
 
 
+def has_steps(summary: Summary) -> bool:
+    """Whether some episode went on after a right answer, so that the accuracy of single steps tells something."""
+    return any(
+        entry is not None and entry.get("step_accuracy")
+        for stage in stages_of(summary)
+        for variant, decoding in rows_of(summary)
+        for entry in [entry_of(summary, stage, variant, decoding)]
+    )
+
+
+def step_share(entry: Mapping[str, Any] | None) -> str:
+    """61.2%: the share of right steps."""
+    accuracy = None if entry is None else entry.get("step_accuracy")
+    return MISSING if accuracy is None else f"{accuracy:.1%}"
+
+
 def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """What two intervals allow to say: rose and fell only when they do not overlap."""
     if after["low"] > before["high"]:

@@ -36,6 +36,12 @@ class Ending(str, Enum):
     TRUNCATED = "truncated"  # the environment ran out of attempts
     CONTEXT_FULL = "context_full"  # the next turn would not fit the model's context
     ENV_ERROR = "env_error"  # the environment raised; see Trajectory.error
+    ENV_TIMEOUT = "env_timeout"  # the environment did not answer within rollout.env_timeout_s
+
+    @property
+    def broken(self) -> bool:
+        """Whether the environment failed, so that the episode says nothing of the policy."""
+        return self in (Ending.ENV_ERROR, Ending.ENV_TIMEOUT)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Trajectory:
     turns: tuple[Turn, ...]
     ending: Ending
     success: bool
-    error: str | None = None  # the environment's exception, when ending is ENV_ERROR
+    error: str | None = None  # what the environment failed with, when ending.broken
 
     @property
     def token_ids(self) -> list[int]:

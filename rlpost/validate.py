@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from envs import registry
 from envs.base import VariantInfo
+from envs.errors import Refused, UnknownEnvironment
 from rlpost.compose import refusal
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
@@ -92,6 +95,7 @@ RANGES: dict[str, Range] = {
     "rollout.gpus": NOT_NEGATIVE,
     "rollout.max_canary_gap": POSITIVE,
     "rollout.restarts": NOT_NEGATIVE,
+    "rollout.env_timeout_s": POSITIVE,
     "rollout.timeout_s": POSITIVE,
     "learner.workers": COUNT,
     "learner.zero_stage": Range(0, 3),
@@ -173,18 +177,46 @@ def _evaluation(config: Config) -> Iterator[str]:
 
 def _environment(config: Config) -> Iterator[str]:
     try:
-        variants = {variant.name: variant for variant in registry.variants(config.env)}
-    except ValueError as error:
-        yield refusal("env", config.env, str(error), "choose from " + ", ".join(registry.names()))
+        variants = {each.name: each for each in registry.variants(config.env, **config.env_args)}
+        env = registry.make(config.env, **config.env_args)
+    except (TypeError, ValueError) as error:
+        yield _refused_environment(config, error)
         return
+    refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
+    yield from refusals or _instances(config, env)
+    env.close()
+
+
+def _refused_environment(config: Config, error: Exception) -> str:
+    """Either there is no such environment, or its arguments are at fault."""
+    unknown = isinstance(error, UnknownEnvironment)
+    key, value = ("env", config.env) if unknown else ("env_args", config.env_args)
+    return refusal(key, value, *_reason_and_remedy(error, f"see the arguments of {config.env}"))
+
+
+def _reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
+    return (error.reason, error.remedy) if isinstance(error, Refused) else (str(error), remedy)
+
+
+def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
     choose = "choose from " + ", ".join(variants)
     for name in config.eval_variants:
         if name not in variants:
             yield refusal("eval_variants", name, f"{config.env} has no such variant", choose)
     if len(set(config.eval_variants)) != len(config.eval_variants) or not config.eval_variants:
         yield refusal("eval_variants", config.eval_variants, "empty, or one stands twice", "name each once")
-    yield from _training_variant(config, variants)
-    yield from _environment_arguments(config)
+
+
+def _instances(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
+    """Whether there is anything to train and to evaluate on."""
+    wanted = [("eval_variants", name, "eval") for name in config.eval_variants]
+    if config.task in TRAINING:
+        wanted.append(("train_variant", config.train_variant, "train"))
+    for key, variant, split in wanted:
+        try:
+            env.reset(seed=config.seed, options={"variant": variant, "split": split})
+        except ValueError as error:
+            yield refusal(key, variant, *_reason_and_remedy(error, "see python -m envs.check"))
 
 
 def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
@@ -194,13 +226,6 @@ def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Itera
         yield refusal("train_variant", name, f"{config.env} has no such variant", allowed)
     elif config.task in TRAINING and variants[name].held_out:
         yield refusal("train_variant", name, "it is held out: only for evaluation", allowed)
-
-
-def _environment_arguments(config: Config) -> Iterator[str]:
-    try:
-        registry.make(config.env, **config.env_args).close()
-    except (TypeError, ValueError) as error:
-        yield refusal("env_args", config.env_args, str(error), f"see the arguments of {config.env}")
 
 
 def _adapter(config: Config) -> Iterator[str]:

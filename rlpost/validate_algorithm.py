@@ -1,4 +1,4 @@
-"""Refuses settings of `algo` and of its batch that contradict one another, or that would do nothing.
+"""Refuses settings of `algo`, its batch and its rollouts that contradict one another, or that would do nothing.
 
 Checks yield refusals (key, value, reason, remedy), as those of rlpost.validate, which calls them.
 """
@@ -52,6 +52,17 @@ def _lengths(config: Config) -> Iterator[str]:
             rollout.max_new_tokens,
             f"an answer of that length fills rollout.max_model_len={rollout.max_model_len}: no room for a prompt",
             "lower it, or raise rollout.max_model_len",
+        )
+
+
+def _deadlines(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.env_timeout_s >= rollout.timeout_s:
+        yield refusal(
+            "rollout.env_timeout_s",
+            rollout.env_timeout_s,
+            f"the worker's own deadline, rollout.timeout_s={rollout.timeout_s:g}, would end the run first",
+            "give less, or more to rollout.timeout_s",
         )
 
 
@@ -204,6 +215,7 @@ def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config],
 ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _lengths,
+    _deadlines,
     _marker,
     *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs)),
 )

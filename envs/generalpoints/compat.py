@@ -144,7 +144,7 @@ def _grade_tokens(infix: list[str], values: tuple[int, ...], target: int) -> Ver
     usage = list(_number_errors(Counter(numbers), Counter(values)))
     if not sequence and not usage:
         outcome, reward, told = _grade_value(infix, values, target)
-        return Verdict(outcome, reward, told, numbers)
+        return Verdict(outcome, reward, told, numbers, _floating_value(infix))
     reward = ILLEGAL_FORMULA * len(sequence) + WRONG_NUMBER * len(usage)
     outcome = Outcome.SYNTAX if sequence else Outcome.WRONG_NUMBERS
     return Verdict(outcome, reward, ", ".join([*sequence, *usage]) + ".", numbers)

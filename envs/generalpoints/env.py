@@ -16,6 +16,7 @@ from envs.generalpoints import compat, verifier
 from envs.generalpoints.deck import Deal, deal
 from envs.generalpoints.expert import demonstrate, preferred
 from envs.generalpoints.expression import Expression
+from envs.generalpoints.misread import follows
 from envs.generalpoints.outcomes import Outcome, Verdict
 from envs.generalpoints.prompts import prompt
 from envs.generalpoints.settings import DEFAULT_VARIANT, Settings
@@ -136,10 +137,9 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return self._attempts == self.settings.verify_iter + ungraded
 
     def _named(self, verdict: Verdict) -> Outcome:
-        """The verdict's outcome, but wrong numbers that the trained rule would give have a name of their own."""
-        trained = sorted(VARIANTS[DEFAULT_VARIANT].values(self.deal.ranks))
-        wrong = verdict.outcome is Outcome.WRONG_NUMBERS
-        return Outcome.RULE_MISREAD if wrong and sorted(verdict.numbers) == trained else verdict.outcome
+        """The verdict's outcome, but what the trained rule would have one do has a name of its own."""
+        misread = follows(VARIANTS[DEFAULT_VARIANT], verdict, self.deal)
+        return Outcome.RULE_MISREAD if misread else verdict.outcome
 
     def _solutions(self) -> tuple[Expression, ...]:
         """Solutions that earn the full reward; compat: those passing the float test, or all if none does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 
 
 class Outcome(Enum):
@@ -13,7 +14,9 @@ class Outcome(Enum):
     WRONG_VALUE = "The numbers are right, but the formula equals something else."
     DIVISION_BY_ZERO = "The numbers are right, but the formula divides by zero."
     WRONG_NUMBERS = "The formula does not use exactly the cards' numbers, each once."
-    RULE_MISREAD = "Wrong numbers, namely those of the trained rule where the stated rule says others."
+    RULE_MISREAD = (
+        "Wrong, but as the trained rule would have it: its numbers, its target or its number of cards."
+    )
     SYNTAX = "The formula is not arithmetic: operators, numbers or parentheses stand where none may."
     ILLEGAL_CHARACTER = "The formula has characters other than digits, + - * / and parentheses."
     NO_FORMULA = "No formula could be found in the answer."
@@ -36,3 +39,4 @@ class Verdict:
     reward: float
     feedback: str  # a sentence for the player
     numbers: tuple[int, ...] = ()  # that the formula used, where it could be read
+    value: Fraction | float | None = None  # of a formula with the right numbers

@@ -57,4 +57,4 @@ def grade(
     formula = find_formula(answer)
     finding = _Finding(formula) if isinstance(formula, Outcome) else _examine(formula, values, target)
     told = sentence(finding.outcome, finding.value, values, target, style)
-    return Verdict(finding.outcome, REWARDS[finding.outcome], told, finding.numbers)
+    return Verdict(finding.outcome, REWARDS[finding.outcome], told, finding.numbers, finding.value)

@@ -9,11 +9,13 @@ from envs.navigation.city import City, Sighting
 from envs.navigation.geometry import Place
 from envs.navigation.trips import Trip
 
-_MARGIN = 60.0  # m
+_MARGIN = 80.0  # m, which names at the edge may fill
+_BELOW = 16.0  # m: a mark stands below what it marks, where no landmark's name is
 _STYLE = (
-    "text{font:9px sans-serif}.street{stroke:#c8c8c8;stroke-width:7;stroke-linecap:round}"
-    ".way{stroke:#7aa6da;stroke-width:5;fill:none}.walked{stroke:#c43d3d;stroke-width:2;fill:none}"
-    ".landmark{fill:#555}.name{fill:#999;font-size:7px}"
+    "text{font:11px sans-serif}.street{stroke:#c8c8c8;stroke-width:7;stroke-linecap:round}"
+    ".way{stroke:#7aa6da;stroke-width:7;fill:none}"
+    ".walked{stroke:#8f1414;stroke-width:2.5;stroke-dasharray:6 3;fill:none}"
+    ".landmark{fill:#555}.name{fill:#888;font-size:8px}.mark{font-weight:bold}"
 )
 
 
@@ -71,7 +73,7 @@ def _sightings(sheet: _Sheet, trip: Trip) -> Iterator[str]:
 
 
 def svg(trip: Trip, walked: tuple[Place, ...]) -> str:
-    """An SVG document: streets and landmarks, the instructed way (blue), and the way walked so far (red)."""
+    """An SVG document: streets and landmarks, the instructed way (broad, blue), the way walked so far (dashed, red)."""
     way = _places(trip)
     sheet = _Sheet((*way, *walked, *(trip.city.nodes if trip.city is not None else ())))
     ground = _city(sheet, trip.city) if trip.city is not None else _sightings(sheet, trip)
@@ -81,6 +83,8 @@ def svg(trip: Trip, walked: tuple[Place, ...]) -> str:
         sheet.line("walked", walked),
         sheet.dot("start", way[0], 5, "#2f9e44"),
         sheet.dot("end", way[-1], 5, "#c43d3d"),
+        sheet.text("mark", Place(way[0].east, way[0].north - _BELOW), "start"),
+        sheet.text("mark", Place(way[-1].east, way[-1].north - _BELOW), "end"),
     ]
     size = f"0 0 {sheet.width:.1f} {sheet.height:.1f}"
     return "\n".join(

@@ -19,6 +19,11 @@ from rlpost.config import EngineCorrection, KlEstimator
 Metrics = dict[str, Tensor]
 
 
+def is_maximum(metric: str) -> bool:
+    """Whether a metric is reduced by the maximum; all others add up, or are averaged over optimizer steps."""
+    return metric.endswith("_max")
+
+
 def kl_k1(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
     """log p - log q per token drawn from p: unbiased estimate of KL(p || q), may be negative."""
     return logprobs_N - reference_N

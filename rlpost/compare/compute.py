@@ -1,23 +1,65 @@
-"""What an arm has spent, from the token counts that its run measured."""
+"""What an arm has spent, from the token counts that its run measured.
+
+FLOPs as in arXiv 2501.17161, appendix (after Kaplan et al., arXiv 2001.08361): 6 N D for training, 2 N D for inference,
+N parameters of the model, D tokens through it. A line of metrics.jsonl names its tokens by `KEYS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from rlpost.compare.types import Compute
+from rlpost.errors import ComparisonError
 
-INFERENCE = ("tokens/prompt", "tokens/sampled", "tokens/scored")
-TRAINED = "tokens/trained"
+PROMPT = "tokens/prompt"  # written by the environment (prompts, feedback), read by the engine, each once
+SAMPLED = "tokens/sampled"  # sampled by the engine
+SCORED = "tokens/scored"  # through the learner without gradient (policy, reference, critic), each pass
+TRAINED = "tokens/trained"  # through the learner forward and backward (policy, critic), each pass
+INFERENCE = (PROMPT, SAMPLED, SCORED)
+KEYS = (*INFERENCE, TRAINED)
 DEVICE_PHASES = ("seconds/rollout", "seconds/logprobs", "seconds/update", "seconds/swap")
 
 
-def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute]:
-    """Cumulative compute after each line of metrics.jsonl: 2 N D for inference, 6 N D for training."""
+def spent(lines: Sequence[Mapping[str, float]], parameters: int, devices: int = 1) -> list[Compute]:
+    """Cumulative compute after each line of metrics.jsonl, evaluations not counted.
+
+    Args:
+        lines: of steps or iterations; a key of `KEYS` or `DEVICE_PHASES` that a line lacks counts nothing (a
+            supervised step samples nothing).
+        parameters: N, of the model with embeddings (tied ones once), without the adapter.
+        devices: that worked through `DEVICE_PHASES` together.
+
+    Raises ComparisonError for a line without any token count, or with one that is no number of tokens.
+    """
     flops, tokens, seconds, found = 0.0, 0, 0.0, []
-    for line in lines:
-        inferred = sum(line[key] for key in INFERENCE if key in line)
-        flops += parameters * (2 * inferred + 6 * line[TRAINED])
-        tokens += round(inferred + line[TRAINED])
-        seconds += sum(line[key] for key in DEVICE_PHASES if key in line)
+    for number, line in enumerate(lines):
+        inferred, trained = _counts(line, number)
+        flops += parameters * (2.0 * inferred + 6.0 * trained)
+        tokens += inferred + trained
+        seconds += devices * sum(line[key] for key in DEVICE_PHASES if key in line)
         found.append(Compute(flops, tokens, seconds))
     return found
+
+
+def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> float:
+    """What a line costs with a frozen base: 4 N D + 6 A D for training, 2 (N + A) D for inference.
+
+    The base's weights need no gradient, which saves 2 N D; the adapter's A parameters come on top. Attention's own
+    products, as in 6 N D, are not counted; nor is it that the head is applied to counted tokens only.
+    """
+    inferred, trained = _counts(line, 0)
+    return 2.0 * (parameters + adapter) * inferred + (4.0 * parameters + 6.0 * adapter) * trained
+
+
+def _counts(line: Mapping[str, float], number: int) -> tuple[int, int]:
+    """Tokens through the model without and with gradient."""
+    given = {key: line[key] for key in KEYS if key in line}
+    if not given:
+        raise ComparisonError(
+            f"line {number} of the metrics counts no tokens: it has none of {', '.join(KEYS)}"
+        )
+    for key, value in given.items():
+        if value is None or value < 0 or value != int(value):
+            raise ComparisonError(f"line {number} of the metrics: {key}={value} is no number of tokens")
+    trained = int(given.pop(TRAINED, 0))
+    return sum(map(int, given.values())), trained

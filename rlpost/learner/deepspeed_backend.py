@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from rlpost.config import LearnerConfig
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner.packing import MicroBatch
-from rlpost.learner.policy import TRAINED, ActorCritic
+from rlpost.learner.policy import ActorCritic
 from rlpost.learner.rendezvous import Rendezvous
 
 TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
@@ -175,7 +175,7 @@ def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
 
 
 def _optimizer(model: ActorCritic, cfg: LearnerConfig) -> GroupedAdamW:
-    groups = [{"params": model.parameters_of(name), "name": name} for name in TRAINED]
+    groups = [{"params": model.parameters_of(name), "name": name} for name in model.trained]
     on_gpu = cfg.gpus > 0
     optimizer = GroupedAdamW(
         groups,

@@ -1,4 +1,4 @@
-"""One frozen base with low-rank adapters: `policy`, `critic` (with a value head), and maybe `reference`.
+"""One frozen base with low-rank adapters: `policy`, and maybe `critic` (with a value head) and `reference`.
 
     input ids ─▶ base body with one adapter ─▶ hidden states ─▶ head at counted tokens ─▶ log-probs, entropy
                                                             └▶ value head             ─▶ values
@@ -10,7 +10,7 @@ Shapes: T packed tokens, N counted tokens, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.adapters import Adapter
 from rlpost.config import AdapterKind, Dtype, LoraConfig
@@ -29,10 +29,10 @@ from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
 from rlpost.learner.attention import PACKED
 from rlpost.learner.fused_layers import Projections, can_fuse, fuse_layers
+from rlpost.learner.packed import check_packing, hidden_states
 from rlpost.learner.packing import MicroBatch
 
-POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
-TRAINED = (POLICY, CRITIC)
+ADAPTERS = POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 LOGIT_CHANGES = (
     "final_logit_softcapping",
     "logits_scaling",
@@ -60,16 +60,29 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         raise ModelError(
             f"model folder {folder} has no config.json on this node; every learner node needs the model"
         )
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
-    )
+    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
+        )
+    except (
+        KeyError,
+        ValueError,
+    ) as error:  # what transformers raises for attention that a model does not take
+        raise ModelError(
+            f"model {folder.name}: the architecture {family} does not take packed attention"
+            f" ({type(error).__name__}: {error});"
+            " choose a model of another architecture, such as Llama or Qwen"
+        ) from error
     changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
     if changed or base.get_output_embeddings().bias is not None:
         raise ModelError(
             f"model {folder.name}: its head is not a plain linear map ({', '.join(changed) or 'it has a bias'}); "
             "the learner would compute wrong log-probs, choose another model"
         )
-    return base.requires_grad_(False).eval()
+    base.requires_grad_(False).eval()
+    check_packing(base)
+    return base
 
 
 class Head(nn.Module):
@@ -87,23 +100,22 @@ class ActorCritic(nn.Module):
     """The learner's whole model. `forward` runs the passes asked for over one micro-batch."""
 
     def __init__(
-        self, base: PreTrainedModel, config: PeftLoraConfig, seed: int, with_reference: bool
+        self, base: PreTrainedModel, config: PeftLoraConfig, seed: int, adapters: Sequence[str]
     ) -> None:
+        """`adapters` begin with POLICY."""
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # A's random start is the same on every rank
-            self.peft = get_peft_model(base, config, adapter_name=POLICY)
-            self.peft.add_adapter(CRITIC, config)
-            if with_reference:
-                self.peft.add_adapter(REFERENCE, config)
+            self.peft = get_peft_model(base, config, adapter_name=adapters[0])
+            for name in adapters[1:]:
+                self.peft.add_adapter(name, config)
         self.head = Head(base.get_output_embeddings().weight)
-        self.value_head = nn.Linear(base.config.hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = _value_head(base.config.hidden_size) if CRITIC in adapters else None
+        self.trained = tuple(name for name in adapters if name != REFERENCE)
         self.dtype = next(base.parameters()).dtype
         self.layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer)]
         self.active: str | None = POLICY
-        self.has_reference = with_reference
+        self.has_reference = REFERENCE in adapters
         self.fused = False
         self._prepare()
 
@@ -112,7 +124,7 @@ class ActorCritic(nn.Module):
             layer.cast_input_dtype_enabled = False  # autocast chooses the dtype, activations are not copied
         for name, parameter in self.peft.named_parameters():
             owner = adapter_of(name)
-            parameter.requires_grad_(owner in TRAINED)
+            parameter.requires_grad_(owner in self.trained)
             if owner is not None:
                 parameter.data = parameter.data.float()
         if self.has_reference:
@@ -170,26 +182,20 @@ class ActorCritic(nn.Module):
                 found[REFERENCE] = self.head(hidden_NH, batch.targets_N, temperature)[0]
             if CRITIC in passes:
                 hidden_NH = self._hidden(CRITIC, batch)
+                assert self.value_head is not None, "only a critic has values"
                 with torch.autocast(device, enabled=False):
                     found[CRITIC] = self.value_head(hidden_NH.float()).squeeze(-1)
         return found
 
     def _hidden(self, adapter: str | None, batch: MicroBatch) -> Tensor:
-        """Last hidden states (N, H) at the positions that stand just before the counted tokens."""
         with self.using(adapter):
-            body = self.peft.get_base_model().base_model
-            hidden_1TH = body(
-                input_ids=batch.input_ids_T[None],
-                position_ids=batch.positions_T[None],
-                layout=batch.layout,
-                use_cache=False,
-            ).last_hidden_state
-        return hidden_1TH[0].index_select(0, batch.columns_N)
+            return hidden_states(self.peft.get_base_model().base_model, batch)
 
     def parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        """The adapter's parameters; the critic's include the value head."""
+        """The adapter's parameters, none if there is no such adapter; the critic's include the value head."""
+        head = self.value_head if adapter == CRITIC else None
         found = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
-        return found + list(self.value_head.parameters()) if adapter == CRITIC else found
+        return found if head is None else [*found, *head.parameters()]
 
     def freeze_reference(self) -> None:
         """Copy the policy, as it is, into the reference adapter."""
@@ -215,6 +221,14 @@ class ActorCritic(nn.Module):
         set_peft_model_state_dict(self.peft, dict(tensors), adapter_name=adapter)
 
 
+def _value_head(hidden_size: int) -> nn.Linear:
+    """Of a hidden state to its value, which begins at 0."""
+    head = nn.Linear(hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def _fused_forward(projection: Projections, inputs: Tensor) -> Tensor:
     """Forward of one LoRA layer by itself, (..., in) to (..., out)."""
     flat = inputs.flatten(0, -2).to(projection.bases[0].weight.dtype)
@@ -226,7 +240,7 @@ def adapter_of(parameter_name: str) -> str | None:
     parts = parameter_name.split(".")
     if not any(part.startswith("lora_") for part in parts):
         return None
-    return next(name for name in (POLICY, CRITIC, REFERENCE) if name in parts)
+    return next(name for name in ADAPTERS if name in parts)
 
 
 def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
@@ -241,13 +255,16 @@ def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
 
 
 def build(
-    folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, with_reference: bool, start: Adapter | None
+    folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, adapters: Sequence[str], start: Adapter | None
 ) -> ActorCritic:
-    """Base and adapters; the policy (and the reference) begin at `start` when given, else at the bare base."""
-    model = ActorCritic(load_base(folder, dtype), peft_config(lora), seed, with_reference)
+    """Base and `adapters`; the policy (and the reference) begin at `start` when given, else at the bare base.
+
+    Raises ModelError for a model that cannot be used here, AdapterError for a start that does not fit.
+    """
+    model = ActorCritic(load_base(folder, dtype), peft_config(lora), seed, adapters)
     if start is not None:
         check_start(start.config, lora)
         model.load_adapter(POLICY, start.tensors)
-        if with_reference:
+        if model.has_reference:
             model.freeze_reference()
     return model

@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from rlpost.adapters import Adapter
 from rlpost.algorithms.adaptive_kl import steered
+from rlpost.algorithms.table import TABLE
 from rlpost.config import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import policy, update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.packing import Row
+from rlpost.learner.passes import Batch, Metrics, score
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.types import Canary, Example, Trajectory
 
@@ -33,14 +35,14 @@ class Learner:
             raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
         self.cfg, self.place, self.canary_ids = cfg, place, tuple(canary_ids)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
-        self.model = policy.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, _keeps_reference(cfg), start)
+        self.model = policy.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, adapters_for(cfg), start)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, place)
         self.kl_coef = cfg.algo.kl_coef
 
-    def sft_step(self, examples: Sequence[Example], step: int) -> update.Metrics:
+    def sft_step(self, examples: Sequence[Example], step: int) -> Metrics:
         return update.sft_step(self.backend, examples, self.cfg, step)
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> update.Metrics:
+    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
         """An update with the KL coefficient that is in force; afterwards it moves towards `algo.kl_target`."""
         algo = replace(self.cfg.algo, kl_coef=self.kl_coef)
         found = update.ppo_update(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
@@ -101,8 +103,8 @@ class Learner:
 
     def _scores(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
-        batch = update.Batch.of(rows, budget)
-        return update.score(self.backend, batch, (policy.POLICY,), budget, temperature)[policy.POLICY]
+        batch = Batch.of(rows, budget)
+        return score(self.backend, batch, (policy.POLICY,), budget, temperature)[policy.POLICY]
 
     def _of(self, adapter: str) -> list[torch.nn.Parameter]:
         return self.model.parameters_of(adapter)
@@ -117,7 +119,10 @@ def _kl_coef(path: Path) -> float:
         ) from error
 
 
-def _keeps_reference(cfg: Config) -> bool:
-    """Whether a frozen copy of the start adapter is needed; the bare base needs no adapter of its own."""
-    algo = cfg.algo
-    return cfg.task is Task.ppo and algo.kl is not KlPlace.none and algo.reference is Reference.start
+def adapters_for(cfg: Config) -> tuple[str, ...]:
+    """The adapters that the task needs; where the bare base is the reference, that takes none."""
+    algo, learns_from_rewards = cfg.algo, cfg.task is Task.ppo
+    keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
+    critic = (policy.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
+    reference = (policy.REFERENCE,) if learns_from_rewards and keeps_start else ()
+    return (policy.POLICY, *critic, *reference)

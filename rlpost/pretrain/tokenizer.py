@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer: byte-level BPE of the language of cards, digits one by one, and phrases of the streets."""
+"""The bundled model's tokenizer: byte-level BPE of the cards' language, digits one by one, and phrases of streets."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Run episodes: all live ones decode together, each going on to its next turn as soon as its answer is there.
 
-    specs ─▶ idle environments ─▶ reset ─▶ prompt ─▶ engine.submit ─┐
-                  ▲                                                ▼
-                  │ episode over                              engine.step ─▶ answer ─▶ env.step ─▶ feedback ─▶ submit
-                  └──────────────────────────────────────────────────────────────────┘
+    specs ─▶ reset ─▶ prompt ─▶ engine.submit ─▶ engine.step ─▶ answer ─▶ env.step ─▶ feedback ─▶ engine.submit
+               ▲                                                              │ episode over
+               └──────────────── a free place, an idle environment ◀──────────┘
 
-No more episodes are live than the engine decodes at once. An environment that raises ends its own episode with
-a named ending; the batch goes on.
+No more episodes are live than the engine decodes at once. `reset` and `step` run in threads (see env_threads.py),
+while other episodes decode. An environment that raises or misses its deadline ends its own episode, with a named
+ending, and is not used again; the batch goes on.
 """
 
 from __future__ import annotations
@@ -14,36 +14,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-
-import gymnasium
+from functools import partial
 
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Completion, Engine, Sampling
+from rlpost.rollout.env_threads import Call, EnvThreads
+from rlpost.rollout.episode import Env, Episode, Opening, Reply, opened, replied
 from rlpost.seeds import derive
-from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
-
-ENV_ERROR = "ENV_ERROR"  # outcome of the turn in which an environment raised
-Env = gymnasium.Env[str, str]
+from rlpost.types import Ending, EpisodeSpec, Trajectory
 
 
 @dataclass
-class _Episode:
-    """A live episode: what was said so far and what the model is answering now."""
+class _Batch:
+    """Episodes by key, wherever they stand; `decoding` are those of the live ones that the engine has."""
 
-    spec: EpisodeSpec
-    env: Env
-    instance: str = ""
-    observation: str = ""
-    context_ids: tuple[int, ...] = ()  # appended since the last answer
-    token_ids: tuple[int, ...] = ()  # the whole conversation, the present context included
-    turns: list[Turn] = field(default_factory=list)
-    success: bool = False
-    ending: Ending | None = None
-    error: str | None = None
-
-    def show(self, observation: str, context_ids: tuple[int, ...]) -> None:
-        self.observation, self.context_ids = observation, context_ids
-        self.token_ids = (*self.token_ids, *context_ids)
+    waiting: deque[tuple[str, EpisodeSpec]]
+    sampling: Sampling
+    live: dict[str, Episode] = field(default_factory=dict)
+    decoding: set[str] = field(default_factory=set)
+    done: dict[str, Episode] = field(default_factory=dict)
 
 
 class Collector:
@@ -56,116 +45,96 @@ class Collector:
         make_env: Callable[[], Env],
         chat: Chat,
         max_live: int,
+        env_timeout_s: float,
         answer_marker: str | None = None,
     ) -> None:
         self._engine, self._chat, self._env_name = engine, chat, env_name
         self._answer_marker = answer_marker
         self._make_env, self._max_live = make_env, max_live
+        self._env_timeout_s = env_timeout_s
+        self._threads = EnvThreads(env_name, env_timeout_s)
         self._idle: list[Env] = []
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, adapter_version: int
     ) -> list[Trajectory]:
-        """Play every spec to its end; trajectories in the order of `specs`, none missing."""
-        waiting = deque(enumerate(specs))
-        live: dict[str, _Episode] = {}
-        done: dict[str, _Episode] = {}
-        while waiting or live:
-            while waiting and len(live) < self._max_live:
-                index, spec = waiting.popleft()
-                live[str(index)] = self._begin(spec)
-                self._ask(str(index), live, done, sampling)
-            for key, completion in self._engine.step() if live else []:
-                self._answered(live[key], completion)
-                self._ask(key, live, done, sampling)
-        return [self._trajectory(done[str(index)], adapter_version) for index in range(len(specs))]
+        """Play every spec to its end; trajectories in the order of `specs`, none missing.
 
-    def _begin(self, spec: EpisodeSpec) -> _Episode:
-        episode = _Episode(spec, self._idle.pop() if self._idle else self._make_env())
-        try:
-            options = {"variant": spec.variant, "split": spec.split}
-            observation, info = episode.env.reset(seed=spec.env_seed, options=options)
-            episode.instance = str(info["instance"])
-        except Exception as error:  # an environment may raise anything; it is recorded in the trajectory
-            _fail(episode, error)
+        Raises RolloutError when so many calls of the environment hang that it must be taken for broken.
+        """
+        batch = _Batch(deque((str(i), spec) for i, spec in enumerate(specs)), sampling)
+        while batch.waiting or batch.live:
+            while self._has_room(batch):
+                self._begin(batch, *batch.waiting.popleft())
+            for call in self._threads.finished(bool(batch.decoding)):
+                self._take(batch, call)
+            if batch.decoding and not self._has_room(batch):
+                for key, completion in self._engine.step():
+                    self._answered(batch, key, completion)
+        return [batch.done[str(i)].trajectory(self._env_name, adapter_version) for i in range(len(specs))]
+
+    def _has_room(self, batch: _Batch) -> bool:
+        return bool(batch.waiting) and len(batch.live) < self._max_live
+
+    def _begin(self, batch: _Batch, key: str, spec: EpisodeSpec) -> None:
+        episode = batch.live[key] = Episode(spec, self._idle.pop() if self._idle else None)
+        self._threads.submit(Call(key, partial(opened, self._make_env, episode.env, spec)))
+
+    def _answered(self, batch: _Batch, key: str, completion: Completion) -> None:
+        batch.decoding.remove(key)
+        episode = batch.live[key]
+        episode.completion, episode.answer = completion, self._chat.text(completion.token_ids)
+        assert episode.env is not None, "what has answered was opened"
+        self._threads.submit(Call(key, partial(replied, episode.env, episode.answer)))
+
+    def _take(self, batch: _Batch, call: Call) -> None:
+        """What the environment has said, or that it failed; then the next turn."""
+        episode = batch.live[call.name]
+        if call.timed_out or call.error is not None:
+            self._failed(episode, call)
+        elif isinstance(call.result, Opening):
+            episode.env, episode.instance = call.result.env, call.result.instance
+            episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
         else:
-            episode.show(observation, self._chat.prompt_ids(observation))
-        return episode
+            self._replied(episode, call.result)
+        self._ask(batch, call.name)
 
-    def _ask(
-        self, key: str, live: dict[str, _Episode], done: dict[str, _Episode], sampling: Sampling
-    ) -> None:
+    def _failed(self, episode: Episode, call: Call) -> None:
+        episode.env = None
+        if call.timed_out:
+            episode.ending = Ending.ENV_TIMEOUT
+            what = "reset" if episode.completion is None else "step"
+            episode.error = f"{what} took longer than rollout.env_timeout_s={self._env_timeout_s:g}"
+        else:
+            episode.ending = Ending.ENV_ERROR
+            episode.error = f"{type(call.error).__name__}: {call.error}"
+        if episode.completion is not None:
+            episode.record(0.0, episode.ending.name, self._thought_tokens(episode.completion))
+
+    def _replied(self, episode: Episode, reply: Reply) -> None:
+        completion = episode.completion
+        assert completion is not None, "a reply is to an answer"
+        episode.record(reply.reward, reply.outcome, self._thought_tokens(completion))
+        episode.success, episode.ending = reply.success, reply.ending
+        if reply.ending is None:
+            episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))
+
+    def _ask(self, batch: _Batch, key: str) -> None:
         """Submit the episode's next turn, or retire it when it is over."""
-        episode = live[key]
+        episode = batch.live[key]
         room = self._engine.max_model_len - len(episode.token_ids)
         if episode.ending is None and room < 1:
             episode.ending = Ending.CONTEXT_FULL
         if episode.ending is not None:
-            done[key] = live.pop(key)
-            if episode.error is None:
+            batch.done[key] = batch.live.pop(key)
+            if episode.env is not None:
                 self._idle.append(episode.env)
             return
         dice = derive(episode.spec.seed, len(episode.turns))
-        fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        fitting = replace(batch.sampling, max_new_tokens=min(batch.sampling.max_new_tokens, room))
         self._engine.submit(key, episode.token_ids, fitting, dice)
-
-    def _answered(self, episode: _Episode, completion: Completion) -> None:
-        answer = self._chat.text(completion.token_ids)
-        try:
-            feedback, reward, terminated, truncated, info = episode.env.step(answer)
-            outcome, success, reward = str(info["outcome"]), bool(info["success"]), float(reward)
-        except Exception as error:  # as above
-            _fail(episode, error)
-            self._record(episode, completion, answer, 0.0, ENV_ERROR)
-            return
-        self._record(episode, completion, answer, reward, outcome)
-        episode.success = success
-        if terminated or truncated:
-            episode.ending = Ending.TERMINATED if terminated else Ending.TRUNCATED
-        else:
-            episode.show(feedback, self._chat.feedback_ids(feedback, completion.finish))
-
-    def _record(
-        self, episode: _Episode, completion: Completion, answer: str, reward: float, outcome: str
-    ) -> None:
-        episode.token_ids = (*episode.token_ids, *completion.token_ids)
-        episode.turns.append(
-            Turn(
-                context_ids=episode.context_ids,
-                answer_ids=completion.token_ids,
-                logprobs=completion.logprobs,
-                observation=episode.observation,
-                answer=answer,
-                finish=completion.finish,
-                reward=reward,
-                outcome=outcome,
-                thought_tokens=self._thought_tokens(completion),
-            )
-        )
+        batch.decoding.add(key)
 
     def _thought_tokens(self, completion: Completion) -> int:
         marker = self._answer_marker
         return 0 if marker is None else self._chat.thought_tokens(completion.token_ids, marker)
-
-    def _trajectory(self, episode: _Episode, adapter_version: int) -> Trajectory:
-        assert episode.ending is not None
-        spec = episode.spec
-        return Trajectory(
-            env=self._env_name,
-            variant=spec.variant,
-            split=spec.split,
-            instance=episode.instance,
-            iteration=spec.iteration,
-            episode=spec.episode,
-            group=spec.group,
-            seed=spec.seed,
-            adapter_version=adapter_version,
-            turns=tuple(episode.turns),
-            ending=episode.ending,
-            success=episode.success,
-            error=episode.error,
-        )
-
-
-def _fail(episode: _Episode, error: Exception) -> None:
-    episode.ending, episode.error = Ending.ENV_ERROR, f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from itertools import groupby
 
 from rlpost.config import Config
 from rlpost.rollout.specs import group_specs
-from rlpost.types import Ending, EpisodeSpec, Trajectory
+from rlpost.types import EpisodeSpec, Trajectory
 
 Play = Callable[[Sequence[EpisodeSpec]], list[Trajectory]]
 
@@ -57,8 +57,8 @@ def collect(play: Play, cfg: Config, iteration: int) -> Collected:
 
 
 def is_flat(group: Sequence[Trajectory]) -> bool:
-    """Whether the episodes that can be learnt from all earned the same; an environment's errors do not count."""
-    return len({t.total_reward for t in group if t.ending is not Ending.ENV_ERROR}) < 2
+    """Whether the episodes that can be learnt from, those not broken by the environment, all earned the same."""
+    return len({t.total_reward for t in group if not t.ending.broken}) < 2
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

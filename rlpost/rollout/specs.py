@@ -41,8 +41,13 @@ def evaluation_specs(cfg: Config, variant: str) -> list[EpisodeSpec]:
             iteration=-1,
             episode=episode,
             group=episode,
-            env_seed=derive(cfg.eval.seed, "instance", variant, episode),
+            env_seed=evaluation_env_seed(cfg.eval.seed, variant, episode),
             seed=derive(cfg.eval.seed, "dice", variant, episode),
         )
         for episode in range(cfg.eval.episodes)
     ]
+
+
+def evaluation_env_seed(seed: int, variant: str, episode: int) -> int:
+    """What the environment is reset with for an evaluation's episode, where eval.seed is `seed`."""
+    return derive(seed, "instance", variant, episode)

@@ -25,6 +25,7 @@ class RolloutWorker:
             lambda: registry.make(cfg.env, **cfg.env_args),
             chat,
             max_live=cfg.rollout.max_num_seqs,
+            env_timeout_s=cfg.rollout.env_timeout_s,
             answer_marker=cfg.rollout.answer_marker,
         )
         self.version = 0

@@ -52,9 +52,25 @@ class Stillborn:
 
 
 @pytest.fixture(scope="class")
-def _ray() -> Iterator[None]:
-    with cluster.connect(RayConfig(), cluster.Needs(cpus=1, gpus=0)):
+def _ray(own_module: Path) -> Iterator[None]:
+    with cluster.connect(RayConfig(), cluster.Needs(cpus=1, gpus=0), modules=[own_module]):
         yield
+
+
+@pytest.fixture(scope="module")
+def own_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module of a user's, in a folder that is on nobody's import path."""
+    path = tmp_path_factory.mktemp("own") / "own_environment.py"
+    path.write_text("import own_helper\n\nGREETING = own_helper.GREETING\n")
+    path.with_name("own_helper.py").write_text("GREETING = 'hello'\n")
+    return path
+
+
+@ray.remote(num_cpus=0)
+def greeting() -> tuple[str, str]:
+    import own_environment  # type: ignore[import-not-found]
+
+    return own_environment.GREETING, os.getcwd()
 
 
 Pair = tuple[ray.actor.ActorHandle, ray.actor.ActorHandle]
@@ -92,6 +108,12 @@ class TestGet:
         with pytest.raises(cluster.ActorLostError, match="learner rank 1 died"):
             cluster.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
         assert time.monotonic() - start < 30
+
+    @pytest.mark.usefixtures("_ray")
+    def test_workers_import_a_users_module_and_what_lies_beside_it(self, own_module: Path) -> None:
+        heard, folder = cluster.get(greeting.remote(), 60, "worker")
+        assert heard == "hello"
+        assert folder != str(own_module.parent)
 
     @pytest.mark.usefixtures("_ray")
     def test_a_second_connection_is_refused_and_the_first_lives(self) -> None:
@@ -198,16 +220,21 @@ from rlpost.config import RayConfig
 @ray.remote(num_cpus=1)
 def shipped_packages():
     # What came with the job, as a node without a checkout would find it.
+    import own_environment
     folders = [Path(folder) for folder in sys.path if "py_modules" in folder]
-    return sorted(path.parent.name for folder in folders for path in folder.glob("*/__init__.py"))
+    found = sorted(path.parent.name for folder in folders for path in folder.glob("*/__init__.py"))
+    return [*found, own_environment.GREETING]
 
+modules = [Path(sys.argv[2]), Path(sys.argv[2]).with_name("own_helper.py")]
 for _ in range(2):  # leaving once does not end the cluster
-    with cluster.connect(RayConfig(address=sys.argv[1]), cluster.Needs(cpus=1, gpus=0)):
+    with cluster.connect(RayConfig(address=sys.argv[1]), cluster.Needs(cpus=1, gpus=0), modules=modules):
         print(*cluster.get(shipped_packages.remote(), 120, "a remote worker"))
 """
 
 
-def test_a_running_cluster_is_joined_with_this_code_and_left_running(tmp_path: Path) -> None:
+def test_a_running_cluster_is_joined_with_this_code_and_left_running(
+    tmp_path: Path, own_module: Path
+) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "HOME": str(tmp_path)}
     host = subprocess.Popen(
         [sys.executable, "-c", HOST],
@@ -218,11 +245,11 @@ def test_a_running_cluster_is_joined_with_this_code_and_left_running(tmp_path: P
     )
     assert host.stdout is not None
     try:
-        command = [sys.executable, "-c", GUEST, host.stdout.readline().strip()]
+        command = [sys.executable, "-c", GUEST, host.stdout.readline().strip(), str(own_module)]
         guest = subprocess.run(
             command, capture_output=True, text=True, timeout=300, env=environment, check=False
         )
-        assert guest.stdout.split() == ["envs", "rlpost"] * 2, guest.stderr
+        assert guest.stdout.split() == ["envs", "rlpost", "hello"] * 2, guest.stderr
         assert host.poll() is None
     finally:
         host.communicate(timeout=60)  # closes its standard input, upon which it ends

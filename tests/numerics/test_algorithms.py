@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlpost.algorithms.table import TABLE
 from rlpost.config import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
-from rlpost.learner import update
+from rlpost.learner import objective
 from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
 from rlpost.types import Ending, Finish, Trajectory, Turn
@@ -53,13 +53,13 @@ class Numbers:
 
     def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[Credit, dict[str, float]]:
         known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference}
-        scores = {name: known[name].float() for name in update.passes_of(cfg.algo)}
+        scores = {name: known[name].float() for name in objective.passes_of(cfg.algo)}
         return assign_credit(episodes, scores, cfg)
 
     def loss(self, credit: Credit, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
         found = {POLICY: (self.new[slots], torch.ones(len(slots))), CRITIC: self.later[slots]}
         passes = (POLICY, CRITIC) if TABLE[cfg.algo.name].critic else (POLICY,)
-        loss_of = update._loss(credit, episodes, cfg)
+        loss_of = objective.minibatch_loss(credit, episodes, cfg)
         return loss_of({name: found[name] for name in passes}, slots)[0]
 
     def batch(self, episodes: Sequence[Trajectory], cfg: Config) -> Batch:
@@ -269,10 +269,10 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         old = table.detach()[arms]
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32)}
-        credit, _ = assign_credit(pulls, {n: scores[n] for n in update.passes_of(cfg.algo)}, cfg)
+        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.passes_of(cfg.algo)}, cfg)
         found = {POLICY: (table[arms], torch.zeros(32)), CRITIC: value.expand(32)}
-        passes = {n: found[n] for n in update.passes_of(cfg.algo)}
-        loss, _ = update._loss(credit, range(32), cfg)(passes, torch.arange(32))
+        passes = {n: found[n] for n in objective.passes_of(cfg.algo)}
+        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(passes, torch.arange(32))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from rlpost.metrics import Clock, evaluation, rollout_metrics, wilson
+from rlpost.metrics import Clock, evaluation, rollout_metrics, step_accuracy, wilson
 from rlpost.types import Ending, Finish
 from tests.unit.episodes import episode, turn
 
@@ -50,6 +50,7 @@ def test_rollout_metrics_by_hand() -> None:
             "ending/truncated": 1 / 4,
             "ending/context_full": 0,
             "ending/env_error": 1 / 4,
+            "ending/env_timeout": 0,
         }
     )
 
@@ -61,20 +62,37 @@ def test_evaluation_by_hand() -> None:
         "n": 4,
         "success": 0.5,
         "success_by_turn": [0.25, 0.5, 0.5],
+        "step_accuracy": None,
         "reward": 1.0,
         "answer_tokens": 4.0,
         "cut_share": pytest.approx(1 / 3),
         "outcomes": {"CORRECT": 2, "SYNTAX": 2, "WRONG_VALUE": 2},
         "failures": {"WRONG_VALUE": 1},
         "env_errors": 1,
+        "env_timeouts": 0,
     }
     assert (low, high) == wilson(2, 4)
+
+
+def test_a_hung_environment_is_counted_apart() -> None:
+    found = evaluation([*BATCH, episode(ending=Ending.ENV_TIMEOUT, error="slow")])
+    assert (found["n"], found["env_errors"], found["env_timeouts"]) == (5, 1, 1)
 
 
 def test_episodes_without_a_turn_are_measured() -> None:
     broken = [episode(ending=Ending.ENV_ERROR, error="no")]
     assert rollout_metrics(broken)["answer_tokens"] == 0.0
     assert evaluation(broken)["success_by_turn"] == []
+
+
+def test_step_accuracy_counts_right_answers_of_episodes_that_go_on() -> None:
+    right, wrong = turn("CORRECT", 1.0), turn("WRONG_ACTION", -1.0)
+    arrived = episode(wrong, right, right, success=True)
+    assert step_accuracy([arrived, episode(wrong, wrong, index=1)]) == 2 / 5
+    assert step_accuracy([episode(right, turn("ASTRAY", 0.0))]) == 1 / 2
+    assert step_accuracy([episode(wrong, wrong)]) == 0.0  # a rule misread at the first step of every route
+    assert step_accuracy([episode(wrong, right, success=True)]) is None  # attempts at one step
+    assert step_accuracy([episode(ending=Ending.ENV_ERROR)]) is None
 
 
 @pytest.mark.parametrize("function", [rollout_metrics, evaluation])
@@ -229,7 +247,14 @@ def phases_of(source: Path) -> set[str]:
 
 def test_every_metric_is_documented() -> None:
     produced = {general(key) for key in (*rollout_metrics(BATCH), *evaluation(BATCH), *Clock().lap())}
-    for source in ("learner/update.py", "learner/credit.py", "algorithms/losses.py", "rollout/refill.py"):
+    for source in (
+        "learner/update.py",
+        "learner/passes.py",
+        "learner/objective.py",
+        "learner/credit.py",
+        "algorithms/losses.py",
+        "rollout/refill.py",
+    ):
         produced |= keys_written_in(ROOT / "rlpost" / source)
     produced |= {key for key in keys_written_in(ROOT / "rlpost/rollout/pool.py") if key.startswith("swap/")}
     for source in ("train.py", "sft.py", "evaluate.py"):

@@ -114,6 +114,15 @@ def test_results_table_has_a_row_a_decoding_and_a_column_a_stage() -> None:
     assert all(word in rows[2] for word in ("a_rule", "held out", "12.0% [9, 17]"))
 
 
+def test_right_steps_have_a_row_where_episodes_have_several() -> None:
+    console, walked = plain(), summary()
+    walked["eval"]["before"]["faces_10"]["sampled"]["step_accuracy"] = 0.0
+    walked["eval"]["after"]["faces_10"]["sampled"]["step_accuracy"] = 0.625
+    results_table(console, walked)
+    rows = [line.split() for line in printed(console).splitlines() if "right steps" in line]
+    assert rows == [["right", "steps", *shares] for shares in (["-", "-"], ["0.0%", "62.5%"], ["-", "-"])]
+
+
 def test_a_stage_without_some_variant_shows_a_dash() -> None:
     console, partial = plain(), summary()
     partial["eval"]["warm"] = {"faces_10": {"greedy": entry(0.01, 0.0, 0.02)}}

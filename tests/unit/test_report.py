@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import math
-from html.parser import HTMLParser
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from rlpost import figures
+from envs import registry
+from rlpost import figures, replay
 from rlpost.errors import OutputError
 from rlpost.metrics import evaluation
 from rlpost.report import write_report
+from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.rundir import RunDir, evaluation_name
 from rlpost.types import Ending, Finish, Trajectory
 from tests.unit.episodes import episode, turn
+from tests.unit.pages import Page, assert_inert, assert_told
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>]]>{{ 7*7 }} $\\frac{1}$ &amp; \ud83d"
 CONFIG = "name: demo\ntrain_variant: faces_10\nmodel: <b>tiny</b>\n"
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Elements, attributes and text of a page; fails on tags that do not close in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def deals(solved: set[int], variant: str, n: int = 40, answer: str = "formula: 1+2") -> list[Trajectory]:
@@ -152,15 +127,7 @@ def test_the_page_answers_first(page: Page) -> None:
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(finished: RunDir, page: Page) -> None:
-    loading = {"script", "link", "iframe", "img", "object", "embed", "base", "form", "image"}
-    assert not loading & {tag for tag, _ in page.tags}
-    for _, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on")]
-        for name in ("href", "xlink:href", "src"):
-            assert attributes.get(name, "#").startswith("#")
-    html = finished.report.read_text(encoding="utf-8")
-    assert "@import" not in html
-    assert "default-src 'none'" in html
+    assert_inert(page, finished.report.read_text(encoding="utf-8"))
 
 
 def test_what_a_model_wrote_stays_text(page: Page) -> None:
@@ -238,3 +205,75 @@ def test_names_with_markup_stay_text_in_figures() -> None:
     assert "A < B & $C$. before: <script> 50.0%, $x 25.0%; after: $x 100.0%." in (
         page.all("svg")[0]["aria-label"] or ""
     )
+
+
+def walk(variant: str, number: int, answers: list[str] | None = None) -> Trajectory:
+    """An evaluation's route, walked by the expert or with `answers`."""
+    env = registry.make("navigation")
+    seed = evaluation_env_seed(7, variant, number)
+    _, info = env.reset(seed=seed, options={"variant": variant, "split": "eval"})
+    said = answers or [answer for _, answer, _ in env.unwrapped.expert(False, random.Random(0))]
+    stepped = [env.step(answer) for answer in said]
+    turns = [
+        turn(s[4]["outcome"], float(s[1]), answer=answer) for s, answer in zip(stepped, said, strict=True)
+    ]
+    success = stepped[-1][4]["success"]
+    played = episode(*turns, success=success, index=number, variant=variant)
+    return replace(played, env="navigation", instance=info["instance"])
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a navigation run that was stopped after its first evaluation."""
+    config = "env: navigation\nenv_args: {}\neval: {seed: 7}\ntrain_variant: absolute\n"
+    run_dir = RunDir.create(tmp_path_factory.mktemp("walked") / "run", "demo", 0, config)
+    routes = [
+        walk("absolute", 0),
+        walk("absolute", 1, [HOSTILE, HOSTILE]),
+        replace(walk("absolute", 2), seed=5),
+    ]
+    elsewhere = replace(routes[2], instance="grid:another:1-2")
+    run_dir.write_trajectories(evaluation_name("before", "absolute", "sampled"), [*routes[:2], elsewhere])
+    return page_of(run_dir)
+
+
+def test_routes_are_drawn_as_they_were_walked(walked: Page) -> None:
+    images = walked.all("img")
+    assert [image["alt"] for image in images] == [
+        f"Picture of how {walk('absolute', number).instance} stood at the end, before; the answers below say the same"
+        " in words."
+        for number in (1, 0)  # failures first; the instance that the environment no longer deals has none
+    ]
+    stood, arrived = (ElementTree.fromstring(decoded(image)) for image in images)
+    assert len(points_of(stood, "walked")) == 1  # nothing that was answered led anywhere
+    assert points_of(arrived, "walked")[-1] == points_of(arrived, "way")[-1]
+    assert_inert(walked, "default-src 'none'")
+    assert_told(walked)
+
+
+def decoded(image: dict[str, str | None]) -> bytes:
+    return base64.b64decode((image["src"] or "").partition(",")[2])
+
+
+def points_of(root: ElementTree.Element, kind: str) -> list[str]:
+    lines = root.iter("{http://www.w3.org/2000/svg}polyline")
+    return next(line.attrib["points"].split() for line in lines if line.get("class") == kind)
+
+
+def test_right_steps_stand_beside_success(walked: Page, page: Page) -> None:
+    right = sum(len(walk("absolute", number).turns) for number in (0, 2))
+    assert f"right steps {right / (right + 2):.1%}" in walked.text
+    assert "right steps" not in page.text
+
+
+def test_an_environment_that_cannot_be_had_leaves_a_report_without_pictures(started: RunDir) -> None:
+    config = "env: no_such_module:Env\nenv_args: {}\neval: {seed: 7}\ntrain_variant: faces_10\n"
+    started.config.write_text(config)
+    started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), STAGES["before", "faces_10"])
+    page = page_of(started)
+    assert "could not draw pictures: ValueError: no_such_module:Env: cannot be imported" in page.text
+    assert not page.all("img")
+
+
+def test_environments_without_pictures_are_asked_for_none() -> None:
+    assert replay.picture(registry.make("generalpoints"), STAGES["after", "faces_10"][0], 1) is None

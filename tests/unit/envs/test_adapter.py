@@ -49,6 +49,15 @@ class Numbers(Sum):
         self.action_space = Discrete(3)
 
 
+class Stubborn(Sum):
+    def __init__(self):
+        raise KeyError("no key to the door")
+
+
+class Misdeclared(Sum):
+    variants = ["mine"]
+
+
 class NoEnvironment:
     pass
 """
@@ -60,6 +69,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     text = PLAIN.replace("[VARIANT]", f"[{VARIANT}]")
     (tmp_path / "own_module.py").write_text(text.replace('Text(50)', 'Text(50, charset=CHARACTERS)').replace(
         "class Sum", "CHARACTERS = frozenset(map(chr, range(32, 127)))\n\n\nclass Sum"))  # fmt: skip
+    (tmp_path / "own_broken.py").write_text("import json\n1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_module", raising=False)
     return "own_module"
@@ -104,7 +114,11 @@ def test_variants_of_ones_own_are_passed_on(own: str) -> None:
         ("own_module:Missing", "cannot be imported"),
         ("own_module:NoEnvironment", "is no subclass of gymnasium.Env"),
         ("own_module:Numbers", r"its action space is Discrete\(3\), but must be gymnasium.spaces.Text"),
+        ("own_module:Stubborn", r"cannot be made: KeyError: 'no key to the door' \(own_module.py:\d+\)"),
+        ("own_module:Misdeclared", "its variants hold 'mine', which has not name, held_out and summary"),
+        ("own_broken:Env", r"cannot be imported: ZeroDivisionError: division by zero \(own_broken.py:2\)"),
         (":", "cannot be imported"),
+        ("own_module:", "cannot be imported"),
     ],
 )
 def test_what_is_no_environment_is_refused(own: str, name: str, told: str) -> None:

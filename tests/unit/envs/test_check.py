@@ -115,4 +115,4 @@ def test_as_a_module_it_says_failure_by_its_exit_code() -> None:
     command = [sys.executable, "-m", "envs.check", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "there are: generalpoints, navigation" in done.stderr
+    assert "there are generalpoints, navigation" in done.stderr

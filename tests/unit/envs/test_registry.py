@@ -33,12 +33,12 @@ def test_variants_are_the_declared_ones_and_one_is_for_training() -> None:
 @pytest.mark.parametrize("use", [registry.make, registry.variants])
 def test_unknown_names_list_what_there_is(use: object) -> None:
     assert callable(use)
-    with pytest.raises(ValueError, match=r"'generalpoint'; there are: .*Did you mean generalpoints\?"):
+    with pytest.raises(ValueError, match=r"'generalpoint': there are .*; did you mean generalpoints\?"):
         use("generalpoint")
     with pytest.raises(ValueError) as caught:
         use("chess")
     assert "generalpoints" in str(caught.value)
-    assert "Did you mean" not in str(caught.value)
+    assert "did you mean" not in str(caught.value)
 
 
 def test_unknown_arguments_list_what_there_is() -> None:

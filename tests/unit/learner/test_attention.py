@@ -71,7 +71,7 @@ VARIANTS = ["one row", "several rows", "checkpointed", "cut finely", "fused", "f
 def _model(folder: Path, family: str) -> ActorCritic:
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(folder)
-    model = policy.build(folder, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, True, None)
+    model = policy.build(folder, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, policy.ADAPTERS, None)
     for name in (POLICY, REFERENCE, CRITIC):
         for parameter in model.parameters_of(name):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
@@ -197,7 +197,7 @@ def test_attention_that_is_not_plain_is_refused(tmp_path: Path) -> None:
         **SIZES, num_key_value_heads=1, use_sliding_window=True, sliding_window=8, max_window_layers=1
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = policy.build(tmp_path, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, False, None)
+    model = policy.build(tmp_path, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, (POLICY,), None)
     [[groups]] = plan_micro_batches(ROWS, [0], 100, 1)
     with pytest.raises(ModelError, match="8 tokens back"):
         model(collate(ROWS, slot_starts(ROWS), groups), (POLICY,), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from rlpost.learner.policy import CRITIC, POLICY, REFERENCE, ActorCritic
 from rlpost.learner.sharing import Group
 from tests.learner_data import plain_attention, random_episodes, write_small_model
 
+LORA = LoraConfig(rank=4, alpha=8.0)
 ROWS = [Row(t.token_ids, t.loss_mask) for t in random_episodes(5)]
 
 
@@ -32,8 +34,8 @@ def build(folder: Path) -> Callable[..., ActorCritic]:
     def built(
         kind: AdapterKind = AdapterKind.lora, dtype: Dtype = Dtype.float32, start: Adapter | None = None
     ) -> ActorCritic:
-        lora = LoraConfig(kind=kind, rank=4, alpha=8.0)
-        return policy.build(folder, dtype, lora, seed=0, with_reference=True, start=start)
+        lora = replace(LORA, kind=kind)
+        return policy.build(folder, dtype, lora, seed=0, adapters=policy.ADAPTERS, start=start)
 
     return built
 
@@ -212,7 +214,7 @@ def test_an_empty_micro_batch_gives_zero_gradients(build: Callable[..., ActorCri
         model.fuse_adapters()
     found = model(collate([], [0], []), (POLICY, CRITIC), 1.0)
     (found[POLICY][0].sum() + found[CRITIC].sum()).backward()
-    for name in policy.TRAINED:
+    for name in (POLICY, CRITIC):
         for parameter in model.parameters_of(name):
             assert parameter.grad is not None
             assert not parameter.grad.any()
@@ -226,7 +228,7 @@ def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic],
     for learner in (model, wide):
         _shake(learner, POLICY, 1)
         _shake(learner, CRITIC, 2)
-    trained = [p for name in policy.TRAINED for p in model.parameters_of(name)]
+    trained = [p for name in (POLICY, CRITIC) for p in model.parameters_of(name)]
     assert {p.dtype for p in trained} == {torch.float32}
     assert next(model.peft.get_base_model().parameters()).dtype == torch.bfloat16
     found, expected = (m(_batch(), (POLICY, CRITIC), 1.0) for m in (model, wide))
@@ -236,9 +238,22 @@ def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic],
 
 def test_random_start_follows_the_seed(folder: Path) -> None:
     def start(seed: int) -> str:
-        return _export(policy.build(folder, Dtype.float32, LoraConfig(rank=4), seed, False, None)).fingerprint
+        return _export(
+            policy.build(folder, Dtype.float32, LoraConfig(rank=4), seed, (POLICY,), None)
+        ).fingerprint
 
     assert start(0) == start(0) != start(1)
+
+
+def test_the_policy_is_the_same_without_a_critic(build: Callable[..., ActorCritic], folder: Path) -> None:
+    alone, among = policy.build(folder, Dtype.float32, LORA, 0, (POLICY,), None), build()
+    assert alone.trained == (POLICY,)
+    assert {policy.adapter_of(name) for name, _ in alone.named_parameters()} == {None, POLICY}
+    assert alone.parameters_of(CRITIC) == [] != among.parameters_of(CRITIC)
+    assert _export(alone).fingerprint == _export(among).fingerprint
+    grads, expected = _gradients(alone, (POLICY,)), _gradients(among, (POLICY,))
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name])
 
 
 def test_wrong_start_adapters_are_refused(build: Callable[..., ActorCritic], folder: Path) -> None:
@@ -250,7 +265,7 @@ def test_wrong_start_adapters_are_refused(build: Callable[..., ActorCritic], fol
         (LoraConfig(rank=4, alpha=8.0, target_modules="q_proj"), "differ in name"),
     ):
         with pytest.raises(AdapterError, match=reason):
-            policy.build(folder, Dtype.float32, lora, 0, False, adapter)
+            policy.build(folder, Dtype.float32, lora, 0, (POLICY,), adapter)
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
-from rlpost.learner import policy, update
+from rlpost.learner import objective, policy, update
 from rlpost.learner.packing import MicroBatch
 from rlpost.learner.policy import CRITIC, POLICY, ActorCritic
 from rlpost.types import Ending, Trajectory
@@ -69,7 +69,7 @@ def cfg() -> Config:
 
 
 def _backend(folder: Path, cfg: Config) -> PlainBackend:
-    model = policy.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, True, None)
+    model = policy.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, policy.ADAPTERS, None)
     generator = torch.Generator().manual_seed(3)
     for name in (POLICY, CRITIC):
         for p in model.parameters_of(name):
@@ -162,7 +162,8 @@ def test_metrics_of_the_first_step(folder: Path, cfg: Config) -> None:
     sampling = torch.tensor([x for e in episodes for turn in e.turns for x in turn.logprobs])
     logprobs, entropy = torch.cat([mine for mine, _, _ in parts]).T
     reference = torch.cat([reference for _, reference, _ in parts])
-    metrics = update.ppo_update(backend, [*episodes, *random_episodes(1, 9, Ending.ENV_ERROR)], cfg, 0)
+    broken = [*random_episodes(1, 9, Ending.ENV_ERROR), *random_episodes(1, 8, Ending.ENV_TIMEOUT)]
+    metrics = update.ppo_update(backend, [*episodes, *broken], cfg, 0)
     gap = (sampling - logprobs).abs()
     ratio = (reference - logprobs).exp()
     assert metrics["logprob_gap"] == pytest.approx(gap.mean().item(), rel=1e-4)
@@ -170,7 +171,7 @@ def test_metrics_of_the_first_step(folder: Path, cfg: Config) -> None:
     assert metrics["kl_reference"] == pytest.approx((ratio - 1 - ratio.log()).mean().item(), rel=1e-3)
     assert metrics["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-4)
     assert metrics["tokens"] == len(sampling)
-    assert metrics["episodes_left_out"] == 1
+    assert metrics["episodes_left_out"] == 2
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-4)
     assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["policy_loss"] == pytest.approx(
@@ -240,7 +241,7 @@ def test_one_step_needs_no_pass_for_its_old_log_probs(
     passes = _watched(lean)
     metrics = update.ppo_update(lean, random_episodes(4, group_size=2), cfg, 0)
     assert passes[0] == (policy.REFERENCE,)
-    monkeypatch.setattr(update, "_needs_old_logprobs", lambda algo: True)
+    monkeypatch.setattr(objective, "_needs_old_logprobs", lambda algo: True)
     full = _backend(folder, cfg)
     expected = update.ppo_update(full, random_episodes(4, group_size=2), cfg, 0)
     assert metrics.keys() == expected.keys()
@@ -304,8 +305,8 @@ def test_minibatches_keep_groups_whole(folder: Path, cfg: Config, monkeypatch: p
     cfg = with_algorithm(cfg, AlgoName.grpo)
     cfg.algo.epochs, cfg.algo.minibatches = 2, 2
     taken: list[list[int]] = []
-    step = update._step
-    monkeypatch.setattr(update, "_step", lambda *a: taken.append(list(a[2])) or step(*a))
+    step = update.take_step
+    monkeypatch.setattr(update, "take_step", lambda *a: taken.append(list(a[2])) or step(*a))
     episodes = random_episodes(9, group_size=3)
     update.ppo_update(_backend(folder, cfg), episodes[:8], cfg, 0)
     assert len(taken) == 4

@@ -15,7 +15,7 @@ from gymnasium.spaces import Text
 from envs import registry
 from envs.generalpoints.solver import solve
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.collect import ENV_ERROR, Collector
+from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.scripted import LOGPROB, ScriptedEngine
 from rlpost.seeds import derive
@@ -40,7 +40,8 @@ def collector(
 ) -> Collector:
     engine = ScriptedEngine(script, chat, max_model_len=kwargs.pop("max_model_len", 4096))
     make = make_env or (lambda: registry.make("generalpoints", verify_iter=3))
-    return Collector(engine, "generalpoints", make, chat, kwargs.pop("max_live", 2), **kwargs)
+    max_live, timeout_s = kwargs.pop("max_live", 2), kwargs.pop("env_timeout_s", 30.0)
+    return Collector(engine, "generalpoints", make, chat, max_live, timeout_s, **kwargs)
 
 
 def values_in(text: str) -> tuple[int, ...]:
@@ -137,7 +138,7 @@ def test_environments_that_raise_end_their_own_episodes_only(chat: Chat) -> None
     played = collector(chat, lambda text, seed: "hi", Broken).collect(wanted, SAMPLING, 0)
     assert [t.ending for t in played] == [Ending.ENV_ERROR] * 4
     assert [t.error for t in played] == ["RuntimeError: no cards", "ValueError: no rules"] * 2
-    assert [[turn.outcome for turn in t.turns] for t in played] == [[], [ENV_ERROR]] * 2
+    assert [[turn.outcome for turn in t.turns] for t in played] == [[], ["ENV_ERROR"]] * 2
 
 
 def test_dice_depend_on_the_address_alone(chat: Chat) -> None:

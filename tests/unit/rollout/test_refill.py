@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pytest
+
 from rlpost.config import AlgoName, Config
 from rlpost.rollout.refill import collect, is_flat
 from rlpost.rollout.specs import training_specs
@@ -81,8 +83,9 @@ def test_without_dynamic_sampling_the_batch_is_played_once() -> None:
     assert found.metrics == {}
 
 
-def test_broken_episodes_do_not_make_a_group_varied() -> None:
-    good, broken = episode(turn(reward=1.0)), episode(ending=Ending.ENV_ERROR, error="no")
+@pytest.mark.parametrize("ending", [Ending.ENV_ERROR, Ending.ENV_TIMEOUT])
+def test_broken_episodes_do_not_make_a_group_varied(ending: Ending) -> None:
+    good, broken = episode(turn(reward=1.0)), episode(ending=ending, error="no")
     assert is_flat([good, broken])
     assert is_flat([good])
     assert not is_flat([good, episode(turn(reward=2.0)), broken])

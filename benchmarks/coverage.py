@@ -1,0 +1,116 @@
+"""How often the intervals of a comparison hold the truth: simulated comparisons whose true difference is known.
+
+    python -m benchmarks.coverage
+
+Outcomes follow a probit model of seeds, instances and dice. Prints, for each truth, the coverage and mean width of the
+interval that a comparison reports beside those of other methods, from the same simulated tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, ttest_1samp
+
+from rlpost.compare.intervals import Floats, bootstrap, difference
+
+RESAMPLES = 500
+LEVELS = ((0.30, 0.30), (0.40, 0.30), (0.05, 0.03))  # chances of arm and baseline
+SEED_SDS = (0.0, 0.15, 0.4)  # of a chance of 30%: 0, 3.6 and 9 points
+
+
+@dataclass(frozen=True)
+class Truth:
+    """`arm` and `baseline` succeed with these probabilities, over all seeds, instances and dice.
+
+    Standard deviations are of the latent normal, where the dice have 1: seeds (of each arm by itself), how hard an
+    instance is (for both alike) and how it suits an arm.
+    """
+
+    seeds: int
+    arm: float
+    baseline: float
+    seed_sd: float
+    difficulty_sd: float = 1.0
+    suits_sd: float = 0.3
+    instances: int = 200
+
+
+def play(truth: Truth, rng: np.random.Generator) -> Floats:
+    """Differences of paired outcomes, (S, N)."""
+    S, N = truth.seeds, truth.instances
+    scale = (1 + truth.seed_sd**2 + truth.difficulty_sd**2 + truth.suits_sd**2) ** 0.5
+    difficulty_N = truth.difficulty_sd * rng.standard_normal(N)
+    solved = []
+    for chance in (truth.arm, truth.baseline):
+        latent_SN = norm.ppf(chance) * scale + difficulty_N + rng.standard_normal((S, N))
+        latent_SN += truth.seed_sd * rng.standard_normal((S, 1)) + truth.suits_sd * rng.standard_normal(N)
+        solved.append(latent_SN > 0)
+    differences_SN: Floats = solved[0].astype(float) - solved[1]
+    return differences_SN
+
+
+def coverage(truth: Truth, simulations: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Share of simulated comparisons whose 95% interval holds the true difference, and its mean width."""
+    return _covered(truth, [difference(play(truth, rng)).interval() for _ in range(simulations)])
+
+
+def _covered(truth: Truth, intervals: list[tuple[float, float]]) -> tuple[float, float]:
+    ends = np.array(intervals)
+    true = truth.arm - truth.baseline
+    held = (ends[:, 0] <= true) & (true <= ends[:, 1])
+    return float(held.mean()), float(np.mean(ends[:, 1] - ends[:, 0]))
+
+
+def _nested(values_SN: Floats, seed: int) -> tuple[float, float]:
+    """Percentile interval, seeds drawn, then instances for each drawn seed by itself."""
+    rng = np.random.default_rng(seed)
+    S, N = values_SN.shape
+    drawn_RS = rng.integers(S, size=(RESAMPLES, S))
+    shares_S3 = np.stack([(values_SN == value).mean(axis=1) for value in (-1, 0, 1)], axis=1)
+    counts_RS3 = rng.multinomial(N, shares_S3[drawn_RS])
+    means_R = (counts_RS3[..., 2] - counts_RS3[..., 0]).sum(axis=1) / (S * N)
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _seeds_only(values_SN: Floats) -> tuple[float, float]:
+    """A t interval of the seeds' means."""
+    if len(values_SN) == 1:
+        return -np.inf, np.inf  # one seed says nothing of seeds
+    low, high = ttest_1samp(values_SN.mean(axis=1), 0).confidence_interval()
+    return float(low), float(high)
+
+
+METHODS: dict[str, Callable[[Floats, int], tuple[float, float]]] = {
+    "reported": lambda values_SN, seed: difference(values_SN).interval(),
+    "bootstrap, crossed": lambda values_SN, seed: bootstrap(values_SN, seed, RESAMPLES),
+    "bootstrap, nested": _nested,
+    "t over seeds": lambda values_SN, seed: _seeds_only(values_SN),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--simulations", type=int, default=1000)
+    simulations = parser.parse_args().simulations
+    print("coverage of 95% intervals (mean width in points)", *METHODS, sep=" | ")
+    for seeds, (arm, baseline), seed_sd in itertools.product((1, 3, 5), LEVELS, SEED_SDS):
+        truth = Truth(seeds, arm, baseline, seed_sd)
+        rng = np.random.default_rng(0)
+        tables = [play(truth, rng) for _ in range(simulations)]
+        told = []
+        for method in METHODS.values():
+            covered, width = _covered(truth, [method(table, number) for number, table in enumerate(tables)])
+            told.append(f"{100 * covered:.1f}% ({100 * width:.1f})")
+        print(f"{seeds} seeds, {arm:.0%} - {baseline:.0%}, seed sd {seed_sd}", *told, sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    main()

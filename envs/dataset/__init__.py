@@ -1,0 +1,23 @@
+"""`env=dataset`: prompts of a file on disk, each answered once and scored by a function (envs/registry.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+
+from envs.base import VariantInfo
+from envs.dataset.env import Dataset, Taught
+from envs.dataset.settings import Settings
+from envs.dataset.table import load
+
+
+def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+    """Refused (a ValueError) for bad arguments, files and rows."""
+    settings = Settings.checked(args)
+    return Dataset(settings) if settings.expert is None else Taught(settings)
+
+
+def variants(name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
+    return list(load(Settings.checked(args)).variants.values())

@@ -1,0 +1,42 @@
+"""A data set of prompts with a scoring function, as an environment of one turn."""
+
+from __future__ import annotations
+
+import random
+
+from envs.dataset.scoring import scorer, verdict
+from envs.dataset.settings import Settings
+from envs.dataset.table import load
+from envs.errors import Refused
+from envs.one_turn import Demonstrates, OneTurn, Question, Verdict
+from envs.splits import Split
+
+
+class Dataset(OneTurn):
+    """A row's prompt, one answer, its score. See envs/dataset/settings.py for the arguments.
+
+    A scorer that raises, or returns what is no score, lets `step` raise: the rollout counts the episode as broken.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._table, self._score = settings, load(settings), scorer(settings)
+        super().__init__(self._table.variants)
+
+    def draw(self, variant: str, split: Split, rng: random.Random) -> Question:
+        questions = self._table.questions(variant, split)
+        if not questions:
+            raise Refused(
+                f"variant={variant!r}: has no rows of split {split.value!r}",
+                "change eval_share, or evaluate on another variant",
+            )
+        return rng.choice(questions)
+
+    def grade(self, question: Question, answer: str) -> Verdict:
+        return verdict(self._score(answer, question.data), self._settings)
+
+
+class Taught(Demonstrates, Dataset):
+    """A data set whose rows hold a whole right answer."""
+
+    def right_answer(self, question: Question) -> str:
+        return str(question.data[self._settings.expert])

@@ -1,0 +1,92 @@
+"""Rows of a file on disk, each with the place it stands at, so that a bad one can be found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from envs.errors import Refused
+
+Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the row
+
+_FORMS = "name a .jsonl file (an object a line), a .parquet or .arrow file, or a folder of save_to_disk"
+
+
+def read(path: Path) -> Iterator[Located]:
+    """The rows of a data set. Refused for what cannot be read, naming file and line."""
+    if not path.exists():
+        raise Refused(f"{path}: there is no such file or folder, seen from {Path.cwd()}", _FORMS)
+    if path.is_dir():
+        yield from _read_folder(path)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        yield from _read_jsonl(path)
+    elif path.suffix in (".parquet", ".arrow"):
+        yield from _read_columns([path])
+    else:
+        raise Refused(f"{path}: is of no kind that can be read", _FORMS)
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _read_jsonl(path: Path) -> Iterator[Located]:
+    """Blank lines hold no row; whatever else is no JSON object is refused."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}:{number}", _object(line, f"{path}:{number}")
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # of which bad UTF-8 is one
+        raise Refused(f"{where}: is not JSON: {error}", "mend the line") from error
+    if not isinstance(found, dict):
+        raise Refused(f"{where}: is no object but {type(found).__name__}", "write {...} on every line")
+    return found
+
+
+def _read_folder(folder: Path) -> Iterator[Located]:
+    """What `datasets.Dataset.save_to_disk` left: its state.json names the Arrow files, in order."""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = ", ".join(str(folder / name) for name in json.loads(splits.read_text("utf-8"))["splits"])
+        raise Refused(f"{folder}: holds several splits", f"name one: {names}")
+    state = folder / "state.json"
+    if not state.is_file():
+        raise Refused(f"{folder}: has no state.json, so save_to_disk did not write it", _FORMS)
+    files = json.loads(state.read_text("utf-8"))["_data_files"]
+    yield from _read_columns([folder / each["filename"] for each in files])
+
+
+def _read_columns(paths: list[Path]) -> Iterator[Located]:
+    try:
+        import pyarrow
+        from pyarrow import ipc, parquet
+    except ImportError as error:
+        raise Refused(
+            f"{paths[0]}: the package pyarrow, which reads it, is not installed",
+            "pip install 'rlpost[datasets]', or write the rows as a .jsonl file",
+        ) from error
+
+    def table(path: Path) -> Any:
+        if path.suffix == ".parquet":
+            return parquet.read_table(path)
+        with pyarrow.memory_map(str(path)) as source:
+            try:
+                return ipc.open_stream(source).read_all()
+            except pyarrow.ArrowInvalid:  # a file with a footer, not the stream that save_to_disk writes
+                return ipc.open_file(source).read_all()
+
+    for path in paths:
+        try:
+            found = table(path)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise Refused(f"{path}: cannot be read: {error}", "write it again") from error
+        for batch in found.to_batches():
+            for index, row in enumerate(batch.to_pylist()):
+                yield f"{path}, row {index}", row

@@ -1,0 +1,170 @@
+"""The rows of a data set, checked, and dealt out to variants and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from envs.base import PlainVariant
+from envs.dataset.files import read
+from envs.dataset.scoring import Row, compares, given_answer, number_in
+from envs.dataset.settings import Settings
+from envs.errors import Refused
+from envs.one_turn import Question, instance_of
+from envs.splits import Split, split_of
+
+DEFAULT, HELD_OUT = "default", "held_out"
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Item:
+    where: str
+    variant: str
+    question: Question  # its data is the row
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every row by variant and split; an endless supply of questions drawn with replacement."""
+
+    settings: Settings
+    items: tuple[Item, ...]
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        return frozenset((HELD_OUT, *self.settings.held_out))
+
+    @cached_property
+    def variants(self) -> dict[str, PlainVariant]:
+        """In the order of the rows, those to train on first."""
+        names = dict.fromkeys(item.variant for item in self.items)
+        return {
+            name: PlainVariant(name, name in self.held_out, self._summary(name))
+            for name in sorted(names, key=self.held_out.__contains__)
+        }
+
+    def _summary(self, variant: str) -> str:
+        trained, held_out = (len(self.questions(variant, split)) for split in (Split.TRAIN, Split.EVAL))
+        source = self.settings.held_out_path if variant == HELD_OUT else None
+        return f"{trained} rows to train on, {held_out} to evaluate on, of {source or self.settings.path}"
+
+    def questions(self, variant: str, split: Split) -> tuple[Question, ...]:
+        return self._dealt.get((variant, split), ())
+
+    @cached_property
+    def _dealt(self) -> dict[tuple[str, Split], tuple[Question, ...]]:
+        dealt: dict[tuple[str, Split], list[Question]] = {}
+        for item in self.items:
+            for split in (self.split(item), Split.ALL):
+                dealt.setdefault((item.variant, split), []).append(item.question)
+        return {key: tuple(questions) for key, questions in dealt.items()}
+
+    def split(self, item: Item) -> Split:
+        """A held-out variant is all for evaluation, the others by hash."""
+        if item.variant in self.held_out:
+            return Split.EVAL
+        return split_of(item.question.instance, self.settings.eval_share)
+
+
+@lru_cache(maxsize=8)  # each environment of a worker asks for it, and they may be hundreds
+def load(settings: Settings) -> Table:
+    """Refused for rows that cannot be used, naming file and line, and for variants without any."""
+    table = Table(settings, tuple(_items(settings)))
+    _refuse_missing(table)
+    _refuse_overlap(table)
+    return table
+
+
+def _items(settings: Settings) -> Iterator[Item]:
+    """Every row, or none: bad ones are refused together."""
+    bad = []
+    for where, row, variant in _located(settings):
+        if problem := _problem(row, variant, settings):
+            bad.append(f"{where}: {problem}")
+        else:
+            yield Item(where, str(variant), _question(row, settings))
+    if bad:
+        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+        raise Refused(
+            f"{len(bad)} rows cannot be used: {'; '.join(bad[:_MOST_NAMED])}{more}",
+            "mend or remove them, or name other fields: prompt=, answer=, variant=, expert=",
+        )
+
+
+def _located(settings: Settings) -> Iterator[tuple[str, Row, object]]:
+    """Each row with where it stands and its variant, which may be none."""
+    for where, row in read(Path(settings.path)):
+        yield where, row, DEFAULT if settings.variant is None else row.get(settings.variant)
+    if settings.held_out_path is not None:
+        for where, row in read(Path(settings.held_out_path)):
+            yield where, row, HELD_OUT
+
+
+def _problem(row: Row, variant: object, settings: Settings) -> str | None:
+    """Why a row cannot be used; None where it can."""
+    needed = [settings.prompt, *([settings.expert] if settings.expert else [])]
+    for field in needed:
+        if not _is_text(row.get(field)):
+            return f"its field {field!r} is {_shown(row, field)}, but must be a text"
+    if not _is_text(variant):
+        return f"its field {settings.variant!r} is {_shown(row, settings.variant)}, but must name its variant"
+    return _wrong_answer(row, settings) if compares(settings) else None
+
+
+def _wrong_answer(row: Row, settings: Settings) -> str | None:
+    if not isinstance(row.get(settings.answer), (str, int, float)):
+        return f"its field {settings.answer!r} is {_shown(row, settings.answer)}, but must be an answer"
+    answer = given_answer(row, settings)
+    if settings.score == "number" and number_in(answer, last=settings.marker is None) is None:
+        return f"its field {settings.answer!r} has no number: {answer[:40]!r}"
+    return None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _shown(row: Row, field: str | None) -> str:
+    return (
+        repr(row[field])[:40]
+        if field is not None and field in row
+        else f"missing (there are {', '.join(row)})"
+    )
+
+
+def _question(row: Row, settings: Settings) -> Question:
+    prompt = row[settings.prompt]
+    told = f"{prompt}\n{settings.instruction}" if settings.instruction else prompt
+    return Question(told, instance_of(prompt), MappingProxyType(row))
+
+
+def _refuse_missing(table: Table) -> None:
+    settings, variants = table.settings, table.variants
+    if missing := [name for name in settings.held_out if name not in variants]:
+        raise Refused(
+            f"held_out={missing}: no row is of that variant", f"there are: {', '.join(variants) or 'none'}"
+        )
+    if not any(table.questions(name, Split.TRAIN) for name in variants):
+        raise Refused(
+            f"{settings.path}: has {len(table.items)} rows, none of them to train on",
+            f"give more rows, or less eval_share than {settings.eval_share:g}",
+        )
+
+
+def _refuse_overlap(table: Table) -> None:
+    """A prompt that is trained on may not be held out as well, under whichever variant."""
+    trained = {i.question.instance: i.where for i in table.items if table.split(i) is Split.TRAIN}
+    both = [
+        f"{trained[i.question.instance]} and {i.where}"
+        for i in table.items
+        if table.split(i) is Split.EVAL and i.question.instance in trained
+    ]
+    if both:
+        raise Refused(
+            f"{len(both)} prompts are both trained on and held out: {'; '.join(both[:_MOST_NAMED])}",
+            "remove each from one of the two",
+        )

@@ -1,0 +1,103 @@
+"""Environments of one question and one answer: what a data set or a task generator becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+
+from envs.base import ExpertTurn, VariantInfo
+from envs.choices import Mode
+from envs.parsing import MAX_ANSWER
+from envs.reset_options import variant_and_split
+from envs.splits import Split
+from envs.texts import AnyText
+
+_MAX_OBSERVATION = 10_000_000  # characters
+
+
+def instance_of(text: str) -> str:
+    """What an instance is called: a hash of what is asked, so that equal questions are one instance everywhere."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Question:
+    observation: str
+    instance: str
+    data: Any  # what the scorer needs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    reward: float
+    outcome: str
+    success: bool
+
+
+class OneTurn(gymnasium.Env[str, str], ABC):
+    """Ask, hear one answer, score it; the episode is over. Subclasses say which question and which score.
+
+    `reset` takes options `variant` (by default the first that is not held out) and `split`.
+    """
+
+    def __init__(self, variants: Mapping[str, VariantInfo]) -> None:
+        self.observation_space = AnyText(_MAX_OBSERVATION)
+        self.action_space = AnyText(MAX_ANSWER)
+        self._variants = variants
+        self._rng = random.Random()
+        self._question: Question | None = None
+        self._over = True
+
+    @abstractmethod
+    def draw(self, variant: str, split: Split, rng: random.Random) -> Question:
+        """A question of a variant and split. ValueError where there is none."""
+
+    @abstractmethod
+    def grade(self, question: Question, answer: str) -> Verdict: ...
+
+    @property
+    def question(self) -> Question:
+        """The present one. ResetNeeded before the first reset."""
+        if self._question is None:
+            raise ResetNeeded("nothing is asked yet: call reset first")
+        return self._question
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        first = next(name for name, variant in self._variants.items() if not variant.held_out)
+        variant, split = variant_and_split(options, self._variants, first, Mode.MENDED)
+        super().reset(seed=seed)
+        if seed is not None:
+            self._rng = random.Random(seed)
+        self._question, self._over = self.draw(variant.name, split, self._rng), False
+        return self._question.observation, {"instance": self._question.instance}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self._over:
+            raise ResetNeeded("the episode is over, or none has begun: call reset first")
+        verdict = self.grade(self.question, action)
+        self._over = True
+        feedback = "Correct." if verdict.success else "Not correct."
+        info = {"outcome": verdict.outcome, "success": verdict.success}
+        return feedback, verdict.reward, True, False, info
+
+
+class Demonstrates(ABC):
+    """Mixed into a OneTurn whose questions come with a right answer: it becomes an envs.base.Expert."""
+
+    question: Question
+
+    @abstractmethod
+    def right_answer(self, question: Question) -> str: ...
+
+    def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
+        """The question and its answer. With one turn there is nothing to revise: `revision` changes nothing."""
+        return [(self.question.observation, self.right_answer(self.question), True)]

@@ -1,0 +1,90 @@
+"""What a user brings by `module:name`: an environment's class, or a function that scores answers.
+
+Their code may raise anything, so whatever it raises while it is imported or called becomes a refusal that says where.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from envs.adapter import ONLY_VARIANT, Adapted, check_spaces
+from envs.base import VariantInfo
+from envs.errors import Refused, UnknownEnvironment
+
+_IMPORTABLE = "write module:name, importable from here: start in its folder, or install its package"
+
+
+def told(error: BaseException) -> str:
+    """What was raised, and the last line of code outside this file on the way to it."""
+    files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    elsewhere = [(name, line) for name, line in files if name != __file__ and not name.startswith("<frozen")]
+    where = f" ({Path(elsewhere[-1][0]).name}:{elsewhere[-1][1]})" if elsewhere else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def load(reference: str, refused: type[Refused] = Refused) -> Any:
+    """What `module:name` names. Raises `refused` where it cannot be imported."""
+    module, _, name = reference.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise refused(f"{reference!r} cannot be imported: it is not of the form module:name", _IMPORTABLE)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise refused(f"{reference} cannot be imported: {told(error)}", _IMPORTABLE) from error
+
+
+def _class(reference: str) -> type[gymnasium.Env[str, str]]:
+    found = load(reference, UnknownEnvironment)
+    if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
+        raise UnknownEnvironment(
+            f"{reference}: is no subclass of gymnasium.Env", "name a class; docs/tutorial.md builds one"
+        )
+    return found
+
+
+def _declared(reference: str) -> list[VariantInfo]:
+    """What a class lists as `variants`; empty where it has none."""
+    found = list(getattr(_class(reference), "variants", ()))
+    for each in found:
+        if not all(hasattr(each, field) for field in ("name", "held_out", "summary")):
+            raise Refused(
+                f"{reference}: its variants hold {each!r}, which has not name, held_out and summary",
+                "make each an envs.base.PlainVariant",
+            )
+    return found
+
+
+def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
+    """ValueError where an environment's constructor does not take an argument, naming those it takes."""
+    parameters = inspect.signature(env_class).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return
+    unknown = sorted(args.keys() - parameters.keys())
+    if unknown:
+        raise ValueError(
+            f"{name}: unknown argument {', '.join(unknown)}; there are: {', '.join(parameters) or 'none'}"
+        )
+
+
+def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+    """An environment of a class of one's own; adapted (envs/adapter.py) where it declares no variants."""
+    env_class = _class(reference)
+    known_arguments(reference, env_class, args)
+    try:
+        env = env_class(**args)
+    except Exception as error:
+        raise Refused(f"{reference}: cannot be made: {told(error)}", "see its arguments") from error
+    check_spaces(env, reference)
+    return env if _declared(reference) else Adapted(env)
+
+
+def variants(reference: str, args: Mapping[str, Any]) -> list[VariantInfo]:
+    """Those that the class declares, else the only one of an adapted environment."""
+    return _declared(reference) or [ONLY_VARIANT]

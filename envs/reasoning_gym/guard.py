@@ -1,0 +1,141 @@
+"""Which answers may reach a scorer of reasoning-gym that evaluates them as Python code.
+
+Some of its scorers hand what the model wrote to `eval`, or to SymPy's `parse_expr`, which is `eval` behind a tokenizer:
+`__import__('os').system(...)` as an answer runs. Their answers are parsed here first, and only those go on whose
+every part is a number, an operator, or what else a right answer to the task needs, and whose values stay small.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+EVALUATORS = frozenset({"eval", "exec", "compile", "parse_expr", "sympify", "parse_latex"})
+OF_THE_QUESTION = frozenset({"bitwise_arithmetic", "number_sorting"})
+"""Tasks whose scorers evaluate their own question or oracle, not the model's answer."""
+
+_MAX_BITS = 4096  # of a number on the way to the value
+_MAX_EXPONENT = 64
+_MAX_NODES = 300
+_MAX_CALLS = 4  # functions within functions: SymPy simplifies their derivatives
+_EXPRESSION = re.compile(r"[0-9A-Za-z+\-*/()., ]*")
+_FUNCTIONS = frozenset(
+    {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
+    | {"exp", "log", "ln", "sqrt", "Abs"}
+)
+
+
+class _TooMuch(Exception):
+    pass
+
+
+def is_literal(answer: str) -> bool:
+    """Whether `eval` would find a list of texts and numbers in an answer, or no code at all."""
+    try:
+        tree = ast.parse(answer.lstrip(" \t"), mode="eval")
+    except (SyntaxError, ValueError):
+        return "(" not in answer  # neither code for eval, nor a call in what is nearly code
+    except (RecursionError, MemoryError):
+        return False
+    allowed = (ast.Expression, ast.List, ast.Tuple, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.USub)
+    return all(isinstance(node, allowed) for node in ast.walk(tree))
+
+
+def is_arithmetic(answer: str) -> bool:
+    """Whether an answer is + - * / ** on numbers, with no value on the way of more than 4096 bits."""
+    return _is_expression(answer, names=False)
+
+
+def is_algebra(answer: str) -> bool:
+    """As `is_arithmetic`, with variables and elementary functions as well."""
+    return _is_expression(answer, names=True)
+
+
+def _is_expression(answer: str, names: bool) -> bool:
+    if not _EXPRESSION.fullmatch(answer.strip()):
+        return False
+    try:
+        tree = ast.parse(answer.strip(), mode="eval")
+        return sum(1 for _ in ast.walk(tree)) <= _MAX_NODES and _size(tree.body, names) <= _MAX_BITS
+    except (SyntaxError, ValueError, RecursionError, MemoryError, _TooMuch):
+        return False
+
+
+def _size(node: ast.expr, names: bool, calls: int = 0) -> float:
+    """An upper bound on the bits of an expression's value. _TooMuch for what is no part of one."""
+    match node:
+        case ast.Constant(value=int() as value) if not isinstance(value, bool):
+            return value.bit_length()
+        case ast.Constant(value=float() as value) if math.isfinite(value):
+            return 64
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _size(operand, names, calls)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _size(left, names, calls) * max(1, _exponent(right))
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right):
+            return 1 + _size(left, names, calls) + _size(right, names, calls)
+        case ast.Name() if names:
+            return 1
+        case ast.Call(func=ast.Name(id=function), args=[argument], keywords=[]) if (
+            names and function in _FUNCTIONS and calls < _MAX_CALLS
+        ):
+            return 64 + _size(argument, names, calls + 1)
+    raise _TooMuch
+
+
+def _exponent(node: ast.expr) -> float:
+    """The size of an exponent, which must be a small number: 2, -1, (1/2), 0.5."""
+    match node:
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _exponent(operand)
+        case ast.BinOp(left=ast.Constant(), op=ast.Div(), right=ast.Constant() as below):
+            return max(_exponent(node.left), _exponent(below))
+        case ast.Constant(value=int() | float() as value) if abs(value) <= _MAX_EXPONENT:
+            return abs(value)
+    raise _TooMuch
+
+
+GUARDS: dict[str, Callable[[str], bool]] = {
+    "binary_matrix": is_literal,
+    "countdown": is_arithmetic,
+    "intermediate_integration": is_algebra,
+    "n_queens": is_literal,
+    "puzzle24": is_arithmetic,
+    "simple_integration": is_algebra,
+    "spiral_matrix": is_literal,
+    "string_insertion": is_literal,
+}
+
+
+def evaluates(dataset_class: type) -> bool:
+    """Whether a data set's scorer, or what it calls within its package, names an evaluator of code."""
+    score: Any = dataset_class.score_answer  # type: ignore[attr-defined]
+    seen: set[CodeType] = set()
+    waiting = [score]
+    while waiting:
+        function = waiting.pop()
+        if function.__code__ in seen:
+            continue
+        seen.add(function.__code__)
+        named = set(_names(function.__code__))
+        if named & EVALUATORS:
+            return True
+        waiting += [
+            found
+            for name in named
+            for found in (function.__globals__.get(name), getattr(dataset_class, name, None))
+            if isinstance(found, FunctionType) and found.__module__.startswith("reasoning_gym")
+        ]
+    return False
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Every global and attribute that a function's code names, in the functions within it as well."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -1,0 +1,187 @@
+"""The tasks of the package reasoning-gym: their settings, their levels of difficulty, their questions."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from types import ModuleType
+from typing import Any
+
+from envs.base import PlainVariant
+from envs.errors import Refused, UnknownEnvironment
+from envs.own import told
+from envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
+
+DEFAULT = "default"
+_OURS = ("seed", "size")  # of a task's settings: `reset` draws the seed, and instances have no end
+_DIFFER = "with equal seeds its generator asks different questions in different processes"
+_UNUSED = {  # as of 0.1.25
+    "composite": "it mixes other tasks; train on those",
+    "isomorphic_strings": _DIFFER,
+    "knight_swap": _DIFFER,
+    "polynomial_multiplication": _DIFFER,
+    "ransom_note": _DIFFER,
+}
+
+
+def package() -> ModuleType:
+    """The factory of reasoning-gym. Refused where it is not installed."""
+    try:
+        from reasoning_gym import factory
+    except ImportError as error:
+        raise UnknownEnvironment(
+            f"the package reasoning-gym cannot be imported ({error})", "pip install 'rlpost[reasoning-gym]'"
+        ) from error
+    return factory  # type: ignore[no-any-return]
+
+
+def names() -> list[str]:
+    """The tasks there are, but for those that cannot be trained on."""
+    return sorted(package().DATASETS.keys() - _UNUSED.keys())
+
+
+@dataclass(frozen=True)
+class Level:
+    """One difficulty of a task: a variant, and the data set that makes its questions."""
+
+    variant: PlainVariant
+    config: Any  # the task's own settings
+    make: Callable[..., Any]  # the task's data set, of settings
+
+    @cached_property
+    def dataset(self) -> Any:
+        return self.make(config=self.config)
+
+    def entry(self, seed: int) -> dict[str, Any]:
+        """The question of a seed: `question`, `answer`, `metadata`, as the package names them."""
+        dataset = copy.copy(
+            self.dataset
+        )  # some take a second to make; their questions depend on seed and index
+        dataset.seed = seed
+        entry: dict[str, Any] = dataset[seed % len(dataset)]
+        return entry
+
+
+@dataclass(frozen=True)
+class TaskOf:
+    """A task with its levels, the first of which is the one to train on."""
+
+    name: str
+    levels: Mapping[str, Level]
+    accepts: Callable[[str], bool] | None  # which answers may reach its scorer; none: all
+
+    @property
+    def variants(self) -> dict[str, PlainVariant]:
+        return {name: level.variant for name, level in self.levels.items()}
+
+    @cached_property
+    def has_answers(self) -> bool:
+        """Whether questions come with a right answer."""
+        return isinstance(self.levels[DEFAULT].entry(0)["answer"], str)
+
+    def score(self, variant: str, entry: Mapping[str, Any], answer: str) -> float:
+        """By the task's own scorer, from 0 to 1."""
+        return float(self.levels[variant].dataset.score_answer(answer, entry))
+
+
+def task(name: str, settings: Mapping[str, Any]) -> TaskOf:
+    """A task with settings of one's own over its defaults. Refused for what it does not have or cannot be."""
+    try:
+        return _task(name, json.dumps(settings, sort_keys=True))
+    except TypeError as error:
+        raise Refused(
+            f"reasoning_gym:{name}: settings must be plain data: {error}", "see its levels"
+        ) from error
+
+
+@lru_cache(maxsize=64)  # every environment of a worker asks for it
+def _task(name: str, settings: str) -> TaskOf:
+    factory = package()
+    if name not in names():
+        close = [] if name in _UNUSED else difflib.get_close_matches(name, names())
+        raise UnknownEnvironment(
+            f"reasoning_gym:{name}: {_UNUSED.get(name, 'there is no such task')}",
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else "python -m envs.list reasoning_gym: lists them",
+        )
+    make, config_class = factory.DATASETS[name]
+    given = _known(name, config_class, json.loads(settings))
+    levels = {
+        variant.name: Level(variant, config, make)
+        for variant, config in _levels(name, config_class, factory.CURRICULA.get(name), given)
+    }
+    return TaskOf(name, levels, _guard(name, make))
+
+
+def _known(name: str, config_class: Any, given: dict[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in fields(config_class) if field.name not in _OURS]
+    if unknown := sorted(given.keys() - set(known)):
+        raise Refused(
+            f"reasoning_gym:{name}: unknown setting {', '.join(unknown)}",
+            f"there are: {', '.join(known)}, and answer_tag",
+        )
+    return given
+
+
+def _guard(name: str, dataset_class: type) -> Callable[[str], bool] | None:
+    """Refused where a scorer evaluates answers as code and nobody has said which answers are harmless."""
+    if name not in GUARDS and name not in OF_THE_QUESTION and evaluates(dataset_class):
+        raise UnknownEnvironment(
+            f"reasoning_gym:{name}: its scorer evaluates answers as Python code",
+            "choose another task, or add a rule to envs/reasoning_gym/guard.py",
+        )
+    return GUARDS.get(name)
+
+
+def _levels(
+    name: str, config_class: Any, curriculum: Any, given: dict[str, Any]
+) -> Iterator[tuple[PlainVariant, Any]]:
+    """The task as set, then the levels of its curriculum: the first to train on, the harder ones held out.
+
+    A level that the task's own checks refuse (some curricula go further than their task) is not there.
+    """
+    try:
+        base = _checked(config_class(**given))
+    except Exception as error:  # whatever the task's own checks raise, AssertionError for most
+        raise Refused(f"reasoning_gym:{name}: {told(error)}", "change its settings") from error
+    yield PlainVariant(DEFAULT, False, _summary("as set", base, None)), base
+    count = 0 if curriculum is None else max(len(a.levels) for a in curriculum().attributes.values())
+    for level in range(count):
+        try:
+            config = _checked(_at_level(curriculum(), level, given))
+        except Exception:  # as above
+            continue
+        summary = _summary(f"level {level} of 0 to {count - 1}", config, base)
+        yield PlainVariant(f"level_{level}", level > 0, summary), config
+
+
+def _checked(config: Any) -> Any:
+    """Settings that the task itself accepts, with a fixed seed: its data set would else draw one."""
+    if hasattr(config, "validate"):
+        config.validate()
+    return replace(config, seed=0)
+
+
+def _at_level(curriculum: Any, level: int, given: dict[str, Any]) -> Any:
+    """A level's own range of each setting, without that of the easier levels."""
+    from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
+
+    curriculum.set_global_level(level)
+    context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
+    return curriculum.generate_configuration(given, context)
+
+
+def _summary(what: str, config: Any, base: Any) -> str:
+    """What a level is, and its settings where they differ from those of `base`."""
+    shown = [
+        f"{field.name}={getattr(config, field.name)}"
+        for field in fields(config)
+        if field.name not in _OURS
+        and (base is None or getattr(config, field.name) != getattr(base, field.name))
+    ]
+    return f"{what}: {', '.join(shown)}" if shown else what

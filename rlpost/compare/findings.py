@@ -1,0 +1,61 @@
+"""What a comparison found, in numbers and in sentences that claim no more than their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rlpost.compare import sentences
+from rlpost.compare.causes import Causes, causes
+from rlpost.compare.statistics import Difference, Success, contrasts, differences, successes
+from rlpost.compare.types import Comparison
+from rlpost.compare.verdicts import Row, Verdict, verdict_of
+
+
+@dataclass(frozen=True)
+class Findings:
+    """`sentences` come in the order in which a report shows them: cells that failed or miss, then the answers."""
+
+    sentences: tuple[str, ...]
+    problems: tuple[
+        str, ...
+    ]  # of the cells that failed or miss, and of what is the less for it; first of `sentences`
+    verdicts: tuple[Row, ...]  # every contrast on every variant, the pairless included
+    successes: tuple[Success, ...]
+    differences: tuple[Difference, ...]
+    causes: tuple[Causes, ...]
+
+
+def findings(comparison: Comparison) -> Findings:
+    """The answer to: did SFT memorize, did RL generalize, and how sure are we?
+
+    Raises ComparisonError where records do not fit together.
+    """
+    scored, changed, why = successes(comparison), differences(comparison), causes(comparison)
+    rows = tuple(_rows(comparison, changed))
+    problems = tuple(sentences.problems(comparison, rows))
+    ends = [each for each in scored if _is_last(each, scored)]
+    told = (
+        *problems,
+        *sentences.answers(comparison, rows),
+        *sentences.certainty(comparison, rows, ends),
+        *sentences.memorization(comparison, [each for each in why if _is_last(each, why)]),
+        *sentences.turns(comparison, ends),
+    )
+    return Findings(told, problems, rows, tuple(scored), tuple(changed), tuple(why))
+
+
+def _is_last(each: Success | Causes, among: Sequence[Success | Causes]) -> bool:
+    """Of its arm; INIT has one point only."""
+    return each.share == max(other.share for other in among if other.arm == each.arm)
+
+
+def _rows(comparison: Comparison, found: Sequence[Difference]) -> Iterator[Row]:
+    """Every contrast on every variant at the last share."""
+    last = max((each.share for each in found), default=None)
+    ends = {(each.arm, each.baseline, each.variant): each for each in found if each.share == last}
+    for arm, baseline in contrasts(comparison):
+        for variant, info in comparison.variants.items():
+            each = ends.get((arm, baseline, variant))
+            verdict = Verdict.UNKNOWN if each is None else verdict_of(each.simultaneous)
+            yield Row(variant, info.held_out, arm, baseline, verdict, each)

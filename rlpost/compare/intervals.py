@@ -1,0 +1,138 @@
+"""Intervals for the mean of a table of seeds by instances, both random and crossed. docs/comparison.md derives them.
+
+Shapes: S seeds, N evaluated instances, C distinct ones, K kinds of them, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+
+LEVEL = 0.95
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share or a difference of shares (0.05 is 5 points) with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """An estimate with its standard error, and how many degrees of freedom that has."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        half = float(stats.t.isf((1 - level) / 2, self.freedom)) * self.error
+        return self.value - half, self.value + half
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of no difference. 1 where there is no error to divide by."""
+        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom)) if self.error else 1.0
+
+
+def by_instance(values_SN: Floats, instances: Sequence[str]) -> Floats:
+    """The same table with one column a distinct instance, (S, C), so that a deal drawn twice is one draw.
+
+    All row means stay as they are. Without repetitions the columns are those of `values_SN`, sorted by name.
+    """
+    names, cluster_N = np.unique(np.asarray(instances), return_inverse=True)
+    mean = values_SN.mean()
+    sums_SC = np.zeros((len(values_SN), len(names)))
+    np.add.at(sums_SC.T, cluster_N, (values_SN - mean).T)
+    spread_SC: Floats = mean + sums_SC * len(names) / len(instances)
+    return spread_SC
+
+
+def crossed_mean(values_SC: Floats) -> Mean:
+    """Mean of a two-way random-effects table, its error from the mean squares of seeds, instances and rest.
+
+    With one seed the error is that of the instances alone. Seeds count for at least the rest's mean square, so that
+    seeds that happen to agree do not feign certainty; degrees of freedom as Hillis (2007) for readers by cases.
+    """
+    S, C = values_SC.shape
+    mean = values_SC.mean()
+    rows_S, columns_C = values_SC.mean(axis=1), values_SC.mean(axis=0)
+    instances = S * _square(columns_C - mean) / max(C - 1, 1)
+    if S == 1:
+        return Mean(float(mean), float(np.sqrt(instances / C)), float(max(C - 1, 1)))
+    rest = _square(values_SC - rows_S[:, None] - columns_C + mean) / max((S - 1) * (C - 1), 1)
+    seeds = max(C * _square(rows_S - mean) / (S - 1), rest)
+    total = seeds + max(instances - rest, 0.0)
+    freedom = (S - 1) * (total / seeds) ** 2 if seeds else np.inf
+    return Mean(float(mean), float(np.sqrt(total / (S * C))), float(freedom))
+
+
+def _square(values: Floats) -> float:
+    return float(np.square(values).sum())
+
+
+def difference(differences_SC: Floats) -> Mean:
+    """Of paired outcomes in -1, 0, 1, two pseudo-instances added, one for either side (Bonett & Price, 2012).
+
+    They keep the error above zero where no pair differs, and draw the middle of the interval a little to zero.
+    """
+    ones_S1 = np.ones((len(differences_SC), 1))
+    return crossed_mean(np.hstack([differences_SC, ones_S1, -ones_S1]))
+
+
+def ratio(hits_SN: Floats, among_SN: Floats, instances: Sequence[str]) -> Interval | None:
+    """Share of `among` that are `hits`, 95%: Wilson's interval on as many trials as the table is worth.
+
+    The trials are those of a simple sample with the table's error (Kish; Korn & Graubard, 1998, for the degrees of
+    freedom). One seed, or a share of 0 or 1, which has no error: one trial an instance. None where `among` is empty.
+    """
+    among = float(among_SN.sum())
+    if among == 0:
+        return None
+    share = float(hits_SN.sum()) / among
+    distinct = len(np.unique(np.asarray(instances)[among_SN.any(axis=0)]))
+    trials = float(distinct)
+    if len(hits_SN) > 1 and 0 < share < 1:
+        linear_SN = (hits_SN - share * among_SN) / among_SN.mean()
+        trials = min(among, _worth(share, crossed_mean(by_instance(linear_SN, instances))))
+    return Interval(share, *wilson(share, trials))
+
+
+def _worth(share: float, mean: Mean) -> float:
+    """The number of independent trials whose interval is as wide."""
+    normal = stats.norm.isf((1 - LEVEL) / 2) / stats.t.isf((1 - LEVEL) / 2, mean.freedom)
+    return float(share * (1 - share) / mean.error**2 * normal**2)
+
+
+def wilson(share: float, trials: float) -> tuple[float, float]:
+    """95% score interval of a share (Wilson, 1927); `trials` need not be whole."""
+    from statsmodels.stats.proportion import proportion_confint  # two seconds to import
+
+    low, high = proportion_confint(share * trials, trials, alpha=1 - LEVEL, method="wilson")
+    return float(low), float(high)
+
+
+def bootstrap(values_SC: Floats, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95% percentile interval of the mean; seeds, then instances drawn with replacement (Owen, 2007).
+
+    A drawn instance is drawn for all seeds alike, as all were scored on it. Instances of the same values (K kinds) are
+    drawn together, as it comes to the same and takes a fraction of the time.
+    """
+    rng = np.random.default_rng(seed)
+    S, C = values_SC.shape
+    kinds_SK, counts_K = np.unique(values_SC, axis=1, return_counts=True)
+    seeds_RS = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
+    instances_RK = rng.multinomial(C, counts_K / C, size=resamples)
+    means_R = ((seeds_RS @ kinds_SK) * instances_RK).sum(axis=1) / (S * C)
+    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,103 @@
+"""A comparison as pages that need nothing but themselves: `write` makes report.html and report.md.
+
+Works on whatever is there: failed and missing cells come first, by name. Everything that a model, an environment or a
+failed run wrote is escaped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from rlpost import pages
+from rlpost.compare.findings import Findings, findings
+from rlpost.compare.sections import sections
+from rlpost.compare.types import INIT, Comparison, Status
+from rlpost.compare.view import Section
+from rlpost.files import write_atomic
+from rlpost.replay import Gallery
+from rlpost.rundir import RunDir, read_trajectories
+from rlpost.side_by_side import Deal, choose
+from rlpost.summary import DECODINGS, STAGES
+from rlpost.types import Trajectory
+
+DEALS = 2  # shown a variant
+
+
+def write(comparison: Comparison, folder: Path) -> Path:
+    """Write report.html and report.md to the comparison's folder; the path of report.html.
+
+    Raises ComparisonError for records that do not fit together, OutputError for a cell's record that is broken, and
+    where a page cannot be written.
+    """
+    found = findings(comparison)
+    shown = sections(comparison, found)
+    write_atomic(folder / "report.md", _markdown(comparison, found, shown))
+    write_atomic(folder / "report.html", _html(comparison, found, shown, folder))
+    return folder / "report.html"
+
+
+def _html(comparison: Comparison, found: Findings, shown: list[Section], folder: Path) -> bytes:
+    gallery = _gallery(comparison, folder)
+    return pages.render(
+        "comparison.html.jinja",
+        title=comparison.name,
+        problems=found.problems,
+        answers=found.sentences[len(found.problems) :],
+        sections=[(section, [Markup(svg) for svg in section.pictures]) for section in shown],
+        deals=_deals(comparison, folder, gallery),
+        no_pictures=gallery.failure if gallery else None,
+    )
+
+
+def _markdown(comparison: Comparison, found: Findings, shown: list[Section]) -> bytes:
+    return pages.render(
+        "comparison.md.jinja",
+        title=comparison.name,
+        problems=found.problems,
+        answers=found.sentences[len(found.problems) :],
+        sections=[section for section in shown if section.tables],
+    )
+
+
+def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
+    """By arm, of the first seed that is done for as many arms as any: its episodes are shown."""
+    by_seed = {
+        seed: {
+            cell.arm: RunDir(folder / cell.run_dir)
+            for arm in (INIT, *comparison.arms)
+            for cell in comparison.cells
+            if (cell.arm, cell.seed, cell.status) == (arm, seed, Status.DONE)
+        }
+        for seed in comparison.seeds
+    }
+    return max(by_seed.values(), key=len, default={})
+
+
+def _gallery(comparison: Comparison, folder: Path) -> Gallery | None:
+    """All cells play in the same environment."""
+    run_dirs = _run_dirs(comparison, folder).values()
+    played = next((run_dir for run_dir in run_dirs if run_dir.config.is_file()), None)
+    return None if played is None else Gallery.of(played.read_config())
+
+
+def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dict[str, list[Deal]]:
+    """By variant, a few instances as every arm played them at its end."""
+    run_dirs, found = _run_dirs(comparison, folder), {}
+    for variant in comparison.variants:
+        played = {arm: _last(run_dir, variant) for arm, run_dir in run_dirs.items()}
+        deals = choose({arm: episodes for arm, episodes in played.items() if episodes}, DEALS)
+        if deals:
+            found[variant] = [gallery.illustrated(deal) for deal in deals] if gallery else deals
+    return found
+
+
+def _last(run_dir: RunDir, variant: str) -> list[Trajectory]:
+    """The episodes of the last evaluation, the sampled one where there are two; empty where there is none."""
+    files = run_dir.evaluations() if run_dir.trajectories.is_dir() else {}
+    for stage in reversed(STAGES):
+        for decoding in reversed(DECODINGS):
+            if (stage, variant, decoding) in files:
+                return read_trajectories(files[stage, variant, decoding])
+    return []

@@ -1,0 +1,281 @@
+"""What the report shows, as titled pictures and tables: the HTML page and the Markdown one are made of the same.
+
+    Comparison, Findings ─▶ View ─▶ sections ─▶ Section (title, how to read it, pictures, tables)
+
+Only what findings holds is shown; nothing is computed here but means of what was spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import fmean
+
+from rlpost.compare import pictures
+from rlpost.compare.causes import ORDER, RULE_MISREAD, Causes
+from rlpost.compare.findings import Findings
+from rlpost.compare.intervals import Interval
+from rlpost.compare.pictures import Bar, Contrast, Line, points, short
+from rlpost.compare.statistics import Success
+from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.compare.verdicts import Row, Verdict
+from rlpost.compare.view import UNITS, Section, Table, View, percent
+from rlpost.metrics import wilson
+from rlpost.summary import MISSING
+
+TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
+
+
+def sections(comparison: Comparison, findings: Findings) -> list[Section]:
+    """All that there is something to show of, in the order of the page."""
+    view = View(comparison, findings)
+    return [*(_results(view) if findings.successes else ()), _cells(view), _notes(view)]
+
+
+def _results(view: View) -> Iterator[Section]:
+    yield _success(view)
+    if view.findings.verdicts:
+        yield _differences(view)
+    yield _causes(view)
+    if any(len(found.by_turn) > 1 for found in view.findings.successes):
+        yield _turns(view)
+    for unit, name in UNITS.items():
+        if unit != view.comparison.matched_on and (curves := tuple(_curves(view, unit))):
+            reading = f"The same success against {name}, on which the arms were not matched."
+            yield Section(f"Success against {name}", reading, curves, grid=True, folded=True)
+
+
+def _success(view: View) -> Section:
+    unit = view.comparison.matched_on
+    reading = (
+        "Share of instances solved, with its 95% interval over seeds and instances. In the pictures an arm is a heavy"
+        " line in the band of its intervals, each of its seeds a faint line; all arms start from init, where compute"
+        f" is 0, and may spend the same {UNITS[unit]}. Every picture has its own scale."
+    )
+    if view.has_steps:
+        reading += (
+            " Right steps: answers that earned a reward above 0, further attempts included, of all answers."
+        )
+    return Section("Success", reading, tuple(_curves(view, unit)), (_success_table(view),), grid=True)
+
+
+def _success_table(view: View) -> Table:
+    base, rows = view.comparison.base, []
+    for variant in view.variants:
+        summary = view.comparison.variants[variant].summary
+        rates = [_rate(view, view.last(arm, variant)) for arm in view.arms]
+        bare = [_bare(base.get(variant))] if base is not None else []
+        rows.append((f"{variant}\n{summary}", view.role(variant), *bare, *rates))
+    columns = (*(["bare model"] if base is not None else []), *view.arms)
+    return Table(("rule", "in training", *columns), tuple(rows), len(columns))
+
+
+def _bare(found: Evaluation | None) -> str:
+    """The model as it came: one policy, so that its interval is of the instances alone."""
+    if found is None:
+        return MISSING
+    solved, n = sum(found.successes), len(found.successes)
+    return percent(Interval(solved / n, *wilson(solved, n)))
+
+
+def _rate(view: View, found: Success | None) -> str:
+    if found is None:
+        return MISSING
+    said = f"{percent(found.rate)}\n{len(found.seeds)} {'seed' if len(found.seeds) == 1 else 'seeds'}"
+    if found.missing:
+        said += f", {len(found.missing)} missing"
+    steps = view.step_accuracies(found)
+    return f"{said}\nright steps {fmean(steps):.1%}" if steps and view.has_steps else said
+
+
+def _curves(view: View, unit: str) -> Iterator[str]:
+    for number, variant in enumerate(view.variants):
+        start = view.last(INIT, variant)
+        if arms := [arm for arm in view.comparison.arms if view.shares(arm, variant)]:
+            yield pictures.lines(
+                f"{unit}{number}",
+                view.heading(variant),
+                [_line(view, arm, variant, unit) for arm in arms],
+                start.rate if start is not None else None,
+                f"{UNITS[unit]} since init",
+            )
+
+
+def _line(view: View, arm: str, variant: str, unit: str) -> Line:
+    """An arm's way from init, which is scored once for all arms."""
+    start = view.last(INIT, variant)
+    way = [] if start is None or 0.0 in view.shares(arm, variant) else [(0.0, start)]
+    for share in view.shares(arm, variant):
+        way.append((fmean(view.spent(arm, share, unit)), view.at(arm, variant, share)))
+    seeds = sorted({seed for _, found in way for seed in found.seeds})
+    faint = [[(x, s.per_seed[s.seeds.index(seed)]) for x, s in way if seed in s.seeds] for seed in seeds]
+    return Line(arm, [x for x, _ in way], [s.rate for _, s in way], faint)
+
+
+def _differences(view: View) -> Section:
+    reading = (
+        "Each arm against init, and RL against SFT, at the end of the budget, paired over seeds and instances. The"
+        " heavy bar is the 95% interval of that difference alone; the thin one, and the brackets beside it, hold for"
+        " all rules at once: where it does not touch the line at zero, the difference is clear. An arrow: the"
+        " interval goes on outside the picture. p is corrected for the number of rules (Holm); the bootstrap is for"
+        " orientation. Won and lost: pairs that only the one or only the other solved."
+    )
+    sides = {
+        "Trained rule": [v for v in view.variants if v == view.comparison.train_variant],
+        "Other rules": [v for v in view.variants if v != view.comparison.train_variant],
+    }
+    drawn = [
+        pictures.forest(f"forest{i}", f"{side}: differences in success", groups)
+        for i, (side, variants) in enumerate(sides.items())
+        if (groups := {view.heading(v): c for v in variants if (c := _contrasts(view, v))})
+    ]
+    return Section("Differences", reading, tuple(drawn), (_difference_table(view),))
+
+
+def _contrasts(view: View, variant: str) -> list[Contrast]:
+    return [
+        Contrast(
+            row.contrast,
+            row.difference.estimate if row.difference is not None else None,
+            row.difference.simultaneous if row.difference is not None else None,
+        )
+        for row in view.rows(variant)
+    ]
+
+
+def _difference_table(view: View) -> Table:
+    head = (
+        "rule",
+        "difference",
+        "verdict",
+        "points [all rules]",
+        "[alone]",
+        "[bootstrap]",
+        "p",
+        "won / lost",
+        "seeds",
+    )
+    rows = tuple(
+        (view.heading(variant) if number == 0 else "", row.contrast, _verdict(row), *_numbers(row))
+        for variant in view.variants
+        for number, row in enumerate(view.rows(variant))
+    )
+    return Table(head, rows, 6)
+
+
+def _verdict(row: Row) -> str:
+    return "no pair" if row.verdict is Verdict.UNKNOWN else row.verdict.value
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
+    found = row.difference
+    if found is None:
+        return (MISSING,) * 6
+    left_out = f"\nleft out: {', '.join(map(str, found.left_out))}" if found.left_out else ""
+    return (
+        points(found.simultaneous, found.estimate.value),
+        points(found.estimate),
+        points(found.bootstrap),
+        f"{found.p_holm:.2g}",
+        f"{found.wins} / {found.losses}",
+        f"{len(found.seeds)}{left_out}",
+    )
+
+
+def _causes(view: View) -> Section:
+    reading = (
+        "How the episodes ended, by their last answer, at the end of the budget and over all seeds. Black is the old"
+        " rule applied: what the trained rule's reading would have made right; its share of all episodes stands"
+        " beside the bar. The table has its share of the failures, which on a held-out rule is the memorization figure."
+    )
+    # The points of a budget come in order, so that the last one stays.
+    found = {(each.arm, each.variant): each for each in sorted(view.findings.causes, key=lambda c: c.share)}
+    order = _ordered(cause for each in found.values() for cause in each.shares)
+    groups = {
+        view.heading(variant): [
+            Bar(arm, {cause: found[arm, variant].shares.get(cause, 0.0) for cause in order})
+            for arm in view.arms
+            if (arm, variant) in found
+        ]
+        for variant in view.variants
+    }
+    drawn = pictures.stacked_bars(
+        "causes", "Share of all episodes", {g: bars for g, bars in groups.items() if bars}, RULE_MISREAD
+    )
+    return Section("What went wrong", reading, (drawn,), (_memorization_table(view, found),))
+
+
+def _ordered(causes: Iterable[str]) -> list[str]:
+    """Those that are known first, in their order."""
+    found = dict.fromkeys(causes)
+    return [c for c in ORDER if c in found] + sorted(c for c in found if c not in ORDER)
+
+
+def _memorization_table(view: View, found: Mapping[tuple[str, str], Causes]) -> Table:
+    rows = [
+        (view.heading(variant), *(_memorized(found.get((arm, variant))) for arm in view.arms))
+        for variant in view.variants
+    ]
+    return Table(("old rule applied, of the failures", *view.arms), tuple(rows), len(view.arms))
+
+
+def _memorized(found: Causes | None) -> str:
+    if found is None:
+        return MISSING
+    if found.memorization is None:
+        return "no failures"
+    return f"{percent(found.memorization)}\nof {found.failures} failures"
+
+
+def _turns(view: View) -> Section:
+    reading = (
+        "Share of instances solved with at most so many attempts, each after the first made with the feedback on the"
+        " one before (where an episode has several steps: attempts at one step). The gain is the last share less the"
+        " first."
+    )
+    most = max(len(found.by_turn) for found in view.findings.successes)
+    shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
+    rows = []
+    for variant in view.variants:
+        ends = [(arm, found) for arm in view.arms if (found := view.last(arm, variant)) is not None]
+        for number, (arm, found) in enumerate(ends):
+            rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(found, shown)))
+    head = ("rule", "arm", *(f"within {turn}" for turn in shown), "gain, points")
+    return Section("Gain per verification turn", reading, tables=(Table(head, tuple(rows), len(shown) + 1),))
+
+
+def _by_turn(found: Success, turns: list[int]) -> list[str]:
+    """After its longest episode an arm solves nothing more."""
+    shares = [found.by_turn[min(turn, len(found.by_turn)) - 1] for turn in turns]
+    return [*(f"{share:.1%}" for share in shares), f"{100 * (shares[-1] - shares[0]):+.1f}"]
+
+
+def _cells(view: View) -> Section:
+    reading = (
+        "One run for each arm and seed, failed and missing ones first, with what it spent since init (init: since the"
+        " bare model), evaluations not counted. FLOPs: 6ND for training and 2ND for inference, N parameters, D"
+        " measured tokens (arXiv 2501.17161, appendix)."
+    )
+    worst = (Status.FAILED, Status.MISSING, Status.DONE)
+    ordered = sorted(view.comparison.cells, key=lambda cell: worst.index(cell.status))
+    head = ("arm", "seed", "status", "run directory", *UNITS.values())
+    return Section("Cells", reading, tables=(Table(head, tuple(map(_cell, ordered)), len(UNITS)),))
+
+
+def _cell(cell: Cell) -> tuple[str, ...]:
+    status = f"{cell.status.value}\n{cell.error}" if cell.error else cell.status.value
+    last = max(cell.points, key=lambda point: point.share, default=None)
+    spent = [MISSING] * len(UNITS) if last is None else [short(getattr(last.compute, unit)) for unit in UNITS]
+    return (cell.arm, str(cell.seed), status, cell.run_dir, *spent)
+
+
+def _notes(view: View) -> Section:
+    comparison = view.comparison
+    facts = {
+        "environment": comparison.env,
+        "model": comparison.model,
+        "arms": ", ".join(comparison.arms),
+        "seeds": ", ".join(map(str, comparison.seeds)),
+        "matched on": UNITS[comparison.matched_on],
+        **comparison.notes,
+    }
+    return Section("Set-up", "What was run, and on what.", tables=(Table(("", ""), tuple(facts.items())),))

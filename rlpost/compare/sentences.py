@@ -1,0 +1,202 @@
+"""The findings in words. A claim is made where a simultaneous interval excludes zero, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from rlpost.compare.causes import Causes
+from rlpost.compare.intervals import Interval
+from rlpost.compare.statistics import SFT, Success, contrasts
+from rlpost.compare.types import INIT, Comparison, Status
+from rlpost.compare.verdicts import Row, Verdict
+
+_MATCHED = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
+
+
+def arm_name(arm: str) -> str:
+    return "the start" if arm == INIT else arm.upper()
+
+
+def points(interval: Interval) -> str:
+    """`+3.5 points [-1.2, +8.2]`."""
+    return f"{100 * interval.value:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def percent(interval: Interval) -> str:
+    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def problems(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
+    """Every cell that is not done, then what each contrast lacks for it."""
+    cells = {(cell.arm, cell.seed): cell for cell in comparison.cells}
+    for arm in (INIT, *comparison.arms):
+        for seed in comparison.seeds:
+            cell = cells.get((arm, seed))
+            if cell is None or cell.status is Status.MISSING:
+                yield f"MISSING: {arm}, seed {seed} has not been run; no number here has it."
+            elif cell.status is Status.FAILED:
+                reason = (cell.error or "no error was recorded").strip().splitlines()[0]
+                yield f"FAILED: {arm}, seed {seed}; no number here has it. It ended with: {reason}"
+    for arm, baseline in contrasts(comparison):
+        yield from _left_out(
+            arm, baseline, [row for row in rows if (row.arm, row.baseline) == (arm, baseline)]
+        )
+
+
+def _left_out(arm: str, baseline: str, rows: Sequence[Row]) -> Iterator[str]:
+    found = [row.difference for row in rows if row.difference is not None]
+    if not found:
+        yield f"NOT COMPARED: {arm} - {baseline}: no seed has both."
+        return
+    seeds = sorted({seed for each in found for seed in each.left_out})
+    if seeds:
+        left = ", ".join(map(str, seeds))
+        kept = min(len(each.seeds) for each in found)
+        yield f"FEWER SEEDS: {arm} - {baseline} is of {_seeds(kept)}; left out, as one of the two is missing: {left}."
+
+
+def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
+    """Did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
+    if not any(info.held_out for info in comparison.variants.values()):
+        yield "No held-out variant was evaluated, so nothing can be said of memorization or generalization."
+        return
+    for arm in sorted(comparison.arms, key=lambda name: name != SFT):
+        mine = [row for row in rows if (row.arm, row.baseline) == (arm, INIT)]
+        yield _did_it_memorize(mine) if arm == SFT else _did_it_generalize(arm, mine)
+    for arm, baseline in contrasts(comparison):
+        if baseline == SFT:
+            mine = [row for row in rows if (row.arm, row.baseline) == (arm, SFT)]
+            yield _who_is_ahead(arm, mine, comparison.matched_on)
+
+
+def _did_it_memorize(rows: Sequence[Row]) -> str:
+    held_out = [row for row in rows if row.held_out]
+    up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
+    learned = bool(_those([row for row in rows if not row.held_out], Verdict.UP))
+    if _those(held_out, Verdict.UNKNOWN) == held_out:
+        answer = "Unknown: no seed has both SFT and its start"
+    elif up and down:
+        answer = "Mixed: it lost on some held-out rules and gained on others"
+    elif up:
+        answer = "No: it gained on held-out rules and clearly lost on none"
+    elif down and not learned:
+        answer = (
+            "It lost on held-out rules, but without a clear gain on the trained one: that is not memorizing"
+        )
+    elif down:
+        answer = "Yes" if down == held_out else "In part"
+        answer += ": it gained on the trained rule and lost on held-out ones"
+    else:
+        answer = "Unclear: no held-out rule shows a change that can be told from zero"
+    return f"Did SFT memorize? {answer}{_in_one_seed(rows)}. {_details(rows)}"
+
+
+def _did_it_generalize(arm: str, rows: Sequence[Row]) -> str:
+    held_out = [row for row in rows if row.held_out]
+    up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
+    name = arm_name(arm)
+    if _those(held_out, Verdict.UNKNOWN) == held_out:
+        answer = f"Unknown: no seed has both {name} and its start"
+    elif up and down:
+        answer = "Mixed: it gained on some held-out rules and lost on others"
+    elif up:
+        answer = (
+            "Yes: it gained on every held-out rule"
+            if up == held_out
+            else "In part: it gained on some held-out rules"
+        )
+    elif down:
+        answer = "No: it lost on held-out rules and clearly gained on none"
+    else:
+        answer = "Unclear: no held-out rule shows a change that can be told from zero"
+    return f"Did RL ({name}) generalize? {answer}{_in_one_seed(rows)}. {_details(rows)}"
+
+
+def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> str:
+    name, held_out = arm_name(arm), [row for row in rows if row.held_out]
+    up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
+    if _those(held_out, Verdict.UNKNOWN) == held_out:
+        answer = "unknown: no seed has both"
+    elif up and down:
+        answer = f"{name} is ahead on some held-out rules, SFT on others"
+    elif up or down:
+        ahead = name if up else "SFT"
+        where = "every held-out rule" if len(up or down) == len(held_out) else "some held-out rules"
+        answer = f"{ahead} is ahead on {where}, and behind on none for certain"
+    else:
+        answer = "no held-out rule tells them apart"
+    matched = _MATCHED.get(matched_on, matched_on)
+    return f"{name} against SFT, at equal {matched}: {answer}{_in_one_seed(rows)}. {_details(rows)}"
+
+
+def _those(rows: Sequence[Row], verdict: Verdict) -> list[Row]:
+    return [row for row in rows if row.verdict is verdict]
+
+
+def _in_one_seed(rows: Sequence[Row]) -> str:
+    paired = {len(row.difference.seeds) for row in rows if row.difference is not None}
+    return ", in the one training seed that there is" if paired == {1} else ""
+
+
+def _details(rows: Sequence[Row]) -> str:
+    """Every variant with its interval, the trained one first."""
+    told = []
+    for row in sorted(rows, key=lambda row: row.held_out):
+        where = f"{row.variant} ({'held out' if row.held_out else 'trained'})"
+        told.append(
+            f"{where}: " + ("no pair" if row.difference is None else points(row.difference.simultaneous))
+        )
+    return "; ".join(told) + "."
+
+
+def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Success]) -> Iterator[str]:
+    """How sure: what the intervals are of, and what they could not have seen."""
+    found = [row.difference for row in rows if row.difference is not None]
+    if not found:
+        return
+    widths = [(each.simultaneous.high - each.simultaneous.low) / 2 for each in found]
+    fewest = min(len(each.seeds) for each in found)
+    instances = sorted({each.episodes // len(each.seeds) for each in ends})
+    played = f"{instances[0]}" if len(instances) == 1 else f"{instances[0]} to {instances[-1]}"
+    variants, width = len(comparison.variants), 100 * median(widths)
+    yield (
+        f"How sure: the brackets hold for all {variants} variants of a contrast at once with 95% confidence. They rest "
+        f"on {_seeds(fewest)} and {played} evaluation instances a variant. The typical one is {width:.1f} points to "
+        "either side; differences smaller than that would mostly go unseen."
+    )
+    if fewest == 1:
+        yield (
+            "ONE SEED: where a contrast has a single seed, its brackets speak of other evaluation instances only. "
+            "Another training seed may give another answer, and nothing here says how different."
+        )
+
+
+def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str]:
+    """On each held-out variant where it happens: how much of the failures is the trained rule applied."""
+    seen = False
+    for variant, info in comparison.variants.items():
+        here = [each for each in ends if each.variant == variant and each.memorization is not None]
+        if info.held_out and any(each.memorization and each.memorization.value > 0 for each in here):
+            seen = True
+            told = (
+                f"{arm_name(each.arm)} {percent(each.memorization)}" for each in here if each.memorization
+            )
+            yield f"Failures on {variant} that are the trained rule applied: {', '.join(told)}."
+    if ends and not seen:
+        yield "No failure on a held-out variant was the trained rule applied."
+
+
+def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[str]:
+    """What the verification turns after the first add."""
+    gains: dict[str, list[float]] = {}
+    for each in ends:
+        if comparison.variants[each.variant].held_out:
+            gains.setdefault(each.arm, []).append(each.by_turn[-1] - each.by_turn[0])
+    if any(gain > 0 for found in gains.values() for gain in found):
+        told = (f"{arm_name(arm)} {100 * sum(found) / len(found):+.1f}" for arm, found in gains.items())
+        yield f"Verification turns after the first add, in points, mean of the held-out variants: {', '.join(told)}."
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"

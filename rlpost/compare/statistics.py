@@ -1,0 +1,236 @@
+"""Success and differences of a comparison, with intervals that hold for few seeds (docs/comparison.md, Statistics).
+
+Comparison ─▶ by_key ─▶ tables of seeds by instances ─▶ Success   per arm, variant, share
+                                      └ paired ───────▶ Difference per arm, baseline, variant, share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from rlpost.compare.evaluations import BySeed, Key, by_key
+from rlpost.compare.intervals import LEVEL, Floats, Interval, Mean, bootstrap, by_instance, difference, ratio
+from rlpost.compare.types import INIT, Comparison, Evaluation
+from rlpost.errors import ComparisonError
+from rlpost.seeds import derive
+
+SFT = "sft"
+MOST_INSTANCES = 1_000_000
+LARGE = 1e6  # degrees of freedom: as good as infinite, which scipy's noncentral t does not take
+
+
+@dataclass(frozen=True)
+class Success:
+    """How often one arm solves one variant at one point, pooled over its seeds."""
+
+    arm: str
+    variant: str
+    share: float  # of the compute budget
+    rate: Interval  # 95%: Wilson, on as many trials as the seeds and instances are worth
+    solved: int
+    episodes: int  # seeds x instances
+    seeds: tuple[int, ...]  # that are in the mean
+    missing: tuple[int, ...]  # seeds of the comparison that are not: failed or not run
+    per_seed: tuple[float, ...]  # in the order of `seeds`
+    by_turn: tuple[float, ...]  # entry k: share solved within k + 1 verification turns
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`arm - baseline` on one variant at one point, paired over seeds and instances."""
+
+    arm: str
+    baseline: str  # INIT (at its only point) or sft (at the same share)
+    variant: str
+    share: float
+    estimate: Interval  # 95%, of this difference alone
+    simultaneous: Interval  # 95% for all variants at once (Bonferroni)
+    bootstrap: (
+        Interval  # 95% percentile interval, seeds then instances resampled: for orientation, it is too narrow
+    )
+    p: float  # two-sided, of no difference
+    p_holm: float  # the same, corrected for the number of variants
+    seeds: tuple[int, ...]  # that are paired; of one seed alone the intervals speak of the instances only
+    left_out: tuple[int, ...]  # seeds of which one of the two is missing
+    per_seed: tuple[float, ...]
+    wins: int  # pairs that only the arm solved
+    losses: int  # pairs that only the baseline solved
+
+
+def successes(comparison: Comparison) -> list[Success]:
+    """Of every arm (INIT too), variant and share that at least one seed has, in that order."""
+    return [_success(comparison, key, seeds) for key, seeds in by_key(comparison).items()]
+
+
+def _success(comparison: Comparison, key: Key, seeds: BySeed) -> Success:
+    solved_SN = table(seeds, lambda evaluation: evaluation.successes)
+    rate = ratio(solved_SN, np.ones_like(solved_SN), instances_of(seeds))
+    assert rate is not None
+    return Success(
+        *key,
+        rate,
+        int(solved_SN.sum()),
+        solved_SN.size,
+        tuple(seeds),
+        tuple(seed for seed in comparison.seeds if seed not in seeds),
+        tuple(solved_SN.mean(axis=1).tolist()),
+        _by_turn(table(seeds, lambda evaluation: evaluation.solved_at)),
+    )
+
+
+def _by_turn(solved_at_SN: Floats) -> tuple[float, ...]:
+    turns = range(1, max(1, int(solved_at_SN.max())) + 1)
+    return tuple(float(np.mean((solved_at_SN >= 1) & (solved_at_SN <= turn))) for turn in turns)
+
+
+def table(seeds: BySeed, field: Callable[[Evaluation], Iterable[float]]) -> Floats:
+    """One field of every seed's evaluation, (S, N)."""
+    return np.array([list(field(evaluation)) for evaluation in seeds.values()], dtype=np.float64)
+
+
+def instances_of(seeds: BySeed) -> tuple[str, ...]:
+    return next(iter(seeds.values())).instances
+
+
+def differences(comparison: Comparison) -> list[Difference]:
+    """Every arm - INIT, and every other arm - sft, on each variant at each share; those without a pair are not there.
+
+    The variants of one contrast at one share are corrected together.
+    Raises ComparisonError where two evaluations of a variant hold different instances.
+    """
+    found = by_key(comparison)
+    shares = sorted({share for arm, _, share in found if arm != INIT})
+    families = (
+        [
+            each
+            for variant in comparison.variants
+            for each in _paired(comparison, found, contrast, variant, share)
+        ]
+        for contrast in contrasts(comparison)
+        for share in shares
+    )
+    return [each for family in families for each in _holm(family)]
+
+
+def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
+    """(arm, baseline): every arm against the common start, every other arm against SFT."""
+    against_sft = [(arm, SFT) for arm in comparison.arms if arm != SFT and SFT in comparison.arms]
+    return [(arm, INIT) for arm in comparison.arms] + against_sft
+
+
+def _paired(
+    comparison: Comparison, found: dict[Key, BySeed], contrast: tuple[str, str], variant: str, share: float
+) -> Iterator[Difference]:
+    """The difference, if there is any pair."""
+    arm, baseline = contrast
+    starts = (seeds for (name, on, _), seeds in found.items() if (name, on) == (INIT, variant))
+    others = next(starts, {}) if baseline == INIT else found.get((baseline, variant, share), {})
+    mine = found.get((arm, variant, share), {})
+    if mine.keys() & others.keys():
+        yield _difference(comparison, (arm, variant, share), baseline, mine, others)
+
+
+def _difference(comparison: Comparison, key: Key, baseline: str, mine: BySeed, others: BySeed) -> Difference:
+    arm, variant, share = key
+    paired = tuple(seed for seed in comparison.seeds if seed in mine and seed in others)
+    solved = [table({seed: each[seed] for seed in paired}, lambda e: e.successes) for each in (mine, others)]
+    change_SN = solved[0] - solved[1]
+    change_SC = by_instance(change_SN, instances_of(mine))
+    mean, value = difference(change_SC), float(change_SN.mean())
+    return Difference(
+        arm,
+        baseline,
+        variant,
+        share,
+        Interval(value, *_ends(mean, LEVEL)),
+        Interval(value, *_ends(mean, 1 - (1 - LEVEL) / len(comparison.variants))),
+        Interval(value, *bootstrap(change_SC, derive(0, arm, baseline, variant, repr(share)))),
+        mean.p,
+        mean.p,
+        paired,
+        tuple(seed for seed in comparison.seeds if seed not in paired),
+        tuple(change_SN.mean(axis=1).tolist()),
+        int((change_SN > 0).sum()),
+        int((change_SN < 0).sum()),
+    )
+
+
+def _ends(mean: Mean, level: float) -> tuple[float, float]:
+    """No difference of shares lies beyond -1 or 1."""
+    low, high = mean.interval(level)
+    return max(low, -1.0), min(high, 1.0)
+
+
+def _holm(family: Sequence[Difference]) -> list[Difference]:
+    if not family:
+        return []
+    from statsmodels.stats.multitest import multipletests  # two seconds to import
+
+    corrected = multipletests([each.p for each in family], method="holm")[1]
+    return [replace(each, p_holm=float(p)) for each, p in zip(family, corrected, strict=True)]
+
+
+def needed_instances(
+    *,
+    points: float,
+    seeds: int,
+    discordant: float,
+    agreement: float,
+    seed_sd: float,
+    variants: int = 1,
+    power: float = 0.8,
+) -> int:
+    """The fewest instances at which a difference of `points` is seen at 5%, two-sided, with `power`.
+
+    Args:
+        points: the difference, in percentage points.
+        seeds: training seeds of each arm, paired.
+        discordant: share of pairs that only one of the two solves; at least the difference.
+        agreement: correlation of two seeds' differences on one instance.
+        seed_sd: standard deviation of the true difference from seed to seed, in points.
+        variants: for which the level is corrected (Bonferroni).
+
+    Raises ComparisonError where no number of instances is enough, as the seeds differ too much for so few of them.
+    """
+    level = (1 - LEVEL) / variants
+    needed, enough = 1, 1
+    while _power(enough, points / 100, seeds, discordant, agreement, seed_sd / 100, level) < power:
+        needed, enough = enough, 2 * enough
+        if enough > MOST_INSTANCES:
+            raise ComparisonError(
+                f"{points} points cannot be seen with {seeds} seeds that differ by {seed_sd} points, whatever the "
+                "number of instances; take more seeds"
+            )
+    while enough - needed > 1:
+        middle = (needed + enough) // 2
+        seen = _power(middle, points / 100, seeds, discordant, agreement, seed_sd / 100, level) >= power
+        needed, enough = (needed, middle) if seen else (middle, enough)
+    return enough
+
+
+def _power(
+    n: int, effect: float, seeds: int, discordant: float, agreement: float, seed_sd: float, level: float
+) -> float:
+    """Of the interval of `crossed_mean`, its mean squares taken at their expectations."""
+    pairs = discordant - effect**2
+    rest, instances = (1 - agreement) * pairs, seeds * agreement * pairs
+    if seeds == 1:
+        error, freedom = (pairs / n) ** 0.5, float(max(n - 1, 1))
+    else:
+        by_seeds = _larger(rest + n * seed_sd**2, rest, seeds - 1)
+        error = ((by_seeds + instances) / (seeds * n)) ** 0.5
+        freedom = (seeds - 1) * ((by_seeds + instances) / by_seeds) ** 2 if by_seeds else np.inf
+    freedom = min(freedom, LARGE)
+    return float(stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, abs(effect) / error))
+
+
+def _larger(expected: float, least: float, freedom: int) -> float:
+    """Expectation of max(X, least), X the mean square of chi-squared law with the expectation `expected`."""
+    if not least:
+        return expected
+    bound = freedom * least / expected
+    return least * float(stats.chi2.cdf(bound, freedom)) + expected * float(stats.chi2.sf(bound, freedom + 2))

@@ -1,0 +1,120 @@
+"""Passes of the model over packed rows on this rank: scores without gradient, and one optimizer step.
+
+    rows ─▶ Batch (N counted tokens in all) ─▶ this rank's micro-batches ─▶ DeepSpeedBackend ─▶ added up over ranks
+
+Weights are those of the whole batch, so that the numbers of ranks and of micro-batches change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlpost.algorithms import losses
+from rlpost.errors import LearnerError
+from rlpost.learner.deepspeed_backend import DeepSpeedBackend
+from rlpost.learner.packing import (
+    Row,
+    check_rows,
+    collate,
+    plan_micro_batches,
+    planned_tokens,
+    slot_starts,
+)
+from rlpost.learner.policy import POLICY
+from rlpost.learner.sharing import Group
+
+Metrics = dict[str, float]
+LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one update and where their counted tokens lie in the flat numbering."""
+
+    rows: list[Row]
+    starts: list[int]
+
+    @classmethod
+    def of(cls, rows: list[Row], budget: int) -> Batch:
+        if not rows:
+            raise LearnerError("the batch is empty: no episode or example has a token to learn from")
+        check_rows(rows, budget)
+        return cls(rows, slot_starts(rows))
+
+    @property
+    def tokens(self) -> int:
+        return self.starts[-1]
+
+    def counted(self, indices: Sequence[int]) -> int:
+        return sum(self.rows[i].counted for i in indices)
+
+
+def score(
+    backend: DeepSpeedBackend, batch: Batch, passes: tuple[str, ...], budget: int, temperature: float
+) -> dict[str, Tensor]:
+    """Run `passes` over the batch without gradients; returns flat (N,) tensors, whole on every rank."""
+    if not passes:
+        return {}
+    flat = {name: torch.zeros(batch.tokens) for name in passes}
+    with torch.no_grad():
+        for groups in _share(backend, batch, range(len(batch.rows)), budget):
+            micro = collate(batch.rows, batch.starts, groups)
+            found = backend.forward(micro, passes, temperature)
+            for name in passes:
+                values_N = found[name][0] if name == POLICY else found[name]
+                flat[name][micro.slots_N] = values_N.float().cpu()
+    summed = backend.summed(torch.stack([flat[name] for name in passes]))
+    return dict(zip(passes, summed.unbind(0), strict=True))
+
+
+def take_step(
+    backend: DeepSpeedBackend,
+    batch: Batch,
+    indices: Sequence[int],
+    passes: tuple[str, ...],
+    loss_of: LossFunction,
+    rates: dict[str, float],
+    temperature: float,
+    where: str,
+) -> Metrics:
+    """One optimizer step over the rows `indices`, this rank's share in micro-batches."""
+    contributions: list[losses.Metrics] = []
+
+    def losses_drawn() -> Iterator[Tensor]:
+        for groups in plan:
+            micro = collate(batch.rows, batch.starts, groups)
+            loss, metrics = loss_of(backend.forward(micro, passes, temperature), micro.slots_N)
+            contributions.append(metrics)
+            yield loss
+
+    plan = _share(backend, batch, indices, backend.cfg.micro_batch_tokens)
+    norms = backend.step(losses_drawn(), len(plan), rates, where)
+    metrics = _added_up(backend, contributions)
+    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        raise LearnerError(f"{where}: {', '.join(bad)} not finite")
+    metrics["tokens/trained"] = float(len(passes) * computed_tokens(backend, batch, indices))
+    return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
+
+
+def computed_tokens(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int]) -> int:
+    """Tokens that one pass over the rows `indices` computes, on all ranks together."""
+    plan = plan_micro_batches(batch.rows, indices, backend.cfg.micro_batch_tokens, backend.place.world)
+    return planned_tokens(plan, batch.rows)
+
+
+def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> list[list[Group]]:
+    return plan_micro_batches(batch.rows, indices, budget, backend.place.world)[backend.place.rank]
+
+
+def _added_up(backend: DeepSpeedBackend, contributions: Sequence[losses.Metrics]) -> Metrics:
+    """Contributions of all micro-batches and ranks together."""
+    names = sorted(contributions[0])
+    table = torch.stack([torch.stack([c[n].double().cpu() for n in names]) for c in contributions])
+    sums, maxima = backend.summed(table.sum(0)), backend.largest(table.amax(0))
+    return {n: (maxima if losses.is_maximum(n) else sums)[i].item() for i, n in enumerate(names)}

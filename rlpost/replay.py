@@ -1,0 +1,77 @@
+"""Recorded episodes played again, from their own answers and without a model, to have them drawn."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+from omegaconf import DictConfig, OmegaConf
+
+from envs import registry
+from envs.base import Pictured
+from rlpost.rollout.specs import evaluation_env_seed
+from rlpost.side_by_side import Deal
+from rlpost.types import Trajectory
+
+
+class Gallery:
+    """Draws evaluation episodes of one environment, where it has pictures (`envs.base.Pictured`).
+
+    An environment may raise anything, and a report is to be had without pictures too: `failure` is what it raised
+    first, after which nothing more is asked of it.
+    """
+
+    def __init__(self, env: str, env_args: Mapping[str, Any], eval_seed: int) -> None:
+        self._name, self._args, self._eval_seed = env, env_args, eval_seed
+        self._env: gymnasium.Env[str, str] | None = None
+        self.failure: str | None = None
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Gallery | None:
+        """For the episodes of a run with this config.yaml; None where it names no environment."""
+        env, seed = OmegaConf.select(config, "env"), OmegaConf.select(config, "eval.seed")
+        return None if env is None or seed is None else cls(env, config.env_args, seed)
+
+    def illustrated(self, deal: Deal) -> Deal:
+        """The deal with pictures of how its episodes ended, of those that can be drawn."""
+        drawn = {policy: self._drawn(episode) for policy, episode in deal.played.items()}
+        return replace(deal, pictures={policy: image(svg) for policy, svg in drawn.items() if svg})
+
+    def _drawn(self, episode: Trajectory) -> str | None:
+        if self.failure is not None or episode.error is not None:
+            return None
+        try:
+            if self._env is None:
+                self._env = registry.make(self._name, **self._args)
+            seed = evaluation_env_seed(self._eval_seed, episode.variant, episode.episode)
+            return picture(self._env, episode, seed)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            return None
+
+
+def picture(env: gymnasium.Env[str, str], episode: Trajectory, env_seed: int) -> str | None:
+    """The end of an episode as an SVG document; None where the environment draws nothing.
+
+    Also None where `env_seed` no longer deals the recorded instance, as after a change to the environment.
+    """
+    pictured = env.unwrapped
+    if not isinstance(pictured, Pictured):
+        return None
+    _, info = env.reset(seed=env_seed, options={"variant": episode.variant, "split": episode.split})
+    if str(info["instance"]) != episode.instance:
+        return None
+    for turn in episode.turns:
+        env.step(turn.answer)
+    return pictured.picture()
+
+
+def image(svg: str) -> str:
+    """An SVG document as the address of an <img>.
+
+    There it is inert whatever it holds: an image runs no script, loads nothing, and its styles stay its own.
+    """
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8", "replace")).decode()

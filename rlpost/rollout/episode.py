@@ -1,0 +1,113 @@
+"""One live episode: what was said so far, and what its environment is asked next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import gymnasium
+
+from rlpost.rollout.engine import Completion
+from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
+
+Env = gymnasium.Env[str, str]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an environment says first."""
+
+    env: Env
+    observation: str
+    instance: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an environment says to an answer; `ending` is none while the episode goes on."""
+
+    feedback: str
+    reward: float
+    ending: Ending | None
+    outcome: str
+    success: bool
+
+
+def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
+    """Reset `env`, or a new one. Raises whatever the environment raises, and TypeError for what is no text."""
+    env = make_env() if env is None else env
+    observation, info = env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
+    return Opening(env, _text(observation), str(info["instance"]))
+
+
+def replied(env: Env, answer: str) -> Reply:
+    """One step. Raises like `opened`."""
+    feedback, reward, terminated, truncated, info = env.step(answer)
+    ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
+    return Reply(_text(feedback), float(reward), ending, str(info["outcome"]), bool(info["success"]))
+
+
+def _text(observation: object) -> str:
+    if not isinstance(observation, str):
+        raise TypeError(f"the observation is no text but {type(observation).__name__}")
+    return observation
+
+
+@dataclass
+class Episode:
+    """`answer` and `completion` are the model's last answer as long as the environment has not replied to it."""
+
+    spec: EpisodeSpec
+    env: Env | None  # none until the environment has opened, and after it failed
+    instance: str = ""
+    observation: str = ""
+    context_ids: tuple[int, ...] = ()  # appended since the last answer
+    token_ids: tuple[int, ...] = ()  # the whole conversation, the present context included
+    turns: list[Turn] = field(default_factory=list)
+    success: bool = False
+    ending: Ending | None = None
+    error: str | None = None
+    completion: Completion | None = None
+    answer: str = ""
+
+    def show(self, observation: str, context_ids: tuple[int, ...]) -> None:
+        self.observation, self.context_ids = observation, context_ids
+        self.token_ids = (*self.token_ids, *context_ids)
+
+    def record(self, reward: float, outcome: str, thought_tokens: int) -> None:
+        """The last answer becomes a turn."""
+        completion, self.completion = self.completion, None
+        assert completion is not None, "a turn has an answer"
+        self.token_ids = (*self.token_ids, *completion.token_ids)
+        self.turns.append(
+            Turn(
+                context_ids=self.context_ids,
+                answer_ids=completion.token_ids,
+                logprobs=completion.logprobs,
+                observation=self.observation,
+                answer=self.answer,
+                finish=completion.finish,
+                reward=reward,
+                outcome=outcome,
+                thought_tokens=thought_tokens,
+            )
+        )
+
+    def trajectory(self, env_name: str, adapter_version: int) -> Trajectory:
+        assert self.ending is not None, "only an episode that is over is a trajectory"
+        spec = self.spec
+        return Trajectory(
+            env=env_name,
+            variant=spec.variant,
+            split=spec.split,
+            instance=self.instance,
+            iteration=spec.iteration,
+            episode=spec.episode,
+            group=spec.group,
+            seed=spec.seed,
+            adapter_version=adapter_version,
+            turns=tuple(self.turns),
+            ending=self.ending,
+            success=self.success,
+            error=self.error,
+        )

@@ -1,0 +1,50 @@
+"""Sample episodes for a report: the same deal as different policies played it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rlpost.types import Trajectory
+
+
+@dataclass(frozen=True)
+class Deal:
+    """One deal as played by different policies, or at different stages; `change` says how they compare."""
+
+    first: Trajectory
+    change: str
+    played: Mapping[str, Trajectory]  # by policy
+    pictures: Mapping[str, str] = field(default_factory=dict)  # by policy: the address of an image
+
+
+def choose(policies: Mapping[str, Sequence[Trajectory]], most: int) -> list[Deal]:
+    """The first deal of each kind of change, those on which the policies differ first; then further ones.
+
+    Deals that some policy did not play are left out: there is nothing to compare.
+    """
+    by_deal = [{(t.instance, t.episode): t for t in episodes} for episodes in policies.values()]
+    deals = []
+    for key in by_deal[0] if by_deal else ():
+        if all(key in each for each in by_deal):
+            played = {policy: each[key] for policy, each in zip(policies, by_deal, strict=True)}
+            deals.append(Deal(by_deal[0][key], _change(played), played))
+    firsts = {deal.change: deal for deal in reversed(deals)}
+    wanted = sorted(firsts.values(), key=_interest)
+    return (wanted + [deal for deal in deals if deal not in wanted])[:most]
+
+
+def _interest(deal: Deal) -> tuple[bool, bool, tuple[bool, ...]]:
+    """Small for what is worth seeing: policies that differ, the last one solving it; of those alike, failures."""
+    solved = tuple(t.success for t in deal.played.values())
+    alike = len(set(solved)) == 1
+    return alike, solved[-1] if alike else not solved[-1], solved
+
+
+def _change(played: Mapping[str, Trajectory]) -> str:
+    solved = [policy for policy, episode in played.items() if episode.success]
+    if len(solved) in (0, len(played)):
+        return "solved" if solved else "not solved"
+    if len(played) > 2:
+        return f"solved by {' and '.join(solved)} only"
+    return "newly solved" if solved[0] == list(played)[-1] else "lost"

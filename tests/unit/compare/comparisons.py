@@ -1,0 +1,69 @@
+"""Comparisons for tests: from tables of seeds by instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlpost.compare.types import INIT, Cell, Comparison, Compute, Evaluation, Point, Status, VariantInfo
+
+Table = Sequence[Sequence[bool | int]]  # seeds by instances
+
+
+def evaluation(solved: Sequence[bool | int], **fields: Any) -> Evaluation:
+    n = len(solved)
+    given = {
+        "instances": tuple(f"deal {i}" for i in range(n)),
+        "successes": tuple(map(bool, solved)),
+        "outcomes": tuple("CORRECT" if each else "WRONG_VALUE" for each in solved),
+        "solved_at": tuple(int(each) for each in solved),
+    }
+    return Evaluation(**(given | fields))
+
+
+def done(arm: str, seed: int, points: Mapping[float, Mapping[str, Evaluation]]) -> Cell:
+    scored = tuple(Point(share, Compute(1e9 * share, 1, 1.0), each) for share, each in points.items())
+    return Cell(arm, seed, Status.DONE, f"cells/{arm}-{seed}", points=scored)
+
+
+def failed(arm: str, seed: int) -> Cell:
+    return Cell(arm, seed, Status.FAILED, f"cells/{arm}-{seed}", error="LearnerError: loss not finite")
+
+
+def missing(arm: str, seed: int) -> Cell:
+    return Cell(arm, seed, Status.MISSING, f"cells/{arm}-{seed}")
+
+
+def comparison(
+    cells: Sequence[Cell], seeds: Sequence[int], variants: Sequence[str], **fields: Any
+) -> Comparison:
+    """The first variant is the trained one."""
+    arms = tuple(dict.fromkeys(cell.arm for cell in cells if cell.arm != INIT))
+    given = {
+        "name": "test",
+        "env": "generalpoints",
+        "model": "tiny",
+        "train_variant": variants[0],
+        "variants": {name: VariantInfo(name != variants[0], f"about {name}") for name in variants},
+        "arms": arms,
+        "seeds": tuple(seeds),
+        "matched_on": "flops",
+        "cells": tuple(cells),
+        "notes": {},
+    }
+    return Comparison(**(given | fields))
+
+
+def of_tables(tables: Mapping[str, Mapping[str, Table]], **fields: Any) -> Comparison:
+    """`tables[arm][variant]`: INIT's are at share 0, the others' at share 1."""
+    shares = {arm: 0.0 if arm == INIT else 1.0 for arm in tables}
+    variants = list(next(iter(tables.values())))
+    seeds = range(len(next(iter(next(iter(tables.values())).values()))))
+    cells = [
+        done(arm, seed, {shares[arm]: {v: evaluation(np.asarray(t)[seed].tolist()) for v, t in each.items()}})
+        for arm, each in tables.items()
+        for seed in seeds
+    ]
+    return comparison(cells, list(seeds), variants, **fields)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import envs.generalpoints.outcomes
+import envs.navigation.outcomes
+from envs import registry
+from rlpost.compare.causes import (
+    CAUSES,
+    FAULT,
+    ORDER,
+    RULE_MISREAD,
+    SOLVED,
+    TRUNCATION,
+    Causes,
+    cause_of,
+    causes,
+    last_outcome,
+)
+from rlpost.compare.types import INIT, Evaluation
+from rlpost.types import Ending, Finish, Trajectory
+from tests.unit.compare import players
+from tests.unit.compare.comparisons import comparison, done, evaluation, of_tables
+from tests.unit.episodes import episode, turn
+
+DEALS = range(40)
+RULES = {  # variants on which the trained rule is wrong
+    "generalpoints": ("faces_11_12_13", "faces_12", "faces_7", "faces_5", "target_36", "five_cards"),
+    "navigation": ("relative", "relative_old_town", "relative_long_routes"),
+}
+SAME_RULE = {"navigation": ("old_town", "long_routes")}
+
+
+def _evaluated(env: str, played: Sequence[Trajectory]) -> Causes:
+    scored = Evaluation(
+        tuple(each.instance for each in played),
+        tuple(each.success for each in played),
+        tuple(map(last_outcome, played)),
+        tuple(len(each.turns) * each.success for each in played),
+    )
+    (found,) = causes(comparison([done(INIT, 0, {0.0: {"v": scored}})], [0], ["v"], env=env))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("env", "outcome"),
+    [
+        *(("generalpoints", each.name) for each in envs.generalpoints.outcomes.Outcome),
+        *(("navigation", each.name) for each in envs.navigation.outcomes.Outcome),
+    ],
+)
+def test_every_outcome_has_a_cause(env: str, outcome: str) -> None:
+    assert outcome in CAUSES[env]
+    assert cause_of(env, outcome) in ORDER
+
+
+def test_every_environment_and_every_held_out_variant_is_tested_here() -> None:
+    assert set(CAUSES) == set(registry.ENTRIES)
+    for env, rules in RULES.items():
+        held_out = {each.name for each in registry.variants(env) if each.held_out}
+        assert held_out == {*rules, *SAME_RULE.get(env, ())}
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"mode": "compat"}, {"feedback": "leak_free", "prompt": "published"}], ids=str
+)
+@pytest.mark.parametrize("variant", RULES["generalpoints"])
+def test_the_old_rule_at_cards_is_all_memorization(variant: str, args: dict[str, Any]) -> None:
+    if variant == "five_cards" and "mode" in args:
+        pytest.skip("the published game has four cards")
+    _old_rule("generalpoints", variant, players.old_cards, args)
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"mode": "compat"}, {"movement": "free"}, {"prompt": "published"}], ids=str
+)
+@pytest.mark.parametrize("variant", RULES["navigation"])
+def test_the_old_rule_at_turns_is_all_memorization(variant: str, args: dict[str, Any]) -> None:
+    _old_rule("navigation", variant, players.old_turns, args)
+
+
+def _old_rule(env: str, variant: str, player: players.Player, args: dict[str, Any]) -> None:
+    played = players.play(env, variant, player, DEALS, verify_iter=2, **args)
+    assert len(played) > len(DEALS) / 3  # the player has an answer
+    found = _evaluated(env, played)
+    assert found.failures == len(played)  # the trained rule is right nowhere
+    assert found.memorization is not None
+    assert found.memorization.value == 1
+    assert found.memorization.low > 0.8
+    assert found.shares == {RULE_MISREAD: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("env", "variant", "player"),
+    [
+        *(("generalpoints", variant, players.reads_cards) for variant in RULES["generalpoints"]),
+        *(("navigation", variant, players.reads_turns) for variant in RULES["navigation"]),
+    ],
+)
+def test_reading_the_rule_and_failing_otherwise_is_no_memorization(
+    env: str, variant: str, player: players.Player
+) -> None:
+    found = _evaluated(env, players.play(env, variant, player, DEALS, verify_iter=2))
+    assert found.failures == len(DEALS)
+    assert found.memorization is not None
+    assert found.memorization.value == 0
+    assert found.memorization.high < 0.2
+
+
+@pytest.mark.parametrize("variant", ["absolute", *SAME_RULE["navigation"]])
+def test_the_trained_rule_solves_where_it_is_the_stated_one(variant: str) -> None:
+    found = _evaluated("navigation", players.play("navigation", variant, players.old_turns, DEALS))
+    assert (found.failures, found.memorization, found.shares) == (0, None, {SOLVED: 1.0})
+
+
+def test_the_trained_rule_solves_the_trained_cards() -> None:
+    found = _evaluated("generalpoints", players.play("generalpoints", "faces_10", players.old_cards, DEALS))
+    assert (found.failures, found.memorization) == (0, None)
+
+
+def test_outcomes_that_are_not_the_environments() -> None:
+    cut = turn("NO_FORMULA", finish=Finish.LENGTH)
+    assert cause_of("generalpoints", last_outcome(episode(cut))) == TRUNCATION
+    assert last_outcome(episode(turn("RULE_MISREAD", finish=Finish.LENGTH))) == "RULE_MISREAD"
+    assert last_outcome(episode(turn("SYNTAX"))) == "SYNTAX"
+    broken = episode(cut, ending=Ending.ENV_ERROR, error="ValueError")
+    assert cause_of("navigation", last_outcome(broken)) == FAULT
+    assert cause_of("mine:Env", last_outcome(episode(ending=Ending.CONTEXT_FULL))) == TRUNCATION
+    assert cause_of("mine:Env", "BAD_RHYME") == "BAD_RHYME"
+
+
+def test_the_attempt_that_nobody_grades_is_no_outcome() -> None:
+    assert last_outcome(episode(turn("RULE_MISREAD"), turn("STEP_LIMIT"))) == "RULE_MISREAD"
+    assert last_outcome(episode(turn("STEP_LIMIT"))) == "STEP_LIMIT"
+
+
+def test_shares_by_hand() -> None:
+    outcomes = ("CORRECT", "RULE_MISREAD", "RULE_MISREAD", "SYNTAX", "WRONG_VALUE")
+    scored = evaluation([1, 0, 0, 0, 0], outcomes=outcomes)
+    other = evaluation([1, 1, 1, 0, 0], outcomes=("CORRECT", "CORRECT", "CORRECT", "NEW", "RULE_MISREAD"))
+    cells = [done("sft", seed, {1.0: {"v": each}}) for seed, each in enumerate((scored, other))]
+    (found,) = causes(comparison(cells, [0, 1], ["v"]))
+    expected = {SOLVED: 0.4, RULE_MISREAD: 0.3, "arithmetic": 0.1, "syntax": 0.1, "NEW": 0.1}
+    assert found.shares == pytest.approx(expected)
+    assert list(found.shares) == list(expected)
+    assert found.failures == 6
+    assert found.memorization is not None
+    assert found.memorization.value == pytest.approx(0.5)
+    assert 0 < found.memorization.low < 0.5 < found.memorization.high < 1
+
+
+def test_every_arm_and_point_has_its_causes() -> None:
+    found = causes(of_tables({INIT: {"a": [[1]], "b": [[0]]}, "sft": {"a": [[1]], "b": [[1]]}}))
+    keys = [(each.arm, each.variant, each.share) for each in found]
+    assert keys == [(INIT, "a", 0.0), (INIT, "b", 0.0), ("sft", "a", 1.0), ("sft", "b", 1.0)]

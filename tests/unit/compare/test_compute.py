@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlpost import models
+from rlpost.compare.compute import PROMPT, SAMPLED, SCORED, TRAINED, lora_flops, spent
+from rlpost.compare.types import Compute
+from rlpost.errors import ComparisonError
+
+TOKENS = 48
+
+
+def test_spent_by_hand() -> None:
+    lines = [
+        {"step": 0, TRAINED: 100.0, "seconds/update": 2.0, "seconds/evaluation": 50.0},
+        {
+            PROMPT: 10.0,
+            SAMPLED: 20.0,
+            SCORED: 30.0,
+            TRAINED: 5.0,
+            "seconds/rollout": 1.0,
+            "seconds/swap": 0.5,
+        },
+    ]
+    first = Compute(6 * 7 * 100, 100, 4.0)
+    assert spent(lines, parameters=7, devices=2) == [first, Compute(4200 + 2 * 7 * 60 + 6 * 7 * 5, 165, 7.0)]
+    assert spent([], 7) == []
+
+
+@pytest.mark.parametrize("line", [{"seconds/update": 1.0}, {TRAINED: -1.0}, {SAMPLED: 0.5}, {PROMPT: None}])
+def test_lines_that_count_no_tokens_are_refused(line: dict[str, float]) -> None:
+    with pytest.raises(ComparisonError, match="line 0"):
+        spent([line], 7)
+
+
+def _tiny() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(
+        models.resolve("tiny"), dtype=torch.float32, attn_implementation="eager"
+    )
+
+
+def _size(model: torch.nn.Module, trained: bool = False) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def _measured(model: torch.nn.Module, backward: bool) -> int:
+    """FLOPs of the products with weights: attention's own are batched (bmm), these are not."""
+    ids = torch.arange(TOKENS)[None] % 50
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits = model(input_ids=ids, use_cache=False).logits
+        if backward:
+            logits.sum().backward()
+    counts = Counter({str(op): n for op, n in counter.get_flop_counts()["Global"].items()})
+    assert counts["aten.bmm"] > 0
+    return counts["aten.mm"] + counts["aten.addmm"]
+
+
+def test_the_profiler_counts_what_we_do_on_tiny() -> None:
+    """2 N D and 6 N D but for the norms (under 0.1% of N), attention's products apart."""
+    model = _tiny()
+    size = models_parameters(model)
+    assert _measured(model, backward=False) == pytest.approx(2 * size * TOKENS, rel=0.002)
+    assert _measured(model, backward=True) == pytest.approx(6 * size * TOKENS, rel=0.002)
+    assert spent([{TRAINED: TOKENS}], size)[0].flops == pytest.approx(
+        _measured(model, backward=True), rel=0.002
+    )
+
+
+def models_parameters(model: PreTrainedModel) -> int:
+    assert model.config.tie_word_embeddings  # the embedding is the head: counted, and multiplied with, once
+    return _size(model)
+
+
+def test_the_profiler_counts_what_a_frozen_base_costs() -> None:
+    """But for the first layer's inputs, which need no gradient (2%)."""
+    base = _tiny()
+    size = _size(base)
+    model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
+    adapter = _size(model, trained=True)
+    trained = lora_flops({TRAINED: TOKENS}, size, adapter)
+    assert _measured(model, backward=True) == pytest.approx(trained, rel=0.03)
+    assert _measured(model, backward=False) == pytest.approx(
+        lora_flops({SAMPLED: TOKENS}, size, adapter), rel=0.002
+    )
+    assert trained < 0.75 * 6 * size * TOKENS

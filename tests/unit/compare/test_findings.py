@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from rlpost.compare.findings import Findings, findings
+from rlpost.compare.types import INIT, Comparison
+from rlpost.compare.verdicts import Verdict
+from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing, of_tables
+
+N = 200
+VARIANTS = ("trained", "faces", "target")
+
+
+def _tables(chances: Mapping[str, tuple[float, ...]], seeds: int = 3) -> Comparison:
+    """Success with these chances on VARIANTS, the same deals hard for every arm."""
+    rng = np.random.default_rng(11)
+    hard = {variant: rng.random(N) for variant in VARIANTS}
+    return of_tables(
+        {
+            arm: {
+                variant: [
+                    (hard[variant] + 0.05 * rng.standard_normal(N) < chance).tolist() for _ in range(seeds)
+                ]
+                for variant, chance in zip(VARIANTS, each, strict=True)
+            }
+            for arm, each in chances.items()
+        }
+    )
+
+
+def _found(sft: tuple[float, ...], ppo: tuple[float, ...], seeds: int = 3) -> Findings:
+    return findings(_tables({INIT: (0.3, 0.3, 0.3), "sft": sft, "ppo": ppo}, seeds))
+
+
+def test_the_papers_finding() -> None:
+    found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5))
+    verdicts = {(row.contrast, row.variant): row.verdict for row in found.verdicts}
+    assert verdicts == {
+        ("sft - init", "trained"): Verdict.UP,
+        ("sft - init", "faces"): Verdict.DOWN,
+        ("sft - init", "target"): Verdict.DOWN,
+        **{("ppo - init", variant): Verdict.UP for variant in VARIANTS},
+        ("ppo - sft", "trained"): Verdict.DOWN,
+        ("ppo - sft", "faces"): Verdict.UP,
+        ("ppo - sft", "target"): Verdict.UP,
+    }
+    assert found.problems == ()
+    assert found.sentences[0].startswith(
+        "Did SFT memorize? Yes: it gained on the trained rule and lost on held-out"
+    )
+    assert found.sentences[1].startswith("Did RL (PPO) generalize? Yes: it gained on every held-out rule.")
+    assert found.sentences[2].startswith(
+        "PPO against SFT, at equal FLOPs: PPO is ahead on every held-out rule"
+    )
+    assert "How sure: the brackets hold for all 3 variants" in found.sentences[3]
+    assert "3 seeds and 200 evaluation instances" in found.sentences[3]
+
+
+@pytest.mark.parametrize(
+    ("sft", "told"),
+    [
+        ((0.6, 0.1, 0.3), "In part: it gained"),
+        ((0.6, 0.3, 0.3), "Unclear"),
+        ((0.6, 0.5, 0.3), "No: it gained on held-out rules and clearly lost on none"),
+        ((0.6, 0.5, 0.1), "Mixed"),
+        ((0.3, 0.1, 0.1), "It lost on held-out rules, but without a clear gain on the trained one"),
+    ],
+)
+def test_answers_about_sft(sft: tuple[float, ...], told: str) -> None:
+    assert _found(sft, ppo=(0.3, 0.3, 0.3)).sentences[0].startswith(f"Did SFT memorize? {told}")
+
+
+@pytest.mark.parametrize(
+    ("ppo", "told"),
+    [
+        ((0.5, 0.5, 0.3), "In part: it gained on some held-out rules"),
+        ((0.5, 0.3, 0.3), "Unclear"),
+        ((0.5, 0.1, 0.3), "No: it lost on held-out rules and clearly gained on none"),
+        ((0.5, 0.1, 0.5), "Mixed"),
+    ],
+)
+def test_answers_about_rl(ppo: tuple[float, ...], told: str) -> None:
+    assert _found((0.3, 0.3, 0.3), ppo).sentences[1].startswith(f"Did RL (PPO) generalize? {told}")
+
+
+def test_brackets_are_those_of_the_differences() -> None:
+    found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5))
+    row = next(row for row in found.verdicts if (row.contrast, row.variant) == ("sft - init", "faces"))
+    assert row.difference is not None
+    ends = row.difference.simultaneous
+    text = f"faces (held out): {100 * ends.value:+.1f} points [{100 * ends.low:+.1f}, {100 * ends.high:+.1f}]"
+    assert text in found.sentences[0]
+
+
+def test_one_seed_is_said_loudly() -> None:
+    found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5), seeds=1)
+    assert "in the one training seed that there is" in found.sentences[0]
+    assert any(sentence.startswith("ONE SEED") for sentence in found.sentences)
+    assert not any(s.startswith("ONE SEED") for s in _found((0.6, 0.1, 0.1), (0.5, 0.5, 0.5)).sentences)
+
+
+def test_failed_and_missing_cells_come_first_and_are_named() -> None:
+    start, end = evaluation([0, 1, 0, 1]), evaluation([1, 1, 1, 1])
+    cells = [
+        *(done(INIT, seed, {0.0: {"v": start, "h": start}}) for seed in range(3)),
+        *(done("sft", seed, {1.0: {"v": end, "h": end}}) for seed in (0, 2)),
+        failed("sft", 1),
+        missing("ppo", 0),
+        failed("ppo", 1),
+    ]
+    found = findings(comparison(cells, [0, 1, 2], ["v", "h"]))
+    assert found.sentences[: len(found.problems)] == found.problems
+    assert found.problems == (
+        "FAILED: sft, seed 1; no number here has it. It ended with: LearnerError: loss not finite",
+        "MISSING: ppo, seed 0 has not been run; no number here has it.",
+        "FAILED: ppo, seed 1; no number here has it. It ended with: LearnerError: loss not finite",
+        "MISSING: ppo, seed 2 has not been run; no number here has it.",
+        "FEWER SEEDS: sft - init is of 2 seeds; left out, as one of the two is missing: 1.",
+        "NOT COMPARED: ppo - init: no seed has both.",
+        "NOT COMPARED: ppo - sft: no seed has both.",
+    )
+    assert {row.verdict for row in found.verdicts if row.arm == "ppo"} == {Verdict.UNKNOWN}
+    assert any("generalize? Unknown: no seed has both PPO and its start" in s for s in found.sentences)
+
+
+def test_nothing_at_all() -> None:
+    found = findings(comparison([], [0], ["v", "h"], arms=("sft", "ppo")))
+    assert len(found.problems) == 6
+    assert any("Did SFT memorize? Unknown" in sentence for sentence in found.sentences)
+
+
+def test_no_held_out_variant() -> None:
+    found = findings(of_tables({INIT: {"v": [[1, 0]]}, "sft": {"v": [[1, 1]]}}))
+    assert found.sentences[0].startswith("No held-out variant was evaluated")
+
+
+def test_memorization_and_turns() -> None:
+    misread = evaluation([0] * 9 + [1], outcomes=("RULE_MISREAD",) * 6 + ("SYNTAX",) * 3 + ("CORRECT",))
+    late = evaluation([1] * 5 + [0] * 5, solved_at=(1, 2, 2, 2, 2, 0, 0, 0, 0, 0))
+    cells = [
+        done(INIT, 0, {0.0: {"v": misread, "h": late}}),
+        done("sft", 0, {1.0: {"v": late, "h": misread}}),
+    ]
+    told = findings(comparison(cells, [0], ["v", "h"])).sentences
+    assert any(
+        s.startswith("Failures on h that are the trained rule applied: the start 0% [0%, 43%], SFT 67%")
+        for s in told
+    )
+    assert (
+        "Verification turns after the first add, in points, mean of the held-out variants: the start +40.0, SFT +0.0."
+        in told
+    )
+    clean = findings(of_tables({INIT: {"v": [[1, 0]], "h": [[1, 0]]}}))
+    assert "No failure on a held-out variant was the trained rule applied." in clean.sentences

@@ -1,0 +1,305 @@
+"""Data sets: rows of every kind of file, splits and variants, scorers, and refusals that name file and line."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs import check, registry
+from envs.base import Expert
+from envs.dataset.scoring import number_in
+from envs.errors import Refused
+from envs.splits import Split, split_of
+
+SCORERS = """
+import numpy
+
+def right(answer, row):
+    return answer == row["answer"]
+
+def graded(answer, row):
+    return (0.5, "NEARLY") if answer else numpy.float32(-1)
+
+def nonsense(answer, row):
+    return {"": None, "nan": float("nan"), "text": "1", "pair": (1.0, 2)}[answer]
+
+def alone(answer):
+    return True
+
+number = 3
+"""
+
+ROWS = [{"prompt": f"{n} + 1 =", "answer": str(n + 1), "kind": "odd" if n % 2 else "even"} for n in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_scorers.py").write_text(SCORERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_scorers", raising=False)
+
+
+def written(path: Path, rows: Iterable[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return written(tmp_path / "rows.jsonl", ROWS)
+
+
+def made(path: str, **args: Any) -> Any:
+    return registry.make("dataset", **{"path": path, "score": "my_scorers:right", **args})
+
+
+def prompts(env: Any, variant: str, split: str) -> set[str]:
+    options = {"variant": variant, "split": split}
+    return {env.reset(seed=seed, options=options)[0] for seed in range(400)}
+
+
+def test_a_row_is_asked_once_and_scored(path: str) -> None:
+    env = made(path)
+    observation, _ = env.reset(seed=3)
+    right = str(int(observation.split()[0]) + 1)
+    assert env.step(right) == ("Correct.", 1.0, True, False, {"outcome": "CORRECT", "success": True})
+    env.reset(seed=3)
+    assert env.step("no") == ("Not correct.", 0.0, True, False, {"outcome": "WRONG", "success": False})
+
+
+def test_splits_are_every_row_by_hash(path: str) -> None:
+    env = made(path)
+    train, evaluation = prompts(env, "default", "train"), prompts(env, "default", "eval")
+    assert train | evaluation == {row["prompt"] for row in ROWS} == prompts(env, "default", "all")
+    assert not train & evaluation
+    assert 5 < len(evaluation) < 30
+    _, info = env.reset(seed=0, options={"split": "eval"})
+    assert split_of(info["instance"]) is Split.EVAL
+    assert prompts(made(path, eval_share=0), "default", "train") == train | evaluation
+    with pytest.raises(Refused, match=r"has no rows of split 'eval'; change eval_share"):
+        made(path, eval_share=0).reset(options={"split": "eval"})
+
+
+def test_variants_by_row(path: str) -> None:
+    args = {"path": path, "score": "my_scorers:right", "variant": "kind", "held_out": ["even"]}
+    listed = registry.variants("dataset", **args)
+    assert [(each.name, each.held_out) for each in listed] == [("odd", False), ("even", True)]
+    assert listed[1].summary == f"0 rows to train on, 30 to evaluate on, of {path}"
+    env = registry.make("dataset", **args)
+    assert len(prompts(env, "even", "eval")) == 30
+    assert prompts(env, "odd", "train") < {row["prompt"] for row in ROWS if row["kind"] == "odd"}
+    with pytest.raises(Refused, match="has no rows of split 'train'"):
+        env.reset(options={"variant": "even", "split": "train"})
+
+
+def test_a_held_out_file(path: str, tmp_path: Path) -> None:
+    other = written(tmp_path / "other.jsonl", [{"prompt": "9 * 9 =", "answer": "81"}])
+    args = {"path": path, "score": "my_scorers:right", "held_out_path": other, "eval_share": 0}
+    assert [each.name for each in registry.variants("dataset", **args)] == ["default", "held_out"]
+    assert prompts(registry.make("dataset", **args), "held_out", "eval") == {"9 * 9 ="}
+    written(Path(other), [ROWS[7]])
+    with pytest.raises(
+        Refused, match=r"1 prompts are both trained on and held out: .*rows.jsonl:8 and .*other"
+    ):
+        registry.make("dataset", **{**args, "success_at": 0.5})
+
+
+def test_an_expert_where_rows_have_one(path: str) -> None:
+    env = made(path, expert="answer", instruction="Say only the number.")
+    observation, _ = env.reset(seed=1)
+    assert observation.endswith("=\nSay only the number.")
+    assert isinstance(env, Expert)
+    [(shown, answer, learn)] = env.expert(True, random.Random(0))
+    assert (shown, learn) == (observation, True)
+    assert env.step(answer)[4]["success"]
+    assert not isinstance(made(path), Expert)
+
+
+def test_scores_of_every_kind(path: str) -> None:
+    env = made(path, score="my_scorers:graded", success_at=0.5)
+    env.reset(seed=0)
+    assert env.step("x")[1:] == (0.5, True, False, {"outcome": "NEARLY", "success": True})
+    env.reset(seed=0)
+    assert env.step("")[1:] == (-1.0, True, False, {"outcome": "WRONG", "success": False})
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("", TypeError), ("text", TypeError), ("pair", TypeError), ("nan", ValueError)]
+)
+def test_what_is_no_score_raises(path: str, answer: str, kind: type[Exception]) -> None:
+    env = made(path, score="my_scorers:nonsense")
+    env.reset(seed=0)
+    with pytest.raises(kind, match=r"score=my_scorers:nonsense returned .*must be"):
+        env.step(answer)
+
+
+@pytest.mark.parametrize(
+    ("score", "marker", "said", "outcome"),
+    [
+        ("exact", None, " 1,234 ", "CORRECT"),
+        ("exact", None, "1234", "WRONG"),
+        ("exact", "####", "thus #### 0 #### 1,234\n", "CORRECT"),
+        ("exact", "####", "1,234", "NO_ANSWER"),
+        ("number", None, "12 and so 1234.0", "CORRECT"),
+        ("number", None, "1234 and so 12", "WRONG"),
+        ("number", None, "1235", "WRONG"),
+        ("number", None, "2468/2", "CORRECT"),
+        ("number", None, "none", "NO_ANSWER"),
+        ("number", None, "9" * 100_000, "NO_ANSWER"),
+        ("number", None, "1/0", "NO_ANSWER"),
+        ("number", "####", "12 #### 1234 eggs, not 5", "CORRECT"),
+    ],
+)
+def test_built_in_scorers(tmp_path: Path, score: str, marker: str | None, said: str, outcome: str) -> None:
+    rows = [{"prompt": f"p{n}", "answer": "12 and 3: #### 1,234" if marker else "1,234"} for n in range(9)]
+    env = made(written(tmp_path / "m.jsonl", rows), score=score, marker=marker)
+    env.reset(seed=0)
+    assert env.step(said)[4]["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("-3.50", Fraction(-7, 2)), ("x = .5", Fraction(1, 2)), ("1,000,000", 10**6), ("3/4", Fraction(3, 4))],
+)
+def test_numbers_are_read_exactly(text: str, number: Fraction) -> None:
+    assert number_in(text, last=True) == number
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"prompt": "a", "answer": ', "rows.jsonl:2: is not JSON"),
+        ("[1, 2]", "rows.jsonl:2: is no object but list"),
+        ('{"prompt": NaN}', "rows.jsonl:2: is not JSON: NaN is no JSON"),
+        ('{"question": "a"}', r"rows.jsonl:2: its field 'prompt' is missing \(there are question\)"),
+        ('{"prompt": " "}', "rows.jsonl:2: its field 'prompt' is ' ', but must be a text"),
+        ('{"prompt": 3}', "rows.jsonl:2: its field 'prompt' is 3, but must be a text"),
+        (
+            '{"prompt": "a", "answer": "b"}',
+            "rows.jsonl:2: its field 'kind' is missing .*must name its variant",
+        ),
+        ('{"prompt": "a", "kind": "odd"}', "rows.jsonl:2: its field 'answer' is missing"),
+        (
+            '{"prompt": "a", "answer": "b", "kind": "odd"}',
+            "rows.jsonl:2: its field 'answer' has no number: 'b'",
+        ),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROWS[0])}\n{line}\n\n{json.dumps(ROWS[1])}\n")
+    with pytest.raises(Refused, match=told):
+        made(str(tmp_path / "rows.jsonl"), score="number", variant="kind")
+
+
+def test_bad_rows_are_counted_and_bad_bytes_found(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"7 rows cannot be used: .*:1: .*:5: .* and 2 more; mend or remove"):
+        made(written(tmp_path / "a.jsonl", [{}] * 7))
+    (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    with pytest.raises(Refused, match=r"b.jsonl:1: is not JSON: .*utf-8"):
+        made(str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"path": "no.jsonl"}, r"no.jsonl: there is no such file or folder, seen from /.*; name a .jsonl file"),
+        ({"path": None}, "path=None: is no text"),
+        ({"paht": "x"}, "unknown argument paht; there are: path, score, held_out_path"),
+        ({"score": "right"}, "score='right': is neither exact nor number nor a function"),
+        ({"score": "my_scorers:rigth"}, "my_scorers:rigth cannot be imported: AttributeError"),
+        ({"score": "my_scorers:alone"}, "cannot be called with an answer and a row.*define it as: def score"),
+        ({"score": "my_scorers:number"}, "cannot be called with an answer and a row"),
+        ({"held_out": "hard"}, "without variant= no row has a variant"),
+        ({"held_out": ["hard"], "variant": "kind"}, r"held_out=\['hard'\]: no row is of that variant"),
+        ({"held_out": ["odd", "even"], "variant": "kind"}, "has 60 rows, none of them to train on"),
+        ({"held_out": 3}, "are no names"),
+        ({"eval_share": 1}, "eval_share=1: out of range"),
+        ({"success_at": "much"}, "is no finite number"),
+        ({"marker": ""}, "it is empty"),
+    ],
+)  # fmt: skip
+def test_arguments_are_refused_with_a_remedy(path: str, args: dict[str, Any], told: str) -> None:
+    with pytest.raises(Refused, match=told) as caught:
+        made(**{"path": path, **args})
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("missing", ["path", "score"])
+def test_what_is_needed_is_said(missing: str) -> None:
+    args = {"path": "x.jsonl", "score": "exact"}
+    del args[missing]
+    with pytest.raises(Refused, match=f"{missing}= is missing; give env_args.path=FILE"):
+        registry.make("dataset", **args)
+
+
+def test_kinds_of_files(tmp_path: Path) -> None:
+    for name, told in (("rows.csv", "of no kind"), ("folder", "has no state.json")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "rows.csv").touch()
+        with pytest.raises(Refused, match=told):
+            made(str(tmp_path / name))
+    (tmp_path / "folder" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(Refused, match=r"holds several splits; name one: .*folder/train, .*folder/test"):
+        made(str(tmp_path / "folder"))
+
+
+def test_without_pyarrow_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        Refused, match=r"pyarrow, which reads it, is not installed; pip install 'rlpost\[datasets\]'"
+    ):
+        made(str(tmp_path / "rows.parquet"))
+
+
+def test_parquet_arrow_and_what_save_to_disk_writes(tmp_path: Path) -> None:
+    """The folder is laid out as `datasets` 4 does it: Arrow streams, named by state.json."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for number, rows in enumerate((ROWS[:30], ROWS[30:])):
+        table = pyarrow.Table.from_pylist(rows)
+        with (
+            pyarrow.OSFile(str(folder / f"data-{number}.arrow"), "wb") as sink,
+            pyarrow.ipc.new_stream(sink, table.schema) as out,
+        ):
+            out.write_table(table)  # fmt: skip
+    files = [{"filename": f"data-{number}.arrow"} for number in range(2)]
+    (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+    everything = pyarrow.Table.from_pylist(ROWS)
+    parquet.write_table(everything, tmp_path / "rows.parquet")
+    with (
+        pyarrow.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink,
+        pyarrow.ipc.new_file(sink, everything.schema) as out,
+    ):
+        out.write_table(everything)  # fmt: skip
+    for path in (folder, tmp_path / "rows.parquet", tmp_path / "rows.arrow"):
+        assert prompts(made(str(path)), "default", "all") == {row["prompt"] for row in ROWS}
+    with pytest.raises(Refused, match=r"rows.parquet, row 0: its field 'text' is missing"):
+        made(str(tmp_path / "rows.parquet"), prompt="text")
+    (tmp_path / "rows.parquet").write_bytes(b"no columns")
+    with pytest.raises(Refused, match=r"rows.parquet: cannot be read"):
+        made(str(tmp_path / "rows.parquet"), prompt="prompt", answer="kind")
+
+
+def test_the_authors_check_takes_it(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        f"path={path}",
+        "score=exact",
+        "expert=answer",
+        "variant=kind",
+        'held_out=["odd"]',
+        "eval_share=0.4",
+    ]
+    argv = [part for each in arguments for part in ("--arg", each)]
+    assert check.main(["dataset", "--instances", "5", *argv]) == 0
+    assert "FAILED" not in capsys.readouterr().out

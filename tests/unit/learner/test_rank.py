@@ -1,0 +1,27 @@
+"""What a rank needs of its configuration."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlpost.config import AlgoName, Config, KlPlace, Reference, Task
+from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
+from rlpost.learner.rank import adapters_for
+
+
+@pytest.mark.parametrize(
+    ("task", "algo", "kl", "reference", "expected"),
+    [
+        (Task.ppo, AlgoName.ppo, KlPlace.reward, Reference.start, (POLICY, CRITIC, REFERENCE)),
+        (Task.ppo, AlgoName.ppo_turn, KlPlace.none, Reference.start, (POLICY, CRITIC)),
+        (Task.ppo, AlgoName.grpo, KlPlace.loss, Reference.start, (POLICY, REFERENCE)),
+        (Task.ppo, AlgoName.grpo, KlPlace.loss, Reference.base, (POLICY,)),
+        (Task.sft, AlgoName.ppo, KlPlace.reward, Reference.start, (POLICY,)),
+    ],
+)
+def test_adapters_are_those_that_learn_or_are_compared_with(
+    task: Task, algo: AlgoName, kl: KlPlace, reference: Reference, expected: tuple[str, ...]
+) -> None:
+    cfg = Config(task=task)
+    cfg.algo.name, cfg.algo.kl, cfg.algo.reference = algo, kl, reference
+    assert adapters_for(cfg) == expected

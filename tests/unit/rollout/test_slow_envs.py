@@ -1,0 +1,217 @@
+"""Episodes whose environments sleep, hang, loop or fail: each is its own episode's business, and nobody waits."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Text
+
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.collect import Collector
+from rlpost.rollout.engine import Sampling
+from rlpost.rollout.env_threads import Patience
+from rlpost.rollout.scripted import ScriptedEngine
+from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=200)
+TURNS = 3
+Trouble = Callable[[int, int], Any]
+"""(episode's seed, turn; 0 is the reset) -> what happens before the environment answers."""
+
+
+class Troubled(gymnasium.Env[str, str]):
+    """Repeats what it hears, three times; goes wrong as `trouble` has it."""
+
+    observation_space = Text(1000)
+    action_space = Text(1000)
+
+    def __init__(self, trouble: Trouble) -> None:
+        self.trouble, self.deals = trouble, list[int]()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        assert seed is not None
+        self.deals.append(seed)
+        self.turn = 0
+        self.trouble(seed, 0)
+        return f"deal {seed}", {"instance": str(seed)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.turn += 1
+        self.trouble(self.deals[-1], self.turn)
+        over = self.turn == TURNS
+        return f"heard {action}", 1.0, over, False, {"outcome": "HEARD", "success": over}
+
+
+class Letters(Chat):
+    """A token a letter, and no model behind it."""
+
+    def __init__(self) -> None:
+        """No tokenizer."""
+
+    def prompt_ids(self, observation: str) -> tuple[int, ...]:
+        return tuple(map(ord, observation))
+
+    answer_ids = prompt_ids
+
+    def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
+        return self.prompt_ids(feedback)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
+@pytest.fixture
+def chat() -> Chat:
+    return Letters()
+
+
+@pytest.fixture
+def hang() -> Iterator[Callable[[], None]]:
+    """Hangs, but not beyond the test."""
+    event = threading.Event()
+    yield lambda: event.wait(120) and None
+    event.set()
+
+
+def specs(count: int) -> list[EpisodeSpec]:
+    return [EpisodeSpec("v", "train", 0, i, i, i, 100 + i) for i in range(count)]
+
+
+class Witness:
+    """A collector, and what it asked of engine and environments."""
+
+    def __init__(self, chat: Chat, trouble: Trouble, max_live: int = 8, timeout_s: float = 30.0) -> None:
+        self.envs: list[Troubled] = []
+        self.dice: list[int] = []  # of the turns, in the order in which they joined the batch
+        engine = ScriptedEngine(self._say, chat, max_model_len=4096)
+        self._collector = Collector(
+            engine, "troubled", lambda: self._make(trouble), chat, max_live, timeout_s
+        )
+
+    def _say(self, text: str, seed: int) -> str:
+        self.dice.append(seed)
+        return f"say {seed % 1000}"
+
+    def _make(self, trouble: Trouble) -> Troubled:
+        self.envs.append(Troubled(trouble))
+        return self.envs[-1]
+
+    def play(self, count: int) -> list[Trajectory]:
+        return self._collector.collect(specs(count), SAMPLING, 0)
+
+
+def quiet(seed: int, turn: int) -> None:
+    """No trouble."""
+
+
+def test_environments_that_sleep_do_so_together(chat: Chat) -> None:
+    """8 environments, each 0.2 s in one of its steps: 1.6 s one after another."""
+    began = time.monotonic()
+    played = Witness(chat, lambda seed, turn: time.sleep(0.2) if turn == 1 else None).play(8)
+    assert time.monotonic() - began < 1.3
+    assert all(t.success and len(t.turns) == TURNS for t in played)
+
+
+def test_others_play_on_while_one_thinks(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episode 0 is answered only once all others are over; with steps in the decode loop it would wait for ever."""
+    monkeypatch.setattr(Patience, "MOST_S", 0.05)
+    monkeypatch.setattr(Patience, "MUCH_S", 0.01)
+    others_over = threading.Semaphore(0)
+
+    def trouble(seed: int, turn: int) -> None:
+        if seed == 0 and turn == 1:
+            assert all(others_over.acquire(timeout=30) for _ in range(9))
+        if seed != 0 and turn == TURNS:
+            others_over.release()
+
+    played = Witness(chat, trouble, max_live=2).play(10)
+    assert [t.ending for t in played] == [Ending.TERMINATED] * 10
+
+
+@pytest.mark.parametrize("turn_of_trouble", [0, 1, 2])
+def test_hung_episodes_end_by_name_and_the_batch_goes_on(
+    chat: Chat, hang: Callable[[], None], turn_of_trouble: int
+) -> None:
+    witness = Witness(
+        chat,
+        lambda seed, turn: hang() if (seed % 3, turn) == (1, turn_of_trouble) else None,
+        timeout_s=0.3,
+        max_live=3,
+    )
+    played = witness.play(8)
+    hung = [t for t in played if t.episode % 3 == 1]
+    assert [t.ending for t in hung] == [Ending.ENV_TIMEOUT] * 3
+    what = "step" if turn_of_trouble else "reset"
+    assert {t.error for t in hung} == {f"{what} took longer than rollout.env_timeout_s=0.3"}
+    heard = ["HEARD"] * (turn_of_trouble - 1)
+    said = [*heard, "ENV_TIMEOUT"] if turn_of_trouble else []
+    assert [[turn.outcome for turn in t.turns] for t in hung] == [said] * 3
+    assert all(t.success for t in played if t.episode % 3 != 1)
+    for env in witness.envs:  # what hung is never played with again
+        assert all(seed % 3 != 1 for seed in env.deals[:-1])
+
+
+def test_an_endless_loop_ends_its_own_episode_only(chat: Chat) -> None:
+    def trouble(seed: int, turn: int) -> None:
+        while (seed, turn) == (2, 1):
+            pass
+
+    played = Witness(chat, trouble, timeout_s=0.5).play(4)
+    assert [t.ending is Ending.ENV_TIMEOUT for t in played] == [False, False, True, False]
+
+
+def test_errors_hangs_and_exits_in_one_batch(chat: Chat, hang: Callable[[], None]) -> None:
+    def trouble(seed: int, turn: int) -> None:
+        if turn == 1:
+            (lambda: None, hang, lambda: 1 // 0, lambda: exit("bye"))[seed % 4]()
+
+    played = Witness(chat, trouble, timeout_s=0.3, max_live=4).play(8)
+    expected = [Ending.TERMINATED, Ending.ENV_TIMEOUT, Ending.ENV_ERROR, Ending.ENV_ERROR] * 2
+    assert [t.ending for t in played] == expected
+    assert played[3].error == "SystemExit: bye"
+    assert [t.ending.broken for t in played] == [False, True, True, True] * 2
+
+
+def test_an_environment_that_cannot_be_made_or_says_no_text(chat: Chat) -> None:
+    class Dumb(Troubled):
+        def reset(self, **kwargs: Any) -> Any:
+            return 7, {"instance": "x"}
+
+    makers = iter([lambda: Dumb(quiet), lambda: 1 // 0])
+    engine = ScriptedEngine(lambda text, seed: "hi", chat)
+    play = Collector(engine, "dumb", lambda: next(makers)(), chat, 1, 30.0)
+    dumb, none = play.collect(specs(2), SAMPLING, 0)
+    assert dumb.error == "TypeError: the observation is no text but int"
+    assert none.error == "ZeroDivisionError: integer division or modulo by zero"
+    assert dumb.ending is none.ending is Ending.ENV_ERROR
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_results_do_not_depend_on_delays(chat: Chat, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Even where nothing is waited for, and turns join the batch as they happen to come."""
+    rng = random.Random(seed)
+    delays = {(i, turn): rng.choice([0, 0, 0.01, 0.05]) for i in range(12) for turn in range(TURNS + 1)}
+    expected = Witness(chat, quiet, max_live=5).play(12)
+    monkeypatch.setattr(Patience, "MOST_S", 0.0)
+    delayed = Witness(chat, lambda i, turn: time.sleep(delays[i, turn]), max_live=5)
+    assert delayed.play(12) == expected
+
+
+def test_fast_environments_join_the_batch_in_the_same_order(chat: Chat) -> None:
+    """As if they were stepped one after another: the engine's roundings depend on who decodes together."""
+    orders = []
+    for attempt in range(3):
+        rng = random.Random(attempt)
+        jitter = Witness(chat, lambda i, turn, rng=rng: time.sleep(1e-3 * rng.random()), max_live=5)
+        jitter.play(12)
+        orders.append(jitter.dice)
+    assert orders[0] == orders[1] == orders[2]
+    assert len(set(orders[0])) == 12 * TURNS
