@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rlpost.compare.causes import last_outcome
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.compute import spent
 from rlpost.compare.plan import SFT, CellPlan
@@ -97,7 +98,7 @@ def evaluation_of(episodes: Sequence[Trajectory]) -> Evaluation:
     return Evaluation(
         instances=tuple(t.instance for t in episodes),
         successes=tuple(t.success for t in episodes),
-        outcomes=tuple(t.turns[-1].outcome if t.turns else t.ending.name for t in episodes),
+        outcomes=tuple(map(last_outcome, episodes)),
         solved_at=tuple(_solved_at(t) for t in episodes),
         step_accuracy=_step_accuracy(episodes),
     )
