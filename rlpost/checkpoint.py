@@ -83,6 +83,11 @@ def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
     raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")
 
 
+def exists(run_dir: RunDir) -> bool:
+    """Whether there is a whole checkpoint, under whatever settings."""
+    return any(_whole(path) is not None for path in _candidates(run_dir.checkpoints))
+
+
 def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
     """Bring the learner's files to the disk, then the mark, so that the mark vouches for them."""
     sizes = {}

@@ -171,9 +171,14 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _check_resources(needs: Needs, address: str | None) -> None:
+def total() -> Needs:
+    """What the connected cluster has, whether it is in use or not."""
     have = ray.cluster_resources()
-    refuse_shortage(needs, Needs(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0)), address)
+    return Needs(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+
+
+def _check_resources(needs: Needs, address: str | None) -> None:
+    refuse_shortage(needs, total(), address)
 
 
 def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:

@@ -4,7 +4,7 @@
 
 An experiment is a flat YAML file that holds only what differs from the layers below it; its first line is a
 comment of one sentence, which the listing shows. `defaults: [OTHER]` in it builds on another experiment's file.
-`resume=DIR` without an experiment takes DIR/config.yaml instead.
+`resume=DIR` without an experiment takes DIR/config.yaml instead; `experiment=FILE.yaml` takes a file of one's own.
 
 `algo=NAME` (or `algo.name=NAME`, in a file: `algo: {name: NAME}`) chooses a row of rlpost.algorithms.table, whose
 defaults are a layer of their own; `algo.KEY=VALUE` sets one of its settings. The last word has the command line.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import re
 import sysconfig
 import typing
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,9 @@ from rlpost.config import AlgoName, Config
 from rlpost.errors import ConfigError
 
 RESUMED = "resumed-run"
+OWN_FILE = "own-file"
 ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
+SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.quick"}
 BASES = "defaults"  # key of an experiment's file
 
 
@@ -82,7 +85,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
     Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed override.
     """
-    parsed = _parse(overrides)
+    parsed = _parse([_in_full(text) for text in overrides])
     name, path = _experiment_file(parsed)
     settings = _settings(path)
     _refuse_unknown(_leaves(settings), where=str(path))
@@ -97,6 +100,18 @@ def compose(overrides: Sequence[str]) -> Config:
 def to_yaml(config: Config) -> str:
     """Every setting, resolved, as YAML that `resume=` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def override(key: str, value: object) -> str:
+    """key=value for the command line, quoted so that any text comes through as it is."""
+    # Hydra reads a backslash as one unless it stands before a quote.
+    text = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value))
+    return f"{key}='{text}'"
+
+
+def _in_full(text: str) -> str:
+    key, equals, value = text.partition("=")
+    return f"{SHORT[key]}={value}" if equals and key in SHORT else text
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -132,6 +147,8 @@ def _experiment_file(parsed: list[Override]) -> tuple[str, Path]:
         name = str(chosen["experiment"])
         if name in known:
             return name, known[name].path
+        if name.endswith(".yaml"):
+            return OWN_FILE, Path(name)
         remedy = _did_you_mean(name, list(known)) or "choose one of " + ", ".join(known)
         raise ConfigError(refusal("experiment", name, "there is no such experiment", remedy))
     if chosen.get("resume"):
@@ -242,6 +259,13 @@ def algorithm_defaults(algorithm: AlgoName) -> DictConfig:
     for key, value in TABLE[algorithm].defaults.items():
         OmegaConf.update(node, key, value, force_add=True)
     return node
+
+
+def defaults_under(algorithm: AlgoName) -> Config:
+    """The schema's defaults with an algorithm's own laid over them."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), algorithm_defaults(algorithm))
+    merged.algo.name = algorithm
+    return typing.cast(Config, OmegaConf.to_object(merged))
 
 
 def _resolve(overrides: list[str]) -> Config:

@@ -18,6 +18,7 @@ class Task(Enum):
     sft = "sft"  # supervised fine-tuning of the adapter only
     dry_run = "dry_run"  # episodes of any experiment with scripted answers: no engine, no learner
     eval = "eval"  # evaluation of an adapter (or the bare model) only
+    compare = "compare"  # SFT against RL: many runs from the same start, one report
     tiny_base = "tiny_base"  # the recipe that made the bundled model
 
 
@@ -81,6 +82,14 @@ class OldLogprobs(Enum):
     engine = "engine"  # as sampled: a pass fewer, and the ratio corrects the engine's rounding as well
 
 
+class Measure(Enum):
+    """What compute is measured in; see rlpost/compare/compute.py."""
+
+    flops = "flops"
+    tokens = "tokens"
+    device_seconds = "device_seconds"
+
+
 class Reference(Enum):
     start = "start"  # the adapter RL starts from (after the warm start), frozen
     base = "base"  # the model without an adapter
@@ -99,6 +108,10 @@ class SftConfig:
     """Supervised warm start (task=ppo) or the whole run (task=sft): fresh expert answers on training instances."""
 
     steps: int = 30  # optimizer steps; 0 skips the warm start
+    skip: int = 0  # steps whose examples are passed over: those of a warm start that this run goes on from
+    examples: int = (
+        0  # size of the data set, which is gone through again and again; 0: fresh examples without end
+    )
     batch_size: int = 64  # examples an optimizer step
     learning_rate: float = 1e-3
     warmup_steps: int = 5
@@ -189,8 +202,31 @@ class EvalConfig:
     episodes: int = 256  # per variant and decoding
     greedy: bool = True
     sampled: bool = True
-    every: int = 0  # evaluate each so many iterations as well; 0 means only before and after
+    start: bool = True  # evaluate before training too
+    every: int = 0  # evaluate each so many iterations (task=sft: steps) as well; 0: only before and after
     seed: int = 20250126  # fixed: every run and checkpoint sees the same deals
+
+
+@dataclass
+class BudgetConfig:
+    """Compute, since training began, at which task=ppo and task=sft evaluate; the last amount ends the training."""
+
+    measure: Measure = Measure.flops
+    amounts: list[float] = field(default_factory=list)  # rising; empty: algo.iterations, sft.steps decide
+
+
+@dataclass
+class CompareConfig:
+    """task=compare: `arms=`, `seeds=` and `quick=` are short for the settings here."""
+
+    # sft and algorithms, the first of which sets the budget of the others
+    arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    points: int = 4  # evaluations of an arm, at equal shares of the budget
+    match_on: Measure = Measure.flops  # what the arms spend alike
+    concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs bear
+    quick: bool = False  # the first seed alone, and quick_iterations for algo.iterations
+    quick_iterations: int = 16
 
 
 @dataclass
@@ -241,6 +277,8 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     tiny_base: TinyBaseConfig = field(default_factory=TinyBaseConfig)

@@ -52,6 +52,14 @@ def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
     return found
 
 
+def evaluate_stage_once(session: Session, stage: str) -> None:
+    """`evaluate_stage`, unless a run that is resumed has its results already."""
+    cfg = session.cfg
+    names = [evaluation_name(stage, v, d) for v in cfg.eval_variants for d in decodings(cfg)]
+    if not all(session.run_dir.trajectories_file(name).is_file() for name in names):
+        evaluate_stage(session, stage)
+
+
 def decodings(cfg: Config) -> dict[str, Sampling]:
     """The decodings that the configuration asks for, by name."""
     limit = cfg.rollout.max_new_tokens

@@ -24,6 +24,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "reward": sum(t.total_reward for t in trajectories) / episodes,
         "turns": len(answers) / episodes,
         "sampled_tokens": float(sum(t.answer_tokens for t in trajectories)),
+        "tokens/prompt": float(sum(len(turn.context_ids) for turn in answers)),
+        "tokens/sampled": float(sum(t.answer_tokens for t in trajectories)),
         "answer_tokens": _mean_tokens(answers),
         "cut_share": _cut_share(answers),
         **{f"outcome/{name}": n / len(answers) for name, n in _outcomes(answers).items()},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -72,6 +74,30 @@ def check_folder(folder: Path) -> Path:
     if missing:
         raise ModelError(f"{folder} is not a model's folder: it lacks {', '.join(missing)}. {WAYS_OUT}")
     return folder
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors files, by their headers alone: tied weights are stored, and counted, once.
+
+    Raises ModelError for a file that is no safetensors.
+    """
+    return sum(
+        math.prod(entry["shape"])
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, entry in _header(path).items()
+        if name != "__metadata__"
+    )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """See the format's own description: a length of 8 bytes, little-endian, then that much JSON."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
+        raise ModelError(f"{path} cannot be read as safetensors ({error}).") from error
+    return dict(header)
 
 
 def cache_folder() -> Path:

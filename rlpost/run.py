@@ -27,6 +27,7 @@ ENTRY_POINTS = {
     Task.ppo: "rlpost.train:run",
     Task.sft: "rlpost.sft:run",
     Task.eval: "rlpost.evaluate:run",
+    Task.compare: "rlpost.compare.run:run",
     Task.dry_run: "rlpost.dry_run:run",
     Task.tiny_base: "rlpost.pretrain.train:run",
 }

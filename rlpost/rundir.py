@@ -3,6 +3,7 @@
     config.yaml            every setting, resolved            versions.json   what it ran on
     metrics.jsonl          one object an iteration            summary.json    the result, written at the end
     trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
+    examples.jsonl         instances of the supervised steps
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from rlpost.types import Trajectory
 from rlpost.versions import versions
 
 OUTPUTS = Path("outputs")
-_OF_ITERATION = re.compile(r"(?:eval-)?iteration-(\d+)\b.*\.jsonl")
+_OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
 _EVALUATION = re.compile(
     r"eval-(?P<stage>before|warm|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
 )
@@ -39,8 +40,13 @@ def iteration_name(iteration: int) -> str:
     return f"iteration-{iteration:06d}"
 
 
+def step_name(step: int) -> str:
+    """The stage of an evaluation after a supervised step: step-000012."""
+    return f"step-{step:06d}"
+
+
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
-    """The stem of an evaluation's trajectories file. `stage` is before, warm, after, or an `iteration_name`."""
+    """The stem of an evaluation's file. `stage` is before, warm, after, an `iteration_name` or a `step_name`."""
     return f"eval-{stage}-{variant}-{decoding}"
 
 
@@ -67,6 +73,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def examples(self) -> Path:
+        return self.path / "examples.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -148,20 +158,27 @@ class RunDir:
 
         Raises OutputError for any other line that is no JSON object.
         """
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
-        return [_object(self.metrics, number, line) for number, line in enumerate(lines, start=1)]
+        return _read_lines(self.metrics)
+
+    def append_examples(self, step: int, instances: Sequence[str]) -> None:
+        """Note in examples.jsonl which instances a supervised step learns from."""
+        append_whole(self.examples, records.encode({"step": step, "instances": list(instances)}))
+
+    def read_examples(self) -> list[dict[str, Any]]:
+        """The lines of examples.jsonl, as `read_metrics`."""
+        return _read_lines(self.examples)
 
     def truncate_metrics(self, last: int, key: str = "iteration") -> None:
         """Forget what was recorded after `last`, so that a resumed run's record has no doubles.
 
-        Drops the lines of metrics.jsonl whose `key` (iteration; step, for task=sft) is greater; those without it
-        stay: they come before the first. Drops the trajectories and evaluations of iterations after `last`, and
-        what is only written at the end of a run.
+        Drops the lines of metrics.jsonl and examples.jsonl whose `key` (iteration; step, for task=sft) is greater;
+        those without it stay: they come before the first. Drops the trajectories and evaluations of iterations
+        (steps) after `last`, and what is only written at the end of a run.
         """
-        kept = [m for m in self.read_metrics() if key not in m or m[key] <= last]
-        write_atomic(self.metrics, b"".join(records.encode(metrics) for metrics in kept))
+        for path, lines in ((self.metrics, self.read_metrics()), (self.examples, self.read_examples())):
+            kept = [line for line in lines if key not in line or line[key] <= last]
+            if path.is_file():
+                write_atomic(path, b"".join(map(records.encode, kept)))
         for path in self.trajectories.iterdir():
             found = _OF_ITERATION.fullmatch(path.name)
             if path.name.startswith("eval-after-") or (found and int(found[1]) > last):
@@ -169,9 +186,12 @@ class RunDir:
         _remove(self.summary)
         _remove(self.report)
 
+    def trajectories_file(self, name: str) -> Path:
+        return self.trajectories / f"{name}.jsonl"
+
     def write_trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> Path:
         """Write trajectories/<name>.jsonl, an episode a line; see rlpost.records for the fields."""
-        path = self.trajectories / f"{name}.jsonl"
+        path = self.trajectories_file(name)
         write_atomic(path, b"".join(map(records.to_line, trajectories)))
         return path
 
@@ -201,6 +221,13 @@ def read_trajectories(path: Path) -> list[Trajectory]:
             except ValueError as error:
                 raise OutputError(_broken(path, number, str(error))) from error
     return trajectories
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
+    return [_object(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def _sound(value: object) -> bool:

@@ -33,7 +33,7 @@ from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
 
 # Settings that a resumed run may change: where it runs, what it reports, how long it goes on.
-_FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name")
+_FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations",),
     "rollout": ("timeout_s", "restarts", "env_timeout_s"),

@@ -1,8 +1,9 @@
-"""Supervised fine-tuning of the adapter on fresh expert answers: the warm start of RL, and `task=sft`."""
+"""Supervised fine-tuning of the adapter on expert answers: the warm start of RL, and `task=sft`."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,18 @@ from envs.base import Expert
 from rlpost import checkpoint
 from rlpost.config import Config
 from rlpost.errors import ConfigError
-from rlpost.evaluate import evaluate_stage, variants_of
+from rlpost.evaluate import evaluate_stage, evaluate_stage_once, variants_of
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within
+from rlpost.rundir import step_name
+from rlpost.schedule import Schedule
 from rlpost.seeds import derive
 from rlpost.session import Session, open_session, publish, training_settings
 from rlpost.types import Example
 
 
 class ExpertData:
-    """Endless supervised examples of the training variant, addressed by step.
+    """Supervised examples of the training variant, addressed by step: fresh ones, or a data set gone through again.
 
     Raises:
         ConfigError: the environment shows no expert answers.
@@ -29,71 +32,128 @@ class ExpertData:
     def __init__(self, cfg: Config, chat: Chat) -> None:
         self._cfg, self._chat = cfg, chat
         self._env = registry.make(cfg.env, **cfg.env_args)
+        self._epoch, self._order = -1, list(range(cfg.sft.examples))
         if not isinstance(self._env.unwrapped, Expert):
             raise ConfigError(
                 f"sft.steps={cfg.sft.steps}: the environment {cfg.env} has no expert answers to learn from;"
                 " set sft.steps=0, or give the environment an `expert` method."
             )
 
-    def batch(self, step: int) -> list[Example]:
-        """Raises RolloutError when the environment takes longer than rollout.env_timeout_s for an example."""
-        timeout_s, who = (
-            self._cfg.rollout.env_timeout_s,
-            f"the environment {self._cfg.env} (asked for an example)",
-        )
-        return [
-            within(timeout_s, who, partial(self._example, step, index))
-            for index in range(self._cfg.sft.batch_size)
-        ]
+    def batch(self, step: int) -> tuple[list[Example], list[str]]:
+        """The examples of a step, and the instances that they solve.
 
-    def _example(self, step: int, index: int) -> Example:
-        cfg = self._cfg
-        seed = derive(cfg.seed, "sft", step, index)
-        rng = random.Random(seed)
-        self._env.reset(seed=seed, options={"variant": cfg.train_variant, "split": "train"})
+        Raises RolloutError when the environment takes longer than rollout.env_timeout_s for an example.
+        """
+        cfg, pairs = self._cfg, list[tuple[Example, str]]()
+        who = f"the environment {cfg.env} (asked for an example)"
+        for index in range(cfg.sft.batch_size):
+            ask = partial(self._example, self._seed(step, index))
+            pairs.append(within(cfg.rollout.env_timeout_s, who, ask))
+        return [example for example, _ in pairs], [instance for _, instance in pairs]
+
+    def _seed(self, step: int, index: int) -> int:
+        sft, seed = self._cfg.sft, self._cfg.seed
+        if sft.examples == 0:
+            return derive(seed, "sft", sft.skip + step, index)
+        epoch, place = divmod((sft.skip + step) * sft.batch_size + index, sft.examples)
+        return derive(seed, "sft data set", self._shuffled(epoch)[place])
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(self._cfg.sft.examples))
+            random.Random(derive(self._cfg.seed, "sft order", epoch)).shuffle(self._order)
+        return self._order
+
+    def _example(self, seed: int) -> tuple[Example, str]:
+        cfg, rng = self._cfg, random.Random(seed)
+        options = {"variant": cfg.train_variant, "split": "train"}
+        _, info = self._env.reset(seed=seed, options=options)
         expert = self._env.unwrapped
         assert isinstance(expert, Expert)
-        return self._chat.example(expert.expert(rng.random() < cfg.sft.revision_share, rng))
+        conversation = expert.expert(rng.random() < cfg.sft.revision_share, rng)
+        return self._chat.example(conversation), str(info["instance"])
 
 
-def train_steps(session: Session, first: int, last: int) -> None:
-    """Take the steps first..last-1 (in order of their addresses); each is a line of metrics.jsonl."""
-    data = ExpertData(session.cfg, session.chat)
-    for step in range(first, last):
-        session.progress.stage(f"supervised step {step + 1}/{session.cfg.sft.steps}")
-        with session.clock.phase("data"):
-            examples = data.batch(step)
-        with session.clock.phase("update"):
-            metrics = session.learner.sft_step(examples, step)
-        metrics.pop("seconds_update")
-        session.run_dir.append_metrics({"stage": "sft", "step": step, **metrics, **session.clock.lap()})
+@dataclass
+class Progress:
+    """What a checkpoint carries besides the learner's state."""
+
+    step: int = 0  # steps finished
+    version: int = 0  # of the adapter that is live
+    eval: dict[str, Any] = field(default_factory=dict)
+    swap_seconds: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)  # of the swaps' canaries
+
+
+def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
+    """Take one step; it is a line of metrics.jsonl, which is returned."""
+    session.progress.stage(f"supervised step {step + 1}/{session.cfg.sft.steps}")
+    with session.clock.phase("data"):
+        examples, instances = data.batch(step)
+        session.run_dir.append_examples(step, instances)
+    with session.clock.phase("update"):
+        metrics = session.learner.sft_step(examples, step)
+    metrics.pop("seconds_update")
+    line = {"stage": "sft", "step": step, **metrics, **session.clock.lap()}
+    session.run_dir.append_metrics(line)
+    return line
 
 
 def run(cfg: Config) -> None:
     """`task=sft`: evaluate, train, evaluate; a checkpoint every `tracking.checkpoint_every` steps."""
     with open_session(cfg, with_learner=True) as session:
-        first, evaluations = 0, dict[str, Any]()
-        if cfg.resume is not None:
-            first, evaluations = _resume(session)
-        else:
-            session.book("start")
-            evaluations["before"] = evaluate_stage(session, "before")
-        every = cfg.tracking.checkpoint_every
-        for start in range(first, cfg.sft.steps, every):
-            end = min(start + every, cfg.sft.steps)
-            train_steps(session, start, end)
-            checkpoint.save(
-                session.run_dir, end, session.learner.save, {"eval": evaluations}, training_settings(cfg)
-            )
-        adapter, canary = session.learner.export(1)
-        adapter.save(session.run_dir.adapter)
-        swap = session.pool.swap(adapter, canary)
-        evaluations["after"] = evaluate_stage(session, "after")
-        publish(session, evaluations, variants_of(cfg), cfg.sft.steps, [swap.seconds], [swap.canary_gap])
+        schedule = Schedule(cfg, cfg.sft.steps, session.model_folder)
+        state = _resume(session) if cfg.resume is not None else _begin(session)
+        schedule.replay(session.run_dir.read_metrics(), "step")
+        _train(session, schedule, state)
+        _swap(session, state)
+        state.eval["after"] = evaluate_stage(session, "after")
+        publish(session, state.eval, variants_of(cfg), state.step, state.swap_seconds, state.gaps)
 
 
-def _resume(session: Session) -> tuple[int, dict[str, Any]]:
+def _begin(session: Session) -> Progress:
+    state = Progress()
+    session.book("start")
+    if session.cfg.eval.start:
+        if session.cfg.adapter is not None:
+            _swap(session, state)
+        state.eval["before"] = evaluate_stage(session, "before")
+    return state
+
+
+def _train(session: Session, schedule: Schedule, state: Progress) -> None:
+    data, every = ExpertData(session.cfg, session.chat), session.cfg.tracking.checkpoint_every
+    while True:
+        if schedule.due:
+            _swap(session, state)
+            evaluate_stage_once(session, step_name(state.step - 1))
+        if schedule.over:
+            return
+        schedule.add(train_step(session, data, state.step))
+        state.step += 1
+        if state.step % every == 0 or schedule.over:
+            _checkpoint(session, state)
+
+
+def _swap(session: Session, state: Progress) -> None:
+    """Export the policy as the next version and make it live everywhere; SwapError stops the run."""
+    adapter, canary = session.learner.export(state.version + 1)
+    adapter.save(session.run_dir.adapter)
+    report = session.pool.swap(adapter, canary)
+    state.version = report.version
+    state.swap_seconds.append(report.seconds)
+    state.gaps.append(report.canary_gap)
+
+
+def _checkpoint(session: Session, state: Progress) -> None:
+    progress = {name: getattr(state, name) for name in Progress.__dataclass_fields__}
+    checkpoint.save(
+        session.run_dir, state.step, session.learner.save, progress, training_settings(session.cfg)
+    )
+
+
+def _resume(session: Session) -> Progress:
     found = checkpoint.latest(session.run_dir, training_settings(session.cfg))
     session.learner.load(found.path)
     session.run_dir.truncate_metrics(found.iteration - 1, key="step")
-    return found.iteration, found.progress["eval"]
+    return Progress(**found.progress)

@@ -11,13 +11,14 @@ from typing import Any
 
 from rlpost import checkpoint, metrics
 from rlpost.config import Config
-from rlpost.evaluate import evaluate_stage, variants_of
+from rlpost.evaluate import evaluate_stage, evaluate_stage_once, variants_of
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rollout.refill import Collected, collect
 from rlpost.rundir import iteration_name
+from rlpost.schedule import Schedule
 from rlpost.session import Session, open_session, publish, training_settings
-from rlpost.sft import train_steps
+from rlpost.sft import ExpertData, train_step
 
 
 @dataclass
@@ -34,11 +35,10 @@ class Progress:
 def run(cfg: Config) -> None:
     """Train, evaluate and report; `cfg.resume` goes on from the last checkpoint of that run."""
     with open_session(cfg, with_learner=True) as session:
+        schedule = Schedule(cfg, cfg.algo.iterations, session.model_folder)
         state = _resume(session) if cfg.resume is not None else _begin(session)
-        while state.iteration < cfg.algo.iterations:
-            _iterate(session, state)
-            if _evaluation_is_due(cfg, state):
-                evaluate_stage(session, iteration_name(state.iteration - 1))
+        schedule.replay(session.run_dir.read_metrics(), "iteration")
+        _train(session, schedule, state)
         state.evaluations["after"] = evaluate_stage(session, "after")
         session.learner.export(state.version)[0].save(session.run_dir.adapter)
         publish(session, state.evaluations, variants_of(cfg), state.iteration, state.swap_seconds, state.gaps)
@@ -48,24 +48,38 @@ def _begin(session: Session) -> Progress:
     """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again."""
     state = Progress()
     session.book("start")
-    state.evaluations["before"] = evaluate_stage(session, "before")
-    train_steps(session, 0, session.cfg.sft.steps)
+    if session.cfg.eval.start:
+        state.evaluations["before"] = evaluate_stage(session, "before")
+    _warm_up(session)
     session.learner.set_reference()
     with session.clock.phase("swap"):
         _swap(session, state)
-    began = time.monotonic()
-    state.evaluations["warm"] = evaluate_stage(session, "warm")
-    session.progress.closing(time.monotonic() - began)
+    if session.cfg.eval.start:
+        began = time.monotonic()
+        state.evaluations["warm"] = evaluate_stage(session, "warm")
+        session.progress.closing(time.monotonic() - began)
     _checkpoint(session, state)
     return state
 
 
-def _evaluation_is_due(cfg: Config, state: Progress) -> bool:
-    every, done = cfg.eval.every, state.iteration
-    return every > 0 and done % every == 0 and done < cfg.algo.iterations
+def _warm_up(session: Session) -> None:
+    if steps := session.cfg.sft.steps:
+        data = ExpertData(session.cfg, session.chat)
+        for step in range(steps):
+            train_step(session, data, step)
 
 
-def _iterate(session: Session, state: Progress) -> None:
+def _train(session: Session, schedule: Schedule, state: Progress) -> None:
+    while True:
+        if schedule.due:
+            evaluate_stage_once(session, iteration_name(state.iteration - 1))
+        if schedule.over:
+            return
+        schedule.add(_iterate(session, state))
+
+
+def _iterate(session: Session, state: Progress) -> dict[str, Any]:
+    """One iteration; returns its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, state.iteration
     session.progress.stage(f"iteration {iteration + 1}/{cfg.algo.iterations}")
     with clock.phase("rollout"):
@@ -87,10 +101,12 @@ def _iterate(session: Session, state: Progress) -> None:
         session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
         if state.iteration % cfg.tracking.checkpoint_every == 0 or state.iteration == cfg.algo.iterations:
             _checkpoint(session, state)
-    _report(session, state, collected, {**learnt, **swap.metrics()})
+    return _report(session, state, collected, {**learnt, **swap.metrics()})
 
 
-def _report(session: Session, state: Progress, collected: Collected, found: dict[str, float]) -> None:
+def _report(
+    session: Session, state: Progress, collected: Collected, found: dict[str, float]
+) -> dict[str, Any]:
     numbers = {
         "iteration": state.iteration - 1,
         "adapter_version": collected.played[0].adapter_version,
@@ -102,6 +118,7 @@ def _report(session: Session, state: Progress, collected: Collected, found: dict
     session.run_dir.append_metrics({"stage": "ppo", **numbers})
     session.tracker.log(numbers, step=state.iteration - 1)
     session.progress.iteration(state.iteration, numbers)
+    return numbers
 
 
 def _swap(session: Session, state: Progress) -> PoolSwapReport:

@@ -24,8 +24,9 @@ from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.tracking import MODES, has_wandb_key
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
+from rlpost.validate_compare import COMPARE_CHECKS
 
-TRAINING = (Task.ppo, Task.sft)
+TRAINING = (Task.ppo, Task.sft, Task.compare)
 WANDB_MODES = ("auto", *MODES)
 
 
@@ -54,6 +55,8 @@ RANGES: dict[str, Range] = {
     "lora.rank": Range(1, 1024),
     "lora.alpha": POSITIVE,
     "sft.steps": NOT_NEGATIVE,
+    "sft.skip": NOT_NEGATIVE,
+    "sft.examples": NOT_NEGATIVE,
     "sft.batch_size": COUNT,
     "sft.learning_rate": POSITIVE_SHARE,
     "sft.warmup_steps": NOT_NEGATIVE,
@@ -106,6 +109,8 @@ RANGES: dict[str, Range] = {
     "eval.episodes": COUNT,
     "eval.every": NOT_NEGATIVE,
     "eval.seed": Range(0, 2**31 - 1),
+    "compare.points": COUNT,
+    "compare.quick_iterations": COUNT,
     "ray.timeout_s": POSITIVE,
     "tracking.checkpoint_every": COUNT,
     "tiny_base.minutes": POSITIVE,
@@ -122,6 +127,7 @@ OPTIONAL_RANGES: dict[str, Range] = {  # of settings that may be null
     "algo.clip_high": POSITIVE,
     "algo.ratio_ceiling": Range(1, low_open=True),
     "algo.kl_target": POSITIVE,
+    "compare.concurrency": COUNT,
 }
 
 
@@ -256,10 +262,9 @@ def _folders(config: Config) -> Iterator[str]:
 def _resume(config: Config, folder: Path) -> Iterator[str]:
     if config.task not in TRAINING:
         yield refusal("resume", folder, f"task={config.task.name} has nothing to go on with", "leave it out")
-    if not (folder / "checkpoints").is_dir():
-        yield refusal("resume", folder, "no checkpoints/ there", "name the output folder of an earlier run")
-    if config.adapter is not None:
-        yield refusal("adapter", config.adapter, "resume= brings its own adapter", "leave one of the two out")
+    below = "cells" if config.task is Task.compare else "checkpoints"
+    if not (folder / below).is_dir():
+        yield refusal("resume", folder, f"no {below}/ there", "name the output folder of an earlier run")
 
 
 def _tracking(config: Config) -> Iterator[str]:
@@ -306,6 +311,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ranges,
     _betas,
     *ALGORITHM_CHECKS,
+    *COMPARE_CHECKS,
     _schedule,
     _evaluation,
     _environment,

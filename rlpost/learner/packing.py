@@ -96,6 +96,12 @@ def plan_micro_batches(rows: Sequence[Row], indices: Sequence[int], budget: int,
     return [batches + [[] for _ in range(count - len(batches))] for batches in plan]
 
 
+def planned_tokens(plan: Plan, rows: Sequence[Row]) -> int:
+    """Tokens that one pass over a plan computes, on all ranks: of what rows share, one copy a group."""
+    lengths = [len(row.token_ids) - 1 for row in rows]
+    return sum(group.cost(lengths) for batches in plan for groups in batches for group in groups)
+
+
 def _cut(group: Group, lengths: Sequence[int], budget: int, fair: int) -> Iterator[Group]:
     """Parts of the group within `budget`, like-sized, and as many as there are fair parts in it."""
     own = group.cost(lengths) - group.prefix

@@ -17,7 +17,14 @@ from torch import Tensor
 from rlpost.algorithms import losses
 from rlpost.errors import LearnerError
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.packing import Row, check_rows, collate, plan_micro_batches, slot_starts
+from rlpost.learner.packing import (
+    Row,
+    check_rows,
+    collate,
+    plan_micro_batches,
+    planned_tokens,
+    slot_starts,
+)
 from rlpost.learner.policy import POLICY
 from rlpost.learner.sharing import Group
 
@@ -91,7 +98,14 @@ def take_step(
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         raise LearnerError(f"{where}: {', '.join(bad)} not finite")
+    metrics["tokens/trained"] = float(len(passes) * computed_tokens(backend, batch, indices))
     return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
+
+
+def computed_tokens(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int]) -> int:
+    """Tokens that one pass over the rows `indices` computes, on all ranks together."""
+    plan = plan_micro_batches(batch.rows, indices, backend.cfg.micro_batch_tokens, backend.place.world)
+    return planned_tokens(plan, batch.rows)
 
 
 def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> list[list[Group]]:

@@ -24,7 +24,7 @@ from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.objective import minibatch_loss, passes_of
 from rlpost.learner.packing import Row
-from rlpost.learner.passes import Batch, Metrics, score, take_step
+from rlpost.learner.passes import Batch, Metrics, computed_tokens, score, take_step
 from rlpost.learner.policy import CRITIC, POLICY
 from rlpost.types import Example, Trajectory
 
@@ -51,6 +51,9 @@ def ppo_update(
     metrics |= _epochs(backend, batch, credit, cfg, iteration)
     metrics |= {
         "tokens": float(batch.tokens),
+        "tokens/scored": float(
+            len(passes_of(cfg.algo)) * computed_tokens(backend, batch, range(len(batch.rows)))
+        ),
         "episodes_left_out": float(len(trajectories) - len(kept)),
         "seconds_logprobs": scored - started,
         "seconds_update": time.perf_counter() - scored,
@@ -59,7 +62,7 @@ def ppo_update(
 
 
 def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int) -> Metrics:
-    """The optimizer steps of one update; metrics are means (or maxima) over the steps that have them."""
+    """The optimizer steps of one update; metrics are means (maxima, sums: _together) over the steps that have them."""
     algo, found = cfg.algo, []
     epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
     if TABLE[algo.name].critic:
@@ -77,10 +80,14 @@ def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config
     for step in found:
         for name, value in step.items():
             together.setdefault(name, []).append(value)
-    return {
-        name: float(max(values) if losses.is_maximum(name) else np.mean(values))
-        for name, values in together.items()
-    }
+    return {name: _together(name, values) for name, values in together.items()}
+
+
+def _together(metric: str, values: Sequence[float]) -> float:
+    """What the optimizer steps' values of a metric are for the update."""
+    if metric.startswith("tokens/"):
+        return float(sum(values))
+    return float(max(values) if losses.is_maximum(metric) else np.mean(values))
 
 
 def _minibatches(credit: Credit, cfg: Config, iteration: int, epoch: int) -> Iterator[list[int]]:

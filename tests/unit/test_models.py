@@ -10,6 +10,8 @@ from pathlib import Path
 
 import filelock
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rlpost import models
 from rlpost.errors import ModelError
@@ -43,6 +45,16 @@ def test_a_folder_that_lacks_a_part_is_refused_by_the_parts_name(folder: Path, f
     (folder / file).unlink()
     with pytest.raises(ModelError, match=f"lacks {words}"):
         check_folder(folder)
+
+
+def test_parameters_are_counted_by_the_files_headers(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.zeros(())}
+    save_file(tensors, tmp_path / "model-1.safetensors", metadata={"format": "pt"})
+    save_file({"d": torch.zeros(7)}, tmp_path / "model-2.safetensors")
+    assert models.parameters(tmp_path) == 12 + 5 + 1 + 7
+    (tmp_path / "model-3.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"no json!")
+    with pytest.raises(ModelError, match=r"model-3\.safetensors cannot be read"):
+        models.parameters(tmp_path)
 
 
 def test_a_missing_folder_names_the_ways_out(tmp_path: Path) -> None:

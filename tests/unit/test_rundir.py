@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlpost import files, records
 from rlpost.errors import OutputError
-from rlpost.rundir import RunDir, evaluation_name, iteration_name, read_trajectories
+from rlpost.rundir import RunDir, evaluation_name, iteration_name, read_trajectories, step_name
 from rlpost.types import Trajectory
 from tests.unit.episodes import episode, trajectories, turn
 
@@ -129,6 +129,28 @@ def test_supervised_steps_are_truncated_by_their_own_key(run_dir: RunDir) -> Non
     assert [m["step"] for m in run_dir.read_metrics()] == [0, 1, 2, 3]
     run_dir.truncate_metrics(2, key="step")
     assert [m["step"] for m in run_dir.read_metrics()] == [0, 1, 2]
+
+
+def test_examples_are_noted_by_step_and_truncated_with_it(run_dir: RunDir) -> None:
+    assert run_dir.read_examples() == []
+    for step in range(3):
+        run_dir.append_examples(step, [f"24:{step}", "24:9"])
+    run_dir.truncate_metrics(-1)
+    assert len(run_dir.read_examples()) == 3, "the warm start comes before the first iteration"
+    run_dir.truncate_metrics(1, key="step")
+    assert run_dir.read_examples() == [
+        {"step": 0, "instances": ["24:0", "24:9"]},
+        {"step": 1, "instances": ["24:1", "24:9"]},
+    ]
+
+
+def test_evaluations_between_supervised_steps_are_truncated(run_dir: RunDir) -> None:
+    for step in (4, 9):
+        run_dir.write_trajectories(evaluation_name(step_name(step), "faces_10", "sampled"), [episode(turn())])
+    run_dir.truncate_metrics(4, key="step")
+    assert [path.name for path in run_dir.trajectories.iterdir()] == [
+        "eval-step-000004-faces_10-sampled.jsonl"
+    ]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

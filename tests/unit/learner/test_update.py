@@ -179,6 +179,28 @@ def test_metrics_of_the_first_step(folder: Path, cfg: Config) -> None:
     )  # whitened advantages sum to zero at ratio 1
 
 
+def test_tokens_are_those_that_the_passes_computed(folder: Path, cfg: Config) -> None:
+    """Counted where they go through the model, shared prompts once: episodes of a group have theirs in common."""
+    cfg.algo.epochs, cfg.algo.minibatches, cfg.learner.micro_batch_tokens = 2, 2, 60
+    backend, episodes = _backend(folder, cfg), random_episodes(5)
+    twins = [*episodes, *(replace(episode, group=9) for episode in episodes)]
+    computed = {True: 0, False: 0}
+    plain = backend.forward
+
+    def forward(batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+        computed[torch.is_grad_enabled()] += len(passes) * batch.input_ids_T.numel()
+        return plain(batch, passes, temperature)
+
+    backend.forward = forward  # type: ignore[method-assign]
+    metrics = update.ppo_update(backend, twins, cfg, 0)
+    assert metrics["tokens/scored"] == computed[False]
+    assert metrics["tokens/trained"] == computed[True]
+    rows = sum(len(episode.token_ids) - 1 for episode in twins)
+    assert metrics["tokens/trained"] < 2 * 2 * rows, "2 epochs of 2 passes"
+    computed[True] = 0
+    assert update.sft_step(backend, examples_of(episodes), cfg, 0)["tokens/trained"] == computed[True] > 0
+
+
 def test_critic_warm_up_leaves_the_policy_alone(folder: Path, cfg: Config) -> None:
     cfg.algo.critic_warmup, cfg.algo.warmup_steps, cfg.algo.minibatches = 1, 4, 2
     backend, episodes = _backend(folder, cfg), random_episodes(5)

@@ -1,0 +1,246 @@
+"""One cell: an ordinary run of rlpost in a process of its own, and what is kept of it.
+
+cells/NAME.yaml   every setting; `python -m rlpost.run experiment=cells/NAME.yaml` runs the cell by hand
+cells/NAME/       its run directory            cells/NAME.log    what it wrote on its console
+cells/NAME.json   how it ended; not there while it runs, nor when it was stopped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import psutil
+from omegaconf import OmegaConf
+
+from rlpost import checkpoint
+from rlpost.compare.plan import run_dir_of
+from rlpost.compare.types import Status
+from rlpost.compose import override, to_yaml
+from rlpost.config import Config
+from rlpost.errors import ConfigError, OutputError
+from rlpost.files import write_atomic, writing
+from rlpost.rundir import RunDir
+
+PROGRAM = (sys.executable, "-m", "rlpost.run")
+STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped
+_ELSEWHERE = ("output_dir", "adapter", "ray", "tracking")  # settings that may change between two starts
+_LAST_LINES = 5
+_COLUMNS = "160"  # of a run that has no terminal
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell ended."""
+
+    status: Status
+    error: str | None
+    seconds: float  # of the last start
+
+
+@dataclass(frozen=True)
+class CellFiles:
+    """Where a cell's files are."""
+
+    folder: Path  # of the comparison
+    name: str
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir(run_dir_of(self.folder, self.name))
+
+    @property
+    def config(self) -> Path:
+        return self._beside(".yaml")
+
+    @property
+    def log(self) -> Path:
+        return self._beside(".log")
+
+    @property
+    def ended(self) -> Path:
+        return self._beside(".json")
+
+    def _beside(self, suffix: str) -> Path:
+        return self.run_dir.path.parent / f"{self.name}{suffix}"
+
+    def read_ended(self) -> Ended | None:
+        """None while it has not ended. Raises OutputError for a file that was not written here."""
+        if not self.ended.is_file():
+            return None
+        try:
+            fields = json.loads(self.ended.read_bytes())
+            return Ended(**{**fields, "status": Status(fields["status"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise OutputError(
+                f"{self.ended}\n  reason: it cannot be read ({error})\n  remedy: delete it; the cell then runs again"
+            ) from error
+
+    def write_ended(self, ended: Ended) -> None:
+        write_atomic(self.ended, (json.dumps(asdict(ended)) + "\n").encode())
+
+
+class Run(Protocol):
+    """A cell at work."""
+
+    files: CellFiles
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+
+    def ended(self) -> Ended | None:
+        """None while it runs."""
+
+    def ask_to_stop(self) -> None: ...
+
+    def wait(self, deadline: float) -> None:
+        """Until it ends, or until `deadline` (of time.monotonic)."""
+
+    def kill(self) -> None:
+        """By force; nothing where it has ended."""
+
+
+class Process:
+    """A cell's process, from its start on: resumed where there is a whole checkpoint, else begun (again).
+
+    Raises OutputError where a file cannot be written, or a process of an earlier start, whose comparison was killed,
+    still runs the cell.
+    """
+
+    def __init__(self, files: CellFiles, cfg: Config) -> None:
+        self.files, self.began = files, time.monotonic()
+        with writing(files.log):
+            files.log.parent.mkdir(parents=True, exist_ok=True)
+        with writing(files.log), files.log.open("ab") as log:
+            _hold(files, log)
+            command = [*PROGRAM, _prepare(files, cfg)]
+            self._log_start = log.tell()
+            # A session of its own: Ctrl-C comes to the comparison alone, which stops its cells in order.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "COLUMNS": _COLUMNS},
+                start_new_session=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def ended(self) -> Ended | None:
+        """None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        if code == 0 and self.files.run_dir.summary.is_file():
+            return Ended(Status.DONE, None, self.seconds)
+        return Ended(
+            Status.FAILED, f"exit code {code}: {_last_words(self.files.log, self._log_start)}", self.seconds
+        )
+
+    def ask_to_stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """By force, with all below it; nothing where it has ended."""
+        if self._process.poll() is not None:
+            return
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self._process.pid)
+            for each in (*process.children(recursive=True), process):
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
+        self._process.wait()
+
+    def wait(self, deadline: float) -> None:
+        """Until it ends, or until `deadline` (of time.monotonic)."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def stop(running: Iterable[Run]) -> None:
+    """End cells that are at work, by force if they take longer than STOP_S. They can be resumed."""
+    cells, deadline = list(running), time.monotonic() + STOP_S
+    try:
+        for cell in cells:
+            cell.ask_to_stop()
+        for cell in cells:
+            cell.wait(deadline)
+    finally:  # also when a second Ctrl-C comes while they close
+        for cell in cells:
+            cell.kill()
+
+
+def refuse_changes(files: CellFiles, cfg: Config) -> None:
+    """Raises ConfigError where a cell that was planned before had other settings, naming them."""
+    if not files.config.is_file():
+        return
+    before, now = _leaves(files.config.read_text(encoding="utf-8")), _leaves(to_yaml(cfg))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        said = "; ".join(f"{key}={now.get(key)} (was {before.get(key)})" for key in changed)
+        raise ConfigError(
+            f"{files.config}\n  reason: the cell was planned under other settings: {said}\n"
+            "  remedy: resume with the settings of the comparison's config.yaml, or start a new comparison"
+        )
+
+
+def _leaves(text: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+
+    def walk(node: object, key: str) -> None:
+        if isinstance(node, dict) and node:
+            for name, inner in node.items():
+                walk(inner, f"{key}.{name}" if key else str(name))
+        elif key.partition(".")[0] not in _ELSEWHERE:
+            found[key] = node
+
+    walk(OmegaConf.to_container(OmegaConf.create(text)), "")
+    return found
+
+
+def _hold(files: CellFiles, log: BinaryIO) -> None:
+    """Lock the log, which the cell's process inherits: the lock is held as long as any process writes to it."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            f"{files.log}\n  reason: a process of an earlier start still runs the cell {files.name}\n"
+            "  remedy: wait for it, or end it"
+        ) from None
+
+
+def _prepare(files: CellFiles, cfg: Config) -> str:
+    """Leave the cell's folder as its next start needs it; returns that start's argument."""
+    run_dir = files.run_dir
+    with writing(files.config):
+        files.ended.unlink(missing_ok=True)
+        write_atomic(files.config, to_yaml(cfg).encode())
+        if run_dir.config.is_file() and checkpoint.exists(run_dir):
+            return override("resume", run_dir.path)
+        if run_dir.path.exists():
+            shutil.rmtree(run_dir.path)
+    return override("experiment", files.config)
+
+
+def _last_words(log: Path, start: int) -> str:
+    """The message in the last frame that the run drew, else its last lines; of what it wrote from `start` on."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
+    tops = [i for i, line in enumerate(lines) if line.startswith("╭")]
+    framed = [line.strip("│ ") for line in lines[tops[-1] :] if line.startswith("│")] if tops else []
+    plain = [line.strip() for line in lines if line.strip()][-_LAST_LINES:]
+    return " ".join(framed or plain) or "it said nothing"

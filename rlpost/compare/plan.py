@@ -1,0 +1,121 @@
+"""The cells of a comparison: which runs, with which settings, in which order. Nothing is started here.
+
+    init-SEED ─▶ REFERENCE-SEED (the first algorithm of `compare.arms`) ─▶ what it spent ─▶ every other ARM-SEED
+
+`init` is the warm start, from which every arm with that seed goes on. The reference takes `algo.iterations`; what it
+has spent at each of its points is the budget of the others, which evaluate at the same amounts and end there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlpost.algorithms.table import TABLE
+from rlpost.compare.types import INIT
+from rlpost.compose import defaults_under
+from rlpost.config import AlgoName, BudgetConfig, CompareConfig, Config, Task
+
+SFT = "sft"
+AT_MOST = 20  # times as many iterations as the reference took end an arm that has not spent its budget
+SFT_AT_MOST = 1_000_000  # supervised steps; as above
+SFT_CHECKPOINTS = (
+    10  # a supervised step costs a small part of an iteration: so many times tracking.checkpoint_every
+)
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    arm: str  # INIT, SFT or an algorithm
+    seed: int
+    needs: tuple[str, ...]  # names of the cells that must be whole before
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.arm, self.seed)
+
+
+def cell_name(arm: str, seed: int) -> str:
+    return f"{arm}-{seed}"
+
+
+def run_dir_of(folder: Path, name: str) -> Path:
+    """Where a cell's run has its record, below the comparison's folder."""
+    return folder / "cells" / name
+
+
+def quickened(cfg: Config) -> Config:
+    """The comparison that is run: `compare.quick` shortens it."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.compare.quick:
+        cfg.compare.seeds = cfg.compare.seeds[:1]
+        cfg.algo.iterations = cfg.compare.quick_iterations
+    return cfg
+
+
+def reference_arm(cfg: Config) -> str:
+    """The first arm that is an algorithm; validation has seen to it that there is one."""
+    return next(arm for arm in cfg.compare.arms if arm != SFT)
+
+
+def plan(cfg: Config) -> list[CellPlan]:
+    """All cells, seed by seed, each after those it needs."""
+    cells, reference = [], reference_arm(cfg)
+    for seed in cfg.compare.seeds:
+        start, first = cell_name(INIT, seed), cell_name(reference, seed)
+        cells += [CellPlan(INIT, seed, ()), CellPlan(reference, seed, (start,))]
+        others = (arm for arm in cfg.compare.arms if arm != reference)
+        cells += [CellPlan(arm, seed, (start, first)) for arm in others]
+    return cells
+
+
+def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[float]) -> Config:
+    """The whole configuration of a cell's run. `amounts`: what the reference spent; not read for the reference."""
+    if cell.arm == INIT:
+        return _init(cfg, cell, folder)
+    found = _common(cfg, cell, folder)
+    found.eval.start = False  # the same for all arms: init has it
+    if cfg.sft.steps:
+        found.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
+    if cell.arm == SFT:
+        found.task = Task.sft
+        found.sft.steps, found.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
+        found.tracking.checkpoint_every *= SFT_CHECKPOINTS
+    else:
+        found = with_algorithm(found, AlgoName[cell.arm])
+        found.task, found.sft.steps = Task.ppo, 0
+    if cell.arm == reference_arm(cfg):
+        found.eval.every = cfg.algo.iterations // cfg.compare.points
+    else:
+        found.algo.iterations = AT_MOST * cfg.algo.iterations
+        found.budget = BudgetConfig(cfg.compare.match_on, list(amounts))
+    return found
+
+
+def _init(cfg: Config, cell: CellPlan, folder: Path) -> Config:
+    """The warm start; without one, an evaluation of what the arms start from."""
+    found = _common(cfg, cell, folder)
+    found.task = Task.sft if cfg.sft.steps else Task.eval
+    found.eval.start = cell.seed == cfg.compare.seeds[0]  # the bare model is the same for every seed
+    return found
+
+
+def _common(cfg: Config, cell: CellPlan, folder: Path) -> Config:
+    found = copy.deepcopy(cfg)
+    found.name, found.seed = f"{cfg.name}-{cell.name}", cell.seed
+    found.output_dir, found.resume = str(run_dir_of(folder, cell.name)), None
+    found.compare, found.eval.every = CompareConfig(), 0
+    return found
+
+
+def with_algorithm(cfg: Config, name: AlgoName) -> Config:
+    """`cfg` under another algorithm: settings that are the old one's defaults become the new one's, others stay."""
+    found, old, new = copy.deepcopy(cfg), defaults_under(cfg.algo.name), defaults_under(name)
+    for key in TABLE[cfg.algo.name].defaults.keys() | TABLE[name].defaults.keys():
+        group, _, setting = key.partition(".")
+        if getattr(getattr(cfg, group), setting) == getattr(getattr(old, group), setting):
+            setattr(getattr(found, group), setting, getattr(getattr(new, group), setting))
+    found.algo.name = name
+    return found

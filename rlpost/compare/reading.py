@@ -1,0 +1,171 @@
+"""From the cells' run directories to the records of a comparison.
+
+metrics.jsonl ─▶ compute spent    trajectories/eval-STAGE-VARIANT-sampled.jsonl ─▶ Evaluation    both ─▶ Point, Cell
+trajectories/iteration-*.jsonl, examples.jsonl ─▶ the instances that were trained on
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rlpost.compare.causes import last_outcome
+from rlpost.compare.cells import CellFiles, Ended
+from rlpost.compare.compute import spent
+from rlpost.compare.plan import SFT, CellPlan
+from rlpost.compare.types import INIT, Cell, Compute, Evaluation, Point, Status
+from rlpost.config import Config, Task
+from rlpost.errors import OutputError
+from rlpost.rundir import RunDir, evaluation_name, read_trajectories
+from rlpost.types import Trajectory, Turn
+
+DECODING = "sampled"  # the policy that is trained; greedy decoding is another
+NOTHING_SPENT = Compute(0.0, 0, 0.0)
+_STAGE = re.compile(r"eval-(?P<stage>(?:iteration|step)-(?P<number>\d+))-.+\.jsonl")
+
+
+@dataclass(frozen=True)
+class Read:
+    """A cell that is done, as read from its folder."""
+
+    cell: Cell
+    stepwise: bool  # whether some episode went on after a right step
+    trained: frozenset[str]  # instances
+    base: Mapping[str, Evaluation] | None  # the model as it came, where this cell evaluated it
+
+
+def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points: int) -> Read:
+    """Read what a finished cell left; `cfg` is the configuration of its run.
+
+    Raises OutputError when the record is broken, or has not as many points as were asked for.
+    """
+    run_dir = CellFiles(folder, plan.name).run_dir
+    if plan.arm == INIT:
+        last = "before" if cfg.task is Task.eval and cfg.adapter is None else "after"
+        stages = {last: _last(_compute(run_dir, "step", parameters))}
+    else:
+        stages = _stages(run_dir, "step" if plan.arm == SFT else "iteration", parameters)
+        if len(stages) != points:
+            raise OutputError(
+                f"{run_dir.path}\n  reason: it was evaluated {len(stages)} times after its start, not {points}: its"
+                " training ended before its budget was spent, or one step spent more than a point's share\n"
+                "  remedy: fewer compare.points, or more iterations"
+            )
+    shares = [0.0] if plan.arm == INIT else [k / points for k in range(1, points + 1)]
+    played = {stage: _episodes(run_dir, cfg, stage) for stage in stages}
+    scored = zip(shares, stages.values(), map(_evaluations, played.values()), strict=True)
+    cell = Cell(
+        plan.arm,
+        plan.seed,
+        Status.DONE,
+        str(run_dir.path.relative_to(folder)),
+        points=tuple(Point(share, compute, found) for share, compute, found in scored),
+    )
+    has_base = plan.arm == INIT and cfg.eval.start and cfg.adapter is None
+    base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None
+    return Read(cell, _stepwise(played), trained_on(run_dir), base)
+
+
+def unread(plan: CellPlan, ended: Ended | None) -> Cell:
+    """A cell without results: failed, or not run yet."""
+    run_dir = f"cells/{plan.name}"
+    if ended is None:
+        return Cell(plan.arm, plan.seed, Status.MISSING, run_dir)
+    return Cell(plan.arm, plan.seed, Status.FAILED, run_dir, ended.error)
+
+
+def trained_on(run_dir: RunDir) -> frozenset[str]:
+    """Every instance of the run's supervised examples and of its training episodes, from its record."""
+    found = {instance for line in run_dir.read_examples() for instance in line["instances"]}
+    for path in run_dir.trajectories.glob("iteration-*.jsonl"):
+        with path.open("rb") as file:
+            found |= {json.loads(line)["instance"] for line in file}
+    return frozenset(found)
+
+
+def evaluated_on(cell: Cell) -> frozenset[str]:
+    """The instances of a cell's evaluations."""
+    return frozenset(i for point in cell.points for e in point.evaluations.values() for i in e.instances)
+
+
+def evaluation_of(episodes: Sequence[Trajectory]) -> Evaluation:
+    """One variant's episodes as one record."""
+    return Evaluation(
+        instances=tuple(t.instance for t in episodes),
+        successes=tuple(t.success for t in episodes),
+        outcomes=tuple(map(last_outcome, episodes)),
+        solved_at=tuple(_solved_at(t) for t in episodes),
+        step_accuracy=_step_accuracy(episodes),
+    )
+
+
+def without_step_accuracy(cell: Cell) -> Cell:
+    """For environments where the first right step solves the episode, so that it says nothing new."""
+
+    def without(point: Point) -> Point:
+        plain = {name: replace(e, step_accuracy=None) for name, e in point.evaluations.items()}
+        return replace(point, evaluations=plain)
+
+    return replace(cell, points=tuple(map(without, cell.points)))
+
+
+def _right(turn: Turn) -> bool:
+    """A step that the environment rewards."""
+    return turn.reward > 0
+
+
+def _solved_at(episode: Trajectory) -> int:
+    """The attempts that the step took which took most; 0 where the episode was not solved."""
+    if not episode.success:
+        return 0
+    runs = groupby(episode.turns, key=_right)
+    return 1 + max((len(list(turns)) for right, turns in runs if not right), default=0)
+
+
+def _step_accuracy(episodes: Sequence[Trajectory]) -> float | None:
+    turns = [turn for episode in episodes for turn in episode.turns]
+    return sum(map(_right, turns)) / len(turns) if turns else None
+
+
+def _stepwise(played: Mapping[str, Mapping[str, Sequence[Trajectory]]]) -> bool:
+    every = (t for variants in played.values() for episodes in variants.values() for t in episodes)
+    return any(_right(turn) for episode in every for turn in episode.turns[:-1])
+
+
+def _episodes(run_dir: RunDir, cfg: Config, stage: str) -> dict[str, list[Trajectory]]:
+    def read(variant: str) -> list[Trajectory]:
+        path = run_dir.trajectories_file(evaluation_name(stage, variant, DECODING))
+        if not path.is_file():
+            raise OutputError(
+                f"{path}\n  reason: the evaluation is not there\n  remedy: delete the cell's folder"
+            )
+        return read_trajectories(path)
+
+    return {variant: read(variant) for variant in cfg.eval_variants}
+
+
+def _evaluations(played: Mapping[str, Sequence[Trajectory]]) -> dict[str, Evaluation]:
+    return {variant: evaluation_of(episodes) for variant, episodes in played.items()}
+
+
+def _stages(run_dir: RunDir, key: str, parameters: int) -> dict[str, Compute]:
+    """The stages that a run evaluated while it trained, and its end, with what it had spent."""
+    compute = _compute(run_dir, key, parameters)
+    matches = (_STAGE.fullmatch(path.name) for path in sorted(run_dir.trajectories.iterdir()))
+    found = {m["stage"]: compute[int(m["number"])] for m in matches if m}
+    return {**found, "after": _last(compute)}
+
+
+def _compute(run_dir: RunDir, key: str, parameters: int) -> dict[int, Compute]:
+    """What had been spent after each step (iteration)."""
+    lines: list[dict[str, Any]] = [line for line in run_dir.read_metrics() if key in line]
+    return dict(zip((line[key] for line in lines), spent(lines, parameters), strict=True))
+
+
+def _last(compute: Mapping[int, Compute]) -> Compute:
+    return compute[max(compute)] if compute else NOTHING_SPENT

@@ -1,0 +1,73 @@
+"""results.json: a Comparison as strict JSON, there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Status, VariantInfo
+from rlpost.errors import OutputError
+from rlpost.files import write_atomic
+
+FILE = "results.json"
+Record = TypeVar("Record")
+
+
+def write(comparison: Comparison, folder: Path) -> Path:
+    """Write results.json, whole or not at all. Raises ValueError for a number that is not finite."""
+    path = folder / FILE
+    text = json.dumps(asdict(comparison), allow_nan=False, separators=(",", ":"))
+    write_atomic(path, text.encode() + b"\n")
+    return path
+
+
+def read(path: Path) -> Comparison:
+    """Inverse of `write`. Raises OutputError for anything it did not write."""
+    try:
+        return _comparison(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OutputError(
+            f"{path}\n  reason: it holds no comparison ({error})\n  remedy: write it anew with resume="
+        ) from error
+
+
+def _comparison(record: Mapping[str, Any]) -> Comparison:
+    return _made(
+        Comparison,
+        record,
+        variants=lambda found: {name: _made(VariantInfo, each) for name, each in found.items()},
+        arms=tuple,
+        seeds=tuple,
+        cells=lambda found: tuple(map(_cell, found)),
+        base=lambda found: None if found is None else _evaluations(found),
+    )
+
+
+def _cell(record: Mapping[str, Any]) -> Cell:
+    return _made(Cell, record, status=Status, points=lambda found: tuple(map(_point, found)))
+
+
+def _point(record: Mapping[str, Any]) -> Point:
+    return _made(Point, record, compute=lambda found: _made(Compute, found), evaluations=_evaluations)
+
+
+def _evaluations(record: Mapping[str, Any]) -> dict[str, Evaluation]:
+    lists = dict.fromkeys(("instances", "successes", "outcomes", "solved_at"), tuple)
+    return {variant: _made(Evaluation, each, **lists) for variant, each in record.items()}
+
+
+def _made(kind: type[Record], record: Mapping[str, Any], **turn: Callable[[Any], Any]) -> Record:
+    """A dataclass from its fields, none missing and none left over; `turn` says how to read those that need it."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if names != set(record):
+        raise ValueError(
+            f"a {kind.__name__} has {', '.join(sorted(names))}; here are {', '.join(sorted(record))}"
+        )
+    return kind(**{name: turn.get(name, _same)(value) for name, value in record.items()})
+
+
+def _same(value: Any) -> Any:
+    return value

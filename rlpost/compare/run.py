@@ -1,0 +1,194 @@
+"""`task=compare`: SFT against reinforcement learning from one start, on rules that neither was trained on.
+
+plan ─▶ cells (runs of rlpost, a process each) ─▶ Comparison ─▶ results.json after every cell
+                                                          └▶ report.html, report.md, the findings on the console
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import filelock
+from rich.console import Console
+
+from envs import registry
+from rlpost import models
+from rlpost.compare import results
+from rlpost.compare.display import Display
+from rlpost.compare.plan import quickened
+from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
+from rlpost.compare.runner import Runner
+from rlpost.compare.types import INIT, Cell, Comparison, Status, VariantInfo
+from rlpost.compose import to_yaml
+from rlpost.config import Config
+from rlpost.errors import OutputError, RlpostError
+from rlpost.files import write_atomic, writing
+from rlpost.rundir import OUTPUTS
+from rlpost.versions import versions
+
+
+def run(cfg: Config) -> None:
+    """Run what is not done yet, then report; `cfg.resume` goes on with that folder's comparison.
+
+    Raises ConfigError, ModelError, OutputError, ClusterError; RlpostError, after the report, where cells failed.
+    """
+    console = Console()
+    cfg = quickened(cfg)
+    model_folder = models.resolve(cfg.model)
+    folder = _folder(cfg)
+    console.print(f"comparison: {folder}", highlight=False, soft_wrap=True)
+    with _alone(folder):
+        command = _command(folder)
+        concurrency = _concurrency(cfg)
+        total = len(cfg.compare.seeds) * (1 + len(cfg.compare.arms))
+        display = Display(console, total, concurrency)
+
+        def record(runner: Runner) -> None:
+            results.write(_comparison(cfg, runner, model_folder, command), folder)
+
+        try:
+            runner = Runner(cfg, folder, models.parameters(model_folder), display, record)
+            runner.run(concurrency)
+        finally:
+            display.close()
+        _conclude(_comparison(cfg, runner, model_folder, command), folder, console)
+
+
+def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
+    """Write everything and show the answer. Raises RlpostError where there is nothing to report."""
+    results.write(comparison, folder)
+    failed = [cell for cell in comparison.cells if cell.status is Status.FAILED]
+    if len(failed) == len(comparison.cells):
+        raise RlpostError(f"{folder}: every cell failed; the first: {failed[0].error}")
+    from rlpost.compare import findings, report  # pictures and statistics take seconds to import
+
+    report.write(comparison, folder)
+    for sentence in findings.findings(comparison).sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    if failed:
+        raise RlpostError(
+            f"{len(failed)} of {len(comparison.cells)} cells failed, and are shown as failed in the report:"
+            f" {', '.join(Path(cell.run_dir).name for cell in failed)}.\nresume={folder} tries them again."
+        )
+
+
+def _folder(cfg: Config) -> Path:
+    if cfg.resume is not None:
+        return Path(cfg.resume)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(cfg.output_dir) if cfg.output_dir is not None else OUTPUTS / cfg.name / stamp
+    with writing(folder):
+        (folder / "cells").mkdir(parents=True)
+    write_atomic(folder / "config.yaml", to_yaml(cfg).encode())
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the comparison's lock. Raises OutputError where another process holds it."""
+    lock = filelock.FileLock(folder / ".lock")
+    with writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise OutputError(
+                f"{folder}\n  reason: another process is running this comparison\n  remedy: wait for it, or stop it"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _command(folder: Path) -> str:
+    """The command that began the comparison."""
+    path = folder / "command.txt"
+    if not path.is_file():
+        write_atomic(path, f"python -m rlpost.run {shlex.join(sys.argv[1:])}\n".encode())
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _concurrency(cfg: Config) -> int:
+    """`compare.concurrency`, else as many runs as the cluster has room for; one at a time on this machine."""
+    if cfg.compare.concurrency is not None:
+        return cfg.compare.concurrency
+    if cfg.ray.address is None:
+        return 1
+    from rlpost import cluster
+
+    needs = cluster.Needs.of(cfg)
+    with cluster.connect(cfg.ray, needs):
+        have = cluster.total()
+    rooms = [h / n for h, n in ((have.cpus, needs.cpus), (have.gpus, needs.gpus)) if n > 0]
+    return max(1, math.floor(min(rooms, default=1)))
+
+
+def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -> Comparison:
+    stepwise = any(read.stepwise for read in runner.read.values())
+
+    def cell_of(name: str, otherwise: Cell) -> Cell:
+        if name not in runner.read:
+            return otherwise
+        found = runner.read[name].cell
+        return found if stepwise else without_step_accuracy(found)
+
+    bases = [read.base for read in runner.read.values() if read.base is not None]
+    known = {variant.name: variant for variant in registry.variants(cfg.env)}
+    return Comparison(
+        name=cfg.name,
+        env=cfg.env,
+        model=cfg.model,
+        train_variant=cfg.train_variant,
+        variants={v: VariantInfo(known[v].held_out, known[v].summary) for v in cfg.eval_variants},
+        arms=tuple(cfg.compare.arms),
+        seeds=tuple(cfg.compare.seeds),
+        matched_on=cfg.compare.match_on.value,
+        cells=tuple(cell_of(c.name, unread(c, runner.ended.get(c.name))) for c in runner.cells),
+        notes=_notes(runner, model_folder, command),
+        base=bases[0] if bases else None,
+    )
+
+
+def _notes(runner: Runner, model_folder: Path, command: str) -> dict[str, str]:
+    now = versions()
+    named = ("rlpost", "torch", "vllm", "ray", "peft", "deepspeed", "git", "python")
+    return {
+        "command": command,
+        "held out": _held_out(runner),
+        "parameters": _parameters(runner, model_folder),
+        "versions": ", ".join(f"{name} {now[name]}" for name in named if now[name]),
+        "machine": f"{now['platform']}, {os.cpu_count()} CPUs",
+    }
+
+
+def _held_out(runner: Runner) -> str:
+    """The count of what was checked cell by cell."""
+    reads = runner.read.values()
+    trained = frozenset().union(*(read.trained for read in reads))
+    scored = frozenset().union(*(evaluated_on(read.cell) for read in reads))
+    return (
+        f"{len(trained & scored)} of {len(scored):,} evaluation instances were trained on"
+        f" ({len(trained):,} instances were)"
+    )
+
+
+def _parameters(runner: Runner, model_folder: Path) -> str:
+    """Of the model, and of the adapter that a cell has left: its part in what is counted as 6 N D."""
+    model = models.parameters(model_folder)
+    starts = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
+    adapter = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
+    if adapter is None:
+        return f"{model:,}"
+    real = (4 * model + 6 * adapter) / (6 * model)
+    return (
+        f"{model:,}; the adapter, which alone is trained, has {adapter:,} ({adapter / model:.1%}): with a frozen base a"
+        f" training pass costs 4 N D + 6 A D, {real:.0%} of the 6 N D that is counted"
+    )

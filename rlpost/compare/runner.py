@@ -1,0 +1,149 @@
+"""Runs the cells of a plan, each when what it needs is done, as many at once as asked for.
+
+    waiting ─▶ its needs are done ─▶ running (a process each) ─▶ read and checked ─▶ done │ failed
+              └▶ a need has failed ─▶ failed
+
+What is done is on the disk and is not run again; what failed, or was stopped, is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rlpost.compare.cells import CellFiles, Ended, Process, Run, refuse_changes, stop
+from rlpost.compare.display import Display
+from rlpost.compare.plan import CellPlan, cell_name, plan, reference_arm, settings_of
+from rlpost.compare.reading import Read, evaluated_on, read_cell
+from rlpost.compare.types import INIT, Status
+from rlpost.config import Config
+from rlpost.errors import RlpostError
+
+POLL_S = 0.25
+_SHOWN = 3  # instances named where a cell was scored on what it was trained on
+
+
+class Runner:
+    """`on_change` is called after every cell that ended, with `self.read` and `self.ended` up to date."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        folder: Path,
+        parameters: int,
+        display: Display,
+        on_change: Callable[[Runner], None],
+        start: Callable[[CellFiles, Config], Run] = Process,
+    ) -> None:
+        self.cells = plan(cfg)
+        self.read: dict[str, Read] = {}
+        self.ended: dict[str, Ended] = {}
+        self._cfg, self._folder, self._parameters = cfg, folder, parameters
+        self._display, self._on_change, self._start = display, on_change, start
+        self._running: dict[CellPlan, Run] = {}
+
+    def run(self, concurrency: int) -> None:
+        """Until every cell has ended. Whatever ends it before stops the cells that are at work.
+
+        Raises ConfigError where a cell was planned with other settings.
+        """
+        try:
+            while self._waiting() or self._running:
+                for cell in self._waiting():
+                    if self._blocked_by(cell):
+                        self._end(cell, Ended(Status.FAILED, f"{self._blocked_by(cell)} failed", 0.0))
+                    elif self._ready(cell) and not self._take_up(cell) and len(self._running) < concurrency:
+                        self._begin(cell)
+                self._poll()
+        finally:
+            stop(self._running.values())
+
+    def files(self, cell: CellPlan) -> CellFiles:
+        return CellFiles(self._folder, cell.name)
+
+    def _take_up(self, cell: CellPlan) -> bool:
+        """Whether an earlier start has finished the cell, which is then read."""
+        ended = self.files(cell).read_ended()
+        if ended is None or ended.status is not Status.DONE:
+            return False
+        refuse_changes(self.files(cell), self._settings(cell))
+        self._display.skipped(cell, ended)
+        self._accept(cell, ended)
+        return True
+
+    def _waiting(self) -> list[CellPlan]:
+        return [cell for cell in self.cells if cell.name not in self.ended and cell not in self._running]
+
+    def _ready(self, cell: CellPlan) -> bool:
+        return all(name in self.read for name in cell.needs)
+
+    def _blocked_by(self, cell: CellPlan) -> str | None:
+        return next((name for name in cell.needs if name in self.ended and name not in self.read), None)
+
+    def _settings(self, cell: CellPlan) -> Config:
+        """What the reference spent must be known, which `cell.needs` sees to."""
+        reference = reference_arm(self._cfg)
+        amounts: list[float] = []
+        if cell.arm not in (INIT, reference):
+            points = self.read[cell_name(reference, cell.seed)].cell.points
+            amounts = [float(getattr(p.compute, self._cfg.compare.match_on.value)) for p in points]
+        return settings_of(self._cfg, cell, self._folder, amounts)
+
+    def _begin(self, cell: CellPlan) -> None:
+        files, cfg = self.files(cell), self._settings(cell)
+        refuse_changes(files, cfg)
+        self._running[cell] = self._start(files, cfg)
+        self._display.began(cell, files.log)
+
+    def _poll(self) -> None:
+        over = {cell: ended for cell, running in self._running.items() if (ended := running.ended())}
+        for cell, ended in over.items():
+            del self._running[cell]
+            self._end(cell, ended)
+        if not over and self._running:
+            self._display.at_work({r.files: r.seconds for r in self._running.values()})
+            time.sleep(POLL_S)
+
+    def _end(self, cell: CellPlan, ended: Ended) -> None:
+        ended = self._accept(cell, ended)
+        self.files(cell).write_ended(ended)
+        self._display.ended(cell, ended, [*self._running, *self._waiting()])
+        self._on_change(self)
+
+    def _accept(self, cell: CellPlan, ended: Ended) -> Ended:
+        """Read a cell that says it is done. One that cannot be read, or fails the checks, has failed."""
+        if ended.status is Status.DONE:
+            try:
+                read = read_cell(
+                    cell, self._settings(cell), self._folder, self._parameters, self._cfg.compare.points
+                )
+                _check_held_out(read, self.read[cell.needs[0]] if cell.needs else None)
+                _check_paired(read, self.read)
+                self.read[cell.name] = read
+            except RlpostError as error:
+                ended = Ended(Status.FAILED, str(error), ended.seconds)
+        self.ended[cell.name] = ended
+        return ended
+
+
+def _check_held_out(read: Read, start: Read | None) -> None:
+    """Raises RlpostError where the cell, or the warm start before it, was trained on what it is scored on."""
+    trained = read.trained | (start.trained if start else frozenset())
+    if both := sorted(trained & evaluated_on(read.cell)):
+        raise RlpostError(
+            f"{len(both)} evaluation instances were trained on, such as {', '.join(both[:_SHOWN])}: the splits of the"
+            " environment overlap"
+        )
+
+
+def _check_paired(read: Read, others: Mapping[str, Read]) -> None:
+    """Raises RlpostError unless every evaluation has the same instances in the same order as those read before."""
+    known: dict[str, Sequence[str]] = {}
+    for cell in (*(other.cell for other in others.values()), read.cell):
+        for point in cell.points:
+            for variant, found in point.evaluations.items():
+                if known.setdefault(variant, found.instances) != found.instances:
+                    raise RlpostError(
+                        f"its evaluation of {variant} has other instances than the cells before"
+                    )

@@ -1,0 +1,60 @@
+"""When training evaluates and when it ends: by count, or by the compute that it has spent.
+
+    each step's line of metrics.jsonl ─▶ add ─▶ due: evaluate now?   over: was that the last?
+
+Counts are known beforehand (`eval.every`, a last step). Amounts of compute (`budget.amounts`) are reached when the
+tokens are measured; each counts as reached by the step that ends nearest to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlpost.compare.compute import spent
+from rlpost.config import Config
+from rlpost.models import parameters
+
+
+class Schedule:
+    """Of a run whose steps (iterations) are numbered 0 .. last - 1."""
+
+    def __init__(self, cfg: Config, last: int, model_folder: Path) -> None:
+        self._last, self._every = last, cfg.eval.every
+        self._measure, self._amounts = cfg.budget.measure.value, tuple(cfg.budget.amounts)
+        self._parameters = parameters(model_folder) if self._amounts else 0
+        self._done = self._reached = 0
+        self._spent = 0.0
+        self._fresh = False  # whether the last step reached an amount
+
+    @property
+    def over(self) -> bool:
+        """No step is to follow. The loop's own last evaluation is made then, whatever `due` says."""
+        return self._done >= self._last or 0 < len(self._amounts) == self._reached
+
+    @property
+    def due(self) -> bool:
+        """An evaluation is to be made after the step that was added last, and others are to follow."""
+        by_count = self._every > 0 and self._done > 0 and self._done % self._every == 0
+        return (by_count or self._fresh) and not self.over
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take note of a finished step, by its line of metrics.jsonl."""
+        self._done += 1
+        if self._amounts:
+            self._spend(line)
+
+    def replay(self, lines: Iterable[Mapping[str, Any]], key: str) -> None:
+        """Take note of what a resumed run did before: the lines that have `key` (iteration or step)."""
+        for line in lines:
+            if key in line:
+                self.add(line)
+
+    def _spend(self, line: Mapping[str, Any]) -> None:
+        cost = getattr(spent([line], self._parameters)[-1], self._measure)
+        self._spent += cost
+        before = self._reached
+        while self._reached < len(self._amounts) and self._spent + cost / 2 >= self._amounts[self._reached]:
+            self._reached += 1
+        self._fresh = self._reached > before

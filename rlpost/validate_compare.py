@@ -1,0 +1,102 @@
+"""Refuses impossible comparisons, and budgets, as rlpost.validate does for what every run shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from envs import registry
+from rlpost.compare.plan import SFT, plan, quickened, settings_of
+from rlpost.compare.types import INIT
+from rlpost.compose import refusal
+from rlpost.config import AlgoName, Config, Task
+from rlpost.validate_algorithm import ALGORITHM_CHECKS
+
+KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))
+
+
+def _budget(config: Config) -> Iterator[str]:
+    amounts = config.budget.amounts
+    if any(amount <= 0 for amount in amounts) or any(a >= b for a, b in pairwise(amounts)):
+        yield refusal("budget.amounts", amounts, "they must be above 0 and rise", "give them in order")
+    if amounts and config.task not in (Task.ppo, Task.sft):
+        yield refusal("budget.amounts", amounts, f"task={config.task.name} has no budget", "leave it out")
+
+
+def _arms(config: Config) -> Iterator[str]:
+    arms = config.compare.arms
+    choose = "choose from " + ", ".join(KNOWN_ARMS)
+    for arm in arms:
+        if arm not in KNOWN_ARMS:
+            yield refusal("compare.arms", arm, "there is no such arm", choose)
+    if len(set(arms)) != len(arms):
+        yield refusal("compare.arms", arms, "one stands twice", "name each once")
+    if not set(arms) - {SFT}:
+        yield refusal("compare.arms", arms, "no algorithm among them, whose compute is the budget", choose)
+
+
+def _seeds(config: Config) -> Iterator[str]:
+    seeds = config.compare.seeds
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        yield refusal("compare.seeds", seeds, "none, one twice, or one below 0", "give some, such as [0,1,2]")
+
+
+def _points(config: Config) -> Iterator[str]:
+    quick, points = quickened(config), config.compare.points
+    if points > 0 and quick.algo.iterations % points:
+        key = "compare.quick_iterations" if config.compare.quick else "algo.iterations"
+        yield refusal(
+            "compare.points",
+            points,
+            f"{key}={quick.algo.iterations} does not divide into so many parts",
+            "give a divisor",
+        )
+
+
+def _variants(config: Config) -> Iterator[str]:
+    if ":" not in config.env and config.env not in registry.names():
+        return  # refused as such
+    held_out = {variant.name for variant in registry.variants(config.env) if variant.held_out}
+    scored = config.eval_variants
+    if config.train_variant not in scored:
+        yield refusal("eval_variants", scored, f"{config.train_variant} is not scored", "add train_variant")
+    if not held_out & set(scored):
+        yield refusal(
+            "eval_variants",
+            scored,
+            "none of them is held out: nothing shows whether a rule was learnt by heart",
+            "add some of " + ", ".join(sorted(held_out)),
+        )
+    if not config.eval.sampled:
+        yield refusal("eval.sampled", False, "a comparison reads the sampled evaluations", "set it to true")
+
+
+def _every_arm(config: Config) -> Iterator[str]:
+    """The settings of each arm's runs, as rlpost.validate would refuse them when they start."""
+    if any(True for check in (_arms, _seeds, _points) for _ in check(config)):
+        return
+    already = {text for check in ALGORITHM_CHECKS for text in check(config)}
+    quick = quickened(config)
+    for cell in plan(quick):
+        if cell.seed == quick.compare.seeds[0] and cell.arm not in (INIT, SFT):
+            found = settings_of(quick, cell, Path(), [])
+            for text in (text for check in ALGORITHM_CHECKS for text in check(found)):
+                if text not in already:
+                    yield f"arm {cell.arm}: {text}"
+
+
+def _of_comparisons(check: Callable[[Config], Iterator[str]]) -> Callable[[Config], Iterator[str]]:
+    """The check for task=compare alone; other tasks do not read these settings."""
+
+    def checked(config: Config) -> Iterator[str]:
+        if config.task is Task.compare:
+            yield from check(config)
+
+    return checked
+
+
+COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _budget,
+    *map(_of_comparisons, (_arms, _seeds, _points, _variants, _every_arm)),
+)

@@ -1,0 +1,136 @@
+"""A stand-in for a cell's process: over at once, with the record that a real run would leave."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlpost.compare.cells import CellFiles, Ended
+from rlpost.compare.types import Status
+from rlpost.compose import compose, to_yaml
+from rlpost.config import Config, Task
+from rlpost.models import TINY
+from rlpost.rundir import RunDir, evaluation_name, iteration_name, step_name
+from rlpost.schedule import Schedule
+from rlpost.types import Trajectory
+from tests.unit.episodes import episode, turn
+
+ITERATION = {"tokens/prompt": 100, "tokens/sampled": 100, "tokens/scored": 200, "tokens/trained": 400}
+STEP = {"tokens/trained": 64}
+SECONDS = {"seconds/rollout": 1.0, "seconds/update": 2.0, "seconds/evaluation": 50.0}
+
+
+def comparison(folder: Path, *overrides: str) -> Config:
+    """One seed, two arms, eight iterations, two points, three instances a variant."""
+    cfg = copy.deepcopy(_composed(overrides))
+    cfg.output_dir = str(folder)
+    return cfg
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> Config:
+    return compose(
+        [
+            "experiment=generalpoints_sft_vs_rl",
+            "eval_variants=[faces_10,faces_11_12_13]",
+            "algo.iterations=8",
+            "compare.points=2",
+            "seeds=[0]",
+            "eval.episodes=3",
+            "sft.steps=2",
+            *overrides,
+        ]
+    )
+
+
+class FakeRun:
+    """Takes the place of rlpost.compare.cells.Running."""
+
+    def __init__(self, files: CellFiles, cfg: Config, error: str | None = None) -> None:
+        self.files, self.seconds, self.stopped = files, 2.0, False
+        self._error = error
+        files.config.parent.mkdir(parents=True, exist_ok=True)
+        files.config.write_text(to_yaml(cfg))
+        if error is None:
+            write_record(files.run_dir.path, cfg)
+
+    def ended(self) -> Ended | None:
+        if self._error is None:
+            return Ended(Status.DONE, None, self.seconds)
+        return Ended(Status.FAILED, self._error, self.seconds)
+
+    def ask_to_stop(self) -> None:
+        self.stopped = True
+
+    def wait(self, deadline: float) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def write_record(path: Path, cfg: Config) -> None:
+    run_dir = RunDir.create(path, "fake", cfg.seed, to_yaml(cfg))
+    if cfg.eval.start:
+        evaluate(run_dir, cfg, "before")
+    if cfg.task is Task.ppo:
+        _train(run_dir, cfg, cfg.algo.iterations, "iteration", ITERATION, iteration_name, _play)
+    elif cfg.task is Task.sft:
+        _train(run_dir, cfg, cfg.sft.steps, "step", STEP, step_name, _show)
+    if cfg.task is not Task.eval:
+        evaluate(run_dir, cfg, "after")
+        _write_adapter(run_dir.adapter)
+    run_dir.write_summary({})
+
+
+def _write_adapter(folder: Path) -> None:
+    """Six numbers, as safetensors."""
+    header = b'{"lora_A": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}'
+    folder.mkdir()
+    data = len(header).to_bytes(8, "little") + header + bytes(24)
+    (folder / "adapter_model.safetensors").write_bytes(data)
+
+
+def _train(
+    run_dir: RunDir,
+    cfg: Config,
+    last: int,
+    key: str,
+    tokens: dict[str, int],
+    stage: Callable[[int], str],
+    learn: Callable[[RunDir, int], Any],
+) -> None:
+    schedule, done = Schedule(cfg, last, TINY), 0
+    while not schedule.over:
+        line = {key: done, **tokens, **SECONDS}
+        learn(run_dir, done)
+        run_dir.append_metrics(line)
+        schedule.add(line)
+        if schedule.due:
+            evaluate(run_dir, cfg, stage(done))
+        done += 1
+
+
+def _play(run_dir: RunDir, iteration: int) -> None:
+    run_dir.write_trajectories(iteration_name(iteration), [instance(episode(turn()), f"train {iteration}")])
+
+
+def _show(run_dir: RunDir, step: int) -> None:
+    run_dir.append_examples(step, [f"train {step}", "train 0"])
+
+
+def evaluate(run_dir: RunDir, cfg: Config, stage: str) -> None:
+    for variant in cfg.eval_variants:
+        played = [
+            instance(
+                episode(turn(), turn("CORRECT", 5.0), success=True, index=k, variant=variant), f"eval {k}"
+            )
+            for k in range(cfg.eval.episodes)
+        ]
+        run_dir.write_trajectories(evaluation_name(stage, variant, "sampled"), played)
+
+
+def instance(trajectory: Trajectory, name: str) -> Trajectory:
+    return dataclasses.replace(trajectory, instance=name)

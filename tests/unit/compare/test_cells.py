@@ -1,0 +1,136 @@
+"""A cell's process and its files, with small programs in place of a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlpost import checkpoint
+from rlpost.compare import cells
+from rlpost.compare.cells import CellFiles, Ended, Process, refuse_changes, stop
+from rlpost.compare.types import Status
+from rlpost.config import Config
+from rlpost.errors import ConfigError, OutputError
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CellFiles:
+    return CellFiles(tmp_path, "ppo-0")
+
+
+def started(files: CellFiles, program: str, monkeypatch: pytest.MonkeyPatch) -> Process:
+    monkeypatch.setattr(cells, "PROGRAM", (sys.executable, "-S", "-c", program))
+    return Process(files, Config(output_dir=str(files.run_dir.path)))
+
+
+def finished(files: CellFiles, program: str, monkeypatch: pytest.MonkeyPatch) -> Ended:
+    process = started(files, program, monkeypatch)
+    process.wait(time.monotonic() + DEADLINE_S)
+    ended = process.ended()
+    assert ended is not None
+    return ended
+
+
+def writes(path: Path) -> str:
+    return f"from pathlib import Path; p = Path({str(path)!r}); p.parent.mkdir(parents=True); p.write_text('{{}}')"
+
+
+def test_done_is_a_run_that_says_so_and_left_its_summary(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = finished(files, writes(files.run_dir.summary), monkeypatch)
+    assert (ended.status, ended.error) == (Status.DONE, None)
+    assert files.config.is_file()
+    files.write_ended(ended)
+    assert files.read_ended() == ended
+
+
+def test_without_a_summary_it_failed(files: CellFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finished(files, "pass", monkeypatch).status is Status.FAILED
+
+
+def test_the_error_is_what_the_run_framed_last(files: CellFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.log.parent.mkdir(parents=True)
+    files.log.write_text("╭─ OldError ─╮\n│ of an earlier start │\n╰──╯\n")
+    said = "╭─ ModelError ─╮\n│ no such model, │\n│ try another │\n╰──────╯"
+    ended = finished(files, f"print({said!a}); raise SystemExit(1)", monkeypatch)
+    assert ended.error == "exit code 1: no such model, try another"
+
+
+def test_without_a_frame_the_last_lines_are_told(files: CellFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = finished(files, "print('fine'); 1 / 0", monkeypatch)
+    assert "ZeroDivisionError: division by zero" in str(ended.error)
+
+
+def test_stopping_asks_first_and_then_ends_all_below(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deaf = (
+        "import signal, time, os; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork();"
+        " print('on', flush=True); time.sleep(300)"
+    )
+    process = started(files, deaf, monkeypatch)
+    deadline = time.monotonic() + DEADLINE_S
+    while files.log.read_text().count("on") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent = psutil.Process(process._process.pid)
+    family = [parent, *parent.children()]
+    assert len(family) == 2
+    monkeypatch.setattr(cells, "STOP_S", 0.5)
+    stop([process])
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
+def test_a_cell_that_still_runs_is_not_started_twice(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = started(files, "import time; time.sleep(300)", monkeypatch)
+    with pytest.raises(OutputError, match="still runs the cell ppo-0"):
+        started(files, "pass", monkeypatch)
+    process.kill()
+    assert finished(files, "pass", monkeypatch).status is Status.FAILED
+
+
+def test_a_half_run_without_a_checkpoint_is_begun_again(files: CellFiles) -> None:
+    (files.run_dir.path / "trajectories").mkdir(parents=True)
+    files.run_dir.config.write_text("seed: 0\n")
+    files.write_ended(Ended(Status.FAILED, "broke", 1.0))
+    argument = cells._prepare(files, Config())
+    assert argument == f"experiment='{files.config}'"
+    assert not files.run_dir.path.exists()
+    assert files.read_ended() is None
+
+
+def test_a_half_run_with_a_checkpoint_goes_on(files: CellFiles) -> None:
+    run_dir = files.run_dir
+    run_dir.checkpoints.mkdir(parents=True)
+    run_dir.config.write_text("seed: 0\n")
+    checkpoint.save(run_dir, 1, lambda folder: None, {}, {})
+    assert cells._prepare(files, Config()) == f"resume='{run_dir.path}'"
+    assert run_dir.config.is_file()
+
+
+def test_a_cell_planned_otherwise_is_refused_and_the_difference_named(files: CellFiles) -> None:
+    refuse_changes(files, Config())
+    files.config.parent.mkdir()
+    cells._prepare(files, Config())
+    refuse_changes(files, Config(output_dir="elsewhere", adapter="moved"))
+    other = Config()
+    other.algo.clip = 0.3
+    with pytest.raises(ConfigError, match=r"algo\.clip=0\.3 \(was 0\.2\)"):
+        refuse_changes(files, other)
+
+
+def test_an_ending_that_cannot_be_read_is_refused(files: CellFiles) -> None:
+    files.ended.parent.mkdir(parents=True)
+    files.ended.write_text('{"status": "splendid"}')
+    with pytest.raises(OutputError, match="cannot be read"):
+        files.read_ended()

@@ -1,0 +1,118 @@
+"""The whole of `task=compare` with runs that are over at once, and stand-ins for statistics and pictures."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import filelock
+import pytest
+
+from rlpost.compare import results, run
+from rlpost.compare.cells import CellFiles
+from rlpost.compare.runner import Runner
+from rlpost.compare.types import Comparison, Status
+from rlpost.config import Config
+from rlpost.errors import OutputError, RlpostError
+from rlpost.models import TINY, parameters
+from tests.unit.compare.fake_run import FakeRun, comparison
+
+
+@pytest.fixture(autouse=True)
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
+    """The comparisons that were reported."""
+    found: list[Comparison] = []
+
+    def double(name: str, **functions: Any) -> None:
+        module = ModuleType(f"rlpost.compare.{name}")
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(sys.modules["rlpost.compare"], name, module, raising=False)
+
+    double("report", write=lambda comparison, folder: found.append(comparison))
+    double("findings", findings=lambda comparison: SimpleNamespace(sentences=("RL reads the rule.",)))
+    return found
+
+
+def compare(cfg: Config, monkeypatch: pytest.MonkeyPatch, failing: str | None = None) -> None:
+    def start(files: CellFiles, settings: Config) -> FakeRun:
+        return FakeRun(files, settings, "it broke" if files.name == failing else None)
+
+    monkeypatch.setattr(run, "Runner", functools.partial(Runner, start=start))
+    run.run(cfg)
+
+
+def test_a_comparison_from_start_to_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: list[Comparison],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "a folder"
+    compare(comparison(folder), monkeypatch)
+    (found,) = reported
+    assert results.read(folder / results.FILE) == found
+    assert [cell.arm for cell in found.cells] == ["init", "ppo", "sft"]
+    assert {cell.status for cell in found.cells} == {Status.DONE}
+    assert found.variants["faces_11_12_13"].held_out
+    assert not found.variants["faces_10"].held_out
+    assert found.base is not None
+    assert found.notes["held out"].startswith("0 of 3 evaluation instances were trained on")
+    assert found.notes["command"].startswith("python -m rlpost.run")
+    assert found.notes["parameters"].startswith(
+        f"{parameters(TINY):,}; the adapter, which alone is trained, has 6 "
+    )
+    assert found.cells[0].points[0].evaluations["faces_10"].step_accuracy is None
+    assert "RL reads the rule." in capsys.readouterr().out
+
+
+def test_a_failed_cell_is_shown_reported_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[Comparison]
+) -> None:
+    folder = tmp_path / "x"
+    with pytest.raises(RlpostError, match=r"1 of 3 cells failed.*sft-0"):
+        compare(comparison(folder), monkeypatch, failing="sft-0")
+    (found,) = reported
+    assert [(cell.status, cell.error) for cell in found.cells][-1] == (Status.FAILED, "it broke")
+    compare(comparison(folder, f"resume={folder}"), monkeypatch)
+    assert {cell.status for cell in reported[-1].cells} == {Status.DONE}
+    assert reported[-1].notes["command"] == found.notes["command"], "of the first start"
+
+
+def test_the_record_is_kept_up_to_date_while_cells_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Status]] = []
+    write = results.write
+
+    def noted(found: Comparison, folder: Path) -> Path:
+        seen.append([cell.status for cell in found.cells])
+        return write(found, folder)
+
+    monkeypatch.setattr(results, "write", noted)
+    compare(comparison(tmp_path / "x"), monkeypatch)
+    done, missing = Status.DONE, Status.MISSING
+    assert seen[0] == [done, missing, missing]
+    assert seen[1] == [done, done, missing]
+    assert seen[-1] == [done, done, done]
+
+
+def test_when_nothing_came_to_an_end_there_is_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[Comparison]
+) -> None:
+    with pytest.raises(RlpostError, match="every cell failed; the first: it broke"):
+        compare(comparison(tmp_path / "x"), monkeypatch, failing="init-0")
+    assert reported == []
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "x"
+    compare(comparison(folder), monkeypatch)
+    with (
+        filelock.FileLock(folder / ".lock", is_singleton=False),
+        pytest.raises(OutputError, match="another process"),
+    ):
+        compare(comparison(folder, f"resume={folder}"), monkeypatch)

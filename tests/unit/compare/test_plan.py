@@ -1,0 +1,119 @@
+"""Which cells there are, in which order, with which settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlpost.compare.plan import (
+    AT_MOST,
+    CellPlan,
+    plan,
+    quickened,
+    reference_arm,
+    settings_of,
+    with_algorithm,
+)
+from rlpost.compose import compose, defaults_under
+from rlpost.config import AlgoName, Config, KlPlace, Measure, Rewards, Task
+from tests.unit.compare.fake_run import comparison
+
+FOLDER = Path("outputs/x")
+
+
+@pytest.fixture
+def cfg() -> Config:
+    return comparison(FOLDER, "arms=[sft,ppo,grpo]", "seeds=[3,5]")
+
+
+def settings(cfg: Config, name: str, amounts: tuple[float, ...] = (1.0, 2.0)) -> Config:
+    (cell,) = [cell for cell in plan(cfg) if cell.name == name]
+    return settings_of(cfg, cell, FOLDER, amounts)
+
+
+def test_every_arm_and_seed_is_a_cell_after_those_that_it_needs(cfg: Config) -> None:
+    cells = plan(cfg)
+    assert [cell.name for cell in cells] == [
+        *("init-3", "ppo-3", "sft-3", "grpo-3"),
+        *("init-5", "ppo-5", "sft-5", "grpo-5"),
+    ]
+    assert cells[0] == CellPlan("init", 3, ())
+    assert cells[1].needs == ("init-3",)
+    assert cells[2].needs == cells[3].needs == ("init-3", "ppo-3")
+    done: set[str] = set()
+    for cell in cells:
+        assert done >= set(cell.needs)
+        done.add(cell.name)
+
+
+def test_the_first_algorithm_sets_the_budget(cfg: Config) -> None:
+    assert reference_arm(cfg) == "ppo"
+    cfg.compare.arms = ["sft", "grpo", "ppo"]
+    assert reference_arm(cfg) == "grpo"
+
+
+def test_the_warm_start_is_a_supervised_run_of_its_own(cfg: Config) -> None:
+    first, second = settings(cfg, "init-3"), settings(cfg, "init-5")
+    assert first.task is second.task is Task.sft
+    assert (first.seed, second.seed, first.sft.steps, first.adapter) == (3, 5, 2, None)
+    assert first.output_dir == "outputs/x/cells/init-3"
+    assert first.eval.start, "the bare model is scored"
+    assert not second.eval.start, "but only once: it is the same for all seeds"
+    assert not first.budget.amounts
+
+
+def test_without_a_warm_start_init_is_an_evaluation(cfg: Config) -> None:
+    cfg.sft.steps = 0
+    assert settings(cfg, "init-3").task is Task.eval
+    assert settings(cfg, "ppo-3").adapter is None
+    cfg.adapter = "given"
+    assert settings(cfg, "sft-3").adapter == "given"
+
+
+def test_all_arms_start_from_the_warm_adapter_of_their_seed(cfg: Config) -> None:
+    for name in ("sft-5", "ppo-5", "grpo-5"):
+        found = settings(cfg, name)
+        assert found.adapter == "outputs/x/cells/init-5/adapter"
+        assert found.seed == 5
+        assert not found.eval.start
+        assert found.resume is None
+
+
+def test_the_reference_goes_by_iterations_the_others_by_what_it_spent(cfg: Config) -> None:
+    reference, other, sft = (settings(cfg, f"{arm}-3", (7.0, 9.0)) for arm in ("ppo", "grpo", "sft"))
+    assert (reference.algo.iterations, reference.eval.every) == (8, 4)
+    assert not reference.budget.amounts
+    assert other.budget.amounts == sft.budget.amounts == [7.0, 9.0]
+    assert other.budget.measure is Measure.flops
+    assert (other.eval.every, sft.eval.every) == (0, 0)
+    assert other.algo.iterations == 8 * AT_MOST
+    assert (reference.sft.steps, other.sft.steps) == (0, 0)
+
+
+def test_the_supervised_arm_goes_on_with_examples_that_the_warm_start_has_not_seen(cfg: Config) -> None:
+    assert settings(cfg, "init-3").sft.skip == 0
+    assert settings(cfg, "sft-3").sft.skip == 2
+
+
+def test_an_arm_has_its_algorithms_defaults_but_what_was_set_stays() -> None:
+    cfg = compose(["experiment=generalpoints_sft_vs_rl", "algo.kl_coef=0.5"])
+    found = with_algorithm(cfg, AlgoName.grpo)
+    assert (found.algo.name, found.rollout.group_size) == (AlgoName.grpo, 8)
+    assert (found.algo.kl, found.algo.rewards) == (KlPlace.loss, Rewards.outcome)
+    assert found.algo.kl_coef == 0.5
+    assert found.algo.learning_rate == 1.5e-3, "of the experiment's file"
+    assert with_algorithm(found, AlgoName.ppo) == cfg
+
+
+@pytest.mark.parametrize("name", list(AlgoName))
+def test_from_plain_defaults_an_arm_is_what_the_command_line_would_give(name: AlgoName) -> None:
+    assert with_algorithm(defaults_under(AlgoName.ppo), name) == defaults_under(name)
+
+
+def test_quick_takes_one_seed_and_fewer_iterations(cfg: Config) -> None:
+    assert quickened(cfg) == cfg
+    cfg.compare.quick = True
+    quick = quickened(cfg)
+    assert (quick.compare.seeds, quick.algo.iterations) == ([3], 16)
+    assert cfg.compare.seeds == [3, 5], "the settings themselves stay as they are"

@@ -1,0 +1,69 @@
+"""results.json: exact there and back, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlpost.compare import results
+from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Status, VariantInfo
+from rlpost.errors import OutputError
+
+EVALUATION = Evaluation(("24:1-2-3-4", "24:2-2-3-4"), (True, False), ("CORRECT", "SYNTAX"), (2, 0), None)
+COMPARISON = Comparison(
+    name="x",
+    env="generalpoints",
+    model="tiny",
+    train_variant="a",
+    variants={"a": VariantInfo(False, "trained"), "b": VariantInfo(True, "held out")},
+    arms=("sft", "ppo"),
+    seeds=(0, 1),
+    matched_on="flops",
+    cells=(
+        Cell(
+            "ppo",
+            0,
+            Status.DONE,
+            "cells/ppo-0",
+            points=(Point(1.0, Compute(1.5e12, 10, 2.5), {"a": EVALUATION}),),
+        ),
+        Cell("sft", 0, Status.FAILED, "cells/sft-0", "it broke"),
+    ),
+    notes={"command": "python -m rlpost.run"},
+    base={"a": EVALUATION},
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    assert results.read(results.write(COMPARISON, tmp_path)) == COMPARISON
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda record: record.pop("arms"),
+        lambda record: record.update(more=1),
+        lambda record: record["cells"][0].pop("error"),
+        lambda record: record["cells"][0].update(status="fine"),
+        lambda record: record["cells"][0]["points"][0]["evaluations"]["a"].pop("instances"),
+        lambda record: record.update(cells=3),
+    ],
+)
+def test_anything_else_is_refused(tmp_path: Path, broken: Any) -> None:
+    path = results.write(COMPARISON, tmp_path)
+    record = json.loads(path.read_text())
+    broken(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(OutputError, match="holds no comparison"):
+        results.read(path)
+
+
+def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
+    point = Point(1.0, Compute(float("nan"), 1, 1.0), {})
+    cell = Cell("ppo", 0, Status.DONE, "cells/ppo-0", points=(point,))
+    with pytest.raises(ValueError, match="Out of range"):
+        results.write(Comparison(**{**vars(COMPARISON), "cells": (cell,)}), tmp_path)
+    assert not (tmp_path / results.FILE).exists()
