@@ -45,19 +45,20 @@ def run(cfg: Config) -> None:
 
 
 def _begin(session: Session) -> Progress:
-    """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again."""
+    """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again if it is one."""
     state = Progress()
     session.book("start")
-    if session.cfg.eval.start:
+    cfg = session.cfg
+    if cfg.eval.start:
+        began = time.monotonic()
         state.evaluations["before"] = evaluate_stage(session, "before")
+        session.progress.closing(time.monotonic() - began)
     _warm_up(session)
     session.learner.set_reference()
     with session.clock.phase("swap"):
         _swap(session, state)
-    if session.cfg.eval.start:
-        began = time.monotonic()
+    if cfg.eval.start and (cfg.sft.steps > 0 or cfg.adapter is not None):
         state.evaluations["warm"] = evaluate_stage(session, "warm")
-        session.progress.closing(time.monotonic() - began)
     _checkpoint(session, state)
     return state
 
