@@ -104,8 +104,8 @@ def planned_tokens(plan: Plan, rows: Sequence[Row]) -> int:
 
 def _cut(group: Group, lengths: Sequence[int], budget: int, fair: int) -> Iterator[Group]:
     """Parts of the group within `budget`, like-sized, and as many as there are fair parts in it."""
-    own = group.cost(lengths) - group.prefix
-    target = group.prefix + own / -(-group.cost(lengths) // max(1, fair))
+    own, pieces = group.cost(lengths) - group.prefix, -(-group.cost(lengths) // max(1, fair))
+    target = group.prefix + own / pieces if pieces > 1 else budget
     part, cost = list[int](), group.prefix
     for i in group.members:
         more = lengths[i] - group.prefix

@@ -181,9 +181,9 @@ def test_metrics_of_the_first_step(folder: Path, cfg: Config) -> None:
 
 def test_tokens_are_those_that_the_passes_computed(folder: Path, cfg: Config) -> None:
     """Counted where they go through the model, shared prompts once: episodes of a group have theirs in common."""
-    cfg.algo.epochs, cfg.algo.minibatches, cfg.learner.micro_batch_tokens = 2, 2, 60
+    cfg.algo.epochs, cfg.algo.minibatches, cfg.learner.micro_batch_tokens = 2, 1, 400
     backend, episodes = _backend(folder, cfg), random_episodes(5)
-    twins = [*episodes, *(replace(episode, group=9) for episode in episodes)]
+    twins = [*episodes, *(replace(episode, episode=9) for episode in episodes)]  # of the same groups
     computed = {True: 0, False: 0}
     plain = backend.forward
 
@@ -245,7 +245,8 @@ def test_one_step_needs_no_pass_for_its_old_log_probs(
     full = _backend(folder, cfg)
     expected = update.ppo_update(full, random_episodes(4, group_size=2), cfg, 0)
     assert metrics.keys() == expected.keys()
-    timed = {"seconds_logprobs", "seconds_update"}
+    assert expected["tokens/scored"] == 2 * metrics["tokens/scored"]
+    timed = {"seconds_logprobs", "seconds_update", "tokens/scored"}
     assert {k: v for k, v in metrics.items() if k not in timed} == pytest.approx(
         {k: v for k, v in expected.items() if k not in timed}, rel=1e-4, abs=1e-7
     )
