@@ -14,19 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
-from envs import registry
-from envs.base import VariantInfo
-from envs.errors import Refused, UnknownEnvironment
 from rlpost.compose import refusal
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.tracking import MODES, has_wandb_key
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 from rlpost.validate_compare import COMPARE_CHECKS
+from rlpost.validate_environment import TRAINING, environment
 
-TRAINING = (Task.ppo, Task.sft, Task.compare)
 WANDB_MODES = ("auto", *MODES)
 
 
@@ -175,61 +170,6 @@ def _evaluation(config: Config) -> Iterator[str]:
         )
 
 
-def _environment(config: Config) -> Iterator[str]:
-    try:
-        variants = {each.name: each for each in registry.variants(config.env, **config.env_args)}
-        env = registry.make(config.env, **config.env_args)
-    except (TypeError, ValueError) as error:
-        yield _refused_environment(config, error)
-        return
-    refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
-    yield from refusals or _instances(config, env)
-    env.close()
-
-
-def _refused_environment(config: Config, error: Exception) -> str:
-    """Either there is no such environment, or its arguments are at fault."""
-    unknown = isinstance(error, UnknownEnvironment)
-    key, value = ("env", config.env) if unknown else ("env_args", config.env_args)
-    return refusal(key, value, *_reason_and_remedy(error, f"see the arguments of {config.env}"))
-
-
-def _reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
-    if isinstance(error, Refused):
-        return error.reason, error.remedy
-    return f"{type(error).__name__}: {error}", remedy
-
-
-def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
-    choose = "choose from " + ", ".join(variants)
-    for name in config.eval_variants:
-        if name not in variants:
-            yield refusal("eval_variants", name, f"{config.env} has no such variant", choose)
-    if len(set(config.eval_variants)) != len(config.eval_variants) or not config.eval_variants:
-        yield refusal("eval_variants", config.eval_variants, "empty, or one stands twice", "name each once")
-
-
-def _instances(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
-    """Whether there is anything to train and to evaluate on."""
-    wanted = [("eval_variants", name, "eval") for name in config.eval_variants]
-    if config.task in TRAINING:
-        wanted.append(("train_variant", config.train_variant, "train"))
-    for key, variant, split in wanted:
-        try:
-            env.reset(seed=config.seed, options={"variant": variant, "split": split})
-        except Exception as error:  # an environment may raise anything, and would for hours
-            yield refusal(key, variant, *_reason_and_remedy(error, f"see python -m envs.check {config.env}"))
-
-
-def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
-    allowed = "choose from " + ", ".join(name for name, variant in variants.items() if not variant.held_out)
-    name = config.train_variant
-    if name not in variants:
-        yield refusal("train_variant", name, f"{config.env} has no such variant", allowed)
-    elif config.task in TRAINING and variants[name].held_out:
-        yield refusal("train_variant", name, "it is held out: only for evaluation", allowed)
-
-
 def _adapter(config: Config) -> Iterator[str]:
     if config.adapter is None:
         return
@@ -314,7 +254,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     *COMPARE_CHECKS,
     _schedule,
     _evaluation,
-    _environment,
+    environment,
     _adapter,
     _folders,
     _tracking,
