@@ -271,7 +271,7 @@ def test_an_environment_that_cannot_be_had_leaves_a_report_without_pictures(star
     started.config.write_text(config)
     started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), STAGES["before", "faces_10"])
     page = page_of(started)
-    assert "could not draw pictures: ValueError: no_such_module:Env: cannot be imported" in page.text
+    assert "could not draw pictures: UnknownEnvironment: no_such_module:Env" in page.text
     assert not page.all("img")
 
 
