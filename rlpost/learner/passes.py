@@ -54,22 +54,32 @@ class Batch:
         return sum(self.rows[i].counted for i in indices)
 
 
+@dataclass(frozen=True)
+class Share:
+    """This rank's micro-batches of a pass over some rows, and the tokens that it computes on all ranks together."""
+
+    micro_batches: list[list[Group]]
+    tokens: int
+
+
 def score(
     backend: DeepSpeedBackend, batch: Batch, passes: tuple[str, ...], budget: int, temperature: float
-) -> dict[str, Tensor]:
-    """Run `passes` over the batch without gradients; returns flat (N,) tensors, whole on every rank."""
+) -> tuple[dict[str, Tensor], int]:
+    """Run `passes` over the batch without gradients; returns flat (N,) tensors, whole on every rank, and the tokens
+    that all passes computed on all ranks."""
     if not passes:
-        return {}
+        return {}, 0
+    share = _share(backend, batch, range(len(batch.rows)), budget)
     flat = {name: torch.zeros(batch.tokens) for name in passes}
     with torch.no_grad():
-        for groups in _share(backend, batch, range(len(batch.rows)), budget):
+        for groups in share.micro_batches:
             micro = collate(batch.rows, batch.starts, groups)
             found = backend.forward(micro, passes, temperature)
             for name in passes:
                 values_N = found[name][0] if name == POLICY else found[name]
                 flat[name][micro.slots_N] = values_N.float().cpu()
     summed = backend.summed(torch.stack([flat[name] for name in passes]))
-    return dict(zip(passes, summed.unbind(0), strict=True))
+    return dict(zip(passes, summed.unbind(0), strict=True)), len(passes) * share.tokens
 
 
 def take_step(
@@ -86,30 +96,25 @@ def take_step(
     contributions: list[losses.Metrics] = []
 
     def losses_drawn() -> Iterator[Tensor]:
-        for groups in plan:
+        for groups in share.micro_batches:
             micro = collate(batch.rows, batch.starts, groups)
             loss, metrics = loss_of(backend.forward(micro, passes, temperature), micro.slots_N)
             contributions.append(metrics)
             yield loss
 
-    plan = _share(backend, batch, indices, backend.cfg.micro_batch_tokens)
-    norms = backend.step(losses_drawn(), len(plan), rates, where)
+    share = _share(backend, batch, indices, backend.cfg.micro_batch_tokens)
+    norms = backend.step(losses_drawn(), len(share.micro_batches), rates, where)
     metrics = _added_up(backend, contributions)
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         raise LearnerError(f"{where}: {', '.join(bad)} not finite")
-    metrics["tokens/trained"] = float(len(passes) * computed_tokens(backend, batch, indices))
+    metrics["tokens/trained"] = float(len(passes) * share.tokens)
     return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
 
-def computed_tokens(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int]) -> int:
-    """Tokens that one pass over the rows `indices` computes, on all ranks together."""
-    plan = plan_micro_batches(batch.rows, indices, backend.cfg.micro_batch_tokens, backend.place.world)
-    return planned_tokens(plan, batch.rows)
-
-
-def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> list[list[Group]]:
-    return plan_micro_batches(batch.rows, indices, budget, backend.place.world)[backend.place.rank]
+def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> Share:
+    plan = plan_micro_batches(batch.rows, indices, budget, backend.place.world)
+    return Share(plan[backend.place.rank], planned_tokens(plan, batch.rows))
 
 
 def _added_up(backend: DeepSpeedBackend, contributions: Sequence[losses.Metrics]) -> Metrics:

@@ -104,7 +104,8 @@ class Learner:
     def _scores(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
         batch = Batch.of(rows, budget)
-        return score(self.backend, batch, (policy.POLICY,), budget, temperature)[policy.POLICY]
+        found, _ = score(self.backend, batch, (policy.POLICY,), budget, temperature)
+        return found[policy.POLICY]
 
     def _of(self, adapter: str) -> list[torch.nn.Parameter]:
         return self.model.parameters_of(adapter)

@@ -24,7 +24,7 @@ from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.objective import minibatch_loss, passes_of
 from rlpost.learner.packing import Row
-from rlpost.learner.passes import Batch, Metrics, computed_tokens, score, take_step
+from rlpost.learner.passes import Batch, Metrics, score, take_step
 from rlpost.learner.policy import CRITIC, POLICY
 from rlpost.types import Example, Trajectory
 
@@ -45,15 +45,13 @@ def ppo_update(
     kept = learnable(trajectories)
     budget, temperature = cfg.learner.micro_batch_tokens, cfg.rollout.temperature
     batch = Batch.of([Row(t.token_ids, t.loss_mask) for t in kept], budget)
-    scores = score(backend, batch, passes_of(cfg.algo), budget, temperature)
+    scores, tokens_scored = score(backend, batch, passes_of(cfg.algo), budget, temperature)
     scored = time.perf_counter()
     credit, metrics = assign_credit(kept, scores, cfg)
     metrics |= _epochs(backend, batch, credit, cfg, iteration)
     metrics |= {
         "tokens": float(batch.tokens),
-        "tokens/scored": float(
-            len(passes_of(cfg.algo)) * computed_tokens(backend, batch, range(len(batch.rows)))
-        ),
+        "tokens/scored": float(tokens_scored),
         "episodes_left_out": float(len(trajectories) - len(kept)),
         "seconds_logprobs": scored - started,
         "seconds_update": time.perf_counter() - scored,
