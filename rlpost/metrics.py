@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,11 +62,24 @@ def step_accuracy(trajectories: Sequence[Trajectory]) -> float | None:
     Every further attempt at a step counts as an answer of its own. None without answers, and where every right answer
     ended its episode: such an episode has one step, and success says all.
     """
-    answers = [[turn.reward > 0 for turn in t.turns] for t in trajectories if t.turns]
-    right = sum(map(sum, answers))
-    if not answers or (right and not any(any(turns[:-1]) for turns in answers)):
-        return None
-    return right / sum(map(len, answers))
+    share = right_share(trajectories)
+    return None if share and not goes_on_after_right(trajectories) else share
+
+
+def is_right(turn: Turn) -> bool:
+    """A step that the environment rewards."""
+    return turn.reward > 0
+
+
+def right_share(trajectories: Sequence[Trajectory]) -> float | None:
+    """Right answers / answers; None without answers."""
+    answers = _answers(trajectories)
+    return sum(map(is_right, answers)) / len(answers) if answers else None
+
+
+def goes_on_after_right(trajectories: Iterable[Trajectory]) -> bool:
+    """Whether some episode went on after a right answer, so that it has steps."""
+    return any(is_right(turn) for t in trajectories for turn in t.turns[:-1])
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

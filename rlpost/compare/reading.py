@@ -21,8 +21,9 @@ from rlpost.compare.plan import SFT, CellPlan
 from rlpost.compare.types import INIT, Cell, Compute, Evaluation, Point, Status
 from rlpost.config import Config, Task
 from rlpost.errors import OutputError
+from rlpost.metrics import goes_on_after_right, is_right, right_share
 from rlpost.rundir import RunDir, evaluation_name, read_trajectories
-from rlpost.types import Trajectory, Turn
+from rlpost.types import Trajectory
 
 DECODING = "sampled"  # the policy that is trained; greedy decoding is another
 NOTHING_SPENT = Compute(0.0, 0, 0.0)
@@ -68,7 +69,8 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
     )
     has_base = plan.arm == INIT and cfg.eval.start and cfg.adapter is None
     base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None
-    return Read(cell, _stepwise(played), trained_on(run_dir), base)
+    every = (t for variants in played.values() for episodes in variants.values() for t in episodes)
+    return Read(cell, goes_on_after_right(every), trained_on(run_dir), base)
 
 
 def unread(plan: CellPlan, ended: Ended | None) -> Cell:
@@ -100,7 +102,7 @@ def evaluation_of(episodes: Sequence[Trajectory]) -> Evaluation:
         successes=tuple(t.success for t in episodes),
         outcomes=tuple(map(last_outcome, episodes)),
         solved_at=tuple(_solved_at(t) for t in episodes),
-        step_accuracy=_step_accuracy(episodes),
+        step_accuracy=right_share(episodes),
     )
 
 
@@ -114,27 +116,12 @@ def without_step_accuracy(cell: Cell) -> Cell:
     return replace(cell, points=tuple(map(without, cell.points)))
 
 
-def _right(turn: Turn) -> bool:
-    """A step that the environment rewards."""
-    return turn.reward > 0
-
-
 def _solved_at(episode: Trajectory) -> int:
     """The attempts that the step took which took most; 0 where the episode was not solved."""
     if not episode.success:
         return 0
-    runs = groupby(episode.turns, key=_right)
+    runs = groupby(episode.turns, key=is_right)
     return 1 + max((len(list(turns)) for right, turns in runs if not right), default=0)
-
-
-def _step_accuracy(episodes: Sequence[Trajectory]) -> float | None:
-    turns = [turn for episode in episodes for turn in episode.turns]
-    return sum(map(_right, turns)) / len(turns) if turns else None
-
-
-def _stepwise(played: Mapping[str, Mapping[str, Sequence[Trajectory]]]) -> bool:
-    every = (t for variants in played.values() for episodes in variants.values() for t in episodes)
-    return any(_right(turn) for episode in every for turn in episode.turns[:-1])
 
 
 def _episodes(run_dir: RunDir, cfg: Config, stage: str) -> dict[str, list[Trajectory]]:
