@@ -229,6 +229,26 @@ def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str])
     return [answers[ref] for ref in refs]
 
 
+def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> None:
+    """Raise ActorLostError if an actor is dead or dies before it answers, within `timeout_s` seconds.
+
+    For after another failure: what the actors answer or raise is passed over.
+    """
+    names = dict(zip(refs, who, strict=True))
+    deadline = time.monotonic() + timeout_s
+    pending = list(refs)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            return
+        try:
+            _value(done[0], timeout_s, names[done[0]])
+        except ActorLostError:
+            raise
+        except (ray_errors.RayTaskError, RlpostError):
+            continue
+
+
 def _value(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
     try:
         return ray.get(ref, timeout=timeout_s)

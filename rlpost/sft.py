@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from envs import registry
 from envs.base import Expert
-from rlpost import checkpoint
+from rlpost import standings
 from rlpost.config import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once, variants_of
@@ -18,7 +17,8 @@ from rlpost.rollout.env_threads import within
 from rlpost.rundir import step_name
 from rlpost.schedule import Schedule
 from rlpost.seeds import derive
-from rlpost.session import Session, open_session, publish, training_settings
+from rlpost.session import Session, open_session, publish
+from rlpost.standings import Standing
 from rlpost.types import Example
 
 
@@ -74,17 +74,6 @@ class ExpertData:
         return self._chat.example(conversation), str(info["instance"])
 
 
-@dataclass
-class Progress:
-    """What a checkpoint carries besides the learner's state."""
-
-    step: int = 0  # steps finished
-    version: int = 0  # of the adapter that is live
-    eval: dict[str, Any] = field(default_factory=dict)
-    swap_seconds: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)  # of the swaps' canaries
-
-
 def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     """Take one step; it is a line of metrics.jsonl, which is returned."""
     session.progress.stage(f"supervised step {step + 1}/{session.cfg.sft.steps}")
@@ -103,57 +92,45 @@ def run(cfg: Config) -> None:
     """`task=sft`: evaluate, train, evaluate; a checkpoint every `tracking.checkpoint_every` steps."""
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.sft.steps, session.model_folder)
-        state = _resume(session) if cfg.resume is not None else _begin(session)
+        standing = standings.take_up(session, "step") if cfg.resume is not None else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "step")
-        _train(session, schedule, state)
-        _swap(session, state)
-        state.eval["after"] = evaluate_stage(session, "after")
-        publish(session, state.eval, variants_of(cfg), state.step, state.swap_seconds, state.gaps)
+        _train(session, schedule, standing)
+        _swap(session, standing)
+        standing.evaluations["after"] = evaluate_stage(session, "after")
+        publish(
+            session,
+            standing.evaluations,
+            variants_of(cfg),
+            standing.steps,
+            standing.swap_seconds,
+            standing.gaps,
+        )
 
 
-def _begin(session: Session) -> Progress:
-    state = Progress()
+def _begin(session: Session) -> Standing:
+    standing = Standing()
     session.book("start")
     if session.cfg.eval.start:
         if session.cfg.adapter is not None:
-            _swap(session, state)
-        state.eval["before"] = evaluate_stage(session, "before")
-    return state
+            _swap(session, standing)
+        standing.evaluations["before"] = evaluate_stage(session, "before")
+    return standing
 
 
-def _train(session: Session, schedule: Schedule, state: Progress) -> None:
+def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
     data, every = ExpertData(session.cfg, session.chat), session.cfg.tracking.checkpoint_every
     while True:
         if schedule.due:
-            _swap(session, state)
-            evaluate_stage_once(session, step_name(state.step - 1))
+            _swap(session, standing)
+            evaluate_stage_once(session, step_name(standing.steps - 1))
         if schedule.over:
             return
-        schedule.add(train_step(session, data, state.step))
-        state.step += 1
-        if state.step % every == 0 or schedule.over:
-            _checkpoint(session, state)
+        schedule.add(train_step(session, data, standing.steps))
+        standing.steps += 1
+        if standing.steps % every == 0 or schedule.over:
+            standings.checkpoint(session, standing)
 
 
-def _swap(session: Session, state: Progress) -> None:
-    """Export the policy as the next version and make it live everywhere; SwapError stops the run."""
-    adapter, canary = session.learner.export(state.version + 1)
-    adapter.save(session.run_dir.adapter)
-    report = session.pool.swap(adapter, canary)
-    state.version = report.version
-    state.swap_seconds.append(report.seconds)
-    state.gaps.append(report.canary_gap)
-
-
-def _checkpoint(session: Session, state: Progress) -> None:
-    progress = {name: getattr(state, name) for name in Progress.__dataclass_fields__}
-    checkpoint.save(
-        session.run_dir, state.step, session.learner.save, progress, training_settings(session.cfg)
-    )
-
-
-def _resume(session: Session) -> Progress:
-    found = checkpoint.latest(session.run_dir, training_settings(session.cfg))
-    session.learner.load(found.path)
-    session.run_dir.truncate_metrics(found.iteration - 1, key="step")
-    return Progress(**found.progress)
+def _swap(session: Session, standing: Standing) -> None:
+    """Supervised training samples nothing: the gap that it reports is the canary's."""
+    standing.gaps.append(standings.swap(session, standing).canary_gap)

@@ -22,7 +22,9 @@ from envs.generalpoints.prompts import prompt
 from envs.generalpoints.settings import DEFAULT_VARIANT, Settings
 from envs.generalpoints.solver import solve
 from envs.generalpoints.variants import VARIANTS
+from envs.generalpoints.wording import Wording, varied_rule
 from envs.parsing import MAX_ANSWER
+from envs.splits import Split
 from envs.texts import ASCII, retry
 
 _MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
@@ -38,6 +40,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         answer_form: of the expert's answers: `steps`, `direct` or `published`. All are read whatever this is.
         verify_iter: graded attempts an episode.
         feedback: `full`, or `leak_free`, which never names the cards' numbers (mended only).
+        wording: `fixed`, or `varied`, which states the rule of training deals in other words each time.
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
     `instance`, `ranks`, `values`; that of `step` has `outcome`, `success` and `attempt` (from 1).
@@ -53,12 +56,14 @@ class GeneralPoints(gymnasium.Env[str, str]):
         answer_form: str = "steps",
         verify_iter: int = 5,
         feedback: str = "full",
+        wording: str = "fixed",
     ) -> None:
-        self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, feedback)
+        self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, feedback, wording)
         self.observation_space = Text(_MAX_OBSERVATION, min_length=1, charset=ASCII)
         self.action_space = Text(MAX_ANSWER, min_length=0, charset=ASCII)
         self._rng = random.Random()
         self._deal: Deal | None = None
+        self._rule: str | None = None
         self._attempts = 0
         self._over = True
 
@@ -77,6 +82,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         if seed is not None:
             self._rng = random.Random(seed)
         self._deal = deal(variant, split, self._rng)
+        self._rule = self._varied_rule(split)
         self._attempts, self._over = 0, False
         info = {
             "instance": self.deal.instance,
@@ -125,7 +131,13 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return rng.choice(preferred(self._solutions())).formula()
 
     def _first_observation(self) -> str:
-        return prompt(self.settings.prompt, self.deal.variant, self.deal.ranks)
+        return prompt(self.settings.prompt, self.deal.variant, self.deal.ranks, self._rule)
+
+    def _varied_rule(self, split: Split) -> str | None:
+        """None: in the fixed words, as always in evaluation."""
+        if self.settings.wording is Wording.FIXED or split is not Split.TRAIN:
+            return None
+        return varied_rule(self.deal.variant.faces, self._rng)
 
     def _grade_attempt(self, answer: str) -> Verdict:
         if self._attempts > self.settings.verify_iter:

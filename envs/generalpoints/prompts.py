@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.variants import Variant
+from envs.generalpoints.wording import long_rule, short_rule
 from envs.texts import retry as retry  # one of this game's texts, wherever it is written
 
 
@@ -24,7 +25,7 @@ class AnswerForm(StrEnum):
 _PUBLISHED = """
 [Task Description]
 You are a skilled player of the {target}-points card game. You are given {count} cards.
-Note that {rule} Every card must be used exactly once.
+Note that {rule}. Every card must be used exactly once.
 Your goal is to write a formula that evaluates to {target} with the numbers of the cards and the operators '+', '-', '*', '/', '(', ')' and '='.
 
 [Input]
@@ -32,7 +33,7 @@ Cards: {cards}
 
 [Output]
 {{
-"cards": [x, y, z, w], where {rule},
+"cards": [x, y, z, w], where {rule}.,
 "number": [a, b, c, d], the values of the cards,
 "formula": 'an equation that equals {target}',
 }}
@@ -41,24 +42,17 @@ Cards: {cards}
 _SHORT = "Make {target}. Rule: {rule}. Cards: {cards}."
 
 
-def rule_sentence(faces: tuple[int, int, int]) -> str:
-    """The rule as the published prompt states it, full stop included."""
-    if len(set(faces)) == 1:
-        return f"'J', 'Q', and 'K' count as '{faces[0]}'."
-    return "'J', 'Q', and 'K' count as '{}', '{}', and '{}'.".format(*faces)
+def prompt(style: PromptStyle, variant: Variant, ranks: tuple[str, ...], rule: str | None = None) -> str:
+    """The first observation of an episode: the rule is always stated, held out or not.
 
-
-def short_rule(faces: tuple[int, int, int]) -> str:
-    return "J={}, Q={}, K={}".format(*faces)
-
-
-def prompt(style: PromptStyle, variant: Variant, ranks: tuple[str, ...]) -> str:
-    """The first observation of an episode: the rule is always stated, held out or not."""
+    `rule`: in which words, without a full stop; None: in those of the style.
+    """
     if style is PromptStyle.SHORT:
-        return _SHORT.format(target=variant.target, rule=short_rule(variant.faces), cards=", ".join(ranks))
+        stated = rule or short_rule(variant.faces)
+        return _SHORT.format(target=variant.target, rule=stated, cards=", ".join(ranks))
     cards = "[" + ", ".join(f"'{rank}'" for rank in ranks) + "]"
-    rule = rule_sentence(variant.faces)
-    return _PUBLISHED.format(target=variant.target, count=len(ranks), rule=rule, cards=cards)
+    stated = rule or long_rule(variant.faces)
+    return _PUBLISHED.format(target=variant.target, count=len(ranks), rule=stated, cards=cards)
 
 
 def answer(form: AnswerForm, ranks: tuple[str, ...], values: tuple[int, ...], formula: Expression) -> str:

@@ -10,6 +10,7 @@ from envs.generalpoints.feedback import FeedbackStyle
 from envs.generalpoints.prompts import AnswerForm, PromptStyle
 from envs.generalpoints.published_solutions import CARDS
 from envs.generalpoints.variants import VARIANTS, Variant
+from envs.generalpoints.wording import Wording
 from envs.reset_options import variant_and_split
 from envs.splits import Split
 
@@ -23,15 +24,19 @@ class Settings:
     answer_form: AnswerForm
     verify_iter: int  # graded attempts an episode
     feedback: FeedbackStyle
+    wording: Wording
 
     @staticmethod
-    def checked(mode: str, prompt: str, answer_form: str, verify_iter: int, feedback: str) -> Settings:
+    def checked(
+        mode: str, prompt: str, answer_form: str, verify_iter: int, feedback: str, wording: str
+    ) -> Settings:
         settings = Settings(
             choose(Mode, "mode", mode),
             choose(PromptStyle, "prompt", prompt),
             choose(AnswerForm, "answer_form", answer_form),
             whole("verify_iter", verify_iter, 1, None, "attempts"),
             choose(FeedbackStyle, "feedback", feedback),
+            choose(Wording, "wording", wording),
         )
         if settings.mode is Mode.COMPAT and settings.feedback is FeedbackStyle.LEAK_FREE:
             raise ValueError(

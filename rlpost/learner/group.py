@@ -23,6 +23,10 @@ from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.worker import LearnerWorker
 from rlpost.types import Canary, Example, Trajectory
 
+DEATH_NOTICE_S = (
+    10.0  # after a rank's error, how long the others are watched: Ray tells a death within 1 to 3 s
+)
+
 
 class LearnerGroup:
     """Starts `cfg.learner.workers` ranks in the running Ray cluster. Raises LearnerError if they do not start."""
@@ -92,7 +96,7 @@ class LearnerGroup:
         """All ranks' answers in order; the first error, death or missed deadline raises and breaks the group."""
         who = [f"learner rank {rank} (asked to {what})" for rank in range(len(refs))]
         try:
-            return cluster.get_all(refs, timeout_s, who)
+            return _watched(refs, timeout_s, who)
         except RayTaskError as error:
             self.broken = f"a rank failed when asked to {what}: {type(error.cause).__name__}: {error.cause}"
             raise LearnerError(f"{self.broken}\n{error}") from error
@@ -101,6 +105,15 @@ class LearnerGroup:
             if isinstance(error, ClusterError):
                 raise LearnerError(str(error)) from error
             raise
+
+
+def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:
+    """As cluster.get_all, but a rank's death is told rather than the errors that it brings upon the others."""
+    try:
+        return cluster.get_all(refs, timeout_s, who)
+    except RayTaskError:
+        cluster.watch_for_deaths(refs, DEATH_NOTICE_S, who)
+        raise
 
 
 def learner_environment(threads: int, gpus: float) -> dict[str, str]:

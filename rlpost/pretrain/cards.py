@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from envs.generalpoints.expression import Expression
-from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry, short_rule
+from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry
 from envs.generalpoints.solver import solve
 from envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
+from envs.generalpoints.wording import short_rule
 from rlpost.pretrain.talk import Conversation, Message, Mixture
 
 RESERVED_RULES = frozenset(variant.faces for variant in VARIANTS.values())

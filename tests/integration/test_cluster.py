@@ -38,7 +38,8 @@ class Actor:
     def stumble(self) -> None:
         raise ZeroDivisionError("a bug")
 
-    def die(self) -> None:
+    def die(self, after_s: float = 0.0) -> None:
+        time.sleep(after_s)
         os._exit(1)
 
 
@@ -108,6 +109,21 @@ class TestGet:
         with pytest.raises(cluster.ActorLostError, match="learner rank 1 died"):
             cluster.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
         assert time.monotonic() - start < 30
+
+    @pytest.mark.usefixtures("_ray")
+    def test_a_death_is_found_behind_the_error_of_another(self) -> None:
+        one, other = Actor.remote(), Actor.remote()
+        refs, who = [one.stumble.remote(), other.die.remote(1.0)], ["rank 0", "rank 1"]
+        with pytest.raises(ZeroDivisionError):
+            cluster.get_all(refs, 60, who)
+        with pytest.raises(cluster.ActorLostError, match="rank 1 died"):
+            cluster.watch_for_deaths(refs, 30, who)
+
+    @pytest.mark.usefixtures("_ray")
+    def test_without_a_death_the_watch_ends_with_the_last_answer_or_in_time(self) -> None:
+        one, other = Actor.remote(), Actor.remote()
+        cluster.watch_for_deaths([one.refuse.remote(), other.sleep.remote(0.1)], 60, ["one", "other"])
+        cluster.watch_for_deaths([one.stumble.remote(), other.sleep.remote(5)], 1.0, ["one", "other"])
 
     @pytest.mark.usefixtures("_ray")
     def test_workers_import_a_users_module_and_what_lies_beside_it(self, own_module: Path) -> None:

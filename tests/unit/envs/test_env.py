@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from typing import Any
 
@@ -46,6 +47,7 @@ def test_gymnasium_checker_has_nothing_to_say(mode: str, style: str) -> None:
         ({"prompt": "long"}, "prompt='long': must be one of published, short"),
         ({"answer_form": 1}, "answer_form=1: must be one of steps, direct, published"),
         ({"feedback": None}, "feedback=None: must be one of full, leak_free"),
+        ({"wording": "free"}, "wording='free': must be one of fixed, varied"),
         ({"verify_iter": 0}, "verify_iter=0"),
         ({"verify_iter": 2.0}, "verify_iter=2.0"),
         ({"verify_iter": True}, "verify_iter=True"),
@@ -236,3 +238,30 @@ def test_compat_leaves_out_only_what_fails_in_floating_point() -> None:
     assert [s.formula() for s in env._solutions()] == [
         "8/(3-8/3)"
     ]  # nothing passes: the solution all the same
+
+
+def _stated_rules(split: str, seeds: int, **args: Any) -> list[str]:
+    env, options = GeneralPoints(**args), {"variant": "faces_11_12_13", "split": split}
+    return [
+        env.reset(seed=seed, options=options)[0].split("Rule: ")[1].split(". Cards: ")[0]
+        for seed in range(seeds)
+    ]
+
+
+def test_varied_wording_changes_with_training_deals_alone_and_always_states_the_rule() -> None:
+    fixed = "J=11, Q=12, K=13"
+    for rule in (varied := _stated_rules("train", 200, wording="varied")):
+        facts = [re.findall(r"[JQK]|\d+", fact) for fact in rule.split(", ")]
+        assert dict(facts) == {"J": "11", "Q": "12", "K": "13"}
+    assert len(set(varied)) > 25
+    assert fixed in varied
+    assert varied == _stated_rules("train", 200, wording="varied")
+    assert set(_stated_rules("eval", 20, wording="varied")) == {fixed}
+    assert set(_stated_rules("train", 20)) == {fixed}
+
+
+def test_the_expert_answers_the_prompt_that_was_given() -> None:
+    env = GeneralPoints(wording="varied")
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed, options={"split": "train"})
+        assert env.expert(revision=False, rng=random.Random(0))[0][0] == observation

@@ -1,0 +1,39 @@
+"""The rule in words: as it always stands in a prompt, or in words that change from deal to deal.
+
+A model trained on one fixed sentence need not read it. Training on many wordings of the same rule is the control of
+arXiv 2510.00237 for this; evaluation keeps the fixed words, so that scores stay comparable.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import StrEnum
+
+from envs.generalpoints.variants import FACES
+
+
+class Wording(StrEnum):
+    FIXED = "fixed"
+    VARIED = "varied"  # training deals alone
+
+
+_CLAUSES = ("{}={}", "{}: {}", "{} is {}", "{} counts as {}", "count {} as {}", "the value of {} is {}")
+
+
+def short_rule(faces: tuple[int, int, int]) -> str:
+    """As the short prompt states it."""
+    return "J={}, Q={}, K={}".format(*faces)
+
+
+def long_rule(faces: tuple[int, int, int]) -> str:
+    """As the published prompt states it, but for the full stop."""
+    if len(set(faces)) == 1:
+        return f"'J', 'Q', and 'K' count as '{faces[0]}'"
+    return "'J', 'Q', and 'K' count as '{}', '{}', and '{}'".format(*faces)
+
+
+def varied_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
+    """The same three facts in one of six wordings and in any order; the fixed short one is among them."""
+    clause = rng.choice(_CLAUSES)
+    facts = [clause.format(face, value) for face, value in zip(FACES, faces, strict=True)]
+    return ", ".join(rng.sample(facts, len(facts)))
