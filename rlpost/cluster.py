@@ -1,7 +1,4 @@
-"""The only place that starts or joins Ray, and the one way to wait for an actor.
-
-    connect(...)  starts a private Ray on this machine, or joins a running cluster, for the length of a `with`
-    get(...)      waits for answers with a deadline; the first failure ends the wait and names who failed
+"""The only place that starts or joins Ray, for the length of a `with`.
 
 A private Ray keeps its files in a temporary folder and its processes in the driver's tree; when the `with` ends,
 however it ends, both are gone. A joined cluster is only left.
@@ -17,7 +14,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +21,9 @@ from typing import Any
 
 import psutil
 import ray
-from ray import exceptions as ray_errors
 
 from rlpost.config import Config, RayConfig
-from rlpost.errors import ClusterError, RlpostError
+from rlpost.errors import ClusterError
 from rlpost.shipping import import_roots
 
 OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
@@ -40,14 +35,6 @@ RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # by default actors run at nice 15, and starve on a machine that does anything else
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone in workers without GPUs
 }
-
-
-class ActorLostError(ClusterError):
-    """An actor's process died; a new one may take its place."""
-
-
-class DeadlineError(ClusterError):
-    """An actor did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +91,7 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
 @contextlib.contextmanager
 def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path]) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
-    os.environ.update(
-        RAY_worker_register_timeout_seconds=str(int(config.timeout_s)),
-        RAY_worker_niceness="0",  # Ray's default of 15 starves actors beside anything else on the machine
-    )
+    os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
     folder = Path(tempfile.mkdtemp(prefix="rlpost-ray-", dir=_short_temp_folder()))
     try:
         _init(
@@ -197,82 +181,6 @@ def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
             f"{where} has {have.gpus:g}. Ask for less (rollout.gpus, learner.gpus) or join a larger cluster with "
             "ray.address=."
         )
-
-
-def get(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
-    """One answer; see get_all."""
-    return get_all([ref], timeout_s, [who])[0]
-
-
-def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> list[Any]:
-    """Wait until every actor named in `who` has answered, and return the answers in order.
-
-    The first failure ends the wait, since the others may be waiting for the one that failed.
-
-    Raises:
-        DeadlineError: not all answered within `timeout_s` seconds; names those that did not.
-        ActorLostError: an actor's process died; names it.
-        ClusterError: Ray itself failed.
-        RlpostError: what an actor raised on purpose, as it raised it. Any other exception of an actor comes as
-            Ray's RayTaskError, with the actor's traceback.
-    """
-    names = dict(zip(refs, who, strict=True))
-    deadline = time.monotonic() + timeout_s
-    answers: dict[ray.ObjectRef, Any] = {}
-    pending = list(refs)
-    while pending:
-        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-        if not done:
-            silent = ", ".join(names[ref] for ref in pending)
-            raise DeadlineError(f"No answer within {timeout_s:g} s from: {silent}. {_load()}")
-        answers[done[0]] = _value(done[0], timeout_s, names[done[0]])
-    return [answers[ref] for ref in refs]
-
-
-def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> None:
-    """Raise ActorLostError if an actor is dead or dies before it answers, within `timeout_s` seconds.
-
-    For after another failure: what the actors answer or raise is passed over.
-    """
-    names = dict(zip(refs, who, strict=True))
-    deadline = time.monotonic() + timeout_s
-    pending = list(refs)
-    while pending:
-        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-        if not done:
-            return
-        try:
-            _value(done[0], timeout_s, names[done[0]])
-        except ActorLostError:
-            raise
-        except (ray_errors.RayTaskError, RlpostError):
-            continue
-
-
-def _value(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except ray_errors.RayTaskError as error:
-        if isinstance(error.cause, RlpostError):
-            raise error.cause from None
-        raise
-    except ray_errors.RayActorError as error:
-        raise ActorLostError(f"{who} died: {_gist(error)}") from error
-    except ray_errors.GetTimeoutError as error:
-        raise DeadlineError(f"The answer of {who} did not arrive within {timeout_s:g} s.") from error
-    except ray_errors.RayError as error:
-        raise ClusterError(f"{who} failed: {_gist(error)}") from error
-
-
-def _gist(error: Exception) -> str:
-    """The line of Ray's long message that says what happened: the last one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _load() -> str:
-    free = ray.available_resources()
-    return f"Free now: {free.get('CPU', 0.0):g} CPUs, {free.get('GPU', 0.0):g} GPUs."
 
 
 def _copy_logs(folder: Path, target: Path) -> None:

@@ -2,8 +2,6 @@
 
     rlpost.config.Config  <-  the algorithm's defaults  <-  experiments/NAME.yaml  <-  key=value ...
 
-An experiment is a flat YAML file that holds only what differs from the layers below it; its first line is a
-comment of one sentence, which the listing shows. `defaults: [OTHER]` in it builds on another experiment's file.
 `resume=DIR` without an experiment takes DIR/config.yaml instead; `experiment=FILE.yaml` takes a file of one's own.
 
 `algo=NAME` (or `algo.name=NAME`, in a file: `algo: {name: NAME}`) chooses a row of rlpost.algorithms.table, whose
@@ -12,19 +10,13 @@ defaults are a layer of their own; `algo.KEY=VALUE` sets one of its settings. Th
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import logging
 import re
-import sysconfig
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize
 from hydra.core.config_store import ConfigStore
@@ -38,46 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rlpost.algorithms.table import TABLE
 from rlpost.config import AlgoName, Config
 from rlpost.errors import ConfigError
+from rlpost.experiments import experiments, settings_in
+from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_unknown, schema
 
 RESUMED = "resumed-run"
 OWN_FILE = "own-file"
 ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
 SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.quick"}
-BASES = "defaults"  # key of an experiment's file
-
-
-def refusal(key: str, value: object, reason: str, remedy: str) -> str:
-    """The one form in which a setting is refused."""
-    return f"{key}={value}\n  reason: {reason}\n  remedy: {remedy}"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    name: str
-    path: Path
-    summary: str  # first comment line of the file
-
-
-def experiments_folder() -> Path:
-    """The checkout's experiments/, or the installed copy of it.
-
-    Raises ConfigError when neither is there.
-    """
-    checkout = Path(__file__).resolve().parents[1] / "experiments"
-    installed = Path(sysconfig.get_path("data")) / "share" / "rlpost" / "experiments"
-    for folder in (checkout, installed):
-        if any(folder.glob("*.yaml")):
-            return folder
-    raise ConfigError(f"No experiments found: neither {checkout} nor {installed} holds a YAML file.")
-
-
-def experiments() -> dict[str, Experiment]:
-    """Every experiment that `experiment=` accepts, by name."""
-    found = {}
-    for path in sorted(experiments_folder().glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        found[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
-    return found
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -87,10 +46,10 @@ def compose(overrides: Sequence[str]) -> Config:
     """
     parsed = _parse([_in_full(text) for text in overrides])
     name, path = _experiment_file(parsed)
-    settings = _settings(path)
-    _refuse_unknown(_leaves(settings), where=str(path))
+    settings = settings_in(path)
+    refuse_unknown(leaves(settings), where=str(path))
     typed = [o for o in parsed if o.key_or_group != "experiment"]
-    _refuse_unknown(((o.key_or_group, o.value()) for o in typed), "command line")
+    refuse_unknown(((o.key_or_group, o.value()) for o in typed), "command line")
     algorithm = _algorithm(typed, settings)
     _register(name, settings, algorithm)
     rest = [_as_hydra_wants(o) for o in typed if o.key_or_group not in ALGORITHM_KEYS]
@@ -149,7 +108,7 @@ def _experiment_file(parsed: list[Override]) -> tuple[str, Path]:
             return name, known[name].path
         if name.endswith(".yaml"):
             return OWN_FILE, Path(name)
-        remedy = _did_you_mean(name, list(known)) or "choose one of " + ", ".join(known)
+        remedy = did_you_mean(name, list(known)) or "choose one of " + ", ".join(known)
         raise ConfigError(refusal("experiment", name, "there is no such experiment", remedy))
     if chosen.get("resume"):
         return RESUMED, Path(str(chosen["resume"])) / "config.yaml"
@@ -169,80 +128,9 @@ def _algorithm(typed: list[Override], settings: dict[str, Any]) -> AlgoName:
     key, name = chosen[-1][0], str(chosen[-1][1])
     known = [member.name for member in AlgoName]
     if name not in known:
-        remedy = _did_you_mean(name, known) or "choose one of " + ", ".join(known)
+        remedy = did_you_mean(name, known) or "choose one of " + ", ".join(known)
         raise ConfigError(refusal(key, name, "there is no such algorithm", remedy))
     return AlgoName[name]
-
-
-def _settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's settings over those of the experiments it builds on."""
-    settings = _load(path)
-    bases = settings.pop(BASES, [])
-    known = experiments()
-    layers: list[Any] = []
-    for base in bases if isinstance(bases, list) else [bases]:
-        if base not in known or known[base].path in (path, *above):
-            reason = "it is no experiment that this one could build on"
-            remedy = "choose one of " + ", ".join(known)
-            raise ConfigError(f"{path}\n  {refusal(BASES, base, reason, remedy)}")
-        layers.append(_settings(known[base].path, (path, *above)))
-    merged = OmegaConf.to_container(OmegaConf.merge(*layers, settings))
-    return typing.cast(dict[str, Any], merged)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}\n  reason: cannot be read ({error.strerror})\n  remedy: check the path"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}\n  reason: not YAML ({error})\n  remedy: mend the file") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ConfigError(f"{path}\n  reason: it holds no key: value pairs\n  remedy: mend the file")
-    return settings
-
-
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    free_form = {key for key, kind in schema().items() if kind is dict}
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and path not in free_form:
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path, value
-
-
-def schema() -> dict[str, type]:
-    """Every setting by its dotted key, with the type to show: a group of settings maps to its dataclass."""
-    return dict(_walk(Config, ""))
-
-
-def _walk(node: type, prefix: str) -> Iterator[tuple[str, type]]:
-    for name, kind in typing.get_type_hints(node).items():
-        key = f"{prefix}{name}"
-        yield key, typing.get_origin(kind) or kind
-        if dataclasses.is_dataclass(kind):
-            yield from _walk(typing.cast(type, kind), f"{key}.")
-
-
-def _refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
-    known = schema()
-    for key, value in settings:
-        if key in known or key.startswith("env_args."):
-            continue
-        remedy = _did_you_mean(key, list(known)) or "see rlpost/config.py for every setting"
-        raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    tail = word.rpartition(".")[2]
-    close += [key for key in known if key.rpartition(".")[2] == tail and key not in close]
-    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def _register(name: str, settings: dict[str, Any], algorithm: AlgoName) -> None:
@@ -296,22 +184,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def describe(kind: type) -> str:
-    """What a value of a setting's type looks like, in words."""
-    if dataclasses.is_dataclass(kind):
-        return "its settings one by one: " + ", ".join(field.name for field in dataclasses.fields(kind))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "one of " + ", ".join(member.name for member in kind)
-    words = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        list: "a list: [a,b]",
-        str: "a word",
-    }
-    return words.get(kind, "a value of the right type, or null")
 
 
 logging.getLogger("hydra").setLevel(logging.ERROR)

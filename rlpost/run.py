@@ -18,9 +18,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from rlpost.compose import compose, experiments
+from rlpost.compose import compose
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError, RlpostError
+from rlpost.experiments import experiments
 
 # Imported only when chosen: these bring torch, vllm and ray.
 ENTRY_POINTS = {

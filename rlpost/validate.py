@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlpost.compose import refusal
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
+from rlpost.schema import refusal
 from rlpost.tracking import MODES, has_wandb_key
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 from rlpost.validate_compare import COMPARE_CHECKS

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rlpost.algorithms.table import TABLE, Algorithm, Estimator, Ratio
-from rlpost.compose import refusal
 from rlpost.config import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
+from rlpost.schema import refusal
 
 
 def _batch(config: Config) -> Iterator[str]:

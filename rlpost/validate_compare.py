@@ -9,8 +9,8 @@ from pathlib import Path
 from envs import registry
 from rlpost.compare.plan import SFT, plan, quickened, settings_of
 from rlpost.compare.types import INIT
-from rlpost.compose import refusal
 from rlpost.config import AlgoName, Config, Task
+from rlpost.schema import refusal
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 
 KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))

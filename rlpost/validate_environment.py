@@ -9,8 +9,8 @@ import gymnasium
 from envs import registry
 from envs.base import VariantInfo
 from envs.errors import Refused, UnknownEnvironment
-from rlpost.compose import refusal
 from rlpost.config import Config, Task
+from rlpost.schema import refusal
 
 TRAINING = (Task.ppo, Task.sft, Task.compare)
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from rlpost import cluster
+from rlpost import answers
 from rlpost.adapters import Adapter
 from rlpost.config import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
@@ -108,11 +108,11 @@ class LearnerGroup:
 
 
 def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:
-    """As cluster.get_all, but a rank's death is told rather than the errors that it brings upon the others."""
+    """As answers.get_all, but a rank's death is told rather than the errors that it brings upon the others."""
     try:
-        return cluster.get_all(refs, timeout_s, who)
+        return answers.get_all(refs, timeout_s, who)
     except RayTaskError:
-        cluster.watch_for_deaths(refs, DEATH_NOTICE_S, who)
+        answers.watch_for_deaths(refs, DEATH_NOTICE_S, who)
         raise
 
 

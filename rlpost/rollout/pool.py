@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from rlpost.adapters import Adapter
-from rlpost.cluster import ActorLostError, get, get_all
+from rlpost.answers import ActorLostError, get, get_all
 from rlpost.config import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine import Sampling, SwapReport

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rlpost.compose import compose, experiments, to_yaml
+from rlpost.compose import compose, to_yaml
+from rlpost.experiments import experiments
 
 FOLDER = Path(__file__).parent
 

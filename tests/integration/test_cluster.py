@@ -16,7 +16,7 @@ import psutil
 import pytest
 import ray
 
-from rlpost import cluster
+from rlpost import answers, cluster
 from rlpost.config import RayConfig
 from rlpost.errors import ClusterError, SwapError
 
@@ -80,7 +80,7 @@ Pair = tuple[ray.actor.ActorHandle, ray.actor.ActorHandle]
 @pytest.fixture(scope="class")
 def pair(_ray: None) -> Pair:
     one, other = Actor.remote(), Actor.remote()
-    pids = cluster.get_all([one.pid.remote(), other.pid.remote()], 120, ["one", "other"])
+    pids = answers.get_all([one.pid.remote(), other.pid.remote()], 120, ["one", "other"])
     assert len({*pids, os.getpid()}) == 3
     return one, other
 
@@ -88,26 +88,26 @@ def pair(_ray: None) -> Pair:
 class TestGet:
     def test_answers_come_in_order_of_asking(self, pair: Pair) -> None:
         refs = [pair[0].sleep.remote(0.5), pair[1].sleep.remote(0.0)]
-        assert cluster.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
+        assert answers.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
 
     def test_deadline_names_who_is_silent_and_only_them(self, pair: Pair) -> None:
-        with pytest.raises(cluster.DeadlineError, match="from: slow one") as caught:
-            cluster.get_all([pair[0].sleep.remote(4), pair[1].sleep.remote(0)], 1.0, ["slow one", "fast one"])
+        with pytest.raises(answers.DeadlineError, match="from: slow one") as caught:
+            answers.get_all([pair[0].sleep.remote(4), pair[1].sleep.remote(0)], 1.0, ["slow one", "fast one"])
         assert "fast one" not in str(caught.value)
 
     def test_errors_raised_on_purpose_keep_their_type_and_text(self, pair: Pair) -> None:
         with pytest.raises(SwapError, match=r"^the swap did not take$"):
-            cluster.get(pair[0].refuse.remote(), 30, "worker")
+            answers.get(pair[0].refuse.remote(), 30, "worker")
 
     def test_bugs_keep_their_traceback(self, pair: Pair) -> None:
         with pytest.raises(ZeroDivisionError, match="in stumble"):
-            cluster.get(pair[1].stumble.remote(), 30, "worker")
+            answers.get(pair[1].stumble.remote(), 30, "worker")
 
     def test_a_death_ends_the_wait_for_the_others(self, pair: Pair) -> None:
         start = time.monotonic()
         refs = [pair[0].sleep.remote(60), pair[1].die.remote()]
-        with pytest.raises(cluster.ActorLostError, match="learner rank 1 died"):
-            cluster.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
+        with pytest.raises(answers.ActorLostError, match="learner rank 1 died"):
+            answers.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
         assert time.monotonic() - start < 30
 
     @pytest.mark.usefixtures("_ray")
@@ -115,19 +115,19 @@ class TestGet:
         one, other = Actor.remote(), Actor.remote()
         refs, who = [one.stumble.remote(), other.die.remote(1.0)], ["rank 0", "rank 1"]
         with pytest.raises(ZeroDivisionError):
-            cluster.get_all(refs, 60, who)
-        with pytest.raises(cluster.ActorLostError, match="rank 1 died"):
-            cluster.watch_for_deaths(refs, 30, who)
+            answers.get_all(refs, 60, who)
+        with pytest.raises(answers.ActorLostError, match="rank 1 died"):
+            answers.watch_for_deaths(refs, 30, who)
 
     @pytest.mark.usefixtures("_ray")
     def test_without_a_death_the_watch_ends_with_the_last_answer_or_in_time(self) -> None:
         one, other = Actor.remote(), Actor.remote()
-        cluster.watch_for_deaths([one.refuse.remote(), other.sleep.remote(0.1)], 60, ["one", "other"])
-        cluster.watch_for_deaths([one.stumble.remote(), other.sleep.remote(5)], 1.0, ["one", "other"])
+        answers.watch_for_deaths([one.refuse.remote(), other.sleep.remote(0.1)], 60, ["one", "other"])
+        answers.watch_for_deaths([one.stumble.remote(), other.sleep.remote(5)], 1.0, ["one", "other"])
 
     @pytest.mark.usefixtures("_ray")
     def test_workers_import_a_users_module_and_what_lies_beside_it(self, own_module: Path) -> None:
-        heard, folder = cluster.get(greeting.remote(), 60, "worker")
+        heard, folder = answers.get(greeting.remote(), 60, "worker")
         assert heard == "hello"
         assert folder != str(own_module.parent)
 
@@ -140,15 +140,15 @@ class TestGet:
 
     @pytest.mark.usefixtures("_ray")
     def test_an_actor_that_cannot_start_says_why(self) -> None:
-        with pytest.raises(cluster.ActorLostError, match=r"worker died: .*no such weights"):
-            cluster.get(Stillborn.remote().pid.remote(), 30, "worker")
+        with pytest.raises(answers.ActorLostError, match=r"worker died: .*no such weights"):
+            answers.get(Stillborn.remote().pid.remote(), 30, "worker")
 
 
 DRIVER = """
 import sys, time
 from pathlib import Path
 import psutil, ray
-from rlpost import cluster
+from rlpost import answers, cluster
 from rlpost.config import RayConfig
 
 @ray.remote(num_cpus=1)
@@ -161,12 +161,12 @@ class Busy:
 
 with cluster.connect(RayConfig(), cluster.Needs(1, 0), keep_logs=Path(sys.argv[2])):
     actor = Busy.remote()
-    cluster.get(actor.pid.remote(), 60, "busy")
+    answers.get(actor.pid.remote(), 60, "busy")
     ref = actor.spin.remote()
     print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
     if sys.argv[1] == "raise":
         raise ValueError("boom")
-    cluster.get(ref, 60, "busy")
+    answers.get(ref, 60, "busy")
 """
 
 
@@ -230,7 +230,7 @@ GUEST = """
 import sys
 from pathlib import Path
 import ray
-from rlpost import cluster
+from rlpost import answers, cluster
 from rlpost.config import RayConfig
 
 @ray.remote(num_cpus=1)
@@ -244,7 +244,7 @@ def shipped_packages():
 modules = [Path(sys.argv[2]), Path(sys.argv[2]).with_name("own_helper.py")]
 for _ in range(2):  # leaving once does not end the cluster
     with cluster.connect(RayConfig(address=sys.argv[1]), cluster.Needs(cpus=1, gpus=0), modules=modules):
-        print(*cluster.get(shipped_packages.remote(), 120, "a remote worker"))
+        print(*answers.get(shipped_packages.remote(), 120, "a remote worker"))
 """
 
 

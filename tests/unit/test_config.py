@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from rlpost import run, validate
-from rlpost.compose import RESUMED, compose, experiments, override, refusal, schema, to_yaml
+from rlpost.compose import RESUMED, compose, override, to_yaml
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
+from rlpost.experiments import experiments
+from rlpost.schema import refusal, schema
 from tests.learner_data import with_algorithm
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -1,0 +1,82 @@
+"""The experiments that `experiment=` accepts, and the settings in a file of one.
+
+An experiment is a flat YAML file that holds only what differs from the layers below it; its first line is a
+comment of one sentence, which the listing shows. `defaults: [OTHER]` in it builds on another experiment's file.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from rlpost.errors import ConfigError
+from rlpost.schema import refusal
+
+BASES = "defaults"  # key of an experiment's file
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    path: Path
+    summary: str  # first comment line of the file
+
+
+def experiments_folder() -> Path:
+    """The checkout's experiments/, or the installed copy of it.
+
+    Raises ConfigError when neither is there.
+    """
+    checkout = Path(__file__).resolve().parents[1] / "experiments"
+    installed = Path(sysconfig.get_path("data")) / "share" / "rlpost" / "experiments"
+    for folder in (checkout, installed):
+        if any(folder.glob("*.yaml")):
+            return folder
+    raise ConfigError(f"No experiments found: neither {checkout} nor {installed} holds a YAML file.")
+
+
+def experiments() -> dict[str, Experiment]:
+    """Every experiment that `experiment=` accepts, by name."""
+    found = {}
+    for path in sorted(experiments_folder().glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        found[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
+    return found
+
+
+def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings over those of the experiments it builds on."""
+    settings = _load(path)
+    bases = settings.pop(BASES, [])
+    known = experiments()
+    layers: list[Any] = []
+    for base in bases if isinstance(bases, list) else [bases]:
+        if base not in known or known[base].path in (path, *above):
+            reason = "it is no experiment that this one could build on"
+            remedy = "choose one of " + ", ".join(known)
+            raise ConfigError(f"{path}\n  {refusal(BASES, base, reason, remedy)}")
+        layers.append(settings_in(known[base].path, (path, *above)))
+    merged = OmegaConf.to_container(OmegaConf.merge(*layers, settings))
+    return typing.cast(dict[str, Any], merged)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}\n  reason: cannot be read ({error.strerror})\n  remedy: check the path"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}\n  reason: not YAML ({error})\n  remedy: mend the file") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"{path}\n  reason: it holds no key: value pairs\n  remedy: mend the file")
+    return settings
