@@ -39,6 +39,13 @@ class Schedule:
         by_count = self._every > 0 and self._done > 0 and self._done % self._every == 0
         return (by_count or self._fresh) and not self.over
 
+    @property
+    def next(self) -> str:
+        """What a console says of the step that follows: 3/16, or how much of the budget is spent by then."""
+        if self._amounts:
+            return f"{self._done + 1}, {self._spent / self._amounts[-1]:.0%} of the budget spent"
+        return f"{self._done + 1}/{self._last}"
+
     def add(self, line: Mapping[str, Any]) -> None:
         """Take note of a finished step, by its line of metrics.jsonl."""
         self._done += 1

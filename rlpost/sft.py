@@ -76,7 +76,6 @@ class ExpertData:
 
 def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     """Take one step; it is a line of metrics.jsonl, which is returned."""
-    session.progress.stage(f"supervised step {step + 1}/{session.cfg.sft.steps}")
     with session.clock.phase("data"):
         examples, instances = data.batch(step)
         session.run_dir.append_examples(step, instances)
@@ -125,6 +124,7 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
             evaluate_stage_once(session, step_name(standing.steps - 1))
         if schedule.over:
             return
+        session.progress.stage(f"supervised step {schedule.next}")
         schedule.add(train_step(session, data, standing.steps))
         standing.steps += 1
         if standing.steps % every == 0 or schedule.over:

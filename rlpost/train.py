@@ -62,6 +62,7 @@ def _warm_up(session: Session) -> None:
     if steps := session.cfg.sft.steps:
         data = ExpertData(session.cfg, session.chat)
         for step in range(steps):
+            session.progress.stage(f"supervised step {step + 1}/{steps}")
             train_step(session, data, step)
 
 
@@ -71,13 +72,13 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
             evaluate_stage_once(session, iteration_name(standing.steps - 1))
         if schedule.over:
             return
+        session.progress.stage(f"iteration {schedule.next}")
         schedule.add(_iterate(session, standing))
 
 
 def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
     """One iteration; returns its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, standing.steps
-    session.progress.stage(f"iteration {iteration + 1}/{cfg.algo.iterations}")
     with clock.phase("rollout"):
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
         collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)

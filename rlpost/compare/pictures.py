@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from rlpost.compare.intervals import Interval
+from rlpost.compare.types import INIT
 from rlpost.figures import GREYS, HATCHES, STYLE, canvas, to_svg
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart, those that also differ in lightness.
@@ -105,6 +106,25 @@ def _told(arm: Line) -> str:
 
 def _percent(interval: Interval) -> str:
     return f"{interval.value:.1%} (interval {interval.low:.1%} to {interval.high:.1%})"
+
+
+def turns(name: str, title: str, arms: Mapping[str, Sequence[float]]) -> str:
+    """Shares solved within 1, 2, ... attempts, an arm a line, with init's among them."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas(4.3, 2.6)
+        looks = iter(LOOKS * len(arms))
+        for arm, shares in arms.items():
+            color, dashes, marker = INIT_LOOK if arm == INIT else next(looks)
+            attempts = range(1, len(shares) + 1)
+            axes.plot(attempts, shares, color=color, linestyle=dashes, marker=marker, label=arm)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("attempts")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(0.0, min(1.0, max(0.02, 1.3 * max(max(shares) for shares in arms.values()))))
+        axes.legend(frameon=False, fontsize=8, handlelength=3.2)
+        told = [f"{arm}: {', '.join(f'{share:.1%}' for share in shares)}." for arm, shares in arms.items()]
+        return to_svg(figure, name, f"{title}, within so many attempts. {' '.join(told)}")
 
 
 def short(x: float) -> str:

@@ -234,13 +234,17 @@ def _turns(view: View) -> Section:
     )
     most = max(len(found.by_turn) for found in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
-    rows = []
+    rows, drawn = [], []
     for variant in view.variants:
-        ends = [(arm, found) for arm in view.arms if (found := view.last(arm, variant)) is not None]
-        for number, (arm, found) in enumerate(ends):
+        ends = {arm: found for arm in view.arms if (found := view.last(arm, variant)) is not None}
+        for number, (arm, found) in enumerate(ends.items()):
             rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(found, shown)))
-    head = ("rule", "arm", *(f"within {turn}" for turn in shown), "gain, points")
-    return Section("Gain per verification turn", reading, tables=(Table(head, tuple(rows), len(shown) + 1),))
+        shares = {arm: found.by_turn for arm, found in ends.items()}
+        drawn += [pictures.turns(f"turns{len(drawn)}", view.heading(variant), shares)] if shares else []
+    table = Table(
+        ("rule", "arm", *(f"within {n}" for n in shown), "gain, points"), tuple(rows), len(shown) + 1
+    )
+    return Section("Gain per verification turn", reading, tuple(drawn), (table,), grid=True)
 
 
 def _by_turn(found: Success, turns: list[int]) -> list[str]:

@@ -61,3 +61,11 @@ def test_a_resumed_run_stands_where_it_stood(before: int) -> None:
     lines = [{"stage": "start"}, *({"step": k, **LINE} for k in range(before))]
     resumed.replay(lines, "step")
     assert (resumed.due, resumed.over) == (whole.due, whole.over)
+
+
+def test_the_console_is_told_the_number_or_the_share() -> None:
+    counted, budgeted = schedule(16), schedule(16, 0, 2 * COST, 4 * COST)
+    assert (counted.next, budgeted.next) == ("1/16", "1, 0% of the budget spent")
+    counted.add(LINE)
+    budgeted.add(LINE)
+    assert (counted.next, budgeted.next) == ("2/16", "2, 25% of the budget spent")

@@ -89,7 +89,9 @@ def test_failures_come_first_then_the_answers(page: Page) -> None:
 def test_the_page_is_inert_and_told_in_words(report: Path, page: Page) -> None:
     assert_inert(page, report.read_text(encoding="utf-8"))
     assert_told(page)
-    assert len(page.all("svg")) == 2 + 2 + 1 + 4  # success, differences, causes, success in two other units
+    assert (
+        len(page.all("svg")) == 2 + 2 + 1 + 2 + 4
+    )  # success, differences, causes, turns, success in two other units
     labels = " ".join(svg["aria-label"] or "" for svg in page.all("svg"))
     assert "faces_11_12_13 (held out), against FLOPs since init." in labels
     assert "faces_11_12_13 (held out), ppo: solved 50.0%, rule misread 25.0%" in labels
@@ -244,3 +246,10 @@ def test_large_numbers_are_short(x: float, text: str) -> None:
 
 def test_points_by_hand() -> None:
     assert pictures.points(Interval(0.035, -0.01, 0.0814)) == "+3.5 [-1.0, +8.1]"
+
+
+def test_turns_are_told_as_they_are_drawn(quick: None) -> None:
+    told = Page(pictures.turns("t", "faces_7", {INIT: (0.25, 0.5), "ppo": (0.75,)})).all("svg")[0][
+        "aria-label"
+    ]
+    assert told == "faces_7, within so many attempts. init: 25.0%, 50.0%. ppo: 75.0%."
