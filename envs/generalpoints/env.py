@@ -14,7 +14,7 @@ from envs.base import ExpertTurn
 from envs.choices import Mode
 from envs.generalpoints import compat, verifier
 from envs.generalpoints.deck import Deal, deal
-from envs.generalpoints.expert import demonstrate, preferred
+from envs.generalpoints.expert import chosen, demonstrate, preferred
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.misread import follows
 from envs.generalpoints.outcomes import Outcome, Verdict
@@ -41,6 +41,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         verify_iter: graded attempts an episode.
         feedback: `full`, or `leak_free`, which never names the cards' numbers (mended only).
         wording: `fixed`, or `varied`, which states the rule of training deals in other words each time.
+        solutions: that the expert shows of a deal: `any`, another each time, or always the same `one`.
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
     `instance`, `ranks`, `values`; that of `step` has `outcome`, `success` and `attempt` (from 1).
@@ -57,8 +58,9 @@ class GeneralPoints(gymnasium.Env[str, str]):
         verify_iter: int = 5,
         feedback: str = "full",
         wording: str = "fixed",
+        solutions: str = "any",
     ) -> None:
-        self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, feedback, wording)
+        self.settings = Settings.checked(mode, prompt, answer_form, verify_iter, feedback, wording, solutions)
         self.observation_space = Text(_MAX_OBSERVATION, min_length=1, charset=ASCII)
         self.action_space = Text(MAX_ANSWER, min_length=0, charset=ASCII)
         self._rng = random.Random()
@@ -118,7 +120,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
 
         With `revision`, a wrong attempt (learn=False) and its true feedback come first.
         """
-        solution = rng.choice(preferred(self._solutions()))
+        solution = chosen(self._solutions(), self.settings.solutions, rng)
         form = self.settings.answer_form
         return demonstrate(self._first_observation(), self.deal, solution, form, self.grade, revision, rng)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 
 from envs.base import ExpertTurn
 from envs.generalpoints.deck import Deal
@@ -16,9 +17,21 @@ _WRONG_NUMBERS_SHARE = 0.3
 _TRIES = 100  # random combinations tried before another set of numbers is
 
 
+class Solutions(StrEnum):
+    ANY = "any"  # another one each time
+    ONE = "one"  # always the same of a deal: less to learn, and easier to learn by heart
+
+
 def preferred(solutions: Sequence[Expression]) -> Sequence[Expression]:
     """The solutions whose every step is a natural number, or all of them where none is so simple."""
     return [solution for solution in solutions if solution.is_simple()] or solutions
+
+
+def chosen(solutions: Sequence[Expression], which: Solutions, rng: random.Random) -> Expression:
+    """A preferred solution; as ONE, the shortest, of equals the first in the alphabet."""
+    if which is Solutions.ANY:
+        return rng.choice(preferred(solutions))
+    return min(preferred(solutions), key=lambda s: (len(s.formula()), s.formula()))
 
 
 def _simple_join(left: Expression, right: Expression, rng: random.Random) -> Expression:

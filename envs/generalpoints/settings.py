@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.choices import Mode, choose, whole
+from envs.generalpoints.expert import Solutions
 from envs.generalpoints.feedback import FeedbackStyle
 from envs.generalpoints.prompts import AnswerForm, PromptStyle
 from envs.generalpoints.published_solutions import CARDS
@@ -25,10 +26,17 @@ class Settings:
     verify_iter: int  # graded attempts an episode
     feedback: FeedbackStyle
     wording: Wording
+    solutions: Solutions  # that the expert shows of a deal
 
     @staticmethod
     def checked(
-        mode: str, prompt: str, answer_form: str, verify_iter: int, feedback: str, wording: str
+        mode: str,
+        prompt: str,
+        answer_form: str,
+        verify_iter: int,
+        feedback: str,
+        wording: str,
+        solutions: str,
     ) -> Settings:
         settings = Settings(
             choose(Mode, "mode", mode),
@@ -37,6 +45,7 @@ class Settings:
             whole("verify_iter", verify_iter, 1, None, "attempts"),
             choose(FeedbackStyle, "feedback", feedback),
             choose(Wording, "wording", wording),
+            choose(Solutions, "solutions", solutions),
         )
         if settings.mode is Mode.COMPAT and settings.feedback is FeedbackStyle.LEAK_FREE:
             raise ValueError(

@@ -48,6 +48,7 @@ def test_gymnasium_checker_has_nothing_to_say(mode: str, style: str) -> None:
         ({"answer_form": 1}, "answer_form=1: must be one of steps, direct, published"),
         ({"feedback": None}, "feedback=None: must be one of full, leak_free"),
         ({"wording": "free"}, "wording='free': must be one of fixed, varied"),
+        ({"solutions": "two"}, "solutions='two': must be one of any, one"),
         ({"verify_iter": 0}, "verify_iter=0"),
         ({"verify_iter": 2.0}, "verify_iter=2.0"),
         ({"verify_iter": True}, "verify_iter=True"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -91,3 +92,20 @@ def test_protocols() -> None:
     env = GeneralPoints()
     assert isinstance(env, Expert)
     assert isinstance(env, Playable)
+
+
+def _formulas(which: str, seed: int) -> set[str]:
+    """What the expert of one deal shows to forty dice."""
+    env = GeneralPoints(solutions=which)
+    env.reset(seed=seed)
+    answers = [env.expert(revision=False, rng=random.Random(dice))[-1][1] for dice in range(40)]
+    return {json.loads(answer)["formula"] for answer in answers}
+
+
+def test_one_solution_of_a_deal_is_always_the_same_and_the_shortest() -> None:
+    several = 0
+    for seed in range(8):
+        (one,), every = _formulas("one", seed), _formulas("any", seed)
+        assert all((len(one), one) <= (len(formula), formula) for formula in every)
+        several += len(every) > 1
+    assert several > 4
