@@ -234,13 +234,14 @@ def _turns(view: View) -> Section:
     )
     most = max(len(found.by_turn) for found in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
-    rows, drawn = [], []
+    rows, drawn = [], list[str]()
     for variant in view.variants:
         ends = {arm: found for arm in view.arms if (found := view.last(arm, variant)) is not None}
         for number, (arm, found) in enumerate(ends.items()):
             rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(found, shown)))
         shares = {arm: found.by_turn for arm, found in ends.items()}
-        drawn += [pictures.turns(f"turns{len(drawn)}", view.heading(variant), shares)] if shares else []
+        if shares:
+            drawn.append(pictures.turns(f"turns{len(drawn)}", view.heading(variant), shares))
     table = Table(
         ("rule", "arm", *(f"within {n}" for n in shown), "gain, points"), tuple(rows), len(shown) + 1
     )
