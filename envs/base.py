@@ -11,7 +11,10 @@ ExpertTurn = tuple[str, str, bool]
 
 
 class VariantInfo(Protocol):
-    """A rule variant as data. `held_out` variants are for evaluation only."""
+    """A rule variant as data. `held_out` variants are for evaluation only.
+
+    One that is held out for its instances alone, under the trained rule, says so with an attribute `same_rule`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -21,6 +24,11 @@ class VariantInfo(Protocol):
 
     @property
     def summary(self) -> str: ...
+
+
+def has_own_rule(variant: VariantInfo) -> bool:
+    """Whether a variant holds out a rule; one without `same_rule` that is held out does."""
+    return variant.held_out and not getattr(variant, "same_rule", False)
 
 
 @dataclass(frozen=True)

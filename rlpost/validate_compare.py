@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from envs import registry
+from envs.base import has_own_rule
 from rlpost.compare.plan import SFT, plan, quickened, settings_of
 from rlpost.compare.types import INIT
 from rlpost.config import AlgoName, Config, Task
@@ -57,7 +58,7 @@ def _points(config: Config) -> Iterator[str]:
 def _variants(config: Config) -> Iterator[str]:
     if ":" not in config.env and config.env not in registry.names():
         return  # refused as such
-    held_out = {variant.name for variant in registry.variants(config.env) if variant.held_out}
+    held_out = {variant.name for variant in registry.variants(config.env) if has_own_rule(variant)}
     scored = config.eval_variants
     if config.train_variant not in scored:
         yield refusal("eval_variants", scored, f"{config.train_variant} is not scored", "add train_variant")
@@ -65,7 +66,7 @@ def _variants(config: Config) -> Iterator[str]:
         yield refusal(
             "eval_variants",
             scored,
-            "none of them is held out: nothing shows whether a rule was learnt by heart",
+            "none of them is a held-out rule: nothing shows whether a rule was learnt by heart",
             "add some of " + ", ".join(sorted(held_out)),
         )
     if not config.eval.sampled:

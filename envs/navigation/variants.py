@@ -20,6 +20,11 @@ class Variant:
     style: str = "grid"  # of generated cities, see generator.STYLES
     long: bool = False  # routes longer than the trained ones
 
+    @property
+    def same_rule(self) -> bool:
+        """Held out, if at all, for its cities or its lengths."""
+        return self.rule is TRAINED_RULE
+
     def legs(self, most: int) -> tuple[int, int]:
         """The fewest and the most legs of a route, where the trained routes have at most `most`."""
         return (most + 1, 2 * most) if self.long else (1, most)

@@ -58,4 +58,4 @@ def _rows(comparison: Comparison, found: Sequence[Difference]) -> Iterator[Row]:
         for variant, info in comparison.variants.items():
             each = ends.get((arm, baseline, variant))
             verdict = Verdict.UNKNOWN if each is None else verdict_of(each.simultaneous)
-            yield Row(variant, info.held_out, arm, baseline, verdict, each)
+            yield Row(variant, info.role, arm, baseline, verdict, each)

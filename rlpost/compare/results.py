@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Status, VariantInfo
+from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
 from rlpost.errors import OutputError
 from rlpost.files import write_atomic
 
@@ -38,7 +38,7 @@ def _comparison(record: Mapping[str, Any]) -> Comparison:
     return _made(
         Comparison,
         record,
-        variants=lambda found: {name: _made(VariantInfo, each) for name, each in found.items()},
+        variants=lambda found: {name: _made(VariantInfo, each, role=Role) for name, each in found.items()},
         arms=tuple,
         seeds=tuple,
         cells=lambda found: tuple(map(_cell, found)),

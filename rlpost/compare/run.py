@@ -18,14 +18,14 @@ from pathlib import Path
 import filelock
 from rich.console import Console
 
-from envs import registry
+from envs import base, registry
 from rlpost import models
 from rlpost.compare import results
 from rlpost.compare.display import Display
 from rlpost.compare.plan import quickened
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
-from rlpost.compare.types import INIT, Cell, Comparison, Status, VariantInfo
+from rlpost.compare.types import INIT, Cell, Comparison, Role, Status, VariantInfo
 from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.errors import OutputError, RlpostError
@@ -147,7 +147,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         env=cfg.env,
         model=cfg.model,
         train_variant=cfg.train_variant,
-        variants={v: VariantInfo(known[v].held_out, known[v].summary) for v in cfg.eval_variants},
+        variants={v: VariantInfo(_role(known[v], cfg), known[v].summary) for v in cfg.eval_variants},
         arms=tuple(cfg.compare.arms),
         seeds=tuple(cfg.compare.seeds),
         matched_on=cfg.compare.match_on.value,
@@ -155,6 +155,14 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         notes=_notes(runner, model_folder, command),
         base=bases[0] if bases else None,
     )
+
+
+def _role(variant: base.VariantInfo, cfg: Config) -> Role:
+    if variant.name == cfg.train_variant:
+        return Role.TRAINED
+    if not variant.held_out:
+        return Role.NOT_TRAINED
+    return Role.HELD_OUT if base.has_own_rule(variant) else Role.SAME_RULE
 
 
 def _notes(runner: Runner, model_folder: Path, command: str) -> dict[str, str]:

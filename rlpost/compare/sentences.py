@@ -8,7 +8,7 @@ from statistics import median
 from rlpost.compare.causes import Causes
 from rlpost.compare.intervals import Interval
 from rlpost.compare.statistics import SFT, Success, contrasts
-from rlpost.compare.types import INIT, Comparison, Status
+from rlpost.compare.types import INIT, Comparison, Role, Status
 from rlpost.compare.verdicts import Row, Verdict
 
 _MATCHED = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
@@ -58,8 +58,8 @@ def _left_out(arm: str, baseline: str, rows: Sequence[Row]) -> Iterator[str]:
 
 def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
     """Did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
-    if not any(info.held_out for info in comparison.variants.values()):
-        yield "No held-out variant was evaluated, so nothing can be said of memorization or generalization."
+    if not any(info.role is Role.HELD_OUT for info in comparison.variants.values()):
+        yield "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
         return
     for arm in sorted(comparison.arms, key=lambda name: name != SFT):
         mine = [row for row in rows if (row.arm, row.baseline) == (arm, INIT)]
@@ -71,9 +71,9 @@ def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _did_it_memorize(rows: Sequence[Row]) -> str:
-    held_out = [row for row in rows if row.held_out]
+    held_out = [row for row in rows if row.role is Role.HELD_OUT]
     up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
-    learned = bool(_those([row for row in rows if not row.held_out], Verdict.UP))
+    learned = bool(_those([row for row in rows if row.role is Role.TRAINED], Verdict.UP))
     if _those(held_out, Verdict.UNKNOWN) == held_out:
         answer = "Unknown: no seed has both SFT and its start"
     elif up and down:
@@ -93,7 +93,7 @@ def _did_it_memorize(rows: Sequence[Row]) -> str:
 
 
 def _did_it_generalize(arm: str, rows: Sequence[Row]) -> str:
-    held_out = [row for row in rows if row.held_out]
+    held_out = [row for row in rows if row.role is Role.HELD_OUT]
     up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
     name = arm_name(arm)
     if _those(held_out, Verdict.UNKNOWN) == held_out:
@@ -114,7 +114,7 @@ def _did_it_generalize(arm: str, rows: Sequence[Row]) -> str:
 
 
 def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> str:
-    name, held_out = arm_name(arm), [row for row in rows if row.held_out]
+    name, held_out = arm_name(arm), [row for row in rows if row.role is Role.HELD_OUT]
     up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
     if _those(held_out, Verdict.UNKNOWN) == held_out:
         answer = "unknown: no seed has both"
@@ -142,8 +142,8 @@ def _in_one_seed(rows: Sequence[Row]) -> str:
 def _details(rows: Sequence[Row]) -> str:
     """Every variant with its interval, the trained one first."""
     told = []
-    for row in sorted(rows, key=lambda row: row.held_out):
-        where = f"{row.variant} ({'held out' if row.held_out else 'trained'})"
+    for row in sorted(rows, key=lambda row: tuple(Role).index(row.role)):
+        where = f"{row.variant} ({row.role.value})"
         told.append(
             f"{where}: " + ("no pair" if row.difference is None else points(row.difference.simultaneous))
         )
@@ -173,29 +173,31 @@ def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Succes
 
 
 def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str]:
-    """On each held-out variant where it happens: how much of the failures is the trained rule applied."""
+    """On each held-out rule where it happens: how much of the failures is the trained rule applied."""
     seen = False
     for variant, info in comparison.variants.items():
         here = [each for each in ends if each.variant == variant and each.memorization is not None]
-        if info.held_out and any(each.memorization and each.memorization.value > 0 for each in here):
+        if info.role is Role.HELD_OUT and any(
+            each.memorization and each.memorization.value > 0 for each in here
+        ):
             seen = True
             told = (
                 f"{arm_name(each.arm)} {percent(each.memorization)}" for each in here if each.memorization
             )
             yield f"Failures on {variant} that are the trained rule applied: {', '.join(told)}."
     if ends and not seen:
-        yield "No failure on a held-out variant was the trained rule applied."
+        yield "No failure on a held-out rule was the trained rule applied."
 
 
 def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[str]:
     """What the verification turns after the first add."""
     gains: dict[str, list[float]] = {}
     for each in ends:
-        if comparison.variants[each.variant].held_out:
+        if comparison.variants[each.variant].role is Role.HELD_OUT:
             gains.setdefault(each.arm, []).append(each.by_turn[-1] - each.by_turn[0])
     if any(gain > 0 for found in gains.values() for gain in found):
         told = (f"{arm_name(arm)} {100 * sum(found) / len(found):+.1f}" for arm, found in gains.items())
-        yield f"Verification turns after the first add, in points, mean of the held-out variants: {', '.join(told)}."
+        yield f"Verification turns after the first add, in points, mean of the held-out rules: {', '.join(told)}."
 
 
 def _seeds(count: int) -> str:

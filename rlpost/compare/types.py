@@ -61,9 +61,18 @@ class Cell:
     points: tuple[Point, ...] = ()
 
 
+class Role(StrEnum):
+    """What a variant was to the arms."""
+
+    TRAINED = "trained"
+    NOT_TRAINED = "not trained"  # might have been
+    SAME_RULE = "trained rule elsewhere"  # held out for its instances: other cities, longer routes
+    HELD_OUT = "held out"  # a rule that nothing was trained on
+
+
 @dataclass(frozen=True)
 class VariantInfo:
-    held_out: bool
+    role: Role
     summary: str  # what it tests
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from rlpost.compare.intervals import Interval
 from rlpost.compare.statistics import Difference
+from rlpost.compare.types import Role
 
 
 class Verdict(StrEnum):
@@ -29,7 +30,7 @@ class Row:
     """One variant and one contrast, `arm - baseline`."""
 
     variant: str
-    held_out: bool
+    role: Role
     arm: str
     baseline: str
     verdict: Verdict

@@ -334,7 +334,16 @@ class TestValidate:
                 "compare.quick_iterations=16 does not divide",
             ),
             (["task=compare", "eval_variants=[faces_5]"], "faces_10 is not scored"),
-            (["task=compare", "eval_variants=[faces_10]"], "none of them is held out"),
+            (["task=compare", "eval_variants=[faces_10]"], "none of them is a held-out rule"),
+            (
+                [
+                    "task=compare",
+                    "env=navigation",
+                    "train_variant=absolute",
+                    "eval_variants=[absolute,old_town]",
+                ],
+                "none of them is a held-out rule",
+            ),
             (["task=compare", "eval.sampled=false"], "reads the sampled evaluations"),
             (["task=compare", "arms=[ppo,grpo]", "rollout.episodes=60"], "arm grpo: rollout.episodes"),
             (["task=compare", "resume=/nowhere"], "no cells/ there"),

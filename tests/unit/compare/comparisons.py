@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.compare.types import INIT, Cell, Comparison, Compute, Evaluation, Point, Status, VariantInfo
+from rlpost.compare.types import INIT, Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
 
 Table = Sequence[Sequence[bool | int]]  # seeds by instances
 
@@ -46,7 +46,8 @@ def comparison(
         "env": "generalpoints",
         "model": "tiny",
         "train_variant": variants[0],
-        "variants": {name: VariantInfo(name != variants[0], f"about {name}") for name in variants},
+        "variants": {name: VariantInfo(Role.HELD_OUT, f"about {name}") for name in variants}
+        | {variants[0]: VariantInfo(Role.TRAINED, f"about {variants[0]}")},
         "arms": arms,
         "seeds": tuple(seeds),
         "matched_on": "flops",

@@ -14,7 +14,7 @@ import pytest
 from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.runner import Runner
-from rlpost.compare.types import Comparison, Status
+from rlpost.compare.types import Comparison, Role, Status
 from rlpost.config import Config
 from rlpost.errors import OutputError, RlpostError
 from rlpost.models import TINY, parameters
@@ -57,8 +57,8 @@ def test_a_comparison_from_start_to_end(
     assert results.read(folder / results.FILE) == found
     assert [cell.arm for cell in found.cells] == ["init", "ppo", "sft"]
     assert {cell.status for cell in found.cells} == {Status.DONE}
-    assert found.variants["faces_11_12_13"].held_out
-    assert not found.variants["faces_10"].held_out
+    assert found.variants["faces_11_12_13"].role is Role.HELD_OUT
+    assert found.variants["faces_10"].role is Role.TRAINED
     assert found.base is not None
     assert found.notes["held out"].startswith("0 of 3 evaluation instances were trained on")
     assert found.notes["command"].startswith("python -m rlpost.run")

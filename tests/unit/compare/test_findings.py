@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rlpost.compare.findings import Findings, findings
-from rlpost.compare.types import INIT, Comparison
+from rlpost.compare.types import INIT, Comparison, Role, VariantInfo
 from rlpost.compare.verdicts import Verdict
-from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing, of_tables
+from tests.unit.compare.comparisons import Table, comparison, done, evaluation, failed, missing, of_tables
 
 N = 200
 VARIANTS = ("trained", "faces", "target")
@@ -134,7 +135,20 @@ def test_nothing_at_all() -> None:
 
 def test_no_held_out_variant() -> None:
     found = findings(of_tables({INIT: {"v": [[1, 0]]}, "sft": {"v": [[1, 1]]}}))
-    assert found.sentences[0].startswith("No held-out variant was evaluated")
+    assert found.sentences[0].startswith("No held-out rule was evaluated")
+
+
+def test_other_cities_under_the_trained_rule_are_no_held_out_rule() -> None:
+    """SFT gains in the trained rule, there and elsewhere, and loses the held-out one: it has memorized the rule."""
+    tables: dict[str, Table] = {"v": [[0] * 60], "h": [[1] * 60], "elsewhere": [[0] * 60]}
+    learnt: dict[str, Table] = {"v": [[1] * 60], "h": [[0] * 60], "elsewhere": [[1] * 60]}
+    roles = {"v": Role.TRAINED, "h": Role.HELD_OUT, "elsewhere": Role.SAME_RULE}
+    infos = {name: VariantInfo(role, name) for name, role in roles.items()}
+    told = findings(replace(of_tables({INIT: tables, "sft": learnt}), variants=infos)).sentences
+    assert told[0].startswith(
+        "Did SFT memorize? Yes: it gained on the trained rule and lost on held-out ones"
+    )
+    assert "elsewhere (trained rule elsewhere): +" in told[0]
 
 
 def test_memorization_and_turns() -> None:
@@ -150,8 +164,8 @@ def test_memorization_and_turns() -> None:
         for s in told
     )
     assert (
-        "Verification turns after the first add, in points, mean of the held-out variants: the start +40.0, SFT +0.0."
+        "Verification turns after the first add, in points, mean of the held-out rules: the start +40.0, SFT +0.0."
         in told
     )
     clean = findings(of_tables({INIT: {"v": [[1, 0]], "h": [[1, 0]]}}))
-    assert "No failure on a held-out variant was the trained rule applied." in clean.sentences
+    assert "No failure on a held-out rule was the trained rule applied." in clean.sentences

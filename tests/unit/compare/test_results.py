@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlpost.compare import results
-from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Status, VariantInfo
+from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
 from rlpost.errors import OutputError
 
 EVALUATION = Evaluation(("24:1-2-3-4", "24:2-2-3-4"), (True, False), ("CORRECT", "SYNTAX"), (2, 0), None)
@@ -18,7 +18,7 @@ COMPARISON = Comparison(
     env="generalpoints",
     model="tiny",
     train_variant="a",
-    variants={"a": VariantInfo(False, "trained"), "b": VariantInfo(True, "held out")},
+    variants={"a": VariantInfo(Role.TRAINED, "trained"), "b": VariantInfo(Role.SAME_RULE, "held out")},
     arms=("sft", "ppo"),
     seeds=(0, 1),
     matched_on="flops",
