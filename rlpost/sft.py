@@ -11,13 +11,13 @@ from envs.base import Expert
 from rlpost import standings
 from rlpost.config import Config
 from rlpost.errors import ConfigError
-from rlpost.evaluate import evaluate_stage, evaluate_stage_once, variants_of
+from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within
 from rlpost.rundir import step_name
 from rlpost.schedule import Schedule
 from rlpost.seeds import derive
-from rlpost.session import Session, open_session, publish
+from rlpost.session import Session, open_session
 from rlpost.standings import Standing
 from rlpost.types import Example
 
@@ -95,15 +95,7 @@ def run(cfg: Config) -> None:
         schedule.replay(session.run_dir.read_metrics(), "step")
         _train(session, schedule, standing)
         _swap(session, standing)
-        standing.evaluations["after"] = evaluate_stage(session, "after")
-        publish(
-            session,
-            standing.evaluations,
-            variants_of(cfg),
-            standing.steps,
-            standing.swap_seconds,
-            standing.gaps,
-        )
+        standings.finish(session, standing)
 
 
 def _begin(session: Session) -> Standing:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rlpost import checkpoint as checkpoints
+from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.session import Session, training_settings
+from rlpost.session import Session, publish, training_settings
 
 
 @dataclass
@@ -51,3 +52,16 @@ def take_up(session: Session, counted: str) -> Standing:
     session.learner.load(found.path)
     session.run_dir.truncate_metrics(found.iteration - 1, key=counted)
     return Standing(**found.progress)
+
+
+def finish(session: Session, standing: Standing) -> None:
+    """Evaluate what was trained, and publish all that was measured."""
+    standing.evaluations["after"] = evaluate_stage(session, "after")
+    publish(
+        session,
+        standing.evaluations,
+        variants_of(session.cfg),
+        standing.steps,
+        standing.swap_seconds,
+        standing.gaps,
+    )

@@ -10,12 +10,12 @@ from typing import Any
 
 from rlpost import metrics, standings
 from rlpost.config import Config
-from rlpost.evaluate import evaluate_stage, evaluate_stage_once, variants_of
+from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.refill import Collected, collect
 from rlpost.rundir import iteration_name
 from rlpost.schedule import Schedule
-from rlpost.session import Session, open_session, publish
+from rlpost.session import Session, open_session
 from rlpost.sft import ExpertData, train_step
 from rlpost.standings import Standing
 
@@ -27,16 +27,9 @@ def run(cfg: Config) -> None:
         standing = _resume(session) if cfg.resume is not None else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         _train(session, schedule, standing)
-        standing.evaluations["after"] = evaluate_stage(session, "after")
+        # A resumed run may end where it began, and a later adapter than its own lie there.
         session.learner.export(standing.version)[0].save(session.run_dir.adapter)
-        publish(
-            session,
-            standing.evaluations,
-            variants_of(cfg),
-            standing.steps,
-            standing.swap_seconds,
-            standing.gaps,
-        )
+        standings.finish(session, standing)
 
 
 def _begin(session: Session) -> Standing:
