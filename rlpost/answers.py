@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -38,15 +38,9 @@ def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str])
             Ray's RayTaskError, with the actor's traceback.
     """
     names = dict(zip(refs, who, strict=True))
-    deadline = time.monotonic() + timeout_s
-    answers: dict[ray.ObjectRef, Any] = {}
-    pending = list(refs)
-    while pending:
-        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-        if not done:
-            silent = ", ".join(names[ref] for ref in pending)
-            raise DeadlineError(f"No answer within {timeout_s:g} s from: {silent}. {_load()}")
-        answers[done[0]] = _value(done[0], timeout_s, names[done[0]])
+    answers = {ref: _value(ref, timeout_s, names[ref]) for ref in _as_they_come(refs, timeout_s)}
+    if silent := [names[ref] for ref in refs if ref not in answers]:
+        raise DeadlineError(f"No answer within {timeout_s:g} s from: {', '.join(silent)}. {_load()}")
     return [answers[ref] for ref in refs]
 
 
@@ -56,18 +50,24 @@ def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Seque
     For after another failure: what the actors answer or raise is passed over.
     """
     names = dict(zip(refs, who, strict=True))
+    for ref in _as_they_come(refs, timeout_s):
+        try:
+            _value(ref, timeout_s, names[ref])
+        except ActorLostError:
+            raise
+        except (ray_errors.RayTaskError, RlpostError):
+            continue
+
+
+def _as_they_come(refs: Sequence[ray.ObjectRef], timeout_s: float) -> Iterator[ray.ObjectRef]:
+    """Those that are answered, or failed, within `timeout_s` seconds, the first one first."""
     deadline = time.monotonic() + timeout_s
     pending = list(refs)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
             return
-        try:
-            _value(done[0], timeout_s, names[done[0]])
-        except ActorLostError:
-            raise
-        except (ray_errors.RayTaskError, RlpostError):
-            continue
+        yield done[0]
 
 
 def _value(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:

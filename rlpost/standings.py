@@ -24,16 +24,22 @@ class Standing:
     )  # mean |engine's - learner's log-prob|, of episodes or canaries
 
 
-def swap(session: Session, standing: Standing) -> PoolSwapReport:
-    """Export the policy as the next version and make it live everywhere; SwapError stops the run.
+def go_live(session: Session, version: int) -> PoolSwapReport:
+    """Export the policy as `version` and make it live everywhere; SwapError stops the run.
 
     The adapter is saved after it: what lies in the run directory is an adapter that the engines have taken.
     """
-    adapter, canary = session.learner.export(standing.version + 1)
+    adapter, canary = session.learner.export(version)
     report = session.pool.swap(adapter, canary)
+    adapter.save(session.run_dir.adapter)
+    return report
+
+
+def swap(session: Session, standing: Standing) -> PoolSwapReport:
+    """Go live with the next version."""
+    report = go_live(session, standing.version + 1)
     standing.version = report.version
     standing.swap_seconds.append(report.seconds)
-    adapter.save(session.run_dir.adapter)
     return report
 
 

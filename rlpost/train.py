@@ -27,8 +27,6 @@ def run(cfg: Config) -> None:
         standing = _resume(session) if cfg.resume is not None else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         _train(session, schedule, standing)
-        # A resumed run may end where it began, and a later adapter than its own lie there.
-        session.learner.export(standing.version)[0].save(session.run_dir.adapter)
         standings.finish(session, standing)
 
 
@@ -114,5 +112,5 @@ def _report(
 def _resume(session: Session) -> Standing:
     """Take up the last whole checkpoint: learner, adapter in the engines, and the record up to there."""
     standing = standings.take_up(session, "iteration")
-    session.pool.swap(*session.learner.export(standing.version))
+    standings.go_live(session, standing.version)
     return standing

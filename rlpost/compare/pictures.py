@@ -59,17 +59,22 @@ def lines(name: str, title: str, arms: Sequence[Line], start: Interval | None, x
             axes.axhline(start.value, color=INIT_LOOK[0], linestyle=INIT_LOOK[1], linewidth=1.2, label="init")
         for i, arm in enumerate(arms):
             _draw_arm(axes, arm, LOOKS[i % len(LOOKS)])
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(0.0, _top(arms, start))
-        axes.legend(frameon=False, fontsize=8, handlelength=3.2)
+        _name_axes(axes, title, x_label, _top(arms, start))
         said = [f"init: {_percent(start)}."] if start is not None else []
         return to_svg(
             figure, name, f"{title}, against {x_label}. {' '.join(said + [_told(a) for a in arms])}"
         )
+
+
+def _name_axes(axes: Axes, title: str, x_label: str, top: float) -> None:
+    """Of a picture of shares over something, up to `top`."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x_label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0.0, top)
+    axes.legend(frameon=False, fontsize=8, handlelength=3.2)
 
 
 def _top(arms: Sequence[Line], start: Interval | None) -> float:
@@ -117,12 +122,8 @@ def turns(name: str, title: str, arms: Mapping[str, Sequence[float]]) -> str:
             color, dashes, marker = INIT_LOOK if arm == INIT else next(looks)
             attempts = range(1, len(shares) + 1)
             axes.plot(attempts, shares, color=color, linestyle=dashes, marker=marker, label=arm)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("attempts")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(0.0, min(1.0, max(0.02, 1.3 * max(max(shares) for shares in arms.values()))))
-        axes.legend(frameon=False, fontsize=8, handlelength=3.2)
+        _name_axes(axes, title, "attempts", min(1.0, max(0.02, 1.3 * max(map(max, arms.values())))))
         told = [f"{arm}: {', '.join(f'{share:.1%}' for share in shares)}." for arm, shares in arms.items()]
         return to_svg(figure, name, f"{title}, within so many attempts. {' '.join(told)}")
 

@@ -58,7 +58,7 @@ def _left_out(arm: str, baseline: str, rows: Sequence[Row]) -> Iterator[str]:
 
 def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
     """Did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
-    if not any(info.role is Role.HELD_OUT for info in comparison.variants.values()):
+    if not any(info.held_out for info in comparison.variants.values()):
         yield "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
         return
     for arm in sorted(comparison.arms, key=lambda name: name != SFT):
@@ -71,7 +71,7 @@ def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _did_it_memorize(rows: Sequence[Row]) -> str:
-    held_out = [row for row in rows if row.role is Role.HELD_OUT]
+    held_out = [row for row in rows if row.held_out]
     up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
     learned = bool(_those([row for row in rows if row.role is Role.TRAINED], Verdict.UP))
     if _those(held_out, Verdict.UNKNOWN) == held_out:
@@ -93,7 +93,7 @@ def _did_it_memorize(rows: Sequence[Row]) -> str:
 
 
 def _did_it_generalize(arm: str, rows: Sequence[Row]) -> str:
-    held_out = [row for row in rows if row.role is Role.HELD_OUT]
+    held_out = [row for row in rows if row.held_out]
     up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
     name = arm_name(arm)
     if _those(held_out, Verdict.UNKNOWN) == held_out:
@@ -114,7 +114,7 @@ def _did_it_generalize(arm: str, rows: Sequence[Row]) -> str:
 
 
 def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> str:
-    name, held_out = arm_name(arm), [row for row in rows if row.role is Role.HELD_OUT]
+    name, held_out = arm_name(arm), [row for row in rows if row.held_out]
     up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
     if _those(held_out, Verdict.UNKNOWN) == held_out:
         answer = "unknown: no seed has both"
@@ -142,7 +142,7 @@ def _in_one_seed(rows: Sequence[Row]) -> str:
 def _details(rows: Sequence[Row]) -> str:
     """Every variant with its interval, the trained one first."""
     told = []
-    for row in sorted(rows, key=lambda row: tuple(Role).index(row.role)):
+    for row in sorted(rows, key=lambda row: row.role.place):
         where = f"{row.variant} ({row.role.value})"
         told.append(
             f"{where}: " + ("no pair" if row.difference is None else points(row.difference.simultaneous))
@@ -177,9 +177,7 @@ def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str
     seen = False
     for variant, info in comparison.variants.items():
         here = [each for each in ends if each.variant == variant and each.memorization is not None]
-        if info.role is Role.HELD_OUT and any(
-            each.memorization and each.memorization.value > 0 for each in here
-        ):
+        if info.held_out and any(each.memorization and each.memorization.value > 0 for each in here):
             seen = True
             told = (
                 f"{arm_name(each.arm)} {percent(each.memorization)}" for each in here if each.memorization
@@ -193,7 +191,7 @@ def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[str]:
     """What the verification turns after the first add."""
     gains: dict[str, list[float]] = {}
     for each in ends:
-        if comparison.variants[each.variant].role is Role.HELD_OUT:
+        if comparison.variants[each.variant].held_out:
             gains.setdefault(each.arm, []).append(each.by_turn[-1] - each.by_turn[0])
     if any(gain > 0 for found in gains.values() for gain in found):
         told = (f"{arm_name(arm)} {100 * sum(found) / len(found):+.1f}" for arm, found in gains.items())

@@ -69,11 +69,20 @@ class Role(StrEnum):
     SAME_RULE = "trained rule elsewhere"  # held out for its instances: other cities, longer routes
     HELD_OUT = "held out"  # a rule that nothing was trained on
 
+    @property
+    def place(self) -> int:
+        """Where a listing has it: in the order above."""
+        return tuple(Role).index(self)
+
 
 @dataclass(frozen=True)
 class VariantInfo:
     role: Role
     summary: str  # what it tests
+
+    @property
+    def held_out(self) -> bool:
+        return self.role is Role.HELD_OUT
 
 
 @dataclass(frozen=True)

@@ -37,5 +37,9 @@ class Row:
     difference: Difference | None  # None: no seed has both
 
     @property
+    def held_out(self) -> bool:
+        return self.role is Role.HELD_OUT
+
+    @property
     def contrast(self) -> str:
         return f"{self.arm} - {self.baseline}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlpost.compare.findings import Findings
 from rlpost.compare.intervals import Interval
 from rlpost.compare.statistics import Success
-from rlpost.compare.types import INIT, Comparison, Point, Role
+from rlpost.compare.types import INIT, Comparison, Point
 from rlpost.compare.verdicts import Row
 
 UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
@@ -39,7 +39,7 @@ class View:
     def __init__(self, comparison: Comparison, findings: Findings) -> None:
         self.comparison, self.findings = comparison, findings
         names = comparison.variants
-        self.variants = sorted(names, key=lambda v: tuple(Role).index(names[v].role))
+        self.variants = sorted(names, key=lambda v: names[v].role.place)
         self.arms = (INIT, *comparison.arms)
         self.has_steps = any(any(self.step_accuracies(found)) for found in findings.successes)
         self._successes = {(s.arm, s.variant, s.share): s for s in findings.successes}
