@@ -11,11 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlpost.config import EvalConfig
+
 STAGES = ("before", "warm", "after")  # the bare model, after the warm start, at the end
 DECODINGS = ("greedy", "sampled")
 MISSING = "-"
 
 Summary = Mapping[str, Any]
+
+
+def headline_decoding(wanted: EvalConfig) -> str:
+    """What a run, and a comparison, is judged by: sampling, the policy that RL trains, where it is evaluated."""
+    return "sampled" if wanted.sampled else "greedy"
 
 
 def stages_of(summary: Summary) -> list[str]:

@@ -69,8 +69,6 @@ def _variants(config: Config) -> Iterator[str]:
             "none of them is a held-out rule: nothing shows whether a rule was learnt by heart",
             "add some of " + ", ".join(sorted(held_out)),
         )
-    if not config.eval.sampled:
-        yield refusal("eval.sampled", False, "a comparison reads the sampled evaluations", "set it to true")
 
 
 def _every_arm(config: Config) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """From the cells' run directories to the records of a comparison.
 
-metrics.jsonl ─▶ compute spent    trajectories/eval-STAGE-VARIANT-sampled.jsonl ─▶ Evaluation    both ─▶ Point, Cell
+metrics.jsonl ─▶ compute spent    trajectories/eval-STAGE-VARIANT-DECODING.jsonl ─▶ Evaluation    both ─▶ Point, Cell
 trajectories/iteration-*.jsonl, examples.jsonl ─▶ the instances that were trained on
 """
 
@@ -23,9 +23,9 @@ from rlpost.config import Config, Task
 from rlpost.errors import OutputError
 from rlpost.metrics import goes_on_after_right, is_right, right_share
 from rlpost.rundir import RunDir, evaluation_name, read_trajectories
+from rlpost.summary import headline_decoding
 from rlpost.types import Trajectory
 
-DECODING = "sampled"  # the policy that is trained; greedy decoding is another
 NOTHING_SPENT = Compute(0.0, 0, 0.0)
 _STAGE = re.compile(r"eval-(?P<stage>(?:iteration|step)-(?P<number>\d+))-.+\.jsonl")
 
@@ -126,7 +126,7 @@ def _solved_at(episode: Trajectory) -> int:
 
 def _episodes(run_dir: RunDir, cfg: Config, stage: str) -> dict[str, list[Trajectory]]:
     def read(variant: str) -> list[Trajectory]:
-        path = run_dir.trajectories_file(evaluation_name(stage, variant, DECODING))
+        path = run_dir.trajectories_file(evaluation_name(stage, variant, headline_decoding(cfg.eval)))
         if not path.is_file():
             raise OutputError(
                 f"{path}\n  reason: the evaluation is not there\n  remedy: delete the cell's folder"

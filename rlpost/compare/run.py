@@ -31,6 +31,7 @@ from rlpost.config import Config
 from rlpost.errors import OutputError, RlpostError
 from rlpost.files import write_atomic, writing
 from rlpost.rundir import OUTPUTS
+from rlpost.summary import headline_decoding
 from rlpost.versions import versions
 
 
@@ -152,7 +153,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         seeds=tuple(cfg.compare.seeds),
         matched_on=cfg.compare.match_on.value,
         cells=tuple(cell_of(c.name, unread(c, runner.ended.get(c.name))) for c in runner.cells),
-        notes=_notes(runner, model_folder, command),
+        notes=_notes(cfg, runner, model_folder, command),
         base=bases[0] if bases else None,
     )
 
@@ -165,16 +166,22 @@ def _role(variant: base.VariantInfo, cfg: Config) -> Role:
     return Role.HELD_OUT if base.has_own_rule(variant) else Role.SAME_RULE
 
 
-def _notes(runner: Runner, model_folder: Path, command: str) -> dict[str, str]:
+def _notes(cfg: Config, runner: Runner, model_folder: Path, command: str) -> dict[str, str]:
     now = versions()
     named = ("rlpost", "torch", "vllm", "ray", "peft", "deepspeed", "git", "python")
     return {
         "command": command,
+        "answers": _decoding(cfg),
         "held out": _held_out(runner),
         "parameters": _parameters(runner, model_folder),
         "versions": ", ".join(f"{name} {now[name]}" for name in named if now[name]),
         "machine": f"{now['platform']}, {os.cpu_count()} CPUs",
     }
+
+
+def _decoding(cfg: Config) -> str:
+    decoding = headline_decoding(cfg.eval)
+    return f"{decoding}, temperature {cfg.rollout.temperature:g}" if decoding == "sampled" else decoding
 
 
 def _held_out(runner: Runner) -> str:

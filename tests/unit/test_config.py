@@ -344,7 +344,6 @@ class TestValidate:
                 ],
                 "none of them is a held-out rule",
             ),
-            (["task=compare", "eval.sampled=false"], "reads the sampled evaluations"),
             (["task=compare", "arms=[ppo,grpo]", "rollout.episodes=60"], "arm grpo: rollout.episodes"),
             (["task=compare", "resume=/nowhere"], "no cells/ there"),
         ],

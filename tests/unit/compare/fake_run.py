@@ -13,6 +13,7 @@ from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.types import Status
 from rlpost.compose import compose, to_yaml
 from rlpost.config import Config, Task
+from rlpost.evaluate import decodings
 from rlpost.models import TINY
 from rlpost.rundir import RunDir, evaluation_name, iteration_name, step_name
 from rlpost.schedule import Schedule
@@ -122,14 +123,16 @@ def _show(run_dir: RunDir, step: int) -> None:
 
 
 def evaluate(run_dir: RunDir, cfg: Config, stage: str) -> None:
+    """Sampled answers are right at the second attempt, greedy ones never."""
+    right, wrong = (turn(), turn("CORRECT", 5.0)), (turn(), turn())
     for variant in cfg.eval_variants:
-        played = [
-            instance(
-                episode(turn(), turn("CORRECT", 5.0), success=True, index=k, variant=variant), f"eval {k}"
-            )
-            for k in range(cfg.eval.episodes)
-        ]
-        run_dir.write_trajectories(evaluation_name(stage, variant, "sampled"), played)
+        for decoding in decodings(cfg):
+            turns = right if decoding == "sampled" else wrong
+            played = [
+                instance(episode(*turns, success=turns is right, index=k, variant=variant), f"eval {k}")
+                for k in range(cfg.eval.episodes)
+            ]
+            run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
 
 
 def instance(trajectory: Trajectory, name: str) -> Trajectory:

@@ -69,6 +69,28 @@ def test_a_comparison_from_start_to_end(
     assert "RL reads the rule." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("wanted", "solved", "said"),
+    [
+        (("eval.greedy=true", "eval.sampled=false"), False, "greedy"),
+        (("eval.greedy=true", "eval.sampled=true"), True, "sampled, temperature 1"),
+    ],
+)
+def test_the_decoding_that_is_compared(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: list[Comparison],
+    wanted: tuple[str, ...],
+    solved: bool,
+    said: str,
+) -> None:
+    compare(comparison(tmp_path, *wanted), monkeypatch)
+    (found,) = reported
+    assert found.notes["answers"] == said
+    every = [e for cell in found.cells for point in cell.points for e in point.evaluations.values()]
+    assert {success for evaluation in every for success in evaluation.successes} == {solved}
+
+
 def test_a_failed_cell_is_shown_reported_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[Comparison]
 ) -> None:
