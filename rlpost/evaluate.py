@@ -16,7 +16,7 @@ from rlpost.rollout.pool import RolloutPool
 from rlpost.rollout.specs import evaluation_specs
 from rlpost.rundir import RunDir, evaluation_name
 from rlpost.session import Session, open_session, publish
-from rlpost.summary import headline_decoding
+from rlpost.summary import main_decoding
 
 HEADLINE = ("n", "success", "low", "high")
 
@@ -26,7 +26,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play every evaluation variant in every decoding; results by variant, episodes under trajectories/.
 
-    A variant's own `success` is that of `headline_decoding`.
+    A variant's own `success` is that of `main_decoding`.
     """
     return {variant: _variant(cfg, pool, run_dir, progress, stage, variant) for variant in cfg.eval_variants}
 
@@ -40,7 +40,7 @@ def _variant(
         played = pool.collect(evaluation_specs(cfg, variant), sampling)
         run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
         results[decoding] = metrics.evaluation(played)
-    headline = results[headline_decoding(cfg.eval)]
+    headline = results[main_decoding(results)]
     return {**{key: headline[key] for key in HEADLINE}, **results}
 
 

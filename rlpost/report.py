@@ -23,7 +23,7 @@ from rlpost.progress import duration
 from rlpost.replay import Gallery
 from rlpost.rundir import RunDir, read_trajectories
 from rlpost.side_by_side import Deal, choose
-from rlpost.summary import DECODINGS, entry_of, has_steps, headlines, role, rows_of, stages_of
+from rlpost.summary import DECODINGS, entry_of, has_steps, headlines, main_decoding, role, rows_of, stages_of
 from rlpost.types import Trajectory
 
 EXAMPLES = 3  # deals shown a variant
@@ -149,9 +149,7 @@ def _time(lines: Sequence[Mapping[str, Any]]) -> Markup | None:
 
 
 def _main_decoding(summary: Mapping[str, Any], variant: str) -> str:
-    """Sampled where it was evaluated: it is what training optimises."""
-    made = {decoding for v, decoding in rows_of(summary) if v == variant}
-    return next(decoding for decoding in DECODINGS[::-1] if decoding in made)
+    return main_decoding({decoding for v, decoding in rows_of(summary) if v == variant})
 
 
 def _ends(summary: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ STAGE is before (the bare model), warm (after the warm start) or after; only tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from rlpost.config import EvalConfig
@@ -20,9 +20,14 @@ MISSING = "-"
 Summary = Mapping[str, Any]
 
 
+def main_decoding(made: Container[str]) -> str:
+    """Of the decodings that were evaluated, the one to judge by: sampling where it is among them, as RL trains that."""
+    return next(decoding for decoding in DECODINGS[::-1] if decoding in made)
+
+
 def headline_decoding(wanted: EvalConfig) -> str:
-    """What a run, and a comparison, is judged by: sampling, the policy that RL trains, where it is evaluated."""
-    return "sampled" if wanted.sampled else "greedy"
+    """The `main_decoding` of what the configuration asks for."""
+    return main_decoding([decoding for decoding in DECODINGS if getattr(wanted, decoding)])
 
 
 def stages_of(summary: Summary) -> list[str]:
