@@ -8,9 +8,9 @@ from pathlib import Path
 
 from envs import registry
 from envs.base import has_own_rule
-from rlpost.compare.plan import SFT, plan, quickened, settings_of
-from rlpost.compare.types import INIT
-from rlpost.config import AlgoName, Config, Task
+from rlpost.compare.plan import plan, quickened, settings_of
+from rlpost.compare.types import INIT, SFT
+from rlpost.config import AlgoName, Config, Measure, Task
 from rlpost.schema import refusal
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 
@@ -43,6 +43,18 @@ def _seeds(config: Config) -> Iterator[str]:
         yield refusal("compare.seeds", seeds, "none, one twice, or one below 0", "give some, such as [0,1,2]")
 
 
+def _match_on(config: Config) -> Iterator[str]:
+    compare = config.compare
+    alone = compare.concurrency == 1 or (compare.concurrency is None and config.ray.address is None)
+    if compare.match_on is Measure.device_seconds and not alone:
+        yield refusal(
+            "compare.match_on",
+            compare.match_on.name,
+            "cells that run beside one another slow each other down, so that seconds measure nothing",
+            "compare.concurrency=1, or compare.match_on=flops",
+        )
+
+
 def _points(config: Config) -> Iterator[str]:
     quick, points = quickened(config), config.compare.points
     if points > 0 and quick.algo.iterations % points:
@@ -56,9 +68,11 @@ def _points(config: Config) -> Iterator[str]:
 
 
 def _variants(config: Config) -> Iterator[str]:
-    if ":" not in config.env and config.env not in registry.names():
-        return  # refused as such
-    held_out = {variant.name for variant in registry.variants(config.env) if has_own_rule(variant)}
+    try:
+        known = registry.variants(config.env, **config.env_args)
+    except (TypeError, ValueError):
+        return  # refused as such, by rlpost.validate_environment
+    held_out = {variant.name for variant in known if has_own_rule(variant)}
     scored = config.eval_variants
     if config.train_variant not in scored:
         yield refusal("eval_variants", scored, f"{config.train_variant} is not scored", "add train_variant")
@@ -97,5 +111,5 @@ def _of_comparisons(check: Callable[[Config], Iterator[str]]) -> Callable[[Confi
 
 COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _budget,
-    *map(_of_comparisons, (_arms, _seeds, _points, _variants, _every_arm)),
+    *map(_of_comparisons, (_arms, _seeds, _match_on, _points, _variants, _every_arm)),
 )

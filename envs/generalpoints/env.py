@@ -22,7 +22,7 @@ from envs.generalpoints.prompts import prompt
 from envs.generalpoints.settings import DEFAULT_VARIANT, Settings
 from envs.generalpoints.solver import solve
 from envs.generalpoints.variants import VARIANTS
-from envs.generalpoints.wording import Wording, varied_rule
+from envs.generalpoints.wording import Wording, other_rule, varied_rule
 from envs.parsing import MAX_ANSWER
 from envs.splits import Split
 from envs.texts import ASCII, retry
@@ -84,7 +84,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
         if seed is not None:
             self._rng = random.Random(seed)
         self._deal = deal(variant, split, self._rng)
-        self._rule = self._varied_rule(split)
+        self._rule = self._stated_rule(split)
         self._attempts, self._over = 0, False
         info = {
             "instance": self.deal.instance,
@@ -135,8 +135,10 @@ class GeneralPoints(gymnasium.Env[str, str]):
     def _first_observation(self) -> str:
         return prompt(self.settings.prompt, self.deal.variant, self.deal.ranks, self._rule)
 
-    def _varied_rule(self, split: Split) -> str | None:
-        """None: in the fixed words, as always in evaluation."""
+    def _stated_rule(self, split: Split) -> str | None:
+        """None: in the fixed words, as in evaluation unless the variant says otherwise."""
+        if self.deal.variant.reworded:
+            return other_rule(self.deal.variant.faces, self._rng)
         if self.settings.wording is Wording.FIXED or split is not Split.TRAIN:
             return None
         return varied_rule(self.deal.variant.faces, self._rng)

@@ -19,6 +19,10 @@ class Variant:
     target: int = 24
     cards: int = 4
     force_face: bool = False  # deal at least one J, Q or K, as the published held-out deals do
+    reworded: bool = (
+        False  # the rule is stated in other words than ever in training, unless env_args.wording=varied
+    )
+    same_rule: bool = False  # held out, but not for its rule
 
     def value(self, rank: str) -> int:
         """The number that a card counts as under this rule; KeyError-free for every rank of RANKS."""
@@ -44,6 +48,22 @@ VARIANTS: dict[str, Variant] = {
         Variant("faces_12", (12, 12, 12), True, "J, Q and K count as 12 (arXiv 2510.00237)", force_face=True),
         Variant("faces_7", (7, 7, 7), True, "J, Q and K count as 7 (arXiv 2510.00237)", force_face=True),
         Variant("faces_5", (5, 5, 5), True, "J, Q and K count as 5 (arXiv 2510.00237)", force_face=True),
+        Variant(
+            "faces_10_reworded",
+            (10, 10, 10),
+            True,
+            "the trained rule, in other words",
+            reworded=True,
+            same_rule=True,
+        ),
+        Variant(
+            "faces_11_12_13_reworded",
+            (11, 12, 13),
+            True,
+            "J, Q, K count as 11, 12, 13, in other words than those of training",
+            force_face=True,
+            reworded=True,
+        ),
         Variant("target_36", (10, 10, 10), True, "the trained card values, but the target is 36", target=36),
         Variant(
             "five_cards", (10, 10, 10), True, "the trained card values and target, but five cards", cards=5

@@ -1,7 +1,8 @@
 """The rule in words: as it always stands in a prompt, or in words that change from deal to deal.
 
 A model trained on one fixed sentence need not read it. Training on many wordings of the same rule is the control of
-arXiv 2510.00237 for this; evaluation keeps the fixed words, so that scores stay comparable.
+arXiv 2510.00237 for this; evaluation keeps the fixed words, so that scores stay comparable, but on variants that are
+`reworded`, which ask whether other words are understood.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Wording(StrEnum):
     VARIED = "varied"  # training deals alone
 
 
-_CLAUSES = ("{}={}", "{}: {}", "{} is {}", "{} counts as {}", "count {} as {}", "the value of {} is {}")
+_OTHER_CLAUSES = ("{}: {}", "{} is {}", "{} counts as {}", "count {} as {}", "the value of {} is {}")
+_CLAUSES = ("{}={}", *_OTHER_CLAUSES)
 
 
 def short_rule(faces: tuple[int, int, int]) -> str:
@@ -34,6 +36,14 @@ def long_rule(faces: tuple[int, int, int]) -> str:
 
 def varied_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
     """The same three facts in one of six wordings and in any order; the fixed short one is among them."""
-    clause = rng.choice(_CLAUSES)
+    return _stated(faces, rng.choice(_CLAUSES), rng)
+
+
+def other_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
+    """As `varied_rule`, but never in the fixed words of either prompt."""
+    return _stated(faces, rng.choice(_OTHER_CLAUSES), rng)
+
+
+def _stated(faces: tuple[int, int, int], clause: str, rng: random.Random) -> str:
     facts = [clause.format(face, value) for face, value in zip(FACES, faces, strict=True)]
     return ", ".join(rng.sample(facts, len(facts)))

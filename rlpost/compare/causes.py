@@ -38,13 +38,21 @@ ORDER = (
 )
 """Causes as they are shown, whatever the environment."""
 
-ENV_ERROR = Ending.ENV_ERROR.name  # instead of an outcome: an environment's error ended the episode
+BROKEN = tuple(
+    ending.name for ending in Ending if ending.broken
+)  # instead of an outcome: the environment's fault
 CUT_OFF = "CUT_OFF"  # the last answer was cut by a length limit before it said anything readable
 NO_ROOM = Ending.CONTEXT_FULL.name  # there was no room for even one answer
 STEP_LIMIT = "STEP_LIMIT"  # both environments' name for the published attempt that nobody grades
 _UNREADABLE = ("NO_FORMULA", "NO_ACTION", "SYNTAX", "ILLEGAL_CHARACTER")
 
-_ALWAYS = {ENV_ERROR: FAULT, "CRASH": FAULT, CUT_OFF: TRUNCATION, NO_ROOM: TRUNCATION, STEP_LIMIT: UNFINISHED}
+_ALWAYS = {
+    **dict.fromkeys(BROKEN, FAULT),
+    "CRASH": FAULT,
+    CUT_OFF: TRUNCATION,
+    NO_ROOM: TRUNCATION,
+    STEP_LIMIT: UNFINISHED,
+}
 _GENERALPOINTS = {
     "CORRECT": SOLVED,
     "RULE_MISREAD": RULE_MISREAD,
@@ -95,9 +103,9 @@ class Causes:
 
 
 def last_outcome(trajectory: Trajectory) -> str:
-    """The outcome for an Evaluation: of the last graded turn, or ENV_ERROR, CUT_OFF or NO_ROOM."""
-    if trajectory.ending is Ending.ENV_ERROR:
-        return ENV_ERROR
+    """The outcome for an Evaluation: of the last graded turn, or one of BROKEN, CUT_OFF or NO_ROOM."""
+    if trajectory.ending.broken:
+        return trajectory.ending.name
     if not trajectory.turns:
         return NO_ROOM
     graded = [turn for turn in trajectory.turns if turn.outcome != STEP_LIMIT] or trajectory.turns

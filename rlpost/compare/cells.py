@@ -34,7 +34,7 @@ from rlpost.rundir import RunDir
 
 PROGRAM = (sys.executable, "-m", "rlpost.run")
 STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped
-_ELSEWHERE = ("output_dir", "adapter", "ray", "tracking")  # settings that may change between two starts
+_ELSEWHERE = ("output_dir", "ray", "tracking")  # settings that may change between two starts
 _LAST_LINES = 5
 _COLUMNS = "160"  # of a run that has no terminal
 
@@ -124,7 +124,7 @@ class Process:
             files.log.parent.mkdir(parents=True, exist_ok=True)
         with writing(files.log), files.log.open("ab") as log:
             _hold(files, log)
-            command = [*PROGRAM, _prepare(files, cfg)]
+            command = [*PROGRAM, *_prepare(files, cfg)]
             self._log_start = log.tell()
             # A session of its own: Ctrl-C comes to the comparison alone, which stops its cells in order.
             self._process = subprocess.Popen(
@@ -190,7 +190,10 @@ def refuse_changes(files: CellFiles, cfg: Config) -> None:
     if not files.config.is_file():
         return
     before, now = _leaves(files.config.read_text(encoding="utf-8")), _leaves(to_yaml(cfg))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = before.keys() | now.keys()
+    if cfg.adapter is not None and Path(cfg.adapter).is_relative_to(files.folder):
+        keys.discard("adapter")  # this comparison's own start, whose folder may have been moved
+    changed = sorted(key for key in keys if before.get(key) != now.get(key))
     if changed:
         said = "; ".join(f"{key}={now.get(key)} (was {before.get(key)})" for key in changed)
         raise ConfigError(
@@ -224,17 +227,17 @@ def _hold(files: CellFiles, log: BinaryIO) -> None:
         ) from None
 
 
-def _prepare(files: CellFiles, cfg: Config) -> str:
-    """Leave the cell's folder as its next start needs it; returns that start's argument."""
-    run_dir = files.run_dir
+def _prepare(files: CellFiles, cfg: Config) -> list[str]:
+    """Leave the cell's folder as its next start needs it; returns that start's arguments."""
+    run_dir, settings = files.run_dir, override("experiment", files.config)
     with writing(files.config):
         files.ended.unlink(missing_ok=True)
         write_atomic(files.config, to_yaml(cfg).encode())
         if run_dir.config.is_file() and checkpoint.exists(run_dir):
-            return override("resume", run_dir.path)
+            return [settings, override("resume", run_dir.path)]
         if run_dir.path.exists():
             shutil.rmtree(run_dir.path)
-    return override("experiment", files.config)
+    return [settings]
 
 
 def _last_words(log: Path, start: int) -> str:

@@ -20,14 +20,13 @@ KEYS = (*INFERENCE, TRAINED)
 DEVICE_PHASES = ("seconds/rollout", "seconds/logprobs", "seconds/update", "seconds/swap")
 
 
-def spent(lines: Sequence[Mapping[str, float]], parameters: int, devices: int = 1) -> list[Compute]:
+def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute]:
     """Cumulative compute after each line of metrics.jsonl, evaluations not counted.
 
     Args:
         lines: of steps or iterations; a key of `KEYS` or `DEVICE_PHASES` that a line lacks counts nothing (a
             supervised step samples nothing).
         parameters: N, of the model with embeddings (tied ones once), without the adapter.
-        devices: that worked through `DEVICE_PHASES` together.
 
     Raises ComparisonError for a line without any token count, or with one that is no number of tokens.
     """
@@ -36,7 +35,7 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int, devices: int = 
         inferred, trained = _counts(line, number)
         flops += parameters * (2.0 * inferred + 6.0 * trained)
         tokens += inferred + trained
-        seconds += devices * sum(line[key] for key in DEVICE_PHASES if key in line)
+        seconds += sum(line[key] for key in DEVICE_PHASES if key in line)
         found.append(Compute(flops, tokens, seconds))
     return found
 

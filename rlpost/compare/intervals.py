@@ -94,7 +94,7 @@ def ratio(hits_SN: Floats, among_SN: Floats, instances: Sequence[str]) -> Interv
     """Share of `among` that are `hits`, 95%: Wilson's interval on as many trials as the table is worth.
 
     The trials are those of a simple sample with the table's error (Kish; Korn & Graubard, 1998, for the degrees of
-    freedom). One seed, or a share of 0 or 1, which has no error: one trial an instance. None where `among` is empty.
+    freedom). One seed, or no error (a share of 0 or 1): one trial an instance. None where `among` is empty.
     """
     among = float(among_SN.sum())
     if among == 0:
@@ -104,7 +104,8 @@ def ratio(hits_SN: Floats, among_SN: Floats, instances: Sequence[str]) -> Interv
     trials = float(distinct)
     if len(hits_SN) > 1 and 0 < share < 1:
         linear_SN = (hits_SN - share * among_SN) / among_SN.mean()
-        trials = min(among, _worth(share, crossed_mean(by_instance(linear_SN, instances))))
+        mean = crossed_mean(by_instance(linear_SN, instances))
+        trials = min(among, _worth(share, mean)) if mean.error > 0 else trials
     return Interval(share, *wilson(share, trials))
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from rlpost.compare.causes import last_outcome
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.compute import spent
-from rlpost.compare.plan import SFT, CellPlan
-from rlpost.compare.types import INIT, Cell, Compute, Evaluation, Point, Status
+from rlpost.compare.plan import CellPlan
+from rlpost.compare.types import INIT, SFT, Cell, Compute, Evaluation, Point, Status
 from rlpost.config import Config, Task
 from rlpost.errors import OutputError
 from rlpost.metrics import goes_on_after_right, is_right, right_share
@@ -131,7 +131,13 @@ def _episodes(run_dir: RunDir, cfg: Config, stage: str) -> dict[str, list[Trajec
             raise OutputError(
                 f"{path}\n  reason: the evaluation is not there\n  remedy: delete the cell's folder"
             )
-        return read_trajectories(path)
+        episodes = read_trajectories(path)
+        if not all(episode.instance for episode in episodes):
+            raise OutputError(
+                f"{path}\n  reason: the environment failed before it named the instance of an episode, which"
+                " therefore cannot be paired\n  remedy: delete the cell's folder, and it is run again"
+            )
+        return episodes
 
     return {variant: read(variant) for variant in cfg.eval_variants}
 

@@ -7,6 +7,7 @@ plan ─▶ cells (runs of rlpost, a process each) ─▶ Comparison ─▶ resu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import shlex
@@ -21,14 +22,15 @@ from rich.console import Console
 from envs import base, registry
 from rlpost import models
 from rlpost.compare import results
+from rlpost.compare.compute import TRAINED, lora_flops
 from rlpost.compare.display import Display
-from rlpost.compare.plan import quickened
+from rlpost.compare.plan import plan, quickened
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
 from rlpost.compare.types import INIT, Cell, Comparison, Role, Status, VariantInfo
 from rlpost.compose import to_yaml
 from rlpost.config import Config
-from rlpost.errors import OutputError, RlpostError
+from rlpost.errors import ConfigError, OutputError, RlpostError
 from rlpost.files import write_atomic, writing
 from rlpost.rundir import OUTPUTS
 from rlpost.summary import headline_decoding
@@ -46,6 +48,7 @@ def run(cfg: Config) -> None:
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", highlight=False, soft_wrap=True)
     with _alone(folder):
+        _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)
         total = len(cfg.compare.seeds) * (1 + len(cfg.compare.arms))
@@ -88,8 +91,22 @@ def _folder(cfg: Config) -> Path:
     folder = Path(cfg.output_dir) if cfg.output_dir is not None else OUTPUTS / cfg.name / stamp
     with writing(folder):
         (folder / "cells").mkdir(parents=True)
-    write_atomic(folder / "config.yaml", to_yaml(cfg).encode())
     return folder
+
+
+def _keep_settings(cfg: Config, folder: Path) -> None:
+    """Write config.yaml as it is now, so that the next `resume=` has the seeds and arms that this start was given.
+
+    Raises ConfigError where they leave out cells that were begun: these would be in no mean, and nobody would know.
+    """
+    wanted = {cell.name for cell in plan(cfg)}
+    left_out = sorted(path.stem for path in (folder / "cells").glob("*.yaml") if path.stem not in wanted)
+    if left_out:
+        raise ConfigError(
+            f"{folder}\n  reason: these seeds and arms leave out cells that were begun: {', '.join(left_out)}\n"
+            "  remedy: name theirs too; to leave them out for good, move their files out of cells/"
+        )
+    write_atomic(folder / "config.yaml", to_yaml(dataclasses.replace(cfg, resume=None)).encode())
 
 
 @contextlib.contextmanager
@@ -110,11 +127,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _command(folder: Path) -> str:
-    """The command that began the comparison."""
-    path = folder / "command.txt"
-    if not path.is_file():
-        write_atomic(path, f"python -m rlpost.run {shlex.join(sys.argv[1:])}\n".encode())
-    return path.read_text(encoding="utf-8").strip()
+    """The commands that began the comparison and went on with it, a line each."""
+    path, command = folder / "command.txt", f"python -m rlpost.run {shlex.join(sys.argv[1:])}"
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if command not in known:
+        known.append(command)
+        write_atomic(path, ("\n".join(known) + "\n").encode())
+    return "\n".join(known)
 
 
 def _concurrency(cfg: Config) -> int:
@@ -142,7 +161,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         return found if stepwise else without_step_accuracy(found)
 
     bases = [read.base for read in runner.read.values() if read.base is not None]
-    known = {variant.name: variant for variant in registry.variants(cfg.env)}
+    known = {variant.name: variant for variant in registry.variants(cfg.env, **cfg.env_args)}
     return Comparison(
         name=cfg.name,
         env=cfg.env,
@@ -202,7 +221,7 @@ def _parameters(runner: Runner, model_folder: Path) -> str:
     adapter = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
     if adapter is None:
         return f"{model:,}"
-    real = (4 * model + 6 * adapter) / (6 * model)
+    real = lora_flops({TRAINED: 1}, model, adapter) / (6 * model)
     return (
         f"{model:,}; the adapter, which alone is trained, has {adapter:,} ({adapter / model:.1%}): with a frozen base a"
         f" training pass costs 4 N D + 6 A D, {real:.0%} of the 6 N D that is counted"

@@ -51,8 +51,8 @@ class Runner:
         try:
             while self._waiting() or self._running:
                 for cell in self._waiting():
-                    if self._blocked_by(cell):
-                        self._end(cell, Ended(Status.FAILED, f"{self._blocked_by(cell)} failed", 0.0))
+                    if blocked_by := self._blocked_by(cell):
+                        self._tell(cell, Ended(Status.FAILED, f"{blocked_by} failed", 0.0))
                     elif self._ready(cell) and not self._take_up(cell) and len(self._running) < concurrency:
                         self._begin(cell)
                 self._poll()
@@ -63,13 +63,16 @@ class Runner:
         return CellFiles(self._folder, cell.name)
 
     def _take_up(self, cell: CellPlan) -> bool:
-        """Whether an earlier start has finished the cell, which is then read."""
-        ended = self.files(cell).read_ended()
-        if ended is None or ended.status is not Status.DONE:
+        """Whether an earlier start has finished the cell, and it can still be read. If not, it is run again."""
+        files = self.files(cell)
+        ended = files.read_ended()
+        if ended is None or ended.status is not Status.DONE or not files.run_dir.path.is_dir():
             return False
-        refuse_changes(self.files(cell), self._settings(cell))
+        refuse_changes(files, self._settings(cell))
+        if self._accepted(cell, ended).status is not Status.DONE:
+            return False
+        self.ended[cell.name] = ended
         self._display.skipped(cell, ended)
-        self._accept(cell, ended)
         return True
 
     def _waiting(self) -> list[CellPlan]:
@@ -106,12 +109,16 @@ class Runner:
             time.sleep(POLL_S)
 
     def _end(self, cell: CellPlan, ended: Ended) -> None:
-        ended = self._accept(cell, ended)
+        ended = self._accepted(cell, ended)
         self.files(cell).write_ended(ended)
+        self._tell(cell, ended)
+
+    def _tell(self, cell: CellPlan, ended: Ended) -> None:
+        self.ended[cell.name] = ended
         self._display.ended(cell, ended, [*self._running, *self._waiting()])
         self._on_change(self)
 
-    def _accept(self, cell: CellPlan, ended: Ended) -> Ended:
+    def _accepted(self, cell: CellPlan, ended: Ended) -> Ended:
         """Read a cell that says it is done. One that cannot be read, or fails the checks, has failed."""
         if ended.status is Status.DONE:
             try:
@@ -122,8 +129,7 @@ class Runner:
                 _check_paired(read, self.read)
                 self.read[cell.name] = read
             except RlpostError as error:
-                ended = Ended(Status.FAILED, str(error), ended.seconds)
-        self.ended[cell.name] = ended
+                return Ended(Status.FAILED, str(error), ended.seconds)
         return ended
 
 

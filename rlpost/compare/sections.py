@@ -13,13 +13,11 @@ from statistics import fmean
 from rlpost.compare import pictures
 from rlpost.compare.causes import ORDER, RULE_MISREAD, Causes
 from rlpost.compare.findings import Findings
-from rlpost.compare.intervals import Interval
 from rlpost.compare.pictures import Bar, Contrast, Line, points, short
-from rlpost.compare.statistics import Success
-from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.compare.statistics import Success, rate_of
+from rlpost.compare.types import INIT, UNITS, Cell, Comparison, Evaluation, Status
 from rlpost.compare.verdicts import Row, Verdict
-from rlpost.compare.view import UNITS, Section, Table, View, percent
-from rlpost.metrics import wilson
+from rlpost.compare.view import Section, Table, View, percent
 from rlpost.summary import MISSING
 
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
@@ -71,10 +69,7 @@ def _success_table(view: View) -> Table:
 
 def _bare(found: Evaluation | None) -> str:
     """The model as it came: one policy, so that its interval is of the instances alone."""
-    if found is None:
-        return MISSING
-    solved, n = sum(found.successes), len(found.successes)
-    return percent(Interval(solved / n, *wilson(solved, n)))
+    return MISSING if found is None else percent(rate_of({0: found}))
 
 
 def _rate(view: View, found: Success | None) -> str:

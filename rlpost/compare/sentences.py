@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from rlpost.compare.causes import Causes
+from rlpost.compare.causes import BROKEN, Causes
 from rlpost.compare.intervals import Interval
-from rlpost.compare.statistics import SFT, Success, contrasts
-from rlpost.compare.types import INIT, Comparison, Role, Status
+from rlpost.compare.statistics import Success, contrasts
+from rlpost.compare.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
 from rlpost.compare.verdicts import Row, Verdict
-
-_MATCHED = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
 
 
 def arm_name(arm: str) -> str:
@@ -38,10 +36,22 @@ def problems(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
             elif cell.status is Status.FAILED:
                 reason = (cell.error or "no error was recorded").strip().splitlines()[0]
                 yield f"FAILED: {arm}, seed {seed}; no number here has it. It ended with: {reason}"
+    for cell in comparison.cells:
+        yield from _broken(cell)
     for arm, baseline in contrasts(comparison):
         yield from _left_out(
             arm, baseline, [row for row in rows if (row.arm, row.baseline) == (arm, baseline)]
         )
+
+
+def _broken(cell: Cell) -> Iterator[str]:
+    """Episodes that the environment ended, which say nothing of the policy."""
+    for variant, found in cell.points[-1].evaluations.items() if cell.points else ():
+        if count := sum(outcome in BROKEN for outcome in found.outcomes):
+            yield (
+                f"BROKEN: the environment ended {count} of {len(found.outcomes)} episodes of {cell.arm}, seed"
+                f" {cell.seed}, on {variant}; they count as not solved."
+            )
 
 
 def _left_out(arm: str, baseline: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -126,7 +136,7 @@ def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> str:
         answer = f"{ahead} is ahead on {where}, and behind on none for certain"
     else:
         answer = "no held-out rule tells them apart"
-    matched = _MATCHED.get(matched_on, matched_on)
+    matched = UNITS.get(matched_on, matched_on)
     return f"{name} against SFT, at equal {matched}: {answer}{_in_one_seed(rows)}. {_details(rows)}"
 
 
@@ -157,13 +167,13 @@ def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Succes
         return
     widths = [(each.simultaneous.high - each.simultaneous.low) / 2 for each in found]
     fewest = min(len(each.seeds) for each in found)
-    instances = sorted({each.episodes // len(each.seeds) for each in ends})
+    instances = sorted({each.distinct for each in ends})
     played = f"{instances[0]}" if len(instances) == 1 else f"{instances[0]} to {instances[-1]}"
     variants, width = len(comparison.variants), 100 * median(widths)
     yield (
         f"How sure: the brackets hold for all {variants} variants of a contrast at once with 95% confidence. They rest "
-        f"on {_seeds(fewest)} and {played} evaluation instances a variant. The typical one is {width:.1f} points to "
-        "either side; differences smaller than that would mostly go unseen."
+        f"on {_seeds(fewest)} and {played} distinct evaluation instances a variant. The typical one is {width:.1f}"
+        " points to either side; differences smaller than that would mostly go unseen."
     )
     if fewest == 1:
         yield (

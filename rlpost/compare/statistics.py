@@ -14,11 +14,10 @@ from scipy import stats
 
 from rlpost.compare.evaluations import BySeed, Key, by_key
 from rlpost.compare.intervals import LEVEL, Floats, Interval, Mean, bootstrap, by_instance, difference, ratio
-from rlpost.compare.types import INIT, Comparison, Evaluation
+from rlpost.compare.types import INIT, SFT, Comparison, Evaluation
 from rlpost.errors import ComparisonError
 from rlpost.seeds import derive
 
-SFT = "sft"
 MOST_INSTANCES = 1_000_000
 LARGE = 1e6  # degrees of freedom: as good as infinite, which scipy's noncentral t does not take
 
@@ -33,6 +32,7 @@ class Success:
     rate: Interval  # 95%: Wilson, on as many trials as the seeds and instances are worth
     solved: int
     episodes: int  # seeds x instances
+    distinct: int  # instances; deals that were drawn twice are one
     seeds: tuple[int, ...]  # that are in the mean
     missing: tuple[int, ...]  # seeds of the comparison that are not: failed or not run
     per_seed: tuple[float, ...]  # in the order of `seeds`
@@ -68,18 +68,25 @@ def successes(comparison: Comparison) -> list[Success]:
 
 def _success(comparison: Comparison, key: Key, seeds: BySeed) -> Success:
     solved_SN = table(seeds, lambda evaluation: evaluation.successes)
-    rate = ratio(solved_SN, np.ones_like(solved_SN), instances_of(seeds))
-    assert rate is not None
     return Success(
         *key,
-        rate,
+        rate_of(seeds),
         int(solved_SN.sum()),
         solved_SN.size,
+        len(set(instances_of(seeds))),
         tuple(seeds),
         tuple(seed for seed in comparison.seeds if seed not in seeds),
         tuple(solved_SN.mean(axis=1).tolist()),
         _by_turn(table(seeds, lambda evaluation: evaluation.solved_at)),
     )
+
+
+def rate_of(seeds: BySeed) -> Interval:
+    """Share of the instances that are solved, with its 95% interval."""
+    solved_SN = table(seeds, lambda evaluation: evaluation.successes)
+    rate = ratio(solved_SN, np.ones_like(solved_SN), instances_of(seeds))
+    assert rate is not None, "an evaluation has instances"
+    return rate
 
 
 def _by_turn(solved_at_SN: Floats) -> tuple[float, ...]:

@@ -14,6 +14,9 @@ from enum import StrEnum
 INIT = (
     "init"  # the pseudo-arm that every other starts from: the warm-started adapter, scored at its only point
 )
+SFT = "sft"  # the arm that is no algorithm
+UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
+"""The fields of `Compute`, in words."""
 
 
 class Status(StrEnum):
@@ -28,7 +31,9 @@ class Compute:
 
     flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
     tokens: int  # generated, scored and trained on, each pass once
-    device_seconds: float
+    device_seconds: (
+        float  # of rollout, learner and swap, on a clock: all of a run's devices are held throughout
+    )
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,15 @@ class Evaluation:
     instances: tuple[str, ...]
     successes: tuple[bool, ...]
     outcomes: tuple[str, ...]  # of the last turn, e.g. CORRECT, RULE_MISREAD
-    solved_at: tuple[int, ...]  # the verification turn, from 1, that solved the instance; 0: none did
+    solved_at: tuple[int, ...]  # attempts, from 1, that the step took which took most; 0: not solved
     step_accuracy: float | None = None  # share of right steps, where an episode has several (navigation)
 
 
 @dataclass(frozen=True)
 class Point:
-    share: float  # of the compute budget: 0 is the common start, 1 the end
+    share: (
+        float  # of the reference's iterations, whose compute is the budget: 0 is the common start, 1 the end
+    )
     compute: Compute
     evaluations: Mapping[str, Evaluation]  # by variant
 

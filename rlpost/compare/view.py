@@ -10,9 +10,6 @@ from rlpost.compare.statistics import Success
 from rlpost.compare.types import INIT, Comparison, Point
 from rlpost.compare.verdicts import Row
 
-UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
-"""The fields of `Compute`, in words."""
-
 
 @dataclass(frozen=True)
 class Table:

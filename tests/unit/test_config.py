@@ -328,6 +328,14 @@ class TestValidate:
             (["task=compare", "arms=[sft]"], "no algorithm among them"),
             (["task=compare", "seeds=[]"], "compare.seeds=[]"),
             (["task=compare", "seeds=[1,1]"], "one twice"),
+            (
+                ["task=compare", "compare.match_on=device_seconds", "compare.concurrency=2"],
+                "compare.match_on=device_seconds\n  reason: cells that run beside",
+            ),
+            (
+                ["task=compare", "compare.match_on=device_seconds", "ray.address=auto"],
+                "compare.match_on=device_seconds\n  reason: cells that run beside",
+            ),
             (["task=compare", "algo.iterations=10"], "algo.iterations=10 does not divide"),
             (
                 ["task=compare", "quick=true", "compare.points=5"],

@@ -22,17 +22,25 @@ from rlpost.compare.causes import (
     last_outcome,
 )
 from rlpost.compare.types import INIT, Evaluation
-from rlpost.types import Ending, Finish, Trajectory
+from rlpost.types import Ending, Finish, Trajectory, Turn
 from tests.unit.compare import players
 from tests.unit.compare.comparisons import comparison, done, evaluation, of_tables
 from tests.unit.episodes import episode, turn
 
 DEALS = range(40)
 RULES = {  # variants on which the trained rule is wrong
-    "generalpoints": ("faces_11_12_13", "faces_12", "faces_7", "faces_5", "target_36", "five_cards"),
+    "generalpoints": (
+        "faces_11_12_13",
+        "faces_11_12_13_reworded",
+        "faces_12",
+        "faces_7",
+        "faces_5",
+        "target_36",
+        "five_cards",
+    ),
     "navigation": ("relative", "relative_old_town", "relative_long_routes"),
 }
-SAME_RULE = {"navigation": ("old_town", "long_routes")}
+SAME_RULE = {"generalpoints": ("faces_10_reworded",), "navigation": ("old_town", "long_routes")}
 
 
 def _evaluated(env: str, played: Sequence[Trajectory]) -> Causes:
@@ -118,8 +126,9 @@ def test_the_trained_rule_solves_where_it_is_the_stated_one(variant: str) -> Non
     assert (found.failures, found.memorization, found.shares) == (0, None, {SOLVED: 1.0})
 
 
-def test_the_trained_rule_solves_the_trained_cards() -> None:
-    found = _evaluated("generalpoints", players.play("generalpoints", "faces_10", players.old_cards, DEALS))
+@pytest.mark.parametrize("variant", ["faces_10", *SAME_RULE["generalpoints"]])
+def test_the_trained_rule_solves_the_trained_cards(variant: str) -> None:
+    found = _evaluated("generalpoints", players.play("generalpoints", variant, players.old_cards, DEALS))
     assert (found.failures, found.memorization) == (0, None)
 
 
@@ -128,10 +137,15 @@ def test_outcomes_that_are_not_the_environments() -> None:
     assert cause_of("generalpoints", last_outcome(episode(cut))) == TRUNCATION
     assert last_outcome(episode(turn("RULE_MISREAD", finish=Finish.LENGTH))) == "RULE_MISREAD"
     assert last_outcome(episode(turn("SYNTAX"))) == "SYNTAX"
-    broken = episode(cut, ending=Ending.ENV_ERROR, error="ValueError")
-    assert cause_of("navigation", last_outcome(broken)) == FAULT
     assert cause_of("mine:Env", last_outcome(episode(ending=Ending.CONTEXT_FULL))) == TRUNCATION
     assert cause_of("mine:Env", "BAD_RHYME") == "BAD_RHYME"
+
+
+@pytest.mark.parametrize("ending", [each for each in Ending if each.broken])
+@pytest.mark.parametrize("turns", [(), (turn("WRONG_ACTION"),)])
+def test_an_episode_that_the_environment_ended_is_its_fault(ending: Ending, turns: tuple[Turn, ...]) -> None:
+    broken = episode(*turns, ending=ending, error="ValueError")
+    assert cause_of("navigation", last_outcome(broken)) == FAULT
 
 
 def test_the_attempt_that_nobody_grades_is_no_outcome() -> None:

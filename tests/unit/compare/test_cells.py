@@ -103,8 +103,7 @@ def test_a_half_run_without_a_checkpoint_is_begun_again(files: CellFiles) -> Non
     (files.run_dir.path / "trajectories").mkdir(parents=True)
     files.run_dir.config.write_text("seed: 0\n")
     files.write_ended(Ended(Status.FAILED, "broke", 1.0))
-    argument = cells._prepare(files, Config())
-    assert argument == f"experiment='{files.config}'"
+    assert cells._prepare(files, Config()) == [f"experiment='{files.config}'"]
     assert not files.run_dir.path.exists()
     assert files.read_ended() is None
 
@@ -113,8 +112,11 @@ def test_a_half_run_with_a_checkpoint_goes_on(files: CellFiles) -> None:
     run_dir = files.run_dir
     run_dir.checkpoints.mkdir(parents=True)
     run_dir.config.write_text("seed: 0\n")
-    checkpoint.save(run_dir, 1, lambda folder: None, {}, {})
-    assert cells._prepare(files, Config()) == f"resume='{run_dir.path}'"
+    checkpoint.save(run_dir, 1, lambda folder: (folder / "state").touch(), {}, {})
+    arguments = cells._prepare(files, Config())
+    assert arguments == [f"experiment='{files.config}'", f"resume='{run_dir.path}'"], (
+        "settings as they are now"
+    )
     assert run_dir.config.is_file()
 
 
@@ -122,11 +124,19 @@ def test_a_cell_planned_otherwise_is_refused_and_the_difference_named(files: Cel
     refuse_changes(files, Config())
     files.config.parent.mkdir()
     cells._prepare(files, Config())
-    refuse_changes(files, Config(output_dir="elsewhere", adapter="moved"))
+    refuse_changes(files, Config(output_dir="elsewhere"))
     other = Config()
     other.algo.clip = 0.3
     with pytest.raises(ConfigError, match=r"algo\.clip=0\.3 \(was 0\.2\)"):
         refuse_changes(files, other)
+
+
+def test_its_own_start_may_have_been_moved_but_another_is_another(files: CellFiles) -> None:
+    files.config.parent.mkdir()
+    cells._prepare(files, Config(adapter="/before/cells/init-0/adapter"))
+    refuse_changes(files, Config(adapter=str(files.folder / "cells/init-0/adapter")))
+    with pytest.raises(ConfigError, match=r"adapter=/other/adapter \(was /before/"):
+        refuse_changes(files, Config(adapter="/other/adapter"))
 
 
 def test_an_ending_that_cannot_be_read_is_refused(files: CellFiles) -> None:

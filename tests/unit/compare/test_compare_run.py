@@ -15,8 +15,9 @@ from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.runner import Runner
 from rlpost.compare.types import Comparison, Role, Status
+from rlpost.compose import compose
 from rlpost.config import Config
-from rlpost.errors import OutputError, RlpostError
+from rlpost.errors import ConfigError, OutputError, RlpostError
 from rlpost.models import TINY, parameters
 from tests.unit.compare.fake_run import FakeRun, comparison
 
@@ -101,7 +102,21 @@ def test_a_failed_cell_is_shown_reported_and_tried_again(
     assert [(cell.status, cell.error) for cell in found.cells][-1] == (Status.FAILED, "it broke")
     compare(comparison(folder, f"resume={folder}"), monkeypatch)
     assert {cell.status for cell in reported[-1].cells} == {Status.DONE}
-    assert reported[-1].notes["command"] == found.notes["command"], "of the first start"
+    assert reported[-1].notes["command"] == found.notes["command"], "the same command, once"
+
+
+def test_seeds_that_were_added_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[Comparison]
+) -> None:
+    folder = tmp_path / "x"
+    compare(comparison(folder), monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["run", f"resume={folder}", "seeds=[0,1]"])
+    compare(comparison(folder, f"resume={folder}", "seeds=[0,1]"), monkeypatch)
+    assert len(reported[-1].notes["command"].splitlines()) == 2
+    assert compose([f"resume={folder}"]).compare.seeds == [0, 1]
+    with pytest.raises(ConfigError, match="leave out cells that were begun: init-1, ppo-1, sft-1"):
+        compare(comparison(folder, f"resume={folder}"), monkeypatch)
+    assert compose([f"resume={folder}"]).compare.seeds == [0, 1]
 
 
 def test_the_record_is_kept_up_to_date_while_cells_are_missing(

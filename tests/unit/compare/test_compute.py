@@ -18,18 +18,18 @@ TOKENS = 48
 
 def test_spent_by_hand() -> None:
     lines = [
-        {"step": 0, TRAINED: 100.0, "seconds/update": 2.0, "seconds/evaluation": 50.0},
+        {"step": 0, TRAINED: 100.0, "seconds/update": 4.0, "seconds/evaluation": 50.0},
         {
             PROMPT: 10.0,
             SAMPLED: 20.0,
             SCORED: 30.0,
             TRAINED: 5.0,
-            "seconds/rollout": 1.0,
-            "seconds/swap": 0.5,
+            "seconds/rollout": 2.0,
+            "seconds/swap": 1.0,
         },
     ]
     first = Compute(6 * 7 * 100, 100, 4.0)
-    assert spent(lines, parameters=7, devices=2) == [first, Compute(4200 + 2 * 7 * 60 + 6 * 7 * 5, 165, 7.0)]
+    assert spent(lines, parameters=7) == [first, Compute(4200 + 2 * 7 * 60 + 6 * 7 * 5, 165, 7.0)]
     assert spent([], 7) == []
 
 

@@ -57,7 +57,7 @@ def test_the_papers_finding() -> None:
         "PPO against SFT, at equal FLOPs: PPO is ahead on every held-out rule"
     )
     assert "How sure: the brackets hold for all 3 variants" in found.sentences[3]
-    assert "3 seeds and 200 evaluation instances" in found.sentences[3]
+    assert "3 seeds and 200 distinct evaluation instances" in found.sentences[3]
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,19 @@ def test_memorization_and_turns() -> None:
     )
     clean = findings(of_tables({INIT: {"v": [[1, 0]], "h": [[1, 0]]}}))
     assert "No failure on a held-out rule was the trained rule applied." in clean.sentences
+
+
+def test_deals_that_were_drawn_twice_count_once() -> None:
+    drawn = tuple(f"deal {i % 3}" for i in range(6))
+    scored = evaluation([1, 0, 1, 1, 0, 1], instances=drawn)
+    cells = [done(arm, 0, {share: {"t": scored}}) for arm, share in ((INIT, 0.0), ("ppo", 1.0))]
+    told = findings(comparison(cells, [0], ["t"])).sentences
+    assert any("one seed and 3 distinct evaluation instances" in sentence for sentence in told)
+
+
+def test_episodes_that_the_environment_ended_are_told() -> None:
+    scored = evaluation([1, 0, 0], outcomes=("CORRECT", "ENV_TIMEOUT", "ENV_ERROR"))
+    cells = [done(INIT, 0, {0.0: {"t": evaluation([1, 0, 0])}}), done("ppo", 0, {1.0: {"t": scored}})]
+    assert findings(comparison(cells, [0], ["t"])).problems == (
+        "BROKEN: the environment ended 2 of 3 episodes of ppo, seed 0, on t; they count as not solved.",
+    )

@@ -168,3 +168,10 @@ def test_a_null_difference_is_found_as_often_as_it_may(rng: np.random.Generator)
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+def test_a_share_of_one_deal_drawn_twice_is_of_one_trial() -> None:
+    hits_SN = np.array([[1.0, 0.0], [1.0, 0.0]])
+    found = ratio(hits_SN, np.ones_like(hits_SN), ["deal", "deal"])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(wilson(0.5, 1))

@@ -20,7 +20,7 @@ from rlpost.compare.reading import (
 )
 from rlpost.compare.types import Compute, Status
 from rlpost.errors import OutputError
-from rlpost.rundir import RunDir
+from rlpost.rundir import RunDir, read_trajectories
 from rlpost.types import Ending
 from tests.unit.compare.fake_run import comparison, write_record
 from tests.unit.episodes import episode, turn
@@ -109,3 +109,15 @@ def test_cells_without_results_are_named_as_such(tmp_path: Path) -> None:
     assert unread(cell, None).status is Status.MISSING
     ended = Ended(Status.FAILED, "out of memory", 1.0)
     assert (unread(cell, ended).status, unread(cell, ended).error) == (Status.FAILED, "out of memory")
+
+
+def test_an_episode_without_an_instance_cannot_be_paired(tmp_path: Path) -> None:
+    read(tmp_path, "init-0")
+    run_dir = RunDir(tmp_path / "cells" / "init-0")
+    (path,) = run_dir.trajectories.glob("eval-after-faces_10-*.jsonl")
+    played = read_trajectories(path)
+    run_dir.write_trajectories(path.stem, [dataclasses.replace(played[0], instance=""), *played[1:]])
+    cfg = comparison(tmp_path)
+    init = plan(cfg)[0]
+    with pytest.raises(OutputError, match="before it named the instance"):
+        read_cell(init, settings_of(cfg, init, tmp_path, ()), tmp_path, N, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,31 @@ def test_a_failed_cell_is_recorded_and_tried_again(tmp_path: Path) -> None:
     again = Starter()
     assert set(run(tmp_path, again).read) == {"init-0", "ppo-0", "sft-0"}
     assert again.started == ["sft-0"]
+
+
+def test_a_done_cell_that_can_no_longer_be_read_is_run_again(tmp_path: Path) -> None:
+    first = run(tmp_path, Starter())
+    shutil.rmtree(tmp_path / "cells" / "init-0")
+    next((tmp_path / "cells" / "sft-0" / "trajectories").glob("eval-after-*")).unlink()
+    again = Starter()
+
+    def start(files: CellFiles, cfg: Config) -> FakeRun:
+        shutil.rmtree(files.run_dir.path, ignore_errors=True)  # as a process does without a checkpoint
+        return again(files, cfg)
+
+    assert run(tmp_path, start).read == first.read
+    assert again.started == ["init-0", "sft-0"]
+
+
+def test_a_failure_leaves_what_was_done_after_it(tmp_path: Path) -> None:
+    first = run(tmp_path, Starter())
+    shutil.rmtree(tmp_path / "cells" / "init-0")
+    runner = run(tmp_path, Starter(init_0="no disk"))
+    assert runner.ended["sft-0"].error == "init-0 failed"
+    shutil.rmtree(tmp_path / "cells" / "init-0", ignore_errors=True)
+    again = Starter()
+    assert run(tmp_path, again).read == first.read
+    assert again.started == ["init-0"], "ppo-0 and sft-0 were done all the time"
 
 
 def test_cells_after_a_failed_one_fail_by_name_and_other_seeds_go_on(tmp_path: Path) -> None:

@@ -241,12 +241,25 @@ def test_compat_leaves_out_only_what_fails_in_floating_point() -> None:
     ]  # nothing passes: the solution all the same
 
 
-def _stated_rules(split: str, seeds: int, **args: Any) -> list[str]:
-    env, options = GeneralPoints(**args), {"variant": "faces_11_12_13", "split": split}
+def _stated_rules(split: str, seeds: int, variant: str = "faces_11_12_13", **args: Any) -> list[str]:
+    env, options = GeneralPoints(**args), {"variant": variant, "split": split}
     return [
         env.reset(seed=seed, options=options)[0].split("Rule: ")[1].split(". Cards: ")[0]
         for seed in range(seeds)
     ]
+
+
+@pytest.mark.parametrize(("variant", "values"), [("faces_10", "10 10 10"), ("faces_11_12_13", "11 12 13")])
+def test_a_reworded_variant_states_the_rule_in_words_that_training_never_has(
+    variant: str, values: str
+) -> None:
+    fixed, reworded = (_stated_rules("eval", 100, variant=name) for name in (variant, f"{variant}_reworded"))
+    assert len(set(fixed)) == 1
+    assert len(set(reworded)) > 15
+    assert not any("=" in rule for rule in reworded)
+    for rule in reworded:
+        told = dict(zip(re.findall(r"\b[JQK]\b", rule), re.findall(r"\d+", rule), strict=True))
+        assert " ".join(told[face] for face in "JQK") == values
 
 
 def test_varied_wording_changes_with_training_deals_alone_and_always_states_the_rule() -> None:
