@@ -60,9 +60,9 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=CLOSING_S)
 
 
-def wait_for(text: str, path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not path.is_file() or text not in path.read_text():
+    while not path.is_file():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the comparison did not get there in time"
         time.sleep(0.1)
@@ -70,11 +70,11 @@ def wait_for(text: str, path: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, list[psutil.Process]]]:
-    """Ctrl-C between the iterations of ppo-3; also what had been running below."""
+    """Ctrl-C once the first iteration of ppo-3 has its checkpoint; also what had been running below."""
     folder = tmp_path_factory.mktemp("compare") / "x"
     process = start(*SETTINGS, f"output_dir={folder}")
     try:
-        wait_for('"stage": "ppo"', folder / "cells" / "ppo-3" / "metrics.jsonl", process)
+        wait_for(folder / "cells/ppo-3/checkpoints/iteration-000001/progress.json", process)
         below = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         output = finish(process)
@@ -88,10 +88,13 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
 @pytest.fixture(scope="module")
 def resumed(stopped: tuple[Path, str, list[psutil.Process]]) -> Comparison:
     folder, _, _ = stopped
+    first = folder / "cells/ppo-3/trajectories/iteration-000000.jsonl"
+    written = first.stat().st_mtime_ns
     process = start(f"resume={folder}")
     output = finish(process)
     assert process.returncode == 0, output
     assert "init-3 was done before" in output
+    assert first.stat().st_mtime_ns == written, "the first iteration is not played again"
     return results.read(folder / results.FILE)
 
 

@@ -136,20 +136,20 @@ def test_bootstrap_is_the_pigeonhole(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    "truth",
+    ("truth", "widest"),
     [
-        Truth(seeds=3, arm=0.30, baseline=0.30, seed_sd=0.0),
-        Truth(seeds=3, arm=0.40, baseline=0.30, seed_sd=0.3),
-        Truth(seeds=5, arm=0.20, baseline=0.30, seed_sd=0.1),
-        Truth(seeds=5, arm=0.05, baseline=0.03, seed_sd=0.3),
+        (Truth(seeds=3, arm=0.30, baseline=0.30, seed_sd=0.0), 0.19),
+        (Truth(seeds=3, arm=0.40, baseline=0.30, seed_sd=0.3), 0.65),
+        (Truth(seeds=5, arm=0.20, baseline=0.30, seed_sd=0.1), 0.16),
+        (Truth(seeds=5, arm=0.05, baseline=0.03, seed_sd=0.3), 0.12),
     ],
     ids=str,
 )
-def test_intervals_cover_a_known_effect(truth: Truth, rng: np.random.Generator) -> None:
+def test_intervals_cover_a_known_effect(truth: Truth, widest: float, rng: np.random.Generator) -> None:
     """95% of 1,000 comparisons, within three Monte Carlo errors from below; more is allowed, see docs."""
     covered, width = coverage(truth, simulations=1000, rng=rng)
     assert covered >= 0.95 - 3 * (0.95 * 0.05 / 1000) ** 0.5
-    assert width < 0.6
+    assert width < widest, "no wider than its table in docs/comparison.md has it"
 
 
 def test_one_seed_covers_for_its_instances_only(rng: np.random.Generator) -> None:
