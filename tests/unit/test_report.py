@@ -185,6 +185,16 @@ def test_a_run_stopped_half_way_shows_what_there_is(started: RunDir) -> None:
     assert "deal 0: solved" in page.text
 
 
+def test_episodes_that_were_not_played_to_an_end_are_told(started: RunDir, page: Page) -> None:
+    lost = [episode(ending=ending) for ending in (Ending.CONTEXT_FULL, Ending.CONTEXT_FULL, Ending.ENV_ERROR)]
+    started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), lost)
+    shown = page_of(started).text
+    assert "2 outgrew the context" in shown
+    assert "1 broken by the environment" in shown
+    assert "timed out" not in shown
+    assert "outgrew" not in page.text
+
+
 def test_a_broken_record_is_refused(started: RunDir) -> None:
     started.summary.write_text('{"eval"')
     with pytest.raises(OutputError, match=r"summary\.json"):
