@@ -90,7 +90,7 @@ def step_share(entry: Mapping[str, Any] | None) -> str:
 
 
 def unplayed(entry: Mapping[str, Any]) -> list[str]:
-    """How many episodes count as not solved though they were not played to an end, by reason. An older run tells fewer."""
+    """How many episodes were not played to an end, so that they count as not solved; an older run tells fewer."""
     return [f"{entry[key]} {reason}" for key, reason in UNPLAYED.items() if entry.get(key)]
 
 
