@@ -82,8 +82,10 @@ def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     with session.clock.phase("update"):
         metrics = session.learner.sft_step(examples, step)
     metrics.pop("seconds_update")
-    line = {"stage": "sft", "step": step, **metrics, **session.clock.lap()}
+    numbers = {"step": step, **metrics, **session.clock.lap()}
+    line = {"stage": "sft", **numbers}
     session.run_dir.append_metrics(line)
+    session.tracker.log({f"sft/{key}": value for key, value in numbers.items()}, over="sft/step")
     return line
 
 
