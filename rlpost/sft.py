@@ -119,8 +119,10 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
         if schedule.over:
             return
         session.progress.stage(f"supervised step {schedule.next}")
-        schedule.add(train_step(session, data, standing.steps))
+        line = train_step(session, data, standing.steps)
+        schedule.add(line)
         standing.steps += 1
+        session.progress.step(standing.steps, line)
         if standing.steps % every == 0 or schedule.over:
             standings.checkpoint(session, standing)
 
