@@ -3,9 +3,11 @@
 # make lint   format, lint and type checks
 # make extras add the optional extras of requirements/extras.txt to .venv (make test does)
 # make setup  only set up .venv (again whenever pyproject.toml or requirements/ change)
+#
+# PLATFORM=gpu, given once, holds until make clean.
 
 PYTHON ?= python3
-PLATFORM ?= cpu# or gpu
+PLATFORM ?= $(shell cat .venv/platform 2>/dev/null || echo cpu)# or gpu
 EXPERIMENT ?= generalpoints_ppo
 ARGS ?=# further overrides, e.g. make run ARGS="seed=1 model=smollm2-135m"
 
@@ -25,10 +27,14 @@ WARM_UP := import deepspeed, peft, ray, transformers.models.llama.modeling_llama
 
 setup: $(STAMP)
 
+# A .venv does not change its platform: pip would take torch's CPU build for the GPU's and leave it there.
 $(STAMP): pyproject.toml requirements/$(PLATFORM).txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlpost needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@test ! -e .venv/platform || grep -qx $(PLATFORM) .venv/platform || \
+		{ echo ".venv is set up for another platform than $(PLATFORM): make clean first"; exit 1; }
 	@echo "Setting up .venv from requirements/$(PLATFORM).txt (a minute or three) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo $(PLATFORM) > .venv/platform
 	@cat requirements/$(PLATFORM).txt requirements/dev.txt | grep -E '^[A-Za-z0-9]' > .venv/all.txt
 	@grep -E '$(LARGE)' .venv/all.txt > .venv/large.txt
 	@grep -vE '$(LARGE)' .venv/all.txt > .venv/small.txt

@@ -48,6 +48,7 @@ def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
     """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl."""
     with session.clock.phase("evaluation"):
         found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    session.tracker.log_evaluation(found)
     session.book(stage)
     return found
 
@@ -90,4 +91,5 @@ def run(cfg: Config) -> None:
             canary = plain_peft_canary(session.model_folder, folder, ids)
             swaps.append(session.pool.swap(Adapter.load(folder), canary).seconds)
         results = evaluate(cfg, session.pool, session.run_dir, session.progress, stage)
+        session.tracker.log_evaluation(results)
         publish(session, {stage: results}, variants_of(cfg), iterations=0, swap_seconds=swaps, gaps=[])

@@ -51,6 +51,7 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "cut_share": _cut_share(answers),
         "outcomes": _outcomes(answers),
         "failures": _outcomes([t.turns[-1] for t in failed if t.turns]),
+        "context_full": sum(t.ending is Ending.CONTEXT_FULL for t in trajectories),
         "env_errors": sum(t.ending is Ending.ENV_ERROR for t in trajectories),
         "env_timeouts": sum(t.ending is Ending.ENV_TIMEOUT for t in trajectories),
     }

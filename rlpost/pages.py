@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlpost.summary import share, step_share
+from rlpost.summary import share, step_share, unplayed
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,7 +32,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"share": share, "step_share": step_share}
+    environment.globals |= {"share": share, "step_share": step_share, "unplayed": unplayed}
     environment.filters["in_cell"] = in_cell
     return environment
 

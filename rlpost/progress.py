@@ -20,20 +20,21 @@ WINDOW = 8  # iterations that the time left is estimated from
 
 
 class Progress:
-    """Shows where a run of `iterations` stands."""
+    """Shows where a run stands that takes `total` iterations or supervised steps; None where nobody knows how many."""
 
-    def __init__(self, console: Console, iterations: int) -> None:
+    def __init__(self, console: Console, total: int | None) -> None:
         self._console = console
-        self._iterations = iterations
+        self._total = total
         self._lately: deque[float] = deque(maxlen=WINDOW)
         self._closing_seconds = 0.0
         self._bar: Bar | None = None
         self._task = TaskID(0)
         if console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
-            left = TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[left]}", markup=False)
-            self._bar = Bar(*columns, left, console=console)
-            self._task = self._bar.add_task("starting", total=iterations, left="")
+            self._bar = Bar(*columns, TextColumn("{task.fields[stand]}", markup=False), console=console)
+            self._task = self._bar.add_task(
+                "starting", total=total, stand="" if total is None else f"0/{total}"
+            )
             self._bar.start()
 
     def stage(self, text: str) -> None:
@@ -47,14 +48,22 @@ class Progress:
         """Count `seconds` for what follows the last iteration (an evaluation) into the time left."""
         self._closing_seconds = seconds
 
-    def iteration(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished iteration. `done` counts from 1; `metrics` is its line of metrics.jsonl."""
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar to a finished step. `done` counts from 1; `metrics` is its line of metrics.jsonl."""
         if "seconds/total" in metrics:
             self._lately.append(metrics["seconds/total"])
-        left = self._time_left(done)
-        self._print(f"{done:>4}/{self._iterations}  {iteration_line(metrics)}  left {left}")
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, left=f"left {left}")
+            self._bar.update(self._task, completed=done, stand=f"{done}{self._of} {self._time_left(done)}")
+
+    def iteration(self, done: int, metrics: Mapping[str, float]) -> None:
+        """As `step`, with a line of its own."""
+        self.step(done, metrics)
+        line = f"{done:>4}{self._of}  {iteration_line(metrics)}  {self._time_left(done)}"
+        self._print(line.rstrip())
+
+    @property
+    def _of(self) -> str:
+        return "" if self._total is None else f"/{self._total}"
 
     def close(self) -> None:
         """Take the bar off the screen; may be called twice."""
@@ -63,10 +72,12 @@ class Progress:
             self._bar = None
 
     def _time_left(self, done: int) -> str:
+        if self._total is None:
+            return ""
         if not self._lately:
-            return MISSING
+            return f"left {MISSING}"
         mean = sum(self._lately) / len(self._lately)
-        return duration(mean * (self._iterations - done) + self._closing_seconds)
+        return f"left {duration(mean * (self._total - done) + self._closing_seconds)}"
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,12 +1,15 @@
 """A run's record as one HTML page that needs nothing but itself: `write_report`.
 
-Works on whatever is there: a run that was stopped early has a page too, which says so. Everything a model or an
-environment wrote is escaped by the template; the page carries no script, and forbids itself to load anything.
+Works on whatever is there: a run that was stopped early has a page too, which says so, by
+`python -m rlpost.report RUN_DIR`. Everything a model or an environment wrote is escaped by the template; the page
+carries no script, and forbids itself to load anything.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from rlpost import figures, pages
+from rlpost.errors import OutputError, RlpostError
 from rlpost.figures import Series
 from rlpost.files import write_atomic
 from rlpost.metrics import evaluation
@@ -84,6 +88,29 @@ def write_report(run_dir: RunDir) -> Path:
     )
     write_atomic(run_dir.report, page)
     return run_dir.report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page of a run directory, finished or not; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rlpost.report", description=main.__doc__)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="as the run printed it")
+    run_dir = RunDir(parser.parse_args(argv).run_dir)
+    try:
+        _refuse_others(run_dir)
+        print(write_report(run_dir))
+    except RlpostError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _refuse_others(run_dir: RunDir) -> None:
+    """A comparison's folder has settings too, and a page of its own, which must not be replaced."""
+    if not (run_dir.config.is_file() and run_dir.trajectories.is_dir()):
+        raise OutputError(
+            f"{run_dir.path}\n  reason: it is no run directory (config.yaml or trajectories/ is missing)\n"
+            "  remedy: name the folder that an earlier run printed"
+        )
 
 
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
@@ -211,3 +238,7 @@ def _played(
     files = run_dir.evaluations()
     paths = {stage: files.get((stage, variant, decoding)) for stage in stages}
     return {stage: read_trajectories(path) for stage, path in paths.items() if path is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

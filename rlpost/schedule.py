@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.compare.compute import spent
-from rlpost.config import Config
+from rlpost.config import Config, Task
 from rlpost.models import parameters
+
+
+def steps_of(cfg: Config) -> int | None:
+    """Iterations or supervised steps that the task takes; None where it takes none, or a budget decides."""
+    if cfg.task is Task.eval or cfg.budget.amounts:
+        return None
+    return cfg.sft.steps if cfg.task is Task.sft else cfg.algo.iterations
 
 
 class Schedule:

@@ -29,6 +29,7 @@ from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
 from rlpost.rundir import RunDir
+from rlpost.schedule import steps_of
 from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
 
@@ -77,7 +78,7 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
     with ExitStack() as stack:
         tracker = Tracker(cfg, run_dir.path, plain(cfg))
         stack.callback(tracker.finish)
-        progress = Progress(console, cfg.algo.iterations)
+        progress = Progress(console, steps_of(cfg))
         stack.callback(progress.close)
         progress.stage("starting Ray, engines and learner")
         needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)

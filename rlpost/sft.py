@@ -82,8 +82,10 @@ def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     with session.clock.phase("update"):
         metrics = session.learner.sft_step(examples, step)
     metrics.pop("seconds_update")
-    line = {"stage": "sft", "step": step, **metrics, **session.clock.lap()}
+    numbers = {"step": step, **metrics, **session.clock.lap()}
+    line = {"stage": "sft", **numbers}
     session.run_dir.append_metrics(line)
+    session.tracker.log({f"sft/{key}": value for key, value in numbers.items()}, over="sft/step")
     return line
 
 
@@ -117,8 +119,10 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
         if schedule.over:
             return
         session.progress.stage(f"supervised step {schedule.next}")
-        schedule.add(train_step(session, data, standing.steps))
+        line = train_step(session, data, standing.steps)
+        schedule.add(line)
         standing.steps += 1
+        session.progress.step(standing.steps, line)
         if standing.steps % every == 0 or schedule.over:
             standings.checkpoint(session, standing)
 

@@ -16,6 +16,11 @@ from rlpost.config import EvalConfig
 STAGES = ("before", "warm", "after")  # the bare model, after the warm start, at the end
 DECODINGS = ("greedy", "sampled")
 MISSING = "-"
+UNPLAYED = {
+    "context_full": "outgrew the context",
+    "env_errors": "broken by the environment",
+    "env_timeouts": "timed out in the environment",
+}
 
 Summary = Mapping[str, Any]
 
@@ -82,6 +87,11 @@ def step_share(entry: Mapping[str, Any] | None) -> str:
     """61.2%: the share of right steps."""
     accuracy = None if entry is None else entry.get("step_accuracy")
     return MISSING if accuracy is None else f"{accuracy:.1%}"
+
+
+def unplayed(entry: Mapping[str, Any]) -> list[str]:
+    """How many episodes were not played to an end, so that they count as not solved; an older run tells fewer."""
+    return [f"{entry[key]} {reason}" for key, reason in UNPLAYED.items() if entry.get(key)]
 
 
 def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

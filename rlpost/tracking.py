@@ -1,7 +1,8 @@
 """Metrics to Weights & Biases, when wanted. The only import of wandb; metrics.jsonl does not depend on it.
 
 A tracker never stops a run: the first failure (no network, full disk, broken install) is warned about once with
-its reason, and tracking is off from then on.
+its reason, and tracking is off from then on. Nor does it hold one up: what is not uploaded a minute after the end
+stays on the disk, for `wandb sync`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from rlpost.config import Config
+from rlpost.files import write_atomic
+from rlpost.summary import DECODINGS
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +25,8 @@ Mode = Literal["online", "offline", "disabled"]
 
 MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 DEFAULT_HOST = "api.wandb.ai"
+DEADLINE_S = 60  # of wandb's start, and of its last uploads
+ID_FILE = "wandb-id.txt"  # in the run directory, so that a resumed run goes on in the same wandb run
 
 
 def has_wandb_key() -> bool:
@@ -48,6 +54,7 @@ class Tracker:
     def __init__(self, config: Config, run_dir: Path, settings: Mapping[str, Any]) -> None:
         """`settings` is the resolved configuration as plain data, to show beside the metrics."""
         self._run: Any = None
+        self._known: set[str] = set()  # keys whose axis wandb has been told
         mode = resolve_mode(config.tracking.wandb)
         if mode == "disabled":
             return
@@ -56,14 +63,35 @@ class Tracker:
         except Exception as error:  # whatever a foreign service throws, the run goes on
             self._give_up("start", error)
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Send one step's metrics."""
+    def log(self, metrics: Mapping[str, float], over: str | None = None) -> None:
+        """Send metrics, to be drawn over the key `over` of theirs, without one over wandb's own count.
+
+        That count cannot be ours: it never goes back, while supervised steps and iterations each begin at 0.
+        """
         if self._run is None:
             return
         try:
-            self._run.log(dict(metrics), step=step)
+            if over is not None:
+                self._define(metrics, over)
+            self._run.log(dict(metrics))
         except Exception as error:
             self._give_up("log", error)
+
+    def log_evaluation(self, found: Mapping[str, Any]) -> None:
+        """Send what an evaluation found, by variant: the success in each decoding."""
+        self.log(
+            {
+                f"eval/{variant}/{decoding}/success": entry[decoding]["success"]
+                for variant, entry in found.items()
+                for decoding in DECODINGS
+                if decoding in entry
+            }
+        )
+
+    def _define(self, metrics: Iterable[str], over: str) -> None:
+        for key in sorted({*metrics} - self._known):
+            self._run.define_metric(key, step_metric=None if key == over else over)
+            self._known.add(key)
 
     def finish(self) -> None:
         """Flush and end the run; safe to call twice."""
@@ -86,12 +114,21 @@ class Tracker:
         )
 
 
+def _run_id(path: Path) -> str:
+    """What wandb knows the run by: drawn once, then read from `path`."""
+    if not path.is_file():
+        write_atomic(path, uuid4().hex.encode())
+    return path.read_text(encoding="utf-8")
+
+
 def _start(config: Config, run_dir: Path, settings: Mapping[str, Any], mode: Mode) -> Any:
     os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported, before any Settings
     import wandb
 
     return wandb.init(
         project=config.tracking.project,
+        id=_run_id(run_dir / ID_FILE),
+        resume="allow",
         name=run_dir.name,
         group=config.name,
         dir=str(run_dir),
@@ -101,7 +138,8 @@ def _start(config: Config, run_dir: Path, settings: Mapping[str, Any], mode: Mod
             silent=True,
             console="off",
             quiet=True,
-            init_timeout=60,
+            init_timeout=DEADLINE_S,
+            finish_timeout=DEADLINE_S,
             disable_git=True,
             disable_code=True,
             x_disable_stats=True,

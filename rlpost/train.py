@@ -104,7 +104,7 @@ def _report(
         **session.clock.lap(),
     }
     session.run_dir.append_metrics({"stage": "ppo", **numbers})
-    session.tracker.log(numbers, step=standing.steps - 1)
+    session.tracker.log(numbers, over="iteration")
     session.progress.iteration(standing.steps, numbers)
     return numbers
 

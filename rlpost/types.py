@@ -8,11 +8,8 @@ markup), `a` are tokens the model sampled (its end-of-turn token included).
 
     Trajectory.token_ids  u u u a a u u a a a
     Trajectory.loss_mask  0 0 0 1 1 0 0 1 1 1     1 where the model chose the token
-    Trajectory.logprobs   0 0 0 l l 0 0 l l l     sampling log-probs, 0 on environment tokens
-    Trajectory.rewards    0 0 0 0 r 0 0 0 0 R     a turn's reward sits on the turn's last sampled token
-    Trajectory.turn_ids   0 0 0 0 0 1 1 1 1 1
-
-All five have one entry a token, so position t of each speaks of the same token.
+    Turn.logprobs               l l     l l l     sampling log-probs, of the sampled tokens only
+    Turn.reward                   r         R     earned by the turn's last sampled token
 """
 
 from __future__ import annotations
@@ -85,23 +82,6 @@ class Trajectory:
     def loss_mask(self) -> list[int]:
         return list(
             chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in self.turns)
-        )
-
-    @property
-    def logprobs(self) -> list[float]:
-        return list(chain.from_iterable([0.0] * len(t.context_ids) + list(t.logprobs) for t in self.turns))
-
-    @property
-    def rewards(self) -> list[float]:
-        per_turn = ([0.0] * (len(t.context_ids) + len(t.answer_ids) - 1) + [t.reward] for t in self.turns)
-        return list(chain.from_iterable(per_turn))
-
-    @property
-    def turn_ids(self) -> list[int]:
-        return list(
-            chain.from_iterable(
-                [i] * (len(t.context_ids) + len(t.answer_ids)) for i, t in enumerate(self.turns)
-            )
         )
 
     @property

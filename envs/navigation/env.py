@@ -147,6 +147,7 @@ class Navigation(gymnasium.Env[str, str]):
         for _ in range(_MAX_TRIPS):
             trip = self._source.draw(variant, split, self.settings.max_legs, self._rng)
             if self.settings.mode is Mode.COMPAT:
+                # As published: a heading of 0, which all collected routes have, means that none was chosen.
                 return trip.facing(trip.start.facing or self._rng.randrange(360))
             heading = starting_heading(trip, self._rng)
             if heading is not None:

@@ -155,10 +155,6 @@ class DeepSpeedBackend:
                 f"{folder} holds no learner state; give a checkpoint that a run of rlpost wrote"
             )
 
-    def close(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
 
 def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
     """Meet the other ranks; afterwards a rank that waits longer than the time-out for another fails."""

@@ -98,9 +98,6 @@ class Learner:
             with self.backend.whole(self._of(policy.REFERENCE), modify=True):
                 self.model.load_adapter(policy.REFERENCE, load_file(folder / REFERENCE_FILE))
 
-    def close(self) -> None:
-        self.backend.close()
-
     def _scores(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
         batch = Batch.of(rows, budget)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from rlpost.rollout.chat import Chat
@@ -122,8 +122,7 @@ class Collector:
     def _ask(self, batch: _Batch, key: str) -> None:
         """Submit the episode's next turn, or retire it when it is over."""
         episode = batch.live[key]
-        room = self._engine.max_model_len - len(episode.token_ids)
-        if episode.ending is None and room < 1:
+        if episode.ending is None and len(episode.token_ids) >= self._engine.max_model_len:
             episode.ending = Ending.CONTEXT_FULL
         if episode.ending is not None:
             batch.done[key] = batch.live.pop(key)
@@ -131,8 +130,7 @@ class Collector:
                 self._idle.append(episode.env)
             return
         dice = derive(episode.spec.seed, len(episode.turns))
-        fitting = replace(batch.sampling, max_new_tokens=min(batch.sampling.max_new_tokens, room))
-        self._engine.submit(key, episode.token_ids, fitting, dice)
+        self._engine.submit(key, episode.token_ids, batch.sampling, dice)
         batch.decoding.add(key)
 
     def _thought_tokens(self, completion: Completion) -> int:

@@ -46,7 +46,10 @@ class Engine(Protocol):
     max_model_len: int
 
     def submit(self, key: str, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> None:
-        """Queue one request. `seed` alone decides its dice, whatever else is in the batch."""
+        """Queue one request, whose answer ends where the context is full at the latest.
+
+        `seed` alone decides its dice, whatever else is in the batch.
+        """
 
     def step(self) -> list[tuple[str, Completion]]:
         """Advance by one engine step; return the requests that finished, by key."""
@@ -56,5 +59,3 @@ class Engine(Protocol):
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
         """Make `adapter` live, prove it, or restore the previous one and raise SwapError."""
-
-    def close(self) -> None: ...

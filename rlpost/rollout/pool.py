@@ -29,13 +29,13 @@ from rlpost.types import Canary, EpisodeSpec, Trajectory
 
 @dataclass(frozen=True)
 class PoolSwapReport:
-    """A swap over all workers; figures are the worst of any worker."""
+    """A swap over all workers; figures are the worst of any worker, but for the time."""
 
     version: int
     modules_bound: int
     canary_gap: float
     rounding_loss: float
-    seconds: float  # in the engines
+    seconds: float  # in an engine, the median of them
 
     def metrics(self) -> dict[str, float]:
         return {

@@ -36,7 +36,7 @@ class ScriptedEngine:
 
     def _complete(self, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> Completion:
         ids = self._chat.answer_ids(self._script(self._chat.text(prompt_ids), seed))
-        kept = ids[: sampling.max_new_tokens]
+        kept = ids[: min(sampling.max_new_tokens, self.max_model_len - len(prompt_ids))]
         finish = Finish.STOP if len(kept) == len(ids) else Finish.LENGTH
         return Completion(kept, (LOGPROB,) * len(kept), finish)
 
@@ -50,6 +50,3 @@ class ScriptedEngine:
         self.versions.append(adapter.version)
         modules = len(adapter.tensors) // 2
         return SwapReport(adapter.version, adapter.fingerprint, modules, modules, 0.0, 0.0, 0.0)
-
-    def close(self) -> None:
-        """Nothing to free."""

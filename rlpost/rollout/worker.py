@@ -39,9 +39,6 @@ class RolloutWorker:
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         return self._collector.collect(specs, sampling, self.version)
 
-    def close(self) -> None:
-        self._engine.close()
-
 
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
     """The vLLM engine that the configuration asks for, in this process."""

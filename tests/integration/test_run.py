@@ -209,9 +209,10 @@ def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> N
         with torch.no_grad():
             table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         ours = table.gather(1, ids[0, 1:, None])[:, 0]
-        recorded, mask = torch.tensor(episode.logprobs[1:]), torch.tensor(episode.loss_mask[1:]).bool()
-        gaps.append((ours - recorded)[mask].abs().mean().item())
-        assert not torch.allclose(recorded[mask], torch.zeros(()))
+        recorded = torch.tensor([x for turn in episode.turns for x in turn.logprobs])
+        mask = torch.tensor(episode.loss_mask[1:]).bool()
+        gaps.append((ours[mask] - recorded).abs().mean().item())
+        assert not torch.allclose(recorded, torch.zeros(()))
     assert sum(gaps) / len(gaps) < 0.02
 
 

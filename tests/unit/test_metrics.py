@@ -68,6 +68,7 @@ def test_evaluation_by_hand() -> None:
         "cut_share": pytest.approx(1 / 3),
         "outcomes": {"CORRECT": 2, "SYNTAX": 2, "WRONG_VALUE": 2},
         "failures": {"WRONG_VALUE": 1},
+        "context_full": 0,
         "env_errors": 1,
         "env_timeouts": 0,
     }
@@ -77,6 +78,11 @@ def test_evaluation_by_hand() -> None:
 def test_a_hung_environment_is_counted_apart() -> None:
     found = evaluation([*BATCH, episode(ending=Ending.ENV_TIMEOUT, error="slow")])
     assert (found["n"], found["env_errors"], found["env_timeouts"]) == (5, 1, 1)
+
+
+def test_an_episode_that_outgrew_the_context_is_counted_apart() -> None:
+    found = evaluation([*BATCH, episode(ending=Ending.CONTEXT_FULL)])
+    assert (found["n"], found["context_full"], found["env_errors"]) == (5, 1, 1)
 
 
 def test_episodes_without_a_turn_are_measured() -> None:

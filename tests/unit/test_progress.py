@@ -92,6 +92,23 @@ def test_a_terminal_shows_lines_above_a_bar_and_ends_clean() -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is given back
 
 
+def test_where_nobody_knows_how_many_it_claims_no_end() -> None:
+    console = plain()
+    progress = Progress(console, None)
+    progress.iteration(12, METRICS)
+    assert printed(console) == "  12  success  12.5%  reward  -0.500  KL  0.0123  tokens/s  3,000\n"
+
+
+@pytest.mark.parametrize(("total", "shown"), [(3, "2/3 left 10 s"), (None, " 2 ")])
+def test_the_bar_follows_steps_that_have_no_line(total: int | None, shown: str) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    progress = Progress(console, total)
+    progress.step(2, METRICS)
+    progress.close()
+    assert shown in printed(console)
+    assert "success" not in printed(console)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05")]
 )

@@ -16,7 +16,7 @@ from envs import registry
 from rlpost import figures, replay
 from rlpost.errors import OutputError
 from rlpost.metrics import evaluation
-from rlpost.report import write_report
+from rlpost.report import main, write_report
 from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.rundir import RunDir, evaluation_name
 from rlpost.types import Ending, Finish, Trajectory
@@ -183,6 +183,35 @@ def test_a_run_stopped_half_way_shows_what_there_is(started: RunDir) -> None:
     )
     assert "Reward per episode" not in page.text  # its only value was not finite
     assert "deal 0: solved" in page.text
+
+
+def test_episodes_that_were_not_played_to_an_end_are_told(started: RunDir, page: Page) -> None:
+    lost = [episode(ending=ending) for ending in (Ending.CONTEXT_FULL, Ending.CONTEXT_FULL, Ending.ENV_ERROR)]
+    started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), lost)
+    shown = page_of(started).text
+    assert "2 outgrew the context" in shown
+    assert "1 broken by the environment" in shown
+    assert "timed out" not in shown
+    assert "outgrew" not in page.text
+
+
+def test_the_command_writes_the_page_of_a_stopped_run(
+    started: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(started.path)]) == 0
+    assert capsys.readouterr().out == f"{started.report}\n"
+    assert "did not finish" in started.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("holds", [[], ["config.yaml"]], ids=["nothing", "a comparison"])
+def test_the_command_refuses_what_is_no_run(
+    holds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in holds:
+        (tmp_path / name).write_text("name: demo\n")
+    assert main([str(tmp_path)]) == 1
+    assert "it is no run directory" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_broken_record_is_refused(started: RunDir) -> None:

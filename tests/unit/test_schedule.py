@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlpost.config import Config, Measure
+from rlpost.config import Config, Measure, Task
 from rlpost.models import TINY, parameters
-from rlpost.schedule import Schedule
+from rlpost.schedule import Schedule, steps_of
 
 LINE = {"tokens/trained": 10, "seconds/update": 2.0}
 COST = 60.0 * parameters(TINY)  # FLOPs of one line
@@ -61,6 +61,17 @@ def test_a_resumed_run_stands_where_it_stood(before: int) -> None:
     lines = [{"stage": "start"}, *({"step": k, **LINE} for k in range(before))]
     resumed.replay(lines, "step")
     assert (resumed.due, resumed.over) == (whole.due, whole.over)
+
+
+def test_each_task_takes_the_steps_of_its_own() -> None:
+    cfg = Config()
+    cfg.algo.iterations, cfg.sft.steps = 7, 5
+    found = {}
+    for cfg.task in (Task.ppo, Task.sft, Task.eval):
+        found[cfg.task] = steps_of(cfg)
+    assert found == {Task.ppo: 7, Task.sft: 5, Task.eval: None}
+    cfg.task, cfg.budget.amounts = Task.ppo, [1.0]
+    assert steps_of(cfg) is None, "a budget ends it, whatever the count"
 
 
 def test_the_console_is_told_the_number_or_the_share() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlpost.config import Config
-from rlpost.tracking import Tracker, has_wandb_key, resolve_mode
+from rlpost.tracking import DEADLINE_S, Tracker, has_wandb_key, resolve_mode
 
 
 @pytest.fixture
@@ -22,16 +22,26 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
     return Config()
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
 class FakeRun:
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
-        self.logged: list[tuple[dict[str, float], int]] = []
+        self.logged: list[dict[str, float]] = []
+        self.axes: list[tuple[str, str | None]] = []
         self.finished = 0
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
+    def log(self, metrics: dict[str, float]) -> None:
         if self.failing == "log":
             raise OSError(28, "No space left on device")
-        self.logged.append((metrics, step))
+        self.logged.append(metrics)
+
+    def define_metric(self, name: str, step_metric: str | None) -> None:
+        self.axes.append((name, step_metric))
 
     def finish(self) -> None:
         self.finished += 1
@@ -85,23 +95,64 @@ def test_disabled_does_nothing(config: Config, monkeypatch: pytest.MonkeyPatch, 
     started = install_fake(monkeypatch, FakeRun())
     config.tracking.wandb = "disabled"
     tracker = Tracker(config, tmp_path / "run", {})
-    tracker.log({"a": 1.0}, 1)
+    tracker.log({"a": 1.0})
     tracker.finish()
     assert started == []
 
 
-def test_metrics_reach_the_run(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_metrics_reach_the_run(config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     run = FakeRun()
     started = install_fake(monkeypatch, run)
-    tracker = Tracker(config, tmp_path / "run", {"seed": 3})
-    tracker.log({"success": 0.5}, 7)
+    tracker = Tracker(config, folder, {"seed": 3})
+    tracker.log({"success": 0.5})
     tracker.finish()
     tracker.finish()
-    assert run.logged == [({"success": 0.5}, 7)]
+    assert run.logged == [{"success": 0.5}]
+    assert run.axes == []
     assert run.finished == 1
     assert started[0]["mode"] == "offline"
-    assert started[0]["dir"] == str(tmp_path / "run")
+    assert started[0]["dir"] == str(folder)
     assert started[0]["config"] == {"seed": 3}
+    assert started[0]["settings"]["finish_timeout"] == DEADLINE_S
+
+
+def test_each_kind_of_step_has_an_axis_of_its_own(
+    config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    run = FakeRun()
+    install_fake(monkeypatch, run)
+    tracker = Tracker(config, folder, {})
+    for step in range(2):
+        tracker.log({"sft/step": step, "sft/loss": 2.0}, over="sft/step")
+    tracker.log({"iteration": 0, "success": 0.5}, over="iteration")
+    assert run.axes == [
+        ("sft/loss", "sft/step"),
+        ("sft/step", None),
+        ("iteration", None),
+        ("success", "iteration"),
+    ]
+    assert [metrics.get("sft/step", "iteration") for metrics in run.logged] == [0, 1, "iteration"]
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(
+    config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    started = install_fake(monkeypatch, FakeRun())
+    for where in (folder, folder, tmp_path):
+        Tracker(config, where, {}).finish()
+    first, resumed, another = (options["id"] for options in started)
+    assert first == resumed != another
+    assert started[0]["resume"] == "allow"
+
+
+def test_of_an_evaluation_success_is_sent(
+    config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    run = FakeRun()
+    install_fake(monkeypatch, run)
+    found = {"a": {"n": 2, "success": 0.5, "greedy": {"success": 1.0}, "sampled": {"success": 0.5}}}
+    Tracker(config, folder, {}).log_evaluation(found)
+    assert run.logged == [{"eval/a/greedy/success": 1.0, "eval/a/sampled/success": 0.5}]
 
 
 @pytest.mark.parametrize("failing", ["start", "log", "finish"])
@@ -109,14 +160,14 @@ def test_failures_warn_once_and_never_raise(
     failing: str,
     config: Config,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    folder: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     install_fake(monkeypatch, RuntimeError("bad key") if failing == "start" else FakeRun(failing))
     with caplog.at_level(logging.WARNING):
-        tracker = Tracker(config, tmp_path / "run", {})
-        for step in range(3):
-            tracker.log({"a": 1.0}, step)
+        tracker = Tracker(config, folder, {})
+        for _ in range(3):
+            tracker.log({"a": 1.0})
         tracker.finish()
     assert len(caplog.records) == 1
     assert f"wandb could not {failing}" in caplog.text
@@ -124,25 +175,29 @@ def test_failures_warn_once_and_never_raise(
 
 
 def test_a_broken_install_is_survived(
-    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # import wandb raises ImportError
-    Tracker(config, tmp_path / "run", {}).log({"a": 1.0}, 0)
+    Tracker(config, folder, {}).log({"a": 1.0})
     assert "ModuleNotFoundError" in caplog.text or "ImportError" in caplog.text
 
 
 def test_real_wandb_offline_keeps_to_the_run_directory(
-    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    tracker = Tracker(config, run_dir, {"seed": 0})
-    tracker.log({"success": 0.5}, 0)
-    tracker.finish()
-    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    for _ in range(2):
+        tracker = Tracker(config, folder, {"seed": 0})
+        tracker.log({"sft/step": 0, "sft/loss": 2.0}, over="sft/step")
+        tracker.log({"iteration": 0, "success": 0.5}, over="iteration")
+        tracker.finish()
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
     assert not list(elsewhere.iterdir())
     out, err = capfd.readouterr()
     assert out == err == ""

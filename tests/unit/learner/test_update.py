@@ -106,7 +106,7 @@ def _witness(model: ActorCritic, episodes: list[Trajectory], cfg: Config) -> dic
     algo, per_token, advantages = cfg.algo, [], []
     for episode in episodes:
         mine, reference, values = _full_forward(model, episode)
-        earned = [r for r, sampled in zip(episode.rewards, episode.loss_mask, strict=True) if sampled]
+        earned = [r for turn in episode.turns for r in (*[0.0] * (len(turn.answer_ids) - 1), turn.reward)]
         carried = after = 0.0
         found: list[float] = []
         for t in reversed(range(len(earned))):

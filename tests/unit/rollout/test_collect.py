@@ -73,11 +73,8 @@ def test_tokens_of_two_turns_are_the_templates_own(chat: Chat) -> None:
     example = chat.example([(turn.observation, turn.answer, True) for turn in played.turns])
     assert played.token_ids == list(example.token_ids)
     assert played.loss_mask == list(example.loss_mask)
-    assert played.rewards[-1] == 5.0
-    assert sum(played.rewards) == 3.0
-    assert [lp for lp, m in zip(played.logprobs, played.loss_mask, strict=True) if m] == [LOGPROB] * sum(
-        played.loss_mask
-    )
+    assert [turn.reward for turn in played.turns] == [-2.0, 5.0]
+    assert all(turn.logprobs == (LOGPROB,) * len(turn.answer_ids) for turn in played.turns)
 
 
 def test_thought_is_counted_where_a_marker_is_set(chat: Chat) -> None:
@@ -111,6 +108,9 @@ def test_a_full_context_ends_the_episode_by_name(chat: Chat) -> None:
     (played,) = play.collect(specs(1), SAMPLING, 0)
     assert played.ending is Ending.CONTEXT_FULL
     assert len(played.turns) == 1
+    (cut,) = collector(chat, second_try, max_model_len=prompt + 10).collect(specs(1), SAMPLING, 0)
+    assert [turn.finish for turn in cut.turns] == [Finish.LENGTH]
+    assert len(cut.token_ids) == prompt + 10
     (nothing,) = collector(chat, second_try, max_model_len=8).collect(specs(1), SAMPLING, 0)
     assert nothing.ending is Ending.CONTEXT_FULL
     assert nothing.turns == ()

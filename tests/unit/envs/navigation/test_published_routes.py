@@ -93,9 +93,21 @@ def test_panoramas_bound_the_published_rail(tmp_path: Path) -> None:
     assert min(walks) < max(walks)
 
 
-def test_a_heading_of_zero_is_random_and_any_other_is_kept() -> None:
+def test_a_heading_of_zero_is_random_and_any_other_is_kept(tmp_path: Path) -> None:
     one, other = read_route(route()).trip, read_route(route(init_heading=200.9)).trip
     assert (one.start.facing, other.start.facing) == (0, 200)
+    assert len(first_headings(tmp_path, 0)) > 1
+    assert first_headings(tmp_path, 200.9) == {200}
+
+
+def first_headings(folder: Path, init_heading: float) -> set[int]:
+    """What compat makes of a published heading in ten episodes."""
+    env = Navigation(mode="compat", data=str(write(folder, [[route(init_heading=init_heading)], 0])))
+    found = set()
+    for seed in range(10):
+        env.reset(seed=seed)
+        found.add(env.texts.trip.start.facing)
+    return found
 
 
 def test_splits_and_variants_that_the_data_cannot_serve(tmp_path: Path) -> None:
