@@ -1,7 +1,7 @@
 """A run's record as one HTML page that needs nothing but itself: `write_report`.
 
 Works on whatever is there: a run that was stopped early has a page too, which says so, by
-`python -m rlpost.report RUN_DIR`. Everything a model or an environment wrote is escaped by the template; the page
+`python -m rlpost.report FOLDER`, which knows comparisons as well. Everything a model or an environment wrote is escaped by the template; the page
 carries no script, and forbids itself to load anything.
 """
 
@@ -91,26 +91,30 @@ def write_report(run_dir: RunDir) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page of a run directory, finished or not; returns the exit code."""
+    """Write the page of a run or of a comparison, finished or not; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlpost.report", description=main.__doc__)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="as the run printed it")
-    run_dir = RunDir(parser.parse_args(argv).run_dir)
+    parser.add_argument("folder", type=Path, help="as the run printed it")
+    folder = parser.parse_args(argv).folder
     try:
-        _refuse_others(run_dir)
-        print(write_report(run_dir))
+        print(_write(folder))
     except RlpostError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def _refuse_others(run_dir: RunDir) -> None:
-    """A comparison's folder has settings too, and a page of its own, which must not be replaced."""
+def _write(folder: Path) -> Path:
+    from rlpost.compare import report, results
+
+    if (folder / results.FILE).is_file():
+        return report.write(results.read(folder / results.FILE), folder)
+    run_dir = RunDir(folder)
     if not (run_dir.config.is_file() and run_dir.trajectories.is_dir()):
         raise OutputError(
-            f"{run_dir.path}\n  reason: it is no run directory (config.yaml or trajectories/ is missing)\n"
-            "  remedy: name the folder that an earlier run printed"
+            f"{folder}\n  reason: it holds neither a run (config.yaml, trajectories/) nor a comparison of which a cell"
+            f" has ended ({results.FILE})\n  remedy: name the folder that an earlier start printed"
         )
+    return write_report(run_dir)
 
 
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:

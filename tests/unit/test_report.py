@@ -203,14 +203,16 @@ def test_the_command_writes_the_page_of_a_stopped_run(
     assert "did not finish" in started.report.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("holds", [[], ["config.yaml"]], ids=["nothing", "a comparison"])
+@pytest.mark.parametrize(
+    "holds", [[], ["config.yaml"]], ids=["nothing", "a comparison of which no cell has ended"]
+)
 def test_the_command_refuses_what_is_no_run(
     holds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in holds:
         (tmp_path / name).write_text("name: demo\n")
     assert main([str(tmp_path)]) == 1
-    assert "it is no run directory" in capsys.readouterr().err
+    assert "it holds neither a run" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 
 

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from rlpost.compare import pictures
+from rlpost.compare import pictures, results
 from rlpost.compare.intervals import Interval
 from rlpost.compare.report import write
 from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.report import main
 from rlpost.rundir import RunDir, evaluation_name
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing
 from tests.unit.episodes import episode, turn
@@ -51,6 +52,14 @@ def full() -> Comparison:
     return comparison(
         [*cells, cell("ppo", 0, 7, 6), broken], (0, 1), (TRAINED, HELD_OUT), notes=notes, base=base
     )
+
+
+def test_the_command_writes_the_pages_of_a_comparison(tmp_path: Path) -> None:
+    results.write(full(), tmp_path)
+    write_episodes(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert "FAILED: ppo, seed 1" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.html").is_file()
 
 
 def write_episodes(folder: Path) -> None:
