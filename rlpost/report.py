@@ -1,8 +1,8 @@
 """A run's record as one HTML page that needs nothing but itself: `write_report`.
 
 Works on whatever is there: a run that was stopped early has a page too, which says so, by
-`python -m rlpost.report FOLDER`, which knows comparisons as well. Everything a model or an environment wrote is escaped by the template; the page
-carries no script, and forbids itself to load anything.
+`python -m rlpost.report FOLDER`, which knows comparisons as well. Everything a model or an environment wrote is escaped
+by the template; the page carries no script, and forbids itself to load anything.
 """
 
 from __future__ import annotations
