@@ -49,6 +49,7 @@ def save(
         settings: the part of the configuration that decides the training, as JSON; `latest` compares it.
 
     Raises:
+        CheckpointError: `write` left no file.
         OutputError: the disk is full or forbidden.
         Whatever `write` raises; the unfinished folder is removed.
     """
@@ -89,12 +90,20 @@ def exists(run_dir: RunDir) -> bool:
 
 
 def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
-    """Bring the learner's files to the disk, then the mark, so that the mark vouches for them."""
+    """Bring the learner's files to the disk, then the mark, so that the mark vouches for them.
+
+    Raises CheckpointError when there are none: the learner wrote to another disk.
+    """
     sizes = {}
     for path in sorted(folder.rglob("*")):
         sync(path)
         if path.is_file():
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    if not sizes:
+        raise CheckpointError(
+            f"{folder}\n  reason: the learner wrote nothing there\n"
+            "  remedy: a run directory on a file system that every node of the learner shares (output_dir=)"
+        )
     target = folder / MARK
     target.write_text(json.dumps({**mark, "files": sizes}, indent=2, allow_nan=False) + "\n")
     sync(target)
@@ -138,7 +147,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
     try:
         mark = json.loads((path / MARK).read_text())
         sizes = mark["files"].items()
-        if all((path / name).stat().st_size == size for name, size in sizes):
+        if sizes and all((path / name).stat().st_size == size for name, size in sizes):
             return {key: mark[key] for key in ("iteration", "settings", "progress")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass

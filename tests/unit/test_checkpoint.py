@@ -70,6 +70,9 @@ def test_no_checkpoint_is_an_error(run_dir: RunDir) -> None:
         lambda p: (p / "progress.json").unlink(),
         lambda p: (p / "progress.json").write_text("{"),
         lambda p: (p / "progress.json").write_text("[]"),
+        lambda p: (p / "progress.json").write_text(
+            json.dumps({"iteration": 2, "settings": SETTINGS, "progress": {}, "files": {}})
+        ),
         lambda p: (p / "optimizer.bin").unlink(),
         lambda p: (p / "shard" / "weights.bin").write_text("cut"),
     ],
@@ -117,6 +120,13 @@ def test_an_error_inside_write_leaves_the_one_before_and_no_rest(
         checkpoint.save(run_dir, 2, write, {}, SETTINGS)
     assert names(run_dir) == ["iteration-000001"]
     assert is_whole(checkpoint.latest(run_dir, SETTINGS), 1)
+
+
+def test_a_learner_that_wrote_nothing_there_is_refused(run_dir: RunDir) -> None:
+    take(run_dir, 1)
+    with pytest.raises(CheckpointError, match=r"iteration-000002\n.*wrote nothing there\n.*every node"):
+        checkpoint.save(run_dir, 2, lambda folder: None, {}, SETTINGS)
+    assert names(run_dir) == ["iteration-000001"]
 
 
 def test_a_full_disk_is_an_output_error(run_dir: RunDir) -> None:
