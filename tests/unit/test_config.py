@@ -277,6 +277,12 @@ class TestValidate:
             (["rollout.episodes=4", "algo.minibatches=2", "learner.workers=4"], "need at least 8 episodes"),
             (["rollout.workers=300"], "episodes to share"),
             (["rollout.max_new_tokens=1024"], "no room for a prompt"),
+            (
+                ["learner.micro_batch_tokens=511"],
+                "no pass could take an episode as long as rollout.max_model_len=512",
+            ),
+            (["task=sft", "learner.micro_batch_tokens=511"], "learner.micro_batch_tokens=511"),
+            (["task=compare", "learner.micro_batch_tokens=511"], "learner.micro_batch_tokens=511"),
             (["rollout.env_timeout_s=600"], "rollout.timeout_s=600, would end the run first"),
             (["algo.critic_warmup=40"], "the policy would learn in none"),
             (["rollout.group_size=64", "algo.minibatches=8"], "groups stay whole"),
@@ -359,6 +365,10 @@ class TestValidate:
 
     def test_a_held_out_variant_may_be_evaluated(self) -> None:
         run.prepare([PPO, "task=eval", "train_variant=faces_11_12_13"])
+
+    def test_a_pass_may_be_as_long_as_an_episode_and_does_not_matter_without_training(self) -> None:
+        run.prepare([PPO, "learner.micro_batch_tokens=512"])
+        run.prepare([PPO, "learner.micro_batch_tokens=511", "task=eval"])
 
     def test_folder_with_files_is_refused_as_output(self, tmp_path: Path) -> None:
         run.prepare([PPO, f"output_dir={tmp_path}"])
