@@ -8,13 +8,14 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import yaml
 
-from rlpost import run, validate
+from rlpost import run, validate, validate_environment
 from rlpost.compose import RESUMED, compose, override, to_yaml
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
@@ -283,6 +284,7 @@ class TestValidate:
             ),
             (["task=sft", "learner.micro_batch_tokens=511"], "learner.micro_batch_tokens=511"),
             (["task=compare", "learner.micro_batch_tokens=511"], "learner.micro_batch_tokens=511"),
+            (["rollout.env_timeout_s=inf"], "rollout.timeout_s=600, would end the run first"),
             (["rollout.env_timeout_s=600"], "rollout.timeout_s=600, would end the run first"),
             (["algo.critic_warmup=40"], "the policy would learn in none"),
             (["rollout.group_size=64", "algo.minibatches=8"], "groups stay whole"),
@@ -358,6 +360,28 @@ class TestValidate:
         message = refused(*overrides)
         assert words in message
         assert "remedy: " in message
+
+    @pytest.mark.parametrize(("where", "key"), [("make", "env=generalpoints"), ("reset", "eval_variants=")])
+    def test_an_environment_that_hangs_is_refused_in_time(
+        self, where: str, key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting = threading.Event()
+
+        class Hangs:
+            def __init__(self, **_: object) -> None:
+                assert where != "make" or waiting.wait(60)
+
+            def reset(self, **_: object) -> None:
+                waiting.wait(60)
+
+        config = Config()
+        config.rollout.env_timeout_s = 0.5
+        monkeypatch.setattr(validate_environment.registry, "make", lambda name, **args: Hangs(**args))
+        (message,) = validate_environment.environment(config)
+        waiting.set()
+        assert message.startswith(key)
+        assert "gave no answer within rollout.env_timeout_s=0.5" in message
+        assert "remedy: mend it, or give more" in message
 
     def test_all_refusals_come_at_once(self) -> None:
         message = refused("algo.gamma=2", "lora.rank=0", "train_variant=faces_7")
