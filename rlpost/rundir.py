@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -46,8 +47,11 @@ def step_name(step: int) -> str:
 
 
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
-    """The stem of an evaluation's file. `stage` is before, warm, after, an `iteration_name` or a `step_name`."""
-    return f"eval-{stage}-{variant}-{decoding}"
+    """The stem of an evaluation's file. `stage` is before, warm, after, an `iteration_name` or a `step_name`.
+
+    A variant may have any name; what is no part of a file's (such as a slash) is written as in a URL.
+    """
+    return f"eval-{stage}-{quote(variant, safe='')}-{decoding}"
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class RunDir:
     def evaluations(self) -> dict[tuple[str, str, str], Path]:
         """The files of the evaluations at both ends of the run, by (stage, variant, decoding)."""
         found = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
-        return {(m["stage"], m["variant"], m["decoding"]): path for path, m in found.items() if m}
+        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in found.items() if m}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Raises ValueError when a number is not finite: a result that is none must not look like one."""

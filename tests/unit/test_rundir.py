@@ -230,6 +230,18 @@ def test_evaluations_are_found_by_name(run_dir: RunDir) -> None:
     assert set(run_dir.evaluations()) == {("before", "faces_10", "greedy"), ("after", "a-b", "greedy")}
 
 
+@pytest.mark.parametrize("variant", ["math/algebra", "../up", "100%", "50%2F", "two\nlines", "é 漢", "a-b"])
+def test_a_variant_may_have_any_name(run_dir: RunDir, variant: str) -> None:
+    path = run_dir.write_trajectories(evaluation_name("after", variant, "greedy"), [])
+    assert run_dir.evaluations() == {("after", variant, "greedy"): path}
+    assert path.parent == run_dir.trajectories
+
+
+@pytest.mark.parametrize("variant", ["faces_11_12_13", "old_town", "level_1", "a-b.c"])
+def test_plain_names_of_variants_stand_in_the_files_as_they_are(variant: str) -> None:
+    assert evaluation_name("before", variant, "sampled") == f"eval-before-{variant}-sampled"
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [(errno.ENOSPC, "free space"), (errno.EROFS, "output_dir="), (errno.EIO, "check that")],
