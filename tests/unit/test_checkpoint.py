@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost import checkpoint
+from rlpost import checkpoint, files
 from rlpost.errors import CheckpointError, OutputError
 from rlpost.rundir import RunDir
 
@@ -182,7 +182,7 @@ def killed_at(step: int, action: Callable[[], object], where: Path) -> bool:
 def test_killed_at_any_file_operation_a_whole_checkpoint_is_there(
     run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: int
 ) -> None:
-    monkeypatch.setattr(checkpoint, "sync", lambda path: None)  # slow, and what a kill cannot undo
+    monkeypatch.setattr(files, "sync", lambda path: None)  # slow, and what a kill cannot undo
     take(run_dir, 1)
     take(run_dir, 2)
     step, lived = 0, False
