@@ -374,6 +374,7 @@ class TestValidate:
             def reset(self, **_: object) -> None:
                 waiting.wait(60)
 
+        validate_environment.registry.variants("generalpoints")  # imported, so that they are told at once
         config = Config()
         config.rollout.env_timeout_s = 0.5
         monkeypatch.setattr(validate_environment.registry, "make", lambda name, **args: Hangs(**args))
