@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -21,9 +19,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from rlpost.errors import AdapterError
+from rlpost.files import publish_folder
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -112,21 +111,17 @@ class Adapter:
         )
 
     def save(self, folder: Path) -> None:
-        """Write PEFT's two files into `folder`, which appears whole or not at all; one that is there is replaced."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh, old = _sibling(folder, "new"), _sibling(folder, "old")
-        fresh.mkdir()
-        try:
-            metadata = {"format": "pt", "version": str(self.version), "fingerprint": self.fingerprint}
-            save_file(dict(self.tensors), fresh / WEIGHTS_FILE, metadata=metadata)
-            (fresh / CONFIG_FILE).write_text(json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n")
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(fresh, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        """Write PEFT's two files into `folder`, which appears whole or not at all; one that is there is replaced.
+
+        Raises OutputError when it cannot be written; the old one is then untouched.
+        """
+        publish_folder(Path(folder), self._fill)
+
+    def _fill(self, folder: Path) -> None:
+        metadata = {"format": "pt", "version": str(self.version), "fingerprint": self.fingerprint}
+        # Not by `save_file`: a full disk is no OSError there.
+        (folder / WEIGHTS_FILE).write_bytes(save(dict(self.tensors), metadata))
+        (folder / CONFIG_FILE).write_text(json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
@@ -236,10 +231,6 @@ def _check_tensors(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
             raise AdapterError(
                 f"Module {module!r}: A {tuple(A.shape)} and B {tuple(B.shape)} are not of rank {rank}."
             )
-
-
-def _sibling(folder: Path, role: str) -> Path:
-    return folder.parent / f".{folder.name}.{role}-{os.getpid()}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

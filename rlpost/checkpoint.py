@@ -10,7 +10,6 @@ progress.json names every file with its size, so a checkpoint that was cut or co
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.errors import CheckpointError
-from rlpost.files import sync, writing
+from rlpost.files import publish_folder, writing
 from rlpost.rundir import RunDir, iteration_name
 
 MARK = "progress.json"
@@ -49,21 +48,20 @@ def save(
         settings: the part of the configuration that decides the training, as JSON; `latest` compares it.
 
     Raises:
+        CheckpointError: `write` left no file.
         OutputError: the disk is full or forbidden.
         Whatever `write` raises; the unfinished folder is removed.
     """
     folder = run_dir.checkpoints / iteration_name(iteration)
-    fresh = _sibling(folder, ".tmp-")
+
+    def fill(fresh: Path) -> None:
+        write(fresh)
+        _finish(fresh, {"iteration": iteration, "settings": settings, "progress": progress})
+
     with writing(folder):
         _sweep(run_dir.checkpoints)
-        try:
-            fresh.mkdir(parents=True)
-            write(fresh)
-            _finish(fresh, {"iteration": iteration, "settings": settings, "progress": progress})
-            _publish(fresh, folder)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
+    publish_folder(folder, fill)
+    with writing(folder):
         _prune(run_dir.checkpoints)
     return folder
 
@@ -89,23 +87,19 @@ def exists(run_dir: RunDir) -> bool:
 
 
 def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
-    """Bring the learner's files to the disk, then the mark, so that the mark vouches for them."""
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        sync(path)
-        if path.is_file():
-            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    target = folder / MARK
-    target.write_text(json.dumps({**mark, "files": sizes}, indent=2, allow_nan=False) + "\n")
-    sync(target)
-    sync(folder)
+    """Write the mark, which vouches for the learner's files.
 
-
-def _publish(fresh: Path, folder: Path) -> None:
-    if folder.exists():
-        os.rename(folder, _sibling(folder, ".old-"))
-    os.rename(fresh, folder)
-    sync(folder.parent)
+    Raises CheckpointError when there are none: the learner wrote to another disk.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    if not sizes:
+        raise CheckpointError(
+            f"{folder}\n  reason: the learner wrote nothing there\n"
+            "  remedy: a run directory on a file system that every node of the learner shares (output_dir=)"
+        )
+    text = json.dumps({**mark, "files": sizes}, indent=2, allow_nan=False) + "\n"
+    (folder / MARK).write_text(text)
 
 
 def _sweep(checkpoints: Path) -> None:
@@ -138,7 +132,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
     try:
         mark = json.loads((path / MARK).read_text())
         sizes = mark["files"].items()
-        if all((path / name).stat().st_size == size for name, size in sizes):
+        if sizes and all((path / name).stat().st_size == size for name, size in sizes):
             return {key: mark[key] for key in ("iteration", "settings", "progress")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
@@ -165,7 +159,3 @@ def _differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
 
 def _is_old(path: Path) -> bool:
     return path.name.startswith(".old-")
-
-
-def _sibling(folder: Path, prefix: str) -> Path:
-    return folder.parent / f"{prefix}{folder.name}"

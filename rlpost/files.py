@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all, and file-system errors in the user's language."""
+"""Files and folders that appear whole or not at all, and file-system errors in the user's language."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
+def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Replace `folder` by one that `fill` has filled; a reader, or a crash, sees the old one or the new one.
+
+    .tmp-NAME   beside it: being filled, renamed only when all of it is on the disk
+    .old-NAME   the one before, until its successor is in place
+
+    Raises OutputError, or what `fill` raises; the old folder is then untouched and nothing else is left behind.
+    """
+    fresh, old = (folder.parent / f"{prefix}{folder.name}" for prefix in (".tmp-", ".old-"))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_tree(fresh)
+        try:
+            fresh.mkdir()
+            fill(fresh)
+            for path in (*fresh.rglob("*"), fresh):
+                sync(path)
+            if folder.exists():
+                _remove_tree(old)
+                os.rename(folder, old)
+            os.rename(fresh, folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        sync(folder.parent)
+        _remove_tree(old)
+
+
 def append_whole(path: Path, line: bytes) -> None:
     """Append `line` and flush it. Raises OutputError; the file then ends where it ended before."""
     with writing(path), path.open("ab", buffering=0) as file:
@@ -61,6 +90,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder that may not be there, such as what a crash left."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _message(path: Path, error: OSError) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,7 @@ from rlpost.versions import versions
 
 OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
+_STAGE = re.compile(r"(?:iteration|step)-(\d+)")
 _EVALUATION = re.compile(
     r"eval-(?P<stage>before|warm|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
 )
@@ -46,8 +48,11 @@ def step_name(step: int) -> str:
 
 
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
-    """The stem of an evaluation's file. `stage` is before, warm, after, an `iteration_name` or a `step_name`."""
-    return f"eval-{stage}-{variant}-{decoding}"
+    """The stem of an evaluation's file. `stage` is before, warm, after, an `iteration_name` or a `step_name`.
+
+    A variant may have any name; what is no part of a file's (such as a slash) is written as in a URL.
+    """
+    return f"eval-{stage}-{quote(variant, safe='')}-{decoding}"
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,12 @@ class RunDir:
     def truncate_metrics(self, last: int, key: str = "iteration") -> None:
         """Forget what was recorded after `last`, so that a resumed run's record has no doubles.
 
-        Drops the lines of metrics.jsonl and examples.jsonl whose `key` (iteration; step, for task=sft) is greater;
-        those without it stay: they come before the first. Drops the trajectories and evaluations of iterations
-        (steps) after `last`, and what is only written at the end of a run.
+        Drops the lines of metrics.jsonl and examples.jsonl whose `key` (iteration; step, for task=sft) is greater,
+        and the lines, trajectories and evaluations of later iterations (steps) and of the end of a run. What has
+        neither key nor such a stage stays: it comes before the first.
         """
         for path, lines in ((self.metrics, self.read_metrics()), (self.examples, self.read_examples())):
-            kept = [line for line in lines if key not in line or line[key] <= last]
+            kept = [line for line in lines if not _is_after(line, last, key)]
             if path.is_file():
                 write_atomic(path, b"".join(map(records.encode, kept)))
         for path in self.trajectories.iterdir():
@@ -198,7 +203,7 @@ class RunDir:
     def evaluations(self) -> dict[tuple[str, str, str], Path]:
         """The files of the evaluations at both ends of the run, by (stage, variant, decoding)."""
         found = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
-        return {(m["stage"], m["variant"], m["decoding"]): path for path, m in found.items() if m}
+        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in found.items() if m}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Raises ValueError when a number is not finite: a result that is none must not look like one."""
@@ -228,6 +233,15 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
     return [_object(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _is_after(line: Mapping[str, Any], last: int, key: str) -> bool:
+    """Whether a step after `last` wrote the line, or an evaluation after it."""
+    if key in line:
+        return bool(line[key] > last)
+    stage = str(line.get("stage"))  # examples.jsonl names none
+    found = _STAGE.fullmatch(stage)
+    return stage == "after" or (found is not None and int(found[1]) > last)
 
 
 def _sound(value: object) -> bool:

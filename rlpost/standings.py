@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rlpost import checkpoint as checkpoints
+from rlpost.errors import CheckpointError
 from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.pool import PoolSwapReport
+from rlpost.rundir import RunDir
 from rlpost.session import Session, publish, training_settings
 
 
@@ -44,20 +46,39 @@ def swap(session: Session, standing: Standing) -> PoolSwapReport:
 
 
 def checkpoint(session: Session, standing: Standing) -> None:
-    """Take one of the learner's state and the standing; OutputError when it cannot be written."""
+    """Take one of the learner's state and the standing; the last step's line is written before.
+
+    Raises OutputError when it cannot be written, and CheckpointError when the learner writes elsewhere.
+    """
     settings = training_settings(session.cfg)
-    checkpoints.save(session.run_dir, standing.steps, session.learner.save, asdict(standing), settings)
+    with session.clock.phase("record"):
+        checkpoints.save(session.run_dir, standing.steps, session.learner.save, asdict(standing), settings)
 
 
 def take_up(session: Session, counted: str) -> Standing:
-    """Go on from the last whole checkpoint, with the record cut to what it knows of; CheckpointError without one.
+    """Go on from the last whole checkpoint, with the record cut to what it knows of.
 
     `counted`: the key of metrics.jsonl that counts steps.
+
+    Raises CheckpointError without a checkpoint, and when the record lacks steps that it has taken.
     """
     found = checkpoints.latest(session.run_dir, training_settings(session.cfg))
+    standing = Standing(**found.progress)
+    session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
+    _check_lines(session.run_dir, standing, counted)
     session.learner.load(found.path)
-    session.run_dir.truncate_metrics(found.iteration - 1, key=counted)
-    return Standing(**found.progress)
+    return standing
+
+
+def _check_lines(run_dir: RunDir, standing: Standing, counted: str) -> None:
+    """What was spent, and when to evaluate, is counted by the lines: none may be missing."""
+    lines = sum(counted in line for line in run_dir.read_metrics())
+    if lines != standing.steps:
+        raise CheckpointError(
+            f"{run_dir.metrics}\n  reason: it has the lines of {lines} steps ({counted}),"
+            f" and the checkpoint has taken {standing.steps}\n"
+            "  remedy: restore the file from a copy, or start the run anew"
+        )
 
 
 def finish(session: Session, standing: Standing) -> None:

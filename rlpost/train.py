@@ -65,6 +65,8 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
             return
         session.progress.stage(f"iteration {schedule.next}")
         schedule.add(_iterate(session, standing))
+        if standing.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
+            standings.checkpoint(session, standing)
 
 
 def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
     with clock.phase("rollout"):
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
         collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
+    with clock.phase("record"):  # before the update, so that the episodes which break one can be looked at
+        session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     with clock.phase("learner"):
         learnt = session.learner.ppo_update(collected.batch, iteration)
     clock.split(
@@ -85,10 +89,6 @@ def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
         "logprob_gap" in learnt
     ):  # absent while only the critic learns and the engine's log-probs are taken as they are
         standing.gaps.append(learnt["logprob_gap"])
-    with clock.phase("record"):
-        session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
-        if standing.steps % cfg.tracking.checkpoint_every == 0 or standing.steps == cfg.algo.iterations:
-            standings.checkpoint(session, standing)
     return _report(session, standing, collected, {**learnt, **swap.metrics()})
 
 

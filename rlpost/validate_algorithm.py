@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from rlpost.algorithms.table import TABLE, Algorithm, Estimator, Ratio
 from rlpost.config import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
 from rlpost.schema import refusal
+from rlpost.validate_environment import TRAINING
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -52,6 +53,13 @@ def _lengths(config: Config) -> Iterator[str]:
             rollout.max_new_tokens,
             f"an answer of that length fills rollout.max_model_len={rollout.max_model_len}: no room for a prompt",
             "lower it, or raise rollout.max_model_len",
+        )
+    if config.task in TRAINING and config.learner.micro_batch_tokens < rollout.max_model_len:
+        yield refusal(
+            "learner.micro_batch_tokens",
+            config.learner.micro_batch_tokens,
+            f"no pass could take an episode as long as rollout.max_model_len={rollout.max_model_len}",
+            "raise it, or lower rollout.max_model_len",
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import gymnasium
 
@@ -10,22 +12,35 @@ from envs import registry
 from envs.base import VariantInfo
 from envs.errors import Refused, UnknownEnvironment
 from rlpost.config import Config, Task
+from rlpost.errors import RolloutError
+from rlpost.rollout.env_threads import within
 from rlpost.schema import refusal
 
 TRAINING = (Task.ppo, Task.sft, Task.compare)
+_MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
+
+T = TypeVar("T")
 
 
 def environment(config: Config) -> Iterator[str]:
     """Refusals of `env`, `env_args`, `train_variant` and `eval_variants`."""
     try:
-        variants = {each.name: each for each in registry.variants(config.env, **config.env_args)}
-        env = registry.make(config.env, **config.env_args)
+        known = _in_time(config, "its variants", partial(registry.variants, config.env, **config.env_args))
+        env = _in_time(config, "making it", partial(registry.make, config.env, **config.env_args))
+    except RolloutError as error:
+        yield refusal("env", config.env, str(error), _MORE_TIME)
+        return
     except (TypeError, ValueError) as error:
         yield _refused_environment(config, error)
         return
+    variants = {each.name: each for each in known}
     refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
     yield from refusals or _instances(config, env)
-    env.close()
+
+
+def _in_time(config: Config, what: str, work: Callable[[], T]) -> T:
+    """As the rollouts ask it. Raises RolloutError when the environment misses its deadline."""
+    return within(config.rollout.env_timeout_s, f"the environment {config.env} ({what})", work)
 
 
 def _refused_environment(config: Config, error: Exception) -> str:
@@ -51,15 +66,20 @@ def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Ite
 
 
 def _instances(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
-    """Whether there is anything to train and to evaluate on."""
+    """Whether there is anything to train and to evaluate on; closes `env`, unless it hangs."""
     wanted = [("eval_variants", name, "eval") for name in config.eval_variants]
     if config.task in TRAINING:
         wanted.append(("train_variant", config.train_variant, "train"))
     for key, variant, split in wanted:
+        reset = partial(env.reset, seed=config.seed, options={"variant": variant, "split": split})
         try:
-            env.reset(seed=config.seed, options={"variant": variant, "split": split})
+            _in_time(config, f"reset, split {split}", reset)
+        except RolloutError as error:
+            yield refusal(key, variant, str(error), _MORE_TIME)
+            return
         except Exception as error:  # an environment may raise anything, and would for hours
             yield refusal(key, variant, *_reason_and_remedy(error, f"see python -m envs.check {config.env}"))
+    env.close()
 
 
 def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:

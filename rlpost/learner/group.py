@@ -9,6 +9,7 @@ After an error the ranks may be out of step, so the group refuses further calls 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class LearnerGroup:
             self.pids = [pid for _, _, pid in addresses]
             host, port, _ = addresses[0]
             places = [Rendezvous(host, port, rank, len(self.workers)) for rank in range(len(self.workers))]
-            args = (cfg, str(model_folder), tuple(canary_ids))
+            args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids))
             starts = [w.start.remote(*args, place) for w, place in zip(self.workers, places, strict=True)]
             self._answers(starts, "start", cfg.learner.timeout_s)
         except BaseException:
@@ -73,11 +74,11 @@ class LearnerGroup:
     def save(self, folder: Path) -> None:
         """Write the learner's whole state into `folder`, which every rank must be able to reach."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._call("save", folder)
+        self._call("save", folder.absolute())
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote."""
-        self._call("load", folder)
+        self._call("load", folder.absolute())
 
     def close(self) -> None:
         """End every rank's process; may be called twice."""
@@ -129,6 +130,11 @@ def learner_environment(threads: int, gpus: float) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(2**36),
         "DS_ACCELERATOR": "cuda" if gpus > 0 else "cpu",
     }
+
+
+def _for_ranks(cfg: Config) -> Config:
+    """The settings without relative paths: on a cluster that was joined, a rank works in another folder."""
+    return cfg if cfg.adapter is None else replace(cfg, adapter=str(Path(cfg.adapter).absolute()))
 
 
 def _actor_options(cfg: Config) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def within(timeout_s: float, what: str, work: Callable[[], T]) -> T:
     call = Call(what, work)
     thread = threading.Thread(target=call.run, name="environment", daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    thread.join(min(threading.TIMEOUT_MAX, timeout_s))  # it takes no longer one
     if call.settle():
         raise RolloutError(f"{what} gave no answer within rollout.env_timeout_s={timeout_s:g}")
     if call.error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,23 +35,39 @@ class Reply:
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
-    """Reset `env`, or a new one. Raises whatever the environment raises, and TypeError for what is no text."""
+    """Reset `env`, or a new one.
+
+    Raises whatever the environment raises, TypeError for what is no text and ValueError for what UTF-8 cannot hold.
+    """
     env = make_env() if env is None else env
     observation, info = env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
-    return Opening(env, _text(observation), str(info["instance"]))
+    return Opening(env, _text(observation), _in_utf8(str(info["instance"])))
 
 
 def replied(env: Env, answer: str) -> Reply:
-    """One step. Raises like `opened`."""
+    """One step. Raises like `opened`, and ValueError for a reward that is not finite: no update survives it."""
     feedback, reward, terminated, truncated, info = env.step(answer)
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
-    return Reply(_text(feedback), float(reward), ending, str(info["outcome"]), bool(info["success"]))
+    outcome = _in_utf8(str(info["outcome"]))
+    return Reply(_text(feedback), _finite(float(reward)), ending, outcome, bool(info["success"]))
 
 
 def _text(observation: object) -> str:
     if not isinstance(observation, str):
         raise TypeError(f"the observation is no text but {type(observation).__name__}")
-    return observation
+    return _in_utf8(observation)
+
+
+def _finite(reward: float) -> float:
+    if not math.isfinite(reward):
+        raise ValueError(f"the reward is {reward}")
+    return reward
+
+
+def _in_utf8(text: str) -> str:
+    """`text`, which tokenizers and files take as UTF-8. Raises ValueError for a lone surrogate."""
+    text.encode()
+    return text
 
 
 @dataclass

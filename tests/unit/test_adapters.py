@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 
 from rlpost.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, fingerprint, merged_weight
-from rlpost.errors import AdapterError
+from rlpost.errors import AdapterError, OutputError
 
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 
@@ -139,14 +139,22 @@ def test_a_save_that_fails_leaves_the_old_one(
 ) -> None:
     adapter.save(tmp_path / "adapter")
 
-    def full_disk(*_: object, **__: object) -> None:
+    def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlpost.adapters.save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OutputError, match=r"adapter\n.*No space(?s:.)*free space"):
         adapter_of(peft_model("dora")).save(tmp_path / "adapter")
     assert Adapter.load(tmp_path / "adapter").fingerprint == adapter.fingerprint
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_what_a_save_that_was_killed_has_left_is_in_no_ones_way(adapter: Adapter, tmp_path: Path) -> None:
+    for name in (".tmp-adapter", ".old-adapter", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    adapter.save(tmp_path / "adapter")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapter", CONFIG_FILE, WEIGHTS_FILE]
 
 
 def test_an_adapter_does_not_follow_the_learner(adapter: Adapter) -> None:

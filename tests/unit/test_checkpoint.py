@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost import checkpoint
+from rlpost import checkpoint, files
 from rlpost.errors import CheckpointError, OutputError
 from rlpost.rundir import RunDir
 
@@ -70,6 +70,9 @@ def test_no_checkpoint_is_an_error(run_dir: RunDir) -> None:
         lambda p: (p / "progress.json").unlink(),
         lambda p: (p / "progress.json").write_text("{"),
         lambda p: (p / "progress.json").write_text("[]"),
+        lambda p: (p / "progress.json").write_text(
+            json.dumps({"iteration": 2, "settings": SETTINGS, "progress": {}, "files": {}})
+        ),
         lambda p: (p / "optimizer.bin").unlink(),
         lambda p: (p / "shard" / "weights.bin").write_text("cut"),
     ],
@@ -117,6 +120,13 @@ def test_an_error_inside_write_leaves_the_one_before_and_no_rest(
         checkpoint.save(run_dir, 2, write, {}, SETTINGS)
     assert names(run_dir) == ["iteration-000001"]
     assert is_whole(checkpoint.latest(run_dir, SETTINGS), 1)
+
+
+def test_a_learner_that_wrote_nothing_there_is_refused(run_dir: RunDir) -> None:
+    take(run_dir, 1)
+    with pytest.raises(CheckpointError, match=r"iteration-000002\n.*wrote nothing there\n.*every node"):
+        checkpoint.save(run_dir, 2, lambda folder: None, {}, SETTINGS)
+    assert names(run_dir) == ["iteration-000001"]
 
 
 def test_a_full_disk_is_an_output_error(run_dir: RunDir) -> None:
@@ -172,7 +182,7 @@ def killed_at(step: int, action: Callable[[], object], where: Path) -> bool:
 def test_killed_at_any_file_operation_a_whole_checkpoint_is_there(
     run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: int
 ) -> None:
-    monkeypatch.setattr(checkpoint, "sync", lambda path: None)  # slow, and what a kill cannot undo
+    monkeypatch.setattr(files, "sync", lambda path: None)  # slow, and what a kill cannot undo
     take(run_dir, 1)
     take(run_dir, 2)
     step, lived = 0, False

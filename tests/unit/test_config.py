@@ -8,13 +8,14 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import yaml
 
-from rlpost import run, validate
+from rlpost import run, validate, validate_environment
 from rlpost.compose import RESUMED, compose, override, to_yaml
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
@@ -277,6 +278,13 @@ class TestValidate:
             (["rollout.episodes=4", "algo.minibatches=2", "learner.workers=4"], "need at least 8 episodes"),
             (["rollout.workers=300"], "episodes to share"),
             (["rollout.max_new_tokens=1024"], "no room for a prompt"),
+            (
+                ["learner.micro_batch_tokens=511"],
+                "no pass could take an episode as long as rollout.max_model_len=512",
+            ),
+            (["task=sft", "learner.micro_batch_tokens=511"], "learner.micro_batch_tokens=511"),
+            (["task=compare", "learner.micro_batch_tokens=511"], "learner.micro_batch_tokens=511"),
+            (["rollout.env_timeout_s=inf"], "rollout.timeout_s=600, would end the run first"),
             (["rollout.env_timeout_s=600"], "rollout.timeout_s=600, would end the run first"),
             (["algo.critic_warmup=40"], "the policy would learn in none"),
             (["rollout.group_size=64", "algo.minibatches=8"], "groups stay whole"),
@@ -361,12 +369,39 @@ class TestValidate:
         assert words in message
         assert "remedy: " in message
 
+    @pytest.mark.parametrize(("where", "key"), [("make", "env=generalpoints"), ("reset", "eval_variants=")])
+    def test_an_environment_that_hangs_is_refused_in_time(
+        self, where: str, key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting = threading.Event()
+
+        class Hangs:
+            def __init__(self, **_: object) -> None:
+                assert where != "make" or waiting.wait(60)
+
+            def reset(self, **_: object) -> None:
+                waiting.wait(60)
+
+        validate_environment.registry.variants("generalpoints")  # imported, so that they are told at once
+        config = Config()
+        config.rollout.env_timeout_s = 0.5
+        monkeypatch.setattr(validate_environment.registry, "make", lambda name, **args: Hangs(**args))
+        (message,) = validate_environment.environment(config)
+        waiting.set()
+        assert message.startswith(key)
+        assert "gave no answer within rollout.env_timeout_s=0.5" in message
+        assert "remedy: mend it, or give more" in message
+
     def test_all_refusals_come_at_once(self) -> None:
         message = refused("algo.gamma=2", "lora.rank=0", "train_variant=faces_7")
         assert message.count("reason: ") == 3
 
     def test_a_held_out_variant_may_be_evaluated(self) -> None:
         run.prepare([PPO, "task=eval", "train_variant=faces_11_12_13"])
+
+    def test_a_pass_may_be_as_long_as_an_episode_and_does_not_matter_without_training(self) -> None:
+        run.prepare([PPO, "learner.micro_batch_tokens=512"])
+        run.prepare([PPO, "learner.micro_batch_tokens=511", "task=eval"])
 
     def test_folder_with_files_is_refused_as_output(self, tmp_path: Path) -> None:
         run.prepare([PPO, f"output_dir={tmp_path}"])

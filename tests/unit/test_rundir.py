@@ -102,9 +102,13 @@ def test_a_line_cut_short_by_a_crash_is_left_out_and_a_broken_one_refused(run_di
 def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path: Path) -> None:
     def record(path: Path, iterations: int) -> RunDir:
         run = RunDir.create(path, "name", 0, "seed: 0\n")
+        for stage in ("start", "before"):
+            run.append_metrics({"stage": stage, "seconds/total": 1.0})
         run.append_metrics({"stage": "sft", "step": 29, "loss": 2.0})
+        run.append_metrics({"stage": "warm", "seconds/total": 1.0})
         for i in range(1, iterations + 1):
-            run.append_metrics({"iteration": i, "reward": i / 3})
+            run.append_metrics({"stage": "ppo", "iteration": i, "reward": i / 3})
+            run.append_metrics({"stage": iteration_name(i), "seconds/total": 1.0})
             run.write_trajectories(iteration_name(i), [episode(turn(), index=i)])
             run.write_trajectories(
                 evaluation_name(iteration_name(i), "faces_10", "greedy"), [episode(turn())]
@@ -114,6 +118,7 @@ def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path:
 
     short, long = record(tmp_path / "short", 11), record(tmp_path / "long", 13)
     long.write_trajectories(evaluation_name("after", "faces_10", "greedy"), [episode(turn())])
+    long.append_metrics({"stage": "after", "seconds/total": 1.0})
     long.write_summary({"iterations": 13})
     long.report.write_text("<p>")
     with long.metrics.open("a") as file:
@@ -146,11 +151,13 @@ def test_examples_are_noted_by_step_and_truncated_with_it(run_dir: RunDir) -> No
 
 def test_evaluations_between_supervised_steps_are_truncated(run_dir: RunDir) -> None:
     for step in (4, 9):
+        run_dir.append_metrics({"stage": step_name(step)})
         run_dir.write_trajectories(evaluation_name(step_name(step), "faces_10", "sampled"), [episode(turn())])
     run_dir.truncate_metrics(4, key="step")
     assert [path.name for path in run_dir.trajectories.iterdir()] == [
         "eval-step-000004-faces_10-sampled.jsonl"
     ]
+    assert [line["stage"] for line in run_dir.read_metrics()] == [step_name(4)]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -228,6 +235,18 @@ def test_evaluations_are_found_by_name(run_dir: RunDir) -> None:
     for stage, variant in (("before", "faces_10"), ("after", "a-b"), ("iteration-000004", "faces_10")):
         run_dir.write_trajectories(evaluation_name(stage, variant, "greedy"), [])
     assert set(run_dir.evaluations()) == {("before", "faces_10", "greedy"), ("after", "a-b", "greedy")}
+
+
+@pytest.mark.parametrize("variant", ["math/algebra", "../up", "100%", "50%2F", "two\nlines", "é 漢", "a-b"])
+def test_a_variant_may_have_any_name(run_dir: RunDir, variant: str) -> None:
+    path = run_dir.write_trajectories(evaluation_name("after", variant, "greedy"), [])
+    assert run_dir.evaluations() == {("after", variant, "greedy"): path}
+    assert path.parent == run_dir.trajectories
+
+
+@pytest.mark.parametrize("variant", ["faces_11_12_13", "old_town", "level_1", "a-b.c"])
+def test_plain_names_of_variants_stand_in_the_files_as_they_are(variant: str) -> None:
+    assert evaluation_name("before", variant, "sampled") == f"eval-before-{variant}-sampled"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,59 @@ def test_environments_that_raise_end_their_own_episodes_only(chat: Chat) -> None
     assert [t.ending for t in played] == [Ending.ENV_ERROR] * 4
     assert [t.error for t in played] == ["RuntimeError: no cards", "ValueError: no rules"] * 2
     assert [[turn.outcome for turn in t.turns] for t in played] == [[], ["ENV_ERROR"]] * 2
+
+
+class Says(gymnasium.Env[str, str]):
+    """Says what it was made with."""
+
+    observation_space = Text(100)
+    action_space = Text(100)
+
+    def __init__(
+        self,
+        observation: str = "say",
+        instance: str = "x",
+        feedback: str = "",
+        reward: float = 1.0,
+        outcome: str = "YES",
+    ) -> None:
+        self.observation, self.instance = observation, instance
+        self.feedback, self.reward, self.outcome = feedback, reward, outcome
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        return self.observation, {"instance": self.instance}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return self.feedback, self.reward, True, False, {"outcome": self.outcome, "success": True}
+
+
+LONE = "half a pair: \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "outcomes"),
+    [
+        ({}, None, ["YES"]),
+        ({"reward": math.nan}, "ValueError: the reward is nan", ["ENV_ERROR"]),
+        ({"reward": -math.inf}, "ValueError: the reward is -inf", ["ENV_ERROR"]),
+        ({"feedback": LONE}, "UnicodeEncodeError: .*surrogates not allowed", ["ENV_ERROR"]),
+        ({"outcome": LONE}, "UnicodeEncodeError: .*surrogates not allowed", ["ENV_ERROR"]),
+        ({"observation": LONE}, "UnicodeEncodeError: .*surrogates not allowed", []),
+        ({"instance": LONE}, "UnicodeEncodeError: .*surrogates not allowed", []),
+    ],
+)
+def test_what_no_update_or_file_could_take_is_the_environments_error(
+    chat: Chat, said: dict[str, Any], error: str | None, outcomes: list[str]
+) -> None:
+    (played,) = collector(chat, lambda text, seed: "hi", lambda: Says(**said)).collect(specs(1), SAMPLING, 0)
+    assert [turn.outcome for turn in played.turns] == outcomes
+    if error is None:
+        assert (played.ending, played.error, played.success) == (Ending.TERMINATED, None, True)
+    else:
+        assert (played.ending, played.success, sum(played.rewards)) == (Ending.ENV_ERROR, False, 0.0)
+        assert re.fullmatch(error, played.error or "")
 
 
 def test_dice_depend_on_the_address_alone(chat: Chat) -> None:

@@ -1,0 +1,119 @@
+"""The order in which an iteration of RL is recorded, so that whatever ends the run, the record fits its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlpost import standings, train
+from rlpost.config import Config, Measure
+from rlpost.errors import CheckpointError, LearnerError
+from rlpost.metrics import Clock
+from rlpost.models import TINY
+from rlpost.rundir import RunDir
+from rlpost.schedule import Schedule
+from rlpost.session import Session
+from rlpost.standings import Standing
+from rlpost.types import EpisodeSpec, Trajectory
+from tests.unit.episodes import episode, turn
+
+SECOND = 10**9  # what saving takes, and nothing else does
+
+
+class Pool:
+    def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
+        return [episode(turn(), index=i) for i in range(len(specs))]
+
+
+class Learner:
+    """Notes how many lines the record has when it is saved; breaks in iteration `breaks`."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir, self.breaks, self.saved = run_dir, -1, list[int]()
+        self.now_ns = 0
+
+    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+        if iteration == self.breaks:
+            raise LearnerError("the gradient is not finite")
+        return {"seconds_logprobs": 0.0, "seconds_update": 0.0}
+
+    def save(self, folder: Path) -> None:
+        self.saved.append(len(self.run_dir.read_metrics()))
+        (folder / "weights").touch()
+        self.now_ns += SECOND
+
+    def load(self, folder: Path) -> None:
+        assert (folder / "weights").is_file()
+
+
+def silent(*_: object, **__: object) -> None:
+    pass
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    cfg, run_dir = Config(), RunDir.create(tmp_path / "run", "name", 0, "")
+    learner = Learner(run_dir)
+    cfg.rollout.episodes, cfg.tracking.checkpoint_every = 4, 2
+    report = SimpleNamespace(metrics=dict)
+    monkeypatch.setattr(standings, "swap", lambda session, standing: report)
+    told, tracker = SimpleNamespace(stage=silent, iteration=silent), SimpleNamespace(log=silent)
+    parts: dict[str, Any] = {"chat": None, "console": None, "pool": Pool(), "tracker": tracker}
+    return Session(
+        cfg=cfg,
+        model_folder=TINY,
+        run_dir=run_dir,
+        progress=told,  # type: ignore[arg-type]
+        clock=Clock(lambda: learner.now_ns),
+        started=0.0,
+        learner_group=learner,  # type: ignore[arg-type]
+        **parts,
+    )
+
+
+def trained(session: Session, last: int) -> Standing:
+    standing = Standing()
+    train._train(session, Schedule(session.cfg, last, TINY), standing)
+    return standing
+
+
+def test_the_episodes_that_break_an_update_are_on_disk_and_a_resumed_run_plays_them_again(
+    session: Session,
+) -> None:
+    session.learner.breaks = 2  # type: ignore[attr-defined]
+    with pytest.raises(LearnerError):
+        trained(session, 3)
+    breaking = session.run_dir.trajectories_file("iteration-000002")
+    assert breaking.read_bytes().count(b"\n") == 4
+    assert standings.take_up(session, "iteration").steps == 2
+    assert not breaking.exists()
+
+
+def test_a_checkpoint_comes_after_the_line_of_its_last_iteration(session: Session) -> None:
+    trained(session, 5)
+    assert session.learner.saved == [2, 4, 5]  # type: ignore[attr-defined]
+
+
+def test_a_run_that_its_budget_ends_has_a_checkpoint_of_its_end(session: Session) -> None:
+    session.cfg.budget.measure, session.cfg.budget.amounts = Measure.tokens, [1.0]
+    assert trained(session, 100).steps == 1
+    assert session.learner.saved == [1]  # type: ignore[attr-defined]
+
+
+def test_a_checkpoints_time_is_recording_of_the_line_that_follows(session: Session) -> None:
+    trained(session, 3)
+    session.book("after")
+    seconds = [line["seconds/record"] for line in session.run_dir.read_metrics()]
+    assert seconds == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_a_record_without_the_line_of_a_step_is_refused(session: Session) -> None:
+    trained(session, 2)
+    first, _ = session.run_dir.metrics.read_bytes().splitlines(keepends=True)
+    session.run_dir.metrics.write_bytes(first)
+    with pytest.raises(CheckpointError, match=r"the lines of 1 steps \(iteration\).* has taken 2\n"):
+        standings.take_up(session, "iteration")
