@@ -191,7 +191,7 @@ def test_what_no_update_or_file_could_take_is_the_environments_error(
     if error is None:
         assert (played.ending, played.error, played.success) == (Ending.TERMINATED, None, True)
     else:
-        assert (played.ending, played.success, sum(played.rewards)) == (Ending.ENV_ERROR, False, 0.0)
+        assert (played.ending, played.success, played.total_reward) == (Ending.ENV_ERROR, False, 0.0)
         assert re.fullmatch(error, played.error or "")
 
 
