@@ -23,6 +23,7 @@ class Task(Enum):
 
 
 class Dtype(Enum):
+    auto = "auto"  # what is faster where the run computes, measured at its start; see rlpost/precision.py
     float32 = "float32"
     bfloat16 = "bfloat16"
 
@@ -262,7 +263,7 @@ class Config:
     task: Task = Task.ppo
     name: str = "run"  # of the experiment; names the output folder
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
-    dtype: Dtype = Dtype.float32  # of engine and learner
+    dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml has what was chosen
     adapter: str | None = None  # folder of a PEFT adapter to start from (or to evaluate)
     env: str = "generalpoints"  # a registered environment
     env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the environment

@@ -1,6 +1,6 @@
 """What every task on the cluster shares: run directory, Ray, engines, learner, display; opened and closed together.
 
-    open_session ─▶ model folder ─▶ run directory ─▶ Ray ─▶ engines start │ learner starts ─▶ all ready
+    open_session ─▶ model folder ─▶ precision ─▶ run directory ─▶ Ray ─▶ engines start │ learner starts ─▶ all ready
     publish      ─▶ summary.json, report.html, the table on the console
 
 Whatever ends a session (its end, an error, Ctrl-C) closes all of it, leaves the record and no process behind.
@@ -24,6 +24,7 @@ from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.learner.group import LearnerGroup
 from rlpost.metrics import Clock
+from rlpost.precision import settled
 from rlpost.progress import Progress, results_table
 from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
@@ -71,6 +72,7 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
     """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start."""
     started, clock, console = time.monotonic(), Clock(), Console()
     model_folder = models.resolve(cfg.model)
+    cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
     run_dir = _run_dir(cfg)

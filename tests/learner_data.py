@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlpost.compose import algorithm_defaults
-from rlpost.config import AlgoName, Config
+from rlpost.config import AlgoName, Config, Dtype
 from rlpost.types import Ending, Example, Finish, Trajectory, Turn
 
 VOCAB = 64
@@ -50,7 +50,7 @@ def plain_attention(base: Any) -> Iterator[Any]:
 
 
 def small_config() -> Config:
-    cfg = Config(model="small")
+    cfg = Config(model="small", dtype=Dtype.float32)
     cfg.lora.rank, cfg.lora.alpha = 4, 8.0
     cfg.learner.threads, cfg.learner.micro_batch_tokens, cfg.learner.timeout_s = 1, 96, 180.0
     cfg.algo.critic_warmup, cfg.algo.warmup_steps, cfg.sft.warmup_steps = 0, 2, 2

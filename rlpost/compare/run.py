@@ -20,7 +20,7 @@ import filelock
 from rich.console import Console
 
 from envs import base, registry
-from rlpost import models
+from rlpost import models, precision
 from rlpost.compare import results
 from rlpost.compare.compute import TRAINED, lora_flops
 from rlpost.compare.display import Display
@@ -48,6 +48,7 @@ def run(cfg: Config) -> None:
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", highlight=False, soft_wrap=True)
     with _alone(folder):
+        cfg = precision.settled(cfg, model_folder, console)  # once, so that every cell computes alike
         _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)

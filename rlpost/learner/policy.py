@@ -31,6 +31,7 @@ from rlpost.learner.attention import PACKED
 from rlpost.learner.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.packed import check_packing, hidden_states
 from rlpost.learner.packing import MicroBatch
+from rlpost.precision import TORCH_DTYPES
 
 ADAPTERS = POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 LOGIT_CHANGES = (
@@ -38,7 +39,6 @@ LOGIT_CHANGES = (
     "logits_scaling",
     "logit_scale",
 )  # of configs; the head is linear here
-TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 
 
 def peft_config(lora: LoraConfig) -> PeftLoraConfig:
@@ -60,10 +60,11 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         raise ModelError(
             f"model folder {folder} has no config.json on this node; every learner node needs the model"
         )
+    kind = TORCH_DTYPES[dtype]
     family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     try:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, attn_implementation=PACKED
+            folder, dtype=kind, local_files_only=True, attn_implementation=PACKED
         )
     except (
         KeyError,

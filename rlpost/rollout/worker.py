@@ -42,9 +42,11 @@ class RolloutWorker:
 
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
     """The vLLM engine that the configuration asks for, in this process."""
+    from rlpost.precision import TORCH_DTYPES
     from rlpost.rollout.vllm_engine import EngineSettings, VllmEngine
 
     rollout = cfg.rollout
+    assert cfg.dtype in TORCH_DTYPES, "the session settles the precision; vLLM would choose another"
     return VllmEngine(
         EngineSettings(
             model=model_folder,

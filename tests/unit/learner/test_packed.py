@@ -22,6 +22,7 @@ from rlpost.config import Dtype
 from rlpost.errors import ModelError
 from rlpost.learner import packed, policy
 from rlpost.learner.attention import Layout
+from rlpost.precision import TORCH_DTYPES
 
 ENDS: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES: dict[str, Any] = {**ENDS, "hidden_size": 32}
@@ -48,7 +49,7 @@ def gpt_neo() -> PreTrainedConfig:
     return GPTNeoConfig(**SIZES, num_layers=2, num_heads=4, attention_types=[[["global"], 2]])
 
 
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -64,7 +65,7 @@ def test_what_cannot_be_packed_is_refused(
         policy.load_base(write(tmp_path, config()), dtype)
 
 
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
 def test_attention_that_takes_a_layout_is_enough(dtype: Dtype, tmp_path: Path) -> None:
     """Positions that are learnt, biases, another norm: none of it matters."""
     policy.load_base(write(tmp_path, GPT2Config(**ENDS, n_embd=32, n_layer=2, n_head=4)), dtype)
