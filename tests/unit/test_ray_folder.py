@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -79,21 +82,25 @@ def test_what_others_put_there_stays(temp: Path) -> None:
     assert sorted(temp.iterdir()) == before
 
 
-def test_a_folder_that_is_removed_before_it_is_locked_is_replaced(
-    temp: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("module", "name"), [(tempfile, "mkdtemp"), (fcntl, "flock")])
+def test_a_folder_that_is_lost_before_it_is_locked_is_replaced(
+    temp: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
 ) -> None:
-    made = []
+    """Another driver removes it once it is there, and once it is opened."""
+    original, calls = getattr(module, name), []
 
-    def lose_the_first(**options: str) -> str:
-        made.append(make(**options))
-        if len(made) == 1:
-            Path(made[0]).rmdir()
-        return made[-1]
+    def lose_the_first(*args: Any, **options: Any) -> Any:
+        done = original(*args, **options)
+        calls.append(done)
+        if len(calls) == 1:
+            (lost,) = temp.iterdir()
+            lost.rmdir()
+        return done
 
-    make = tempfile.mkdtemp
-    monkeypatch.setattr(tempfile, "mkdtemp", lose_the_first)
+    monkeypatch.setattr(module, name, lose_the_first)
     folder = RayFolder()
-    assert folder.path == Path(made[1])
+    assert len(calls) == 2
+    assert list(temp.iterdir()) == [folder.path]
     folder.remove()
 
 
