@@ -4,8 +4,8 @@
 
 Products are timed in every memory layout that learner and engine use, since on some processors one layout alone is
 slow: without a bfloat16 unit, the gradient by the input ran at 0.5 GFLOP/s where the forward product ran at 19.
-One thread measures, whatever the run has: on a busy machine two threads wait for one another longer than they compute,
-and the slower precision was found to be the faster one.
+One thread measures, in time of the processor and not of the clock: on a busy machine two threads wait for one another
+longer than they compute, and the slower precision was found to be the faster one.
 """
 
 from __future__ import annotations
@@ -189,9 +189,9 @@ def _seconds_a_row(product: Product, dtype: torch.dtype) -> float:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     call()
-    return time.perf_counter() - started
+    return time.thread_time() - started
 
 
 def settled(cfg: Config, model_folder: Path, console: Console) -> Config:

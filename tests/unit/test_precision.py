@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def test_one_thread_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (threads, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_waiting_is_not_measured() -> None:
+    """A thread that others keep from its core has not computed slowly."""
+    assert precision._timed(lambda: time.sleep(0.1)) < 0.05
 
 
 RESTRICTED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
