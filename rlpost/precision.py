@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from yaml import YAMLError
 
 from rlpost.config import Config, Dtype
+from rlpost.errors import ClusterError
 
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 WORTH = 1.5  # bfloat16 rounds, so it must be so many times as fast; this also keeps noise from deciding
@@ -212,7 +213,8 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
 
     With `auto`, a run that is resumed keeps its precision, and an adapter that of the run in whose folder it lies.
 
-    Raises ClusterError where the cluster that `ray.address` names cannot be asked.
+    Raises ClusterError where a GPU is asked for and there is none, or `ray.address` names a cluster that cannot be
+    asked.
     """
     source = _earlier_run(cfg) if cfg.dtype is Dtype.auto else None
     kept = _kept(source) if source is not None else None
@@ -223,10 +225,17 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
 
 
 def choose(asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
-    """What `asked` comes to on this machine: its processor is measured, unless all is computed on a GPU."""
+    """What `asked` comes to on this machine: its processor is measured, unless all is computed on a GPU.
+
+    Raises ClusterError where that is asked for and PyTorch sees no GPU.
+    """
     if on_gpu:
-        has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        return of_gpu(asked, has_it)
+        if not torch.cuda.is_available():
+            raise ClusterError(
+                f"learner.gpus and rollout.gpus ask for a GPU, but PyTorch {torch.__version__} sees none here. Set up"
+                " with `make clean setup PLATFORM=gpu` where there is one, or leave both settings at 0."
+            )
+        return of_gpu(asked, torch.cuda.is_bf16_supported(including_emulation=False))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rlpost import precision
 from rlpost.compose import to_yaml
 from rlpost.config import Config, Dtype
+from rlpost.errors import ClusterError
 from rlpost.models import TINY
 from rlpost.precision import Measurement, Product, Shapes
 
@@ -138,6 +139,16 @@ def test_a_gpu_computes_in_bfloat16_where_it_can(has_it: bool, chosen: str) -> N
     assert precision.of_gpu(Dtype.auto, has_it).dtype.value == chosen
     assert precision.of_gpu(Dtype.float32, has_it).warning is None
     assert (precision.of_gpu(Dtype.bfloat16, has_it).warning is None) is has_it
+
+
+def test_a_gpu_that_is_not_there_is_no_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = Config()
+    cfg.learner.gpus = cfg.rollout.gpus = 0.5
+    with pytest.raises(ClusterError, match=r"sees none here.*PLATFORM=gpu"):
+        precision.settle(cfg, TINY)
+    cfg.rollout.gpus = 0.0
+    assert precision.settle(cfg, TINY).reason.startswith("measured: ")
 
 
 @pytest.fixture
