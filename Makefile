@@ -23,34 +23,44 @@ unexport PYTHONDONTWRITEBYTECODE
 WARM_UP := import deepspeed, peft, ray, transformers.models.llama.modeling_llama, wandb; \
 	import vllm.model_executor.models.llama, vllm.v1.engine.llm_engine, vllm.v1.worker.gpu_model_runner
 
-.PHONY: run test lint format setup extras clean
+.PHONY: run test lint format setup extras clean install-large install-small
 
 setup: $(STAMP)
 
 # A .venv does not change its platform: pip would take torch's CPU build for the GPU's and leave it there.
+# A .venv without its stamp was interrupted in its set-up. It is made anew: pip would take half a package for a whole one.
 $(STAMP): pyproject.toml requirements/$(PLATFORM).txt requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlpost needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@test -e $@ || $(PYTHON) requirements/check.py python
 	@test ! -e .venv/platform || grep -qx $(PLATFORM) .venv/platform || \
 		{ echo ".venv is set up for another platform than $(PLATFORM): make clean first"; exit 1; }
 	@echo "Setting up .venv from requirements/$(PLATFORM).txt (a minute or three) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@echo $(PLATFORM) > .venv/platform
+	@$(BIN)/python requirements/check.py builds requirements/$(PLATFORM).txt
+	@rm -f $@
 	@cat requirements/$(PLATFORM).txt requirements/dev.txt | grep -E '^[A-Za-z0-9]' > .venv/all.txt
 	@grep -E '$(LARGE)' .venv/all.txt > .venv/large.txt
 	@grep -vE '$(LARGE)' .venv/all.txt > .venv/small.txt
-	@$(PIP) -r .venv/large.txt & large=$$!; $(PIP) -r .venv/small.txt; small=$$?; wait $$large && exit $$small
+	@$(MAKE) --no-print-directory -j2 install-large install-small
 	@$(PIP) --no-build-isolation --editable .
 	@$(BIN)/python -c '$(WARM_UP)' > .venv/warm_up.log 2>&1 || (cat .venv/warm_up.log && exit 1)
 	@touch $@
+
+# Two jobs of make, both of which Ctrl-C ends: it would not reach a job that the shell runs in the background.
+install-large install-small: install-%:
+	@$(PIP) -r .venv/$*.txt
 
 run: setup
 	@$(BIN)/python -m rlpost.run experiment=$(EXPERIMENT) $(ARGS)
 
 # An extra that cannot be built here is no reason to test nothing: its tests are skipped, and pytest says so.
+# pip ends by itself with 0, 1 or 2; if it was interrupted, the missing stamp has .venv made anew.
 extras: .venv/extras.stamp
-.venv/extras.stamp: $(STAMP) requirements/extras.txt
+.venv/extras.stamp: requirements/extras.txt | $(STAMP)
 	@echo "Adding requirements/extras.txt ..."
-	@if $(PIP) -r requirements/extras.txt; then touch $@; else echo "Not added: the tests of the extras will be skipped."; fi
+	@mv $(STAMP) .venv/whole
+	@$(PIP) -r $< && touch $@ || { test $$? -le 2 && echo "Not added: the tests of the extras will be skipped."; }
+	@mv .venv/whole $(STAMP)
 
 test: setup extras
 	@$(BIN)/python -m pytest $(ARGS)

@@ -12,7 +12,6 @@ import secrets
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ import ray
 
 from rlpost.config import Config, RayConfig
 from rlpost.errors import ClusterError
+from rlpost.ray_folder import RayFolder
 from rlpost.shipping import import_roots
 
 OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
 SHUTDOWN_TIMEOUT_S = 15.0
-MAX_TEMP_PATH = 22  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our folder 20
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -92,7 +91,7 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
 def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path]) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
-    folder = Path(tempfile.mkdtemp(prefix="rlpost-ray-", dir=_short_temp_folder()))
+    folder = RayFolder()
     try:
         _init(
             "Ray could not be started on this machine",
@@ -100,18 +99,18 @@ def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path])
             num_cpus=available_cpus(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder.path),
             runtime_env=_in_place(modules),
         )
         yield
     except Exception:
         if keep_logs is not None:
-            _copy_logs(folder, keep_logs)
+            _copy_logs(folder.path, keep_logs)
         raise
     finally:
         with _uninterrupted():
-            _stop(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _stop(folder.path)
+            folder.remove()
 
 
 def _init(failure: str, **options: Any) -> None:
@@ -143,11 +142,6 @@ def _require_listener(address: str, timeout_s: float) -> None:
             f"No Ray cluster answers at ray.address={address} ({error.strerror or error}). Start one there with "
             f"`ray start --head --port={port}`, or leave ray.address out to start Ray on this machine."
         ) from error
-
-
-def _short_temp_folder() -> str:
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= MAX_TEMP_PATH else "/tmp"
 
 
 def available_cpus() -> int:

@@ -245,12 +245,28 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        names = _engine_args(settings, torch.cuda.is_available())
+        args = EngineArgs(**names, distributed_executor_backend=_executor())
         gc.freeze()  # vLLM collects garbage five times at start; spare it the modules just loaded
         with _threads(settings.threads):
-            engine = LLMEngine.from_engine_args(
-                EngineArgs(**_engine_args(settings, torch.cuda.is_available()))
-            )
+            engine = LLMEngine.from_engine_args(args)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
+
+
+def _executor() -> type:
+    """vLLM's executor in this process, which leaves no file in the temporary folder.
+
+    vLLM starts a process group, here of one, by a file that it never removes. This one lies in memory and goes with
+    the process, however that ends.
+    """
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    class InMemory(UniProcExecutor):
+        def _distributed_args(self) -> tuple[str, int, int]:
+            _, rank, local_rank = super()._distributed_args()
+            return f"file:///proc/self/fd/{os.memfd_create('vllm_dist')}", rank, local_rank
+
+    return InMemory
 
 
 def _engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:

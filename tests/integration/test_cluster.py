@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -206,6 +207,20 @@ def check_nothing_is_left(tmp_path: Path, how: str) -> None:
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
     assert sorted(path.name for path in tmp_path.iterdir()) in (["driver.py"], ["driver.py", "logs"])
+
+
+def test_what_a_killed_driver_leaves_goes_with_the_next_run() -> None:
+    with tempfile.TemporaryDirectory(prefix="rlpost-", dir="/tmp") as folder:
+        driver, processes = start_driver(Path(folder), "interrupt")
+        assert len(processes) >= 3, driver.stderr.read() if driver.stderr else ""
+        driver.kill()
+        driver.communicate(timeout=60)
+        for process in processes:  # Ray's end by themselves, the slowest after a minute
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=30)
+        assert len(list(Path(folder).glob("rlpost-run-*/session_latest"))) == 1
+        check_nothing_is_left(Path(folder), "raise")
 
 
 def test_a_shortage_is_refused_with_figures() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,11 +39,26 @@ def base(random_model: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def engine(random_model: Path) -> Iterator[VllmEngine]:
+def temp_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which this process, and so the module's engine, puts temporary files."""
+    folder = tmp_path_factory.mktemp("engine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def engine(random_model: Path, temp_folder: Path) -> Iterator[VllmEngine]:
     settings = EngineSettings(random_model, max_model_len=256, max_num_seqs=32, kv_cache_gib=0.1)
     engine = VllmEngine(settings)
     yield engine
     engine.close()
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_started_engine_has_no_temporary_file(temp_folder: Path) -> None:
+    """Not one that it would remove at its end, either: an engine is often killed."""
+    assert list(temp_folder.iterdir()) == []
 
 
 def policy(folder: Path, version: int, **lora: Any) -> tuple[PeftModel, Adapter]:

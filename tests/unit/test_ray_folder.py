@@ -1,0 +1,113 @@
+"""A run's folder for Ray: kept while its driver lives, removed by the next run when it was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rlpost import ray_folder
+from rlpost.ray_folder import RayFolder
+
+
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder, here with a path that is too long for Ray's sockets."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray_folder, "MAX_TEMP_PATH", 1000)
+    return tmp_path
+
+
+def test_a_folder_is_new_and_removed_with_all_it_holds(temp: Path) -> None:
+    folder = RayFolder()
+    assert folder.path.parent == temp
+    (folder.path / "session").mkdir()
+    (folder.path / "session" / "log").write_text("x")
+    folder.remove()
+    assert list(temp.iterdir()) == []
+
+
+def test_a_living_driver_keeps_its_folder(temp: Path) -> None:
+    first, second = RayFolder(), RayFolder()
+    assert {first.path, second.path} == set(temp.iterdir())
+    second.remove()
+    first.remove()
+
+
+DRIVER = """
+import os, sys, tempfile
+from rlpost import ray_folder
+tempfile.tempdir, ray_folder.MAX_TEMP_PATH = sys.argv[1], 1000
+folder = ray_folder.RayFolder()
+(folder.path / "log").write_text("x")
+print(folder.path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_folder_of_a_killed_driver_goes_with_the_next_start(temp: Path) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(temp)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(ray_folder.__file__).parents[1])},
+    )
+    assert driver.stdout is not None
+    left = Path(driver.stdout.readline().strip())
+    RayFolder().remove()
+    assert (left / "log").exists()  # its driver lives
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=30)
+    assert (left / "log").exists()
+    RayFolder().remove()
+    assert not left.exists()
+
+
+def test_what_others_put_there_stays(temp: Path) -> None:
+    other = temp / "other"
+    other.mkdir()
+    (temp / f"{ray_folder.PREFIX}file").write_text("x")
+    (temp / f"{ray_folder.PREFIX}link").symlink_to(other)
+    before = sorted(temp.iterdir())
+    RayFolder().remove()
+    assert sorted(temp.iterdir()) == before
+
+
+@pytest.mark.parametrize(("module", "name"), [(tempfile, "mkdtemp"), (fcntl, "flock")])
+def test_a_folder_that_is_lost_before_it_is_locked_is_replaced(
+    temp: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    """Another driver removes it once it is there, and once it is opened."""
+    original, calls = getattr(module, name), []
+
+    def lose_the_first(*args: Any, **options: Any) -> Any:
+        done = original(*args, **options)
+        calls.append(done)
+        if len(calls) == 1:
+            (lost,) = temp.iterdir()
+            lost.rmdir()
+        return done
+
+    monkeypatch.setattr(module, name, lose_the_first)
+    folder = RayFolder()
+    assert len(calls) == 2
+    assert list(temp.iterdir()) == [folder.path]
+    folder.remove()
+
+
+def test_a_path_too_long_for_rays_sockets_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = RayFolder()
+    assert folder.path.parent == Path("/tmp")
+    folder.remove()
