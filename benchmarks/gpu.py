@@ -12,8 +12,8 @@ Parts, in this order:
     swap       benchmarks.swap: a proven swap against vLLM's own reload
     decode     benchmarks.decode: adapter against base, engine against learner
     compiled   the same with rollout.enforce_eager=false: CUDA graphs
-learner needs no vLLM, Ray or DeepSpeed; kernels and attention need PyTorch and Triton alone. `--device cpu --toy` runs
-the same code on a tiny model (Triton interpreted), to find plain errors before there is a GPU.
+The parts before iteration need no vLLM, Ray or DeepSpeed. `--device cpu --toy` runs the same code on a tiny model
+(Triton interpreted), to find plain errors before there is a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import gpu_parts
+from benchmarks import gpu_kernels, gpu_parts
 from benchmarks.gpu_parts import THREADS, Setup
 from benchmarks.subjects import for_engines
 
@@ -48,8 +48,8 @@ class Part:
 QUIET, COMPILED = for_engines(THREADS), for_engines(THREADS, eager=False)
 PARTS = {
     "model": Part(gpu_parts.model, 90, QUIET),
-    "kernels": Part(gpu_parts.kernels, 60, QUIET),
-    "attention": Part(gpu_parts.attention, 60, QUIET),
+    "kernels": Part(gpu_kernels.kernels, 60, QUIET),
+    "attention": Part(gpu_kernels.attention, 60, QUIET),
     "learner": Part(gpu_parts.learner, 120, QUIET),
     "iteration": Part(gpu_parts.iteration, 240, {}),
     "swap": Part(gpu_parts.swap, 120, QUIET),
@@ -66,9 +66,8 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--toy", action="store_true", help="a tiny model and short rows")
     parser.add_argument("--limit", type=float, default=540, help="seconds for all parts together")
-    parser.add_argument(
-        "--folder", type=Path, help=argparse.SUPPRESS
-    )  # given: run the one part in this process
+    # Given to a part's own process: run it here.
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder is not None:
         PARTS[args.parts[0]].run(Setup(args.device, args.toy, args.folder))
