@@ -4,6 +4,8 @@
 
 Products are timed in every memory layout that learner and engine use, since on some processors one layout alone is
 slow: without a bfloat16 unit, the gradient by the input ran at 0.5 GFLOP/s where the forward product ran at 19.
+One thread measures, whatever the run has: on a busy machine two threads wait for one another longer than they compute,
+and the slower precision was found to be the faster one.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ class Measurement:
 
     @classmethod
     def of(cls, shapes: Shapes) -> Measurement:
-        """Measure on this machine, with the threads that torch has now; takes well under a second."""
+        """Measure on this machine, with the threads that torch has now; takes well under a second where it is idle."""
         rates: dict[str, dict[Dtype, float]] = {}
         seconds = dict.fromkeys(TORCH_DTYPES, 0.0)
         for product in products(shapes):
@@ -215,18 +217,18 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
     source = _earlier_run(cfg) if cfg.dtype is Dtype.auto else None
     kept = _kept(source) if source is not None else None
     on_gpu = cfg.learner.gpus > 0 and cfg.rollout.gpus > 0
-    ask = partial(choose, kept or cfg.dtype, Shapes.of(cfg, model_folder), cfg.learner.threads, on_gpu)
+    ask = partial(choose, kept or cfg.dtype, Shapes.of(cfg, model_folder), on_gpu)
     choice = ask() if cfg.ray.address is None else _on_the_cluster(ask, cfg)
     return choice if kept is None else replace(choice, reason=f"as in {source}")
 
 
-def choose(asked: Dtype, shapes: Shapes, threads: int, on_gpu: bool) -> Choice:
+def choose(asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
     """What `asked` comes to on this machine: its processor is measured, unless all is computed on a GPU."""
     if on_gpu:
         has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return of_gpu(asked, has_it)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         return Measurement.of(shapes).choice(asked)
     finally:

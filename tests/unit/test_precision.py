@@ -85,13 +85,31 @@ def test_shapes_are_the_models_cut_to_what_is_measured_quickly() -> None:
     assert Shapes.of(cfg, TINY) == Shapes(tokens=512, sequences=48, inputs=256, outputs=768, rank=8, head=64)
 
 
+def test_one_thread_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine two threads told of their waiting, not of the processor."""
+    threads = []
+
+    def of(shapes: Shapes) -> Measurement:
+        threads.append(torch.get_num_threads())
+        return measured(1.0, 30.0)
+
+    monkeypatch.setattr(Measurement, "of", of)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        precision.choose(Dtype.auto, SHAPES, on_gpu=False)
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 RESTRICTED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PROGRAM = """
 import time
 from rlpost.config import Dtype
 from rlpost.precision import Shapes, choose
 started = time.perf_counter()
-print(choose(Dtype.auto, Shapes(512, 128, 256, 768, 32, 64), 1, on_gpu=False).dtype.value)
+print(choose(Dtype.auto, Shapes(512, 128, 256, 768, 32, 64), on_gpu=False).dtype.value)
 print(time.perf_counter() - started)
 """
 
