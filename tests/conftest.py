@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from pathlib import Path
 
@@ -16,6 +17,12 @@ torch.set_num_threads(1)
 # Where several processes share the cores, the time that an example takes says nothing of the code.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: statsmodels asks for one at every correction of p."""
+    gc.freeze()
+
 
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CHAT_TEMPLATE = (
