@@ -169,10 +169,17 @@ def test_an_adapter_keeps_the_precision_of_its_run(run_folder: Path, tmp_path: P
     assert precision.settle(replace(cfg, dtype=Dtype.float32), TINY).dtype is Dtype.float32
 
 
+@pytest.fixture(scope="module")
+def real() -> Measurement:
+    """This machine's, taken once."""
+    return Measurement.of(SHAPES)
+
+
 @pytest.mark.parametrize("text", [None, "dtype: auto", "dtype: float7", "- a list", "{", "adapter: x"])
 def test_a_folder_that_tells_no_precision_leaves_it_to_the_measurement(
-    text: str | None, tmp_path: Path
+    text: str | None, real: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Measurement, "of", lambda shapes: real)
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)
     choice = precision.settle(Config(adapter=str(tmp_path / "adapter")), TINY)
