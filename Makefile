@@ -1,5 +1,6 @@
 # make run    set up .venv, then train the bundled model with PPO on GeneralPoints
-# make test   set up .venv, then run the test suite
+# make test   set up .venv, then run the tests that are not marked slow
+# make test-all  all tests, as CI does
 # make lint   format, lint and type checks
 # make extras add the optional extras of requirements/extras.txt to .venv (make test does)
 # make setup  only set up .venv (again whenever pyproject.toml or requirements/ change)
@@ -23,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WARM_UP := import deepspeed, peft, ray, transformers.models.llama.modeling_llama, wandb; \
 	import vllm.model_executor.models.llama, vllm.v1.engine.llm_engine, vllm.v1.worker.gpu_model_runner
 
-.PHONY: run test lint format setup extras clean install-large install-small
+.PHONY: run test test-all lint format setup extras clean install-large install-small
 
 setup: $(STAMP)
 
@@ -62,8 +63,14 @@ extras: .venv/extras.stamp
 	@$(PIP) -r $< && touch $@ || { test $$? -le 2 && echo "Not added: the tests of the extras will be skipped."; }
 	@mv .venv/whole $(STAMP)
 
+# Two files at a time, those of tests/integration first: what is long begins early, and waits beside what computes.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup extras
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: setup extras
+	@$(PYTEST) $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff format --check .

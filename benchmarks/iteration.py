@@ -2,7 +2,8 @@
 
     python -m benchmarks.iteration --trl-python PATH [--iterations 4] [--steps 2] [overrides ...]
 
-8 prompts x 8 answers x up to 64 tokens, rank 32 on all linear layers, bf16, two threads. Ours is `rlpost.run` with
+8 prompts x 8 answers x up to 64 tokens, rank 32 on all linear layers, two threads, both in the precision that
+`dtype=auto` chooses here (or `dtype=...`). Ours is `rlpost.run` with
 rollouts, log-probs, update and a proven swap; TRL's step generates with transformers, scores and updates. PATH is the
 Python of an environment that has trl, datasets, peft and torch (TRL is no dependency of this project).
 """
@@ -28,7 +29,6 @@ MODEL, PROMPTS, GROUP, NEW_TOKENS, RANK, THREADS = "smollm2-135m", 8, 8, 64, 32,
 OURS = (
     "experiment=generalpoints_grpo",
     f"model={MODEL}",
-    "dtype=bfloat16",
     f"rollout.episodes={PROMPTS * GROUP}",
     f"rollout.group_size={GROUP}",
     f"rollout.max_new_tokens={NEW_TOKENS}",
@@ -53,13 +53,14 @@ def main() -> None:
         for part in ("rollout", "logprobs", "update", "swap")
     )
     tokens = [round(line["sampled_tokens"]) for line in ours.iterations[1:]]
+    print(f"precision: {ours.settings['dtype']}")
     print(f"rlpost: {spread(ours.seconds())} s ({parts}); sampled tokens {tokens}", flush=True)
-    theirs = _trl(args.trl_python, args.steps)
+    theirs = _trl(args.trl_python, args.steps, ours.settings["dtype"])
     print(f"TRL: {spread(theirs['seconds'])} s; sampled tokens {theirs['tokens']}")
     print(f"TRL / rlpost: {statistics.median(theirs['seconds']) / statistics.median(ours.seconds()):.1f}")
 
 
-def _trl(python: Path, steps: int) -> dict[str, Any]:
+def _trl(python: Path, steps: int, dtype: str) -> dict[str, Any]:
     folder = models.resolve(MODEL)
     work = {
         "model": str(folder),
@@ -71,6 +72,7 @@ def _trl(python: Path, steps: int) -> dict[str, Any]:
         "learning_rate": 1e-4,
         "steps": steps,
         "threads": THREADS,
+        "dtype": dtype,
     }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "work.json"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from omegaconf import OmegaConf
 
 SAMPLE_S = 0.5
 ITERATIONS_ONLY = ("sft.steps=0", "eval.episodes=1", "eval.greedy=false", "tracking.wandb=disabled")
@@ -22,6 +23,7 @@ ITERATIONS_ONLY = ("sft.steps=0", "eval.episodes=1", "eval.greedy=false", "track
 class Run:
     iterations: list[dict[str, Any]]  # lines of metrics.jsonl
     peak_gib: float  # of private memory, summed over the run's processes
+    settings: dict[str, Any]  # as they were resolved
 
     def seconds(self, part: str = "total", skip: int = 1) -> list[float]:
         """Of each iteration but the first `skip`, which warm up."""
@@ -40,7 +42,8 @@ def run(overrides: Sequence[str]) -> Run:
                 log.seek(0)
                 raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read()}")
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return Run([line for line in lines if line["stage"] == "ppo"], peak / 2**30)
+        settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        return Run([line for line in lines if line["stage"] == "ppo"], peak / 2**30, settings)
 
 
 def _watch(process: psutil.Process) -> int:

@@ -42,13 +42,17 @@ class Case:
     dtype: str
     threads: int
     repeats: int
+    eager: bool = True  # as rollout.enforce_eager
 
     def settings(self, **more: Any) -> EngineSettings:
-        return EngineSettings(resolve(self.model), dtype=self.dtype, threads=self.threads, **more)
+        folder = resolve(self.model)
+        return EngineSettings(
+            folder, dtype=self.dtype, threads=self.threads, enforce_eager=self.eager, **more
+        )
 
 
-def for_engines(threads: int) -> dict[str, str]:
-    return engine_environment(threads, enforce_eager=True)
+def for_engines(threads: int, eager: bool = True) -> dict[str, str]:
+    return engine_environment(threads, eager)
 
 
 def run_cases(

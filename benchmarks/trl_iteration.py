@@ -3,7 +3,7 @@
     python trl_iteration.py WORK.json     prints one JSON object: seconds and tokens of every step
 
 Imports nothing of rlpost. WORK.json: model (folder), prompts (texts in the model's chat format), group_size,
-new_tokens, rank, alpha, learning_rate, steps, threads.
+new_tokens, rank, alpha, learning_rate, steps, threads, dtype.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(work: dict[str, Any]) -> None:
 
     # TRL's data set hashing fails on Python 3.11.15; what a data set is called does not matter here.
     datasets.fingerprint.Hasher.hash = classmethod(lambda cls, value: uuid.uuid4().hex)
-    model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=getattr(torch, work["dtype"]))
     count = len(work["prompts"]) * work["group_size"]
     ends: list[float] = []
     lengths: list[int] = []
@@ -56,7 +56,7 @@ def main(work: dict[str, Any]) -> None:
             max_completion_length=work["new_tokens"],
             learning_rate=work["learning_rate"],
             max_steps=work["steps"],
-            bf16=True,
+            bf16=work["dtype"] == "bfloat16",
             use_cpu=True,
             use_vllm=False,
             save_strategy="no",

@@ -4,11 +4,13 @@
     checkpoints/iteration-000012        renamed only when all of it is on the disk
     checkpoints/.old-iteration-000012   an earlier one of the same iteration, until its successor is in place
 
-progress.json names every file with its size, so a checkpoint that was cut or copied in part is not taken for one.
+progress.json names every file with its size and SHA-256, so a checkpoint that was cut, copied in part or damaged is not
+taken for one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -31,6 +33,7 @@ class Checkpoint:
     path: Path  # what the learner wrote, and progress.json
     iteration: int  # iterations that were finished when it was taken
     progress: dict[str, Any]  # as given to `save`
+    passed_over: tuple[Path, ...] = ()  # newer ones, which are not whole
 
 
 def save(
@@ -67,16 +70,16 @@ def save(
 
 
 def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
-    """The newest whole checkpoint.
+    """The newest whole checkpoint, every byte of which is what was written.
 
     Raises CheckpointError when there is none, or when it was taken under other `settings`; the message names them.
     """
     found = _candidates(run_dir.checkpoints)
-    for path in found:
-        mark = _whole(path)
+    for i, path in enumerate(found):
+        mark = _whole(path, bytes_too=True)
         if mark is not None:
             _check_settings(path, mark["settings"], json.loads(json.dumps(settings)))
-            return Checkpoint(path, mark["iteration"], mark["progress"])
+            return Checkpoint(path, mark["iteration"], mark["progress"], tuple(found[:i]))
     reason = f"none of {len(found)} checkpoints is whole" if found else "no checkpoint was taken"
     raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")
 
@@ -92,13 +95,13 @@ def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
     Raises CheckpointError when there are none: the learner wrote to another disk.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    if not sizes:
+    written = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sum(path)] for path in files}
+    if not written:
         raise CheckpointError(
             f"{folder}\n  reason: the learner wrote nothing there\n"
             "  remedy: a run directory on a file system that every node of the learner shares (output_dir=)"
         )
-    text = json.dumps({**mark, "files": sizes}, indent=2, allow_nan=False) + "\n"
+    text = json.dumps({**mark, "files": written}, indent=2, allow_nan=False) + "\n"
     (folder / MARK).write_text(text)
 
 
@@ -127,16 +130,22 @@ def _candidates(checkpoints: Path) -> list[Path]:
     return [path for _, path in order]
 
 
-def _whole(path: Path) -> dict[str, Any] | None:
-    """The mark of a checkpoint whose files are all there; None otherwise."""
+def _whole(path: Path, bytes_too: bool = False) -> dict[str, Any] | None:
+    """The mark of a checkpoint whose files are all there in their length, and `bytes_too`; None otherwise."""
     try:
         mark = json.loads((path / MARK).read_text())
-        sizes = mark["files"].items()
-        if sizes and all((path / name).stat().st_size == size for name, size in sizes):
+        files = [(path / name, size, digest) for name, (size, digest) in mark["files"].items()]
+        there = files and all(file.stat().st_size == size for file, size, _ in files)
+        if there and not (bytes_too and any(_sum(file) != digest for file, _, digest in files)):
             return {key: mark[key] for key in ("iteration", "settings", "progress")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     return None
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

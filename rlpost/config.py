@@ -173,7 +173,7 @@ class RolloutConfig:
     kv_cache_gib: float = 1.0  # KV cache of one engine on CPU
     gpu_memory_utilization: float = 0.4  # share of a GPU that one engine may take
     cpus: float = 1.0  # Ray CPUs and compute threads of a worker
-    gpus: float = 0.0  # Ray GPUs of a worker
+    gpus: float = 0.0  # share of a GPU that Ray sets aside for a worker
     enforce_eager: bool = True  # False compiles the engine: slower start, faster decoding
     max_canary_gap: float = (
         0.1  # mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07
@@ -194,7 +194,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     cpus: float = 1.0  # Ray CPUs a rank claims
     threads: int = 2  # compute threads a rank uses while the engines sleep
-    gpus: float = 0.0
+    gpus: float = 0.0  # share of a GPU that Ray sets aside for a rank
     timeout_s: float = 900.0  # deadline of one answer from a rank
 
 

@@ -4,6 +4,8 @@
 
 Products are timed in every memory layout that learner and engine use, since on some processors one layout alone is
 slow: without a bfloat16 unit, the gradient by the input ran at 0.5 GFLOP/s where the forward product ran at 19.
+One thread measures, in time of the processor and not of the clock: on a busy machine two threads wait for one another
+longer than they compute, and the slower precision was found to be the faster one.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 from yaml import YAMLError
 
 from rlpost.config import Config, Dtype
+from rlpost.errors import ClusterError
 
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 WORTH = 1.5  # bfloat16 rounds, so it must be so many times as fast; this also keeps noise from deciding
@@ -124,7 +127,7 @@ class Measurement:
 
     @classmethod
     def of(cls, shapes: Shapes) -> Measurement:
-        """Measure on this machine, with the threads that torch has now; takes well under a second."""
+        """Measure on this machine, with the threads that torch has now; takes well under a second where it is idle."""
         rates: dict[str, dict[Dtype, float]] = {}
         seconds = dict.fromkeys(TORCH_DTYPES, 0.0)
         for product in products(shapes):
@@ -187,9 +190,9 @@ def _seconds_a_row(product: Product, dtype: torch.dtype) -> float:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     call()
-    return time.perf_counter() - started
+    return time.thread_time() - started
 
 
 def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
@@ -210,23 +213,31 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
 
     With `auto`, a run that is resumed keeps its precision, and an adapter that of the run in whose folder it lies.
 
-    Raises ClusterError where the cluster that `ray.address` names cannot be asked.
+    Raises ClusterError where a GPU is asked for and there is none, or `ray.address` names a cluster that cannot be
+    asked.
     """
     source = _earlier_run(cfg) if cfg.dtype is Dtype.auto else None
     kept = _kept(source) if source is not None else None
     on_gpu = cfg.learner.gpus > 0 and cfg.rollout.gpus > 0
-    ask = partial(choose, kept or cfg.dtype, Shapes.of(cfg, model_folder), cfg.learner.threads, on_gpu)
+    ask = partial(choose, kept or cfg.dtype, Shapes.of(cfg, model_folder), on_gpu)
     choice = ask() if cfg.ray.address is None else _on_the_cluster(ask, cfg)
     return choice if kept is None else replace(choice, reason=f"as in {source}")
 
 
-def choose(asked: Dtype, shapes: Shapes, threads: int, on_gpu: bool) -> Choice:
-    """What `asked` comes to on this machine: its processor is measured, unless all is computed on a GPU."""
+def choose(asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
+    """What `asked` comes to on this machine: its processor is measured, unless all is computed on a GPU.
+
+    Raises ClusterError where that is asked for and PyTorch sees no GPU.
+    """
     if on_gpu:
-        has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        return of_gpu(asked, has_it)
+        if not torch.cuda.is_available():
+            raise ClusterError(
+                f"learner.gpus and rollout.gpus ask for a GPU, but PyTorch {torch.__version__} sees none here. Set up"
+                " with `make clean setup PLATFORM=gpu` where there is one, or leave both settings at 0."
+            )
+        return of_gpu(asked, torch.cuda.is_bf16_supported(including_emulation=False))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         return Measurement.of(shapes).choice(asked)
     finally:

@@ -93,7 +93,8 @@ def run(cfg: Config) -> None:
     """`task=sft`: evaluate, train, evaluate; a checkpoint every `tracking.checkpoint_every` steps."""
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.sft.steps, session.model_folder)
-        standing = standings.take_up(session, "step") if cfg.resume is not None else _begin(session)
+        resumes = cfg.resume is not None
+        standing = standings.take_up(session, "step", live=False) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "step")
         _train(session, schedule, standing)
         _swap(session, standing)

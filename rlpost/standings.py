@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,24 +56,31 @@ def checkpoint(session: Session, standing: Standing) -> None:
         checkpoints.save(session.run_dir, standing.steps, session.learner.save, asdict(standing), settings)
 
 
-def take_up(session: Session, counted: str) -> Standing:
+def take_up(session: Session, counted: str, live: bool) -> Standing:
     """Go on from the last whole checkpoint, with the record cut to what it knows of.
 
-    `counted`: the key of metrics.jsonl that counts steps.
+    `counted`: the key of metrics.jsonl that counts steps. `live`: whether the engines must have the adapter first.
+    The record is cut last: whatever fails before leaves a finished run's results as they are.
 
     Raises CheckpointError without a checkpoint, and when the record lacks steps that it has taken.
     """
     found = checkpoints.latest(session.run_dir, training_settings(session.cfg))
+    for path in found.passed_over:
+        session.console.print(
+            f"warning: {path} is damaged; {found.path.name} is taken instead", style="yellow"
+        )
     standing = Standing(**found.progress)
-    session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
     _check_lines(session.run_dir, standing, counted)
     session.learner.load(found.path)
+    if live:
+        go_live(session, standing.version)
+    session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
     return standing
 
 
 def _check_lines(run_dir: RunDir, standing: Standing, counted: str) -> None:
     """What was spent, and when to evaluate, is counted by the lines: none may be missing."""
-    lines = sum(counted in line for line in run_dir.read_metrics())
+    lines = sum(line.get(counted, math.inf) < standing.steps for line in run_dir.read_metrics())
     if lines != standing.steps:
         raise CheckpointError(
             f"{run_dir.metrics}\n  reason: it has the lines of {lines} steps ({counted}),"

@@ -24,7 +24,8 @@ def run(cfg: Config) -> None:
     """Train, evaluate and report; `cfg.resume` goes on from the last checkpoint of that run."""
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.algo.iterations, session.model_folder)
-        standing = _resume(session) if cfg.resume is not None else _begin(session)
+        resumes = cfg.resume is not None
+        standing = standings.take_up(session, "iteration", live=True) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         _train(session, schedule, standing)
         standings.finish(session, standing)
@@ -107,10 +108,3 @@ def _report(
     session.tracker.log(numbers, over="iteration")
     session.progress.iteration(standing.steps, numbers)
     return numbers
-
-
-def _resume(session: Session) -> Standing:
-    """Take up the last whole checkpoint: learner, adapter in the engines, and the record up to there."""
-    standing = standings.take_up(session, "iteration")
-    standings.go_live(session, standing.version)
-    return standing

@@ -87,7 +87,7 @@ RANGES: dict[str, Range] = {
     "rollout.kv_cache_gib": POSITIVE,
     "rollout.gpu_memory_utilization": POSITIVE_SHARE,
     "rollout.cpus": NOT_NEGATIVE,
-    "rollout.gpus": NOT_NEGATIVE,
+    "rollout.gpus": SHARE,
     "rollout.max_canary_gap": POSITIVE,
     "rollout.restarts": NOT_NEGATIVE,
     "rollout.env_timeout_s": POSITIVE,
@@ -99,7 +99,7 @@ RANGES: dict[str, Range] = {
     "learner.max_grad_norm": POSITIVE,
     "learner.cpus": NOT_NEGATIVE,
     "learner.threads": COUNT,
-    "learner.gpus": NOT_NEGATIVE,
+    "learner.gpus": SHARE,
     "learner.timeout_s": POSITIVE,
     "eval.episodes": COUNT,
     "eval.every": NOT_NEGATIVE,
@@ -228,6 +228,17 @@ def _ray(config: Config) -> Iterator[str]:
         )
 
 
+def _gpus(config: Config) -> Iterator[str]:
+    learner = config.learner
+    if learner.workers > 1 and 0 < learner.gpus < 1:
+        yield refusal(
+            "learner.gpus",
+            learner.gpus,
+            f"Ray may put two of learner.workers={learner.workers} ranks on one GPU, which NCCL refuses",
+            "give 1, or learner.workers=1",
+        )
+
+
 def _modules(config: Config) -> Iterator[str]:
     names = config.lora.target_modules
     if not re.fullmatch(r"all-linear|\w+(,\w+)*", names):
@@ -259,6 +270,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _folders,
     _tracking,
     _ray,
+    _gpus,
     _modules,
     _tiny_base,
 )

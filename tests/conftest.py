@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # A shell that starts pytest in the background leaves Ctrl-C ignored, and the runs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Small tensors: on a busy machine threads that wait for one another take ten times as long.
 torch.set_num_threads(1)
+# Where several processes share the cores, the time that an example takes says nothing of the code.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: statsmodels asks for one at every correction of p."""
+    gc.freeze()
+
 
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CHAT_TEMPLATE = (

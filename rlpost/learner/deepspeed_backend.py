@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from rlpost.learner.packing import MicroBatch
 from rlpost.learner.policy import ActorCritic
 from rlpost.learner.rendezvous import Rendezvous
 
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's variable, stronger than the argument of torch.load
 TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
 SHARDED_FROM = 1  # from this ZeRO stage on, each rank's optimizer holds a part of every group
 GATHERED_FROM = 3  # and from this one on, a part of every parameter
@@ -148,12 +150,43 @@ class DeepSpeedBackend:
         self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Take up exactly what `save` wrote, under the same number of ranks and ZeRO stage."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        """Take up exactly what `save` wrote, under the same number of ranks and ZeRO stage.
+
+        Raises CheckpointError where there is nothing, or where a file would run code.
+        """
+        try:
+            with _data_only():
+                path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        except UnpicklingError as error:
+            raise CheckpointError(
+                f"{folder}\n  reason: a file there asks for more than tensors and plain data, and was not loaded:"
+                f" {str(error).splitlines()[0]}\n  remedy: resume from a checkpoint that a run of rlpost wrote"
+            ) from error
         if path is None:
             raise CheckpointError(
                 f"{folder} holds no learner state; give a checkpoint that a run of rlpost wrote"
             )
+
+
+@contextmanager
+def _data_only() -> Iterator[None]:
+    """Within it `torch.load` refuses what a file names, but for the records in DeepSpeed's own optimizer files.
+
+    DeepSpeed loads with `weights_only=False`, which runs whatever the file says; a run may come from somebody else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        os.environ.pop(WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:

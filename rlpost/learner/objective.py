@@ -22,8 +22,14 @@ def passes_of(algo: AlgoConfig) -> tuple[str, ...]:
     """What must be known of every token before the update."""
     policy = (POLICY,) if _needs_old_logprobs(algo) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
-    critic = (CRITIC,) if TABLE[algo.name].critic else ()
+    critic = (CRITIC,) if TABLE[algo.name].critic and not critic_steps_once(algo) else ()
     return (*policy, *reference, *critic)
+
+
+def critic_steps_once(algo: AlgoConfig) -> bool:
+    """Whether the critic takes one step an update: its forward pass then gives the values that advantages are
+    made of, and no pass before is needed."""
+    return TABLE[algo.name].critic and (algo.critic_epochs or algo.epochs) * algo.minibatches == 1
 
 
 def _needs_old_logprobs(algo: AlgoConfig) -> bool:

@@ -1,7 +1,8 @@
 """One update of reinforcement learning and one supervised step on this rank.
 
     trajectories ─▶ Batch (rows; N sampled tokens in all)
-       ─▶ passes without gradient, each rank its share, shared by all-reduce: policy; reference and values if needed
+       ─▶ passes without gradient, each rank its share, shared by all-reduce: policy, reference and values if needed
+       ─▶ a critic that takes one step takes it now: its forward pass gives the values
        ─▶ rlpost.learner.credit: rewards less KL ─▶ advantages    every rank does the same sums on the same numbers
        ─▶ epochs x minibatches: rlpost.learner.objective ─▶ shares of the minibatch's loss by rank ─▶ optimizer step
 
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
@@ -22,7 +24,7 @@ from rlpost.algorithms.table import TABLE
 from rlpost.config import AlgoConfig, Config
 from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.objective import minibatch_loss, passes_of
+from rlpost.learner.objective import critic_steps_once, minibatch_loss, passes_of
 from rlpost.learner.packing import Row
 from rlpost.learner.passes import Batch, Metrics, score, take_step
 from rlpost.learner.policy import CRITIC, POLICY
@@ -47,9 +49,13 @@ def ppo_update(
     batch = Batch.of([Row(t.token_ids, t.loss_mask) for t in kept], budget)
     scores, tokens_scored = score(backend, batch, passes_of(cfg.algo), budget, temperature)
     scored = time.perf_counter()
+    steps = list[Metrics]()
+    if critic_steps_once(cfg.algo):
+        scores[CRITIC], step = _critic_step(backend, batch, kept, scores, cfg, iteration)
+        steps.append(step)
     credit, metrics = assign_credit(kept, scores, cfg)
-    metrics |= _epochs(backend, batch, credit, cfg, iteration)
-    metrics |= {
+    steps += _epochs(backend, batch, credit, cfg, iteration)
+    metrics |= _of_the_update(steps) | {
         "tokens": float(batch.tokens),
         "tokens/scored": float(tokens_scored),
         "episodes_left_out": float(len(trajectories) - len(kept)),
@@ -59,11 +65,39 @@ def ppo_update(
     return metrics
 
 
-def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int) -> Metrics:
-    """The optimizer steps of one update; metrics are means (maxima, sums: _together) over the steps that have them."""
-    algo, found = cfg.algo, []
+def _critic_step(
+    backend: DeepSpeedBackend,
+    batch: Batch,
+    episodes: Sequence[Trajectory],
+    scores: dict[str, Tensor],
+    cfg: Config,
+    iteration: int,
+) -> tuple[Tensor, Metrics]:
+    """The critic's only step of an update; returns the values (N,) before it, whole on every rank.
+
+    A micro-batch holds whole episodes, and an episode's returns depend on its own values alone: so the loss of a
+    micro-batch can be had from its own forward pass, while the values of others are not known yet.
+    """
+    values_N = torch.zeros(batch.tokens)
+
+    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        values_N[slots_N] = found[CRITIC].detach().cpu()
+        credit, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
+        return minibatch_loss(credit, everyone, cfg)(found, slots_N)
+
+    everyone, where = range(len(episodes)), f"iteration {iteration}, the critic's step"
+    rates = _rates(cfg.algo, iteration, 0, (CRITIC,))
+    step = take_step(backend, batch, everyone, (CRITIC,), loss_of, rates, cfg.rollout.temperature, where)
+    return backend.summed(values_N), step
+
+
+def _epochs(
+    backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int
+) -> list[Metrics]:
+    """The optimizer steps of an update, but for a critic's that has taken its only one."""
+    algo, found = cfg.algo, list[Metrics]()
     epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
-    if TABLE[algo.name].critic:
+    if TABLE[algo.name].critic and not critic_steps_once(algo):
         epochs[CRITIC] = algo.critic_epochs or algo.epochs
     for epoch in range(max(epochs.values())):
         passes = tuple(name for name, count in epochs.items() if epoch < count)
@@ -74,8 +108,13 @@ def _epochs(backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config
             found.append(
                 take_step(backend, batch, episodes, passes, loss, rates, cfg.rollout.temperature, where)
             )
+    return found
+
+
+def _of_the_update(steps: Sequence[Metrics]) -> Metrics:
+    """Means (maxima, sums: _together) over the steps that have a metric."""
     together: dict[str, list[float]] = {}
-    for step in found:
+    for step in steps:
         for name, value in step.items():
             together.setdefault(name, []).append(value)
     return {name: _together(name, values) for name, values in together.items()}

@@ -4,7 +4,8 @@
                        an actor dies ──▶ a new one starts, takes the live adapter, plays the same share again
     swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it go back to the version before
 
-Which actor plays an episode does not matter: the episode's seed decides its dice.
+Which actor plays an episode does not matter: the episode's seed decides its dice. The episodes of a group go to one
+actor, whose engine computes their common prompt once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,8 @@ class RolloutPool:
             RolloutError: workers died more often than rollout.restarts allows.
             ClusterError: a worker did not answer within rollout.timeout_s.
         """
-        shares = [list(range(i, len(specs), len(self._actors))) for i in range(len(self._actors))]
-        asks = [_collecting([specs[k] for k in share], sampling) for share in shares if share]
+        shares = [share for share in shares_of(specs, len(self._actors)) if share]
+        asks = [_collecting([specs[k] for k in share], sampling) for share in shares]
         refs = [ask(actor) for ask, actor in zip(asks, self._actors, strict=False)]
         played: dict[int, Trajectory] = {}
         for i, (ask, ref) in enumerate(zip(asks, refs, strict=True)):
@@ -154,6 +156,17 @@ class RolloutPool:
 
     def _name(self, i: int) -> str:
         return f"rollout worker {i}"
+
+
+def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:
+    """Each worker's places in `specs`, like-sized to within one episode.
+
+    Episodes are laid out group by group and cut into as many runs as there are workers, so that no more than
+    `workers` - 1 groups are torn.
+    """
+    order = sorted(range(len(specs)), key=lambda k: (specs[k].group, k))
+    cuts = [i * len(order) // workers for i in range(workers + 1)]
+    return [order[begin:end] for begin, end in pairwise(cuts)]
 
 
 def _collecting(specs: list[EpisodeSpec], sampling: Sampling) -> Callable[[Any], Any]:

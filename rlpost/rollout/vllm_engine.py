@@ -34,7 +34,7 @@ _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
 _CPU_BLOCK = (
     32  # tokens a KV block: prompts share whole blocks only, and the CPU kernels want multiples of 32
 )
-_PREFILL_TOKENS = 8192  # prompt tokens one engine step may take
+_PREFILL_TOKENS = 8192  # prompt tokens one engine step may take on CPU, where prompts stay whole
 _RESTORED = 1e-4  # largest log-prob change that a restored version may show on the canary it was proven with
 
 
@@ -245,7 +245,8 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        args = EngineArgs(**_engine_args(settings), distributed_executor_backend=_executor())
+        names = _engine_args(settings, torch.cuda.is_available())
+        args = EngineArgs(**names, distributed_executor_backend=_executor())
         gc.freeze()  # vLLM collects garbage five times at start; spare it the modules just loaded
         with _threads(settings.threads):
             engine = LLMEngine.from_engine_args(args)
@@ -268,15 +269,13 @@ def _executor() -> type:
     return InMemory
 
 
-def _engine_args(settings: EngineSettings) -> dict[str, Any]:
+def _engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's own names and values."""
     args: dict[str, Any] = {
         "model": str(settings.model),
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
-        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, torch cannot there).
-        "enable_chunked_prefill": False,
         "enable_prefix_caching": True,
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
@@ -285,9 +284,15 @@ def _engine_args(settings: EngineSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": WORKER_EXTENSION,
     }
-    if torch.cuda.is_available():
+    if on_gpu:  # how many prompt tokens a step takes is left to vLLM, which knows the GPU
         return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}
-    return args | {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "block_size": _CPU_BLOCK}
+    return args | {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        "block_size": _CPU_BLOCK,
+        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, torch cannot there).
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
+    }
 
 
 @contextmanager

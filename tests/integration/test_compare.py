@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from rlpost.adapters import Adapter
 from rlpost.compare import results
 from rlpost.compare.types import Cell, Comparison, Status
+from tests.integration.runs import DEADLINE_S, end, finish, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
@@ -37,27 +37,6 @@ SETTINGS = (
     "tracking.checkpoint_every=1",
     "tracking.wandb=disabled",
 )
-DEADLINE_S = 900
-CLOSING_S = 120
-
-
-def start(*overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rlpost.run", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        return process.communicate(timeout=DEADLINE_S)[0]
-    except subprocess.TimeoutExpired:
-        end(process)
-        raise
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Cells have sessions of their own: only their comparison ends them, when it is asked to."""
-    process.terminate()
-    process.communicate(timeout=CLOSING_S)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -137,6 +116,7 @@ def test_the_arms_start_from_the_same_warm_adapter(
         assert 0 < moved < 0.5
 
 
+@pytest.mark.slow
 def test_resumed_equals_run_through(
     resumed: Comparison, stopped: tuple[Path, str, list[psutil.Process]], tmp_path: Path
 ) -> None:

@@ -93,7 +93,10 @@ def one_rank(small_model: Path) -> tuple[list[dict[str, float]], Adapter]:
         group.close()
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage",
+    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3],
+)
 def test_two_ranks_equal_one(
     start: Callable[[Config], LearnerGroup],
     one_rank: tuple[list[dict[str, float]], Adapter],

@@ -5,15 +5,12 @@ Both play the same seeds, so the second must end with the adapter of the first, 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +20,12 @@ import torch
 
 from rlpost import models
 from rlpost.adapters import Adapter
-from rlpost.rundir import read_trajectories
-from rlpost.types import Trajectory
+from tests.integration.runs import Finished, end, finish, start, whole_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
-ITERATIONS = 8
+ITERATIONS = 6
+EVALUATED = 12
 SETTINGS = (
     "experiment=generalpoints_ppo",
     f"algo.iterations={ITERATIONS}",
@@ -39,75 +36,33 @@ SETTINGS = (
     "sft.steps=2",
     "sft.batch_size=16",
     "rollout.workers=1",
-    "rollout.episodes=64",
+    "rollout.episodes=32",
     "env_args.verify_iter=2",
-    "eval.episodes=24",
+    f"eval.episodes={EVALUATED}",
     "eval.greedy=false",
     "tracking.checkpoint_every=2",
     "tracking.wandb=disabled",
 )
-LEARNING = (
-    "experiment=generalpoints_ppo",
-    "algo.iterations=12",
-    "algo.critic_warmup=1",
-    "algo.learning_rate=2e-3",
-    "sft.steps=0",
-    "eval.episodes=8",
-    "eval.greedy=false",
-    "tracking.wandb=disabled",
-)
 START_DEADLINE_S = 480
-RUN_DEADLINE_S = 900
-
-
-@dataclass
-class Finished:
-    folder: Path
-    output: str
-
-    def lines(self) -> list[dict[str, Any]]:
-        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if line["stage"] == "ppo"]
-
-    def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
-        return found
-
-    def episodes(self, name: str) -> list[Trajectory]:
-        return read_trajectories(self.folder / "trajectories" / f"{name}.jsonl")
+GAPS = {"float32": 0.02, "bfloat16": 0.06}  # nats between engine and learner on a sampled token, as a mean
 
 
 def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if "seconds" not in key}
 
 
-def start(*overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rlpost.run", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen[str], deadline_s: float = RUN_DEADLINE_S) -> str:
-    try:
-        return process.communicate(timeout=deadline_s)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(*SETTINGS, f"output_dir={folder}")
-    output = finish(process)
-    assert process.returncode == 0, output
-    return Finished(folder, output)
+    return whole_run(tmp_path_factory.mktemp("whole") / "run", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Finished, list[psutil.Process]]]:
-    """Loses its rollout worker in the second iteration, gets Ctrl-C after the third."""
+def interrupted(
+    whole: Finished, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Finished, list[psutil.Process]]]:
+    """Loses its rollout worker in the second iteration, gets Ctrl-C after the third; in the precision of the whole."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
-    process = start(*SETTINGS, f"output_dir={folder}")
+    process = start(*SETTINGS, f"dtype={whole.dtype}", f"output_dir={folder}")
     try:
         wait_for(lambda: iterations_done(folder) >= 1, process)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -121,7 +76,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fini
         yield Finished(folder, output), children
     finally:
         if process.poll() is None:
-            process.kill()
+            end(process)
 
 
 def iterations_done(folder: Path) -> int:
@@ -140,13 +95,13 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> No
 def test_the_record_is_whole(whole: Finished) -> None:
     for name in ("config.yaml", "versions.json", "report.html", "adapter/adapter_model.safetensors"):
         assert (whole.folder / name).stat().st_size > 0
-    summary = whole.summary()
+    summary = whole.summary
     assert summary["iterations"] == ITERATIONS
     assert 0 < summary["swap_seconds_median"] < 10
     for stage in ("before", "warm", "after"):
         for variant in ("faces_10", "faces_11_12_13"):
             found = summary["eval"][stage][variant]
-            assert found["n"] == 24
+            assert found["n"] == EVALUATED
             assert found["low"] <= found["success"] <= found["high"]
 
 
@@ -171,7 +126,7 @@ def test_the_time_is_accounted_for(whole: Finished) -> None:
 def test_every_swap_was_proven_and_versions_go_up(whole: Finished) -> None:
     lines = whole.lines()
     assert [line["adapter_version"] for line in lines] == list(range(1, ITERATIONS + 1))
-    assert all(line["logprob_gap"] < 0.02 for line in lines)  # on sampled tokens
+    assert all(line["logprob_gap"] < GAPS[whole.dtype] for line in lines)
     # On the canary, prompt included, two bf16 forward passes of transformers differ by 0.017 without any adapter.
     assert all(line["swap/canary_gap"] < 0.05 for line in lines)
     assert all(line["swap/modules_bound"] == 42 for line in lines)
@@ -182,17 +137,6 @@ def test_the_policy_leaves_its_start(whole: Finished) -> None:
     kl = [line["kl_reference"] for line in whole.lines()]
     assert abs(kl[0]) < 1e-6
     assert kl[-1] > 1e-4, kl
-
-
-def test_the_shipped_setting_learns(tmp_path: Path) -> None:
-    """Success of the episodes it trains on rises by a margin: from about 18% to 25% when this was written, with a
-    standard error of the difference of 2 points."""
-    folder = tmp_path / "run"
-    process = start(*LEARNING, f"output_dir={folder}")
-    output = finish(process)
-    assert process.returncode == 0, output
-    success = [line["success"] for line in Finished(folder, output).lines()]
-    assert statistics.fmean(success[-4:]) > statistics.fmean(success[:3]) + 0.03, success
 
 
 def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> None:
@@ -213,7 +157,7 @@ def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> N
         mask = torch.tensor(episode.loss_mask[1:]).bool()
         gaps.append((ours[mask] - recorded).abs().mean().item())
         assert not torch.allclose(recorded, torch.zeros(()))
-    assert sum(gaps) / len(gaps) < 0.02
+    assert sum(gaps) / len(gaps) < GAPS[whole.dtype]
 
 
 def test_ctrl_c_leaves_a_whole_checkpoint_and_no_process(

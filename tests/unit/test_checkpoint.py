@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -75,12 +76,15 @@ def test_no_checkpoint_is_an_error(run_dir: RunDir) -> None:
         ),
         lambda p: (p / "optimizer.bin").unlink(),
         lambda p: (p / "shard" / "weights.bin").write_text("cut"),
+        lambda p: (p / "shard" / "weights.bin").write_text("OF 2"),  # as long as before
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(run_dir: RunDir, damage: Callable[[Path], None]) -> None:
     take(run_dir, 1)
     damage(take(run_dir, 2))
-    assert is_whole(checkpoint.latest(run_dir, SETTINGS), 1)
+    found = checkpoint.latest(run_dir, SETTINGS)
+    assert is_whole(found, 1)
+    assert [path.name for path in found.passed_over] == ["iteration-000002"]
     damage(run_dir.checkpoints / "iteration-000001")
     with pytest.raises(CheckpointError, match="none of 2 checkpoints is whole"):
         checkpoint.latest(run_dir, SETTINGS)
@@ -149,7 +153,8 @@ def test_taking_an_iteration_again_replaces_it(run_dir: RunDir) -> None:
 
 def test_the_mark_is_written_last_and_vouches_for_every_file(run_dir: RunDir) -> None:
     mark = json.loads((take(run_dir, 3) / "progress.json").read_text())
-    assert mark["files"] == {"optimizer.bin": 8, "shard/weights.bin": 4}
+    digests = {name: hashlib.sha256(text).hexdigest() for name, text in (("o", b"of 3of 3"), ("w", b"of 3"))}
+    assert mark["files"] == {"optimizer.bin": [8, digests["o"]], "shard/weights.bin": [4, digests["w"]]}
 
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir")

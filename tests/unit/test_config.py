@@ -320,6 +320,9 @@ class TestValidate:
             (["task=sft", "train_variant=faces_11_12_13"], "held out"),
             (["env_args.no_such=1"], "no_such"),
             (["learner.betas=[0.9]"], "learner.betas=[0.9]"),
+            (["learner.gpus=2"], "learner.gpus=2"),
+            (["rollout.gpus=1.5"], "rollout.gpus=1.5"),
+            (["learner.workers=2", "learner.gpus=0.5"], "which NCCL refuses"),
             (["learner.betas=[0.9,1.0]"], "AdamW takes two"),
             (["adapter=/nowhere"], "no adapter_config.json"),
             (["resume=/nowhere"], "no checkpoints/ there"),
@@ -402,6 +405,10 @@ class TestValidate:
     def test_a_pass_may_be_as_long_as_an_episode_and_does_not_matter_without_training(self) -> None:
         run.prepare([PPO, "learner.micro_batch_tokens=512"])
         run.prepare([PPO, "learner.micro_batch_tokens=511", "task=eval"])
+
+    def test_ranks_may_have_a_gpu_each_or_one_rank_a_part_of_one(self) -> None:
+        run.prepare([PPO, "learner.workers=2", "learner.gpus=1"])
+        run.prepare([PPO, "learner.gpus=0.5", "rollout.gpus=0.5"])
 
     def test_folder_with_files_is_refused_as_output(self, tmp_path: Path) -> None:
         run.prepare([PPO, f"output_dir={tmp_path}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rlpost import precision
 from rlpost.compose import to_yaml
 from rlpost.config import Config, Dtype
+from rlpost.errors import ClusterError
 from rlpost.models import TINY
 from rlpost.precision import Measurement, Product, Shapes
 
@@ -85,13 +87,36 @@ def test_shapes_are_the_models_cut_to_what_is_measured_quickly() -> None:
     assert Shapes.of(cfg, TINY) == Shapes(tokens=512, sequences=48, inputs=256, outputs=768, rank=8, head=64)
 
 
+def test_one_thread_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine two threads told of their waiting, not of the processor."""
+    threads = []
+
+    def of(shapes: Shapes) -> Measurement:
+        threads.append(torch.get_num_threads())
+        return measured(1.0, 30.0)
+
+    monkeypatch.setattr(Measurement, "of", of)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        precision.choose(Dtype.auto, SHAPES, on_gpu=False)
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_waiting_is_not_measured() -> None:
+    """A thread that others keep from its core has not computed slowly."""
+    assert precision._timed(lambda: time.sleep(0.1)) < 0.05
+
+
 RESTRICTED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PROGRAM = """
 import time
 from rlpost.config import Dtype
 from rlpost.precision import Shapes, choose
 started = time.perf_counter()
-print(choose(Dtype.auto, Shapes(512, 128, 256, 768, 32, 64), 1, on_gpu=False).dtype.value)
+print(choose(Dtype.auto, Shapes(512, 128, 256, 768, 32, 64), on_gpu=False).dtype.value)
 print(time.perf_counter() - started)
 """
 
@@ -116,6 +141,16 @@ def test_a_gpu_computes_in_bfloat16_where_it_can(has_it: bool, chosen: str) -> N
     assert (precision.of_gpu(Dtype.bfloat16, has_it).warning is None) is has_it
 
 
+def test_a_gpu_that_is_not_there_is_no_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = Config()
+    cfg.learner.gpus = cfg.rollout.gpus = 0.5
+    with pytest.raises(ClusterError, match=r"sees none here.*PLATFORM=gpu"):
+        precision.settle(cfg, TINY)
+    cfg.rollout.gpus = 0.0
+    assert precision.settle(cfg, TINY).reason.startswith("measured: ")
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A run that computed in bfloat16, whatever this machine would choose."""
@@ -134,10 +169,17 @@ def test_an_adapter_keeps_the_precision_of_its_run(run_folder: Path, tmp_path: P
     assert precision.settle(replace(cfg, dtype=Dtype.float32), TINY).dtype is Dtype.float32
 
 
+@pytest.fixture(scope="module")
+def real() -> Measurement:
+    """This machine's, taken once."""
+    return Measurement.of(SHAPES)
+
+
 @pytest.mark.parametrize("text", [None, "dtype: auto", "dtype: float7", "- a list", "{", "adapter: x"])
 def test_a_folder_that_tells_no_precision_leaves_it_to_the_measurement(
-    text: str | None, tmp_path: Path
+    text: str | None, real: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Measurement, "of", lambda shapes: real)
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)
     choice = precision.settle(Config(adapter=str(tmp_path / "adapter")), TINY)

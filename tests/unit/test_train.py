@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rlpost import standings, train
 from rlpost.config import Config, Measure
@@ -89,7 +90,7 @@ def test_the_episodes_that_break_an_update_are_on_disk_and_a_resumed_run_plays_t
         trained(session, 3)
     breaking = session.run_dir.trajectories_file("iteration-000002")
     assert breaking.read_bytes().count(b"\n") == 4
-    assert standings.take_up(session, "iteration").steps == 2
+    assert standings.take_up(session, "iteration", live=False).steps == 2
     assert not breaking.exists()
 
 
@@ -111,9 +112,48 @@ def test_a_checkpoints_time_is_recording_of_the_line_that_follows(session: Sessi
     assert seconds == [0.0, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("broken", ["load", "go_live", "lines"])
+def test_a_resume_that_fails_leaves_a_finished_runs_results(
+    session: Session, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(session, 2)
+    session.run_dir.write_summary({"iterations": 2})
+    evaluation = session.run_dir.write_trajectories("eval-after-faces_10-sampled", [episode(turn())])
+    session.run_dir.report.write_text("looked at")
+    if broken == "lines":
+        session.run_dir.metrics.write_bytes(session.run_dir.metrics.read_bytes().splitlines(keepends=True)[0])
+    before = {path: path.read_bytes() for path in session.run_dir.path.rglob("*") if path.is_file()}
+
+    def fails(*_: object) -> None:
+        raise LearnerError("it does not load")
+
+    if broken == "load":
+        session.learner.load = fails  # type: ignore[method-assign]
+    if broken == "go_live":
+        monkeypatch.setattr(standings, "go_live", fails)
+    with pytest.raises((LearnerError, CheckpointError)):
+        standings.take_up(session, "iteration", live=True)
+    assert {path: path.read_bytes() for path in session.run_dir.path.rglob("*") if path.is_file()} == before
+    assert evaluation in before
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.console = Console(width=200)
+    trained(session, 4)
+    (session.run_dir.checkpoints / "iteration-000004" / "weights").write_text("bytes that nobody wrote")
+    assert standings.take_up(session, "iteration", live=False).steps == 2
+    assert (
+        "iteration-000004 is damaged; iteration-000002 is taken instead"
+        in capsys.readouterr().out.replace("\n", "")
+    )
+    assert len(session.run_dir.read_metrics()) == 2
+
+
 def test_a_record_without_the_line_of_a_step_is_refused(session: Session) -> None:
     trained(session, 2)
     first, _ = session.run_dir.metrics.read_bytes().splitlines(keepends=True)
     session.run_dir.metrics.write_bytes(first)
     with pytest.raises(CheckpointError, match=r"the lines of 1 steps \(iteration\).* has taken 2\n"):
-        standings.take_up(session, "iteration")
+        standings.take_up(session, "iteration", live=False)
