@@ -34,6 +34,7 @@ SETTINGS = (
     "rollout.episodes=32",
     "eval_variants=[faces_10,faces_11_12_13]",
     "eval.episodes=12",
+    "learner.threads=1",  # two wait for one another, for long where other tests run beside them
     "tracking.checkpoint_every=1",
     "tracking.wandb=disabled",
 )
