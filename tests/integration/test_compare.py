@@ -20,7 +20,7 @@ from rlpost.compare import results
 from rlpost.compare.types import Cell, Comparison, Status
 from tests.integration.runs import DEADLINE_S, end, finish, start
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = (
     "experiment=generalpoints_sft_vs_rl",
@@ -117,7 +117,6 @@ def test_the_arms_start_from_the_same_warm_adapter(
         assert 0 < moved < 0.5
 
 
-@pytest.mark.slow
 def test_resumed_equals_run_through(
     resumed: Comparison, stopped: tuple[Path, str, list[psutil.Process]], tmp_path: Path
 ) -> None:

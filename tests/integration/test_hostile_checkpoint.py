@@ -56,7 +56,9 @@ def attack(zero_stage: int, folder: Path) -> None:
     backend.load(checkpoint)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+@pytest.mark.parametrize(
+    "zero_stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_nothing_that_a_checkpoint_names_is_run(zero_stage: int, tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(attack, zero_stage, tmp_path).result(timeout=300)

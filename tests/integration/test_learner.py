@@ -95,7 +95,12 @@ def one_rank(small_model: Path) -> tuple[list[dict[str, float]], Adapter]:
 
 @pytest.mark.parametrize(
     "zero_stage",
-    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3],
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.slow),
+        3,
+    ],
 )
 def test_two_ranks_equal_one(
     start: Callable[[Config], LearnerGroup],
@@ -142,6 +147,7 @@ def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup]
     assert (again.fingerprint, canary_again) == (adapter.fingerprint, canary)
 
 
+@pytest.mark.slow
 def test_bfloat16_base_follows_float32(
     start: Callable[[Config], LearnerGroup], one_rank: tuple[list[dict[str, float]], Adapter]
 ) -> None:
@@ -210,7 +216,7 @@ def _arms(
     ]
 
 
-@pytest.mark.parametrize("name", [AlgoName.ppo, AlgoName.grpo])
+@pytest.mark.parametrize("name", [AlgoName.ppo, pytest.param(AlgoName.grpo, marks=pytest.mark.slow)])
 def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name: AlgoName) -> None:
     """On-policy, with a critic and without, arms drawn from the learner's own probabilities: the optimum is known."""
 

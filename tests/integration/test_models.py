@@ -11,7 +11,7 @@ import torch
 from rlpost.errors import ModelError
 from rlpost.models import resolve
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture
