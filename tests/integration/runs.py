@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from rlpost.rundir import read_trajectories
 from rlpost.types import Trajectory
 
-DEADLINE_S = 900
+DEADLINE_S = 1500
 
 
 @dataclass

@@ -190,7 +190,7 @@ def start_driver(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], list[
     return driver, [psutil.Process(int(pid)) for pid in driver.stdout.readline().split()]
 
 
-@pytest.mark.parametrize("how", ["raise", "interrupt"])
+@pytest.mark.parametrize("how", [pytest.param("raise", marks=pytest.mark.slow), "interrupt"])
 def test_no_process_and_no_file_is_left_behind(how: str) -> None:
     # pytest's own temporary folders have paths too long for Ray's sockets.
     with tempfile.TemporaryDirectory(prefix="rlpost-", dir="/tmp") as folder:

@@ -131,6 +131,7 @@ def _check_resume(group: LearnerGroup, folder: Path) -> None:
     assert group.export(2)[0].fingerprint == fingerprint
 
 
+@pytest.mark.slow
 def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup], tmp_path: Path) -> None:
     cfg = _config(workers=1, zero_stage=0)
     group = start(cfg)
@@ -159,6 +160,7 @@ def test_bfloat16_base_follows_float32(
     assert metrics[-1]["entropy"] == pytest.approx(one_rank[0][-1]["entropy"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_bad_step_stops_all_ranks_and_names_the_step(start: Callable[[Config], LearnerGroup]) -> None:
     """Infinite weights from an absurd learning rate; then the group takes no further calls."""
     cfg = _config(workers=2, zero_stage=0)
@@ -216,7 +218,8 @@ def _arms(
     ]
 
 
-@pytest.mark.parametrize("name", [AlgoName.ppo, pytest.param(AlgoName.grpo, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [AlgoName.ppo, AlgoName.grpo])
 def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name: AlgoName) -> None:
     """On-policy, with a critic and without, arms drawn from the learner's own probabilities: the optimum is known."""
 

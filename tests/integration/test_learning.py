@@ -18,6 +18,7 @@ SETTINGS = (
     "eval.start=false",
     "eval.episodes=8",
     "eval.greedy=false",
+    "learner.threads=1",  # two wait for one another, for long where other tests run beside them
     "tracking.wandb=disabled",
 )
 

@@ -24,7 +24,7 @@ from tests.integration.runs import Finished, end, finish, start, whole_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
-ITERATIONS = 6
+ITERATIONS = 4
 EVALUATED = 12
 SETTINGS = (
     "experiment=generalpoints_ppo",
