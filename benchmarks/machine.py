@@ -34,6 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as `dtype=auto` does
     print(processor())
     for model in args.models:
         cfg = compose(["experiment=generalpoints_ppo", f"model={model}"])

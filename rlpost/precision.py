@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -219,8 +218,11 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
     source = _earlier_run(cfg) if cfg.dtype is Dtype.auto else None
     kept = _kept(source) if source is not None else None
     on_gpu = cfg.learner.gpus > 0 and cfg.rollout.gpus > 0
-    ask = partial(choose, kept or cfg.dtype, Shapes.of(cfg, model_folder), on_gpu)
-    choice = ask() if cfg.ray.address is None else _on_the_cluster(ask, cfg)
+    asked, shapes = kept or cfg.dtype, Shapes.of(cfg, model_folder)
+    if cfg.ray.address is None:
+        choice = choose(asked, shapes, on_gpu)
+    else:
+        choice = _chosen_by_the_cluster(cfg, asked, shapes, on_gpu)
     return choice if kept is None else replace(choice, reason=f"as in {source}")
 
 
@@ -255,15 +257,16 @@ def of_gpu(asked: Dtype, has_bfloat16: bool) -> Choice:
     return Choice(asked, "as set", warning)
 
 
-def _on_the_cluster(ask: Callable[[], Choice], cfg: Config) -> Choice:
-    """Ask a node that has what a learner rank is given."""
+def _chosen_by_the_cluster(cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
+    """`choose` on a node that has what a learner rank is given."""
     import ray
 
     from rlpost import answers, cluster
 
     with cluster.connect(cfg.ray, cluster.Needs.of(cfg)):
-        task = ray.remote(num_cpus=cfg.learner.cpus, num_gpus=cfg.learner.gpus)(ask)
-        found: Choice = answers.get(task.remote(), cfg.ray.timeout_s, "the node that measures its precisions")
+        task = ray.remote(num_cpus=cfg.learner.cpus, num_gpus=cfg.learner.gpus)(choose)
+        asking = task.remote(asked, shapes, on_gpu)
+        found: Choice = answers.get(asking, cfg.ray.timeout_s, "the node that measures its precisions")
     return found
 
 

@@ -245,8 +245,9 @@ GUEST = """
 import sys
 from pathlib import Path
 import ray
-from rlpost import answers, cluster
-from rlpost.config import RayConfig
+from rlpost import answers, cluster, precision
+from rlpost.config import Config, RayConfig
+from rlpost.models import TINY
 
 @ray.remote(num_cpus=1)
 def shipped_packages():
@@ -260,6 +261,7 @@ modules = [Path(sys.argv[2]), Path(sys.argv[2]).with_name("own_helper.py")]
 for _ in range(2):  # leaving once does not end the cluster
     with cluster.connect(RayConfig(address=sys.argv[1]), cluster.Needs(cpus=1, gpus=0), modules=modules):
         print(*answers.get(shipped_packages.remote(), 120, "a remote worker"))
+print(precision.settle(Config(ray=RayConfig(address=sys.argv[1])), TINY).reason.partition(":")[0])
 """
 
 
@@ -280,7 +282,7 @@ def test_a_running_cluster_is_joined_with_this_code_and_left_running(
         guest = subprocess.run(
             command, capture_output=True, text=True, timeout=300, env=environment, check=False
         )
-        assert guest.stdout.split() == ["envs", "rlpost", "hello"] * 2, guest.stderr
+        assert guest.stdout.split() == [*["envs", "rlpost", "hello"] * 2, "measured"], guest.stderr
         assert host.poll() is None
     finally:
         host.communicate(timeout=60)  # closes its standard input, upon which it ends
