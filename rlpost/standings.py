@@ -66,9 +66,8 @@ def take_up(session: Session, counted: str, live: bool) -> Standing:
     """
     found = checkpoints.latest(session.run_dir, training_settings(session.cfg))
     for path in found.passed_over:
-        session.console.print(
-            f"warning: {path} is damaged; {found.path.name} is taken instead", style="yellow"
-        )
+        told = f"warning: {path} is damaged; {found.path.name} is taken instead"
+        session.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
     standing = Standing(**found.progress)
     _check_lines(session.run_dir, standing, counted)
     session.learner.load(found.path)
