@@ -111,7 +111,7 @@ class _SwiGlu(torch.autograd.Function):
         found_T2I = torch.empty_like(gate_up_T2I)
         for part in _chunks(gate_up_T2I):
             gate, up, slopes = gate_up_T2I[part, :half], gate_up_T2I[part, half:], grads[0][part]
-            found_T2I[part, :half] = torch.ops.aten.silu_backward(slopes * up, gate)
+            torch.ops.aten.silu_backward.grad_input(slopes * up, gate, grad_input=found_T2I[part, :half])
             torch.mul(F.silu(gate), slopes, out=found_T2I[part, half:])
         return found_T2I
 

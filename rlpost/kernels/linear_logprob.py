@@ -1,9 +1,10 @@
 """Log-probs and entropy of chosen tokens straight from hidden states, without the batch's logits.
 
-N positions, H hidden size, V vocabulary. The fast path goes over tiles of some positions and some words, keeps three
-running numbers a position (online softmax: largest logit, sum of exponentials, their weighted sum), and computes
-each tile again in the backward pass: memory is a tile instead of N x V. On a GPU the same is done by Triton
-(rlpost.kernels.linear_logprob_triton). The head is frozen, so it gets no gradient.
+N positions, H hidden size, V vocabulary. The fast path goes over tiles of some positions and some words and keeps three
+running numbers a position (online softmax: largest logit, sum of exponentials, their weighted sum): memory is a tile
+instead of N x V. Where a gradient will be asked for it also keeps the expected row of the head, sum of p W, which is
+all that the log-prob's gradient needs: the backward pass has no product then. The entropy's gradient computes the
+tiles again. On a GPU Triton does it (rlpost.kernels.linear_logprob_triton). The head is frozen: no gradient.
 """
 
 from __future__ import annotations
@@ -69,16 +70,20 @@ def _tile_logits(hidden_CH: Tensor, weight_BH: Tensor, temperature: float) -> Te
 
 
 class _Running:
-    """Online softmax of C positions (Milakov and Gimelshein 2018), with the sum that entropy needs."""
+    """Online softmax of C positions (Milakov and Gimelshein 2018), with the sum that entropy needs, and the rows of
+    the head in the mean over words that the log-prob's gradient needs (`keep_rows`)."""
 
-    def __init__(self, targets_C: Tensor, dtype: torch.dtype) -> None:
-        self.targets_C = targets_C
+    def __init__(self, targets_C: Tensor, weight_VH: Tensor, dtype: torch.dtype, keep_rows: bool) -> None:
+        self.targets_C, self.weight_VH = targets_C, weight_VH
         self.top_C = torch.full(targets_C.shape, float("-inf"), dtype=dtype, device=targets_C.device)
         self.mass_C, self.weighted_C, self.chosen_C = (torch.zeros_like(self.top_C) for _ in range(3))
+        self.rows_CH = (
+            self.top_C.new_zeros(len(targets_C), weight_VH.shape[1]) if keep_rows else None
+        )  # sum of e^(x - top) W
 
-    def absorb(self, logits_CB: Tensor, begin: int) -> None:
-        """Take in the logits of words `begin` on; overwrites them."""
-        place_C = self.targets_C - begin
+    def absorb(self, logits_CB: Tensor, words: slice) -> None:
+        """Take in the logits of `words`; overwrites them."""
+        place_C = self.targets_C - words.start
         inside_C = (place_C >= 0) & (place_C < logits_CB.shape[1])
         here_C = logits_CB.gather(1, place_C.clamp(0, logits_CB.shape[1] - 1)[:, None])[:, 0]
         self.chosen_C = torch.where(inside_C, here_C, self.chosen_C)
@@ -90,6 +95,9 @@ class _Running:
         moved_C = torch.where(kept_C > 0.0, self.mass_C * shift_C, 0.0)
         self.weighted_C = kept_C * (self.weighted_C + moved_C) + torch.linalg.vecdot(exps_CB, logits_CB)
         self.mass_C = kept_C * self.mass_C + exps_CB.sum(dim=1)
+        if self.rows_CH is not None:
+            weight_BH = self.weight_VH[words]
+            self.rows_CH.mul_(kept_C[:, None]).add_(exps_CB.to(weight_BH.dtype) @ weight_BH)
         self.top_C = top_C
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,6 +105,12 @@ class _Running:
         log_mass_C = self.mass_C.log()
         logprobs_C = (self.chosen_C - self.top_C) - log_mass_C  # in this order large logits cancel exactly
         return logprobs_C, log_mass_C - self.weighted_C / self.mass_C, self.top_C + log_mass_C
+
+    def target_less_mean(self) -> Tensor | None:
+        """The target's row of the head less the expected one, (C, H): d log-prob / d hidden at temperature 1."""
+        if self.rows_CH is None:
+            return None
+        return self.weight_VH[self.targets_C] - self.rows_CH.div_(self.mass_C[:, None])
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -112,30 +126,40 @@ class _LinearLogprob(torch.autograd.Function):
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         logprobs_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=wide)
         entropy_N, total_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
+        learns = ctx.needs_input_grad[0]
+        slope_NH = hidden_NH.new_empty(hidden_NH.shape, dtype=wide) if learns else None
         for rows in _slices(hidden_NH.shape[0], tile[0]):
-            running = _Running(targets_N[rows], wide)
+            running = _Running(targets_N[rows], weight_VH, wide, learns)
             for words in _slices(weight_VH.shape[0], tile[1]):
-                running.absorb(_tile_logits(hidden_NH[rows], weight_VH[words], temperature), words.start)
+                running.absorb(_tile_logits(hidden_NH[rows], weight_VH[words], temperature), words)
             logprobs_N[rows], entropy_N[rows], total_N[rows] = running.result()
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, entropy_N, total_N)
+            if slope_NH is not None:
+                slope_NH[rows] = running.target_less_mean()
+        ctx.save_for_backward(hidden_NH, weight_VH, entropy_N, total_N, slope_NH)
         ctx.temperature, ctx.tile = temperature, tile
+        ctx.set_materialize_grads(False)
         return logprobs_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None, None, None]:
         """d logprob / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)."""
-        hidden_NH, weight_VH, targets_N, entropy_N, total_N = ctx.saved_tensors
+        hidden_NH, _, _, _, slope_NH = ctx.saved_tensors
         logprob_grad_N, entropy_grad_N = grads
-        hidden_grad_NH = torch.empty_like(hidden_NH)
-        for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
-            # The one-hot part is a row of the weight; what is left of the slope is -p (slope log p + offset).
-            found_CH = weight_VH[targets_N[rows]].to(total_N.dtype) * logprob_grad_N[rows, None]
-            slope_C1, total_C1 = entropy_grad_N[rows, None], total_N[rows, None]
-            offset_C1 = logprob_grad_N[rows, None] + slope_C1 * entropy_N[rows, None]
-            for words in _slices(weight_VH.shape[0], ctx.tile[1]):
-                logits_CB = _tile_logits(hidden_NH[rows], weight_VH[words], ctx.temperature)
-                probs_CB = logits_CB.sub_(total_C1).exp()
-                slopes_CB = probs_CB.mul_(logits_CB.mul_(slope_C1).add_(offset_C1))
-                found_CH -= slopes_CB.to(weight_VH.dtype) @ weight_VH[words]
-            hidden_grad_NH[rows] = found_CH.div_(ctx.temperature)
-        return hidden_grad_NH, None, None, None, None
+        hidden_grad_NH = torch.zeros_like(slope_NH)
+        if logprob_grad_N is not None:
+            hidden_grad_NH.addcmul_(slope_NH, logprob_grad_N[:, None])
+        if entropy_grad_N is not None:
+            _add_entropy_gradient(hidden_grad_NH, entropy_grad_N, ctx)
+        return hidden_grad_NH.div_(ctx.temperature).to(hidden_NH.dtype), None, None, None, None
+
+
+def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: Any) -> None:
+    """Adds sum over words of -p (log p + entropy) W, times the temperature, with the tiles computed again."""
+    hidden_NH, weight_VH, entropy_N, total_N, _ = ctx.saved_tensors
+    for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
+        slope_C1, entropy_C1 = entropy_grad_N[rows, None], entropy_N[rows, None]
+        for words in _slices(weight_VH.shape[0], ctx.tile[1]):
+            logits_CB = _tile_logits(hidden_NH[rows], weight_VH[words], ctx.temperature)
+            logprobs_CB = logits_CB.sub_(total_N[rows, None])
+            slopes_CB = logprobs_CB.exp().mul_(logprobs_CB.add_(entropy_C1)).mul_(slope_C1)
+            hidden_grad_NH[rows] -= slopes_CB.to(weight_VH.dtype) @ weight_VH[words]
