@@ -256,7 +256,7 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
 
 
 def _unranked(logprobs_BV: torch.Tensor, chosen_B1: torch.Tensor) -> torch.Tensor:
-    """In place of each token's rank among all words, which nobody here reads: on CPUs 10 of a step's 66 ms (SmolLM2)."""
+    """In place of a token's rank among all words, which nobody reads: on a CPU 10 of 66 ms a step (SmolLM2)."""
     return torch.zeros(len(chosen_B1), dtype=torch.long, device=chosen_B1.device)
 
 
