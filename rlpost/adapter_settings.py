@@ -8,7 +8,7 @@ writes every setting that its version has, used or not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,9 @@ def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
         )
 
 
-def matches(names: str | list[str] | tuple[str, ...] | None, module: str) -> bool:
-    """Whether PEFT's `target_modules` or `exclude_modules` names a module by its whole name or its end."""
-    listed = [names] if isinstance(names, str) else names or ()
-    return any(module == name or module.endswith(f".{name}") for name in listed)
+def named(names: Iterable[str], module: str) -> bool:
+    """Whether one of `names` is a module's whole name or its end: what PEFT makes of a list of target modules."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 @dataclass(frozen=True)
