@@ -202,7 +202,9 @@ def _check(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> No
             raise AdapterError(
                 f"Module {module!r} has {sorted(parts)}; its config asks for {sorted(wanted)}."
             )
-        _check_shapes(module, {part: tensors[f"base_model.model.{module}.{part}"] for part in parts}, config["r"])
+        _check_shapes(
+            module, {part: tensors[f"base_model.model.{module}.{part}"] for part in parts}, config["r"]
+        )
 
 
 def _check_values(name: str, tensor: torch.Tensor) -> None:

@@ -45,7 +45,10 @@ class Shares:
 
 
 def run(cfg: Config) -> None:
-    """Print a sample episode and the table. Raises ModelError when the model cannot be found, and as `check_model` does."""
+    """Print a sample episode and the table.
+
+    Raises ModelError when the model cannot be found; ConfigError, AdapterError for what does not fit it.
+    """
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     console, chat = Console(), Chat.load(model_folder)

@@ -111,7 +111,7 @@ def _vocabulary(config_file: Path) -> int | None:
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor's name and shape in a folder's safetensors files: where there is an index, in those that it names."""
+    """Every tensor's name and shape in a folder's safetensors files."""
     for path in _weight_files(folder):
         for name, entry in _header(path).items():
             if name != "__metadata__":
@@ -119,7 +119,7 @@ def _stored(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Shards may have the same weights beside them in one file, under the names of their author's own format."""
+    """Those that the index names, where there is one: the same weights may lie beside them in another format's file."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))

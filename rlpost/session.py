@@ -70,7 +70,10 @@ class Session:
 
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
-    """Raises RlpostError of the part that cannot start; what does not fit the model is refused before Ray is started."""
+    """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start.
+
+    What does not fit the model is refused before Ray starts: ConfigError, AdapterError.
+    """
     started, clock, console = time.monotonic(), Clock(), Console()
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)

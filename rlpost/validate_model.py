@@ -1,13 +1,13 @@
 """Refuses what does not fit the model: `lora.target_modules` and the adapter that a run starts from or evaluates.
 
-This needs the model's files, so it follows rlpost.validate; it runs before Ray, so that nobody waits for engines in vain.
-Names of modules and shapes decide. The adapter's own `base_model_name_or_path` is shown, but does not: folders get
-renamed.
+This needs the model's files, so it follows rlpost.validate. It runs before Ray starts: nobody waits for engines in vain.
+Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown, since folders get renamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rlpost import models
@@ -53,7 +53,7 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
         refusal(
             "lora.target_modules",
             name,
-            f"model={cfg.model} has no linear layer of that name (embeddings and the head are not swapped into engines)",
+            f"model={cfg.model} has no linear layer of that name (engines do not swap embeddings and the head)",
             f"give {ALL}, or choose from {', '.join(has)}",
         )
         for name in _targets(cfg)
@@ -69,28 +69,39 @@ def _check_fit(adapter: Adapter, cfg: Config, layers: Layers) -> None:
         for module in adapter.modules
         if layers.get(module) != _shape(adapter, module)
     ]
-    if not wrong:
-        wrong = [f"{module} is absent there" for module in _left_out(adapter, layers)]
-    if not wrong:
-        return
-    base = adapter.config.get("base_model_name_or_path") or "a model that it does not name"
-    raise AdapterError(
-        f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {base}; of its"
-        f" {len(adapter.modules)} modules and the model's {len(layers)} linear layers, {len(wrong)} do not agree:"
-        f" {_some(wrong)}. Give the model that it was trained on. (Embeddings and heads cannot be adapted.)"
+    reason = (
+        f"{len(wrong)} of its {len(adapter.modules)} modules do not fit: {_some(wrong)}" if wrong else None
+    )
+    reason = reason or _of_fewer_blocks(adapter, layers)
+    if reason is not None:
+        base = adapter.config.get("base_model_name_or_path") or "a model that it does not name"
+        raise AdapterError(
+            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {base}, and {reason}."
+            " Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
+        )
+
+
+def _of_fewer_blocks(adapter: Adapter, layers: Layers) -> str | None:
+    """Why an adapter whose every module fits is of another model: it knows the first blocks alone, and not by intent.
+
+    A regular expression, exceptions, or PEFT's `layers_to_transform` are an intent.
+    """
+    settings = adapter.config
+    chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
+    if chosen or not isinstance(settings.get("target_modules"), list):
+        return None
+    its, blocks = _blocks(adapter.modules), _blocks(layers)
+    if its != set(range(len(its))) or len(its) >= len(blocks):
+        return None
+    return (
+        f"it has the first {len(its)} of {len(blocks)} blocks alone (if that is meant, say so in adapter_config.json:"
+        f" layers_to_transform = {sorted(its)})"
     )
 
 
-def _left_out(adapter: Adapter, layers: Layers) -> list[str]:
-    """Modules that the adapter's settings name and the model has, but not the adapter: its model has fewer blocks."""
-    settings = adapter.config
-    targets, excluded = settings.get("target_modules"), settings.get("exclude_modules") or []
-    if not isinstance(targets, list) or not isinstance(excluded, list):
-        return []  # a regular expression names what it likes
-    if settings.get("layers_to_transform") is not None:
-        return []
-    wanted = [module for module in layers if named(targets, module) and not named(excluded, module)]
-    return sorted(set(wanted) - set(adapter.modules))
+def _blocks(modules: Iterable[str]) -> set[int]:
+    numbers = (re.search(r"(?:^|\.)(\d+)\.", module) for module in modules)
+    return {int(found[1]) for found in numbers if found}
 
 
 def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:

@@ -41,7 +41,8 @@ from rlpost.versions import versions
 def run(cfg: Config) -> None:
     """Run what is not done yet, then report; `cfg.resume` goes on with that folder's comparison.
 
-    Raises ConfigError, ModelError, AdapterError, OutputError, ClusterError; RlpostError, after the report, where cells failed.
+    Raises ConfigError, ModelError, AdapterError, OutputError, ClusterError; RlpostError, after the report, where cells
+    failed.
     """
     console = Console()
     cfg = quickened(cfg)

@@ -42,7 +42,9 @@ def base() -> TwoLayers:
 
 
 def untrained(**kwargs: Any) -> PeftModel:
-    return get_peft_model(base(), LoraConfig(r=4, lora_alpha=10, target_modules=["first", "second"], **kwargs))
+    return get_peft_model(
+        base(), LoraConfig(r=4, lora_alpha=10, target_modules=["first", "second"], **kwargs)
+    )
 
 
 def train(model: PeftModel) -> None:
@@ -90,7 +92,9 @@ def test_the_base_of_such_a_start_saved_as_a_model_is_the_other_way_out(tmp_path
     assert_is_the_policy_of(model, Adapter.load(tmp_path), changed)
 
 
-@pytest.mark.parametrize("start", ["corda", "loftq", "lora_ga", "PiSSA", "PISSA_NITER_16", "olora_of_the_future"])
+@pytest.mark.parametrize(
+    "start", ["corda", "loftq", "lora_ga", "PiSSA", "PISSA_NITER_16", "olora_of_the_future"]
+)
 def test_other_starts_that_change_the_base_are_refused_by_name(start: str) -> None:
     with pytest.raises(AdapterError, match=f"init_lora_weights = '{start}'.*unload"):
         check_settings(PLAIN | {"init_lora_weights": start})
@@ -183,7 +187,9 @@ def test_a_setting_of_another_type_or_meaning_is_refused_by_key_and_value(key: s
         check_settings(PLAIN | {key: value})
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "IA3", "VERA", "OFT", "ADALORA", "PROMPT_TUNING", "lora", None, 3])
+@pytest.mark.parametrize(
+    "kind", ["LOHA", "LOKR", "IA3", "VERA", "OFT", "ADALORA", "PROMPT_TUNING", "lora", None, 3]
+)
 def test_other_kinds_of_adapters_are_named_for_what_they_are(kind: Any) -> None:
     with pytest.raises(AdapterError, match=f"PEFT's kind {kind!r}"):
         check_settings({"peft_type": kind})
