@@ -203,7 +203,8 @@ def test_training_names_the_modules_that_the_start_has(
             check_model(config(task, replace(LORA, target_modules=names), adapter), small)
     with pytest.raises(AdapterError, match="r=4"):
         check_model(config(task, replace(LORA, rank=8), adapter), small)
-    check_model(config(Task.eval, LoraConfig(), adapter), small)  # reads none of lora.*
+    for unread in (LoraConfig(), replace(LORA, target_modules="v_porj")):
+        check_model(config(Task.eval, unread, adapter), small)
 
 
 @pytest.mark.parametrize("task", PLAYING)
