@@ -155,10 +155,13 @@ def _check_setting(key: str, value: Any) -> None:
 
 
 def _another_base(start: str) -> str:
-    """Both ways out are followed, with PEFT itself, in tests/unit/test_adapter_settings.py."""
+    """tests/unit/test_adapter_settings.py follows both ways out with PEFT, for PiSSA (the conversion for OLoRA as well).
+
+    CorDA, LoRA-GA and LoftQ, which need data, gradients or bitsandbytes, are known by PEFT's source alone.
+    """
     reason = (
-        f"Adapter setting init_lora_weights = {start!r}: this start of PEFT changes the base (W0 - s B A of the"
-        " untrained adapter), so the adapter belongs to that base and not to the model's own weights."
+        f"Adapter setting init_lora_weights = {start!r}: this start of PEFT changes the base (to about W0 - s B A,"
+        " A and B as they start), so the adapter belongs to that base and not to the model's own weights."
     )
     save_base = (
         "save that base as a model of its own (`peft_model.unload().save_pretrained(FOLDER)`, and its tokenizer),"
