@@ -155,7 +155,7 @@ def _check_setting(key: str, value: Any) -> None:
 
 
 def _another_base(start: str) -> str:
-    """tests/unit/test_adapter_settings.py follows both ways out with PEFT, for PiSSA (the conversion for OLoRA as well).
+    """tests/unit/test_adapter_settings.py follows both ways out with PEFT for PiSSA, and the conversion for OLoRA.
 
     CorDA, LoRA-GA and LoftQ, which need data, gradients or bitsandbytes, are known by PEFT's source alone.
     """
