@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from rlpost.adapter_settings import check_settings
 from rlpost.errors import AdapterError
 from rlpost.files import publish_folder
 
@@ -30,16 +31,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _NAME = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
 )
-_REQUIRED = ("peft_type", "r", "lora_alpha")
-# Settings that change the merged weight in ways `merged_weight` does not follow.
-_UNSUPPORTED = (
-    "fan_in_fan_out",
-    "lora_bias",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "target_parameters",
-)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -89,7 +81,7 @@ class Adapter:
         """Factor of B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
         rank = self.config["r"]
         return float(self.config["lora_alpha"]) / (
-            math.sqrt(rank) if _flag(self.config, "use_rslora") else rank
+            math.sqrt(rank) if self.config.get("use_rslora", False) else rank
         )
 
     @cached_property
@@ -133,7 +125,11 @@ class Adapter:
         """
         folder = Path(folder)
         tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
-        adapter = cls.create(_read_config(folder / CONFIG_FILE), tensors, int(metadata.get("version", "0")))
+        config, version = _read_config(folder / CONFIG_FILE), _version(folder / WEIGHTS_FILE, metadata)
+        try:
+            adapter = cls.create(config, tensors, version)
+        except AdapterError as error:
+            raise AdapterError(f"{folder}: {error}") from error
         if metadata.get("fingerprint", adapter.fingerprint) != adapter.fingerprint:
             raise AdapterError(
                 f"{folder / WEIGHTS_FILE}: the tensors are not those that were saved (fingerprint"
@@ -181,10 +177,6 @@ def _plain(value: Any) -> Any:
     raise AdapterError(f"An adapter config cannot hold {value!r} ({type(value).__name__}).")
 
 
-def _flag(config: Mapping[str, Any], key: str) -> bool:
-    return key in config and bool(config[key])
-
-
 def _modules(tensors: Mapping[str, torch.Tensor]) -> dict[str, set[str]]:
     """Module name to the parts it has. Raises AdapterError on a name that is no LoRA tensor."""
     parts: dict[str, set[str]] = {}
@@ -197,50 +189,60 @@ def _modules(tensors: Mapping[str, torch.Tensor]) -> dict[str, set[str]]:
 
 
 def _check(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    missing = [key for key in _REQUIRED if key not in config]
-    if missing:
-        raise AdapterError(f"The adapter config lacks {', '.join(missing)}; it is not PEFT's.")
-    if config["peft_type"] != "LORA":
-        raise AdapterError(
-            f"peft_type {config['peft_type']!r} is not supported; LORA (with rsLoRA, DoRA) is."
-        )
-    refused = [key for key in _UNSUPPORTED if _flag(config, key)]
-    if "bias" in config and config["bias"] != "none":
-        refused.append("bias")
-    if refused:
-        raise AdapterError(
-            f"Adapter setting {refused[0]} = {config[refused[0]]!r} is not supported; leave it unset."
-        )
+    check_settings(config)
     if not tensors:
         raise AdapterError("The adapter has no tensors.")
-    _check_tensors(config, tensors)
-
-
-def _check_tensors(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        _check_values(name, tensor)
     wanted = {"lora_A.weight", "lora_B.weight"}
-    if _flag(config, "use_dora"):
+    if config.get("use_dora", False):
         wanted.add("lora_magnitude_vector")
     for module, parts in _modules(tensors).items():
         if parts != wanted:
             raise AdapterError(
                 f"Module {module!r} has {sorted(parts)}; its config asks for {sorted(wanted)}."
             )
-        A, B = (tensors[f"base_model.model.{module}.{part}"] for part in ("lora_A.weight", "lora_B.weight"))
-        rank = config["r"]
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
-            raise AdapterError(
-                f"Module {module!r}: A {tuple(A.shape)} and B {tuple(B.shape)} are not of rank {rank}."
-            )
+        _check_shapes(
+            module, {part: tensors[f"base_model.model.{module}.{part}"] for part in parts}, config["r"]
+        )
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise AdapterError(
+            f"Tensor {name!r} is {str(tensor.dtype).removeprefix('torch.')}, which needs scales that no LoRA file has."
+            " Save the adapter in float32, bfloat16 or float16."
+        )
+    broken = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if broken:
+        raise AdapterError(
+            f"Tensor {name!r} has {broken} of {tensor.numel()} values that are NaN or infinite: its training has"
+            " diverged, or the file is damaged. Take an earlier copy."
+        )
+
+
+def _check_shapes(module: str, parts: Mapping[str, torch.Tensor], rank: int) -> None:
+    A, B = parts["lora_A.weight"], parts["lora_B.weight"]
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
+        raise AdapterError(
+            f"Module {module!r}: A {tuple(A.shape)} and B {tuple(B.shape)} are not of rank {rank}."
+        )
+    magnitude = parts.get("lora_magnitude_vector")
+    if magnitude is not None and magnitude.shape != B.shape[:1]:
+        raise AdapterError(
+            f"Module {module!r}: lora_magnitude_vector is {tuple(magnitude.shape)}, but the layer has {B.shape[0]}"
+            " output rows, each with a magnitude."
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterError(
             f"{path} is missing; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}."
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} holds no JSON object.")
@@ -256,3 +258,13 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is broken: {error}") from error
+
+
+def _version(path: Path, metadata: Mapping[str, str]) -> int:
+    """0 where PEFT wrote the file."""
+    text = metadata.get("version", "0")
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise AdapterError(
+            f"{path}: its metadata has version {text[:40]!r}, which rlpost did not write. Restore the file from a copy."
+        )
+    return int(text)

@@ -32,6 +32,7 @@ class AdapterKind(Enum):
     lora = "lora"
     rslora = "rslora"
     dora = "dora"
+    rsdora = "rsdora"  # DoRA with rsLoRA's scaling
 
 
 class AlgoName(Enum):
@@ -100,7 +101,7 @@ class Reference(Enum):
 class LoraConfig:
     kind: AdapterKind = AdapterKind.lora
     rank: int = 32
-    alpha: float = 64.0  # scaling is alpha / rank (rslora: alpha / sqrt(rank))
+    alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
     target_modules: str = "all-linear"  # or a comma-separated list of module names such as q_proj,v_proj
 
 

@@ -31,6 +31,7 @@ from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
 from rlpost.types import EpisodeSpec, Trajectory
+from rlpost.validate_model import check_model
 
 EPISODES = 64  # a variant and split, at most
 
@@ -44,8 +45,13 @@ class Shares:
 
 
 def run(cfg: Config) -> None:
-    """Print a sample episode and the table. Raises ModelError when the model cannot be found."""
-    console, chat = Console(), Chat.load(models.resolve(cfg.model))
+    """Print a sample episode and the table.
+
+    Raises ModelError when the model cannot be found; ConfigError, AdapterError for what does not fit it.
+    """
+    model_folder = models.resolve(cfg.model)
+    check_model(cfg, model_folder)
+    console, chat = Console(), Chat.load(model_folder)
     table = _table(cfg)
     for specs in _specs(cfg):
         played = play_silently(cfg, chat, specs)

@@ -81,12 +81,53 @@ def parameters(folder: Path) -> int:
 
     Raises ModelError for a file that is no safetensors.
     """
-    return sum(
-        math.prod(entry["shape"])
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, entry in _header(path).items()
-        if name != "__metadata__"
-    )
+    return sum(math.prod(shape) for _, shape in _stored(folder))
+
+
+def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
+    """Weights' shapes (out, in) of a model's linear layers by module name, from its files alone, in their order.
+
+    Embeddings and the vocabulary's head are left out: engines do not swap them. Raises ModelError for a file that
+    cannot be read.
+    """
+    vocabulary = _vocabulary(folder / "config.json")
+    layers: dict[str, tuple[int, int]] = {}
+    for name, shape in _stored(folder):
+        module, _, part = name.rpartition(".")
+        in_a_block = any(level.isdecimal() for level in module.split("."))  # decoders number their blocks
+        outside = not in_a_block and (shape[:1] == (vocabulary,) or "embed" in module)
+        if part == "weight" and len(shape) == 2 and not outside:
+            layers[module] = (shape[0], shape[1])
+    return layers
+
+
+def _vocabulary(config_file: Path) -> int | None:
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        size = (config.get("text_config") or config).get("vocab_size")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{config_file} cannot be read as a model's configuration ({error}).") from error
+    return size if isinstance(size, int) else None
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor's name and shape in a folder's safetensors files."""
+    for path in _weight_files(folder):
+        for name, entry in _header(path).items():
+            if name != "__metadata__":
+                yield name, tuple(entry["shape"])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that the index names, where there is one: the same weights may lie beside them in another format's file."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} cannot be read as the index of a model's weights ({error!r}).") from error
 
 
 def _header(path: Path) -> dict[str, Any]:

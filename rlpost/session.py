@@ -33,6 +33,7 @@ from rlpost.rundir import RunDir
 from rlpost.schedule import steps_of
 from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
+from rlpost.validate_model import check_model
 
 # Settings that a resumed run may change: where it runs, what it reports, how long it goes on.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
@@ -69,9 +70,13 @@ class Session:
 
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
-    """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start."""
+    """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start.
+
+    What does not fit the model is refused before Ray starts: ConfigError, AdapterError.
+    """
     started, clock, console = time.monotonic(), Clock(), Console()
     model_folder = models.resolve(cfg.model)
+    check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)

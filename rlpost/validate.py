@@ -176,13 +176,16 @@ def _adapter(config: Config) -> Iterator[str]:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (Path(config.adapter) / name).is_file():
             yield refusal(
-                "adapter",
-                config.adapter,
-                f"no {name} there",
-                "name a folder that PEFT saved, such as RUN/adapter",
+                "adapter", config.adapter, f"no {name} there", _adapter_remedy(Path(config.adapter))
             )
     if config.task is Task.tiny_base:
         yield refusal("adapter", config.adapter, "task=tiny_base trains no adapter", "leave it out")
+
+
+def _adapter_remedy(folder: Path) -> str:
+    if (folder / "adapter_model.bin").is_file():  # a pickle, which could run code: not read
+        return "it has adapter_model.bin, as older PEFT wrote: load it with PEFT, and save_pretrained() again"
+    return "name a folder that PEFT saved, such as RUN/adapter"
 
 
 def _folders(config: Config) -> Iterator[str]:

@@ -34,17 +34,20 @@ from rlpost.errors import ConfigError, OutputError, RlpostError
 from rlpost.files import write_atomic, writing
 from rlpost.rundir import OUTPUTS
 from rlpost.summary import headline_decoding
+from rlpost.validate_model import check_model
 from rlpost.versions import versions
 
 
 def run(cfg: Config) -> None:
     """Run what is not done yet, then report; `cfg.resume` goes on with that folder's comparison.
 
-    Raises ConfigError, ModelError, OutputError, ClusterError; RlpostError, after the report, where cells failed.
+    Raises ConfigError, ModelError, AdapterError, OutputError, ClusterError; RlpostError, after the report, where cells
+    failed.
     """
     console = Console()
     cfg = quickened(cfg)
     model_folder = models.resolve(cfg.model)
+    check_model(cfg, model_folder)
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", highlight=False, soft_wrap=True)
     with _alone(folder):

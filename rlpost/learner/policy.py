@@ -23,8 +23,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rlpost.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.adapters import Adapter
-from rlpost.config import AdapterKind, Dtype, LoraConfig
+from rlpost.config import Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
 from rlpost.learner.attention import PACKED
@@ -47,8 +48,7 @@ def peft_config(lora: LoraConfig) -> PeftLoraConfig:
     return PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        use_rslora=lora.kind is AdapterKind.rslora,
-        use_dora=lora.kind is AdapterKind.dora,
+        **KIND_SETTINGS[lora.kind],
         target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
         task_type="CAUSAL_LM",
     )
@@ -242,17 +242,6 @@ def adapter_of(parameter_name: str) -> str | None:
     if not any(part.startswith("lora_") for part in parts):
         return None
     return next(name for name in ADAPTERS if name in parts)
-
-
-def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start adapter has the scaling and kind that `lora` asks for."""
-    wanted = peft_config(lora).to_dict()
-    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        if config[key] != wanted[key]:
-            raise AdapterError(
-                f"the start adapter has {key}={config[key]}, the settings lora.* say {wanted[key]}; "
-                "give the lora.rank, lora.alpha and lora.kind it was trained with"
-            )
 
 
 def build(

@@ -13,10 +13,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
+from rlpost.adapter_settings import KIND_SETTINGS
 from rlpost.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, fingerprint, merged_weight
 from rlpost.errors import AdapterError, OutputError
 
-KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+KINDS: dict[str, dict[str, Any]] = {kind.value: settings for kind, settings in KIND_SETTINGS.items()}
 
 
 class TwoLayers(nn.Module):

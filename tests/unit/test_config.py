@@ -422,6 +422,11 @@ class TestValidate:
         run.prepare([PPO, f"resume={tmp_path}", f"output_dir={tmp_path}"])
         assert "nothing to go on with" in refused(f"resume={tmp_path}", "task=eval")
 
+    def test_an_adapter_of_older_peft_gets_a_remedy_of_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "adapter_config.json").write_text("{}")
+        (tmp_path / "adapter_model.bin").touch()
+        assert "save_pretrained() again" in refused(f"adapter={tmp_path}")
+
     def test_a_whole_adapter_is_accepted(self, tmp_path: Path) -> None:
         (tmp_path / "adapter_config.json").write_text("{}")
         assert "no adapter_model.safetensors" in refused(f"adapter={tmp_path}")

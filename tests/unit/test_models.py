@@ -57,6 +57,49 @@ def test_parameters_are_counted_by_the_files_headers(tmp_path: Path) -> None:
         models.parameters(tmp_path)
 
 
+def test_weights_that_lie_beside_their_shards_are_counted_once(tmp_path: Path) -> None:
+    """As Mistral's folders have them: the whole model again in one file, under names of its own."""
+    (tmp_path / "config.json").write_text('{"vocab_size": 7}')
+    shards = {f"model.layers.{i}.q_proj.weight": torch.zeros(3, 4) for i in range(2)}
+    for i, (name, tensor) in enumerate(shards.items()):
+        save_file({name: tensor}, tmp_path / f"model-{i}.safetensors")
+    save_file({"layers.0.wq.weight": torch.zeros(3, 4)}, tmp_path / "consolidated.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {name: f"model-{i}.safetensors" for i, name in enumerate(shards)}})
+    )
+    assert models.parameters(tmp_path) == 24
+    assert models.linear_layers(tmp_path) == {name.removesuffix(".weight"): (3, 4) for name in shards}
+    for broken in ("{", "[]", "{}", '{"weight_map": 3}'):
+        index.write_text(broken)
+        with pytest.raises(ModelError, match=r"index\.json cannot be read"):
+            models.parameters(tmp_path)
+
+
+def test_linear_layers_leave_out_the_vocabularys_and_what_is_no_matrix(tmp_path: Path) -> None:
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(5, 4),
+        "model.embed_positions.weight": torch.zeros(9, 4),
+        "model.project_in.weight": torch.zeros(4, 3),
+        "model.layers.0.square.weight": torch.zeros(5, 4),  # as many rows as the vocabulary, by chance
+        "model.layers.0.square.bias": torch.zeros(5),
+        "model.layers.0.norm.weight": torch.zeros(4),
+        "model.layers.0.conv.weight": torch.zeros(4, 1, 3),
+        "lm_head.weight": torch.zeros(5, 4),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for config in ('{"vocab_size": 5}', '{"text_config": {"vocab_size": 5}}'):
+        (tmp_path / "config.json").write_text(config)
+        assert models.linear_layers(tmp_path) == {
+            "model.layers.0.square": (5, 4),
+            "model.project_in": (4, 3),
+        }
+    for broken in ("{", "[]", "[" * 100_000):
+        (tmp_path / "config.json").write_text(broken)
+        with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+            models.linear_layers(tmp_path)
+
+
 def test_a_missing_folder_names_the_ways_out(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no folder .*model=tiny.*HF_HOME.*smollm2-135m"):
         resolve(str(tmp_path / "nowhere"))

@@ -1,0 +1,176 @@
+"""What adapter_config.json may say: an allow list, each setting with the values under which a plain merge is right.
+
+`rlpost.adapters.merged_weight` follows LoRA, rsLoRA and DoRA. Any other setting of PEFT may make the same tensors
+stand for another weight, so a setting that is not listed passes only where it is off (null, false or empty): PEFT
+writes every setting that its version has, used or not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlpost.config import AdapterKind, LoraConfig
+from rlpost.errors import AdapterError
+
+KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
+    AdapterKind.lora: {"use_rslora": False, "use_dora": False},
+    AdapterKind.rslora: {"use_rslora": True, "use_dora": False},
+    AdapterKind.dora: {"use_rslora": False, "use_dora": True},
+    AdapterKind.rsdora: {"use_rslora": True, "use_dora": True},
+}
+
+# Starts of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
+# orthogonal, mica) leave the base alone.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raises AdapterError for another kind of adapter than LoRA, and for a setting that a plain merge does not follow.
+
+    A setting that is absent has PEFT's default: older versions do not write `use_rslora` and `use_dora`.
+    """
+    if "peft_type" not in config:
+        raise AdapterError("The adapter config lacks peft_type; it is not PEFT's.")
+    if config["peft_type"] != "LORA":
+        raise AdapterError(
+            f"The adapter is of PEFT's kind {config['peft_type']!r}, which is not supported: its tensors are not"
+            " LoRA's. Train a LoRA adapter (rsLoRA and DoRA are taken too)."
+        )
+    missing = [key for key in ("r", "lora_alpha") if key not in config]
+    if missing:
+        raise AdapterError(f"The adapter config lacks {', '.join(missing)}; it is not PEFT's.")
+    for key, value in config.items():
+        _check_setting(key, value)
+
+
+def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
+    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind that `lora` asks for."""
+    kind = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}
+    its = {"r": config["r"], "lora_alpha": config["lora_alpha"], **kind}
+    asked = {"r": lora.rank, "lora_alpha": lora.alpha, **KIND_SETTINGS[lora.kind]}
+    differing = [key for key, value in its.items() if value != asked[key]]
+    if differing:
+        name = next(name for name, settings in KIND_SETTINGS.items() if settings == kind)
+        raise AdapterError(
+            f"The start adapter has {', '.join(f'{key}={its[key]}' for key in differing)}; the settings lora.* say"
+            f" {', '.join(f'{key}={asked[key]}' for key in differing)}. Give those it was trained with:"
+            f" lora.kind={name.value} lora.rank={its['r']} lora.alpha={its['lora_alpha']}"
+        )
+
+
+def named(names: Iterable[str], module: str) -> bool:
+    """Whether one of `names` is a module's whole name or its end: what PEFT makes of a list of target modules."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    holds: Callable[[Any], bool]
+    allowed: str  # in words
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_off(value: Any) -> bool:
+    """Null, false or empty. Not 0, which could be a setting's value."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _are(kind: type | Callable[[Any], bool]) -> Callable[[Any], bool]:
+    holds = kind if not isinstance(kind, type) else lambda item: isinstance(item, kind)
+    return lambda value: isinstance(value, list) and all(holds(item) for item in value)
+
+
+def _or(*choices: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: any(holds(value) for holds in choices)
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+_NULL = _is(type(None))
+_FLAG = _Rule(_is(bool), "true or false")
+_TEXT = _Rule(_or(_NULL, _is(str)), "text or null")
+_NAMES = _Rule(_or(_NULL, _is(str), _are(str)), "text, a list of texts or null")
+_OFF = _Rule(_is_off, "null, false or empty")
+
+_RULES: dict[str, _Rule] = {
+    "peft_type": _Rule(lambda value: value == "LORA", "LORA"),
+    # What the merge follows.
+    "r": _Rule(lambda value: _is_count(value) and value >= 1, "a whole number from 1"),
+    "lora_alpha": _Rule(_is_number, "a finite number"),
+    "use_rslora": _FLAG,
+    "use_dora": _FLAG,
+    # Which modules are adapted: the tensors say that themselves, and are compared with the model.
+    "target_modules": _NAMES,
+    "exclude_modules": _NAMES,
+    "layers_pattern": _NAMES,
+    "layers_to_transform": _Rule(
+        _or(_NULL, _is_count, _are(_is_count)), "a number, a list of numbers or null"
+    ),
+    "ensure_weight_tying": _FLAG,  # of embeddings and heads, whose tensors are refused
+    # What has done its work when the adapter is saved.
+    "init_lora_weights": _Rule(
+        _or(_is(bool), lambda value: isinstance(value, str) and value.lower() in _STARTS),
+        f"true, false or one of {', '.join(_STARTS)}",
+    ),
+    "eva_config": _Rule(_or(_NULL, _is(dict)), "an object or null"),
+    "lora_dropout": _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    # Names and notes.
+    "base_model_name_or_path": _TEXT,
+    "revision": _TEXT,
+    "task_type": _TEXT,
+    "peft_version": _TEXT,
+    "megatron_core": _TEXT,  # a module's name; `megatron_config` is what turns it on
+    "auto_mapping": _Rule(_or(_NULL, _is(dict)), "an object or null"),
+    "inference_mode": _FLAG,
+    "qalora_group_size": _Rule(_is_count, "a whole number"),  # `use_qalora` is what turns it on
+    # Where `none` is off.
+    "bias": _Rule(lambda value: value == "none", "none"),
+}
+
+
+def _check_setting(key: str, value: Any) -> None:
+    if key == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(_CHANGES_THE_BASE):
+        raise AdapterError(_another_base(value))
+    rule = _RULES.get(key, _OFF)
+    if rule.holds(value):
+        return
+    raise AdapterError(
+        f"Adapter setting {key} = {value!r} is not supported: merging the tensors could give another policy than the"
+        f" adapter's. Supported: {rule.allowed}. Save an adapter that does without, or mend {key} in"
+        " adapter_config.json where it does not say what the adapter was trained with."
+    )
+
+
+def _another_base(start: str) -> str:
+    """tests/unit/test_adapter_settings.py follows both ways out with PEFT for PiSSA, and the conversion for OLoRA.
+
+    CorDA, LoRA-GA and LoftQ, which need data, gradients or bitsandbytes, are known by PEFT's source alone.
+    """
+    reason = (
+        f"Adapter setting init_lora_weights = {start!r}: this start of PEFT changes the base (to about W0 - s B A,"
+        " A and B as they start), so the adapter belongs to that base and not to the model's own weights."
+    )
+    save_base = (
+        "save that base as a model of its own (`peft_model.unload().save_pretrained(FOLDER)`, and its tokenizer),"
+        " give model=FOLDER, and set init_lora_weights to true in adapter_config.json."
+    )
+    if start.lower().startswith("loftq"):
+        return f"{reason} Either train with another start, or {save_base}"
+    return (
+        f"{reason} Either let PEFT convert it to a plain LoRA of twice the rank, where the untrained adapter was saved:"
+        " `peft_model.save_pretrained(OUT, path_initial_model_for_weight_conversion='/whole/path/to/the/untrained')`;"
+        f" or {save_base}"
+    )

@@ -1,0 +1,138 @@
+"""Refuses what does not fit the model: `lora.target_modules` and the adapter that a run starts from or evaluates.
+
+This needs the model's files, so it follows rlpost.validate. It runs before Ray starts: nobody waits for engines that
+end at their first swap. Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown,
+since folders get renamed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rlpost import models
+from rlpost.adapter_settings import check_start, named
+from rlpost.adapters import Adapter
+from rlpost.config import Config, Task
+from rlpost.errors import AdapterError, ConfigError
+from rlpost.schema import refusal
+from rlpost.validate_environment import TRAINING
+
+ALL = "all-linear"
+_SHOWN = 3  # modules named in a message
+
+Layers = Mapping[str, tuple[int, int]]  # as in models.linear_layers
+
+
+def check_model(cfg: Config, model_folder: Path) -> None:
+    """For every task that has a model.
+
+    Raises:
+        ConfigError: lora.target_modules names what the model does not have, or what engines do not swap.
+        AdapterError: the adapter is broken, not supported, of another model, or not what lora.* describes.
+        ModelError: the model's files cannot be read.
+    """
+    if cfg.lora.target_modules == ALL and cfg.adapter is None:
+        return
+    layers = models.linear_layers(model_folder)
+    if cfg.task is not Task.eval:
+        _check_targets(cfg, layers)
+    if cfg.adapter is None:
+        return
+    adapter = Adapter.load(Path(cfg.adapter))
+    _check_fit(adapter, cfg, layers)
+    if cfg.task in TRAINING:
+        check_start(adapter.config, cfg.lora)
+        _check_start_modules(adapter, cfg, layers)
+
+
+def _check_targets(cfg: Config, layers: Layers) -> None:
+    """PEFT itself passes over a name that nothing has, as long as another one is found."""
+    has = sorted({module.rpartition(".")[2] for module in layers})
+    refusals = [
+        refusal(
+            "lora.target_modules",
+            name,
+            f"model={cfg.model} has no linear layer of that name (engines do not swap embeddings and the head)",
+            f"give {ALL}, or choose from {', '.join(has)}",
+        )
+        for name in _targets(cfg)
+        if not any(named([name], module) for module in layers)
+    ]
+    if refusals:
+        raise ConfigError("\n".join(refusals))
+
+
+def _check_fit(adapter: Adapter, cfg: Config, layers: Layers) -> None:
+    wrong = [
+        f"{module} is {_shape(adapter, module)} there and {layers.get(module, 'absent')} here"
+        for module in adapter.modules
+        if layers.get(module) != _shape(adapter, module)
+    ]
+    reason = (
+        f"{len(wrong)} of its {len(adapter.modules)} modules do not fit: {_some(wrong)}" if wrong else None
+    )
+    reason = reason or _of_fewer_blocks(adapter, layers)
+    if reason is not None:
+        base = adapter.config.get("base_model_name_or_path") or "a model that it does not name"
+        raise AdapterError(
+            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {base}, and {reason}."
+            " Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
+        )
+
+
+def _of_fewer_blocks(adapter: Adapter, layers: Layers) -> str | None:
+    """Why an adapter whose every module fits is of another model: it knows the first blocks alone, and not by intent.
+
+    A regular expression, exceptions, or PEFT's `layers_to_transform` are an intent.
+    """
+    settings = adapter.config
+    chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
+    if chosen or not isinstance(settings.get("target_modules"), list):
+        return None
+    its, blocks = _blocks(adapter.modules), _blocks(layers)
+    if its != set(range(len(its))) or len(its) >= len(blocks):
+        return None
+    return (
+        f"it has the first {len(its)} of {len(blocks)} blocks alone (if that is meant, say so in adapter_config.json:"
+        f" layers_to_transform = {sorted(its)})"
+    )
+
+
+def _blocks(modules: Iterable[str]) -> set[int]:
+    numbers = (re.search(r"(?:^|\.)(\d+)\.", module) for module in modules)
+    return {int(found[1]) for found in numbers if found}
+
+
+def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
+    """Whether training with lora.* would adapt the modules that the start adapter has."""
+    if cfg.lora.target_modules == ALL:
+        if any("experts" in module.split(".") for module in layers):
+            return  # transformers keeps some of these as no linear layers; the learner knows which
+        wanted = set(layers)
+    else:
+        wanted = {module for module in layers if named(_targets(cfg), module)}
+    differing = sorted(wanted ^ set(adapter.modules))
+    if differing:
+        its = ",".join(sorted({module.rpartition(".")[2] for module in adapter.modules}))
+        raise AdapterError(
+            f"The start adapter has {len(adapter.modules)} modules, lora.target_modules={cfg.lora.target_modules} means"
+            f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
+            f" lora.target_modules='{its}'"
+        )
+
+
+def _targets(cfg: Config) -> list[str]:
+    names = cfg.lora.target_modules
+    return [] if names == ALL else names.split(",")
+
+
+def _shape(adapter: Adapter, module: str) -> tuple[int, int]:
+    factors = adapter.factors(module)
+    return factors.B.shape[0], factors.A.shape[1]
+
+
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more

@@ -1,0 +1,226 @@
+"""What does not fit the model, with adapters that PEFT itself made of models of transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import ray
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from rlpost import cluster, models, run
+from rlpost.config import AdapterKind, Config, LoraConfig, Task
+from rlpost.errors import AdapterError, ConfigError
+from rlpost.learner.policy import peft_config
+from rlpost.models import TINY
+from rlpost.validate_model import check_model
+from tests.learner_data import write_small_model
+
+LORA = LoraConfig(rank=4, alpha=8.0)
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+PLAYING = (Task.ppo, Task.sft, Task.eval, Task.compare, Task.dry_run)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+@pytest.fixture
+def adapted(small: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Has PEFT save an adapter of a model folder (the small one)."""
+
+    def saved(lora: LoraConfig = LORA, base: Path = small, **settings: Any) -> Path:
+        config = peft_config(lora)
+        for key, value in settings.items():
+            setattr(config, key, value)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        model.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    return saved
+
+
+def llama(folder: Path, **changes: Any) -> Path:
+    sizes = {"vocab_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True, **SMALL, **changes}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    return folder
+
+
+def config(task: Task = Task.ppo, lora: LoraConfig = LORA, adapter: Path | None = None) -> Config:
+    return Config(
+        task=task,
+        model="small",
+        lora=lora,
+        adapter=None if adapter is None else str(adapter),
+        env="generalpoints",
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_linear_layers_are_those_that_peft_finds(tied: bool, tmp_path: Path) -> None:
+    folder = llama(tmp_path, tie_word_embeddings=tied)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(folder), peft_config(LORA))
+    theirs = {
+        name: tuple(module.weight.shape)
+        for name, module in model.base_model.model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    assert models.linear_layers(folder) == theirs
+
+
+@pytest.mark.parametrize("task", [task for task in PLAYING if task is not Task.eval])
+@pytest.mark.parametrize("names", ["q_proj,v_porj", "v_porj", "q_proj,v_porj,lm_head", "proj", "self_attn"])
+def test_a_misspelt_module_is_named_with_what_the_model_has(task: Task, names: str, small: Path) -> None:
+    wrong = [name for name in names.split(",") if name != "q_proj"]
+    with pytest.raises(ConfigError) as refused:
+        check_model(config(task, replace(LORA, target_modules=names)), small)
+    for name in wrong:
+        assert f"lora.target_modules={name}\n  reason: model=small has no linear layer" in str(refused.value)
+    has = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert str(refused.value).count(f"choose from {has}") == len(wrong)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens", "input_layernorm"])
+def test_embeddings_and_the_head_are_no_targets(tied: bool, name: str, tmp_path: Path) -> None:
+    folder = llama(tmp_path, tie_word_embeddings=tied)
+    for names in (name, f"q_proj,{name}"):
+        with pytest.raises(ConfigError, match=f"lora.target_modules={name}\n"):
+            check_model(config(lora=replace(LORA, target_modules=names)), folder)
+
+
+@pytest.mark.parametrize("names", ["all-linear", "q_proj", "q_proj,v_proj", "down_proj,q_proj"])
+@pytest.mark.parametrize("task", PLAYING)
+def test_what_fits_is_taken(names: str, task: Task, small: Path, adapted: Callable[..., Path]) -> None:
+    lora = replace(LORA, target_modules=names)
+    check_model(config(task, lora), small)
+    check_model(config(task, lora, adapted(lora)), small)
+
+
+@pytest.mark.parametrize("kind", list(AdapterKind))
+def test_every_kind_is_taken_by_the_settings_that_name_it(
+    kind: AdapterKind, small: Path, adapted: Callable[..., Path]
+) -> None:
+    lora = replace(LORA, kind=kind)
+    check_model(config(Task.sft, lora, adapted(lora)), small)
+
+
+@pytest.mark.parametrize("task", PLAYING)
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"hidden_size": 48},
+        {"intermediate_size": 64},
+        {"num_key_value_heads": 4},
+        {"num_hidden_layers": 3},
+        {"num_hidden_layers": 1},  # every layer that it has would fit
+    ],
+)
+def test_an_adapter_of_another_model_is_refused_with_both_names(
+    task: Task, other: dict[str, int], small: Path, adapted: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = adapted(base=llama(tmp_path / "the-other-model", **other))
+    with pytest.raises(
+        AdapterError, match=r"of another model than model=small\..*trained on .*the-other-model"
+    ):
+        check_model(config(task, adapter=adapter), small)
+
+
+def test_an_adapter_of_a_shallower_model_by_names_is_refused(
+    small: Path, adapted: Callable[..., Path], tmp_path: Path
+) -> None:
+    lora = replace(LORA, target_modules="q_proj,v_proj")
+    adapter = adapted(lora, llama(tmp_path / "shallow", num_hidden_layers=1))
+    with pytest.raises(AdapterError, match=r"first 1 of 2 blocks alone .*layers_to_transform = \[0\]"):
+        check_model(config(Task.eval, lora, adapter), small)
+
+
+def test_the_remedy_for_an_adapter_that_means_the_first_blocks_can_be_followed(
+    small: Path, adapted: Callable[..., Path]
+) -> None:
+    adapter = adapted(target_modules={"layers.0.self_attn.q_proj"})
+    with pytest.raises(AdapterError, match="first 1 of 2 blocks"):
+        check_model(config(Task.eval, adapter=adapter), small)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layers_to_transform": [0]}))
+    check_model(config(Task.eval, adapter=adapter), small)
+    assert PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(small), adapter
+    ).targeted_module_names == ["model.layers.0.self_attn.q_proj"]
+
+
+def test_a_renamed_folder_of_the_same_model_is_no_other_model(
+    small: Path, adapted: Callable[..., Path], tmp_path: Path
+) -> None:
+    moved = shutil.copytree(small, tmp_path / "moved")
+    check_model(config(adapter=adapted(base=moved)), small)
+
+
+def test_an_adapter_of_some_blocks_is_taken_where_it_says_so(
+    small: Path, adapted: Callable[..., Path]
+) -> None:
+    adapter = adapted(replace(LORA, target_modules="q_proj,v_proj"), layers_to_transform=[1])
+    check_model(config(Task.eval, adapter=adapter), small)
+    with pytest.raises(AdapterError, match=r"differ in model\.layers\.0\.self_attn\.q_proj"):
+        check_model(config(Task.ppo, replace(LORA, target_modules="q_proj,v_proj"), adapter), small)
+
+
+def test_an_adapter_by_a_regular_expression_or_with_exceptions_is_taken(
+    small: Path, adapted: Callable[..., Path]
+) -> None:
+    settings = {"target_modules": r".*layers\.0.*(q|v)_proj"}
+    check_model(config(Task.eval, adapter=adapted(**settings)), small)
+    settings = {"target_modules": {"q_proj", "v_proj"}, "exclude_modules": {"layers.0.self_attn.q_proj"}}
+    check_model(config(Task.eval, adapter=adapted(**settings)), small)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("task", PLAYING)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_an_adapter_of_the_head_or_the_embeddings_is_refused(
+    target: str, task: Task, small: Path, adapted: Callable[..., Path]
+) -> None:
+    adapter = adapted(target_modules={"q_proj", target})
+    with pytest.raises(AdapterError, match=target):
+        check_model(config(task, replace(LORA, target_modules="q_proj"), adapter), small)
+
+
+@pytest.mark.parametrize("task", [Task.ppo, Task.sft, Task.compare])
+def test_training_names_the_modules_that_the_start_has(
+    task: Task, small: Path, adapted: Callable[..., Path]
+) -> None:
+    adapter = adapted(replace(LORA, target_modules="q_proj,v_proj"))
+    for names in ("all-linear", "q_proj", "q_proj,v_proj,k_proj"):
+        with pytest.raises(AdapterError, match=r"lora\.target_modules='q_proj,v_proj'$"):
+            check_model(config(task, replace(LORA, target_modules=names), adapter), small)
+    with pytest.raises(AdapterError, match="r=4"):
+        check_model(config(task, replace(LORA, rank=8), adapter), small)
+    for unread in (LoraConfig(), replace(LORA, target_modules="v_porj")):
+        check_model(config(Task.eval, unread, adapter), small)
+
+
+@pytest.mark.parametrize("task", PLAYING)
+def test_every_task_asks_before_ray_starts_and_anything_is_written(
+    task: Task, adapted: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr(cluster, "connect", started)
+    cfg = replace(config(task, adapter=adapted()), model=str(TINY), output_dir=str(tmp_path / "run"))
+    with pytest.raises(AdapterError, match=f"of another model than model={TINY}"):
+        run.dispatch(cfg)
+    if task is not Task.eval:
+        cfg = replace(cfg, adapter=None, lora=replace(LORA, target_modules="q_proj,v_porj"))
+        with pytest.raises(ConfigError, match="v_porj"):
+            run.dispatch(cfg)
+    assert not ray.is_initialized()
+    assert not (tmp_path / "run").exists()
