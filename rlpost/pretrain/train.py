@@ -43,11 +43,16 @@ class Row:
 def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
     """Token ids in the chat template's layout; answers to learn (end of turn included) carry labels."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+
+    def plain(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, split_special_tokens=True)
+        return ids
+
     ids: list[int] = []
     labels: list[int] = []
     for message in talk:
-        context = [user, *tokenizer.encode(message.user), end, assistant]
-        reply = [*tokenizer.encode(message.assistant), end]
+        context = [user, *plain(message.user), end, assistant]
+        reply = [*plain(message.assistant), end]
         ids += context + reply
         labels += [IGNORE] * len(context) + (reply if message.learn else [IGNORE] * len(reply))
     return Row(ids, labels)
