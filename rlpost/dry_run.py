@@ -21,7 +21,7 @@ from rich.text import Text
 
 from envs import registry
 from envs.base import Expert
-from rlpost import models
+from rlpost import failures, models
 from rlpost.config import Config, RolloutConfig
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
@@ -46,13 +46,16 @@ class Shares:
 def run(cfg: Config) -> None:
     """Print a sample episode and the table. Raises ModelError when the model cannot be found."""
     console, chat = Console(), Chat.load(models.resolve(cfg.model))
-    table = _table(cfg)
+    table, notes = _table(cfg), list[str]()
     for specs in _specs(cfg):
         played = play_silently(cfg, chat, specs)
         if table.row_count == 0:
             console.print(_sample(played[0]))
         table.add_row(*_row(played, ask_expert(cfg, chat, specs), cfg.rollout))
+        notes += failures.notes(played)
     console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
@@ -110,7 +113,7 @@ def _table(cfg: Config) -> Table:
     table = Table(title=f"{cfg.env}, dry run", caption=caption)
     for heading in ("variant", "split"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("played", "errors", "prompt", "expert solves", "its answer", "episode"):
+    for heading in ("played", "errors", "unfit", "prompt", "expert solves", "its answer", "episode"):
         table.add_column(heading, justify="right")
     return table
 
@@ -121,12 +124,13 @@ def _row(played: Sequence[Trajectory], expert: Shares | None, rollout: RolloutCo
     cut_off = max(
         (sum(len(turn.context_ids) + rollout.max_new_tokens for turn in t) for t in turns), default=0
     )
-    errors = sum(t.ending.broken for t in played)
+    failed = failures.counts(played)
     return [
         played[0].variant,
         played[0].split,
         str(len(played)),
-        _against(errors, 0),
+        _against(failed["broken"], 0),
+        _against(failed["unfit"], 0),
         str(prompt),
         f"{expert.solved:.0%}" if expert else "no expert",
         _against(expert.longest, rollout.max_new_tokens) if expert else "",

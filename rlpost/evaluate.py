@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs import registry
-from rlpost import metrics
+from rlpost import failures, metrics
 from rlpost.adapters import Adapter
 from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config import Config
@@ -26,7 +26,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play every evaluation variant in every decoding; results by variant, episodes under trajectories/.
 
-    A variant's own `success` is that of `main_decoding`.
+    A variant's own `success` is that of `main_decoding`. Raises RolloutError when no episode of a variant was played.
     """
     return {variant: _variant(cfg, pool, run_dir, progress, stage, variant) for variant in cfg.eval_variants}
 
@@ -38,7 +38,11 @@ def _variant(
     for decoding, sampling in decodings(cfg).items():
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
         played = pool.collect(evaluation_specs(cfg, variant), sampling)
-        run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+        path = run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+        what = f"evaluation ({stage}): {variant}, {decoding}"
+        failures.refuse_all(played, f"{what} (its episodes: {path})")
+        for note in failures.notes(played):
+            progress.note(f"{what}: {note}")
         results[decoding] = metrics.evaluation(played)
     headline = results[main_decoding(results)]
     return {**{key: headline[key] for key in HEADLINE}, **results}

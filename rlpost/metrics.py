@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rlpost import failures
 from rlpost.types import Ending, Finish, Trajectory, Turn
 
 NANO = 1e-9
@@ -30,6 +31,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "cut_share": _cut_share(answers),
         **{f"outcome/{name}": n / len(answers) for name, n in _outcomes(answers).items()},
         **{f"ending/{ending.value}": endings[ending] / episodes for ending in Ending},
+        **{kind: float(count) for kind, count in failures.counts(trajectories).items()},
     }
 
 
@@ -54,6 +56,8 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "context_full": sum(t.ending is Ending.CONTEXT_FULL for t in trajectories),
         "env_errors": sum(t.ending is Ending.ENV_ERROR for t in trajectories),
         "env_timeouts": sum(t.ending is Ending.ENV_TIMEOUT for t in trajectories),
+        "unfit": sum(map(failures.is_unfit, trajectories)),
+        "first_failure": failures.first_cause(trajectories),
     }
 
 

@@ -6,7 +6,7 @@ On anything but a terminal (a log file, a pipe) only plain lines are printed, wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rlpost import failures
 from rlpost.summary import MISSING, entry_of, has_steps, role, rows_of, share, stages_of, step_share
 
 WINDOW = 8  # iterations that the time left is estimated from
@@ -55,11 +56,17 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, stand=f"{done}{self._of} {self._time_left(done)}")
 
-    def iteration(self, done: int, metrics: Mapping[str, float]) -> None:
-        """As `step`, with a line of its own."""
+    def iteration(self, done: int, metrics: Mapping[str, float], notes: Sequence[str] = ()) -> None:
+        """As `step`, with a line of its own, and one for each of `notes`."""
         self.step(done, metrics)
         line = f"{done:>4}{self._of}  {iteration_line(metrics)}  {self._time_left(done)}"
         self._print(line.rstrip())
+        for note in notes:
+            self.note(note)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays: what a person must know of the step or evaluation that was made."""
+        self._print(f"      note: {text}")
 
     @property
     def _of(self) -> str:
@@ -84,13 +91,16 @@ class Progress:
 
 
 def iteration_line(metrics: Mapping[str, float]) -> str:
-    """Success, reward, KL and decoding speed, each `-` where `metrics` does not tell."""
+    """Success, reward, KL and decoding speed, each `-` where `metrics` does not tell; failed episodes if there are."""
+    episodes = metrics.get("episodes", 0.0)
+    failed = [f"{kind} {metrics[kind]:g}/{episodes:g}" for kind in failures.KINDS if metrics.get(kind)]
     return "  ".join(
         (
             f"success {_shown(metrics, 'success', '6.1%')}",
             f"reward {_shown(metrics, 'reward', '7.3f')}",
             f"KL {_shown(metrics, 'kl_reference', '7.4f')}",
             f"tokens/s {_speed(metrics)}",
+            *failed,
         )
     )
 

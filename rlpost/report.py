@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost import figures, pages
+from rlpost import failures, figures, pages
 from rlpost.errors import OutputError, RlpostError
 from rlpost.figures import Series
 from rlpost.files import write_atomic
@@ -73,6 +73,7 @@ def write_report(run_dir: RunDir) -> Path:
         finished=finished is not None,
         iterations=len(_values(lines, "iteration", "seconds/total").xs),
         facts=_facts(finished),
+        failed=_failed(lines),
         headlines=headlines(summary),
         table=_table(summary),
         steps=has_steps(summary),
@@ -135,6 +136,17 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     if summary.get("logprob_gap_mean") is not None:
         facts["engine-to-learner log-prob gap, mean"] = f"{summary['logprob_gap_mean']:.4f} nats"
     return facts
+
+
+def _failed(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the iterations' lines tell of episodes that say nothing of the policy, over the whole run."""
+    played = [line for line in lines if line.get("episodes")]
+    sums = {kind: sum(line.get(kind) or 0 for line in played) for kind in failures.KINDS}
+    said = failures.told(sums, sum(line["episodes"] for line in played))
+    first = next((line for line in played if line.get("first_failure")), None)
+    if first is not None:
+        said.append(f"the first, in iteration {first['iteration'] + 1}: {first['first_failure']}")
+    return said
 
 
 def _table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

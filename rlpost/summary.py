@@ -18,6 +18,7 @@ DECODINGS = ("greedy", "sampled")
 MISSING = "-"
 UNPLAYED = {
     "context_full": "outgrew the context",
+    "unfit": "of those by the prompt alone",
     "env_errors": "broken by the environment",
     "env_timeouts": "timed out in the environment",
 }
@@ -90,8 +91,15 @@ def step_share(entry: Mapping[str, Any] | None) -> str:
 
 
 def unplayed(entry: Mapping[str, Any]) -> list[str]:
-    """How many episodes were not played to an end, so that they count as not solved; an older run tells fewer."""
-    return [f"{entry[key]} {reason}" for key, reason in UNPLAYED.items() if entry.get(key)]
+    """How many episodes were not played to an end, so that they count as not solved, with their share and the first
+    cause; an older run tells fewer."""
+    counted = [
+        f"{entry[key]} {reason} ({entry[key] / entry['n']:.0%})"
+        for key, reason in UNPLAYED.items()
+        if entry.get(key)
+    ]
+    first = entry.get("first_failure")
+    return counted if first is None else [*counted, f"the first: {first}"]
 
 
 def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rlpost import metrics, standings
+from rlpost import failures, metrics, standings
 from rlpost.config import Config
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.engine import Sampling
@@ -77,7 +77,8 @@ def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
         collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
     with clock.phase("record"):  # before the update, so that the episodes which break one can be looked at
-        session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
+        path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
+    failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     with clock.phase("learner"):
         learnt = session.learner.ppo_update(collected.batch, iteration)
     clock.split(
@@ -104,7 +105,9 @@ def _report(
         **found,
         **session.clock.lap(),
     }
-    session.run_dir.append_metrics({"stage": "ppo", **numbers})
+    cause = failures.first_cause(collected.played)
+    line = {"stage": "ppo", **numbers} | ({} if cause is None else {"first_failure": cause})
+    session.run_dir.append_metrics(line)
     session.tracker.log(numbers, over="iteration")
-    session.progress.iteration(standing.steps, numbers)
+    session.progress.iteration(standing.steps, numbers, failures.notes(collected.played))
     return numbers

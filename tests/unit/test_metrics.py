@@ -51,6 +51,8 @@ def test_rollout_metrics_by_hand() -> None:
             "ending/context_full": 0,
             "ending/env_error": 1 / 4,
             "ending/env_timeout": 0,
+            "broken": 1,
+            "unfit": 0,
         }
     )
 
@@ -71,6 +73,8 @@ def test_evaluation_by_hand() -> None:
         "context_full": 0,
         "env_errors": 1,
         "env_timeouts": 0,
+        "unfit": 0,
+        "first_failure": "ValueError: no (generalpoints, variant faces_10, instance deal 3, episode 3)",
     }
     assert (low, high) == wilson(2, 4)
 
