@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from envs import registry
 from envs.base import Expert
+from envs.terminal import plain_console
 from rlpost import failures, models
 from rlpost.config import Config, RolloutConfig
 from rlpost.rollout.chat import Chat
@@ -45,7 +45,7 @@ class Shares:
 
 def run(cfg: Config) -> None:
     """Print a sample episode and the table. Raises ModelError when the model cannot be found."""
-    console, chat = Console(), Chat.load(models.resolve(cfg.model))
+    console, chat = plain_console(), Chat.load(models.resolve(cfg.model))
     table, notes = _table(cfg), list[str]()
     for specs in _specs(cfg):
         played = play_silently(cfg, chat, specs)
@@ -55,7 +55,7 @@ def run(cfg: Config) -> None:
         notes += failures.notes(played)
     console.print(table)
     for note in notes:
-        console.print(f"note: {note}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:

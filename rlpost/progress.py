@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from rlpost import failures
 from rlpost.summary import MISSING, entry_of, has_steps, role, rows_of, share, stages_of, step_share
@@ -87,7 +88,7 @@ class Progress:
         return f"left {duration(mean * (self._total - done) + self._closing_seconds)}"
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
 
 def iteration_line(metrics: Mapping[str, float]) -> str:
@@ -140,7 +141,7 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_column(stage, justify="right", no_wrap=True)
     for variant, decoding in rows_of(summary):
         entries = [entry_of(summary, stage, variant, decoding) for stage in stages]
-        table.add_row(variant, role(summary, variant), decoding, *map(share, entries))
+        table.add_row(Text(variant), role(summary, variant), decoding, *map(Text, map(share, entries)))
         if has_steps(summary):
             table.add_row("", "", "right steps", *map(step_share, entries))
     console.print(table)

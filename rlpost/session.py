@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from envs.terminal import plain_console
 from rlpost import cluster, models
 from rlpost.canary import canary_ids
 from rlpost.compose import to_yaml
@@ -70,13 +71,13 @@ class Session:
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
     """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start."""
-    started, clock, console = time.monotonic(), Clock(), Console()
+    started, clock, console = time.monotonic(), Clock(), plain_console()
     model_folder = models.resolve(cfg.model)
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
     run_dir = _run_dir(cfg)
-    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
+    console.print(f"run directory: {run_dir.path}", soft_wrap=True)
     with ExitStack() as stack:
         tracker = Tracker(cfg, run_dir.path, plain(cfg))
         stack.callback(tracker.finish)
@@ -121,7 +122,7 @@ def publish(
     session.progress.close()
     results_table(session.console, summary)
     report = write_report(session.run_dir)
-    session.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    session.console.print(f"report: {report}", soft_wrap=True)
 
 
 def plain(cfg: Config) -> dict[str, Any]:

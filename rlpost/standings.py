@@ -67,7 +67,7 @@ def take_up(session: Session, counted: str, live: bool) -> Standing:
     found = checkpoints.latest(session.run_dir, training_settings(session.cfg))
     for path in found.passed_over:
         told = f"warning: {path} is damaged; {found.path.name} is taken instead"
-        session.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        session.console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
     standing = Standing(**found.progress)
     _check_lines(session.run_dir, standing, counted)
     session.learner.load(found.path)

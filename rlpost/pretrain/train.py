@@ -21,6 +21,7 @@ from rich.console import Console
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from envs.terminal import plain_console
 from rlpost.config import Config, TinyBaseConfig
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, draw
@@ -153,7 +154,7 @@ def run(cfg: Config) -> None:
         Path(cfg.output_dir or f"outputs/{cfg.name}/{time.strftime('%Y%m%d-%H%M%S')}-{cfg.seed}") / "model"
     )
     torch.manual_seed(cfg.seed)
-    console = Console()
+    console = plain_console()
     tokenizer, model = _start(cfg, console)
     optimizer = MasterOptimizer(model, cfg.tiny_base.learning_rate)
     record = _train(cfg.tiny_base, model, tokenizer, optimizer, cfg.seed, folder, console)
