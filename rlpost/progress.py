@@ -16,7 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpost import failures
-from rlpost.summary import MISSING, entry_of, has_steps, role, rows_of, share, stages_of, step_share
+from rlpost.summary import (
+    MISSING,
+    SUCCESS,
+    entry_of,
+    has_steps,
+    measure_of,
+    role,
+    rows_of,
+    share,
+    stages_of,
+    step_share,
+)
 
 WINDOW = 8  # iterations that the time left is estimated from
 
@@ -130,18 +141,22 @@ def duration(seconds: float) -> str:
 def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated.
 
-    Where episodes have several steps, the share of right ones is a row below.
+    Where the environment grades answers, it is the mean reward, and success is a row below. Where episodes have
+    several steps, so is the share of right ones.
     """
-    stages = stages_of(summary)
+    stages, measure = stages_of(summary), measure_of(summary)
+    title = f"{measure.name.capitalize()}, with 95% intervals"
     # Without a border, three stages fit the 80 columns of a log file.
-    table = Table(title="Success, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for heading in ("rule", "", ""):
         table.add_column(heading, no_wrap=True)
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True)
     for variant, decoding in rows_of(summary):
         entries = [entry_of(summary, stage, variant, decoding) for stage in stages]
-        table.add_row(Text(variant), role(summary, variant), decoding, *map(Text, map(share, entries)))
+        table.add_row(Text(variant), role(summary, variant), decoding, *map(Text, map(measure.shown, entries)))
+        if measure is not SUCCESS:
+            table.add_row("", "", SUCCESS.name, *map(Text, map(share, entries)))
         if has_steps(summary):
             table.add_row("", "", "right steps", *map(step_share, entries))
     console.print(table)

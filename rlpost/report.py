@@ -27,7 +27,17 @@ from rlpost.progress import duration
 from rlpost.replay import Gallery
 from rlpost.rundir import RunDir, read_trajectories
 from rlpost.side_by_side import Deal, choose
-from rlpost.summary import DECODINGS, entry_of, has_steps, headlines, main_decoding, role, rows_of, stages_of
+from rlpost.summary import (
+    DECODINGS,
+    entry_of,
+    has_steps,
+    headlines,
+    main_decoding,
+    measure_of,
+    role,
+    rows_of,
+    stages_of,
+)
 from rlpost.types import Trajectory
 
 EXAMPLES = 3  # deals shown a variant
@@ -76,6 +86,7 @@ def write_report(run_dir: RunDir) -> Path:
         failed=_failed(lines),
         headlines=headlines(summary),
         table=_table(summary),
+        measure=measure_of(summary),
         steps=has_steps(summary),
         stages=stages_of(summary),
         curves=[Markup(svg) for svg in _curves(lines)],
@@ -167,7 +178,9 @@ def _values(lines: Sequence[Mapping[str, Any]], x: str, key: str, label: str = "
     return Series(label, [line[x] for line in kept], [line[key] for line in kept])
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _curves(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    # A person counts iterations from 1, as the console does; the record and its files count from 0.
+    lines = [line | {"iteration": line["iteration"] + 1} if "iteration" in line else line for line in lines]
     for spec in CURVES:
         series = [_values(lines, "iteration", key, label) for key, label in spec.keys.items()]
         if drawn := [line for line in series if line.ys]:
