@@ -12,7 +12,7 @@ from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config import Config
 from rlpost.progress import Progress
 from rlpost.rollout.engine import Sampling
-from rlpost.rollout.pool import RolloutPool
+from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
 from rlpost.rundir import RunDir, evaluation_name
 from rlpost.session import Session, open_session, publish
@@ -88,12 +88,20 @@ def run(cfg: Config) -> None:
     """`task=eval`: the bare model, or the adapter of `cfg.adapter`, whose swap is proven by plain PEFT's log-probs."""
     with open_session(cfg, with_learner=False) as session:
         stage = "before"
-        swaps: list[float] = []
+        swaps: list[PoolSwapReport] = []
         if cfg.adapter is not None:
             stage, folder = "after", Path(cfg.adapter)
             ids = canary_ids(cfg, session.chat)
             canary = plain_peft_canary(session.model_folder, folder, ids)
-            swaps.append(session.pool.swap(Adapter.load(folder), canary).seconds)
+            swaps.append(session.pool.swap(Adapter.load(folder), canary))
         results = evaluate(cfg, session.pool, session.run_dir, session.progress, stage)
         session.tracker.log_evaluation(results)
-        publish(session, {stage: results}, variants_of(cfg), iterations=0, swap_seconds=swaps, gaps=[])
+        publish(
+            session,
+            {stage: results},
+            variants_of(cfg),
+            iterations=0,
+            swap_seconds=[swap.seconds for swap in swaps],
+            logprob_gaps=[],
+            canary_gaps=[swap.canary_gap for swap in swaps],
+        )

@@ -105,7 +105,8 @@ def publish(
     variants: Mapping[str, Any],
     iterations: int,
     swap_seconds: Sequence[float],
-    gaps: Sequence[float],
+    logprob_gaps: Sequence[float],
+    canary_gaps: Sequence[float],
 ) -> None:
     """Write the result of a finished run and show it. A figure that was not measured is null."""
     summary = {
@@ -115,7 +116,8 @@ def publish(
         "iterations": iterations,
         "seconds": time.monotonic() - session.started,
         "swap_seconds_median": statistics.median(swap_seconds) if swap_seconds else None,
-        "logprob_gap_mean": statistics.fmean(gaps) if gaps else None,
+        "logprob_gap_mean": statistics.fmean(logprob_gaps) if logprob_gaps else None,
+        "canary_gap_mean": statistics.fmean(canary_gaps) if canary_gaps else None,
         "workers_replaced": session.pool.restarts,
     }
     session.run_dir.write_summary(summary)

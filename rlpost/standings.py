@@ -22,9 +22,9 @@ class Standing:
     version: int = 0  # of the adapter that is live
     evaluations: dict[str, Any] = field(default_factory=dict)
     swap_seconds: list[float] = field(default_factory=list)
-    gaps: list[float] = field(
-        default_factory=list
-    )  # mean |engine's - learner's log-prob|, of episodes or canaries
+    # Means of |engine's - learner's log-prob|: over an iteration's sampled tokens, and over a swap's canary.
+    logprob_gaps: list[float] = field(default_factory=list)
+    canary_gaps: list[float] = field(default_factory=list)
 
 
 def go_live(session: Session, version: int) -> PoolSwapReport:
@@ -43,6 +43,7 @@ def swap(session: Session, standing: Standing) -> PoolSwapReport:
     report = go_live(session, standing.version + 1)
     standing.version = report.version
     standing.swap_seconds.append(report.seconds)
+    standing.canary_gaps.append(report.canary_gap)
     return report
 
 
@@ -97,5 +98,6 @@ def finish(session: Session, standing: Standing) -> None:
         variants_of(session.cfg),
         standing.steps,
         standing.swap_seconds,
-        standing.gaps,
+        standing.logprob_gaps,
+        standing.canary_gaps,
     )

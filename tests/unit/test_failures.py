@@ -15,11 +15,14 @@ from rlpost import failures
 from rlpost.config import Config
 from rlpost.errors import RolloutError
 from rlpost.evaluate import evaluate
-from rlpost.metrics import evaluation, rollout_metrics
+from rlpost.metrics import Clock, evaluation, rollout_metrics
 from rlpost.progress import Progress
 from rlpost.report import write_report
 from rlpost.rundir import RunDir
+from rlpost.stall import Stall
+from rlpost.standings import Standing
 from rlpost.summary import unplayed
+from rlpost.train import _iterate
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn
 
@@ -141,11 +144,7 @@ def test_the_page_tells_those_of_training_and_of_evaluations(tmp_path: Path) -> 
 
 
 def test_a_run_whose_episodes_all_broke_ends_before_the_update(tmp_path: Path) -> None:
-    from rlpost.metrics import Clock
-    from rlpost.standings import Standing
-    from rlpost.train import _iterate
-
     cfg, run_dir = Config(), RunDir.create(tmp_path / "run", "name", 0, "")
     session: Any = SimpleNamespace(cfg=cfg, clock=Clock(), run_dir=run_dir, pool=Pool(played(0, 8, 0)))
     with pytest.raises(RolloutError, match=r"iteration 1 \(its episodes: .*iteration-000000.jsonl\)"):
-        _iterate(session, Standing())
+        _iterate(session, Standing(), Stall(cfg.algo))
