@@ -197,7 +197,9 @@ def _timed(call: Callable[[], object]) -> float:
 def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
     """`cfg` with the precision that is used; the console is told which, and why. Raises like `settle`."""
     choice = settle(cfg, model_folder)
-    console.print(f"precision: {choice.dtype.value} ({choice.reason})", emoji=False, markup=False, soft_wrap=True)
+    console.print(
+        f"precision: {choice.dtype.value} ({choice.reason})", emoji=False, markup=False, soft_wrap=True
+    )
     if choice.warning is not None:
         told = f"warning: {choice.warning}"
         console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)

@@ -154,7 +154,9 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_column(stage, justify="right", no_wrap=True)
     for variant, decoding in rows_of(summary):
         entries = [entry_of(summary, stage, variant, decoding) for stage in stages]
-        table.add_row(Text(variant), role(summary, variant), decoding, *map(Text, map(measure.shown, entries)))
+        table.add_row(
+            Text(variant), role(summary, variant), decoding, *map(Text, map(measure.shown, entries))
+        )
         if measure is not SUCCESS:
             table.add_row("", "", SUCCESS.name, *map(Text, map(share, entries)))
         if has_steps(summary):

@@ -145,7 +145,9 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     if summary.get("swap_seconds_median") is not None:
         facts["adapter swap, median"] = f"{summary['swap_seconds_median']:.3f} s"
     if summary.get("logprob_gap_mean") is not None:
-        facts["engine-to-learner log-prob gap of sampled tokens, mean"] = f"{summary['logprob_gap_mean']:.4f} nats"
+        facts["engine-to-learner log-prob gap of sampled tokens, mean"] = (
+            f"{summary['logprob_gap_mean']:.4f} nats"
+        )
     if summary.get("canary_gap_mean") is not None:
         facts["engine-to-learner log-prob gap of canaries, mean"] = f"{summary['canary_gap_mean']:.4f} nats"
     return facts

@@ -1,6 +1,6 @@
 """A run that cannot learn says so once: batches in which no reward differs, or updates without a gradient.
 
-    each iteration's batch and metrics ─▶ Stall.see ─▶ a warning after PATIENCE such iterations in a row, then silence
+each iteration's batch and metrics ─▶ Stall.see ─▶ a warning after PATIENCE such iterations in a row, then silence
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ class Chat:
         control = re.compile("|".join(map(re.escape, longest_first)))
         mark = _unused_in(content)
         hidden = control.sub(lambda found: f"{mark}{ids_of[found.group()]}{mark}", content)
-        text, ids = layout(hidden), []
-        for part in re.split(f"({control.pattern})", text):
+        ids: list[int] = []
+        for part in re.split(f"({control.pattern})", layout(hidden)):
             shown = re.sub(f"{mark}([0-9]+){mark}", lambda found: self._control[int(found[1])], part)
             ids += [ids_of[part]] if part in ids_of else self._ids(shown, plain=True)
         return tuple(ids)

@@ -1,4 +1,4 @@
-"""Failed episodes are told, with count, share and cause, wherever a run speaks; all failed is an error that says why."""
+"""Failed episodes are told, with count, share and cause, wherever a run speaks; where all failed, an error says why."""
 
 from __future__ import annotations
 
@@ -125,7 +125,11 @@ def test_an_evaluation_of_broken_episodes_alone_is_no_zero(tmp_path: Path) -> No
 def test_the_page_tells_those_of_training_and_of_evaluations(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path / "run", "name", 0, "train_variant: faces_10\n")
     for iteration, batch in enumerate([played(4, 0, 0), played()]):
-        line = {"iteration": iteration, **rollout_metrics(batch), "first_failure": failures.first_cause(batch)}
+        line = {
+            "iteration": iteration,
+            **rollout_metrics(batch),
+            "first_failure": failures.first_cause(batch),
+        }
         run_dir.append_metrics(line)
     entry = evaluation(played())
     run_dir.write_summary(

@@ -182,7 +182,10 @@ def graded_entry(reward: float) -> dict[str, object]:
 
 def test_where_the_environment_grades_the_mean_reward_leads() -> None:
     """A run that rose from 0.25 to 0.5 without solving anything says so; 0% is below."""
-    runs = {"before": {"all": {"sampled": graded_entry(0.25)}}, "after": {"all": {"sampled": graded_entry(0.5)}}}
+    runs = {
+        "before": {"all": {"sampled": graded_entry(0.25)}},
+        "after": {"all": {"sampled": graded_entry(0.5)}},
+    }
     found = {"eval": runs, "variants": {}, "train_variant": "all"}
     assert headlines(found) == [
         "Trained rule all, sampled: mean reward rose, from 0.250 [0.200, 0.300] to 0.500 [0.450, 0.550];"
@@ -192,5 +195,15 @@ def test_where_the_environment_grades_the_mean_reward_leads() -> None:
     results_table(console, found)
     lines = printed(console).splitlines()
     assert lines[0].strip() == "Mean reward, with 95% intervals"
-    assert lines[2].split() == ["all", "trained", "sampled", "0.250", "[0.200,", "0.300]", "0.500", "[0.450,", "0.550]"]
+    assert lines[2].split() == [
+        "all",
+        "trained",
+        "sampled",
+        "0.250",
+        "[0.200,",
+        "0.300]",
+        "0.500",
+        "[0.450,",
+        "0.550]",
+    ]
     assert lines[3].split() == ["success", "0.0%", "[0,", "2]", "0.0%", "[0,", "2]"]

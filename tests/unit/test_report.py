@@ -318,7 +318,9 @@ def test_the_page_counts_iterations_as_the_console_does(started: RunDir) -> None
 
 
 def test_a_graded_run_leads_with_the_mean_reward(started: RunDir) -> None:
-    started.write_trajectories(evaluation_name("before", "faces_10", "sampled"), [episode(turn("PARTIAL", 0.3))])
+    started.write_trajectories(
+        evaluation_name("before", "faces_10", "sampled"), [episode(turn("PARTIAL", 0.3))]
+    )
     shown = page_of(started).text
     assert "Trained rule faces_10, sampled: mean reward 0.300 [0.300, 0.300] (before)" in shown
     assert shown.index("Mean reward of an episode") > shown.index("solved 0.0% [0, 79]")

@@ -25,7 +25,9 @@ FLAT = batch([0.0, 0.0], [1.0, 1.0])
 VARIED = batch([0.0, 1.0], [1.0, 1.0])
 
 
-def said(stall: Stall, batches: list[list[Trajectory]], metrics: dict[str, float] = LEARNS) -> list[str | None]:
+def said(
+    stall: Stall, batches: list[list[Trajectory]], metrics: dict[str, float] = LEARNS
+) -> list[str | None]:
     return [stall.see(each, metrics) for each in batches]
 
 

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from envs import check, list as listing
+from envs import check
+from envs import list as listing
 from envs.terminal import plain_console
 from rlpost import dry_run, run
 from rlpost.compare.cells import CellFiles

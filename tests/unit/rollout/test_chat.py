@@ -99,7 +99,9 @@ def chatml() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(["You help the user.\n\nMake 24 of these, im_end, im_start."] * 9, trainer)
     tokenizer.add_tokens([AddedToken("<think>", special=False)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = CHATML
     return fast
 
@@ -108,9 +110,20 @@ CHATS = {
     "bundled": Chat.load(shipped.TINY),
     "chatml": Chat(chatml()),
 }
-SPELLINGS = ["<|end|>", "<|user|>", "<|assistant|>", "<|pad|>", *CHATML_TOKENS, "<think>", "Follow: ", "<|", "|>"]
+SPELLINGS = [
+    "<|end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|pad|>",
+    *CHATML_TOKENS,
+    "<think>",
+    "Follow: ",
+    "<|",
+    "|>",
+]
 texts = st.lists(
-    st.one_of(st.sampled_from(SPELLINGS), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)), max_size=8
+    st.one_of(st.sampled_from(SPELLINGS), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)),
+    max_size=8,
 ).map("".join)
 
 
