@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass
 
 import gymnasium
-from rich.console import Console
 from rich.table import Table
 
 from envs import registry
 from envs.base import Expert
+from envs.terminal import plain_console
 
 ITERATION = 64  # episodes
 
@@ -56,7 +56,7 @@ def main() -> None:
                 f"{cost.episode_ms:.2f}",
                 f"{1e-3 * ITERATION * cost.episode_ms:.3f}",
             )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def measure(env: gymnasium.Env[str, str], variant: str, episodes: int, seed: int) -> Cost:

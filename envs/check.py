@@ -20,12 +20,13 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from envs.base import Expert, ExpertTurn, VariantInfo
 from envs.command_line import env_arguments
 from envs.registry import forms, make, refuse_overlap, variants
+from envs.terminal import plain_console
 
 Env = gymnasium.Env[str, str]
 
@@ -237,7 +238,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
 def _table(name: str, found: list[Finding]) -> Table:
     table = Table("check", "variant", "", "found", title=name)
     for each in found:
-        mark = "[green]passed" if each.passed else "[red]FAILED"
+        mark = Text("passed", "green") if each.passed else Text("FAILED", "red")
         table.add_row(each.check, each.variant, mark, each.told.encode("ascii", "backslashreplace").decode())
     return table
 
@@ -259,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     found = list(findings(subject))
-    Console().print(_table(arguments.env, found))
+    plain_console().print(_table(arguments.env, found))
     return 0 if all(each.passed for each in found) else 1
 
 

@@ -10,13 +10,12 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from envs.base import VariantInfo
 from envs.command_line import env_arguments
 from envs.registry import ENTRIES, FAMILIES, names, variants
+from envs.terminal import plain_console
 
 
 def _variants_table() -> Table:
@@ -28,7 +27,7 @@ def _variants_table() -> Table:
 def _add(table: Table, name: str, listed: Iterable[VariantInfo]) -> None:
     for each in listed:
         use = "held out" if each.held_out else "trained"
-        table.add_row(escape(name), escape(each.name), use, escape(each.summary))
+        table.add_row(name, each.name, use, each.summary)
     table.add_section()
 
 
@@ -39,7 +38,7 @@ def everything() -> Table:
         table.add_row(name, "", "", ENTRIES[name].summary)
         _add(table, "", variants(name))
     for family in FAMILIES.values():
-        table.add_row(escape(family.form), "", "", family.summary)
+        table.add_row(family.form, "", "", family.summary)
     table.add_row(
         "my_module:MyEnv", "", "", "your own: any Gymnasium environment of texts (docs/tutorial.md)"
     )
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    Console().print(table)
+    plain_console().print(table)
     return 0
 
 

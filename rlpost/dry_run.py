@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from envs import registry
 from envs.base import Expert
-from rlpost import models
+from envs.terminal import plain_console
+from rlpost import failures, models
 from rlpost.config import Config, RolloutConfig
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
@@ -51,14 +51,17 @@ def run(cfg: Config) -> None:
     """
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
-    console, chat = Console(), Chat.load(model_folder)
-    table = _table(cfg)
+    console, chat = plain_console(), Chat.load(model_folder)
+    table, notes = _table(cfg), list[str]()
     for specs in _specs(cfg):
         played = play_silently(cfg, chat, specs)
         if table.row_count == 0:
             console.print(_sample(played[0]))
         table.add_row(*_row(played, ask_expert(cfg, chat, specs), cfg.rollout))
+        notes += failures.notes(played)
     console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
@@ -116,7 +119,7 @@ def _table(cfg: Config) -> Table:
     table = Table(title=f"{cfg.env}, dry run", caption=caption)
     for heading in ("variant", "split"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("played", "errors", "prompt", "expert solves", "its answer", "episode"):
+    for heading in ("played", "errors", "unfit", "prompt", "expert solves", "its answer", "episode"):
         table.add_column(heading, justify="right")
     return table
 
@@ -127,12 +130,13 @@ def _row(played: Sequence[Trajectory], expert: Shares | None, rollout: RolloutCo
     cut_off = max(
         (sum(len(turn.context_ids) + rollout.max_new_tokens for turn in t) for t in turns), default=0
     )
-    errors = sum(t.ending.broken for t in played)
+    failed = failures.counts(played)
     return [
         played[0].variant,
         played[0].split,
         str(len(played)),
-        _against(errors, 0),
+        _against(failed["broken"], 0),
+        _against(failed["unfit"], 0),
         str(prompt),
         f"{expert.solved:.0%}" if expert else "no expert",
         _against(expert.longest, rollout.max_new_tokens) if expert else "",

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from envs import registry
-from rlpost import metrics
+from rlpost import failures, metrics
 from rlpost.adapters import Adapter
 from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config import Config
 from rlpost.progress import Progress
 from rlpost.rollout.engine import Sampling
-from rlpost.rollout.pool import RolloutPool
+from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
 from rlpost.rundir import RunDir, evaluation_name
 from rlpost.session import Session, open_session, publish
@@ -26,7 +26,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play every evaluation variant in every decoding; results by variant, episodes under trajectories/.
 
-    A variant's own `success` is that of `main_decoding`.
+    A variant's own `success` is that of `main_decoding`. Raises RolloutError when no episode of a variant was played.
     """
     return {variant: _variant(cfg, pool, run_dir, progress, stage, variant) for variant in cfg.eval_variants}
 
@@ -38,7 +38,11 @@ def _variant(
     for decoding, sampling in decodings(cfg).items():
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
         played = pool.collect(evaluation_specs(cfg, variant), sampling)
-        run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+        path = run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+        what = f"evaluation ({stage}): {variant}, {decoding}"
+        failures.refuse_all(played, f"{what} (its episodes: {path})")
+        for note in failures.notes(played):
+            progress.note(f"{what}: {note}")
         results[decoding] = metrics.evaluation(played)
     headline = results[main_decoding(results)]
     return {**{key: headline[key] for key in HEADLINE}, **results}
@@ -84,12 +88,20 @@ def run(cfg: Config) -> None:
     """`task=eval`: the bare model, or the adapter of `cfg.adapter`, whose swap is proven by plain PEFT's log-probs."""
     with open_session(cfg, with_learner=False) as session:
         stage = "before"
-        swaps: list[float] = []
+        swaps: list[PoolSwapReport] = []
         if cfg.adapter is not None:
             stage, folder = "after", Path(cfg.adapter)
             ids = canary_ids(cfg, session.chat)
             canary = plain_peft_canary(session.model_folder, folder, ids)
-            swaps.append(session.pool.swap(Adapter.load(folder), canary).seconds)
+            swaps.append(session.pool.swap(Adapter.load(folder), canary))
         results = evaluate(cfg, session.pool, session.run_dir, session.progress, stage)
         session.tracker.log_evaluation(results)
-        publish(session, {stage: results}, variants_of(cfg), iterations=0, swap_seconds=swaps, gaps=[])
+        publish(
+            session,
+            {stage: results},
+            variants_of(cfg),
+            iterations=0,
+            swap_seconds=[swap.seconds for swap in swaps],
+            logprob_gaps=[],
+            canary_gaps=[swap.canary_gap for swap in swaps],
+        )

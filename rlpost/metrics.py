@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rlpost import failures
 from rlpost.types import Ending, Finish, Trajectory, Turn
 
 NANO = 1e-9
@@ -30,6 +33,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "cut_share": _cut_share(answers),
         **{f"outcome/{name}": n / len(answers) for name, n in _outcomes(answers).items()},
         **{f"ending/{ending.value}": endings[ending] / episodes for ending in Ending},
+        **{kind: float(count) for kind, count in failures.counts(trajectories).items()},
     }
 
 
@@ -39,6 +43,8 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     solved = sum(t.success for t in trajectories)
     low, high = wilson(solved, n)
     failed = [t for t in trajectories if not t.success]
+    rewards = [t.total_reward for t in trajectories]
+    reward_low, reward_high = mean_interval(rewards)
     return {
         "n": n,
         "success": solved / n,
@@ -46,7 +52,10 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "high": high,
         "success_by_turn": _success_by_turn(trajectories),
         "step_accuracy": step_accuracy(trajectories),
-        "reward": sum(t.total_reward for t in trajectories) / n,
+        "reward": sum(rewards) / n,
+        "reward_low": reward_low,
+        "reward_high": reward_high,
+        "graded": any(map(_partly_right, failed)),
         "answer_tokens": _mean_tokens(answers),
         "cut_share": _cut_share(answers),
         "outcomes": _outcomes(answers),
@@ -54,6 +63,8 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "context_full": sum(t.ending is Ending.CONTEXT_FULL for t in trajectories),
         "env_errors": sum(t.ending is Ending.ENV_ERROR for t in trajectories),
         "env_timeouts": sum(t.ending is Ending.ENV_TIMEOUT for t in trajectories),
+        "unfit": sum(map(failures.is_unfit, trajectories)),
+        "first_failure": failures.first_cause(trajectories),
     }
 
 
@@ -91,6 +102,18 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
     low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% normal interval of a mean, by the sample's deviation. Of one value, all that is known is that value."""
+    mean = statistics.fmean(values)
+    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return mean - half, mean + half
+
+
+def _partly_right(failed: Trajectory) -> bool:
+    """Whether an answer that ended its episode unsolved was paid for: the environment grades answers."""
+    return failed.ending is Ending.TERMINATED and bool(failed.turns) and is_right(failed.turns[-1])
 
 
 def _counted(trajectories: Sequence[Trajectory]) -> int:

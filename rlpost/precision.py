@@ -198,12 +198,11 @@ def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
     """`cfg` with the precision that is used; the console is told which, and why. Raises like `settle`."""
     choice = settle(cfg, model_folder)
     console.print(
-        f"precision: {choice.dtype.value} ({choice.reason})", markup=False, highlight=False, soft_wrap=True
+        f"precision: {choice.dtype.value} ({choice.reason})", emoji=False, markup=False, soft_wrap=True
     )
     if choice.warning is not None:
-        console.print(
-            f"warning: {choice.warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        told = f"warning: {choice.warning}"
+        console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
     return replace(cfg, dtype=choice.dtype)
 
 

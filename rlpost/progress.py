@@ -6,15 +6,28 @@ On anything but a terminal (a log file, a pipe) only plain lines are printed, wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
-from rlpost.summary import MISSING, entry_of, has_steps, role, rows_of, share, stages_of, step_share
+from rlpost import failures
+from rlpost.summary import (
+    MISSING,
+    SUCCESS,
+    entry_of,
+    has_steps,
+    measure_of,
+    role,
+    rows_of,
+    share,
+    stages_of,
+    step_share,
+)
 
 WINDOW = 8  # iterations that the time left is estimated from
 
@@ -55,11 +68,17 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, stand=f"{done}{self._of} {self._time_left(done)}")
 
-    def iteration(self, done: int, metrics: Mapping[str, float]) -> None:
-        """As `step`, with a line of its own."""
+    def iteration(self, done: int, metrics: Mapping[str, float], notes: Sequence[str] = ()) -> None:
+        """As `step`, with a line of its own, and one for each of `notes`."""
         self.step(done, metrics)
         line = f"{done:>4}{self._of}  {iteration_line(metrics)}  {self._time_left(done)}"
         self._print(line.rstrip())
+        for note in notes:
+            self.note(note)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays: what a person must know of the step or evaluation that was made."""
+        self._print(f"      note: {text}")
 
     @property
     def _of(self) -> str:
@@ -80,17 +99,20 @@ class Progress:
         return f"left {duration(mean * (self._total - done) + self._closing_seconds)}"
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
 
 def iteration_line(metrics: Mapping[str, float]) -> str:
-    """Success, reward, KL and decoding speed, each `-` where `metrics` does not tell."""
+    """Success, reward, KL and decoding speed, each `-` where `metrics` does not tell; failed episodes if there are."""
+    episodes = metrics.get("episodes", 0.0)
+    failed = [f"{kind} {metrics[kind]:g}/{episodes:g}" for kind in failures.KINDS if metrics.get(kind)]
     return "  ".join(
         (
             f"success {_shown(metrics, 'success', '6.1%')}",
             f"reward {_shown(metrics, 'reward', '7.3f')}",
             f"KL {_shown(metrics, 'kl_reference', '7.4f')}",
             f"tokens/s {_speed(metrics)}",
+            *failed,
         )
     )
 
@@ -119,18 +141,24 @@ def duration(seconds: float) -> str:
 def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated.
 
-    Where episodes have several steps, the share of right ones is a row below.
+    Where the environment grades answers, it is the mean reward, and success is a row below. Where episodes have
+    several steps, so is the share of right ones.
     """
-    stages = stages_of(summary)
+    stages, measure = stages_of(summary), measure_of(summary)
+    title = f"{measure.name.capitalize()}, with 95% intervals"
     # Without a border, three stages fit the 80 columns of a log file.
-    table = Table(title="Success, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for heading in ("rule", "", ""):
         table.add_column(heading, no_wrap=True)
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True)
     for variant, decoding in rows_of(summary):
         entries = [entry_of(summary, stage, variant, decoding) for stage in stages]
-        table.add_row(variant, role(summary, variant), decoding, *map(share, entries))
+        table.add_row(
+            Text(variant), role(summary, variant), decoding, *map(Text, map(measure.shown, entries))
+        )
+        if measure is not SUCCESS:
+            table.add_row("", "", SUCCESS.name, *map(Text, map(share, entries)))
         if has_steps(summary):
             table.add_row("", "", "right steps", *map(step_share, entries))
     console.print(table)

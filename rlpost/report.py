@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost import figures, pages
+from rlpost import failures, figures, pages
 from rlpost.errors import OutputError, RlpostError
 from rlpost.figures import Series
 from rlpost.files import write_atomic
@@ -27,7 +27,17 @@ from rlpost.progress import duration
 from rlpost.replay import Gallery
 from rlpost.rundir import RunDir, read_trajectories
 from rlpost.side_by_side import Deal, choose
-from rlpost.summary import DECODINGS, entry_of, has_steps, headlines, main_decoding, role, rows_of, stages_of
+from rlpost.summary import (
+    DECODINGS,
+    entry_of,
+    has_steps,
+    headlines,
+    main_decoding,
+    measure_of,
+    role,
+    rows_of,
+    stages_of,
+)
 from rlpost.types import Trajectory
 
 EXAMPLES = 3  # deals shown a variant
@@ -73,8 +83,10 @@ def write_report(run_dir: RunDir) -> Path:
         finished=finished is not None,
         iterations=len(_values(lines, "iteration", "seconds/total").xs),
         facts=_facts(finished),
+        failed=_failed(lines),
         headlines=headlines(summary),
         table=_table(summary),
+        measure=measure_of(summary),
         steps=has_steps(summary),
         stages=stages_of(summary),
         curves=[Markup(svg) for svg in _curves(lines)],
@@ -133,8 +145,23 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     if summary.get("swap_seconds_median") is not None:
         facts["adapter swap, median"] = f"{summary['swap_seconds_median']:.3f} s"
     if summary.get("logprob_gap_mean") is not None:
-        facts["engine-to-learner log-prob gap, mean"] = f"{summary['logprob_gap_mean']:.4f} nats"
+        facts["engine-to-learner log-prob gap of sampled tokens, mean"] = (
+            f"{summary['logprob_gap_mean']:.4f} nats"
+        )
+    if summary.get("canary_gap_mean") is not None:
+        facts["engine-to-learner log-prob gap of canaries, mean"] = f"{summary['canary_gap_mean']:.4f} nats"
     return facts
+
+
+def _failed(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the iterations' lines tell of episodes that say nothing of the policy, over the whole run."""
+    played = [line for line in lines if line.get("episodes")]
+    sums = {kind: sum(line.get(kind) or 0 for line in played) for kind in failures.KINDS}
+    said = failures.told(sums, sum(line["episodes"] for line in played))
+    first = next((line for line in played if line.get("first_failure")), None)
+    if first is not None:
+        said.append(f"the first, in iteration {first['iteration'] + 1}: {first['first_failure']}")
+    return said
 
 
 def _table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -155,7 +182,9 @@ def _values(lines: Sequence[Mapping[str, Any]], x: str, key: str, label: str = "
     return Series(label, [line[x] for line in kept], [line[key] for line in kept])
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _curves(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    # A person counts iterations from 1, as the console does; the record and its files count from 0.
+    lines = [line | {"iteration": line["iteration"] + 1} if "iteration" in line else line for line in lines]
     for spec in CURVES:
         series = [_values(lines, "iteration", key, label) for key, label in spec.keys.items()]
         if drawn := [line for line in series if line.ys]:

@@ -14,10 +14,11 @@ from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
+from envs.terminal import plain_console
 from rlpost.compose import compose
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError, RlpostError
@@ -50,10 +51,10 @@ class Terminated(KeyboardInterrupt):
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Exceptions that are not RlpostError keep their traceback."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     try:
         if not argv or set(argv) & {"-h", "--help", "help", "list"}:
-            _print_usage(Console() if argv else console)
+            _print_usage(plain_console() if argv else console)
             return 0 if argv else 2
         config = prepare(argv)
         signal.signal(signal.SIGTERM, _raise_terminated)
@@ -89,7 +90,7 @@ def dispatch(config: Config) -> None:
 
 
 def _print_usage(console: Console) -> None:
-    console.print(f"[bold]Usage:[/] {escape(USAGE)}\n\nExperiments (experiments/*.yaml):")
+    console.print(Text.assemble(("Usage:", "bold"), f" {USAGE}\n\nExperiments (experiments/*.yaml):"))
     console.print(_two_columns({found.name: found.summary for found in experiments().values()}))
     console.print("\nOverrides:")
     console.print(_two_columns(EXAMPLES))
@@ -100,12 +101,13 @@ def _two_columns(rows: Mapping[str, str]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
     table.add_column(no_wrap=True, style="bold")
     for left, right in rows.items():
-        table.add_row(escape(left), escape(right))
+        table.add_row(left, right)
     return table
 
 
 def _print_error(console: Console, title: str, message: str) -> None:
-    console.print(Panel(escape(message), title=title, title_align="left", border_style="red", expand=False))
+    panel = Panel(Text(message), title=Text(title), title_align="left", border_style="red", expand=False)
+    console.print(panel)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:

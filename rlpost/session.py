@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from envs.terminal import plain_console
 from rlpost import cluster, models
 from rlpost.canary import canary_ids
 from rlpost.compose import to_yaml
@@ -74,14 +75,14 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
 
     What does not fit the model is refused before Ray starts: ConfigError, AdapterError.
     """
-    started, clock, console = time.monotonic(), Clock(), Console()
+    started, clock, console = time.monotonic(), Clock(), plain_console()
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
     run_dir = _run_dir(cfg)
-    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
+    console.print(f"run directory: {run_dir.path}", soft_wrap=True)
     with ExitStack() as stack:
         tracker = Tracker(cfg, run_dir.path, plain(cfg))
         stack.callback(tracker.finish)
@@ -109,7 +110,8 @@ def publish(
     variants: Mapping[str, Any],
     iterations: int,
     swap_seconds: Sequence[float],
-    gaps: Sequence[float],
+    logprob_gaps: Sequence[float],
+    canary_gaps: Sequence[float],
 ) -> None:
     """Write the result of a finished run and show it. A figure that was not measured is null."""
     summary = {
@@ -119,14 +121,15 @@ def publish(
         "iterations": iterations,
         "seconds": time.monotonic() - session.started,
         "swap_seconds_median": statistics.median(swap_seconds) if swap_seconds else None,
-        "logprob_gap_mean": statistics.fmean(gaps) if gaps else None,
+        "logprob_gap_mean": statistics.fmean(logprob_gaps) if logprob_gaps else None,
+        "canary_gap_mean": statistics.fmean(canary_gaps) if canary_gaps else None,
         "workers_replaced": session.pool.restarts,
     }
     session.run_dir.write_summary(summary)
     session.progress.close()
     results_table(session.console, summary)
     report = write_report(session.run_dir)
-    session.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    session.console.print(f"report: {report}", soft_wrap=True)
 
 
 def plain(cfg: Config) -> dict[str, Any]:

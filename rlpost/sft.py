@@ -97,7 +97,7 @@ def run(cfg: Config) -> None:
         standing = standings.take_up(session, "step", live=False) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "step")
         _train(session, schedule, standing)
-        _swap(session, standing)
+        standings.swap(session, standing)
         standings.finish(session, standing)
 
 
@@ -106,7 +106,7 @@ def _begin(session: Session) -> Standing:
     session.book("start")
     if session.cfg.eval.start:
         if session.cfg.adapter is not None:
-            _swap(session, standing)
+            standings.swap(session, standing)
         standing.evaluations["before"] = evaluate_stage(session, "before")
     return standing
 
@@ -115,7 +115,7 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
     data, every = ExpertData(session.cfg, session.chat), session.cfg.tracking.checkpoint_every
     while True:
         if schedule.due:
-            _swap(session, standing)
+            standings.swap(session, standing)
             evaluate_stage_once(session, step_name(standing.steps - 1))
         if schedule.over:
             return
@@ -126,8 +126,3 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
         session.progress.step(standing.steps, line)
         if standing.steps % every == 0 or schedule.over:
             standings.checkpoint(session, standing)
-
-
-def _swap(session: Session, standing: Standing) -> None:
-    """Supervised training samples nothing: the gap that it reports is the canary's."""
-    standing.gaps.append(standings.swap(session, standing).canary_gap)

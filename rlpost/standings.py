@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rlpost import checkpoint as checkpoints
@@ -22,9 +22,9 @@ class Standing:
     version: int = 0  # of the adapter that is live
     evaluations: dict[str, Any] = field(default_factory=dict)
     swap_seconds: list[float] = field(default_factory=list)
-    gaps: list[float] = field(
-        default_factory=list
-    )  # mean |engine's - learner's log-prob|, of episodes or canaries
+    # Means of |engine's - learner's log-prob|: over an iteration's sampled tokens, and over a swap's canary.
+    logprob_gaps: list[float] = field(default_factory=list)
+    canary_gaps: list[float] = field(default_factory=list)
 
 
 def go_live(session: Session, version: int) -> PoolSwapReport:
@@ -43,6 +43,7 @@ def swap(session: Session, standing: Standing) -> PoolSwapReport:
     report = go_live(session, standing.version + 1)
     standing.version = report.version
     standing.swap_seconds.append(report.seconds)
+    standing.canary_gaps.append(report.canary_gap)
     return report
 
 
@@ -62,19 +63,31 @@ def take_up(session: Session, counted: str, live: bool) -> Standing:
     `counted`: the key of metrics.jsonl that counts steps. `live`: whether the engines must have the adapter first.
     The record is cut last: whatever fails before leaves a finished run's results as they are.
 
-    Raises CheckpointError without a checkpoint, and when the record lacks steps that it has taken.
+    Raises CheckpointError without a checkpoint, for one of another version of rlpost, and when the record lacks steps
+    that it has taken.
     """
     found = checkpoints.latest(session.run_dir, training_settings(session.cfg))
     for path in found.passed_over:
         told = f"warning: {path} is damaged; {found.path.name} is taken instead"
-        session.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    standing = Standing(**found.progress)
+        session.console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
+    standing = _standing(found)
     _check_lines(session.run_dir, standing, counted)
     session.learner.load(found.path)
     if live:
         go_live(session, standing.version)
     session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
     return standing
+
+
+def _standing(found: checkpoints.Checkpoint) -> Standing:
+    its, known = set(found.progress), {f.name for f in fields(Standing)}
+    if its != known:
+        raise CheckpointError(
+            f"{found.path}\n  reason: another version of rlpost took it: its progress has {sorted(its)},"
+            f" this version's has {sorted(known)}\n"
+            "  remedy: resume with the version that took it (versions.json names its commit), or start the run anew"
+        )
+    return Standing(**found.progress)
 
 
 def _check_lines(run_dir: RunDir, standing: Standing, counted: str) -> None:
@@ -97,5 +110,6 @@ def finish(session: Session, standing: Standing) -> None:
         variants_of(session.cfg),
         standing.steps,
         standing.swap_seconds,
-        standing.gaps,
+        standing.logprob_gaps,
+        standing.canary_gaps,
     )

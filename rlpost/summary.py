@@ -9,6 +9,7 @@ STAGE is before (the bare model), warm (after the warm start) or after; only tho
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rlpost.config import EvalConfig
@@ -18,11 +19,43 @@ DECODINGS = ("greedy", "sampled")
 MISSING = "-"
 UNPLAYED = {
     "context_full": "outgrew the context",
+    "unfit": "of those by the prompt alone",
     "env_errors": "broken by the environment",
     "env_timeouts": "timed out in the environment",
 }
 
 Summary = Mapping[str, Any]
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a run is judged by, with the names of its keys in an evaluation."""
+
+    name: str
+    value: str
+    low: str
+    high: str
+    percent: bool
+
+    def shown(self, entry: Entry | None) -> str:
+        """22.5% [18, 28], the interval in percent too; or 0.250 [0.212, 0.288]."""
+        if entry is None:
+            return MISSING
+        value, low, high = (entry[key] for key in (self.value, self.low, self.high))
+        if self.percent:
+            return f"{value:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+SUCCESS = Measure("success", "success", "low", "high", percent=True)
+REWARD = Measure("mean reward", "reward", "reward_low", "reward_high", percent=False)
+
+
+def measure_of(summary: Summary) -> Measure:
+    """The mean reward where the environment grades answers (some that were not right earned a part of the reward):
+    a policy may learn much there before it solves anything. Else success."""
+    return REWARD if any(entry.get("graded") for entry in _entries(summary)) else SUCCESS
 
 
 def main_decoding(made: Container[str]) -> str:
@@ -66,21 +99,20 @@ def role(summary: Summary, variant: str) -> str:
     return "held out" if known and known["held_out"] else "not trained"
 
 
-def share(entry: Mapping[str, Any] | None) -> str:
-    """22.5% [18, 28], the interval in percent too."""
-    if entry is None:
-        return MISSING
-    return f"{entry['success']:.1%} [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
+def share(entry: Entry | None) -> str:
+    """22.5% [18, 28]: success, the interval in percent too."""
+    return SUCCESS.shown(entry)
+
+
+def _entries(summary: Summary) -> list[Entry]:
+    """Every evaluation that was made."""
+    found = (entry_of(summary, stage, *row) for stage in stages_of(summary) for row in rows_of(summary))
+    return [entry for entry in found if entry is not None]
 
 
 def has_steps(summary: Summary) -> bool:
     """Whether some episode went on after a right answer, so that the accuracy of single steps tells something."""
-    return any(
-        entry is not None and entry.get("step_accuracy")
-        for stage in stages_of(summary)
-        for variant, decoding in rows_of(summary)
-        for entry in [entry_of(summary, stage, variant, decoding)]
-    )
+    return any(entry.get("step_accuracy") for entry in _entries(summary))
 
 
 def step_share(entry: Mapping[str, Any] | None) -> str:
@@ -90,15 +122,22 @@ def step_share(entry: Mapping[str, Any] | None) -> str:
 
 
 def unplayed(entry: Mapping[str, Any]) -> list[str]:
-    """How many episodes were not played to an end, so that they count as not solved; an older run tells fewer."""
-    return [f"{entry[key]} {reason}" for key, reason in UNPLAYED.items() if entry.get(key)]
+    """How many episodes were not played to an end, so that they count as not solved, with their share and the first
+    cause; an older run tells fewer."""
+    counted = [
+        f"{entry[key]} {reason} ({entry[key] / entry['n']:.0%})"
+        for key, reason in UNPLAYED.items()
+        if entry.get(key)
+    ]
+    first = entry.get("first_failure")
+    return counted if first is None else [*counted, f"the first: {first}"]
 
 
-def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def verdict(before: Entry, after: Entry, measure: Measure = SUCCESS) -> str:
     """What two intervals allow to say: rose and fell only when they do not overlap."""
-    if after["low"] > before["high"]:
+    if after[measure.low] > before[measure.high]:
         return "rose"
-    if after["high"] < before["low"]:
+    if after[measure.high] < before[measure.low]:
         return "fell"
     return "did not clearly change"
 
@@ -111,11 +150,13 @@ def headlines(summary: Summary) -> list[str]:
 def _headline(summary: Summary, variant: str, decoding: str) -> str:
     subject = f"{role(summary, variant).capitalize()} rule {variant}, {decoding}"
     before, warm, after = (entry_of(summary, stage, variant, decoding) for stage in STAGES)
+    measure = measure_of(summary)
     if before is None or after is None:
         stage = next(s for s in reversed(STAGES) if entry_of(summary, s, variant, decoding))
-        only = share(entry_of(summary, stage, variant, decoding))
-        return f"{subject}: success {only} ({stage}); there is nothing to compare it with."
-    said = verdict(before, after)
+        only = measure.shown(entry_of(summary, stage, variant, decoding))
+        return f"{subject}: {measure.name} {only} ({stage}); there is nothing to compare it with."
+    said = verdict(before, after, measure)
     overlap = "the intervals overlap" if said.startswith("did") else "the intervals do not overlap"
-    way = f" by way of {share(warm)} after the warm start" if warm is not None else ""
-    return f"{subject}: success {said}, from {share(before)} to {share(after)}{way}; {overlap}."
+    way = f" by way of {measure.shown(warm)} after the warm start" if warm is not None else ""
+    ends = f"from {measure.shown(before)} to {measure.shown(after)}"
+    return f"{subject}: {measure.name} {said}, {ends}{way}; {overlap}."

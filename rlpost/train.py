@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rlpost import metrics, standings
+from rlpost import failures, metrics, standings
 from rlpost.config import Config
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.engine import Sampling
@@ -17,6 +17,7 @@ from rlpost.rundir import iteration_name
 from rlpost.schedule import Schedule
 from rlpost.session import Session, open_session
 from rlpost.sft import ExpertData, train_step
+from rlpost.stall import Stall
 from rlpost.standings import Standing
 
 
@@ -59,25 +60,27 @@ def _warm_up(session: Session) -> None:
 
 
 def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
+    stall = Stall(session.cfg.algo)
     while True:
         if schedule.due:
             evaluate_stage_once(session, iteration_name(standing.steps - 1))
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
-        schedule.add(_iterate(session, standing))
+        schedule.add(_iterate(session, standing, stall))
         if standing.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
             standings.checkpoint(session, standing)
 
 
-def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
+def _iterate(session: Session, standing: Standing, stall: Stall) -> dict[str, Any]:
     """One iteration; returns its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, standing.steps
     with clock.phase("rollout"):
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
         collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
     with clock.phase("record"):  # before the update, so that the episodes which break one can be looked at
-        session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
+        path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
+    failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     with clock.phase("learner"):
         learnt = session.learner.ppo_update(collected.batch, iteration)
     clock.split(
@@ -89,12 +92,17 @@ def _iterate(session: Session, standing: Standing) -> dict[str, Any]:
     if (
         "logprob_gap" in learnt
     ):  # absent while only the critic learns and the engine's log-probs are taken as they are
-        standing.gaps.append(learnt["logprob_gap"])
-    return _report(session, standing, collected, {**learnt, **swap.metrics()})
+        standing.logprob_gaps.append(learnt["logprob_gap"])
+    warning = stall.see(collected.batch, learnt)
+    return _report(session, standing, collected, {**learnt, **swap.metrics()}, warning)
 
 
 def _report(
-    session: Session, standing: Standing, collected: Collected, found: dict[str, float]
+    session: Session,
+    standing: Standing,
+    collected: Collected,
+    found: dict[str, float],
+    warning: str | None,
 ) -> dict[str, Any]:
     numbers = {
         "iteration": standing.steps - 1,
@@ -104,7 +112,10 @@ def _report(
         **found,
         **session.clock.lap(),
     }
-    session.run_dir.append_metrics({"stage": "ppo", **numbers})
+    cause = failures.first_cause(collected.played)
+    line = {"stage": "ppo", **numbers} | ({} if cause is None else {"first_failure": cause})
+    session.run_dir.append_metrics(line)
     session.tracker.log(numbers, over="iteration")
-    session.progress.iteration(standing.steps, numbers)
+    notes = failures.notes(collected.played) + ([] if warning is None else [warning])
+    session.progress.iteration(standing.steps, numbers, notes)
     return numbers

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 DEVIATION_FLOOR = 1e-6  # added to a group's standard deviation
-VARIANCE_FLOOR = 1e-8  # added to the variance: a batch of equal advantages is whitened to zeros
+VARIANCE_FLOOR = 1e-8  # added to the variance of a whole batch
+# Values that differ by less than this share of their size count as equal: 84 units in the last place of float32, what
+# sums of many terms in another order differ by. Divided by its own deviation, such noise would become signal.
+EQUAL_WITHIN = 1e-5
 
 
 def gae(
@@ -94,13 +97,14 @@ def leave_one_out(scores_M: Tensor, groups_M: Tensor) -> Tensor:
 
 
 def flat(scores_M: Tensor, groups_M: Tensor) -> Tensor:
-    """Whether all members of an entry's group have the same score, bool (M,); true of groups of one."""
+    """Whether all members of an entry's group have the same score (within EQUAL_WITHIN of the largest size), bool
+    (M,); true of groups of one."""
     count = int(groups_M.max()) + 1 if groups_M.numel() else 0
-    bounds = [
+    low, high = (
         scores_M.new_zeros(count).scatter_reduce(0, groups_M, scores_M, how, include_self=False)
         for how in ("amin", "amax")
-    ]
-    return (bounds[0] == bounds[1])[groups_M]
+    )
+    return (high - low <= EQUAL_WITHIN * torch.maximum(low.abs(), high.abs()))[groups_M]
 
 
 def _sums(values_M: Tensor, groups_M: Tensor) -> Tensor:
@@ -118,12 +122,19 @@ def moments(values_N: Tensor) -> tuple[Tensor, Tensor]:
     return values_N.mean(), values_N.var(unbiased=False)
 
 
+def varies(mean: Tensor, variance: Tensor) -> Tensor:
+    """Whether values of these moments differ by more than rounding, a bool scalar."""
+    return variance > (EQUAL_WITHIN * mean).square()
+
+
 def whiten(values_N: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Shift to mean 0 and scale to variance 1, given the moments of the *whole* batch's sampled tokens.
 
-    The moments are arguments so that a shard of a batch is whitened as the whole batch is.
+    The moments are arguments so that a shard of a batch is whitened as the whole batch is. Equal values (see
+    EQUAL_WITHIN) give exact zeros: their differences from a rounded mean are no signal.
     """
-    return (values_N - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
+    whitened_N = (values_N - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
+    return torch.where(varies(mean, variance), whitened_N, 0.0)
 
 
 def explained_variance(values_N: Tensor, returns_N: Tensor) -> Tensor:
@@ -131,6 +142,7 @@ def explained_variance(values_N: Tensor, returns_N: Tensor) -> Tensor:
 
     NaN-free: zero where the returns do not vary.
     """
-    variance = returns_N.var(unbiased=False)
+    mean, variance = moments(returns_N)
     residual = (returns_N - values_N).var(unbiased=False)
-    return torch.where(variance > VARIANCE_FLOOR, 1.0 - residual / variance.clamp_min(VARIANCE_FLOOR), 0.0)
+    known = varies(mean, variance) & (variance > VARIANCE_FLOOR)
+    return torch.where(known, 1.0 - residual / variance.clamp_min(VARIANCE_FLOOR), 0.0)

@@ -7,6 +7,7 @@ number of tokens of the whole minibatch; so a micro-batch's loss is its share of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from rlpost.algorithms.table import Ratio, Surrogate
 from rlpost.config import EngineCorrection, KlEstimator
 
 Metrics = dict[str, Tensor]
+# Ratios are taken of log ratios up to this (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7, and where
+# its infinity is not the term that counts, its backward is 0 x infinity.
+LOG_RATIO_LIMIT = 20.0
 
 
 def is_maximum(metric: str) -> bool:
@@ -35,9 +39,13 @@ def kl_k2(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
 
 
 def kl_k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
-    """q/p - 1 - log(q/p) per token drawn from p: unbiased, never negative (Schulman, "Approximating KL", 2020)."""
+    """q/p - 1 - log(q/p) per token drawn from p: unbiased, never negative (Schulman, "Approximating KL", 2020).
+
+    Where log(q/p) is above LOG_RATIO_LIMIT, q/p goes on along its tangent: finite, and its gradient still pulls p up.
+    """
     log_ratio_N = reference_N - logprobs_N
-    return torch.expm1(log_ratio_N) - log_ratio_N
+    beyond_N = (log_ratio_N - LOG_RATIO_LIMIT).relu() * math.exp(LOG_RATIO_LIMIT)
+    return torch.expm1(log_ratio_N.clamp_max(LOG_RATIO_LIMIT)) + beyond_N - log_ratio_N
 
 
 KL_ESTIMATORS: dict[KlEstimator, Callable[[Tensor, Tensor], Tensor]] = {
@@ -75,6 +83,11 @@ def log_ratios(
     return (sums / counts if ratio is Ratio.episode_mean else sums)[inverse_N]
 
 
+def ratios(log_ratio_N: Tensor) -> Tensor:
+    """exp of the log ratio, finite: above LOG_RATIO_LIMIT it is constant and has no gradient, as under a dual clip."""
+    return log_ratio_N.clamp_max(LOG_RATIO_LIMIT).exp()
+
+
 def policy_loss(
     logprobs_N: Tensor,
     log_ratio_N: Tensor,
@@ -93,7 +106,7 @@ def policy_loss(
 
     Metrics: clip_fraction (tokens whose ratio the clip changed, and with clipped counts), ratio_max.
     """
-    ratio_N = log_ratio_N.exp()
+    ratio_N = ratios(log_ratio_N)
     bounded_N = ratio_N.clamp(1.0 - clip.low, 1.0 + clip.high)
     if surrogate is Surrogate.clipped_weight:
         changed_N = bounded_N != ratio_N
@@ -134,7 +147,7 @@ def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> t
     Metrics, over all tokens: engine_weight_mean, engine_weight_max (both before the cap), engine_weight_capped
     (share of tokens that the cap or mask changed).
     """
-    weights_N = log_ratio_N.detach().exp()
+    weights_N = ratios(log_ratio_N.detach())
     if kind is EngineCorrection.truncate:
         kept_N = weights_N.clamp_max(cap)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlpost.algorithms.advantages import VARIANCE_FLOOR
+from rlpost.algorithms.advantages import VARIANCE_FLOOR, moments, varies
 from rlpost.algorithms.layout import Layout
 from rlpost.algorithms.losses import KL_ESTIMATORS
 from rlpost.config import KlEstimator, Rewards
@@ -24,9 +24,15 @@ def overlong(lengths_U: Tensor, limit: int, buffer: int, price: float) -> Tensor
 
 
 def normalized(rewards_U: Tensor, layout: Layout) -> Tensor:
-    """Rewards over the standard deviation of the batch's episode totals; not shifted, so 0 stays 0."""
+    """Rewards over the standard deviation of the batch's episode totals; not shifted, so 0 stays 0.
+
+    Where all totals are equal there is no scale to take, and rewards stay as they are (as scikit-learn's StandardScaler
+    treats a constant feature). TRL's PPO divides by a running deviation, which one equal batch does not make zero;
+    OpenRLHF and verl do not divide rewards but whiten advantages.
+    """
     totals_B = rewards_U.new_zeros(len(layout.groups_B)).index_add(0, layout.episodes_U, rewards_U)
-    return rewards_U * torch.rsqrt(totals_B.var(unbiased=False) + VARIANCE_FLOOR)
+    mean, variance = moments(totals_B)
+    return torch.where(varies(mean, variance), rewards_U * torch.rsqrt(variance + VARIANCE_FLOOR), rewards_U)
 
 
 def placed(rewards_U: Tensor, layout: Layout, where: Rewards) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status as Spinner
+from rich.text import Text
 
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.plan import CellPlan
@@ -54,7 +54,7 @@ class Display:
         """Refresh the live line: every cell at work, for how long, and the last line of its log."""
         if self._spinner is not None:
             said = (f"{f.name} {duration(s)}: {last_line(f.log)}" for f, s in running.items())
-            self._spinner.update(escape("\n".join(said)))
+            self._spinner.update(Text("\n".join(said)))
 
     def close(self) -> None:
         if self._spinner is not None:
@@ -62,7 +62,7 @@ class Display:
             self._spinner = None
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
 
 def time_left(seconds: Mapping[str, Sequence[float]], arms: Sequence[str], concurrency: int) -> float | None:

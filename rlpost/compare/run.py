@@ -20,6 +20,7 @@ import filelock
 from rich.console import Console
 
 from envs import base, registry
+from envs.terminal import plain_console
 from rlpost import models, precision
 from rlpost.compare import results
 from rlpost.compare.compute import TRAINED, lora_flops
@@ -44,12 +45,12 @@ def run(cfg: Config) -> None:
     Raises ConfigError, ModelError, AdapterError, OutputError, ClusterError; RlpostError, after the report, where cells
     failed.
     """
-    console = Console()
+    console = plain_console()
     cfg = quickened(cfg)
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     folder = _folder(cfg)
-    console.print(f"comparison: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"comparison: {folder}", soft_wrap=True)
     with _alone(folder):
         cfg = precision.settled(cfg, model_folder, console)  # once, so that every cell computes alike
         _keep_settings(cfg, folder)
@@ -79,8 +80,8 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
 
     report.write(comparison, folder)
     for sentence in findings.findings(comparison).sentences:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if failed:
         raise RlpostError(
             f"{len(failed)} of {len(comparison.cells)} cells failed, and are shown as failed in the report:"

@@ -85,7 +85,7 @@ def _critic_step(
         credit, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
         return minibatch_loss(credit, everyone, cfg)(found, slots_N)
 
-    everyone, where = range(len(episodes)), f"iteration {iteration}, the critic's step"
+    everyone, where = range(len(episodes)), f"iteration {iteration + 1}, the critic's step"
     rates = _rates(cfg.algo, iteration, 0, (CRITIC,))
     step = take_step(backend, batch, everyone, (CRITIC,), loss_of, rates, cfg.rollout.temperature, where)
     return backend.summed(values_N), step
@@ -104,7 +104,7 @@ def _epochs(
         for k, episodes in enumerate(_minibatches(credit, cfg, iteration, epoch)):
             rates = _rates(algo, iteration, epoch * algo.minibatches + k, passes)
             loss = minibatch_loss(credit, episodes, cfg)
-            where = f"iteration {iteration}, epoch {epoch}, minibatch {k}"
+            where = f"iteration {iteration + 1}, epoch {epoch + 1}, minibatch {k + 1}"
             found.append(
                 take_step(backend, batch, episodes, passes, loss, rates, cfg.rollout.temperature, where)
             )
@@ -164,5 +164,5 @@ def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config
 
     rates = {POLICY: warmed_up(cfg.sft.learning_rate, step, cfg.sft.warmup_steps), CRITIC: 0.0}
     indices = range(len(batch.rows))
-    metrics = take_step(backend, batch, indices, (POLICY,), loss_of, rates, 1.0, f"SFT step {step}")
+    metrics = take_step(backend, batch, indices, (POLICY,), loss_of, rates, 1.0, f"SFT step {step + 1}")
     return metrics | {"tokens": float(batch.tokens), "seconds_update": time.perf_counter() - started}

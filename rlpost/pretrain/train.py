@@ -21,6 +21,7 @@ from rich.console import Console
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from envs.terminal import plain_console
 from rlpost.config import Config, TinyBaseConfig
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, draw
@@ -43,11 +44,16 @@ class Row:
 def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
     """Token ids in the chat template's layout; answers to learn (end of turn included) carry labels."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+
+    def plain(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, split_special_tokens=True)
+        return ids
+
     ids: list[int] = []
     labels: list[int] = []
     for message in talk:
-        context = [user, *tokenizer.encode(message.user), end, assistant]
-        reply = [*tokenizer.encode(message.assistant), end]
+        context = [user, *plain(message.user), end, assistant]
+        reply = [*plain(message.assistant), end]
         ids += context + reply
         labels += [IGNORE] * len(context) + (reply if message.learn else [IGNORE] * len(reply))
     return Row(ids, labels)
@@ -148,7 +154,7 @@ def run(cfg: Config) -> None:
         Path(cfg.output_dir or f"outputs/{cfg.name}/{time.strftime('%Y%m%d-%H%M%S')}-{cfg.seed}") / "model"
     )
     torch.manual_seed(cfg.seed)
-    console = Console()
+    console = plain_console()
     tokenizer, model = _start(cfg, console)
     optimizer = MasterOptimizer(model, cfg.tiny_base.learning_rate)
     record = _train(cfg.tiny_base, model, tokenizer, optimizer, cfg.seed, folder, console)

@@ -9,10 +9,12 @@ nothing but is not forgotten: it counts in the rollout's metrics and is written 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from rlpost.algorithms.advantages import EQUAL_WITHIN
 from rlpost.config import Config
 from rlpost.rollout.specs import group_specs
 from rlpost.types import EpisodeSpec, Trajectory
@@ -57,8 +59,10 @@ def collect(play: Play, cfg: Config, iteration: int) -> Collected:
 
 
 def is_flat(group: Sequence[Trajectory]) -> bool:
-    """Whether the episodes that can be learnt from, those not broken by the environment, all earned the same."""
-    return len({t.total_reward for t in group if not t.ending.broken}) < 2
+    """Whether the episodes that can be learnt from, those not broken by the environment, all earned the same, as
+    rlpost.algorithms.advantages.flat counts it."""
+    earned = [t.total_reward for t in group if not t.ending.broken]
+    return not earned or math.isclose(min(earned), max(earned), rel_tol=EQUAL_WITHIN)
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rlpost.algorithms.advantages import (
     DEVIATION_FLOOR,
+    EQUAL_WITHIN,
     discounted_sums,
     explained_variance,
     flat,
@@ -152,3 +153,38 @@ def test_equal_scores_are_worth_exactly_nothing(baseline) -> None:
     """0.1 three times: its sum over three is not 0.1 in floating point, and still no advantage remains."""
     scores = torch.full((7,), 0.1)
     assert not baseline(scores, torch.tensor([0, 0, 0, 1, 1, 2, 2])).any()
+
+
+EQUAL = [0.1, 1 / 3, -0.2, 1e6]
+SIZES = range(2, 65)
+
+
+def _nearly(value: float, count: int) -> torch.Tensor:
+    """`count` times `value` in float32, as rounding leaves it: equal, or some units in the last place apart."""
+    ulps = torch.arange(count) % 4 * torch.finfo(torch.float32).eps
+    return torch.full((count,), value) * (1 + ulps)
+
+
+@pytest.mark.parametrize("make", [lambda value, n: torch.full((n,), value), _nearly])
+@pytest.mark.parametrize("value", EQUAL)
+def test_equal_values_never_become_advantages(value: float, make) -> None:
+    """In groups of 2 to 64, float32 and the float64 that credit sums in; nothing is left of them, whitened or not."""
+    for count in SIZES:
+        scores, groups = make(value, count), torch.zeros(count, dtype=torch.long)
+        for baseline in (group_centred, group_normalized, leave_one_out):
+            assert not baseline(scores, groups).any()
+            assert not baseline(scores.double(), groups).any()
+        assert not whiten(scores, *moments(scores)).any()
+        assert explained_variance(torch.zeros(count), scores).item() == 0.0
+        values = scores.repeat(37)  # as many tokens repeat an episode's advantage
+        assert not whiten(values, *moments(values)).any()
+
+
+@pytest.mark.parametrize("value", EQUAL)
+def test_values_that_differ_in_earnest_keep_unit_variance(value: float) -> None:
+    """A hundred times what counts as equal: a deviation of 1 remains."""
+    values = torch.tensor([value, value * (1 + 100 * EQUAL_WITHIN)])
+    if abs(value) > 1:  # below, the floors of the variance are of the size of such a difference
+        assert whiten(values, *moments(values)).abs().tolist() == pytest.approx([1, 1], rel=1e-3)
+    assert not flat(values, torch.zeros(2, dtype=torch.long)).any()
+    assert whiten(values, *moments(values)).abs().min() > 0

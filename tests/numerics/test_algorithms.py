@@ -107,6 +107,22 @@ def test_loss_and_gradient_are_the_papers(name: AlgoName) -> None:
     _equal(_whole(numbers, episodes, cfg), expected, numbers)
 
 
+@pytest.mark.parametrize("estimator", [KlEstimator.k2, KlEstimator.k3])
+@pytest.mark.parametrize("far", [-100.0, 100.0])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_policy_far_from_the_old_one_has_a_finite_gradient(
+    name: AlgoName, far: float, estimator: KlEstimator
+) -> None:
+    """Every token's log-prob has moved by `far`, in float32, with a penalty in the loss."""
+    cfg, episodes = _config(name), _episodes()
+    cfg.algo.kl, cfg.algo.kl_estimator = KlPlace.loss, estimator
+    numbers = Numbers(episodes)
+    numbers.new = (numbers.old.float() + far).requires_grad_()
+    loss = _whole(numbers, episodes, cfg)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(numbers.gradients(loss)[0]).all()
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_micro_batches_of_whole_episodes_add_up(name: AlgoName) -> None:
     cfg, episodes = _config(name), _episodes()

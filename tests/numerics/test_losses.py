@@ -206,3 +206,70 @@ def test_empty_shard_costs_nothing(ratio: Ratio) -> None:
     assert loss.item() == 0.0
     assert metrics["ratio_max"].item() == 0.0
     assert none.grad is not None
+
+
+FAR = [-100.0, 89.0, 100.0]  # log ratios that exp overflows at, or nearly vanishes at, in float32
+
+
+@pytest.mark.parametrize("ceiling", [None, 10.0])
+@pytest.mark.parametrize("far", FAR)
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("surrogate", list(Surrogate))
+@pytest.mark.parametrize("ratio", list(Ratio))
+def test_far_ratios_have_finite_losses_and_gradients(
+    ratio: Ratio, surrogate: Surrogate, advantage: float, far: float, ceiling: float | None
+) -> None:
+    """One unit of two tokens, float32. Where the clipped term counts, no gradient comes through the ratio."""
+    share = 1.0 if ratio in (Ratio.token, Ratio.episode_mean) else 0.5
+    new = torch.full((2,), far * share).requires_grad_()
+    log_ratio = losses.log_ratios(new, torch.zeros(2), torch.zeros(2, dtype=torch.long), ratio)
+    assert log_ratio.tolist() == [far, far]
+    weights, advantages = torch.full((2,), 0.5), torch.full((2,), advantage)
+    clip = losses.Clip(0.2, 0.2, ceiling)
+    loss, metrics = losses.policy_loss(new, log_ratio, advantages, weights, surrogate, clip, 2)
+    loss.backward()
+    assert new.grad is not None
+    assert torch.isfinite(torch.stack([loss.detach(), *metrics.values()])).all()
+    assert torch.isfinite(new.grad).all()
+    bound = 1.2 if far > 0 else 0.8
+    if surrogate is Surrogate.clipped_weight:
+        assert loss.item() == pytest.approx(-bound * advantage * far * share)
+        assert new.grad.tolist() == pytest.approx([-bound * advantage / 2] * 2)
+    elif advantage * far > 0 or (ceiling is not None and far > 0) or advantage == 0:
+        assert loss.item() == pytest.approx(-bound * advantage)
+        assert not new.grad.any()
+    else:  # the plain ratio counts: nothing, or the largest there is
+        assert loss.item() == pytest.approx(-advantage * math.exp(min(far, losses.LOG_RATIO_LIMIT)))
+        assert not new.grad.any() or far < 0
+
+
+@pytest.mark.parametrize("estimator", list(KlEstimator))
+@pytest.mark.parametrize("far", FAR)
+def test_far_divergences_are_finite_and_pull_back(estimator: KlEstimator, far: float) -> None:
+    """`far` is log p - log q: minimising the penalty brings p back to q, from either side."""
+    logprobs = torch.tensor([far]).requires_grad_()
+    penalty = losses.KL_ESTIMATORS[estimator](logprobs, torch.zeros(1))
+    penalty.backward()
+    assert logprobs.grad is not None
+    assert torch.isfinite(penalty)
+    assert torch.isfinite(logprobs.grad).all()
+    assert estimator is KlEstimator.k1 or logprobs.grad.sign().item() == math.copysign(1, far)
+    assert torch.isfinite(losses.approx_kl(logprobs, torch.zeros(1), 1)["approx_kl"])
+
+
+@pytest.mark.parametrize("kind", [EngineCorrection.truncate, EngineCorrection.mask])
+@pytest.mark.parametrize("far", FAR)
+def test_far_engine_weights_are_finite(kind: EngineCorrection, far: float) -> None:
+    kept, metrics = losses.engine_weights(torch.tensor([far]), kind, 2.0)
+    assert kept.item() == (2.0 if far > 0 and kind is EngineCorrection.truncate else pytest.approx(0.0))
+    assert torch.isfinite(torch.stack(list(metrics.values()))).all()
+
+
+def test_ratios_up_to_the_limit_are_exps_own() -> None:
+    near = torch.linspace(-30, losses.LOG_RATIO_LIMIT, 101).requires_grad_()
+    found, exact = losses.ratios(near), near.exp()
+    assert torch.equal(found, exact)
+    k3 = losses.kl_k3(torch.zeros(101), near)
+    assert torch.equal(k3, torch.expm1(near) - near)
+    for ours, plain in ((found, exact), (k3, torch.expm1(near) - near)):
+        assert torch.equal(*(torch.autograd.grad(x.sum(), near, retain_graph=True)[0] for x in (ours, plain)))

@@ -61,6 +61,16 @@ def test_normalized_rewards_have_totals_of_variance_one() -> None:
     assert not rewards.normalized(torch.zeros(3), LAYOUT).any()
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, -0.2, 1e6])
+def test_equal_rewards_have_no_scale_and_stay(value: float) -> None:
+    """One turn each, or the same total in two turns, whose sum may be a unit in the last place off."""
+    for count in range(1, 65):
+        turns = [[1, 1] if i % 2 else [1] for i in range(count)]
+        layout = Layout.of(turns, [0] * count, [[0] * len(t) for t in turns])
+        earned = torch.tensor([x for t in turns for x in ([0.3 * value, 0.7 * value] if t[1:] else [value])])
+        assert torch.equal(rewards.normalized(earned, layout), earned)
+
+
 @pytest.mark.parametrize(
     ("estimator", "prices"),
     [

@@ -61,3 +61,12 @@ def test_an_environment_that_raises_is_counted(
     played = play_silently(cfg, Chat.load(random_model), training_specs(cfg, 0))
     assert {t.ending for t in played} == {Ending.ENV_ERROR}
     assert "out of cards" in str(played[0].error)
+
+
+def test_prompts_that_do_not_fit_are_counted_and_told(
+    cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg.rollout.max_model_len = 20
+    run(cfg)
+    shown = capsys.readouterr().out
+    assert "8 of 8 episodes (100%) unfit: the prompt does not fit rollout.max_model_len" in shown

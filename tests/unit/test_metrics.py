@@ -51,6 +51,8 @@ def test_rollout_metrics_by_hand() -> None:
             "ending/context_full": 0,
             "ending/env_error": 1 / 4,
             "ending/env_timeout": 0,
+            "broken": 1,
+            "unfit": 0,
         }
     )
 
@@ -64,6 +66,9 @@ def test_evaluation_by_hand() -> None:
         "success_by_turn": [0.25, 0.5, 0.5],
         "step_accuracy": None,
         "reward": 1.0,
+        "reward_low": pytest.approx(1.0 - 1.96 * 3.9157800414902435 / 2),  # deviation of 5, 3, -4, 0
+        "reward_high": pytest.approx(1.0 + 1.96 * 3.9157800414902435 / 2),
+        "graded": False,
         "answer_tokens": 4.0,
         "cut_share": pytest.approx(1 / 3),
         "outcomes": {"CORRECT": 2, "SYNTAX": 2, "WRONG_VALUE": 2},
@@ -71,6 +76,8 @@ def test_evaluation_by_hand() -> None:
         "context_full": 0,
         "env_errors": 1,
         "env_timeouts": 0,
+        "unfit": 0,
+        "first_failure": "ValueError: no (generalpoints, variant faces_10, instance deal 3, episode 3)",
     }
     assert (low, high) == wilson(2, 4)
 
@@ -267,3 +274,13 @@ def test_every_metric_is_documented() -> None:
         produced |= phases_of(ROOT / "rlpost" / source)
     assert {"seconds/rollout", "swap/canary_gap", "approx_kl", "explained_variance"} <= produced
     assert sorted(produced - documented()) == []
+
+
+def test_graded_is_what_pays_for_answers_that_did_not_solve() -> None:
+    """Not a step on the way, nor one after which the context was full; not a penalty."""
+    partly = episode(turn("PARTIAL", 0.3))
+    step = episode(turn("RIGHT", 1.0), turn("WRONG", -1.0), ending=Ending.TRUNCATED)
+    full = episode(turn("RIGHT", 1.0), ending=Ending.CONTEXT_FULL)
+    assert evaluation([partly, *BATCH])["graded"]
+    assert not evaluation([step, full, *BATCH])["graded"]
+    assert evaluation([partly])["reward_low"] == evaluation([partly])["reward_high"] == 0.3

@@ -173,3 +173,37 @@ def test_a_single_stage_claims_no_change() -> None:
     assert headlines(only)[0] == (
         "Trained rule faces_10, greedy: success 20.0% [15, 25] (before); there is nothing to compare it with."
     )
+
+
+def graded_entry(reward: float) -> dict[str, object]:
+    low, high = reward - 0.05, reward + 0.05
+    return {**entry(0.0, 0.0, 0.02), "reward": reward, "reward_low": low, "reward_high": high, "graded": True}
+
+
+def test_where_the_environment_grades_the_mean_reward_leads() -> None:
+    """A run that rose from 0.25 to 0.5 without solving anything says so; 0% is below."""
+    runs = {
+        "before": {"all": {"sampled": graded_entry(0.25)}},
+        "after": {"all": {"sampled": graded_entry(0.5)}},
+    }
+    found = {"eval": runs, "variants": {}, "train_variant": "all"}
+    assert headlines(found) == [
+        "Trained rule all, sampled: mean reward rose, from 0.250 [0.200, 0.300] to 0.500 [0.450, 0.550];"
+        " the intervals do not overlap."
+    ]
+    console = plain()
+    results_table(console, found)
+    lines = printed(console).splitlines()
+    assert lines[0].strip() == "Mean reward, with 95% intervals"
+    assert lines[2].split() == [
+        "all",
+        "trained",
+        "sampled",
+        "0.250",
+        "[0.200,",
+        "0.300]",
+        "0.500",
+        "[0.450,",
+        "0.550]",
+    ]
+    assert lines[3].split() == ["success", "0.0%", "[0,", "2]", "0.0%", "[0,", "2]"]

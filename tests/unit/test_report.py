@@ -55,7 +55,7 @@ STAGES = {
 
 def metrics_line(i: int) -> dict[str, Any]:
     line: dict[str, Any] = {
-        "iteration": i,
+        "iteration": i - 1,
         "success": 0.1 + i / 40,
         "reward": -1 + i / 10,
         "kl_reference": i / 1000,
@@ -308,3 +308,19 @@ def test_an_environment_that_cannot_be_had_leaves_a_report_without_pictures(star
 
 def test_environments_without_pictures_are_asked_for_none() -> None:
     assert replay.picture(registry.make("generalpoints"), STAGES["after", "faces_10"][0], 1) is None
+
+
+def test_the_page_counts_iterations_as_the_console_does(started: RunDir) -> None:
+    """The record's first iteration is 0, a person's 1."""
+    for i in range(3):
+        started.append_metrics({"iteration": i, "success": 0.1 * i})
+    assert "success: from 0.0% at 1 to 20.0% at 3" in page_of(started).text
+
+
+def test_a_graded_run_leads_with_the_mean_reward(started: RunDir) -> None:
+    started.write_trajectories(
+        evaluation_name("before", "faces_10", "sampled"), [episode(turn("PARTIAL", 0.3))]
+    )
+    shown = page_of(started).text
+    assert "Trained rule faces_10, sampled: mean reward 0.300 [0.300, 0.300] (before)" in shown
+    assert shown.index("Mean reward of an episode") > shown.index("solved 0.0% [0, 79]")

@@ -15,9 +15,10 @@ from rlpost.config import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.metrics import Clock
 from rlpost.models import TINY
+from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rundir import RunDir
 from rlpost.schedule import Schedule
-from rlpost.session import Session
+from rlpost.session import Session, publish
 from rlpost.standings import Standing
 from rlpost.types import EpisodeSpec, Trajectory
 from tests.unit.episodes import episode, turn
@@ -157,3 +158,34 @@ def test_a_record_without_the_line_of_a_step_is_refused(session: Session) -> Non
     session.run_dir.metrics.write_bytes(first)
     with pytest.raises(CheckpointError, match=r"the lines of 1 steps \(iteration\).* has taken 2\n"):
         standings.take_up(session, "iteration", live=False)
+
+
+def test_gaps_of_sampled_tokens_and_of_canaries_have_two_names(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An iteration measures both; a supervised run's swaps only the canary's, and its other mean is null."""
+    monkeypatch.undo()  # the real swap
+    report = PoolSwapReport(1, modules_bound=4, canary_gap=0.25, rounding_loss=0.0, seconds=0.1)
+    monkeypatch.setattr(standings, "go_live", lambda session, version: report)
+    update = session.learner.ppo_update
+    monkeypatch.setattr(session.learner, "ppo_update", lambda *a: {**update(*a), "logprob_gap": 0.5})
+    rl, sft = trained(session, 2), Standing()
+    standings.swap(session, sft)
+    assert (rl.logprob_gaps, rl.canary_gaps) == ([0.5, 0.5], [0.25, 0.25])
+    assert (sft.logprob_gaps, sft.canary_gaps) == ([], [0.25])
+    session.console, session.progress.close = Console(), silent  # type: ignore[method-assign]
+    session.pool.restarts = 0
+    monkeypatch.setattr("rlpost.session.write_report", lambda run_dir: run_dir.report)
+    for standing, expected in ((rl, (0.5, 0.25)), (sft, (None, 0.25))):
+        publish(session, {}, {}, 2, standing.swap_seconds, standing.logprob_gaps, standing.canary_gaps)
+        written = session.run_dir.read_summary()
+        assert written is not None
+        assert (written["logprob_gap_mean"], written["canary_gap_mean"]) == expected
+
+
+def test_a_run_whose_rewards_never_differ_is_warned_once(session: Session) -> None:
+    """The pool's episodes all earn -1."""
+    told = list[str]()
+    session.progress.iteration = lambda done, numbers, notes: told.extend(notes)  # type: ignore[method-assign]
+    trained(session, 6)
+    assert [note.partition(":")[0] for note in told] == ["this run cannot learn as it is"]

@@ -7,6 +7,7 @@ import random
 import re
 
 import pytest
+from transformers import AutoTokenizer
 
 from envs import registry
 from envs.generalpoints.expression import Expression
@@ -16,7 +17,7 @@ from envs.navigation.geometry import COMPASS, RELATIVE
 from envs.navigation.sources import city_of
 from envs.splits import Split, split_of
 from rlpost.errors import ModelError
-from rlpost.models import resolve
+from rlpost.models import TINY, resolve
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, Message, draw
 from rlpost.pretrain.train import IGNORE, encode, learning_rate_at
@@ -158,3 +159,10 @@ def test_schedule_ends_at_zero() -> None:
     assert learning_rate_at(0.5, 1.0) == 1.0
     assert learning_rate_at(5 / 6, 1.0) == pytest.approx(0.5)
     assert learning_rate_at(1.0, 1.0) == 0.0
+
+
+def test_a_corpus_that_spells_a_control_token_teaches_letters() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    row = encode((Message("a<|end|>b", "<|user|>"),), tokenizer)
+    assert [i for i in row.token_ids if i in tokenizer.all_special_ids] == [1, 3, 2, 3]
+    assert tokenizer.decode(row.token_ids) == "<|user|>a<|end|>b<|end|><|assistant|><|user|><|end|>"

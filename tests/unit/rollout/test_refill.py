@@ -89,3 +89,10 @@ def test_broken_episodes_do_not_make_a_group_varied(ending: Ending) -> None:
     assert is_flat([good, broken])
     assert is_flat([good])
     assert not is_flat([good, episode(turn(reward=2.0)), broken])
+
+
+def test_rounding_does_not_make_a_group_varied() -> None:
+    """0.1 + 0.2 is a unit in the last place above 0.3."""
+    assert is_flat([episode(turn(reward=0.3)), episode(turn(reward=0.1), turn(reward=0.2))])
+    assert not is_flat([episode(turn(reward=0.3)), episode(turn(reward=0.31))])
+    assert is_flat([])

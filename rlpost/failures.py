@@ -1,0 +1,76 @@
+"""Episodes that say nothing of the policy, counted and told with their first cause; where all are such, an error.
+
+Broken: the environment raised or did not answer in time. Unfit: the prompt left the model no room for an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rlpost.errors import RolloutError
+from rlpost.types import Ending, Trajectory
+
+_MOST = 300  # characters of a cause: an exception may quote a whole row
+
+
+def is_broken(episode: Trajectory) -> bool:
+    return episode.ending.broken
+
+
+def is_unfit(episode: Trajectory) -> bool:
+    return episode.ending is Ending.CONTEXT_FULL and not episode.turns
+
+
+KINDS: Mapping[str, tuple[Callable[[Trajectory], bool], str]] = {
+    "broken": (is_broken, "broken by the environment"),
+    "unfit": (is_unfit, "unfit: the prompt does not fit rollout.max_model_len"),
+}
+
+
+def counts(episodes: Iterable[Trajectory]) -> dict[str, int]:
+    """How many are of each of KINDS."""
+    played = list(episodes)
+    return {kind: sum(map(of_kind, played)) for kind, (of_kind, _) in KINDS.items()}
+
+
+def first_cause(episodes: Iterable[Trajectory]) -> str | None:
+    """What the first failed episode failed with, and which it was, in one line; None where none failed."""
+    return next((_cause(e) for e in episodes if is_broken(e) or is_unfit(e)), None)
+
+
+def told(found: Mapping[str, Any], episodes: float) -> list[str]:
+    """A sentence a kind: "8 of 16 episodes (50%) broken by the environment". `found` may hold other keys too."""
+    return [
+        f"{found[kind]:g} of {episodes:g} episodes ({found[kind] / episodes:.0%}) {words}"
+        for kind, (_, words) in KINDS.items()
+        if found.get(kind)
+    ]
+
+
+def notes(episodes: Sequence[Trajectory]) -> list[str]:
+    """What a person must know of a batch: a sentence a kind, with its first cause. Nothing where all was well."""
+    return [
+        f"{sentence}; the first: {first_cause(filter(of_kind, episodes))}"
+        for kind, (of_kind, _) in KINDS.items()
+        for sentence in told({kind: counts(episodes)[kind]}, len(episodes))
+    ]
+
+
+def refuse_all(episodes: Sequence[Trajectory], what: str) -> None:
+    """Raise RolloutError, naming the causes, when no episode of a batch says anything of the policy."""
+    if all(is_broken(e) or is_unfit(e) for e in episodes):
+        causes = "\n".join(f"  reason: {note}" for note in notes(episodes))
+        raise RolloutError(
+            f"{what}: not one episode was played\n{causes}\n"
+            "  remedy: play single episodes with task=dry_run; try the environment (and its scorer) by itself with"
+            " python -m envs.check; for long prompts raise rollout.max_model_len"
+        )
+
+
+def _cause(episode: Trajectory) -> str:
+    what = episode.error if is_broken(episode) else "the prompt is too long"
+    which = f"instance {episode.instance}" if episode.instance else "at its reset"
+    where = f"{episode.env}, variant {episode.variant}, {which}, episode {episode.episode}"
+    line = " ".join(str(what).split())
+    return f"{line if len(line) <= _MOST else line[:_MOST] + '...'} ({where})"
