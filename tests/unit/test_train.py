@@ -113,6 +113,15 @@ def test_a_checkpoints_time_is_recording_of_the_line_that_follows(session: Sessi
     assert seconds == [0.0, 0.0, 1.0, 1.0]
 
 
+def test_a_checkpoint_of_another_version_is_refused_by_what_differs(session: Session) -> None:
+    trained(session, 2)
+    [newest, *_] = sorted(session.run_dir.checkpoints.iterdir(), reverse=True)
+    mark = newest / "progress.json"
+    mark.write_text(mark.read_text().replace('"canary_gaps"', '"gaps"'))
+    with pytest.raises(CheckpointError, match=r"another version of rlpost .*'gaps'.*'canary_gaps'"):
+        standings.take_up(session, "iteration", live=False)
+
+
 @pytest.mark.parametrize("broken", ["load", "go_live", "lines"])
 def test_a_resume_that_fails_leaves_a_finished_runs_results(
     session: Session, broken: str, monkeypatch: pytest.MonkeyPatch
