@@ -99,13 +99,13 @@ def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path])
             num_cpus=available_cpus(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder.path),
+            _temp_dir=str(folder.for_ray),
             runtime_env=_in_place(modules),
         )
         yield
     except Exception:
         if keep_logs is not None:
-            _copy_logs(folder.path, keep_logs)
+            _copy_logs(folder.for_ray, keep_logs)
         raise
     finally:
         with _uninterrupted():
