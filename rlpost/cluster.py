@@ -119,8 +119,12 @@ def _init(failure: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and bare Exception here
         raise ClusterError(f"{failure}: {error}") from error
+    except SystemExit:  # from Ray's own handler of SIGTERM, which it puts in place of ours
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:

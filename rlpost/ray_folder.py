@@ -20,7 +20,9 @@ from pathlib import Path
 
 PREFIX = "rlpost-run-"
 INNER = "r"
-MAX_TEMP_PATH = 20  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our two folders 22
+MAX_TEMP_PATH = (
+    20  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our two folders 22
+)
 
 
 class RayFolder:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
+import ray
 
 from rlpost.cluster import Needs, connect, refuse_shortage
 from rlpost.config import Config, RayConfig
@@ -44,3 +49,25 @@ def test_an_address_where_nothing_listens_is_named() -> None:
             connect(RayConfig(address=address, timeout_s=5), Needs(1, 0)),
         ):
             pytest.fail("the body must not run")
+
+
+def test_sigterm_while_ray_starts_comes_to_the_handler_that_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray puts a handler of its own in place, which raises SystemExit."""
+
+    def start(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    def ours(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", start)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(KeyboardInterrupt), connect(RayConfig(), Needs(1, 0)):
+            pytest.fail("the body must not run")
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,20 @@ from tests.learner_data import with_algorithm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PPO = "experiment=generalpoints_ppo"
+WAITING_AS_RAY_DOES = """
+import sys, time
+from rlpost import run
+
+def wait(config):
+    print("waiting", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+
+run.dispatch = wait
+sys.exit(run.main(sys.argv[1:]))
+"""
 
 
 def composed(*overrides: str) -> Config:
@@ -477,7 +492,6 @@ class TestCommandLine:
         [
             (ClusterError("no [cores] left"), 1, "no [cores] left"),
             (KeyboardInterrupt(), 130, "Stopped"),
-            (run.Terminated(), 143, "SIGTERM"),
         ],
     )
     def test_exit_codes(
@@ -494,6 +508,23 @@ class TestCommandLine:
         monkeypatch.setattr(run, "dispatch", fail)
         assert run.main([PPO]) == code
         assert words in capfd.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("number", "code", "words"),
+        [(signal.SIGTERM, 143, "Stopped by SIGTERM."), (signal.SIGINT, 130, "Stopped.")],
+    )
+    def test_signals_keep_their_exit_code_where_interrupts_become_plain_ones(
+        self, number: signal.Signals, code: int, words: str
+    ) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITING_AS_RAY_DOES, PPO], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert words in said.decode()
 
     def test_bugs_keep_their_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(config: Config) -> None:
