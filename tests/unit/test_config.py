@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import get_type_hints
 
@@ -194,6 +195,59 @@ class TestCompose:
         )
 
 
+class TestCodeThatARecordNames:
+    """Nothing is imported for it; what the command line names is the user's own word."""
+
+    @pytest.fixture
+    def record(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        (tmp_path / "hostile_module.py").write_text("raise SystemExit('was imported')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return tmp_path
+
+    def written(self, record: Path, *settings: str) -> str:
+        (record / "config.yaml").write_text(to_yaml(composed(*settings)))
+        return f"resume={record}"
+
+    def test_an_environment_is_refused_with_its_file_and_the_remedy_works(self, record: Path) -> None:
+        resume = self.written(record, "env=hostile_module:Env")
+        with pytest.raises(ConfigError, match="and to resume would run it") as caught:
+            run.prepare([resume])
+        assert str(record / "hostile_module.py") in str(caught.value)
+        remedy = re.search(r"command line as well: (\S+)", str(caught.value))
+        assert remedy is not None
+        assert compose([resume, remedy[1]]).env == "hostile_module:Env"
+
+    def test_a_scorer_is_refused_and_the_remedy_works(self, record: Path) -> None:
+        score = "env_args.score=no_such_module:score"
+        resume = self.written(record, "env=dataset", "env_args.path=x.jsonl", score)
+        with pytest.raises(ConfigError, match="there is no module no_such_module here"):
+            compose([resume])
+        with pytest.raises(ConfigError, match=f"command line as well: {score}"):
+            compose([resume, "env=dataset"])
+        assert compose([resume, score]).env_args["score"] == "no_such_module:score"
+
+    def test_both_are_asked_for_at_once_however_they_are_written(self, record: Path) -> None:
+        (record / "config.yaml").write_text("name: 'hostile_module:Env'\nenv: ${name}\n")
+        with pytest.raises(ConfigError, match="env=hostile_module:Env"):
+            compose([f"resume={record}"])
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            (),
+            ("env=reasoning_gym:countdown",),
+            ("env=dataset", "env_args.path=x.jsonl", "env_args.score=number"),
+        ],
+    )
+    def test_what_is_bundled_is_asked_for_nothing(self, record: Path, settings: tuple[str, ...]) -> None:
+        assert compose([self.written(record, *settings)]).resume == str(record)
+
+    def test_a_file_that_the_command_line_names_is_the_users_word(self, record: Path) -> None:
+        """So is each cell's of a comparison, which was asked for as a whole."""
+        resume = self.written(record, "env=hostile_module:Env")
+        assert compose([f"experiment={record}/config.yaml", resume]).env == "hostile_module:Env"
+
+
 class TestRefusedCompositions:
     @pytest.mark.parametrize(
         ("override", "key", "hint"),
@@ -255,6 +309,37 @@ class TestRefusedCompositions:
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConfigError, match="reason"):
             compose([f"resume={tmp_path}"])
+
+    def test_files_that_explode_when_they_are_read_are_refused_at_once(self, tmp_path: Path) -> None:
+        bomb = "a0: &a0 [0, 1]\n" + "".join(
+            f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+        )
+        merged = "a0: &a0 {x: 0}\n" + "".join(
+            f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)
+        )
+        own = tmp_path / "own.yaml"
+        (tmp_path / "config.yaml").write_text(bomb)
+        for text, reason in (
+            (bomb, "more than 20000 things"),
+            (merged, "more than 20000 things"),
+            ("a: &a [*a]", "nested deeper than 50 levels"),
+            ("a: " + "[" * 100 + "]" * 100, "nested deeper than 50 levels"),
+            ("a: " + "[" * 100_000, "not YAML"),
+            ("a: " + "x" * 300_000, "more than 262144 bytes"),
+            ("a: 2001-99-99", "not YAML"),
+        ):
+            own.write_text(text)
+            began = time.monotonic()
+            with pytest.raises(ConfigError, match=reason):
+                compose([f"experiment={own}"])
+            assert time.monotonic() - began < 10
+        with pytest.raises(ConfigError, match="more than 20000 things"):
+            compose([f"resume={tmp_path}"])
+
+    def test_a_few_aliases_are_what_they_stand_for(self, tmp_path: Path) -> None:
+        own = tmp_path / "own.yaml"
+        own.write_text("train_variant: &v faces_7\neval_variants: [*v, faces_10]\n")
+        assert compose([f"experiment={own}"]).eval_variants == ["faces_7", "faces_10"]
 
     def test_missing_configuration_file(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"config\.yaml\n  reason: cannot be read"):
