@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import ray
 
+from rlpost.addresses import host_and_port
 from rlpost.config import Config, RayConfig
 from rlpost.errors import ClusterError
 from rlpost.ray_folder import RayFolder
@@ -138,9 +139,9 @@ def _packages() -> list[Path]:
 
 
 def _require_listener(address: str, timeout_s: float) -> None:
-    host, _, port = address.rpartition(":")
+    host, port = host_and_port(address)
     try:
-        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+        socket.create_connection((host, port), timeout=timeout_s).close()
     except OSError as error:
         raise ClusterError(
             f"No Ray cluster answers at ray.address={address} ({error.strerror or error}). Start one there with "
