@@ -61,9 +61,10 @@ def test_an_ipv6_address_is_asked_at_its_host() -> None:
         except OSError:
             pytest.skip("no IPv6 on this machine")
         taken.listen()
-        cluster._require_listener(f"[::1]:{taken.getsockname()[1]}", 5)
+        address = f"[::1]:{taken.getsockname()[1]}"
+        cluster._require_listener(address, 5)
     with pytest.raises(ClusterError, match="No Ray cluster answers"):
-        cluster._require_listener(f"[::1]:{taken.getsockname()[1]}", 5)
+        cluster._require_listener(address, 5)
 
 
 def test_sigterm_while_ray_starts_comes_to_the_handler_that_was_there(

@@ -517,6 +517,9 @@ class TestValidate:
         assert "holds files already" in refused(f"output_dir={tmp_path}")
         assert "it is a file" in refused(f"output_dir={tmp_path}/file")
 
+    def test_an_ipv6_address_is_one(self) -> None:
+        assert run.prepare([PPO, "ray.address='[::1]:6379'"]).ray.address == "[::1]:6379"
+
     def test_resume(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoints").mkdir()
         run.prepare([PPO, f"resume={tmp_path}", f"output_dir={tmp_path}"])
