@@ -77,16 +77,38 @@ def check_folder(folder: Path) -> Path:
 
 
 def parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, by their headers alone: tied weights are stored, and counted, once.
+    """Numbers in a folder's weights, by the files' headers alone: tied weights are stored, and counted, once.
 
-    Raises ModelError for a file that is no safetensors.
+    Raises ModelError for a file that is no safetensors, or an index that names none.
     """
-    return sum(
-        math.prod(entry["shape"])
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, entry in _header(path).items()
-        if name != "__metadata__"
-    )
+    return sum(math.prod(entry["shape"]) for entry in _stored(folder).values())
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """What a folder's weights are stored in, as safetensors names it: F32, BF16. Raises ModelError as `parameters`."""
+    return {entry["dtype"] for entry in _stored(folder).values()}
+
+
+def _stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Dtype and shape of every tensor of the model, by its name."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in _weight_files(folder):
+        entries.update(_header(path))
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers and vLLM load: some folders hold the same weights in another form beside them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is no index of weights ({error!r}).") from error
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def _header(path: Path) -> dict[str, Any]:
