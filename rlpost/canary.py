@@ -69,8 +69,9 @@ def _stored_dtype(model_folder: Path) -> torch.dtype:
     """The half precision that all of a model's weights are stored in, else fp32."""
     import torch
 
-    half = {("BF16",): torch.bfloat16, ("F16",): torch.float16}
-    return half.get(tuple(stored_dtypes(model_folder)), torch.float32)
+    half = {"BF16": torch.bfloat16, "F16": torch.float16}
+    kinds = stored_dtypes(model_folder)
+    return half.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
 def _compute_in_float32(model: nn.Module) -> None:

@@ -195,7 +195,7 @@ def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
     os.environ |= {"MASTER_ADDR": place.host, "MASTER_PORT": str(place.port)}
     os.environ["DS_ACCELERATOR"] = device.type
     timeout = timedelta(seconds=cfg.timeout_s)
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's public name, which it does not declare
         place.host,
         place.port,
         place.world,
