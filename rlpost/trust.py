@@ -1,14 +1,14 @@
 """Whose code a run may import: rlpost's own, and what the command line names.
 
-A record that is resumed may be somebody else's, and names modules that would be imported here: an environment's, a
-scorer's. Who owns its files proves nothing, since a downloaded folder is the downloader's. So whoever resumes a run on
-code outside of rlpost names that code again, and has then said what is trusted. `experiment=FILE` is named on the
-command line and is trusted, as a script would be.
+A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment and of
+a scorer, and a cluster, whose answers are pickles. Who owns its files proves nothing: a downloaded folder is the
+downloader's. So whoever resumes a run on such code names it again, and has then said what is trusted. What the command
+line names by `experiment=FILE` is trusted, as a script would be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,30 @@ from rlpost.schema import refusal
 
 def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) -> None:
     """Raise ConfigError for code that a resumed record names, unless its keys are among those `named` by the user."""
-    found = named_code(config.env, config.env_args)
     refusals = [
         refusal(
             key,
-            reference,
-            f"{record} names this code ({_where(reference)}), and to resume would run it: a record may come from"
-            " anybody",
-            f"if you trust it, name it on the command line as well: {key}={reference}",
+            value,
+            f"{record} names {what}: a record may come from anybody",
+            f"if you trust it, name it on the command line as well: {key}={value}",
         )
-        for key, reference in found.items()
+        for key, value, what in _named_by(config)
         if key not in named
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Key, value, and what it would bring to run."""
+    for key, reference in named_code(config.env, config.env_args).items():
+        yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
+    if config.ray.address not in (None, "auto"):
+        yield (
+            "ray.address",
+            str(config.ray.address),
+            "this cluster, whose answers are unpickled, and so run, here",
+        )
 
 
 def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:

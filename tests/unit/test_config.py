@@ -226,6 +226,15 @@ class TestCodeThatARecordNames:
             compose([resume, "env=dataset"])
         assert compose([resume, score]).env_args["score"] == "no_such_module:score"
 
+    def test_a_cluster_is_refused_and_the_remedy_works(self, record: Path) -> None:
+        """What a cluster answers is unpickled in the driver."""
+        resume, address = self.written(record, "ray.address=head:6379"), "ray.address=head:6379"
+        with pytest.raises(ConfigError, match=f"command line as well: {address}"):
+            compose([resume])
+        assert compose([resume, "ray.address='head:6379'"]).ray.address == "head:6379"
+        assert compose([resume, "ray.address=null"]).ray.address is None
+        assert compose([self.written(record, "ray.address=auto")]).ray.address == "auto"
+
     def test_both_are_asked_for_at_once_however_they_are_written(self, record: Path) -> None:
         (record / "config.yaml").write_text("name: 'hostile_module:Env'\nenv: ${name}\n")
         with pytest.raises(ConfigError, match="env=hostile_module:Env"):
