@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from envs import check, registry
 from envs.base import Expert
+from envs.dataset import table
 from envs.dataset.scoring import number_in
 from envs.errors import Refused
 from envs.splits import Split, split_of
@@ -264,6 +267,23 @@ def test_any_callable_of_the_users_may_score(path: str, score: str) -> None:
     env = made(path, score=score)
     env.reset(seed=0)
     assert env.step("nothing")[1] == 0.0
+
+
+def test_environments_that_are_made_at_the_same_time_read_once(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    original = table.read
+
+    def read_slowly(path: Path) -> Any:
+        reads.append(path)
+        time.sleep(0.05)
+        return original(path)
+
+    monkeypatch.setattr(table, "read", read_slowly)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: made(path), range(8)))
+    assert reads == [Path(path)]
 
 
 def test_a_module_of_the_standard_library_is_no_environment_and_not_imported() -> None:

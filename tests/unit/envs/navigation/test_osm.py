@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.navigation import osm
-from envs.navigation.city import Landmark
+from envs.navigation.city import City, Landmark
 from envs.navigation.data_files import DataError
 from envs.navigation.env import Navigation
 from envs.navigation.geometry import Place, compass_word, distance
@@ -175,7 +175,13 @@ def test_an_extract_is_read_once_in_a_process_and_again_when_it_changes(
 ) -> None:
     reads = []
     original = osm.read_city
-    monkeypatch.setattr(osm, "read_city", lambda path: reads.append(path) or original(path))
+
+    def read_slowly(path: Path) -> City:
+        reads.append(path)
+        time.sleep(0.05)
+        return original(path)
+
+    monkeypatch.setattr(osm, "read_city", read_slowly)
     path = _write(tmp_path, _town())
     with ThreadPoolExecutor(8) as threads:
         sources = list(threads.map(lambda _: open_source(str(path)), range(16)))
