@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,10 +31,15 @@ def told(error: BaseException) -> str:
 
 
 def load(reference: str, refused: type[Refused] = Refused) -> Any:
-    """What `module:name` names. Raises `refused` where it cannot be imported."""
+    """What `module:name` names. Raises `refused` where it cannot be imported, and for the standard library.
+
+    Functions there take anything: `cProfile:run` would run an answer as code.
+    """
     module, _, name = reference.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise refused(f"{reference!r} cannot be imported: it is not of the form module:name", _IMPORTABLE)
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise refused(f"{reference} is of Python's standard library, not made to be called here", _IMPORTABLE)
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:

@@ -36,6 +36,7 @@ class Family:
     module: str  # a Source
     form: str  # how one is named
     summary: str
+    code: tuple[str, ...] = ()  # arguments that may name a function, as module:name
 
 
 class Source(Protocol):
@@ -62,7 +63,9 @@ ENTRIES: dict[str, Entry] = {
 }
 
 FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the name of one
-    "dataset": Family("envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score="),
+    "dataset": Family(
+        "envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score=", ("score",)
+    ),
     "reasoning_gym:": Family(
         "envs.reasoning_gym", "reasoning_gym:TASK", "a task of the package reasoning-gym, an optional extra"
     ),
@@ -115,6 +118,15 @@ def make(name: str, **args: Any) -> Env:
     (envs/adapter.py). ValueError for an unknown name or argument or a bad value, naming what there is.
     """
     return _source(name).make(name, args)
+
+
+def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
+    """What an environment of this name would import that is not bundled, by who names it: `env`, or an argument."""
+    before, colon, _ = name.partition(":")
+    family = FAMILIES.get(before + colon)
+    if family is None:
+        return {"env": name} if colon else {}
+    return {key: str(args[key]) for key in family.code if ":" in str(args.get(key, ""))}
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

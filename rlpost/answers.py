@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -13,7 +13,7 @@ from rlpost.errors import ClusterError, RlpostError
 
 
 class ActorLostError(ClusterError):
-    """An actor's process died; a new one may take its place."""
+    """An actor's process died or cannot be reached; a new one may take its place, once it was killed."""
 
 
 class DeadlineError(ClusterError):
@@ -40,8 +40,23 @@ def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str])
     names = dict(zip(refs, who, strict=True))
     answers = {ref: _value(ref, timeout_s, names[ref]) for ref in _as_they_come(refs, timeout_s)}
     if silent := [names[ref] for ref in refs if ref not in answers]:
-        raise DeadlineError(f"No answer within {timeout_s:g} s from: {', '.join(silent)}. {_load()}")
+        raise _silent(silent, timeout_s)
     return [answers[ref] for ref in refs]
+
+
+def first_answered(
+    deadlines: Mapping[ray.ObjectRef, float], timeout_s: float, who: Mapping[ray.ObjectRef, str]
+) -> ray.ObjectRef:
+    """The next of several to be answered, or to fail; waits until the earliest deadline (of time.monotonic).
+
+    Raises DeadlineError, naming all whose deadline is over: `timeout_s` seconds after each was asked.
+    """
+    earliest = min(deadlines.values())
+    done, _ = ray.wait(list(deadlines), num_returns=1, timeout=max(0.0, earliest - time.monotonic()))
+    if done:
+        return done[0]
+    late = max(earliest, time.monotonic())
+    raise _silent([who[ref] for ref, deadline in deadlines.items() if deadline <= late], timeout_s)
 
 
 def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> None:
@@ -77,12 +92,18 @@ def _value(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
         if isinstance(error.cause, RlpostError):
             raise error.cause from None
         raise
+    except ray_errors.ActorUnavailableError as error:
+        raise ActorLostError(f"{who} cannot be reached: {_gist(error)}") from error
     except ray_errors.RayActorError as error:
         raise ActorLostError(f"{who} died: {_gist(error)}") from error
     except ray_errors.GetTimeoutError as error:
         raise DeadlineError(f"The answer of {who} did not arrive within {timeout_s:g} s.") from error
     except ray_errors.RayError as error:
         raise ClusterError(f"{who} failed: {_gist(error)}") from error
+
+
+def _silent(names: Sequence[str], timeout_s: float) -> DeadlineError:
+    return DeadlineError(f"No answer within {timeout_s:g} s from: {', '.join(names)}. {_load()}")
 
 
 def _gist(error: Exception) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from envs import registry
 from envs.base import Expert
 from rlpost.config import Config
+from rlpost.models import stored_dtypes
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within
 from rlpost.seeds import derive
 from rlpost.types import Canary
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 MAX_TOKENS = 64  # a swap scores them all: 0.02 s on the bundled model
 
@@ -40,15 +47,46 @@ def _conversation(cfg: Config, chat: Chat) -> tuple[int, ...]:
 
 
 def plain_peft_canary(model_folder: Path, adapter_folder: Path, token_ids: tuple[int, ...]) -> Canary:
-    """The canary of a saved adapter, scored in fp32 by transformers and PEFT alone, without a learner."""
+    """The canary of a saved adapter, scored in fp32 by transformers and PEFT alone, without a learner.
+
+    The base is held as it is stored, and one module of it at a time in fp32: half the memory of a base in fp32.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=_stored_dtype(model_folder))
+    _compute_in_float32(base)
     model = PeftModel.from_pretrained(base, adapter_folder).eval()
     ids_1T = torch.tensor([token_ids])
     with torch.no_grad():
         logprobs_TV = model(input_ids=ids_1T).logits[0, :-1].float().log_softmax(-1)
     chosen_T = logprobs_TV.gather(1, ids_1T[0, 1:, None])[:, 0]
     return Canary(token_ids, tuple(chosen_T.tolist()))
+
+
+def _stored_dtype(model_folder: Path) -> torch.dtype:
+    """The half precision that all of a model's weights are stored in, else fp32."""
+    import torch
+
+    half = {"BF16": torch.bfloat16, "F16": torch.float16}
+    kinds = stored_dtypes(model_folder)
+    return half.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+
+def _compute_in_float32(model: nn.Module) -> None:
+    """Each module's own parameters are in fp32 while it computes, and as they were before and after."""
+    for module in model.modules():
+        stored = {name: each.data for name, each in module.named_parameters(recurse=False)}
+        module.register_forward_pre_hook(partial(_widen, stored))
+        module.register_forward_hook(partial(_restore, stored))
+
+
+def _widen(stored: Mapping[str, Tensor], module: nn.Module, arguments: object) -> None:
+    for name, tensor in stored.items():
+        module.get_parameter(name).data = tensor.float()
+
+
+def _restore(stored: Mapping[str, Tensor], module: nn.Module, arguments: object, output: object) -> None:
+    for name, tensor in stored.items():
+        module.get_parameter(name).data = tensor

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import ray
 
+from rlpost.addresses import host_and_port
 from rlpost.config import Config, RayConfig
 from rlpost.errors import ClusterError
 from rlpost.ray_folder import RayFolder
@@ -99,13 +100,13 @@ def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path])
             num_cpus=available_cpus(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder.path),
+            _temp_dir=str(folder.for_ray),
             runtime_env=_in_place(modules),
         )
         yield
     except Exception:
         if keep_logs is not None:
-            _copy_logs(folder.path, keep_logs)
+            _copy_logs(folder.for_ray, keep_logs)
         raise
     finally:
         with _uninterrupted():
@@ -119,8 +120,12 @@ def _init(failure: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and bare Exception here
         raise ClusterError(f"{failure}: {error}") from error
+    except SystemExit:  # from Ray's own handler of SIGTERM, which it puts in place of ours
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
@@ -134,9 +139,9 @@ def _packages() -> list[Path]:
 
 
 def _require_listener(address: str, timeout_s: float) -> None:
-    host, _, port = address.rpartition(":")
+    host, port = host_and_port(address)
     try:
-        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+        socket.create_connection((host, port), timeout=timeout_s).close()
     except OSError as error:
         raise ClusterError(
             f"No Ray cluster answers at ray.address={address} ({error.strerror or error}). Start one there with "

@@ -32,6 +32,7 @@ from rlpost.config import AlgoName, Config
 from rlpost.errors import ConfigError
 from rlpost.experiments import experiments, settings_in
 from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_unknown, schema
+from rlpost.trust import refuse_unnamed_code
 
 RESUMED = "resumed-run"
 OWN_FILE = "own-file"
@@ -42,7 +43,8 @@ SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.qui
 def compose(overrides: Sequence[str]) -> Config:
     """Resolve `experiment=NAME key=value ...` to a Config; values are typed, ranges are validate's business.
 
-    Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed override.
+    Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed override, and
+    for a resumed record that names code outside of rlpost, which the command line does not (rlpost/trust.py).
     """
     parsed = _parse([_in_full(text) for text in overrides])
     name, path = _experiment_file(parsed)
@@ -53,7 +55,10 @@ def compose(overrides: Sequence[str]) -> Config:
     algorithm = _algorithm(typed, settings)
     _register(name, settings, algorithm)
     rest = [_as_hydra_wants(o) for o in typed if o.key_or_group not in ALGORITHM_KEYS]
-    return _resolve([f"experiment={name}", f"algo.name={algorithm.name}", *rest])
+    config = _resolve([f"experiment={name}", f"algo.name={algorithm.name}", *rest])
+    if name == RESUMED:
+        refuse_unnamed_code(config, {o.key_or_group for o in typed}, path)
+    return config
 
 
 def to_yaml(config: Config) -> str:

@@ -233,7 +233,7 @@ class CompareConfig:
 
 @dataclass
 class RayConfig:
-    address: str | None = None  # `auto` or host:port of a running cluster; none starts one on this machine
+    address: str | None = None  # `auto`, host:port or [IPv6]:port of a running cluster; none starts one here
     timeout_s: float = 120.0  # deadline for the cluster and for placing actors
 
 

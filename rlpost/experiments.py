@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from rlpost.errors import ConfigError
 from rlpost.schema import refusal
+from rlpost.yaml_files import read_mapping
 
 BASES = "defaults"  # key of an experiment's file
 
@@ -52,7 +52,7 @@ def experiments() -> dict[str, Experiment]:
 
 def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's settings over those of the experiments it builds on."""
-    settings = _load(path)
+    settings = read_mapping(path)
     bases = settings.pop(BASES, [])
     known = experiments()
     layers: list[Any] = []
@@ -64,19 +64,3 @@ def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         layers.append(settings_in(known[base].path, (path, *above)))
     merged = OmegaConf.to_container(OmegaConf.merge(*layers, settings))
     return typing.cast(dict[str, Any], merged)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}\n  reason: cannot be read ({error.strerror})\n  remedy: check the path"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}\n  reason: not YAML ({error})\n  remedy: mend the file") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ConfigError(f"{path}\n  reason: it holds no key: value pairs\n  remedy: mend the file")
-    return settings

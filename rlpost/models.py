@@ -77,11 +77,16 @@ def check_folder(folder: Path) -> Path:
 
 
 def parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, by their headers alone: tied weights are stored, and counted, once.
+    """Numbers in a folder's weights, by the files' headers alone: tied weights are stored, and counted, once.
 
-    Raises ModelError for a file that is no safetensors.
+    Raises ModelError for a file that is no safetensors, or an index that names none.
     """
-    return sum(math.prod(shape) for _, shape in _stored(folder))
+    return sum(math.prod(entry["shape"]) for entry in _stored(folder).values())
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """What a folder's weights are stored in, as safetensors names it: F32, BF16. Raises ModelError as `parameters`."""
+    return {entry["dtype"] for entry in _stored(folder).values()}
 
 
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
@@ -92,7 +97,8 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     """
     vocabulary = _vocabulary(folder / "config.json")
     layers: dict[str, tuple[int, int]] = {}
-    for name, shape in _stored(folder):
+    for name, entry in _stored(folder).items():
+        shape = tuple(entry["shape"])
         module, _, part = name.rpartition(".")
         in_a_block = any(level.isdecimal() for level in module.split("."))  # decoders number their blocks
         outside = not in_a_block and (shape[:1] == (vocabulary,) or "embed" in module)
@@ -110,24 +116,26 @@ def _vocabulary(config_file: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor's name and shape in a folder's safetensors files."""
+def _stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Dtype and shape of every tensor of the model, by its name."""
+    entries: dict[str, dict[str, Any]] = {}
     for path in _weight_files(folder):
-        for name, entry in _header(path).items():
-            if name != "__metadata__":
-                yield name, tuple(entry["shape"])
+        entries.update(_header(path))
+    entries.pop("__metadata__", None)
+    return entries
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those that the index names, where there is one: the same weights may lie beside them in another format's file."""
+    """The files that transformers and vLLM load: some folders hold the same weights in another form beside them."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / name for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} cannot be read as the index of a model's weights ({error!r}).") from error
+    if index.is_file():
+        try:
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{index} is no index of weights ({error!r}).") from error
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -17,15 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
-from yaml import YAMLError
 
 from rlpost.config import Config, Dtype
-from rlpost.errors import ClusterError
+from rlpost.errors import ClusterError, ConfigError
+from rlpost.yaml_files import read_mapping
 
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 WORTH = 1.5  # bfloat16 rounds, so it must be so many times as fast; this also keeps noise from deciding
@@ -279,7 +277,7 @@ def _earlier_run(cfg: Config) -> Path | None:
 def _kept(run_folder: Path) -> Dtype | None:
     """The precision in a run's config.yaml; None for a folder that is no run's."""
     try:
-        found = Dtype[str(OmegaConf.to_container(OmegaConf.load(run_folder / "config.yaml"))["dtype"])]  # type: ignore[index, call-overload]
-    except (OSError, KeyError, TypeError, OmegaConfBaseException, YAMLError):
+        found = Dtype[str(read_mapping(run_folder / "config.yaml")["dtype"])]
+    except (ConfigError, KeyError):
         return None
     return found if found in TORCH_DTYPES else None

@@ -1,5 +1,9 @@
 """The folder of a private Ray, which is removed at the latest by the next run on this machine.
 
+Nobody but its user can look into it: Ray opens the folders it is given to everybody (mode 0777), sockets and logs below
+them included, so it gets one inside of ours, which keeps mode 0700. (A umask would close more than that: Ray's
+processes inherit it, and a learner's checkpoints would be hidden from the group that shares the run's folder.)
+
 Its driver holds a lock on it. The lock ends with the driver, however that ends (SIGKILL, a crash), and is seen from
 other containers too: a folder that can be locked has no driver any more.
 """
@@ -15,7 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "rlpost-run-"
-MAX_TEMP_PATH = 22  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our folder 20
+INNER = "r"
+MAX_TEMP_PATH = (
+    20  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our two folders 22
+)
 
 
 class RayFolder:
@@ -26,6 +33,11 @@ class RayFolder:
         for stale in parent.glob(f"{PREFIX}*"):
             _remove_unlocked(stale)
         self.path, self._lock = _new_locked(parent)
+
+    @property
+    def for_ray(self) -> Path:
+        """What Ray is told; Ray makes it, and may open it to everybody."""
+        return self.path / INNER
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -12,28 +12,42 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs import registry
 from envs.base import Pictured
+from rlpost.config import RolloutConfig
+from rlpost.rollout.env_threads import within
 from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.side_by_side import Deal
+from rlpost.trust import named_code
 from rlpost.types import Trajectory
 
 
 class Gallery:
     """Draws evaluation episodes of one environment, where it has pictures (`envs.base.Pictured`).
 
-    An environment may raise anything, and a report is to be had without pictures too: `failure` is what it raised
-    first, after which nothing more is asked of it.
+    An environment may raise anything, and hang: an episode is given as long as a step of a rollout. A report is to be
+    had without pictures too: `failure` says why there are none, after which nothing more is asked of the environment.
     """
 
-    def __init__(self, env: str, env_args: Mapping[str, Any], eval_seed: int) -> None:
-        self._name, self._args, self._eval_seed = env, env_args, eval_seed
-        self._env: gymnasium.Env[str, str] | None = None
+    def __init__(self, env: str, env_args: Mapping[str, Any], eval_seed: int, timeout_s: float) -> None:
+        self._name, self._args, self._eval_seed, self._timeout_s = env, env_args, eval_seed, timeout_s
         self.failure: str | None = None
 
     @classmethod
-    def of(cls, config: DictConfig) -> Gallery | None:
-        """For the episodes of a run with this config.yaml; None where it names no environment."""
+    def of(cls, config: DictConfig, own_code: bool) -> Gallery | None:
+        """For the episodes of a run with this config.yaml; None where it names no environment.
+
+        Without `own_code` an environment that is not bundled is not imported, which `failure` says.
+        """
         env, seed = OmegaConf.select(config, "env"), OmegaConf.select(config, "eval.seed")
-        return None if env is None or seed is None else cls(env, config.env_args, seed)
+        if env is None or seed is None:
+            return None
+        timeout_s = OmegaConf.select(config, "rollout.env_timeout_s", default=RolloutConfig.env_timeout_s)
+        found = cls(str(env), config.env_args, seed, float(timeout_s))
+        if not own_code and (code := named_code(str(env), config.env_args)):
+            found.failure = (
+                f"they may need {', '.join(code.values())}, and a report imports no code that a record names, unless"
+                " you say so: python -m rlpost.report --own-code FOLDER"
+            )
+        return found
 
     def illustrated(self, deal: Deal) -> Deal:
         """The deal with pictures of how its episodes ended, of those that can be drawn."""
@@ -44,13 +58,24 @@ class Gallery:
         if self.failure is not None or episode.error is not None:
             return None
         try:
-            if self._env is None:
-                self._env = registry.make(self._name, **self._args)
-            seed = evaluation_env_seed(self._eval_seed, episode.variant, episode.episode)
-            return picture(self._env, episode, seed)
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            return within(
+                self._timeout_s, f"{self._name} (drawing an episode)", lambda: self._replayed(episode)
+            )
+        except BaseException as error:  # an environment may call sys.exit
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self.failure = f"the environment could not draw pictures: {type(error).__name__}: {error}"
             return None
+
+    def _replayed(self, episode: Trajectory) -> str | None:
+        """In an environment of its own, so that all its life is in one thread."""
+        env = registry.make(self._name, **self._args)
+        try:
+            return picture(
+                env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.episode)
+            )
+        finally:
+            env.close()
 
 
 def picture(env: gymnasium.Env[str, str], episode: Trajectory, env_seed: int) -> str | None:

@@ -67,16 +67,18 @@ CURVES = (
 )
 
 
-def write_report(run_dir: RunDir) -> Path:
+def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
     """Write report.html from what the run directory holds, and return its path.
 
-    Raises OutputError when the record is broken or the page cannot be written.
+    Without `own_code` no module that the record names is imported: an environment of the user's draws no pictures.
+
+    Raises OutputError or ConfigError when the record is broken, OutputError when the page cannot be written.
     """
     finished = run_dir.read_summary()
     config_yaml = run_dir.config.read_text(encoding="utf-8")
     config = run_dir.read_config()
     summary = finished if finished is not None else _recovered(run_dir, config)
-    lines, gallery = run_dir.read_metrics(), Gallery.of(config)
+    lines, gallery = run_dir.read_metrics(), Gallery.of(config, own_code)
     page = pages.render(
         "report.html.jinja",
         title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
@@ -106,27 +108,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a run or of a comparison, finished or not; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlpost.report", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="as the run printed it")
-    folder = parser.parse_args(argv).folder
+    parser.add_argument(
+        "--own-code",
+        action="store_true",
+        help="import the environment that the record names, if it is none of rlpost's, to draw the episodes",
+    )
+    asked = parser.parse_args(argv)
     try:
-        print(_write(folder))
+        print(_write(asked.folder, asked.own_code))
     except RlpostError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def _write(folder: Path) -> Path:
+def _write(folder: Path, own_code: bool) -> Path:
     from rlpost.compare import report, results
 
     if (folder / results.FILE).is_file():
-        return report.write(results.read(folder / results.FILE), folder)
+        return report.write(results.read(folder / results.FILE), folder, own_code)
     run_dir = RunDir(folder)
     if not (run_dir.config.is_file() and run_dir.trajectories.is_dir()):
         raise OutputError(
             f"{folder}\n  reason: it holds neither a run (config.yaml, trajectories/) nor a comparison of which a cell"
             f" has ended ({results.FILE})\n  remedy: name the folder that an earlier start printed"
         )
-    return write_report(run_dir)
+    return write_report(run_dir, own_code)
 
 
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:

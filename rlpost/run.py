@@ -45,19 +45,29 @@ EXAMPLES = {
 }
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be, so that every cleanup runs for both."""
+class Sigterm:
+    """Handles SIGTERM as Ctrl-C, so that every cleanup runs for both, and remembers that it came.
+
+    An exception's type cannot say so: Ray's waits turn every subclass of KeyboardInterrupt into a plain one.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> NoReturn:
+        self.received = True
+        raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Exceptions that are not RlpostError keep their traceback."""
-    console = plain_console(stderr=True)
+    console, sigterm = plain_console(stderr=True), Sigterm()
     try:
         if not argv or set(argv) & {"-h", "--help", "help", "list"}:
             _print_usage(plain_console() if argv else console)
             return 0 if argv else 2
         config = prepare(argv)
-        signal.signal(signal.SIGTERM, _raise_terminated)
+        signal.signal(signal.SIGTERM, sigterm)
         dispatch(config)
     except ConfigError as error:
         _print_error(console, "settings refused", str(error))
@@ -65,12 +75,9 @@ def main(argv: Sequence[str]) -> int:
     except RlpostError as error:
         _print_error(console, type(error).__name__, str(error))
         return 1
-    except Terminated:
-        console.print("Stopped by SIGTERM.", style="yellow")
-        return 143
     except KeyboardInterrupt:
-        console.print("Stopped.", style="yellow")
-        return 130
+        console.print("Stopped by SIGTERM." if sigterm.received else "Stopped.", style="yellow")
+        return 143 if sigterm.received else 130
     return 0
 
 
@@ -108,10 +115,6 @@ def _two_columns(rows: Mapping[str, str]) -> Table:
 def _print_error(console: Console, title: str, message: str) -> None:
     panel = Panel(Text(message), title=Text(title), title_align="left", border_style="red", expand=False)
     console.print(panel)
-
-
-def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from rlpost.errors import OutputError
 from rlpost.files import append_whole, write_atomic, writing
 from rlpost.types import Trajectory
 from rlpost.versions import versions
+from rlpost.yaml_files import read_mapping
 
 OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
@@ -133,10 +134,8 @@ class RunDir:
                 folder.mkdir(exist_ok=True)
 
     def read_config(self) -> DictConfig:
-        """The settings as written, by name; an older run's may differ from today's schema."""
-        config = OmegaConf.create(self.config.read_text(encoding="utf-8"))
-        assert isinstance(config, DictConfig)  # a mapping, as `create` wrote it
-        return config
+        """The settings as written, by name; an older run's may differ from today's schema. Raises ConfigError."""
+        return OmegaConf.create(read_mapping(self.config))
 
     def write_versions(self) -> None:
         """Write versions.json. A resumed run that finds other versions keeps the ones before it in `earlier`."""

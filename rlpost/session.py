@@ -128,7 +128,7 @@ def publish(
     session.run_dir.write_summary(summary)
     session.progress.close()
     results_table(session.console, summary)
-    report = write_report(session.run_dir)
+    report = write_report(session.run_dir, own_code=True)  # which the run has imported anyway
     session.console.print(f"report: {report}", soft_wrap=True)
 
 

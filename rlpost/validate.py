@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlpost.addresses import host_and_port
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.schema import refusal
@@ -225,10 +226,13 @@ def _tracking(config: Config) -> Iterator[str]:
 
 def _ray(config: Config) -> Iterator[str]:
     address = config.ray.address
-    if address is not None and not re.fullmatch(r"auto|[\w.-]+:\d{1,5}", address):
-        yield refusal(
-            "ray.address", address, "not an address", "give auto, host:port, or null to start Ray here"
-        )
+    if address in (None, "auto"):
+        return
+    try:
+        host_and_port(str(address))
+    except ValueError:
+        remedy = "give auto, host:port ([::1]:6379 for IPv6), or null to start Ray here"
+        yield refusal("ray.address", address, "not an address", remedy)
 
 
 def _gpus(config: Config) -> Iterator[str]:

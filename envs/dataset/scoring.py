@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from numbers import Real
@@ -21,6 +23,7 @@ Score = Callable[[str, Row], Any]
 
 _NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+")
 _MAX_DIGITS = 200
+_DEFINE = "define it as: def score(answer: str, row: dict) -> float"
 
 
 def scorer(settings: Settings) -> Score:
@@ -34,14 +37,25 @@ def scorer(settings: Settings) -> Score:
             "write my_module:my_function",
         )
     function = own.load(settings.score)
+    _refuse_no_scorer(settings.score, function)
     try:
         inspect.signature(function).bind("answer", {})
     except (TypeError, ValueError) as error:
         raise Refused(
             f"score={settings.score}: cannot be called with an answer and a row: {error}",
-            "define it as: def score(answer: str, row: dict) -> float",
+            _DEFINE,
         ) from error
     return function  # type: ignore[no-any-return]
+
+
+def _refuse_no_scorer(reference: str, found: Any) -> None:
+    """Refused for a class, and for what the user's module merely imported from the standard library."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    home = str(getattr(found, "__module__", None) or "").partition(".")[0]
+    if isinstance(found, type) or home in sys.stdlib_module_names:
+        what = "a class" if isinstance(found, type) else f"of Python's module {home}"
+        raise Refused(f"score={reference}: is no scorer but {what}", _DEFINE)
 
 
 def compares(settings: Settings) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +19,7 @@ from envs.splits import Split, split_of
 
 DEFAULT, HELD_OUT = "default", "held_out"
 _MOST_NAMED = 5
+_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,17 @@ class Table:
         return split_of(item.question.instance, self.settings.eval_share)
 
 
-@lru_cache(maxsize=8)  # each environment of a worker asks for it, and they may be hundreds
 def load(settings: Settings) -> Table:
-    """Refused for rows that cannot be used, naming file and line, and for variants without any."""
+    """Read once in a process, by the first to ask: each environment of a worker does, and they may be hundreds.
+
+    Refused for rows that cannot be used, naming file and line, and for variants without any.
+    """
+    with _READING:
+        return _load(settings)
+
+
+@lru_cache(maxsize=8)
+def _load(settings: Settings) -> Table:
     table = Table(settings, tuple(_items(settings)))
     _refuse_missing(table)
     _refuse_overlap(table)

@@ -73,9 +73,11 @@ class Plan:
     def largest_part(self) -> tuple[tuple[Place, ...], tuple[Street, ...]]:
         """The nodes and streets that hang together, most nodes first, renumbered."""
         parts: list[set[int]] = []
+        seen: set[int] = set()
         for node in range(len(self.nodes)):
-            if not any(node in part for part in parts):
+            if node not in seen:
                 parts.append(self._reached(node))
+                seen |= parts[-1]
         largest = max(parts, key=len)
         kept = sorted(largest)
         number = {node: new for new, node in enumerate(kept)}

@@ -6,10 +6,11 @@ is kept, so that every turn can be told; of what then hangs together the largest
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -114,17 +115,40 @@ def _pieces(reader: _Reader) -> Iterator[tuple[str, str, str]]:
 
 def _landmarks(nodes: tuple[Place, ...], points: list[tuple[str, Place]]) -> tuple[Landmark, ...]:
     """Each name once, at the nearest node within reach that has no landmark yet, in the order of names."""
+    cells = _by_cell(nodes)
     taken: dict[int, Landmark] = {}
     named: set[str] = set()
     for name, place in sorted(points):
+        if name in named:
+            continue
         near = [
-            node for node in range(len(nodes)) if node not in taken and distance(nodes[node], place) <= _REACH
+            (away, node)
+            for node in _around(place, cells)
+            if node not in taken and (away := distance(nodes[node], place)) <= _REACH
         ]
-        if near and name not in named:
-            node = min(near, key=lambda each: (distance(nodes[each], place), each))
+        if near:
+            _, node = min(near)
             taken[node] = Landmark(name, node, place)
             named.add(name)
     return tuple(taken[node] for node in sorted(taken))
+
+
+def _by_cell(nodes: tuple[Place, ...]) -> dict[tuple[int, int], list[int]]:
+    """Nodes by squares of _REACH, so that what is within reach of a place is in its square or one beside it."""
+    cells: dict[tuple[int, int], list[int]] = {}
+    for node, place in enumerate(nodes):
+        cells.setdefault(_cell(place), []).append(node)
+    return cells
+
+
+def _cell(place: Place) -> tuple[int, int]:
+    return math.floor(place.east / _REACH), math.floor(place.north / _REACH)
+
+
+def _around(place: Place, cells: dict[tuple[int, int], list[int]]) -> Iterator[int]:
+    east, north = _cell(place)
+    for cell in product((east - 1, east, east + 1), (north - 1, north, north + 1)):
+        yield from cells.get(cell, ())
 
 
 def read_city(path: Path) -> City:

@@ -22,6 +22,7 @@ _MAX_BITS = 4096  # of a number on the way to the value
 _MAX_EXPONENT = 64
 _MAX_NODES = 300
 _MAX_CALLS = 4  # functions within functions: SymPy simplifies their derivatives
+_MAX_TERMS = 100  # once multiplied out, which SymPy does to compare; a right answer has a tenth of it
 _EXPRESSION = re.compile(r"[0-9A-Za-z+\-*/()., ]*")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
@@ -51,7 +52,11 @@ def is_arithmetic(answer: str) -> bool:
 
 
 def is_algebra(answer: str) -> bool:
-    """As `is_arithmetic`, with variables and elementary functions as well."""
+    """As `is_arithmetic`, with variables and elementary functions as well, and few terms once multiplied out.
+
+    Within these bounds SymPy takes seconds at worst; no bound is known that holds for all that it simplifies, and
+    what takes longer ends with its episode, at rollout.env_timeout_s.
+    """
     return _is_expression(answer, names=True)
 
 
@@ -60,7 +65,9 @@ def _is_expression(answer: str, names: bool) -> bool:
         return False
     try:
         tree = ast.parse(answer.strip(), mode="eval")
-        return sum(1 for _ in ast.walk(tree)) <= _MAX_NODES and _size(tree.body, names) <= _MAX_BITS
+        if sum(1 for _ in ast.walk(tree)) > _MAX_NODES or _size(tree.body, names) > _MAX_BITS:
+            return False
+        return not names or _terms(tree.body) <= _MAX_TERMS
     except (SyntaxError, ValueError, RecursionError, MemoryError, _TooMuch):
         return False
 
@@ -85,6 +92,23 @@ def _size(node: ast.expr, names: bool, calls: int = 0) -> float:
         ):
             return 64 + _size(argument, names, calls + 1)
     raise _TooMuch
+
+
+def _terms(node: ast.expr) -> int:
+    """An upper bound on the terms of what `_size` has read, once multiplied out."""
+    match node:
+        case ast.UnaryOp(operand=operand):
+            return _terms(operand)
+        case ast.Call(args=[argument]):
+            return _terms(argument)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            terms, times = _terms(left), math.ceil(_exponent(right))
+            return math.comb(terms + times - 1, times)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+            return _terms(left) + _terms(right)
+        case ast.BinOp(left=left, right=right):
+            return _terms(left) * _terms(right)
+    return 1
 
 
 def _exponent(node: ast.expr) -> float:

@@ -18,10 +18,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import psutil
-from omegaconf import OmegaConf
 
 from rlpost import checkpoint
 from rlpost.compare.plan import run_dir_of
@@ -31,6 +30,7 @@ from rlpost.config import Config
 from rlpost.errors import ConfigError, OutputError
 from rlpost.files import write_atomic, writing
 from rlpost.rundir import RunDir
+from rlpost.yaml_files import parse_mapping, read_mapping
 
 PROGRAM = (sys.executable, "-m", "rlpost.run")
 STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped
@@ -189,7 +189,7 @@ def refuse_changes(files: CellFiles, cfg: Config) -> None:
     """Raises ConfigError where a cell that was planned before had other settings, naming them."""
     if not files.config.is_file():
         return
-    before, now = _leaves(files.config.read_text(encoding="utf-8")), _leaves(to_yaml(cfg))
+    before, now = _leaves(read_mapping(files.config)), _leaves(parse_mapping(to_yaml(cfg), "this start"))
     keys = before.keys() | now.keys()
     if cfg.adapter is not None and Path(cfg.adapter).is_relative_to(files.folder):
         keys.discard("adapter")  # this comparison's own start, whose folder may have been moved
@@ -202,7 +202,7 @@ def refuse_changes(files: CellFiles, cfg: Config) -> None:
         )
 
 
-def _leaves(text: str) -> dict[str, object]:
+def _leaves(settings: dict[str, Any]) -> dict[str, object]:
     found: dict[str, object] = {}
 
     def walk(node: object, key: str) -> None:
@@ -212,7 +212,7 @@ def _leaves(text: str) -> dict[str, object]:
         elif key.partition(".")[0] not in _ELSEWHERE:
             found[key] = node
 
-    walk(OmegaConf.to_container(OmegaConf.create(text)), "")
+    walk(settings, "")
     return found
 
 

@@ -25,8 +25,10 @@ from rlpost.types import Trajectory
 DEALS = 2  # shown a variant
 
 
-def write(comparison: Comparison, folder: Path) -> Path:
+def write(comparison: Comparison, folder: Path, own_code: bool = False) -> Path:
     """Write report.html and report.md to the comparison's folder; the path of report.html.
+
+    Without `own_code` no module that the records name is imported: an environment of the user's draws no pictures.
 
     Raises ComparisonError for records that do not fit together, OutputError for a cell's record that is broken, and
     where a page cannot be written.
@@ -34,12 +36,14 @@ def write(comparison: Comparison, folder: Path) -> Path:
     found = findings(comparison)
     shown = sections(comparison, found)
     write_atomic(folder / "report.md", _markdown(comparison, found, shown))
-    write_atomic(folder / "report.html", _html(comparison, found, shown, folder))
+    write_atomic(folder / "report.html", _html(comparison, found, shown, folder, own_code))
     return folder / "report.html"
 
 
-def _html(comparison: Comparison, found: Findings, shown: list[Section], folder: Path) -> bytes:
-    gallery = _gallery(comparison, folder)
+def _html(
+    comparison: Comparison, found: Findings, shown: list[Section], folder: Path, own_code: bool
+) -> bytes:
+    gallery = _gallery(comparison, folder, own_code)
     return pages.render(
         "comparison.html.jinja",
         title=comparison.name,
@@ -75,11 +79,11 @@ def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
     return max(by_seed.values(), key=len, default={})
 
 
-def _gallery(comparison: Comparison, folder: Path) -> Gallery | None:
+def _gallery(comparison: Comparison, folder: Path, own_code: bool) -> Gallery | None:
     """All cells play in the same environment."""
     run_dirs = _run_dirs(comparison, folder).values()
     played = next((run_dir for run_dir in run_dirs if run_dir.config.is_file()), None)
-    return None if played is None else Gallery.of(played.read_config())
+    return None if played is None else Gallery.of(played.read_config(), own_code)
 
 
 def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dict[str, list[Deal]]:

@@ -78,7 +78,7 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
         raise RlpostError(f"{folder}: every cell failed; the first: {failed[0].error}")
     from rlpost.compare import findings, report  # pictures and statistics take seconds to import
 
-    report.write(comparison, folder)
+    report.write(comparison, folder, own_code=True)
     for sentence in findings.findings(comparison).sentences:
         console.print(sentence, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -194,12 +194,21 @@ def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
     os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.world), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": place.host, "MASTER_PORT": str(place.port)}
     os.environ["DS_ACCELERATOR"] = device.type
+    timeout = timedelta(seconds=cfg.timeout_s)
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's public name, which it does not declare
+        place.host,
+        place.port,
+        place.world,
+        is_master=place.rank == 0,
+        timeout=timeout,
+        master_listen_fd=place.listener,  # a port that was let go of could be taken by another before it is bound again
+    )
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{place.host}:{place.port}",
+        store=store,
         rank=place.rank,
         world_size=place.world,
-        timeout=timedelta(seconds=cfg.timeout_s),
+        timeout=timeout,
     )
 
 

@@ -14,10 +14,21 @@ class Rendezvous:
     port: int
     rank: int
     world: int
+    listener: int | None = (
+        None  # rank 0, in its own process: the descriptor of `bound_socket`, which it gives away
+    )
 
 
-def free_port() -> int:
-    """A TCP port that no one on this node listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def bound_socket() -> socket.socket:
+    """A socket on a TCP port of this node that is nobody else's as long as the socket is open."""
+    if socket.has_dualstack_ipv6():
+        held = socket.socket(socket.AF_INET6)
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    else:
+        held = socket.socket()
+    held.bind(("", 0))
+    return held
+
+
+def port_of(held: socket.socket) -> int:
+    return int(held.getsockname()[1])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from rlpost.config import Config
-from rlpost.learner.rendezvous import Rendezvous, free_port
+from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 
 if TYPE_CHECKING:
     from rlpost.learner.rank import Learner
@@ -19,14 +21,19 @@ class LearnerWorker:
     """A rank in a process of its own."""
 
     learner: Learner
+    held: socket.socket
 
     def address(self) -> tuple[str, int, int]:
-        """This node's address, a port that is free on it, and the process id."""
-        return ray.util.get_node_ip_address(), free_port(), os.getpid()
+        """This node's address, a port of it that is held until `start`, and the process id."""
+        self.held = bound_socket()
+        return ray.util.get_node_ip_address(), port_of(self.held), os.getpid()
 
     def start(self, cfg: Config, model_folder: str, canary_ids: tuple[int, ...], place: Rendezvous) -> None:
         from rlpost.learner.rank import Learner
 
+        if place.rank == 0:
+            place = replace(place, listener=self.held.detach())
+        self.held.close()
         self.learner = Learner(cfg, Path(model_folder), canary_ids, place)
 
     def call(self, method: str, *args: Any) -> Any:

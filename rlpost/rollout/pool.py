@@ -1,7 +1,8 @@
 """The rollout workers as the loops see them: one batch of episodes out, one batch of trajectories back.
 
-    collect(specs) ──▶ a share of the specs to each actor ──▶ waits for: every share, at most rollout.timeout_s
-                       an actor dies ──▶ a new one starts, takes the live adapter, plays the same share again
+    collect(specs) ──▶ a share of the specs to each actor ──▶ waits for: every share, at most rollout.timeout_s in all
+                       an actor dies ──▶ a new one starts, takes the live adapter, plays the same share again, in a
+                                         time of its own; so does the next, if that one dies, while restarts are left
     swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it go back to the version before
 
 Which actor plays an episode does not matter: the episode's seed decides its dice. The episodes of a group go to one
@@ -11,6 +12,7 @@ actor, whose engine computes their common prompt once.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,13 +22,15 @@ from typing import Any
 import ray
 
 from rlpost.adapters import Adapter
-from rlpost.answers import ActorLostError, get, get_all
+from rlpost.answers import ActorLostError, first_answered, get, get_all
 from rlpost.config import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine import Sampling, SwapReport
 from rlpost.rollout.engine_settings import engine_environment
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
+
+Ask = Callable[[Any], Any]  # from an actor to what it will answer
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,9 @@ class RolloutPool:
         """
         shares = [share for share in shares_of(specs, len(self._actors)) if share]
         asks = [_collecting([specs[k] for k in share], sampling) for share in shares]
-        refs = [ask(actor) for ask, actor in zip(asks, self._actors, strict=False)]
         played: dict[int, Trajectory] = {}
-        for i, (ask, ref) in enumerate(zip(asks, refs, strict=True)):
-            played.update(zip(shares[i], self._answer(i, ref, ask), strict=True))
+        for share, trajectories in zip(shares, self._answers(asks), strict=True):
+            played.update(zip(share, trajectories, strict=True))
         return [played[k] for k in range(len(specs))]
 
     def swap(self, adapter: Adapter, canary: Canary) -> PoolSwapReport:
@@ -83,19 +86,8 @@ class RolloutPool:
         Raises:
             SwapError: a worker refused it; all serve the version before.
         """
-        payload = ray.put(adapter)
-
-        def ask(actor: Any) -> Any:
-            return actor.swap.remote(payload, canary)
-
-        refs = [ask(actor) for actor in self._actors]
-        reports: list[SwapReport] = []
-        refused: list[str] = []
-        for i, ref in enumerate(refs):
-            try:
-                reports.append(self._answer(i, ref, ask))
-            except SwapError as error:
-                refused.append(f"{self._name(i)}: {error}")
+        reports = self._answers([_swapping(ray.put(adapter), canary)] * len(self._actors), kept=SwapError)
+        refused = self._refusals(reports)
         if refused:
             self._roll_back(adapter)
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
@@ -108,41 +100,72 @@ class RolloutPool:
             ray.kill(actor)
         self._actors = []
 
-    def _answer(self, i: int, ref: Any, ask_again: Callable[[Any], Any]) -> Any:
-        """What worker i answers to `ref`; a worker that died is replaced, and its successor asked again."""
-        while True:
+    def _answers(self, asks: Sequence[Ask], kept: type[RlpostError] | None = None) -> list[Any]:
+        """What the first workers answer, one question each; all are asked at once and waited for together.
+
+        A worker that died is replaced, and its successor asked again. An error of the type `kept` is an answer.
+        """
+        timeout_s = self.cfg.rollout.timeout_s
+        workers = {ask(actor): i for i, (ask, actor) in enumerate(zip(asks, self._actors, strict=False))}
+        deadlines = dict.fromkeys(workers, time.monotonic() + timeout_s)
+        found: dict[int, Any] = {}
+        while deadlines:
+            ref = first_answered(deadlines, timeout_s, {ref: self._name(i) for ref, i in workers.items()})
+            i = workers[ref]
+            del deadlines[ref]
             try:
-                return get(ref, self.cfg.rollout.timeout_s, self._name(i))
+                found[i] = get(ref, timeout_s, self._name(i))
             except ActorLostError as error:
                 self._replace(i, error)
-                ref = ask_again(self._actors[i])
+                again = asks[i](self._actors[i])
+                workers[again], deadlines[again] = i, time.monotonic() + timeout_s
+            except RlpostError as error:
+                if kept is None or not isinstance(error, kept):
+                    raise
+                found[i] = error
+        return [found[i] for i in range(len(asks))]
 
-    def _replace(self, i: int, reason: Exception) -> None:
+    def _replace(self, i: int, reason: ActorLostError) -> None:
         """A new actor in place i, with the live adapter. Raises RolloutError when too many have died."""
-        self.restarts += 1
-        if self.restarts > self.cfg.rollout.restarts:
-            raise RolloutError(
-                f"{reason} That is the {self.restarts}th worker lost; rollout.restarts={self.cfg.rollout.restarts}"
-                " allows no more. Its last words are in the Ray logs; out of memory is the usual reason"
-                " (rollout.kv_cache_gib, rollout.max_num_seqs)."
-            ) from reason
-        self._actors[i] = self._spawn()
-        get(self._start(self._actors[i]), self.cfg.rollout.timeout_s, f"{self._name(i)} (replacement)")
+        while True:
+            self.restarts += 1
+            if self.restarts > self.cfg.rollout.restarts:
+                raise RolloutError(
+                    f"{reason} That is worker number {self.restarts} to be lost;"
+                    f" rollout.restarts={self.cfg.rollout.restarts} allows no more. Its last words are in the Ray logs;"
+                    " out of memory is the usual reason (rollout.kv_cache_gib, rollout.max_num_seqs)."
+                ) from reason
+            ray.kill(self._actors[i])  # one that Ray only cannot reach would keep its CPUs and its GPU
+            self._actors[i] = self._spawn()
+            try:
+                return self._bring_up(i)
+            except ActorLostError as error:
+                reason = error
+
+    def _bring_up(self, i: int) -> None:
+        """Start a replacement and give it the live adapter."""
+        actor, timeout_s, name = self._actors[i], self.cfg.rollout.timeout_s, f"{self._name(i)} (replacement)"
+        get(self._start(actor), timeout_s, name)
         if self._live is not None:
-            get(self._actors[i].swap.remote(*self._live), self.cfg.rollout.timeout_s, self._name(i))
+            get(actor.swap.remote(*self._live), timeout_s, name)
 
     def _roll_back(self, refused: Adapter) -> None:
         """Bring the workers that took `refused` back to the version before."""
         if self._live is None:
             return  # no worker may be used after a refused first swap: the run stops
-        for i, actor in enumerate(self._actors):
-            try:
-                get(actor.swap.remote(*self._live), self.cfg.rollout.timeout_s, self._name(i))
-            except RlpostError as error:
-                raise SwapError(
-                    f"Version {refused.version} was refused by a worker and {self._name(i)} could not go back"
-                    f" to version {self._live[0].version}: {error}"
-                ) from error
+        failure = f"Version {refused.version} was refused, and not every worker is back at {self._live[0].version}: "
+        try:
+            answers = self._answers([_swapping(*self._live)] * len(self._actors), kept=SwapError)
+        except RlpostError as error:
+            raise SwapError(f"{failure}{error}") from error
+        if stuck := self._refusals(answers):
+            raise SwapError(failure + " ".join(stuck))
+
+    def _refusals(self, answers: Sequence[SwapReport | SwapError]) -> list[str]:
+        """What those workers said that did not take an adapter."""
+        return [
+            f"{self._name(i)}: {answer}" for i, answer in enumerate(answers) if isinstance(answer, SwapError)
+        ]
 
     def _spawn(self) -> Any:
         rollout = self.cfg.rollout
@@ -169,9 +192,14 @@ def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:
     return [order[begin:end] for begin, end in pairwise(cuts)]
 
 
-def _collecting(specs: list[EpisodeSpec], sampling: Sampling) -> Callable[[Any], Any]:
+def _collecting(specs: list[EpisodeSpec], sampling: Sampling) -> Ask:
     """How to ask a worker for these episodes."""
     return lambda actor: actor.collect.remote(specs, sampling)
+
+
+def _swapping(adapter: Any, canary: Canary) -> Ask:
+    """How to ask a worker to make an adapter live."""
+    return lambda actor: actor.swap.remote(adapter, canary)
 
 
 def _worst(reports: Sequence[SwapReport]) -> PoolSwapReport:

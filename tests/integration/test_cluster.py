@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import ray
 from rlpost import answers, cluster
 from rlpost.config import RayConfig
 from rlpost.errors import ClusterError, SwapError
+from rlpost.ray_folder import PREFIX
 
 pytestmark = pytest.mark.integration
 
@@ -140,6 +142,14 @@ class TestGet:
         assert ray.is_initialized()
 
     @pytest.mark.usefixtures("_ray")
+    def test_nobody_else_reaches_the_files_of_a_private_ray(self) -> None:
+        """Ray opens its own folders and sockets to everybody; the folder around them is closed."""
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        (around,) = [path for path in session.parents if path.name.startswith(PREFIX)]
+        assert stat.S_IMODE(around.stat().st_mode) == 0o700
+        assert list(session.glob("sockets/*"))
+
+    @pytest.mark.usefixtures("_ray")
     def test_an_actor_that_cannot_start_says_why(self) -> None:
         with pytest.raises(answers.ActorLostError, match=r"worker died: .*no such weights"):
             answers.get(Stillborn.remote().pid.remote(), 30, "worker")
@@ -219,7 +229,7 @@ def test_what_a_killed_driver_leaves_goes_with_the_next_run() -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, timeout=30)
-        assert len(list(Path(folder).glob("rlpost-run-*/session_latest"))) == 1
+        assert len(list(Path(folder).glob("rlpost-run-*/r/session_latest"))) == 1
         check_nothing_is_left(Path(folder), "raise")
 
 

@@ -15,7 +15,7 @@ from rlpost.config import Dtype
 from rlpost.errors import CheckpointError
 from rlpost.learner import policy, update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.rendezvous import Rendezvous, free_port
+from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
 
 pytestmark = pytest.mark.integration
@@ -38,7 +38,9 @@ def attack(zero_stage: int, folder: Path) -> None:
     model = policy.build(
         write_small_model(folder / "model"), Dtype.float32, cfg.lora, 0, policy.ADAPTERS, None
     )
-    backend = DeepSpeedBackend(model, cfg.learner, Rendezvous("127.0.0.1", free_port(), 0, 1))
+    held = bound_socket()
+    place = Rendezvous("127.0.0.1", port_of(held), 0, 1, held.detach())
+    backend = DeepSpeedBackend(model, cfg.learner, place)
     update.sft_step(backend, examples_of(random_episodes(4)), cfg, 0)
     checkpoint, marker = folder / "checkpoint", folder / "run by the checkpoint"
     checkpoint.mkdir()

@@ -5,6 +5,7 @@ Both play the same seeds, so the second must end with the adapter of the first, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -67,8 +68,7 @@ def interrupted(
     process = start(*SETTINGS, f"dtype={whole.dtype}", f"output_dir={folder}")
     try:
         wait_for(lambda: iterations_done(folder) >= 1, process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        (actor,) = [child for child in children if "RolloutActor" in child.name() + " ".join(child.cmdline())]
+        (actor,) = actors_of(process)
         actor.kill()
         wait_for(lambda: iterations_done(folder) >= 3, process)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -79,6 +79,16 @@ def interrupted(
     finally:
         if process.poll() is None:
             end(process)
+
+
+def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The rollout workers of a run."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RolloutActor" in child.name() + " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def iterations_done(folder: Path) -> int:
@@ -171,6 +181,22 @@ def test_ctrl_c_leaves_a_whole_checkpoint_and_no_process(
     assert not list((run.folder / "checkpoints").glob(".tmp-*"))
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, [process.cmdline() for process in alive]
+
+
+def test_sigterm_while_ray_is_waited_for_has_its_exit_code_and_leaves_no_process(tmp_path: Path) -> None:
+    process = start(*SETTINGS, f"output_dir={tmp_path / 'run'}")
+    try:
+        wait_for(lambda: bool(actors_of(process)), process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        output = finish(process, 90)
+    finally:
+        if process.poll() is None:
+            end(process)
+    assert process.returncode == 143, output
+    assert "Stopped by SIGTERM." in output
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, [child.cmdline() for child in alive]
 
 
 def test_a_run_that_lost_a_worker_and_was_resumed_ends_like_the_whole_one(

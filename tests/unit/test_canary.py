@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlpost.canary import MAX_TOKENS, canary_ids
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import Module
+from transformers import AutoModelForCausalLM
+
+from rlpost.canary import MAX_TOKENS, canary_ids, plain_peft_canary
 from rlpost.config import Config
 from rlpost.rollout.chat import Chat
 
@@ -22,3 +28,34 @@ def test_the_canary_is_the_same_for_every_seed_and_fits(random_model: Path) -> N
 def test_it_is_a_prompt_of_the_training_variant(random_model: Path) -> None:
     chat = Chat.load(random_model)
     assert chat.text(canary_ids(Config(), chat)).startswith("Make 24. Rule: J=10")
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_saved_adapter_is_scored_in_fp32_and_its_base_held_as_it_is_stored(
+    random_model: Path, tmp_path: Path, stored: torch.dtype, dora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(random_model, dtype=stored)
+    base.save_pretrained(tmp_path / "model")
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", use_dora=dora, init_lora_weights=False
+    )
+    get_peft_model(base.float(), config).save_pretrained(tmp_path / "adapter")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    expected = PeftModel.from_pretrained(whole, tmp_path / "adapter").eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
+    with torch.no_grad():
+        table = expected(input_ids=ids).logits[0, :-1].log_softmax(-1)
+
+    held: list[Module] = []
+    original = PeftModel.from_pretrained
+
+    def spied(model: Module, folder: Path) -> PeftModel:
+        held.append(model)
+        return original(model, folder)
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", spied)
+    canary = plain_peft_canary(tmp_path / "model", tmp_path / "adapter", tuple(ids[0].tolist()))
+    assert list(canary.logprobs) == table.gather(1, ids[0, 1:, None])[:, 0].tolist()
+    kept = {name: each.dtype for name, each in held[0].named_parameters() if "lora_" not in name}
+    assert set(kept.values()) == {stored}

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
+import ray
 
+from rlpost import cluster
 from rlpost.cluster import Needs, connect, refuse_shortage
 from rlpost.config import Config, RayConfig
 from rlpost.errors import ClusterError
@@ -44,3 +50,40 @@ def test_an_address_where_nothing_listens_is_named() -> None:
             connect(RayConfig(address=address, timeout_s=5), Needs(1, 0)),
         ):
             pytest.fail("the body must not run")
+
+
+def test_an_ipv6_address_is_asked_at_its_host() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 on this machine")
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 on this machine")
+        taken.listen()
+        address = f"[::1]:{taken.getsockname()[1]}"
+        cluster._require_listener(address, 5)
+    with pytest.raises(ClusterError, match="No Ray cluster answers"):
+        cluster._require_listener(address, 5)
+
+
+def test_sigterm_while_ray_starts_comes_to_the_handler_that_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray puts a handler of its own in place, which raises SystemExit."""
+
+    def start(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    def ours(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", start)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(KeyboardInterrupt), connect(RayConfig(), Needs(1, 0)):
+            pytest.fail("the body must not run")
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)

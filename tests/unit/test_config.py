@@ -6,9 +6,11 @@ import dataclasses
 import functools
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import get_type_hints
 
@@ -25,6 +27,20 @@ from tests.learner_data import with_algorithm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PPO = "experiment=generalpoints_ppo"
+WAITING_AS_RAY_DOES = """
+import sys, time
+from rlpost import run
+
+def wait(config):
+    print("waiting", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+
+run.dispatch = wait
+sys.exit(run.main(sys.argv[1:]))
+"""
 
 
 def composed(*overrides: str) -> Config:
@@ -179,6 +195,68 @@ class TestCompose:
         )
 
 
+class TestCodeThatARecordNames:
+    """Nothing is imported for it; what the command line names is the user's own word."""
+
+    @pytest.fixture
+    def record(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        (tmp_path / "hostile_module.py").write_text("raise SystemExit('was imported')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return tmp_path
+
+    def written(self, record: Path, *settings: str) -> str:
+        (record / "config.yaml").write_text(to_yaml(composed(*settings)))
+        return f"resume={record}"
+
+    def test_an_environment_is_refused_with_its_file_and_the_remedy_works(self, record: Path) -> None:
+        resume = self.written(record, "env=hostile_module:Env")
+        with pytest.raises(ConfigError, match="and to resume would run it") as caught:
+            run.prepare([resume])
+        assert str(record / "hostile_module.py") in str(caught.value)
+        remedy = re.search(r"command line as well: (\S+)", str(caught.value))
+        assert remedy is not None
+        assert compose([resume, remedy[1]]).env == "hostile_module:Env"
+
+    def test_a_scorer_is_refused_and_the_remedy_works(self, record: Path) -> None:
+        score = "env_args.score=no_such_module:score"
+        resume = self.written(record, "env=dataset", "env_args.path=x.jsonl", score)
+        with pytest.raises(ConfigError, match="there is no module no_such_module here"):
+            compose([resume])
+        with pytest.raises(ConfigError, match=f"command line as well: {score}"):
+            compose([resume, "env=dataset"])
+        assert compose([resume, score]).env_args["score"] == "no_such_module:score"
+
+    def test_a_cluster_is_refused_and_the_remedy_works(self, record: Path) -> None:
+        """What a cluster answers is unpickled in the driver."""
+        resume, address = self.written(record, "ray.address=head:6379"), "ray.address=head:6379"
+        with pytest.raises(ConfigError, match=f"command line as well: {address}"):
+            compose([resume])
+        assert compose([resume, "ray.address='head:6379'"]).ray.address == "head:6379"
+        assert compose([resume, "ray.address=null"]).ray.address is None
+        assert compose([self.written(record, "ray.address=auto")]).ray.address == "auto"
+
+    def test_both_are_asked_for_at_once_however_they_are_written(self, record: Path) -> None:
+        (record / "config.yaml").write_text("name: 'hostile_module:Env'\nenv: ${name}\n")
+        with pytest.raises(ConfigError, match="env=hostile_module:Env"):
+            compose([f"resume={record}"])
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            (),
+            ("env=reasoning_gym:countdown",),
+            ("env=dataset", "env_args.path=x.jsonl", "env_args.score=number"),
+        ],
+    )
+    def test_what_is_bundled_is_asked_for_nothing(self, record: Path, settings: tuple[str, ...]) -> None:
+        assert compose([self.written(record, *settings)]).resume == str(record)
+
+    def test_a_file_that_the_command_line_names_is_the_users_word(self, record: Path) -> None:
+        """So is each cell's of a comparison, which was asked for as a whole."""
+        resume = self.written(record, "env=hostile_module:Env")
+        assert compose([f"experiment={record}/config.yaml", resume]).env == "hostile_module:Env"
+
+
 class TestRefusedCompositions:
     @pytest.mark.parametrize(
         ("override", "key", "hint"),
@@ -240,6 +318,37 @@ class TestRefusedCompositions:
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConfigError, match="reason"):
             compose([f"resume={tmp_path}"])
+
+    def test_files_that_explode_when_they_are_read_are_refused_at_once(self, tmp_path: Path) -> None:
+        bomb = "a0: &a0 [0, 1]\n" + "".join(
+            f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+        )
+        merged = "a0: &a0 {x: 0}\n" + "".join(
+            f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)
+        )
+        own = tmp_path / "own.yaml"
+        (tmp_path / "config.yaml").write_text(bomb)
+        for text, reason in (
+            (bomb, "more than 20000 things"),
+            (merged, "more than 20000 things"),
+            ("a: &a [*a]", "nested deeper than 50 levels"),
+            ("a: " + "[" * 100 + "]" * 100, "nested deeper than 50 levels"),
+            ("a: " + "[" * 100_000, "not YAML"),
+            ("a: " + "x" * 300_000, "more than 262144 bytes"),
+            ("a: 2001-99-99", "not YAML"),
+        ):
+            own.write_text(text)
+            began = time.monotonic()
+            with pytest.raises(ConfigError, match=reason):
+                compose([f"experiment={own}"])
+            assert time.monotonic() - began < 10
+        with pytest.raises(ConfigError, match="more than 20000 things"):
+            compose([f"resume={tmp_path}"])
+
+    def test_a_few_aliases_are_what_they_stand_for(self, tmp_path: Path) -> None:
+        own = tmp_path / "own.yaml"
+        own.write_text("train_variant: &v faces_7\neval_variants: [*v, faces_10]\n")
+        assert compose([f"experiment={own}"]).eval_variants == ["faces_7", "faces_10"]
 
     def test_missing_configuration_file(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"config\.yaml\n  reason: cannot be read"):
@@ -417,6 +526,9 @@ class TestValidate:
         assert "holds files already" in refused(f"output_dir={tmp_path}")
         assert "it is a file" in refused(f"output_dir={tmp_path}/file")
 
+    def test_an_ipv6_address_is_one(self) -> None:
+        assert run.prepare([PPO, "ray.address='[::1]:6379'"]).ray.address == "[::1]:6379"
+
     def test_resume(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoints").mkdir()
         run.prepare([PPO, f"resume={tmp_path}", f"output_dir={tmp_path}"])
@@ -482,7 +594,6 @@ class TestCommandLine:
         [
             (ClusterError("no [cores] left"), 1, "no [cores] left"),
             (KeyboardInterrupt(), 130, "Stopped"),
-            (run.Terminated(), 143, "SIGTERM"),
         ],
     )
     def test_exit_codes(
@@ -499,6 +610,23 @@ class TestCommandLine:
         monkeypatch.setattr(run, "dispatch", fail)
         assert run.main([PPO]) == code
         assert words in capfd.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("number", "code", "words"),
+        [(signal.SIGTERM, 143, "Stopped by SIGTERM."), (signal.SIGINT, 130, "Stopped.")],
+    )
+    def test_signals_keep_their_exit_code_where_interrupts_become_plain_ones(
+        self, number: signal.Signals, code: int, words: str
+    ) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITING_AS_RAY_DOES, PPO], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert words in said.decode()
 
     def test_bugs_keep_their_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(config: Config) -> None:

@@ -72,7 +72,7 @@ def test_weights_that_lie_beside_their_shards_are_counted_once(tmp_path: Path) -
     assert models.linear_layers(tmp_path) == {name.removesuffix(".weight"): (3, 4) for name in shards}
     for broken in ("{", "[]", "{}", '{"weight_map": 3}'):
         index.write_text(broken)
-        with pytest.raises(ModelError, match=r"index\.json cannot be read"):
+        with pytest.raises(ModelError, match="is no index of weights"):
             models.parameters(tmp_path)
 
 
@@ -98,6 +98,31 @@ def test_linear_layers_leave_out_the_vocabularys_and_what_is_no_matrix(tmp_path:
         (tmp_path / "config.json").write_text(broken)
         with pytest.raises(ModelError, match=r"config\.json cannot be read"):
             models.linear_layers(tmp_path)
+
+
+def test_weights_that_lie_there_twice_count_once(tmp_path: Path) -> None:
+    """Consolidated files beside the shards that an index names, or beside a single file."""
+    shards = {"model-1.safetensors": {"a": torch.zeros(3, 4)}, "model-2.safetensors": {"b": torch.zeros(5)}}
+    sharded, single = tmp_path / "sharded", tmp_path / "single"
+    for folder in (sharded, single):
+        folder.mkdir()
+        save_file(
+            {"other.a": torch.zeros(3, 4), "other.b": torch.zeros(5)}, folder / "consolidated.safetensors"
+        )
+    for name, tensors in shards.items():
+        save_file(tensors, sharded / name)
+    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, single / "model.safetensors")
+    assert models.parameters(sharded) == models.parameters(single) == 17
+    (sharded / "model-2.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-2\.safetensors cannot be read"):
+        models.parameters(sharded)
+    for broken in ("{}", "[]", "no json", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
+        index.write_text(broken)
+        with pytest.raises(ModelError, match="is no index of weights"):
+            models.parameters(sharded)
 
 
 def test_a_missing_folder_names_the_ways_out(tmp_path: Path) -> None:

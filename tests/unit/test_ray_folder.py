@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,24 @@ def test_a_folder_is_new_and_removed_with_all_it_holds(temp: Path) -> None:
     (folder.path / "session" / "log").write_text("x")
     folder.remove()
     assert list(temp.iterdir()) == []
+
+
+def test_nobody_else_reaches_what_ray_makes(temp: Path) -> None:
+    """By Ray's own function, which opens every folder of a session, and the one it is told, to everybody."""
+    from ray._common.utils import try_to_create_directory
+
+    folder = RayFolder()
+    for made in (folder.for_ray, folder.for_ray / "session", folder.for_ray / "session" / "sockets"):
+        try_to_create_directory(str(made))
+    assert folder.for_ray.stat().st_mode & 0o077  # what makes the outer folder necessary
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder.remove()
+    assert list(temp.iterdir()) == []
+
+
+def test_a_socket_of_rays_session_fits_its_path() -> None:
+    longest = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+    assert ray_folder.MAX_TEMP_PATH + len(f"/{ray_folder.PREFIX}12345678/{ray_folder.INNER}{longest}") <= 107
 
 
 def test_a_living_driver_keeps_its_folder(temp: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import random
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +112,8 @@ def page(finished: RunDir) -> Page:
     return page_of(finished)
 
 
-def page_of(run_dir: RunDir) -> Page:
-    assert write_report(run_dir) == run_dir.report
+def page_of(run_dir: RunDir, own_code: bool = False) -> Page:
+    assert write_report(run_dir, own_code) == run_dir.report
     return Page(run_dir.report.read_text(encoding="utf-8"))
 
 
@@ -301,8 +303,60 @@ def test_an_environment_that_cannot_be_had_leaves_a_report_without_pictures(star
     config = "env: no_such_module:Env\nenv_args: {}\neval: {seed: 7}\ntrain_variant: faces_10\n"
     started.config.write_text(config)
     started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), STAGES["before", "faces_10"])
-    page = page_of(started)
+    page = page_of(started, own_code=True)
     assert "could not draw pictures: UnknownEnvironment: no_such_module:Env" in page.text
+    assert not page.all("img")
+
+
+SPIED = """
+import pathlib, time
+import gymnasium
+from envs.base import PlainVariant
+from envs.texts import AnyText
+
+pathlib.Path(__file__).with_name("imported").touch()
+
+class Hanging(gymnasium.Env):
+    observation_space = action_space = AnyText(100)
+    variants = [PlainVariant("faces_10", False, "hangs")]
+
+    def reset(self, *, seed=None, options=None):
+        time.sleep(60)
+
+    def picture(self):
+        return None
+"""
+
+
+@pytest.fixture
+def spied(started: RunDir, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """The record of a run on a user's environment, which leaves a file when it is imported, and hangs when reset."""
+    folder = started.path.parent
+    (folder / "spied_on.py").write_text(SPIED)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "spied_on", raising=False)
+    config = "env: spied_on:Hanging\nenv_args: {}\neval: {seed: 7}\ntrain_variant: faces_10\n"
+    started.config.write_text(config + "rollout: {env_timeout_s: 0.3}\n")
+    started.write_trajectories(evaluation_name("before", "faces_10", "greedy"), STAGES["before", "faces_10"])
+    return started
+
+
+def test_a_report_imports_no_code_that_a_record_names_unless_told_to(spied: RunDir) -> None:
+    assert main([str(spied.path)]) == 0
+    page = Page(spied.report.read_text(encoding="utf-8"))
+    assert not (spied.path.parent / "imported").exists()
+    assert "they may need spied_on:Hanging, and a report imports no code" in page.text
+    assert main([str(spied.path), "--own-code"]) == 0
+    assert (spied.path.parent / "imported").exists()
+
+
+def test_an_environment_that_hangs_leaves_a_report_without_pictures(spied: RunDir) -> None:
+    began = time.monotonic()
+    page = page_of(spied, own_code=True)
+    assert time.monotonic() - began < 30
+    assert (
+        "spied_on:Hanging (drawing an episode) gave no answer within rollout.env_timeout_s=0.3" in page.text
+    )
     assert not page.all("img")
 
 

@@ -33,7 +33,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(sys.modules["rlpost.compare"], name, module, raising=False)
 
-    double("report", write=lambda comparison, folder: found.append(comparison))
+    double("report", write=lambda comparison, folder, own_code: found.append(comparison))
     double("findings", findings=lambda comparison: SimpleNamespace(sentences=("RL reads the rule.",)))
     return found
 

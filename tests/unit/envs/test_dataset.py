@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import pytest
 
 from envs import check, registry
 from envs.base import Expert
+from envs.dataset import table
 from envs.dataset.scoring import number_in
 from envs.errors import Refused
 from envs.splits import Split, split_of
 
 SCORERS = """
+import functools
 import numpy
 
 def right(answer, row):
@@ -34,6 +38,15 @@ def alone(answer):
     return True
 
 number = 3
+
+class Judge:
+    def __call__(self, answer, row):
+        return answer == row["answer"]
+
+judge = Judge()
+either_way = functools.partial(lambda strict, answer, row: answer == row["answer"], False)
+from os import system
+import_of_another = functools.partial(system)
 """
 
 ROWS = [{"prompt": f"{n} + 1 =", "answer": str(n + 1), "kind": "odd" if n % 2 else "even"} for n in range(60)]
@@ -229,6 +242,54 @@ def test_arguments_are_refused_with_a_remedy(path: str, args: dict[str, Any], to
     with pytest.raises(Refused, match=told) as caught:
         made(**{"path": path, **args})
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("score", "told"),
+    [
+        ("cProfile:run", "cProfile:run is of Python's standard library"),
+        ("os:system", "os:system is of Python's standard library"),
+        ("builtins:exec", "builtins:exec is of Python's standard library"),
+        ("importlib.util:find_spec", "is of Python's standard library"),
+        ("my_scorers:system", "is no scorer but of Python's module posix"),
+        ("my_scorers:import_of_another", "is no scorer but of Python's module posix"),
+        ("my_scorers:Judge", "is no scorer but a class"),
+    ],
+)
+def test_what_is_no_scorer_is_refused_and_not_called(path: str, score: str, told: str) -> None:
+    with pytest.raises(Refused, match=told) as caught:
+        made(path, score=score)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("score", ["my_scorers:judge", "my_scorers:either_way"])
+def test_any_callable_of_the_users_may_score(path: str, score: str) -> None:
+    env = made(path, score=score)
+    env.reset(seed=0)
+    assert env.step("nothing")[1] == 0.0
+
+
+def test_environments_that_are_made_at_the_same_time_read_once(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    original = table.read
+
+    def read_slowly(path: Path) -> Any:
+        reads.append(path)
+        time.sleep(0.05)
+        return original(path)
+
+    monkeypatch.setattr(table, "read", read_slowly)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: made(path), range(8)))
+    assert reads == [Path(path)]
+
+
+def test_a_module_of_the_standard_library_is_no_environment_and_not_imported() -> None:
+    with pytest.raises(Refused, match="antigravity:fly is of Python's standard library"):
+        registry.make("antigravity:fly")
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("missing", ["path", "score"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 
 from envs import check, registry
 from envs.base import Expert
@@ -79,6 +80,35 @@ class TestGuard:
     def test_what_would_take_forever_does_not_go_on(self, answer: str) -> None:
         assert not guard.is_arithmetic(answer)
         assert not guard.is_algebra(answer)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "(x+1)**64*(x+2)**64*(x+3)**64",
+            "(x+1)**64*(x+2)**64",
+            "(sin(x)+cos(x)+exp(x)+x)**8",
+            "1/((x+1)**20*(x+2)**20)",
+            "sin((x+1)**64*(x+2)**64)",
+            "(x+1)**-64/(x+2)**-64",
+        ],
+    )
+    def test_algebra_with_many_terms_does_not_go_on(self, answer: str) -> None:
+        """SymPy multiplies them out: the first held a core for 27 s, the third for 15 s."""
+        assert not guard.is_algebra(answer)
+
+    def test_no_more_terms_come_of_an_answer_than_the_guard_thinks(self) -> None:
+        rng = random.Random(0)
+        for _ in range(100):
+            text = "x"
+            for _ in range(rng.randrange(1, 6)):
+                text = rng.choice(
+                    [f"({text})**{rng.randrange(5)}", f"({text})*(y+{rng.randrange(3)})", f"({text})-x-2*y"]
+                )
+            if guard.is_algebra(text):
+                whole = sympy.expand(sympy.sympify(text))
+                assert len(sympy.Add.make_args(whole)) <= guard._terms(ast.parse(text, mode="eval").body), (
+                    text
+                )
 
     def test_functions_within_functions_end(self) -> None:
         assert guard.is_algebra("sin(cos(x))")

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from envs.navigation import osm
+from envs.navigation.city import City, Landmark
 from envs.navigation.data_files import DataError
 from envs.navigation.env import Navigation
-from envs.navigation.geometry import compass_word
+from envs.navigation.geometry import Place, compass_word, distance
+from envs.navigation.importers import open_source
 from envs.navigation.osm import read_city
 
 STEP = 0.001  # degrees: about 111 m north, 85 m east at 40 degrees
@@ -161,3 +168,68 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
         except DataError:
             continue
         assert city.nodes
+
+
+def test_an_extract_is_read_once_in_a_process_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    original = osm.read_city
+
+    def read_slowly(path: Path) -> City:
+        reads.append(path)
+        time.sleep(0.05)
+        return original(path)
+
+    monkeypatch.setattr(osm, "read_city", read_slowly)
+    path = _write(tmp_path, _town())
+    with ThreadPoolExecutor(8) as threads:
+        sources = list(threads.map(lambda _: open_source(str(path)), range(16)))
+    assert len(reads) == 1
+    assert len({id(source) for source in sources}) == 1
+    _write(tmp_path, _town(5))
+    assert len(open_source(str(path)).city.nodes) == 25  # type: ignore[attr-defined]
+    monkeypatch.chdir(tmp_path)
+    here = open_source("town.osm")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(DataError, match="No such file"):
+        open_source("town.osm")
+    assert here is not sources[0]
+    assert len(reads) == 4
+
+
+def _by_looking_at_every_node(
+    nodes: tuple[Place, ...], points: list[tuple[str, Place]]
+) -> tuple[Landmark, ...]:
+    taken: dict[int, Landmark] = {}
+    named: set[str] = set()
+    for name, place in sorted(points):
+        near = [n for n in range(len(nodes)) if n not in taken and distance(nodes[n], place) <= osm._REACH]
+        if near and name not in named:
+            node = min(near, key=lambda each: (distance(nodes[each], place), each))
+            taken[node] = Landmark(name, node, place)
+            named.add(name)
+    return tuple(taken[node] for node in sorted(taken))
+
+
+_PLACES = st.builds(Place, *[st.integers(-1200, 1200).map(lambda tenth: tenth / 10)] * 2)
+
+
+@given(
+    st.lists(_PLACES, max_size=30), st.lists(st.tuples(st.sampled_from("abcdefghij"), _PLACES), max_size=30)
+)
+def test_landmarks_are_those_that_a_look_at_every_node_finds(
+    nodes: list[Place], points: list[tuple[str, Place]]
+) -> None:
+    assert osm._landmarks(tuple(nodes), points) == _by_looking_at_every_node(tuple(nodes), points)
+
+
+def test_a_large_extract_takes_time_by_its_size_alone() -> None:
+    """300 million distances, where every landmark is compared with every node."""
+    rng = random.Random(0)
+    nodes = tuple(Place(rng.uniform(0, 20_000), rng.uniform(0, 20_000)) for _ in range(30_000))
+    points = [(f"Shop {n}", Place(rng.uniform(0, 20_000), rng.uniform(0, 20_000))) for n in range(10_000)]
+    began = time.process_time()
+    osm._landmarks(nodes, points)
+    assert time.process_time() - began < 10

@@ -1,0 +1,62 @@
+"""Whose code a run may import: rlpost's own, and what the command line names.
+
+A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment and of
+a scorer, and a cluster, whose answers are pickles. Who owns its files proves nothing: a downloaded folder is the
+downloader's. So whoever resumes a run on such code names it again, and has then said what is trusted. What the command
+line names by `experiment=FILE` is trusted, as a script would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from envs import registry
+from rlpost.config import Config
+from rlpost.errors import ConfigError
+from rlpost.schema import refusal
+
+
+def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) -> None:
+    """Raise ConfigError for code that a resumed record names, unless its keys are among those `named` by the user."""
+    refusals = [
+        refusal(
+            key,
+            value,
+            f"{record} names {what}: a record may come from anybody",
+            f"if you trust it, name it on the command line as well: {key}={value}",
+        )
+        for key, value, what in _named_by(config)
+        if key not in named
+    ]
+    if refusals:
+        raise ConfigError("\n".join(refusals))
+
+
+def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Key, value, and what it would bring to run."""
+    for key, reference in named_code(config.env, config.env_args).items():
+        yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
+    if config.ray.address not in (None, "auto"):
+        yield (
+            "ray.address",
+            str(config.ray.address),
+            "this cluster, whose answers are unpickled, and so run, here",
+        )
+
+
+def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
+    """The code outside of rlpost that an environment would import, by the setting that names it."""
+    found = registry.own_code(env, env_args)
+    return {key if key == "env" else f"env_args.{key}": reference for key, reference in found.items()}
+
+
+def _where(reference: str) -> str:
+    """The file of the module, or of the package that it is in, found without importing anything."""
+    top_level = reference.partition(":")[0].partition(".")[0]
+    spec = PathFinder.find_spec(top_level)
+    if spec is None:
+        return f"there is no module {top_level} here"
+    return spec.origin or ", ".join(spec.submodule_search_locations or ["unknown place"])
