@@ -119,13 +119,13 @@ def _vocabulary(config_file: Path) -> int | None:
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
     """Dtype and shape of every tensor of the model, by its name."""
     entries: dict[str, dict[str, Any]] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         entries.update(_header(path))
     entries.pop("__metadata__", None)
     return entries
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that transformers and vLLM load: some folders hold the same weights in another form beside them."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -15,7 +15,6 @@ go back to W0 as well. This file never imports vllm; vLLM loads it by name as it
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from rlpost.adapters import Adapter, fingerprint, merged_weight
 from rlpost.errors import SwapError
+from rlpost.models import weight_files
 from rlpost.rollout.live_layer import LiveLayer, Probe, Questions
 
 WORKER_EXTENSION = "rlpost.rollout.swap.SwapWorker"
@@ -50,7 +50,7 @@ class BaseWeights:
 
     def __init__(self, folder: Path):
         self._tensors: dict[str, Tensor] = {}
-        for path in _shards(folder):
+        for path in weight_files(folder) or [folder / "model.safetensors"]:
             if not path.is_file():
                 raise SwapError(f"{path} is missing; a swap needs the base weights as safetensors.")
             self._tensors.update(load_file(path))
@@ -188,13 +188,6 @@ class _Merge:
 def _square(tensor: Tensor) -> float:
     flat = tensor.reshape(-1)
     return float(flat @ flat)
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def _targets(model: Any) -> Iterator[Target]:
