@@ -11,6 +11,8 @@ Whatever is written appears whole or not at all; a disk that is full or forbidde
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import re
@@ -53,6 +55,53 @@ def evaluation_name(stage: str, variant: str, decoding: str) -> str:
     A variant may have any name; what is no part of a file's (such as a slash) is written as in a URL.
     """
     return f"eval-{stage}-{quote(variant, safe='')}-{decoding}"
+
+
+def time_stamp() -> str:
+    """The time as folders are named by it, to the second."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
+    """A folder that no other process was given, with the folder `first` in it.
+
+    `path`, which may be there and empty; None: `default`, or where that is taken `default`-2, -3 and so on. Of two
+    processes that ask at once for one `path`, the one that makes `first` gets it.
+
+    Raises OutputError when the folder cannot be written or already holds something.
+    """
+    if path is None:
+        folder = _unused(default)
+    else:
+        folder = Path(path)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise OutputError(_not_empty(folder))
+    if not _made(folder / first):
+        raise OutputError(_not_empty(folder))
+    return folder
+
+
+def _unused(default: Path) -> Path:
+    """A folder that this call has made."""
+    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([default], numbered) if _made(folder))
+
+
+def _made(folder: Path) -> bool:
+    """Whether this call has made the folder, and not an earlier one."""
+    with writing(folder), contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        return True
+    return False
+
+
+def _not_empty(folder: Path) -> str:
+    return (
+        f"output_dir={folder}\n  reason: the folder is not empty\n"
+        "  remedy: choose another; to go on with what it holds, resume=<that folder>"
+    )
 
 
 @dataclass(frozen=True)
@@ -101,16 +150,7 @@ class RunDir:
 
         Raises OutputError when the folder cannot be written or already holds something.
         """
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = Path(path) if path is not None else OUTPUTS / name / f"{stamp}-{seed}"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise OutputError(
-                    f"output_dir={folder}\n  reason: the folder is not empty\n"
-                    "  remedy: choose another; to go on with the run it holds, resume=<that folder>"
-                )
-        run_dir = cls(folder)
+        run_dir = cls(new_folder(path, OUTPUTS / name / f"{time_stamp()}-{seed}", first="checkpoints"))
         write_atomic(run_dir.config, config_yaml.encode())
         run_dir._make_folders()
         return run_dir

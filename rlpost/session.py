@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlpost import cluster, models
+from rlpost import cluster, locks, models
 from rlpost.canary import canary_ids
 from rlpost.compose import to_yaml
 from rlpost.config import Config
@@ -75,9 +75,9 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
-    run_dir = _run_dir(cfg)
-    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
     with ExitStack() as stack:
+        run_dir = stack.enter_context(_run_dir(cfg))
+        console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
         tracker = Tracker(cfg, run_dir.path, plain(cfg))
         stack.callback(tracker.finish)
         progress = Progress(console, steps_of(cfg))
@@ -143,13 +143,16 @@ def _plain(value: Any) -> Any:
     return value.value if hasattr(value, "value") else value
 
 
-def _run_dir(cfg: Config) -> RunDir:
+@contextmanager
+def _run_dir(cfg: Config) -> Iterator[RunDir]:
+    """The run's folder, new or that of `cfg.resume`, which no other process works in meanwhile."""
     if cfg.resume is not None:
         run_dir = RunDir.open(cfg.resume)
     else:
         run_dir = RunDir.create(cfg.output_dir, cfg.name, cfg.seed, to_yaml(cfg))
-    run_dir.write_versions()
-    return run_dir
+    with locks.held(run_dir.path):
+        run_dir.write_versions()
+        yield run_dir
 
 
 def _without_learner(cfg: Config) -> cluster.Needs:
