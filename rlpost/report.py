@@ -130,6 +130,8 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     if summary is None:
         return {}
     facts = {"iterations": str(summary["iterations"]), "wall time": duration(summary["seconds"])}
+    if (sittings := summary.get("sittings", 1)) > 1:
+        facts["wall time"] += f" in {sittings} sittings"
     if summary.get("swap_seconds_median") is not None:
         facts["adapter swap, median"] = f"{summary['swap_seconds_median']:.3f} s"
     if summary.get("logprob_gap_mean") is not None:

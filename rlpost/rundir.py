@@ -4,6 +4,7 @@
     metrics.jsonl          one object an iteration            summary.json    the result, written at the end
     trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
     examples.jsonl         instances of the supervised steps
+    sittings.json          the time of every start
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
@@ -17,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def _not_empty(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Sitting:
+    """A start that worked on the run, up to its end; one that was killed, up to its last checkpoint."""
+
+    seconds: float
+    workers_replaced: int
+
+
+@dataclass(frozen=True)
 class RunDir:
     path: Path
 
@@ -135,6 +144,10 @@ class RunDir:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def sittings(self) -> Path:
+        return self.path / "sittings.json"
 
     @property
     def versions(self) -> Path:
@@ -187,6 +200,20 @@ class RunDir:
             if before != now:
                 earlier.append(before)
         write_atomic(self.versions, _pretty({**now, "earlier": earlier}))
+
+    def write_sittings(self, sittings: Sequence[Sitting]) -> None:
+        """Write sittings.json: every start so far, in order."""
+        write_atomic(self.sittings, _pretty({"sittings": list(map(asdict, sittings))}))
+
+    def read_sittings(self) -> tuple[Sitting, ...]:
+        """Inverse of `write_sittings`; empty for a new run. Raises OutputError for what it did not write."""
+        if not self.sittings.is_file():
+            return ()
+        found = _object(self.sittings, 1, self.sittings.read_bytes())
+        try:
+            return tuple(Sitting(**each) for each in found["sittings"])
+        except (KeyError, TypeError) as error:
+            raise OutputError(_broken(self.sittings, 1, str(error))) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl and flush it.
