@@ -226,6 +226,8 @@ class CompareConfig:
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # what the arms spend alike
     concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs bear
+    # settings that every arm keeps, whatever its algorithm's default: those that were named, which rlpost.compose notes
+    named: list[str] = field(default_factory=list)
     quick: bool = False  # the first seed alone, and quick_iterations for algo.iterations
     quick_iterations: int = 16
 
