@@ -149,6 +149,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         matched_on=cfg.compare.match_on.value,
         cells=tuple(cell_of(c.name, unread(c, runner.ended.get(c.name))) for c in runner.cells),
         notes=_notes(cfg, runner, model_folder, command),
+        causes=dict(registry.causes(cfg.env)),
         base=bases[0] if bases else None,
     )
 
