@@ -31,7 +31,7 @@ from rlpost.algorithms.table import TABLE, VARIED
 from rlpost.config import AlgoName, Config, Task
 from rlpost.errors import ConfigError
 from rlpost.experiments import experiments, settings_in
-from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_unknown, schema
+from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_marks, refuse_unknown, schema
 
 RESUMED = "resumed-run"
 OWN_FILE = "own-file"
@@ -51,6 +51,7 @@ def compose(overrides: Sequence[str]) -> Config:
     refuse_unknown(leaves(settings), where=str(path))
     typed = [o for o in parsed if o.key_or_group != "experiment"]
     refuse_unknown(((o.key_or_group, o.value()) for o in typed), "command line")
+    refuse_marks(((o.key_or_group, o.value()) for o in typed), "command line")
     algorithm = _algorithm(typed, settings)
     _register(name, settings, algorithm)
     rest = [_as_hydra_wants(o) for o in typed if o.key_or_group not in ALGORITHM_KEYS]

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from rlpost.errors import ConfigError
-from rlpost.schema import refusal
+from rlpost.schema import leaves, refusal, refuse_marks
 
 BASES = "defaults"  # key of an experiment's file
 
@@ -53,6 +53,7 @@ def experiments() -> dict[str, Experiment]:
 def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's settings over those of the experiments it builds on."""
     settings = _load(path)
+    refuse_marks(leaves(settings), where=str(path))  # OmegaConf would merge a '???' away
     bases = settings.pop(BASES, [])
     known = experiments()
     layers: list[Any] = []

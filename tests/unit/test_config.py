@@ -10,10 +10,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_type_hints
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlpost import run, validate, validate_environment
 from rlpost.compose import RESUMED, compose, override, to_yaml
@@ -518,3 +521,54 @@ class TestCommandLine:
         config = composed()
         run.dispatch(config)
         assert called == [config]
+
+
+MARKED = {
+    "env_args.x": "${HOME}",
+    "env_args.y": "${oc.env:HOME}",
+    "env_args.z": "a\\${seed}",
+    "model": "models/${name}",
+    "name": "???",
+    "adapter": "${",
+    "output_dir": "${seed}",
+    "tracking.project": "???",
+    "lora.target_modules": "${model}",
+}
+
+
+@pytest.mark.parametrize("key", MARKED)
+def test_what_omegaconf_would_not_read_as_text_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=.*\n.*command line\)\n.*remedy"):
+        compose(["experiment=generalpoints_ppo", f"{key}='{MARKED[key]}'"])
+
+
+@pytest.mark.parametrize("text", ["[1,'${q}']", "{a:'???'}", "{b:[{c:'x${q}'}]}", "a${seed}b"])
+def test_so_is_what_lies_deeper(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^env_args\.x="):
+        compose(["experiment=generalpoints_ppo", f"env_args.x={text}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["name: ???", "model: '${name}'", "env_args: {x: ['a${b}']}", "eval_variants: ['???']"]
+)
+def test_and_what_a_file_says(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"defaults: [generalpoints_ppo]\n{text}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml\)\n"):
+        compose([f"experiment={file}"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=12) | st.text(alphabet="${}?\\'\"a :#\n", max_size=8))
+def test_any_other_text_is_carried_to_a_resumed_run(text: str) -> None:
+    """Whatever is not refused at the start reads back as it was."""
+    try:
+        config = compose(["experiment=generalpoints_ppo", override("env_args.x", text)])
+    except ConfigError:
+        return
+    assert config.env_args["x"] == text
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        again = compose([override("resume", folder)])
+    again.resume = None
+    assert again == config
