@@ -202,7 +202,7 @@ class TestRefusedCompositions:
             ("rollout=3", "rollout=3", "its settings one by one: workers, episodes"),
             ("learner.betas=3", "learner.betas=3", "give a list"),
             ("env_args=3", "env_args=3", "reason"),
-            ("name=${nowhere.at_all}", "name=${nowhere.at_all}", "Interpolation key"),
+            ("name=${nowhere.at_all}", "name=${nowhere.at_all}", "stand for another setting"),
             ("seed=1,2", "seed=1,2", "once for each value"),
             ("+seed=1", "+seed=1", "write key=value"),
             ("~seed", "~seed", "write key=value"),
