@@ -124,7 +124,7 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     stages = stages_of(summary)
     # Without a border, three stages fit the 80 columns of a log file.
     table = Table(title="Success, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for heading in ("rule", "", ""):
+    for heading in ("variant", "", ""):
         table.add_column(heading, no_wrap=True)
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True)

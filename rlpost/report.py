@@ -30,7 +30,7 @@ from rlpost.side_by_side import Deal, choose
 from rlpost.summary import DECODINGS, entry_of, has_steps, headlines, main_decoding, role, rows_of, stages_of
 from rlpost.types import Trajectory
 
-EXAMPLES = 3  # deals shown a variant
+EXAMPLES = 3  # instances shown a variant
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,11 @@ def _values(lines: Sequence[Mapping[str, Any]], x: str, key: str, label: str = "
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    counted = [
+        {**line, "iteration": line["iteration"] + 1} if "iteration" in line else line for line in lines
+    ]
     for spec in CURVES:
-        series = [_values(lines, "iteration", key, label) for key, label in spec.keys.items()]
+        series = [_values(counted, "iteration", key, label) for key, label in spec.keys.items()]
         if drawn := [line for line in series if line.ys]:
             yield figures.curve(spec.name, spec.title, drawn, "iteration", spec.percent)
     steps = [{**line, "step": i} for i, line in enumerate((m for m in lines if "loss" in m), start=1)]

@@ -86,43 +86,51 @@ class Session:
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
     """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start."""
-    started, clock, console = time.monotonic(), Clock(), Console()
+    started, clock = time.monotonic(), Clock()
+    with ExitStack() as stack:
+        with clock.phase("start"):
+            session = _started(cfg, with_learner, stack, clock, started)
+        yield session
+
+
+def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, started: float) -> Session:
+    """Everything opened; `stack` closes it."""
+    console = Console()
     model_folder = models.resolve(cfg.model)
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
-    with ExitStack() as stack:
-        run_dir = stack.enter_context(_run_dir(cfg))
-        console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
-        tracker = Tracker(cfg, run_dir.path, plain(cfg))
-        stack.callback(tracker.finish)
-        progress = Progress(console, steps_of(cfg))
-        stack.callback(progress.close)
-        progress.stage("starting Ray, engines and learner")
-        needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
-        logs, modules = run_dir.path / "logs", own_modules(cfg)
-        stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
-        pool = RolloutPool(cfg, model_folder)
-        stack.callback(pool.close)
-        learner = None
-        if with_learner:
-            learner = LearnerGroup(cfg, model_folder, ids)
-            stack.callback(learner.close)
-        pool.wait_ready()
-        yield Session(
-            cfg,
-            console,
-            model_folder,
-            chat,
-            run_dir,
-            pool,
-            tracker,
-            progress,
-            clock,
-            started,
-            learner,
-            run_dir.read_sittings(),
-        )
+    run_dir = stack.enter_context(_run_dir(cfg))
+    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
+    tracker = Tracker(cfg, run_dir.path, plain(cfg))
+    stack.callback(tracker.finish)
+    progress = Progress(console, steps_of(cfg))
+    stack.callback(progress.close)
+    progress.stage("starting Ray, engines and learner")
+    needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
+    logs, modules = run_dir.path / "logs", own_modules(cfg)
+    stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
+    pool = RolloutPool(cfg, model_folder)
+    stack.callback(pool.close)
+    learner = None
+    if with_learner:
+        learner = LearnerGroup(cfg, model_folder, ids)
+        stack.callback(learner.close)
+    pool.wait_ready()
+    return Session(
+        cfg,
+        console,
+        model_folder,
+        chat,
+        run_dir,
+        pool,
+        tracker,
+        progress,
+        clock,
+        started,
+        learner,
+        run_dir.read_sittings(),
+    )
 
 
 def publish(

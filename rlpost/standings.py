@@ -71,9 +71,10 @@ def take_up(session: Session, counted: str, live: bool) -> Standing:
         session.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
     standing = Standing(**found.progress)
     _check_lines(session.run_dir, standing, counted)
-    session.learner.load(found.path)
-    if live:
-        go_live(session, standing.version)
+    with session.clock.phase("start"):
+        session.learner.load(found.path)
+        if live:
+            go_live(session, standing.version)
     session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
     keep_settings(session)
     return standing

@@ -109,7 +109,7 @@ def headlines(summary: Summary) -> list[str]:
 
 
 def _headline(summary: Summary, variant: str, decoding: str) -> str:
-    subject = f"{role(summary, variant).capitalize()} rule {variant}, {decoding}"
+    subject = f"{variant} ({role(summary, variant)}), {decoding}"
     before, warm, after = (entry_of(summary, stage, variant, decoding) for stage in STAGES)
     if before is None or after is None:
         stage = next(s for s in reversed(STAGES) if entry_of(summary, s, variant, decoding))

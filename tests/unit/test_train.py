@@ -53,6 +53,7 @@ class Learner:
 
     def load(self, folder: Path) -> None:
         assert (folder / "weights").is_file()
+        self.now_ns += 7 * SECOND
 
 
 def silent(*_: object, **__: object) -> None:
@@ -140,6 +141,14 @@ def test_a_resume_that_fails_leaves_a_finished_runs_results(
         standings.take_up(session, "iteration", live=True)
     assert {path: path.read_bytes() for path in session.run_dir.path.rglob("*") if path.is_file()} == before
     assert evaluation in before
+
+
+def test_loading_a_checkpoint_is_a_part_of_the_start(session: Session) -> None:
+    trained(session, 2)
+    session.clock.lap()
+    standings.take_up(session, "iteration", live=False)
+    lap = session.clock.lap()
+    assert (lap["seconds/start"], lap["seconds/other"]) == (7.0, 0.0)
 
 
 def test_what_a_resume_changes_is_kept_for_the_next_one_and_told(
