@@ -36,7 +36,7 @@ OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
 _EVALUATION = re.compile(
-    r"eval-(?P<stage>before|warm|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
+    r"eval-(?P<stage>before|warm|after)-(?P<variant>.*)-(?P<decoding>greedy|sampled)\.jsonl"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pickle
 import re
 import subprocess
@@ -23,6 +24,7 @@ from rlpost.compose import RESUMED, compose, override, to_yaml
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.experiments import experiments
+from rlpost.rundir import RunDir, evaluation_name, iteration_name
 from rlpost.schema import refusal, schema
 from tests.learner_data import with_algorithm
 
@@ -572,3 +574,29 @@ def test_any_other_text_is_carried_to_a_resumed_run(text: str) -> None:
         again = compose([override("resume", folder)])
     again.resume = None
     assert again == config
+
+
+def test_a_variant_whose_name_is_too_long_for_a_files_is_refused(tmp_path: Path) -> None:
+    """Each of these letters takes six bytes in a file's name."""
+    fits, long = "é" * 30, "é" * 40
+    rows = [
+        json.dumps({"prompt": f"{v} {i}", "answer": "1", "variant": v})
+        for v in (fits, long)
+        for i in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    data = [f"env_args.path={tmp_path / 'rows.jsonl'}", "env_args.score=exact", "env_args.variant=variant"]
+    arguments = [
+        "experiment=own_ppo",
+        "env=dataset",
+        *data,
+        "sft.steps=0",
+        "task=eval",
+        f"train_variant='{fits}'",
+    ]
+    with pytest.raises(ConfigError, match="too long for the name") as caught:
+        run.prepare([*arguments, f"eval_variants=['{fits}','{long}']"])
+    assert f"eval_variants={fits}\n" not in str(caught.value)
+    RunDir.create(tmp_path / "run", "x", 0, "").write_trajectories(
+        evaluation_name(iteration_name(0), fits, "sampled"), []
+    )
