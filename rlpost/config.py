@@ -240,7 +240,7 @@ class RayConfig:
 
 @dataclass
 class TrackingConfig:
-    wandb: str = "auto"  # auto: online when a key is there, else offline; or online, offline, disabled
+    wandb: str = "auto"  # auto: WANDB_MODE, else online when a key is there; or online, offline, disabled
     project: str = "rlpost"
     checkpoint_every: int = 10  # iterations
 
