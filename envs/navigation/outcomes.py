@@ -39,7 +39,7 @@ class Outcome(Enum):
     STOPPED_SHORT = "Stopped away from the destination: the route is lost."
 
     STEP_LIMIT = "Published row 5: an attempt beyond the limit, which is not looked at."
-    CRASH = "The published verifier has no rule for an observation that is no text."
+    CRASH = "The published verifier raises for a wrong action with an observation that is no text, list or object."
 
     @property
     def meaning(self) -> str:
