@@ -359,6 +359,7 @@ class TestValidate:
             ),
             (["task=compare", "eval_variants=[faces_5]"], "faces_10 is not scored"),
             (["task=compare", "eval_variants=[faces_10]"], "none of them is a held-out rule"),
+            (["task=compare", "compare.named=[seed]"], "compare.named=seed"),
             (
                 [
                     "task=compare",

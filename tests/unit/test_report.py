@@ -186,6 +186,15 @@ def test_writing_twice_gives_the_same_bytes(finished: RunDir, page: Page) -> Non
     assert write_report(finished).read_bytes() == first
 
 
+@pytest.mark.parametrize(
+    ("sittings", "told"), [(1, "wall time: 3:00;"), (2, "wall time: 3:00 in 2 sittings;")]
+)
+def test_the_wall_time_is_of_all_sittings(finished: RunDir, tmp_path: Path, sittings: int, told: str) -> None:
+    run_dir = start(tmp_path)
+    run_dir.write_summary({**(finished.read_summary() or {}), "sittings": sittings})
+    assert told in page_of(run_dir).text
+
+
 def test_a_run_stopped_before_anything(started: RunDir) -> None:
     page = page_of(started)
     assert "did not finish" in page.text

@@ -11,9 +11,13 @@ import envs.navigation.outcomes
 from envs import registry
 from envs.base import has_own_rule
 from envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
+from envs.texts import AnyText
 from rlpost.compare.causes import Causes, cause_of, causes, last_outcome
 from rlpost.compare.types import INIT, Evaluation
+from rlpost.config import Config, Task
+from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn
+from rlpost.validate import validate
 from tests.unit.compare import players
 from tests.unit.compare.comparisons import comparison, done, evaluation, of_tables
 from tests.unit.episodes import episode, turn
@@ -184,6 +188,7 @@ class Declares(gymnasium.Env[str, str]):
 
 
 class DeclaresNonsense(gymnasium.Env[str, str]):
+    observation_space = action_space = AnyText(9)
     causes: ClassVar = ["SQUAWK"]
 
 
@@ -197,3 +202,6 @@ def test_what_ones_own_environment_declares_is_taken_and_checked() -> None:
     assert registry.causes(f"{here}:DeclaresNothing") == registry.causes("dataset") == {}
     with pytest.raises(ValueError, match="no mapping of texts"):
         registry.causes(f"{here}:DeclaresNonsense")
+    nonsense = Config(task=Task.compare, env=f"{here}:DeclaresNonsense")
+    with pytest.raises(ConfigError, match=r"env=.*:DeclaresNonsense\n  reason: .*no mapping of texts"):
+        validate(nonsense)
