@@ -34,8 +34,11 @@ def held(folder: Path) -> Iterator[None]:
                 "\n  remedy: wait for it, or stop it"
             ) from None
     try:
-        with writing(path):
-            path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+        if not isinstance(
+            lock, filelock.SoftFileLock
+        ):  # what it is on a disk without flock, whose file says who
+            with writing(path):
+                path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
