@@ -24,7 +24,7 @@ FILE = ".lock"  # says who holds it, or held it last
 def held(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises OutputError, which names the process, where another one holds it."""
     path = folder / FILE
-    lock = filelock.FileLock(path)
+    lock: filelock.BaseFileLock = filelock.FileLock(path)
     with writing(path):
         try:
             lock.acquire(timeout=0)
