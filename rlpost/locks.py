@@ -34,9 +34,8 @@ def held(folder: Path) -> Iterator[None]:
                 "\n  remedy: wait for it, or stop it"
             ) from None
     try:
-        if not isinstance(
-            lock, filelock.SoftFileLock
-        ):  # what it is on a disk without flock, whose file says who
+        # On a disk without flock filelock turns it into a soft lock, whose file says who holds it.
+        if not isinstance(lock, filelock.SoftFileLock):
             with writing(path):
                 path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
         yield
