@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -56,6 +57,12 @@ class Playable(Protocol):
 
     def hint(self, rng: random.Random) -> str:
         """A right line for the present instance."""
+
+
+class Explained(Protocol):
+    """An environment's class that says what its outcomes mean, by the words of envs/causes.py or its own."""
+
+    causes: Mapping[str, str]
 
 
 @runtime_checkable

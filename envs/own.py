@@ -94,3 +94,16 @@ def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
 def variants(reference: str, args: Mapping[str, Any]) -> list[VariantInfo]:
     """Those that the class declares, else the only one of an adapted environment."""
     return _declared(reference) or [ONLY_VARIANT]
+
+
+def causes(reference: str) -> Mapping[str, str]:
+    """What the class declares as `causes`; empty where it declares none."""
+    found = getattr(_class(reference), "causes", {})
+    if not isinstance(found, Mapping) or not all(
+        isinstance(text, str) for pair in found.items() for text in pair
+    ):
+        raise Refused(
+            f"{reference}: its causes are {found!r}, which is no mapping of texts",
+            "give an outcome's name and its cause: docs/tutorial.md",
+        )
+    return found

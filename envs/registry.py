@@ -46,6 +46,8 @@ class Source(Protocol):
 
     def variants(self, name: str, args: Mapping[str, Any]) -> list[VariantInfo]: ...
 
+    def causes(self, name: str) -> Mapping[str, str]: ...
+
 
 _MOST_NAMED = 3
 
@@ -91,6 +93,9 @@ class _Bundled:
     def variants(self, name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
         return list(cast("Mapping[str, VariantInfo]", _load(ENTRIES[name].variants)).values())
 
+    def causes(self, name: str) -> Mapping[str, str]:
+        return cast("Mapping[str, str]", _load(ENTRIES[name].env).causes)
+
 
 def _load(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
@@ -132,6 +137,14 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
 def variants(name: str, **args: Any) -> list[VariantInfo]:
     """The rule variants of an environment made with these arguments, in the order they are declared."""
     return _source(name).variants(name, args)
+
+
+def causes(name: str) -> Mapping[str, str]:
+    """What the outcomes of an environment mean (envs/causes.py); empty where it does not say.
+
+    ValueError for an unknown name, and for a declaration that is none.
+    """
+    return _source(name).causes(name)
 
 
 def refuse_overlap(trained: Iterable[str], held_out: Iterable[str]) -> None:

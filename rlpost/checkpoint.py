@@ -149,7 +149,7 @@ def _sum(path: Path) -> str:
 
 
 def _check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = sorted(_differences(then, now))
+    changed = sorted(differences(then, now))
     if changed:
         raise CheckpointError(
             f"{path}\n  reason: it was taken under another configuration: {'; '.join(changed)}\n"
@@ -157,11 +157,12 @@ def _check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
-def _differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
+def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Every setting, of two nested mappings of plain data, that is not the same: KEY=NEW (was OLD)."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in then.keys() | now.keys():
             inner = f"{key}.{name}" if key else name
-            yield from _differences(then.get(name), now.get(name), inner)
+            yield from differences(then.get(name), now.get(name), inner)
     elif then != now or type(then) is not type(now):
         yield f"{key}={json.dumps(now)} (was {json.dumps(then)})"
 

@@ -27,16 +27,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoName, Config
+from rlpost.algorithms.table import TABLE, VARIED
+from rlpost.config import AlgoName, Config, Task
 from rlpost.errors import ConfigError
 from rlpost.experiments import experiments, settings_in
-from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_unknown, schema
+from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_marks, refuse_unknown, schema
 from rlpost.trust import refuse_unnamed_code
 
 RESUMED = "resumed-run"
 OWN_FILE = "own-file"
 ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
+NAMED = "compare.named"
 SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.quick"}
 
 
@@ -52,12 +53,15 @@ def compose(overrides: Sequence[str]) -> Config:
     refuse_unknown(leaves(settings), where=str(path))
     typed = [o for o in parsed if o.key_or_group != "experiment"]
     refuse_unknown(((o.key_or_group, o.value()) for o in typed), "command line")
+    refuse_marks(((o.key_or_group, o.value()) for o in typed), "command line")
     algorithm = _algorithm(typed, settings)
     _register(name, settings, algorithm)
     rest = [_as_hydra_wants(o) for o in typed if o.key_or_group not in ALGORITHM_KEYS]
     config = _resolve([f"experiment={name}", f"algo.name={algorithm.name}", *rest])
     if name == RESUMED:
         refuse_unnamed_code(config, {o.key_or_group for o in typed}, path)
+    if config.task is Task.compare:
+        config.compare.named = sorted({*config.compare.named, *_named(typed, settings)})
     return config
 
 
@@ -136,6 +140,17 @@ def _algorithm(typed: list[Override], settings: dict[str, Any]) -> AlgoName:
         remedy = did_you_mean(name, known) or "choose one of " + ", ".join(known)
         raise ConfigError(refusal(key, name, "there is no such algorithm", remedy))
     return AlgoName[name]
+
+
+def _named(typed: list[Override], settings: dict[str, Any]) -> set[str]:
+    """The settings with defaults by algorithm that somebody has set, be it to the value that they had.
+
+    A comparison's own config.yaml has every setting, and its list of those that were named.
+    """
+    layers = [{o.key_or_group: o.value()} for o in typed]
+    if NAMED not in dict(leaves(settings)):
+        layers.append(settings)
+    return {key for layer in layers for key, _ in leaves(layer)} & VARIED
 
 
 def _register(name: str, settings: dict[str, Any], algorithm: AlgoName) -> None:

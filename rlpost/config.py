@@ -227,6 +227,8 @@ class CompareConfig:
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # what the arms spend alike
     concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs bear
+    # settings that every arm keeps, whatever its algorithm's default: those that were named, which rlpost.compose notes
+    named: list[str] = field(default_factory=list)
     quick: bool = False  # the first seed alone, and quick_iterations for algo.iterations
     quick_iterations: int = 16
 
@@ -239,7 +241,7 @@ class RayConfig:
 
 @dataclass
 class TrackingConfig:
-    wandb: str = "auto"  # auto: online when a key is there, else offline; or online, offline, disabled
+    wandb: str = "auto"  # auto: WANDB_MODE, else online when a key is there; or online, offline, disabled
     project: str = "rlpost"
     checkpoint_every: int = 10  # iterations
 

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlpost.errors import ConfigError
-from rlpost.schema import refusal
+from rlpost.schema import leaves, refusal, refuse_marks
 from rlpost.yaml_files import read_mapping
 
 BASES = "defaults"  # key of an experiment's file
@@ -53,6 +53,7 @@ def experiments() -> dict[str, Experiment]:
 def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's settings over those of the experiments it builds on."""
     settings = read_mapping(path)
+    refuse_marks(leaves(settings), where=str(path))  # OmegaConf would merge a '???' away
     bases = settings.pop(BASES, [])
     known = experiments()
     layers: list[Any] = []

@@ -53,6 +53,8 @@ def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if len(alone := {x for line in series for x in line.xs}) == 1:
+            axes.set_xticks(list(alone))  # the axis is too short for other whole numbers
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.set_ylim(0.0, min(1.0, max(0.1, 1.15 * max(max(line.ys) for line in series))))

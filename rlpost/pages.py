@@ -13,6 +13,8 @@ from markupsafe import Markup
 from rlpost.summary import share, step_share, unplayed
 
 TEMPLATES = Path(__file__).parent / "templates"
+# What Markdown reads as more than text within a line; an underscore between letters or digits is none.
+_MARKS = re.compile(r"[\\`*|~]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[]")
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -39,7 +41,5 @@ def _environment() -> Environment:
 
 def in_cell(text: str) -> Markup:
     """A text for a cell of a Markdown table: on one line, and neither Markdown nor HTML is read from it."""
-    said = re.sub(
-        r"[\\`*|]|(?<=\])[(\[]", lambda found: f"&#{ord(found[0])};", html.escape(text, quote=False)
-    )
+    said = _MARKS.sub(lambda found: f"&#{ord(found[0])};", html.escape(text, quote=False))
     return Markup("<br>".join(said.splitlines()))

@@ -148,7 +148,7 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     title = f"{measure.name.capitalize()}, with 95% intervals"
     # Without a border, three stages fit the 80 columns of a log file.
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for heading in ("rule", "", ""):
+    for heading in ("variant", "", ""):
         table.add_column(heading, no_wrap=True)
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True)

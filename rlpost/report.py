@@ -40,7 +40,7 @@ from rlpost.summary import (
 )
 from rlpost.types import Trajectory
 
-EXAMPLES = 3  # deals shown a variant
+EXAMPLES = 3  # instances shown a variant
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     if summary is None:
         return {}
     facts = {"iterations": str(summary["iterations"]), "wall time": duration(summary["seconds"])}
+    if (sittings := summary.get("sittings", 1)) > 1:
+        facts["wall time"] += f" in {sittings} sittings"
     if summary.get("swap_seconds_median") is not None:
         facts["adapter swap, median"] = f"{summary['swap_seconds_median']:.3f} s"
     if summary.get("logprob_gap_mean") is not None:

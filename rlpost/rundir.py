@@ -4,6 +4,7 @@
     metrics.jsonl          one object an iteration            summary.json    the result, written at the end
     trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
     examples.jsonl         instances of the supervised steps
+    sittings.json          the time of every start
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
@@ -11,11 +12,13 @@ Whatever is written appears whole or not at all; a disk that is full or forbidde
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
 _EVALUATION = re.compile(
-    r"eval-(?P<stage>before|warm|after)-(?P<variant>.+)-(?P<decoding>greedy|sampled)\.jsonl"
+    r"eval-(?P<stage>before|warm|after)-(?P<variant>.*)-(?P<decoding>greedy|sampled)\.jsonl"
 )
 
 
@@ -54,6 +57,61 @@ def evaluation_name(stage: str, variant: str, decoding: str) -> str:
     A variant may have any name; what is no part of a file's (such as a slash) is written as in a URL.
     """
     return f"eval-{stage}-{quote(variant, safe='')}-{decoding}"
+
+
+def time_stamp() -> str:
+    """The time as folders are named by it, to the second."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
+    """A folder that no other process was given, with the folder `first` in it.
+
+    `path`, which may be there and empty; None: `default`, or where that is taken `default`-2, -3 and so on. Of two
+    processes that ask at once for one `path`, the one that makes `first` gets it.
+
+    Raises OutputError when the folder cannot be written or already holds something.
+    """
+    if path is None:
+        folder = _unused(default)
+    else:
+        folder = Path(path)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise OutputError(_not_empty(folder))
+    if not _made(folder / first):
+        raise OutputError(_not_empty(folder))
+    return folder
+
+
+def _unused(default: Path) -> Path:
+    """A folder that this call has made."""
+    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([default], numbered) if _made(folder))
+
+
+def _made(folder: Path) -> bool:
+    """Whether this call has made the folder, and not an earlier one."""
+    with writing(folder), contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        return True
+    return False
+
+
+def _not_empty(folder: Path) -> str:
+    return (
+        f"output_dir={folder}\n  reason: the folder is not empty\n"
+        "  remedy: choose another; to go on with what it holds, resume=<that folder>"
+    )
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A start that worked on the run, up to its end; one that was killed, up to its last checkpoint."""
+
+    seconds: float
+    workers_replaced: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +147,10 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def sittings(self) -> Path:
+        return self.path / "sittings.json"
+
+    @property
     def versions(self) -> Path:
         return self.path / "versions.json"
 
@@ -102,16 +164,7 @@ class RunDir:
 
         Raises OutputError when the folder cannot be written or already holds something.
         """
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = Path(path) if path is not None else OUTPUTS / name / f"{stamp}-{seed}"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise OutputError(
-                    f"output_dir={folder}\n  reason: the folder is not empty\n"
-                    "  remedy: choose another; to go on with the run it holds, resume=<that folder>"
-                )
-        run_dir = cls(folder)
+        run_dir = cls(new_folder(path, OUTPUTS / name / f"{time_stamp()}-{seed}", first="checkpoints"))
         write_atomic(run_dir.config, config_yaml.encode())
         run_dir._make_folders()
         return run_dir
@@ -146,6 +199,20 @@ class RunDir:
             if before != now:
                 earlier.append(before)
         write_atomic(self.versions, _pretty({**now, "earlier": earlier}))
+
+    def write_sittings(self, sittings: Sequence[Sitting]) -> None:
+        """Write sittings.json: every start so far, in order."""
+        write_atomic(self.sittings, _pretty({"sittings": list(map(asdict, sittings))}))
+
+    def read_sittings(self) -> tuple[Sitting, ...]:
+        """Inverse of `write_sittings`; empty for a new run. Raises OutputError for what it did not write."""
+        if not self.sittings.is_file():
+            return ()
+        found = _object(self.sittings, 1, self.sittings.read_bytes())
+        try:
+            return tuple(Sitting(**each) for each in found["sittings"])
+        except (KeyError, TypeError) as error:
+            raise OutputError(_broken(self.sittings, 1, str(error))) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl and flush it.

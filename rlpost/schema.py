@@ -68,6 +68,35 @@ def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> No
         raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
 
 
+def refuse_marks(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
+    """Raise ConfigError, naming `where`, for the first setting with a text that OmegaConf takes for more than a text.
+
+    An interpolation would be resolved at the start and written to config.yaml as what it stood for (a secret, from
+    the environment), or written as it is and fail when a resumed run, or a cell, reads it.
+    """
+    for key, value in settings:
+        if any(_is_mark(text) for text in _texts(value)):
+            reason = f"'${{' and '???' stand for another setting's value, and for none ({where})"
+            raise ConfigError(
+                refusal(key, value, reason, "write the value itself, and rename what has such a name")
+            )
+
+
+def _is_mark(text: str) -> bool:
+    return "${" in text or text == "???"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _texts(each)
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """A question that names what is spelt alike; empty where nothing is."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)

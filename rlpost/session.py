@@ -12,17 +12,20 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from envs.terminal import plain_console
-from rlpost import cluster, models
+from rlpost import cluster, locks, models
 from rlpost.canary import canary_ids
+from rlpost.checkpoint import differences
 from rlpost.compose import to_yaml
 from rlpost.config import Config
+from rlpost.files import write_atomic
 from rlpost.learner.group import LearnerGroup
 from rlpost.metrics import Clock
 from rlpost.precision import settled
@@ -30,13 +33,13 @@ from rlpost.progress import Progress, results_table
 from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
-from rlpost.rundir import RunDir
+from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import steps_of
 from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
 from rlpost.validate_model import check_model
 
-# Settings that a resumed run may change: where it runs, what it reports, how long it goes on.
+# Settings that a resumed run may change, for good: where it runs, what it reports, how long it goes on.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations",),
@@ -58,10 +61,23 @@ class Session:
     clock: Clock
     started: float
     learner_group: LearnerGroup | None
+    earlier: tuple[Sitting, ...] = ()  # of a resumed run
 
     def book(self, stage: str) -> None:
         """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run."""
         self.run_dir.append_metrics({"stage": stage, **self.clock.lap()})
+
+    def sittings(self) -> tuple[Sitting, ...]:
+        """Every start that worked on the run, this one last."""
+        return (*self.earlier, Sitting(time.monotonic() - self.started, self.pool.restarts))
+
+    @contextmanager
+    def sitting(self) -> Iterator[None]:
+        """Work on the run; whatever ends it, the starts after this one know of its time."""
+        try:
+            yield
+        finally:
+            self.run_dir.write_sittings(self.sittings())
 
     @property
     def learner(self) -> LearnerGroup:
@@ -75,33 +91,52 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
 
     What does not fit the model is refused before Ray starts: ConfigError, AdapterError.
     """
-    started, clock, console = time.monotonic(), Clock(), plain_console()
+    started, clock = time.monotonic(), Clock()
+    with ExitStack() as stack:
+        with clock.phase("start"):
+            session = _started(cfg, with_learner, stack, clock, started)
+        yield session
+
+
+def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, started: float) -> Session:
+    """Everything opened; `stack` closes it."""
+    console = plain_console()
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
-    run_dir = _run_dir(cfg)
+    run_dir = stack.enter_context(_run_dir(cfg))
     console.print(f"run directory: {run_dir.path}", soft_wrap=True)
-    with ExitStack() as stack:
-        tracker = Tracker(cfg, run_dir.path, plain(cfg))
-        stack.callback(tracker.finish)
-        progress = Progress(console, steps_of(cfg))
-        stack.callback(progress.close)
-        progress.stage("starting Ray, engines and learner")
-        needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
-        logs, modules = run_dir.path / "logs", own_modules(cfg)
-        stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
-        pool = RolloutPool(cfg, model_folder)
-        stack.callback(pool.close)
-        learner = None
-        if with_learner:
-            learner = LearnerGroup(cfg, model_folder, ids)
-            stack.callback(learner.close)
-        pool.wait_ready()
-        yield Session(
-            cfg, console, model_folder, chat, run_dir, pool, tracker, progress, clock, started, learner
-        )
+    tracker = Tracker(cfg, run_dir.path, plain(cfg))
+    stack.callback(tracker.finish)
+    progress = Progress(console, steps_of(cfg))
+    stack.callback(progress.close)
+    progress.stage("starting Ray, engines and learner")
+    needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
+    logs, modules = run_dir.path / "logs", own_modules(cfg)
+    stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
+    pool = RolloutPool(cfg, model_folder)
+    stack.callback(pool.close)
+    learner = None
+    if with_learner:
+        learner = LearnerGroup(cfg, model_folder, ids)
+        stack.callback(learner.close)
+    pool.wait_ready()
+    return Session(
+        cfg,
+        console,
+        model_folder,
+        chat,
+        run_dir,
+        pool,
+        tracker,
+        progress,
+        clock,
+        started,
+        learner,
+        run_dir.read_sittings(),
+    )
 
 
 def publish(
@@ -114,16 +149,18 @@ def publish(
     canary_gaps: Sequence[float],
 ) -> None:
     """Write the result of a finished run and show it. A figure that was not measured is null."""
+    sittings = session.sittings()
     summary = {
         "eval": dict(evaluations),
         "variants": dict(variants),
         "train_variant": session.cfg.train_variant,
         "iterations": iterations,
-        "seconds": time.monotonic() - session.started,
+        "sittings": len(sittings),
+        "seconds": sum(each.seconds for each in sittings),
         "swap_seconds_median": statistics.median(swap_seconds) if swap_seconds else None,
         "logprob_gap_mean": statistics.fmean(logprob_gaps) if logprob_gaps else None,
         "canary_gap_mean": statistics.fmean(canary_gaps) if canary_gaps else None,
-        "workers_replaced": session.pool.restarts,
+        "workers_replaced": sum(each.workers_replaced for each in sittings),
     }
     session.run_dir.write_summary(summary)
     session.progress.close()
@@ -135,6 +172,18 @@ def publish(
 def plain(cfg: Config) -> dict[str, Any]:
     """The configuration as JSON-able data."""
     return {key: _plain(value) for key, value in asdict(cfg).items()}
+
+
+def keep_settings(session: Session) -> None:
+    """Write what this start changed into config.yaml, so that the next plain `resume=` goes on with it, and say so."""
+    run_dir = session.run_dir
+    recorded = OmegaConf.to_container(run_dir.read_config())
+    assert isinstance(recorded, dict)
+    yaml = to_yaml(replace(session.cfg, resume=None, output_dir=recorded.get("output_dir")))
+    if changed := sorted(differences(recorded, OmegaConf.to_container(OmegaConf.create(yaml)))):
+        write_atomic(run_dir.config, yaml.encode())
+        told = f"kept in {run_dir.config}: {'; '.join(changed)}"
+        session.console.print(told, soft_wrap=True)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
@@ -151,13 +200,16 @@ def _plain(value: Any) -> Any:
     return value.value if hasattr(value, "value") else value
 
 
-def _run_dir(cfg: Config) -> RunDir:
+@contextmanager
+def _run_dir(cfg: Config) -> Iterator[RunDir]:
+    """The run's folder, new or that of `cfg.resume`, which no other process works in meanwhile."""
     if cfg.resume is not None:
         run_dir = RunDir.open(cfg.resume)
     else:
         run_dir = RunDir.create(cfg.output_dir, cfg.name, cfg.seed, to_yaml(cfg))
-    run_dir.write_versions()
-    return run_dir
+    with locks.held(run_dir.path):
+        run_dir.write_versions()
+        yield run_dir
 
 
 def _without_learner(cfg: Config) -> cluster.Needs:

@@ -96,9 +96,10 @@ def run(cfg: Config) -> None:
         resumes = cfg.resume is not None
         standing = standings.take_up(session, "step", live=False) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "step")
-        _train(session, schedule, standing)
-        standings.swap(session, standing)
-        standings.finish(session, standing)
+        with session.sitting():
+            _train(session, schedule, standing)
+            standings.swap(session, standing)
+            standings.finish(session, standing)
 
 
 def _begin(session: Session) -> Standing:

@@ -11,7 +11,7 @@ from rlpost.errors import CheckpointError
 from rlpost.evaluate import evaluate_stage, variants_of
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rundir import RunDir
-from rlpost.session import Session, publish, training_settings
+from rlpost.session import Session, keep_settings, publish, training_settings
 
 
 @dataclass
@@ -55,6 +55,7 @@ def checkpoint(session: Session, standing: Standing) -> None:
     settings = training_settings(session.cfg)
     with session.clock.phase("record"):
         checkpoints.save(session.run_dir, standing.steps, session.learner.save, asdict(standing), settings)
+        session.run_dir.write_sittings(session.sittings())  # in case this start is killed
 
 
 def take_up(session: Session, counted: str, live: bool) -> Standing:
@@ -72,10 +73,12 @@ def take_up(session: Session, counted: str, live: bool) -> Standing:
         session.console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
     standing = _standing(found)
     _check_lines(session.run_dir, standing, counted)
-    session.learner.load(found.path)
-    if live:
-        go_live(session, standing.version)
+    with session.clock.phase("start"):
+        session.learner.load(found.path)
+        if live:
+            go_live(session, standing.version)
     session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
+    keep_settings(session)
     return standing
 
 

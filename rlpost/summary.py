@@ -148,7 +148,7 @@ def headlines(summary: Summary) -> list[str]:
 
 
 def _headline(summary: Summary, variant: str, decoding: str) -> str:
-    subject = f"{role(summary, variant).capitalize()} rule {variant}, {decoding}"
+    subject = f"{variant} ({role(summary, variant)}), {decoding}"
     before, warm, after = (entry_of(summary, stage, variant, decoding) for stage in STAGES)
     measure = measure_of(summary)
     if before is None or after is None:

@@ -24,9 +24,12 @@ logger = logging.getLogger(__name__)
 Mode = Literal["online", "offline", "disabled"]
 
 MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
+WANDB_MODES: dict[str, Mode] = {**MODES, "run": "online", "dryrun": "offline"}  # of the variable WANDB_MODE
 DEFAULT_HOST = "api.wandb.ai"
 DEADLINE_S = 60  # of wandb's start, and of its last uploads
-ID_FILE = "wandb-id.txt"  # in the run directory, so that a resumed run goes on in the same wandb run
+ID_FILE = (
+    "wandb-id.txt"  # in the run directory, so that a run that is resumed online goes on in its wandb run
+)
 
 
 def has_wandb_key() -> bool:
@@ -42,10 +45,15 @@ def has_wandb_key() -> bool:
 
 
 def resolve_mode(wanted: str) -> Mode:
-    """What a tracking.wandb value stands for: `auto` is online when a key is there, else offline."""
-    if wanted == "auto":
-        return "online" if has_wandb_key() else "offline"
-    return MODES[wanted]
+    """What a tracking.wandb value stands for: `auto` is WANDB_MODE, else online with a key and offline without one.
+
+    Raises KeyError for a WANDB_MODE that is none, which validation has refused.
+    """
+    if wanted != "auto":
+        return MODES[wanted]
+    if said := os.environ.get("WANDB_MODE"):
+        return WANDB_MODES[said]
+    return "online" if has_wandb_key() else "offline"
 
 
 class Tracker:
@@ -114,22 +122,32 @@ class Tracker:
         )
 
 
-def _run_id(path: Path) -> str:
-    """What wandb knows the run by: drawn once, then read from `path`."""
+def _identity(run_dir: Path, mode: Mode) -> tuple[str, str]:
+    """What wandb knows this start by: id and name.
+
+    A run that is resumed online goes on in its wandb run. Offline each start is a wandb run of its own, numbered:
+    `wandb sync` sends a folder from line 0 on, whatever `resume` was (wandb 0.31 does not write it to the folder),
+    so that the second of one id would erase the first.
+    """
+    if mode == "offline":
+        earlier = len(list(run_dir.glob("wandb/*run-*")))
+        return uuid4().hex, f"{run_dir.name}-{earlier + 1}" if earlier else run_dir.name
+    path = run_dir / ID_FILE
     if not path.is_file():
         write_atomic(path, uuid4().hex.encode())
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8"), run_dir.name
 
 
 def _start(config: Config, run_dir: Path, settings: Mapping[str, Any], mode: Mode) -> Any:
     os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported, before any Settings
     import wandb
 
+    run_id, name = _identity(run_dir, mode)
     return wandb.init(
         project=config.tracking.project,
-        id=_run_id(run_dir / ID_FILE),
-        resume="allow",
-        name=run_dir.name,
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        name=name,
         group=config.name,
         dir=str(run_dir),
         config=dict(settings),

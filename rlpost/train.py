@@ -28,8 +28,9 @@ def run(cfg: Config) -> None:
         resumes = cfg.resume is not None
         standing = standings.take_up(session, "iteration", live=True) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
-        _train(session, schedule, standing)
-        standings.finish(session, standing)
+        with session.sitting():
+            _train(session, schedule, standing)
+            standings.finish(session, standing)
 
 
 def _begin(session: Session) -> Standing:

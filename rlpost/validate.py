@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from rlpost.addresses import host_and_port
 from rlpost.config import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.schema import refusal
-from rlpost.tracking import MODES, has_wandb_key
+from rlpost.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mode
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 from rlpost.validate_compare import COMPARE_CHECKS
 from rlpost.validate_environment import TRAINING, environment
 
-WANDB_MODES = ("auto", *MODES)
+WANDB_CHOICES = ("auto", *MODES)
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,13 @@ def _resume(config: Config, folder: Path) -> Iterator[str]:
 
 
 def _tracking(config: Config) -> Iterator[str]:
-    mode = config.tracking.wandb
-    if mode not in WANDB_MODES:
-        yield refusal("tracking.wandb", mode, "unknown", "give one of " + ", ".join(WANDB_MODES))
-    elif mode == "online" and not has_wandb_key():
+    mode, said = config.tracking.wandb, os.environ.get("WANDB_MODE")
+    if mode not in WANDB_CHOICES:
+        yield refusal("tracking.wandb", mode, "unknown", "give one of " + ", ".join(WANDB_CHOICES))
+    elif mode == "auto" and said and said not in WANDB_MODES:
+        remedy = "set the variable to one of " + ", ".join(WANDB_MODES) + ", or give tracking.wandb"
+        yield refusal("WANDB_MODE", said, "unknown", remedy)
+    elif resolve_mode(mode) == "online" and not has_wandb_key():
         yield refusal(
             "tracking.wandb",
             mode,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from envs import registry
 from envs.base import has_own_rule
+from envs.errors import Refused, UnknownEnvironment
+from rlpost.algorithms.table import VARIED
 from rlpost.compare.plan import plan, quickened, settings_of
 from rlpost.compare.types import INIT, SFT
 from rlpost.config import AlgoName, Config, Measure, Task
@@ -35,6 +37,17 @@ def _arms(config: Config) -> Iterator[str]:
         yield refusal("compare.arms", arms, "one stands twice", "name each once")
     if not set(arms) - {SFT}:
         yield refusal("compare.arms", arms, "no algorithm among them, whose compute is the budget", choose)
+
+
+def _named(config: Config) -> Iterator[str]:
+    for key in config.compare.named:
+        if key not in VARIED:
+            yield refusal(
+                "compare.named",
+                key,
+                "no algorithm has a default of its own for it",
+                "leave it out: arms share it",
+            )
 
 
 def _seeds(config: Config) -> Iterator[str]:
@@ -85,6 +98,15 @@ def _variants(config: Config) -> Iterator[str]:
         )
 
 
+def _causes(config: Config) -> Iterator[str]:
+    try:
+        registry.causes(config.env)
+    except UnknownEnvironment:
+        return  # refused as such, by rlpost.validate_environment
+    except Refused as error:
+        yield refusal("env", config.env, error.reason, error.remedy)
+
+
 def _every_arm(config: Config) -> Iterator[str]:
     """The settings of each arm's runs, as rlpost.validate would refuse them when they start."""
     if any(True for check in (_arms, _seeds, _points) for _ in check(config)):
@@ -111,5 +133,5 @@ def _of_comparisons(check: Callable[[Config], Iterator[str]]) -> Callable[[Confi
 
 COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _budget,
-    *map(_of_comparisons, (_arms, _seeds, _match_on, _points, _variants, _every_arm)),
+    *map(_of_comparisons, (_arms, _named, _seeds, _match_on, _points, _variants, _causes, _every_arm)),
 )

@@ -14,9 +14,11 @@ from envs.errors import Refused, UnknownEnvironment
 from rlpost.config import Config, Task
 from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import within
+from rlpost.rundir import evaluation_name, iteration_name
 from rlpost.schema import refusal
 
 TRAINING = (Task.ppo, Task.sft, Task.compare)
+_LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
 _MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
 
 T = TypeVar("T")
@@ -61,6 +63,10 @@ def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Ite
     for name in config.eval_variants:
         if name not in variants:
             yield refusal("eval_variants", name, f"{config.env} has no such variant", choose)
+        elif len(evaluation_name(iteration_name(0), name, "sampled")) > _LONGEST_FILE:
+            yield refusal(
+                "eval_variants", name, "too long for the name of its evaluation's file", "shorten it"
+            )
     if len(set(config.eval_variants)) != len(config.eval_variants) or not config.eval_variants:
         yield refusal("eval_variants", config.eval_variants, "empty, or one stands twice", "name each once")
 

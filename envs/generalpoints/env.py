@@ -17,7 +17,7 @@ from envs.generalpoints.deck import Deal, deal
 from envs.generalpoints.expert import chosen, demonstrate, preferred
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.misread import follows
-from envs.generalpoints.outcomes import Outcome, Verdict
+from envs.generalpoints.outcomes import CAUSES, Outcome, Verdict
 from envs.generalpoints.prompts import prompt
 from envs.generalpoints.settings import DEFAULT_VARIANT, Settings
 from envs.generalpoints.solver import solve
@@ -49,6 +49,8 @@ class GeneralPoints(gymnasium.Env[str, str]):
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments and options, DealError for a variant that cannot be dealt.
     """
+
+    causes = CAUSES
 
     def __init__(
         self,

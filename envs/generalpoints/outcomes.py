@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 
+from envs.causes import ARITHMETIC, FAULT, NUMBER_MISUSE, RULE_MISREAD, SOLVED, SYNTAX, TRUNCATION, UNFINISHED
+
 
 class Outcome(Enum):
     """One attempt's outcome; the value says what it means. The second group exists in compat mode only."""
@@ -31,6 +33,24 @@ class Outcome(Enum):
     @property
     def meaning(self) -> str:
         return self.value
+
+
+CAUSES = {
+    Outcome.CORRECT.name: SOLVED,
+    Outcome.RULE_MISREAD.name: RULE_MISREAD,
+    Outcome.WRONG_VALUE.name: ARITHMETIC,
+    Outcome.DIVISION_BY_ZERO.name: ARITHMETIC,
+    Outcome.NO_SOLUTION.name: ARITHMETIC,
+    Outcome.FLOAT_MISMATCH.name: ARITHMETIC,
+    Outcome.WRONG_NUMBERS.name: NUMBER_MISUSE,
+    Outcome.SYNTAX.name: SYNTAX,
+    Outcome.ILLEGAL_CHARACTER.name: SYNTAX,
+    Outcome.NO_FORMULA.name: SYNTAX,
+    Outcome.PARTIAL_SOLUTION.name: SYNTAX,
+    Outcome.TOO_LONG.name: TRUNCATION,
+    Outcome.STEP_LIMIT.name: UNFINISHED,
+    Outcome.CRASH.name: FAULT,
+}
 
 
 @dataclass(frozen=True)

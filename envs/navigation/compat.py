@@ -1,8 +1,8 @@
 """The published verifier to the letter, faults included (arXiv 2501.17161, appendix B.3).
 
 The action is compared as a string; of the observation only the word `intersection` is looked for, and held against
-the landmark part of the truth, which never has it; one attempt beyond the limit is punished unread. The sentences
-are our own.
+the landmark part of the truth, which never has it; one attempt beyond the limit is punished unread, and where the
+right action is to stop it terminates as well as truncates. The sentences are our own.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def find_field(answer: str, key: str) -> object:
 def grade(answer: str, entry: Entry) -> Verdict:
     """Grade one answer at a place of the rail. Never raises on any string.
 
-    Where the published code has no rule (a wrong action with an observation that is no text) the outcome is
-    CRASH, with the reward of a wrong action. Answers beyond MAX_ANSWER characters, which its own generation limit
+    The word is looked for by Python's `in`: within a text, among the items of a list, among the keys of an object.
+    Where the published code raises (a wrong action with any other observation) the outcome is CRASH, with the reward
+    of a wrong action. Answers beyond MAX_ANSWER characters, which its own generation limit
     cannot produce, are TOO_LONG with that same reward.
     """
     if len(answer) > MAX_ANSWER:
@@ -53,7 +54,7 @@ def grade(answer: str, entry: Entry) -> Verdict:
     if action == str(entry.action):
         outcome = Outcome.ARRIVED if entry.action == STOP else Outcome.CORRECT
         return Verdict(outcome, CORRECT, "the action is correct.", tried)
-    if not isinstance(observation, str):
+    if not isinstance(observation, str | list | dict):
         return Verdict(Outcome.CRASH, WRONG_ACTION, f"the observation is not a text. {_FORM}", tried)
     return _wrong(tried, "intersection" in observation, "intersection" in entry.landmarks)
 

@@ -16,7 +16,7 @@ from envs.navigation.actions import FORWARD, STOP, read_action, turned
 from envs.navigation.expert import demonstrate
 from envs.navigation.free import OnFoot
 from envs.navigation.importers import open_source
-from envs.navigation.outcomes import Outcome, Verdict
+from envs.navigation.outcomes import CAUSES, Outcome, Verdict
 from envs.navigation.picture import svg
 from envs.navigation.prompts import Texts
 from envs.navigation.rail import Entry, mended_rail, published_rail
@@ -55,6 +55,8 @@ class Navigation(gymnasium.Env[str, str]):
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments, options and data, TripError for a variant without routes.
     """
+
+    causes = CAUSES
 
     def __init__(
         self,

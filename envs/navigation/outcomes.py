@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from envs.causes import (
+    FAULT,
+    ILLEGAL_ACTION,
+    OBSERVATION,
+    RULE_MISREAD,
+    SOLVED,
+    SYNTAX,
+    TRUNCATION,
+    UNFINISHED,
+    WRONG_WAY,
+)
+
 
 class Outcome(Enum):
     """One attempt's outcome; the value says what it means. Groups: both movements, free only, compat only."""
@@ -27,11 +39,31 @@ class Outcome(Enum):
     STOPPED_SHORT = "Stopped away from the destination: the route is lost."
 
     STEP_LIMIT = "Published row 5: an attempt beyond the limit, which is not looked at."
-    CRASH = "The published verifier has no rule for an observation that is no text."
+    CRASH = "The published verifier raises for a wrong action with an observation that is no text, list or object."
 
     @property
     def meaning(self) -> str:
         return self.value
+
+
+CAUSES = {
+    Outcome.ARRIVED.name: SOLVED,
+    Outcome.RULE_MISREAD.name: RULE_MISREAD,
+    Outcome.WRONG_ACTION.name: WRONG_WAY,
+    Outcome.RECOVERED.name: WRONG_WAY,
+    Outcome.ASTRAY.name: WRONG_WAY,
+    Outcome.NO_WAY.name: WRONG_WAY,
+    Outcome.STOPPED_SHORT.name: WRONG_WAY,
+    Outcome.IMAGINED_INTERSECTION.name: OBSERVATION,
+    Outcome.MISSED_INTERSECTION.name: OBSERVATION,
+    Outcome.ILLEGAL_ACTION.name: ILLEGAL_ACTION,
+    Outcome.NO_ACTION.name: SYNTAX,
+    Outcome.TOO_LONG.name: TRUNCATION,
+    # The last one of a failure: every step was right as far as it went, but the context was full.
+    Outcome.CORRECT.name: UNFINISHED,
+    Outcome.STEP_LIMIT.name: UNFINISHED,
+    Outcome.CRASH.name: FAULT,
+}
 
 
 @dataclass(frozen=True)

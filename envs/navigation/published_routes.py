@@ -26,6 +26,8 @@ PANORAMAS = "gps_pano_mapping.pkl"
 _MOST_BYTES = 512 * 2**20
 _ON_YOUR = " is on your "
 _DESTINATION = "The destination "
+_QUOTES = "\"'"
+_NO_LANDMARK = "No landmark nearby"
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,18 @@ def _position(value: object) -> Position:
 
 
 def blocks(milestones: str) -> list[dict[str, str]]:
-    """The pseudo-JSON blocks of `milestone_info`: one `"key": "value",` a line. ValueError for other lines."""
-    found = []
-    for block in milestones.split("}")[:-1]:
-        lines = [line.strip().rstrip(",") for line in block.replace("{", "").splitlines()]
-        fields = {}
-        for line in filter(None, lines):
-            key, colon, value = line.partition(":")
-            if not colon:
-                raise ValueError(f"milestone_info has the line {line[:60]!r}, which has no colon")
-            fields[key.strip().strip('"')] = value.strip().strip('"')
-        found.append(fields)
-    return found
+    """The pseudo-JSON blocks of `milestone_info`: one `"key": "value",` a line.
+
+    As the published reader, lines without a colon and blocks without a line are passed over, and the last block need
+    not be closed.
+    """
+    found = (_fields(block.strip().lstrip("{")) for block in milestones.split("}"))
+    return [fields for fields in found if fields]
+
+
+def _fields(block: str) -> dict[str, str]:
+    lines = (line.strip().rstrip(",").partition(":") for line in block.split("\n"))
+    return {key.strip().strip(_QUOTES): value.strip().strip(_QUOTES) for key, colon, value in lines if colon}
 
 
 def _field(block: dict[str, str], key: str) -> str:
@@ -85,7 +87,7 @@ def _sighting(text: str) -> Sighting | None:
 
 def _leg(block: dict[str, str], end: Place, last: bool) -> Leg:
     heading, word = _heading(_field(block, "to_next_intersection_heading"))
-    view = View(end, heading, _sighting(_field(block, "landmarks")), not last)
+    view = View(end, heading, _sighting(block.get("landmarks", _NO_LANDMARK)), not last)
     return Leg(heading, word, (), view)
 
 
@@ -104,7 +106,7 @@ def _initial_heading(value: object) -> int:
 
 
 def read_route(route: object) -> Route:
-    """One object of route_infos.json. ValueError says what it lacks."""
+    """One object of route_infos.json; without an init_heading it is 0, as published. ValueError says what it lacks."""
     origin = _position(_nested(route, "start_place", "relocated_geocode"))
     geocodes, milestones = (
         _nested(route, "route_results", "geocode_list"),
@@ -120,7 +122,8 @@ def read_route(route: object) -> Route:
         _leg(part, end, number == len(parts))
         for number, (part, end) in enumerate(zip(parts, ends, strict=True), 1)
     )
-    facing = _initial_heading(_nested(route, "init_heading"))
+    assert isinstance(route, dict)  # it has a start_place
+    facing = _initial_heading(route.get("init_heading", 0))
     digest = hashlib.sha256(repr((origin, places, milestones)).encode("utf-8", "surrogatepass")).hexdigest()
     start = View(Place(0.0, 0.0), facing, None, False)
     return Route(Trip(f"published:{digest[:16]}", start, legs), origin)
@@ -180,10 +183,11 @@ class PublishedRoutes:
         return replace(drawn.trip, panoramas=self._near(drawn))
 
     def _near(self, route: Route) -> tuple[Place, ...]:
-        """The panoramas that a place of the route may be relocated to."""
+        """The panoramas that a place of the route or one between them may be relocated to."""
         places = [route.trip.start.place, *(leg.end.place for leg in route.trip.legs)]
-        low = Place(min(p.east for p in places) - RELOCATION, min(p.north for p in places) - RELOCATION)
-        high = Place(max(p.east for p in places) + RELOCATION, max(p.north for p in places) + RELOCATION)
+        reach = 2 * RELOCATION  # from a node to its panorama, and from a place beside that to its own
+        low = Place(min(p.east for p in places) - reach, min(p.north for p in places) - reach)
+        high = Place(max(p.east for p in places) + reach, max(p.north for p in places) + reach)
         flat = (flattened(position, route.origin) for position in self._panoramas)
         return tuple(
             p for p in flat if low.east <= p.east <= high.east and low.north <= p.north <= high.north

@@ -63,9 +63,17 @@ def relocated(place: Place, panoramas: tuple[Place, ...] | None) -> Place | None
     return nearest if nearest is not None and distance(nearest, place) < RELOCATION else None
 
 
-def _published_between(start: Place, end: Place, trip: Trip, rng: random.Random) -> Iterator[Place]:
-    if distance(start, end) <= MIN_LEG:
+def _standing(place: Place, panoramas: tuple[Place, ...] | None) -> Place:
+    """Where the published rail has a node: at its panorama; without one nearby it stays (published: asks online)."""
+    found = relocated(place, panoramas)
+    return place if found is None else found
+
+
+def _published_between(start: Place, node: Place, trip: Trip, rng: random.Random) -> Iterator[Place]:
+    """From where one stands to a node, whose own place says how long the leg is, and its panorama where it ends."""
+    if distance(start, node) <= MIN_LEG:
         return
+    end = _standing(node, trip.panoramas)
     for step in range(1, CANDIDATES + 1):
         if rng.random() < DROP_RATE:
             continue
@@ -76,7 +84,8 @@ def _published_between(start: Place, end: Place, trip: Trip, rng: random.Random)
 
 def published_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
     """As published: only turns and the destination are nodes, which all but the last are intersections."""
-    here = replace(trip.start, sighting=None, intersection=False)
+    start = _standing(trip.start.place, trip.panoramas)
+    here = replace(trip.start, place=start, sighting=None, intersection=False)
     before, landmarks, entries = trip.start.facing, "No landmarks nearby", []
     for number, leg in enumerate(trip.legs):
         turn = turned(rule.published_word(before, leg.heading))
@@ -85,7 +94,8 @@ def published_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
             view = View(place, leg.heading, None, False)
             entries.append(Entry(view, FORWARD, 2 * number + 2, "No landmarks nearby"))
         last = number == len(trip.legs) - 1
-        here = replace(leg.end, facing=leg.heading, intersection=not last)
+        end = _standing(leg.end.place, trip.panoramas)
+        here = replace(leg.end, place=end, facing=leg.heading, intersection=not last)
         before, landmarks = leg.heading, _landmarks(here)
     told = landmarks if here.sighting is None else f"The destination {landmarks}"
     return [*entries, Entry(here, STOP, 2 * len(trip.legs), told)]

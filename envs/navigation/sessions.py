@@ -7,6 +7,7 @@ from typing import Protocol
 
 from envs.choices import Mode
 from envs.navigation import compat, verifier
+from envs.navigation.actions import STOP
 from envs.navigation.geometry import Place
 from envs.navigation.outcomes import Outcome, Verdict
 from envs.navigation.rail import Entry
@@ -48,7 +49,8 @@ class Session(Protocol):
 class OnRail:
     """The published forced rail: a right action of any kind leads to the next place, a wrong one nowhere.
 
-    Mended, the last graded failure at a place truncates; in compat one more attempt, unread, does.
+    Mended, the last graded failure at a place truncates; in compat one more attempt, unread, does, and terminates too
+    where the right action is to stop.
     """
 
     def __init__(self, entries: list[Entry], rule: Words, mode: Mode, verify_iter: int) -> None:
@@ -74,6 +76,7 @@ class OnRail:
         verdict = compat.step_limit() if unread else self.grade(answer)
         arrived, right = verdict.outcome is Outcome.ARRIVED, verdict.outcome in WELL
         last = self._verify_iter + (self._mode is Mode.COMPAT)
+        terminated = arrived or (unread and self.now.action == STOP)
         self._attempts = 0 if right else attempt
         self._index += verdict.outcome is Outcome.CORRECT
-        return Step(verdict, arrived, not right and attempt == last, right and not arrived, attempt)
+        return Step(verdict, terminated, not right and attempt == last, right and not arrived, attempt)

@@ -165,3 +165,6 @@ TABLE: Mapping[AlgoName, Algorithm] = {
         defaults={**_GROUP, "algo.kl": "none", "algo.clip": 1.0, "algo.clip_high": 4.0},
     ),
 }
+
+VARIED = frozenset(key for algorithm in TABLE.values() for key in algorithm.defaults)
+"""The settings that some algorithm has a default of its own for."""

@@ -214,8 +214,8 @@ def _contrasted(group: str, contrast: Contrast) -> str:
     return f"{group}, {contrast.label}: {points(contrast.simultaneous, contrast.estimate.value)} points."
 
 
-def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], highlight: str) -> str:
-    """Shares of all episodes by cause, a bar an arm; `highlight` is black, with its share written out."""
+def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], highlight: str | None) -> str:
+    """Shares of all episodes by cause, a bar an arm; `highlight`, where given, is black, with its share written out."""
     bars = [(group, bar) for group, members in groups.items() for bar in members]
     places, looks = (
         _spaced([group for group, _ in bars]),
@@ -232,7 +232,8 @@ def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], hig
         axes.grid(visible=False)
         axes.set_title(title, fontsize=10, loc="left")
         _name_groups(axes, [group for group, _ in bars], places)
-        axes.text(1.01, -0.85, highlight, va="center", fontsize=8, transform=axes.get_yaxis_transform())
+        if highlight is not None:
+            axes.text(1.01, -0.85, highlight, va="center", fontsize=8, transform=axes.get_yaxis_transform())
         handles = [
             Patch(edgecolor="black", linewidth=0.6, label=cause, **look) for cause, look in looks.items()
         ]
@@ -242,18 +243,21 @@ def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], hig
         return to_svg(figure, name, f"{title}. " + " ".join(_cause_words(g, b) for g, b in bars))
 
 
-def _cause_looks(shares: Sequence[Mapping[str, float]], highlight: str) -> dict[str, dict[str, Any]]:
+def _cause_looks(shares: Sequence[Mapping[str, float]], highlight: str | None) -> dict[str, dict[str, Any]]:
     """The first cause (solved) is white, the highlighted one black, the others grey with hatches."""
     causes = list(dict.fromkeys(cause for each in shares for cause in each))
     looks: dict[str, dict[str, Any]] = {}
     for i, cause in enumerate(causes):
         hatched = {"facecolor": GREYS[i % len(GREYS)], "hatch": HATCHES[i % len(HATCHES)]}
         looks[cause] = {"facecolor": "white"} if i == 0 else hatched
-    return {**looks, **({highlight: {"facecolor": "black"}} if highlight in looks else {})}
+    return {
+        **looks,
+        **({highlight: {"facecolor": "black"}} if highlight is not None and highlight in looks else {}),
+    }
 
 
 def _draw_bar(
-    axes: Axes, place: float, bar: Bar, looks: Mapping[str, dict[str, Any]], highlight: str
+    axes: Axes, place: float, bar: Bar, looks: Mapping[str, dict[str, Any]], highlight: str | None
 ) -> None:
     begun = 0.0
     for cause, look in looks.items():

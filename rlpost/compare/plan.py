@@ -74,7 +74,9 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
     """The whole configuration of a cell's run. `amounts`: what the reference spent; not read for the reference."""
     if cell.arm == INIT:
         return _init(cfg, cell, folder)
-    found = _common(cfg, cell, folder)
+    # While the comparison's own settings tell what was named.
+    algorithm = cfg if cell.arm == SFT else with_algorithm(cfg, AlgoName[cell.arm])
+    found = _common(algorithm, cell, folder)
     found.eval.start = False  # the same for all arms: init has it
     if cfg.sft.steps:
         found.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
@@ -83,7 +85,6 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
         found.sft.steps, found.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
         found.tracking.checkpoint_every *= SFT_CHECKPOINTS
     else:
-        found = with_algorithm(found, AlgoName[cell.arm])
         found.task, found.sft.steps = Task.ppo, 0
     if cell.arm == reference_arm(cfg):
         found.eval.every = cfg.algo.iterations // cfg.compare.points
@@ -110,11 +111,11 @@ def _common(cfg: Config, cell: CellPlan, folder: Path) -> Config:
 
 
 def with_algorithm(cfg: Config, name: AlgoName) -> Config:
-    """`cfg` under another algorithm: settings that are the old one's defaults become the new one's, others stay."""
-    found, old, new = copy.deepcopy(cfg), defaults_under(cfg.algo.name), defaults_under(name)
-    for key in TABLE[cfg.algo.name].defaults.keys() | TABLE[name].defaults.keys():
+    """`cfg` under another algorithm, whose defaults take the place of the old one's; what was named stays."""
+    found, new = copy.deepcopy(cfg), defaults_under(name)
+    changing = TABLE[cfg.algo.name].defaults.keys() | TABLE[name].defaults.keys()
+    for key in changing - set(cfg.compare.named):
         group, _, setting = key.partition(".")
-        if getattr(getattr(cfg, group), setting) == getattr(getattr(old, group), setting):
-            setattr(getattr(found, group), setting, getattr(getattr(new, group), setting))
+        setattr(getattr(found, group), setting, getattr(getattr(new, group), setting))
     found.algo.name = name
     return found

@@ -6,22 +6,18 @@ plan ─▶ cells (runs of rlpost, a process each) ─▶ Comparison ─▶ resu
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
-import filelock
 from rich.console import Console
 
 from envs import base, registry
 from envs.terminal import plain_console
-from rlpost import models, precision
+from rlpost import locks, models, precision
 from rlpost.compare import results
 from rlpost.compare.compute import TRAINED, lora_flops
 from rlpost.compare.display import Display
@@ -31,9 +27,9 @@ from rlpost.compare.runner import Runner
 from rlpost.compare.types import INIT, Cell, Comparison, Role, Status, VariantInfo
 from rlpost.compose import to_yaml
 from rlpost.config import Config
-from rlpost.errors import ConfigError, OutputError, RlpostError
-from rlpost.files import write_atomic, writing
-from rlpost.rundir import OUTPUTS
+from rlpost.errors import ConfigError, RlpostError
+from rlpost.files import write_atomic
+from rlpost.rundir import OUTPUTS, new_folder, time_stamp
 from rlpost.summary import headline_decoding
 from rlpost.validate_model import check_model
 from rlpost.versions import versions
@@ -51,7 +47,7 @@ def run(cfg: Config) -> None:
     check_model(cfg, model_folder)
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", soft_wrap=True)
-    with _alone(folder):
+    with locks.held(folder):
         cfg = precision.settled(cfg, model_folder, console)  # once, so that every cell computes alike
         _keep_settings(cfg, folder)
         command = _command(folder)
@@ -92,11 +88,7 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
 def _folder(cfg: Config) -> Path:
     if cfg.resume is not None:
         return Path(cfg.resume)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(cfg.output_dir) if cfg.output_dir is not None else OUTPUTS / cfg.name / stamp
-    with writing(folder):
-        (folder / "cells").mkdir(parents=True)
-    return folder
+    return new_folder(cfg.output_dir, OUTPUTS / cfg.name / time_stamp(), first="cells")
 
 
 def _keep_settings(cfg: Config, folder: Path) -> None:
@@ -112,23 +104,6 @@ def _keep_settings(cfg: Config, folder: Path) -> None:
             "  remedy: name theirs too; to leave them out for good, move their files out of cells/"
         )
     write_atomic(folder / "config.yaml", to_yaml(dataclasses.replace(cfg, resume=None)).encode())
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the comparison's lock. Raises OutputError where another process holds it."""
-    lock = filelock.FileLock(folder / ".lock")
-    with writing(folder):
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise OutputError(
-                f"{folder}\n  reason: another process is running this comparison\n  remedy: wait for it, or stop it"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _command(folder: Path) -> str:
@@ -178,6 +153,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         matched_on=cfg.compare.match_on.value,
         cells=tuple(cell_of(c.name, unread(c, runner.ended.get(c.name))) for c in runner.cells),
         notes=_notes(cfg, runner, model_folder, command),
+        causes=dict(registry.causes(cfg.env)),
         base=bases[0] if bases else None,
     )
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
+from envs.causes import ORDER, RULE_MISREAD
 from rlpost.compare import pictures
-from rlpost.compare.causes import ORDER, RULE_MISREAD, Causes
+from rlpost.compare.causes import Causes, measures_memorization
 from rlpost.compare.findings import Findings
 from rlpost.compare.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.statistics import Success, rate_of
@@ -177,11 +178,14 @@ def _numbers(row: Row) -> tuple[str, ...]:
 
 
 def _causes(view: View) -> Section:
-    reading = (
-        "How the episodes ended, by their last answer, at the end of the budget and over all seeds. Black is the old"
-        " rule applied: what the trained rule's reading would have made right; its share of all episodes stands"
-        " beside the bar. The table has its share of the failures, which on a held-out rule is the memorization figure."
-    )
+    measured = measures_memorization(view.comparison)
+    reading = "How the episodes ended, by their last answer, at the end of the budget and over all seeds."
+    if measured:
+        reading += (
+            " Black is the old rule applied: what the trained rule's reading would have made right; its share of all"
+            " episodes stands beside the bar. The table has its share of the failures, which on a held-out rule is the"
+            " memorization figure."
+        )
     # The points of a budget come in order, so that the last one stays.
     found = {(each.arm, each.variant): each for each in sorted(view.findings.causes, key=lambda c: c.share)}
     order = _ordered(cause for each in found.values() for cause in each.shares)
@@ -194,9 +198,13 @@ def _causes(view: View) -> Section:
         for variant in view.variants
     }
     drawn = pictures.stacked_bars(
-        "causes", "Share of all episodes", {g: bars for g, bars in groups.items() if bars}, RULE_MISREAD
+        "causes",
+        "Share of all episodes",
+        {g: bars for g, bars in groups.items() if bars},
+        RULE_MISREAD if measured else None,
     )
-    return Section("What went wrong", reading, (drawn,), (_memorization_table(view, found),))
+    tables = (_memorization_table(view, found),) if measured else ()
+    return Section("What went wrong", reading, (drawn,), tables)
 
 
 def _ordered(causes: Iterable[str]) -> list[str]:

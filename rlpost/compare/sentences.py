@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from rlpost.compare.causes import BROKEN, Causes
+from rlpost.compare.causes import BROKEN, Causes, measures_memorization
 from rlpost.compare.intervals import Interval
 from rlpost.compare.statistics import Success, contrasts
 from rlpost.compare.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
@@ -183,7 +183,10 @@ def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Succes
 
 
 def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str]:
-    """On each held-out rule where it happens: how much of the failures is the trained rule applied."""
+    """On each held-out rule where it happens: how much of the failures is the trained rule applied.
+
+    Nothing where the environment cannot tell.
+    """
     seen = False
     for variant, info in comparison.variants.items():
         here = [each for each in ends if each.variant == variant and each.memorization is not None]
@@ -193,7 +196,7 @@ def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str
                 f"{arm_name(each.arm)} {percent(each.memorization)}" for each in here if each.memorization
             )
             yield f"Failures on {variant} that are the trained rule applied: {', '.join(told)}."
-    if ends and not seen:
+    if ends and not seen and measures_memorization(comparison):
         yield "No failure on a held-out rule was the trained rule applied."
 
 

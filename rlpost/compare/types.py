@@ -106,4 +106,5 @@ class Comparison:
     notes: Mapping[
         str, str
     ]  # facts to print: command, disjointness counts, parameters, adapter's share, versions
+    causes: Mapping[str, str]  # of the environment's outcomes, as it declares them; empty: it does not
     base: Mapping[str, Evaluation] | None = None  # the model as it came, by variant; None: not evaluated

@@ -26,6 +26,7 @@ from rlpost.config import Config, TinyBaseConfig
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, draw
 from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, add_phrases, save_tokenizer, train_tokenizer
+from rlpost.rundir import OUTPUTS, new_folder, time_stamp
 
 IGNORE = -100
 POOL = 2048  # conversations sorted by length at a time, so that a batch pads little
@@ -142,7 +143,6 @@ def save(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: dict[str, float]
 ) -> None:
     """bf16 safetensors, tokenizer and the record of the training, ready for transformers and vLLM."""
-    folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -150,9 +150,8 @@ def save(
 
 def run(cfg: Config) -> None:
     """Train for cfg.tiny_base.minutes and leave the model in `<output_dir>/model`."""
-    folder = (
-        Path(cfg.output_dir or f"outputs/{cfg.name}/{time.strftime('%Y%m%d-%H%M%S')}-{cfg.seed}") / "model"
-    )
+    default = OUTPUTS / cfg.name / f"{time_stamp()}-{cfg.seed}"
+    folder = new_folder(cfg.output_dir, default, first="model") / "model"
     torch.manual_seed(cfg.seed)
     console = plain_console()
     tokenizer, model = _start(cfg, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pickle
 import re
 import signal
@@ -12,16 +13,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_type_hints
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlpost import run, validate, validate_environment
 from rlpost.compose import RESUMED, compose, override, to_yaml
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.experiments import experiments
+from rlpost.rundir import RunDir, evaluation_name, iteration_name
 from rlpost.schema import refusal, schema
 from tests.learner_data import with_algorithm
 
@@ -277,7 +282,7 @@ class TestRefusedCompositions:
             ("rollout=3", "rollout=3", "its settings one by one: workers, episodes"),
             ("learner.betas=3", "learner.betas=3", "give a list"),
             ("env_args=3", "env_args=3", "reason"),
-            ("name=${nowhere.at_all}", "name=${nowhere.at_all}", "Interpolation key"),
+            ("name=${nowhere.at_all}", "name=${nowhere.at_all}", "stand for another setting"),
             ("seed=1,2", "seed=1,2", "once for each value"),
             ("+seed=1", "+seed=1", "write key=value"),
             ("~seed", "~seed", "write key=value"),
@@ -463,6 +468,7 @@ class TestValidate:
             ),
             (["task=compare", "eval_variants=[faces_5]"], "faces_10 is not scored"),
             (["task=compare", "eval_variants=[faces_10]"], "none of them is a held-out rule"),
+            (["task=compare", "compare.named=[seed]"], "compare.named=seed"),
             (
                 [
                     "task=compare",
@@ -651,3 +657,80 @@ class TestCommandLine:
         config = composed()
         run.dispatch(config)
         assert called == [config]
+
+
+MARKED = {
+    "env_args.x": "${HOME}",
+    "env_args.y": "${oc.env:HOME}",
+    "env_args.z": "a\\${seed}",
+    "model": "models/${name}",
+    "name": "???",
+    "adapter": "${",
+    "output_dir": "${seed}",
+    "tracking.project": "???",
+    "lora.target_modules": "${model}",
+}
+
+
+@pytest.mark.parametrize("key", MARKED)
+def test_what_omegaconf_would_not_read_as_text_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=.*\n.*command line\)\n.*remedy"):
+        compose(["experiment=generalpoints_ppo", f"{key}='{MARKED[key]}'"])
+
+
+@pytest.mark.parametrize("text", ["[1,'${q}']", "{a:'???'}", "{b:[{c:'x${q}'}]}", "a${seed}b"])
+def test_so_is_what_lies_deeper(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^env_args\.x="):
+        compose(["experiment=generalpoints_ppo", f"env_args.x={text}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["name: ???", "model: '${name}'", "env_args: {x: ['a${b}']}", "eval_variants: ['???']"]
+)
+def test_and_what_a_file_says(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"defaults: [generalpoints_ppo]\n{text}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml\)\n"):
+        compose([f"experiment={file}"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=12) | st.text(alphabet="${}?\\'\"a :#\n", max_size=8))
+def test_any_other_text_is_carried_to_a_resumed_run(text: str) -> None:
+    """Whatever is not refused at the start reads back as it was."""
+    try:
+        config = compose(["experiment=generalpoints_ppo", override("env_args.x", text)])
+    except ConfigError:
+        return
+    assert config.env_args["x"] == text
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        again = compose([override("resume", folder)])
+    again.resume = None
+    assert again == config
+
+
+def test_a_variant_whose_name_is_too_long_for_a_files_is_refused(tmp_path: Path) -> None:
+    """Each of these letters takes six bytes in a file's name."""
+    fits, long = "é" * 30, "é" * 40
+    rows = [
+        json.dumps({"prompt": f"{v} {i}", "answer": "1", "variant": v})
+        for v in (fits, long)
+        for i in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    data = [f"env_args.path={tmp_path / 'rows.jsonl'}", "env_args.score=exact", "env_args.variant=variant"]
+    arguments = [
+        "experiment=own_ppo",
+        "env=dataset",
+        *data,
+        "sft.steps=0",
+        "task=eval",
+        f"train_variant='{fits}'",
+    ]
+    with pytest.raises(ConfigError, match="too long for the name") as caught:
+        run.prepare([*arguments, f"eval_variants=['{fits}','{long}']"])
+    assert f"eval_variants={fits}\n" not in str(caught.value)
+    RunDir.create(tmp_path / "run", "x", 0, "").write_trajectories(
+        evaluation_name(iteration_name(0), fits, "sampled"), []
+    )

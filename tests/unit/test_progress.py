@@ -158,11 +158,11 @@ def test_only_intervals_apart_are_a_change() -> None:
 def test_headlines_tell_gains_losses_and_chance() -> None:
     said = headlines(summary())
     assert said == [
-        "Trained rule faces_10, greedy: success rose, from 20.0% [15, 25] to 40.0% [35, 46];"
+        "faces_10 (trained), greedy: success rose, from 20.0% [15, 25] to 40.0% [35, 46];"
         " the intervals do not overlap.",
-        "Trained rule faces_10, sampled: success fell, from 10.0% [7, 14] to 5.0% [3, 6];"
+        "faces_10 (trained), sampled: success fell, from 10.0% [7, 14] to 5.0% [3, 6];"
         " the intervals do not overlap.",
-        "Held out rule a_rule, greedy: success did not clearly change, from 10.0% [7, 14] to 12.0% [9, 17];"
+        "a_rule (held out), greedy: success did not clearly change, from 10.0% [7, 14] to 12.0% [9, 17];"
         " the intervals overlap.",
     ]
 
@@ -171,7 +171,7 @@ def test_a_single_stage_claims_no_change() -> None:
     only = summary()
     del only["eval"]["after"]
     assert headlines(only)[0] == (
-        "Trained rule faces_10, greedy: success 20.0% [15, 25] (before); there is nothing to compare it with."
+        "faces_10 (trained), greedy: success 20.0% [15, 25] (before); there is nothing to compare it with."
     )
 
 

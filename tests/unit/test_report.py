@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import random
+import re
 import sys
 import time
 from dataclasses import replace
@@ -119,10 +120,10 @@ def page_of(run_dir: RunDir, own_code: bool = False) -> Page:
 
 def test_the_page_answers_first(page: Page) -> None:
     said = page.text.index(
-        "Trained rule faces_10, sampled: success rose, from 10.0% [4, 23] to 70.0% [55, 82];"
+        "faces_10 (trained), sampled: success rose, from 10.0% [4, 23] to 70.0% [55, 82];"
         " the intervals do not overlap."
     )
-    assert "Held out rule faces_11_12_13, sampled: success did not clearly change" in page.text
+    assert "faces_11_12_13 (held out), sampled: success did not clearly change" in page.text
     assert said < page.text.index("Where the time went")
     assert "did not finish" not in page.text
     assert "adapter swap, median: 0.031 s" in page.text
@@ -161,9 +162,39 @@ def test_the_same_deals_stand_side_by_side(page: Page) -> None:
     assert "deal 30: not solved" in page.text
 
 
+def test_the_page_of_ones_own_data_speaks_of_neither_rules_nor_deals(started: RunDir) -> None:
+    """GeneralPoints has rules and deals; what others have nobody knows."""
+    for stage in ("before", "after"):
+        rows = [
+            replace(episode(turn("WRONG"), index=i, variant="default"), instance=f"row {i}") for i in range(4)
+        ]
+        started.write_trajectories(evaluation_name(stage, "default", "sampled"), rows)
+    started.append_metrics(metrics_line(1))
+    shown = page_of(started).text
+    assert "row 0: not solved" in shown
+    assert "default (not trained), sampled" in shown
+    assert not re.search(r"\brules?\b|\bdeals?\b", shown.partition("config.yaml")[0], re.IGNORECASE)
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_single_iteration_has_its_own_number_on_the_axis(lines: int) -> None:
+    drawn = figures.curve("one", "Reward", [figures.Series("reward", [7], [0.5])] * lines, "iteration")
+    ticks = re.findall(r"<text[^>]*>([^<]+)</text>", drawn.partition(">iteration<")[0])
+    assert ticks == ["7"]
+
+
 def test_writing_twice_gives_the_same_bytes(finished: RunDir, page: Page) -> None:
     first = finished.report.read_bytes()
     assert write_report(finished).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("sittings", "told"), [(1, "wall time: 3:00;"), (2, "wall time: 3:00 in 2 sittings;")]
+)
+def test_the_wall_time_is_of_all_sittings(finished: RunDir, tmp_path: Path, sittings: int, told: str) -> None:
+    run_dir = start(tmp_path)
+    run_dir.write_summary({**(finished.read_summary() or {}), "sittings": sittings})
+    assert told in page_of(run_dir).text
 
 
 def test_a_run_stopped_before_anything(started: RunDir) -> None:
@@ -180,7 +211,7 @@ def test_a_run_stopped_half_way_shows_what_there_is(started: RunDir) -> None:
     page = page_of(started)
     assert "1 iteration is on record" in page.text
     assert (
-        "Trained rule faces_10, greedy: success 10.0% [4, 23] (before); there is nothing to compare it with."
+        "faces_10 (trained), greedy: success 10.0% [4, 23] (before); there is nothing to compare it with."
         in page.text
     )
     assert "Reward per episode" not in page.text  # its only value was not finite

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from rlpost.config import Config
+from rlpost.errors import ConfigError
 from rlpost.tracking import DEADLINE_S, Tracker, has_wandb_key, resolve_mode
+from rlpost.validate import validate
 
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     return Config()
 
@@ -73,6 +76,39 @@ class TestMode:
         monkeypatch.setenv("WANDB_API_KEY", "x")
         assert resolve_mode("auto") == "online"
         assert resolve_mode("offline") == "offline"
+
+    @pytest.mark.usefixtures("config")
+    @pytest.mark.parametrize(
+        ("said", "mode"),
+        [
+            ("offline", "offline"),
+            ("dryrun", "offline"),
+            ("disabled", "disabled"),
+            ("online", "online"),
+            ("run", "online"),
+            ("", "online"),
+        ],
+    )
+    def test_auto_obeys_wandbs_own_variable_also_with_a_key(
+        self, said: str, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "x")
+        monkeypatch.setenv("WANDB_MODE", said)
+        assert resolve_mode("auto") == mode
+        assert resolve_mode("offline") == "offline", "what is named is kept"
+
+    @pytest.mark.usefixtures("config")
+    def test_a_mode_that_is_none_or_lacks_its_key_is_refused_at_the_start(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WANDB_MODE", "of")
+        with pytest.raises(ConfigError, match=r"WANDB_MODE=of\n.*unknown\n.*dryrun"):
+            validate(config)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        with pytest.raises(ConfigError, match=r"no key"):
+            validate(config)
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        validate(config)
 
     @pytest.mark.usefixtures("config")
     def test_a_key_in_netrc_counts_for_its_host_only(
@@ -134,15 +170,39 @@ def test_each_kind_of_step_has_an_axis_of_its_own(
     assert [metrics.get("sft/step", "iteration") for metrics in run.logged] == [0, 1, "iteration"]
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(
+def test_a_run_resumed_online_goes_on_in_the_same_wandb_run(
     config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
-    started = install_fake(monkeypatch, FakeRun())
+    started, config.tracking.wandb = install_fake(monkeypatch, FakeRun()), "online"
     for where in (folder, folder, tmp_path):
         Tracker(config, where, {}).finish()
     first, resumed, another = (options["id"] for options in started)
     assert first == resumed != another
-    assert started[0]["resume"] == "allow"
+    assert [options["resume"] for options in started] == ["allow"] * 3
+    assert started[0]["name"] == started[1]["name"] == "run"
+
+
+@pytest.mark.parametrize(
+    "modes", [("offline", "offline"), ("online", "offline", "online"), ("offline", "online")]
+)
+def test_what_is_synced_later_erases_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch, folder: Path, modes: tuple[str, ...]
+) -> None:
+    """Syncing sends a folder from line 0 on: what was written offline shares its id with nothing."""
+    started = install_fake(monkeypatch, FakeRun())
+    for number, mode in enumerate(modes):
+        config.tracking.wandb = mode
+        Tracker(config, folder, {}).finish()
+        (folder / "wandb" / f"offline-run-{number}").mkdir(parents=True)
+    offline = [options["id"] for options in started if options["mode"] == "offline"]
+    online = {options["id"] for options in started if options["mode"] == "online"}
+    assert len(set(offline)) == len(offline)
+    assert not online & set(offline)
+    assert len(online) <= 1
+    offline_names = [options["name"] for options in started if options["mode"] == "offline"]
+    assert offline_names == [
+        f"run-{n + 1}" if n else "run" for n, mode in enumerate(modes) if mode == "offline"
+    ]
 
 
 def test_of_an_evaluation_success_is_sent(
@@ -197,7 +257,7 @@ def test_real_wandb_offline_keeps_to_the_run_directory(
         tracker.log({"sft/step": 0, "sft/loss": 2.0}, over="sft/step")
         tracker.log({"iteration": 0, "success": 0.5}, over="iteration")
         tracker.finish()
-    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert len({path.name for path in folder.glob("wandb/offline-run-*/*.wandb")}) == 2, "an id each"
     assert not list(elsewhere.iterdir())
     out, err = capfd.readouterr()
     assert out == err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 from rich.console import Console
 
 from rlpost import standings, train
+from rlpost.compose import compose, to_yaml
 from rlpost.config import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.metrics import Clock
 from rlpost.models import TINY
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.rundir import RunDir
+from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import Schedule
 from rlpost.session import Session, publish
 from rlpost.standings import Standing
@@ -27,6 +29,8 @@ SECOND = 10**9  # what saving takes, and nothing else does
 
 
 class Pool:
+    restarts = 0
+
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
         return [episode(turn(), index=i) for i in range(len(specs))]
 
@@ -50,6 +54,7 @@ class Learner:
 
     def load(self, folder: Path) -> None:
         assert (folder / "weights").is_file()
+        self.now_ns += 7 * SECOND
 
 
 def silent(*_: object, **__: object) -> None:
@@ -58,9 +63,10 @@ def silent(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
-    cfg, run_dir = Config(), RunDir.create(tmp_path / "run", "name", 0, "")
-    learner = Learner(run_dir)
+    cfg = Config()
     cfg.rollout.episodes, cfg.tracking.checkpoint_every = 4, 2
+    run_dir = RunDir.create(tmp_path / "run", "name", 0, to_yaml(cfg))
+    learner = Learner(run_dir)
     report = SimpleNamespace(metrics=dict)
     monkeypatch.setattr(standings, "swap", lambda session, standing: report)
     told, tracker = SimpleNamespace(stage=silent, iteration=silent), SimpleNamespace(log=silent)
@@ -145,6 +151,69 @@ def test_a_resume_that_fails_leaves_a_finished_runs_results(
         standings.take_up(session, "iteration", live=True)
     assert {path: path.read_bytes() for path in session.run_dir.path.rglob("*") if path.is_file()} == before
     assert evaluation in before
+
+
+def test_loading_a_checkpoint_is_a_part_of_the_start(session: Session) -> None:
+    trained(session, 2)
+    session.clock.lap()
+    standings.take_up(session, "iteration", live=False)
+    lap = session.clock.lap()
+    assert (lap["seconds/start"], lap["seconds/other"]) == (7.0, 0.0)
+
+
+def test_what_a_resume_changes_is_kept_for_the_next_one_and_told(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.console = Console(width=200)
+    session.cfg.output_dir = session.cfg.resume = None
+    trained(session, 2)
+    standings.take_up(session, "iteration", live=False)
+    assert capsys.readouterr().out == "", "nothing was changed"
+    folder = session.run_dir.path
+    session.cfg = compose([f"resume={folder}", "algo.iterations=100", "tracking.wandb=disabled"])
+    standings.take_up(session, "iteration", live=False)
+    told = capsys.readouterr().out
+    assert "algo.iterations=100 (was 40)" in told
+    assert 'tracking.wandb="disabled" (was "auto")' in told
+    assert "resume" not in told.partition(": ")[2]
+    again = compose([f"resume={folder}"])
+    assert (again.algo.iterations, again.tracking.wandb) == (100, "disabled")
+    assert session.run_dir.read_config().resume is None
+
+
+def test_time_and_replaced_workers_add_up_over_sittings(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("rlpost.session.write_report", lambda run_dir: run_dir.report)
+    monkeypatch.setattr("rlpost.session.results_table", lambda console, summary: shown.append(summary))
+    monkeypatch.setattr(
+        "rlpost.session.time", SimpleNamespace(monotonic=lambda: session.learner.now_ns / SECOND)
+    )  # type: ignore[attr-defined]
+    session.console, session.progress.close = Console(), silent  # type: ignore[method-assign]
+    session.pool.restarts = 2  # type: ignore[misc]
+    with session.sitting():
+        trained(session, 2)  # a checkpoint, which takes a second
+        session.learner.now_ns += 3 * SECOND  # type: ignore[attr-defined]
+    assert session.run_dir.read_sittings() == (Sitting(4.0, 2),)
+    resumed = replace(session, started=4.0, earlier=session.run_dir.read_sittings())
+    session.pool.restarts = 1  # type: ignore[misc]
+    with resumed.sitting():
+        trained(resumed, 2)
+        publish(resumed, {}, {}, 4, [], [])
+    assert (shown[0]["seconds"], shown[0]["workers_replaced"], shown[0]["sittings"]) == (5.0, 3, 2)
+    assert resumed.run_dir.read_sittings() == (Sitting(4.0, 2), Sitting(1.0, 1))
+
+
+def test_a_sitting_that_is_stopped_counts(session: Session) -> None:
+    with pytest.raises(KeyboardInterrupt), session.sitting():
+        raise KeyboardInterrupt
+    assert len(session.run_dir.read_sittings()) == 1
+
+
+def test_a_killed_sitting_counts_up_to_its_last_checkpoint(session: Session) -> None:
+    trained(session, 3)
+    assert len(session.run_dir.read_sittings()) == 1
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(

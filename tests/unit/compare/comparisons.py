@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from envs import registry
 from rlpost.compare.types import INIT, Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
 
 Table = Sequence[Sequence[bool | int]]  # seeds by instances
@@ -53,6 +54,7 @@ def comparison(
         "matched_on": "flops",
         "cells": tuple(cells),
         "notes": {},
+        "causes": registry.causes("generalpoints"),
     }
     return Comparison(**(given | fields))
 

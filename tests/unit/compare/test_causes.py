@@ -1,33 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium
 import pytest
 
 import envs.generalpoints.outcomes
 import envs.navigation.outcomes
 from envs import registry
 from envs.base import has_own_rule
-from rlpost.compare.causes import (
-    CAUSES,
-    FAULT,
-    ORDER,
-    RULE_MISREAD,
-    SOLVED,
-    TRUNCATION,
-    Causes,
-    cause_of,
-    causes,
-    last_outcome,
-)
+from envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
+from envs.texts import AnyText
+from rlpost.compare.causes import Causes, cause_of, causes, last_outcome
 from rlpost.compare.types import INIT, Evaluation
+from rlpost.config import Config, Task
+from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn
+from rlpost.validate import validate
 from tests.unit.compare import players
 from tests.unit.compare.comparisons import comparison, done, evaluation, of_tables
 from tests.unit.episodes import episode, turn
 
 DEALS = range(40)
+CARDS = registry.causes("generalpoints")
 RULES = {  # variants on which the trained rule is wrong
     "generalpoints": (
         "faces_11_12_13",
@@ -50,7 +46,8 @@ def _evaluated(env: str, played: Sequence[Trajectory]) -> Causes:
         tuple(map(last_outcome, played)),
         tuple(len(each.turns) * each.success for each in played),
     )
-    (found,) = causes(comparison([done(INIT, 0, {0.0: {"v": scored}})], [0], ["v"], env=env))
+    cells, declared = [done(INIT, 0, {0.0: {"v": scored}})], registry.causes(env)
+    (found,) = causes(comparison(cells, [0], ["v"], env=env, causes=declared))
     return found
 
 
@@ -62,12 +59,12 @@ def _evaluated(env: str, played: Sequence[Trajectory]) -> Causes:
     ],
 )
 def test_every_outcome_has_a_cause(env: str, outcome: str) -> None:
-    assert outcome in CAUSES[env]
-    assert cause_of(env, outcome) in ORDER
+    assert outcome in registry.causes(env)
+    assert cause_of(registry.causes(env), outcome) in ORDER
 
 
 def test_every_environment_and_every_held_out_variant_is_tested_here() -> None:
-    assert set(CAUSES) == set(registry.ENTRIES)
+    assert set(RULES) == set(registry.ENTRIES)
     for env, rules in RULES.items():
         held_out = [each for each in registry.variants(env) if each.held_out]
         assert {each.name for each in held_out if has_own_rule(each)} == set(rules)
@@ -134,18 +131,20 @@ def test_the_trained_rule_solves_the_trained_cards(variant: str) -> None:
 
 def test_outcomes_that_are_not_the_environments() -> None:
     cut = turn("NO_FORMULA", finish=Finish.LENGTH)
-    assert cause_of("generalpoints", last_outcome(episode(cut))) == TRUNCATION
+    assert cause_of(CARDS, last_outcome(episode(cut))) == TRUNCATION
     assert last_outcome(episode(turn("RULE_MISREAD", finish=Finish.LENGTH))) == "RULE_MISREAD"
     assert last_outcome(episode(turn("SYNTAX"))) == "SYNTAX"
-    assert cause_of("mine:Env", last_outcome(episode(ending=Ending.CONTEXT_FULL))) == TRUNCATION
-    assert cause_of("mine:Env", "BAD_RHYME") == "BAD_RHYME"
+    assert cause_of({}, last_outcome(episode(ending=Ending.CONTEXT_FULL))) == TRUNCATION
+    assert cause_of({}, "BAD_RHYME") == "BAD_RHYME"
+    assert cause_of({}, "CRASH") == "CRASH", "of a car, in somebody's environment"
+    assert cause_of({"BAD_RHYME": "verse"}, "BAD_RHYME") == "verse"
 
 
 @pytest.mark.parametrize("ending", [each for each in Ending if each.broken])
 @pytest.mark.parametrize("turns", [(), (turn("WRONG_ACTION"),)])
 def test_an_episode_that_the_environment_ended_is_its_fault(ending: Ending, turns: tuple[Turn, ...]) -> None:
     broken = episode(*turns, ending=ending, error="ValueError")
-    assert cause_of("navigation", last_outcome(broken)) == FAULT
+    assert cause_of(registry.causes("navigation"), last_outcome(broken)) == FAULT
 
 
 def test_the_attempt_that_nobody_grades_is_no_outcome() -> None:
@@ -172,3 +171,37 @@ def test_every_arm_and_point_has_its_causes() -> None:
     found = causes(of_tables({INIT: {"a": [[1]], "b": [[0]]}, "sft": {"a": [[1]], "b": [[1]]}}))
     keys = [(each.arm, each.variant, each.share) for each in found]
     assert keys == [(INIT, "a", 0.0), (INIT, "b", 0.0), ("sft", "a", 1.0), ("sft", "b", 1.0)]
+
+
+@pytest.mark.parametrize("declared", [{}, {"RULE_MISREAD": "did not listen"}])
+def test_of_an_environment_that_cannot_tell_nothing_is_measured(declared: dict[str, str]) -> None:
+    """Its outcome may have any name."""
+    scored = evaluation([1, 0, 0], outcomes=("CORRECT", "RULE_MISREAD", "RULE_MISREAD"))
+    cells = [done("sft", 0, {1.0: {"v": scored}})]
+    (found,) = causes(comparison(cells, [0], ["v"], causes=declared))
+    assert (found.failures, found.memorization) == (2, None)
+    assert list(found.shares) == [SOLVED, declared.get("RULE_MISREAD", "RULE_MISREAD")]
+
+
+class Declares(gymnasium.Env[str, str]):
+    causes: ClassVar = {"SQUAWK": RULE_MISREAD, "SCREECH": "misspelt"}
+
+
+class DeclaresNonsense(gymnasium.Env[str, str]):
+    observation_space = action_space = AnyText(9)
+    causes: ClassVar = ["SQUAWK"]
+
+
+class DeclaresNothing(gymnasium.Env[str, str]):
+    pass
+
+
+def test_what_ones_own_environment_declares_is_taken_and_checked() -> None:
+    here = Declares.__module__
+    assert registry.causes(f"{here}:Declares") == Declares.causes
+    assert registry.causes(f"{here}:DeclaresNothing") == registry.causes("dataset") == {}
+    with pytest.raises(ValueError, match="no mapping of texts"):
+        registry.causes(f"{here}:DeclaresNonsense")
+    nonsense = Config(task=Task.compare, env=f"{here}:DeclaresNonsense")
+    with pytest.raises(ConfigError, match=r"env=.*:DeclaresNonsense\n  reason: .*no mapping of texts"):
+        validate(nonsense)

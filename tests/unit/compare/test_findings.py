@@ -171,6 +171,18 @@ def test_memorization_and_turns() -> None:
     assert "No failure on a held-out rule was the trained rule applied." in clean.sentences
 
 
+@pytest.mark.parametrize("outcome", ["WRONG", "RULE_MISREAD"])
+def test_what_was_not_measured_is_not_denied(outcome: str) -> None:
+    """Of an environment that does not declare which outcome is the trained rule applied."""
+    missed = evaluation([1, 0], outcomes=("RIGHT", outcome))
+    cells = [
+        done(INIT, 0, {0.0: {"v": missed, "h": missed}}),
+        done("sft", 0, {1.0: {"v": missed, "h": missed}}),
+    ]
+    told = findings(comparison(cells, [0], ["v", "h"], env="mine:Env", causes={})).sentences
+    assert not [sentence for sentence in told if "trained rule applied" in sentence]
+
+
 def test_deals_that_were_drawn_twice_count_once() -> None:
     drawn = tuple(f"deal {i % 3}" for i in range(6))
     scored = evaluation([1, 0, 1, 1, 0, 1], instances=drawn)

@@ -15,16 +15,17 @@ from rlpost.compare.plan import (
     settings_of,
     with_algorithm,
 )
-from rlpost.compose import compose, defaults_under
+from rlpost.compose import compose, defaults_under, to_yaml
 from rlpost.config import AlgoName, Config, KlPlace, Measure, Rewards, Task
 from tests.unit.compare.fake_run import comparison
 
 FOLDER = Path("outputs/x")
+ARMS = ("arms=[sft,ppo,grpo]", "seeds=[3,5]")
 
 
 @pytest.fixture
 def cfg() -> Config:
-    return comparison(FOLDER, "arms=[sft,ppo,grpo]", "seeds=[3,5]")
+    return comparison(FOLDER, *ARMS)
 
 
 def settings(cfg: Config, name: str, amounts: tuple[float, ...] = (1.0, 2.0)) -> Config:
@@ -104,6 +105,36 @@ def test_an_arm_has_its_algorithms_defaults_but_what_was_set_stays() -> None:
     assert found.algo.kl_coef == 0.5
     assert found.algo.learning_rate == 1.5e-3, "of the experiment's file"
     assert with_algorithm(found, AlgoName.ppo) == cfg
+
+
+NAMED = ("algo.kl=reward", "algo.kl_coef=0.02", "algo.whiten_advantages=true")  # PPO's defaults
+
+
+def test_what_was_named_stays_though_it_is_the_default_of_the_reference(cfg: Config) -> None:
+    plain, named = (settings(c, "grpo-3").algo for c in (cfg, comparison(FOLDER, *ARMS, *NAMED)))
+    assert (plain.kl, plain.kl_coef, plain.whiten_advantages) == (KlPlace.loss, 0.01, False)
+    assert (named.kl, named.kl_coef, named.whiten_advantages) == (KlPlace.reward, 0.02, True)
+    assert named.kl_estimator is plain.kl_estimator, "which nobody named"
+    assert settings(comparison(FOLDER, *ARMS, *NAMED), "ppo-3").algo.kl is KlPlace.reward
+
+
+def test_what_an_experiments_file_names_stays_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults: [generalpoints_sft_vs_rl]\nalgo: {kl: reward}\nrollout: {group_size: 1}\n")
+    found = with_algorithm(compose([f"experiment={file}"]), AlgoName.grpo)
+    assert (found.algo.kl, found.rollout.group_size) == (KlPlace.reward, 1)
+
+
+def test_a_resumed_comparison_knows_what_was_named(tmp_path: Path) -> None:
+    """Its config.yaml has every setting; the arms must not keep them all."""
+    cfg = comparison(FOLDER, *ARMS, *NAMED)
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    again = compose([f"resume={tmp_path}"])
+    again.resume = None
+    assert again == cfg
+    assert settings(again, "grpo-3") == settings(cfg, "grpo-3")
+    more = compose([f"resume={tmp_path}", "algo.critic_warmup=2"])
+    assert more.compare.named == sorted([*cfg.compare.named, "algo.critic_warmup"])
 
 
 @pytest.mark.parametrize("name", list(AlgoName))

@@ -210,6 +210,13 @@ CASES: dict[str, tuple[Callable[[], Comparison], list[str]]] = {
 }
 
 
+def test_the_pages_say_nothing_of_a_rule_that_the_environment_cannot_tell(tmp_path: Path) -> None:
+    page = write(replace(full(), causes={}), tmp_path).read_text(encoding="utf-8")
+    for text in (page, (tmp_path / "report.md").read_text(encoding="utf-8")):
+        assert "What went wrong" in page
+        assert not re.search("rule applied|rule misread|memorization figure", text)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_whatever_is_there_is_shown(quick: None, case: str, tmp_path: Path) -> None:
     make, expected = CASES[case]

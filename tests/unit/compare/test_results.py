@@ -33,6 +33,7 @@ COMPARISON = Comparison(
         Cell("sft", 0, Status.FAILED, "cells/sft-0", "it broke"),
     ),
     notes={"command": "python -m rlpost.run"},
+    causes={"SYNTAX": "syntax"},
     base={"a": EVALUATION},
 )
 

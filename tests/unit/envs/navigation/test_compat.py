@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.choices import Mode
 from envs.navigation.actions import FORWARD, STOP, Action, turned
 from envs.navigation.compat import find_field, grade, step_limit
 from envs.navigation.geometry import Place
 from envs.navigation.outcomes import Outcome
 from envs.navigation.rail import Entry
+from envs.navigation.rules import Rule
+from envs.navigation.sessions import OnRail
 from envs.navigation.trips import View
 
 FORM = 'Answer in the form {"current observation": ..., "current instruction": ..., "action": ...}.'
@@ -66,7 +69,15 @@ ROWS = [
     (NORTH, "{'action': 'turn_direction(north)'}", Outcome.WRONG_ACTION, -1.0, WRONG),
     (NORTH, _answer(None, "x"), Outcome.WRONG_ACTION, -1.0, WRONG),
     (NORTH, "[" * 19_000, Outcome.WRONG_ACTION, -1.0, WRONG),
+    # the word is looked for by Python's `in`: among a list's items, among an object's keys
+    (NORTH, _answer("stop()", ["intersection"]), Outcome.IMAGINED_INTERSECTION, -1.5, NOT_THERE),
+    (NORTH, _answer("stop()", {"intersection": 0}), Outcome.IMAGINED_INTERSECTION, -1.5, NOT_THERE),
+    (NORTH, _answer("stop()", ["an intersection"]), Outcome.WRONG_ACTION, -1.0, WRONG),
+    (NORTH, _answer("stop()", {"seen": "intersection"}), Outcome.WRONG_ACTION, -1.0, WRONG),
+    (_entry(STOP, AT_CORNER), _answer("forward()", []), Outcome.MISSED_INTERSECTION, -1.5, THERE),
+    (NORTH, _answer("turn_direction(north)", ["intersection"]), Outcome.CORRECT, 1.0, None),
     # beyond the published table
+    (NORTH, _answer("forward()", True), Outcome.CRASH, -1.0, None),
     (NORTH, _answer("forward()", 7), Outcome.CRASH, -1.0, None),
     (NORTH, _answer("forward()", None), Outcome.CRASH, -1.0, None),
     (NORTH, " " * 20_001, Outcome.TOO_LONG, -1.0, None),
@@ -106,3 +117,14 @@ def test_what_the_published_parser_finds(answer: str, found: str) -> None:
 def test_any_text_has_an_outcome(text: str) -> None:
     assert grade(text, NORTH).reward <= -1.0
     assert grade('{"action": "' + text, NORTH).reward <= 1.0
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("action", [FORWARD, STOP])
+def test_at_the_limit_of_attempts_a_missed_stop_terminates_too(mode: Mode, action: Action) -> None:
+    route = OnRail([_entry(action)], Rule.ABSOLUTE, mode, 2)
+    *before, last = (route.take(_answer("no")) for _ in range(3 if mode is Mode.COMPAT else 2))
+    assert not any(step.over for step in before)
+    assert last.truncated
+    assert last.terminated == (mode is Mode.COMPAT and action == STOP)
+    assert last.verdict.outcome is not Outcome.ARRIVED, "which alone is success"

@@ -52,6 +52,22 @@ def test_landmarks_in_all_their_forms() -> None:
     ]
 
 
+def test_what_the_published_reader_takes_is_taken() -> None:
+    rough = """{
+to_next_intersection_heading: '0 (north)'
+this line has no colon
+}
+{ }
+
+{"landmarks": "Joe's is on your left",
+"to_next_intersection_heading": "90 (east)","""
+    shape = {key: value for key, value in route(milestone_info=rough).items() if key != "init_heading"}
+    trip = read_route(shape).trip
+    assert [(leg.heading, leg.compass) for leg in trip.legs] == [(0, "north"), (90, "east")]
+    assert [leg.end.sighting for leg in trip.legs] == [None, ("Joe's", "left")]
+    assert trip.start.facing == 0
+
+
 def test_instances_are_the_routes_own(tmp_path: Path) -> None:
     assert read_route(route()).trip.instance == read_route(route(instruction="other")).trip.instance
     other = route(start_place={"relocated_geocode": [40.0, -74.00001]})
@@ -136,8 +152,8 @@ BROKEN: list[tuple[Any, str]] = [
     ([[route(init_heading=float("inf"))], 0], "init_heading 'inf'"),
     ([[route(milestone_info="")], 0], "0 blocks of milestone_info for 2 places"),
     ([[route(milestone_info=milestones(("x", "0 (north)")))], 0], "1 blocks of milestone_info for 2 places"),
-    ([[route(milestone_info="{ no colon }{}")], 0], "has the line 'no colon', which has no colon"),
-    ([[route(milestone_info="{}{}")], 0], "a block of milestone_info has no 'to_next_intersection_heading'"),
+    ([[route(milestone_info="{ no colon }{}")], 0], "0 blocks of milestone_info for 2 places"),
+    ([[route(milestone_info="{a: b}{c: d}")], 0], "a block of milestone_info has no 'to_next_intersection_heading'"),
     ([[route(milestone_info=milestones(("x", "up"), ("y", "0 (north)")))], 0], "'up' is not like '298"),
     ([[route(milestone_info=milestones(("x", "0 (nord)"), ("y", "0 (north)")))], 0], "is not like"),
     ([[route(milestone_info=7)], 0], "milestone_info not a text"),

@@ -47,7 +47,13 @@ def _simulated(
 ) -> list[tuple[complex, str]]:
     """(place, right action) of every rail entry, as the specification words it."""
     numbers = list(numbers)
-    at, facing, rail = complex(*trip.start.place), trip.start.facing, []
+
+    def standing(spot: complex) -> complex:
+        """A node is at its panorama; where it lies if none is near."""
+        nearest = min(spots or [], key=lambda each: abs(each - spot), default=spot)
+        return nearest if abs(nearest - spot) < 20 else spot
+
+    at, facing, rail = standing(complex(*trip.start.place)), trip.start.facing, []
     for leg in trip.legs:
         turn = leg.heading - facing
         label = (
@@ -60,8 +66,9 @@ def _simulated(
             else "slightly right"
         )
         rail.append((at, f"turn_direction({label if relative else leg.compass})"))
-        end = complex(*leg.end.place)
-        if abs(end - at) > 5:
+        node = complex(*leg.end.place)
+        end = standing(node)
+        if abs(node - at) > 5:
             for fifth in (1, 2, 3, 4, 5):
                 if numbers.pop(0) < 0.5:
                     continue
@@ -118,6 +125,26 @@ def test_published_entries_show_what_is_published() -> None:
             "No landmark nearby" if leg.end.sighting is None else leg.end.sighting.sentence
             for leg in trip.legs
         ]
+
+
+def test_nodes_off_their_panoramas_are_moved_before_gaps_are_measured() -> None:
+    (trip,) = [t for t in trips(30) if len(t.legs) == 1][:1]
+    start, leg = trip.start.place, trip.legs[0]
+    end = Place(start.east + 30, start.north)
+    there = replace(trip, legs=(replace(leg, end=replace(leg.end, place=end)),))
+
+    def rail(*shifts: float) -> list[Entry]:
+        """Panoramas so many metres east of the start."""
+        spots = tuple(Place(start.east + shift, start.north) for shift in shifts)
+        return published_rail(replace(there, panoramas=spots), Rule.ABSOLUTE, Script([0.5] * 5))
+
+    def seen(entries: list[Entry]) -> list[int]:
+        return sorted({round(entry.view.place.east - start.east) for entry in entries})
+
+    assert seen(rail(0, 15, 30)) == [0, 15, 30]
+    assert seen(rail(4, 15, 40)) == [4, 15, 40], "the nodes themselves are moved"
+    assert seen(rail(8, 15, 30)) == [8, 30], "15 is not 8 m from where one stands"
+    assert [e.view.place for e in rail()] == [start, end], "without a panorama nearby they stay"
 
 
 def test_legs_of_five_metres_have_nothing_between_and_places_near_a_node_are_left_out() -> None:
