@@ -106,10 +106,9 @@ class _Running:
         logprobs_C = (self.chosen_C - self.top_C) - log_mass_C  # in this order large logits cancel exactly
         return logprobs_C, log_mass_C - self.weighted_C / self.mass_C, self.top_C + log_mass_C
 
-    def target_less_mean(self) -> Tensor | None:
+    def target_less_mean(self) -> Tensor:
         """The target's row of the head less the expected one, (C, H): d log-prob / d hidden at temperature 1."""
-        if self.rows_CH is None:
-            return None
+        assert self.rows_CH is not None, "only with keep_rows"
         return self.weight_VH[self.targets_C] - self.rows_CH.div_(self.mass_C[:, None])
 
 

@@ -188,7 +188,7 @@ def test_where_the_environment_grades_the_mean_reward_leads() -> None:
     }
     found = {"eval": runs, "variants": {}, "train_variant": "all"}
     assert headlines(found) == [
-        "Trained rule all, sampled: mean reward rose, from 0.250 [0.200, 0.300] to 0.500 [0.450, 0.550];"
+        "all (trained), sampled: mean reward rose, from 0.250 [0.200, 0.300] to 0.500 [0.450, 0.550];"
         " the intervals do not overlap."
     ]
     console = plain()

@@ -407,5 +407,5 @@ def test_a_graded_run_leads_with_the_mean_reward(started: RunDir) -> None:
         evaluation_name("before", "faces_10", "sampled"), [episode(turn("PARTIAL", 0.3))]
     )
     shown = page_of(started).text
-    assert "Trained rule faces_10, sampled: mean reward 0.300 [0.300, 0.300] (before)" in shown
+    assert "faces_10 (trained), sampled: mean reward 0.300 [0.300, 0.300] (before)" in shown
     assert shown.index("Mean reward of an episode") > shown.index("solved 0.0% [0, 79]")

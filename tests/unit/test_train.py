@@ -185,7 +185,7 @@ def test_time_and_replaced_workers_add_up_over_sittings(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr("rlpost.session.write_report", lambda run_dir: run_dir.report)
+    monkeypatch.setattr("rlpost.session.write_report", lambda run_dir, own_code: run_dir.report)
     monkeypatch.setattr("rlpost.session.results_table", lambda console, summary: shown.append(summary))
     monkeypatch.setattr(
         "rlpost.session.time", SimpleNamespace(monotonic=lambda: session.learner.now_ns / SECOND)
@@ -200,7 +200,7 @@ def test_time_and_replaced_workers_add_up_over_sittings(
     session.pool.restarts = 1  # type: ignore[misc]
     with resumed.sitting():
         trained(resumed, 2)
-        publish(resumed, {}, {}, 4, [], [])
+        publish(resumed, {}, {}, 4, [], [], [])
     assert (shown[0]["seconds"], shown[0]["workers_replaced"], shown[0]["sittings"]) == (5.0, 3, 2)
     assert resumed.run_dir.read_sittings() == (Sitting(4.0, 2), Sitting(1.0, 1))
 
@@ -253,7 +253,7 @@ def test_gaps_of_sampled_tokens_and_of_canaries_have_two_names(
     assert (sft.logprob_gaps, sft.canary_gaps) == ([], [0.25])
     session.console, session.progress.close = Console(), silent  # type: ignore[method-assign]
     session.pool.restarts = 0
-    monkeypatch.setattr("rlpost.session.write_report", lambda run_dir: run_dir.report)
+    monkeypatch.setattr("rlpost.session.write_report", lambda run_dir, own_code: run_dir.report)
     for standing, expected in ((rl, (0.5, 0.25)), (sft, (None, 0.25))):
         publish(session, {}, {}, 2, standing.swap_seconds, standing.logprob_gaps, standing.canary_gaps)
         written = session.run_dir.read_summary()
