@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import MappingProxyType
 
 from envs.base import PlainVariant
 from envs.dataset.files import read
-from envs.dataset.scoring import Row, compares, given_answer, number_in
+from envs.dataset.scoring import Row, answer_number, compares, is_answer
 from envs.dataset.settings import Settings
 from envs.errors import Refused
 from envs.one_turn import Question, instance_of
@@ -116,11 +115,11 @@ def _problem(row: Row, variant: object, settings: Settings) -> str | None:
 
 
 def _wrong_answer(row: Row, settings: Settings) -> str | None:
-    if not isinstance(row.get(settings.answer), (str, int, float)):
+    answer = row.get(settings.answer)
+    if not is_answer(answer):
         return f"its field {settings.answer!r} is {_shown(row, settings.answer)}, but must be an answer"
-    answer = given_answer(row, settings)
-    if settings.score == "number" and number_in(answer, last=settings.marker is None) is None:
-        return f"its field {settings.answer!r} has no number: {answer[:40]!r}"
+    if settings.score == "number" and answer_number(answer, settings) is None:
+        return f"its field {settings.answer!r} has no number: {str(answer)[:40]!r}"
     return None
 
 
@@ -139,7 +138,7 @@ def _shown(row: Row, field: str | None) -> str:
 def _question(row: Row, settings: Settings) -> Question:
     prompt = row[settings.prompt]
     told = f"{prompt}\n{settings.instruction}" if settings.instruction else prompt
-    return Question(told, instance_of(prompt), MappingProxyType(row))
+    return Question(told, instance_of(prompt), row)
 
 
 def _refuse_missing(table: Table) -> None:
