@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +46,14 @@ class Expert(Protocol):
     """An environment that can show right answers for the instance it was reset to."""
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]: ...
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """An environment that calls code of its user's, which can be tried before anything is started."""
+
+    def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
+        """A few cheap calls, each with its name; what a call raises is a fault."""
 
 
 @runtime_checkable

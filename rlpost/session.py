@@ -96,6 +96,9 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
         yield Session(
             cfg, console, model_folder, chat, run_dir, pool, tracker, progress, clock, started, learner
         )
+        if wrong := pool.close_environments():  # not after an error, when a worker may still be playing
+            told = f"closing environments: {len(wrong)} did not close, the first: {wrong[0]}"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def publish(

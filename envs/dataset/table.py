@@ -17,9 +17,10 @@ from envs.splits import Split, split_of
 
 DEFAULT, HELD_OUT = "default", "held_out"
 _MOST_NAMED = 5
+_MOST_TRIED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Item:
     where: str
     variant: str
@@ -61,6 +62,14 @@ class Table:
             for split in (self.split(item), Split.ALL):
                 dealt.setdefault((item.variant, split), []).append(item.question)
         return {key: tuple(questions) for key, questions in dealt.items()}
+
+    def samples(self) -> list[Item]:
+        """A few rows to try a scorer on: one of every variant, one of every set of fields that rows have."""
+        of_a_kind: dict[object, Item] = {}
+        for item in self.items:
+            of_a_kind.setdefault(item.variant, item)
+            of_a_kind.setdefault(frozenset(k for k, v in item.question.data.items() if v is not None), item)
+        return list(dict.fromkeys(of_a_kind.values()))[:_MOST_TRIED]
 
     def split(self, item: Item) -> Split:
         """A held-out variant is all for evaluation, the others by hash."""

@@ -28,6 +28,8 @@ from rlpost.rollout.engine_settings import engine_environment
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 
+CLOSING_S = 30.0  # for all environments of a worker; its process ends then in any case
+
 
 @dataclass(frozen=True)
 class PoolSwapReport:
@@ -101,6 +103,16 @@ class RolloutPool:
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._live = (adapter, canary)
         return _worst(reports)
+
+    def close_environments(self) -> list[str]:
+        """In every worker, before its process ends; what went wrong, by worker. Raises nothing: the work is done."""
+        wrong = []
+        for i, ref in enumerate([actor.close.remote() for actor in self._actors]):
+            try:
+                wrong += [f"{self._name(i)}: {told}" for told in get(ref, CLOSING_S, self._name(i))]
+            except Exception as error:
+                wrong.append(f"{self._name(i)}: {error}")
+        return wrong
 
     def close(self) -> None:
         """End every actor's process."""

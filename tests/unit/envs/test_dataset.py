@@ -422,3 +422,18 @@ def test_the_authors_check_takes_it(path: str, capsys: pytest.CaptureFixture[str
     argv = [part for each in arguments for part in ("--arg", each)]
     assert check.main(["dataset", "--instances", "5", *argv]) == 0
     assert "FAILED" not in capsys.readouterr().out
+
+
+def test_a_scorer_is_tried_on_rows_of_every_kind(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "answer": n} for n in range(9)] + [{"prompt": "last"}]
+    env = made(written(tmp_path / "m.jsonl", rows), score="my_scorers:right")
+    tried = env.rehearsals()
+    assert [what for what, _ in tried] == [
+        f"score=my_scorers:right of the answer {answer!r} to {tmp_path}/m.jsonl:{line}"
+        for answer, line in (("", 1), ("0", 1), ("", 10))
+    ]
+    for _, call in tried[:2]:
+        call()
+    with pytest.raises(KeyError, match="answer"):
+        tried[2][1]()
+    assert made(written(tmp_path / "m.jsonl", rows[:9]), score="exact").rehearsals() == []
