@@ -49,6 +49,14 @@ class Expert(Protocol):
 
 
 @runtime_checkable
+class Finite(Protocol):
+    """An environment that knows how many instances it has, each of them as likely to be drawn as the others."""
+
+    def instances(self, variant: str, split: str) -> int | None:
+        """How many different ones `reset` draws from; None where that is not known, or they are without end."""
+
+
+@runtime_checkable
 class Rehearsed(Protocol):
     """An environment that calls code of its user's, which can be tried before anything is started."""
 

@@ -27,6 +27,7 @@ from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.rollout.episode import Env
+from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
@@ -102,7 +103,7 @@ def _played_by_expert(env: Env, expert: Expert, spec: EpisodeSpec) -> tuple[list
 def _specs(cfg: Config) -> list[list[EpisodeSpec]]:
     return [
         training_specs(cfg, 0)[:EPISODES],
-        *(evaluation_specs(cfg, v)[:EPISODES] for v in cfg.eval_variants),
+        *(evaluation_specs(cfg, v, evaluation_episodes(cfg, v)[:EPISODES]) for v in cfg.eval_variants),
     ]
 
 

@@ -33,6 +33,10 @@ class Dataset(OneTurn):
             )
         return rng.choice(questions)
 
+    def instances(self, variant: str, split: str) -> int:
+        """The different prompts among the rows."""
+        return len({question.instance for question in self._table.questions(variant, Split(split))})
+
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
         """A user's scorer, asked of a few rows: for no answer, and for the row's own where it has one."""
         if compares(self._settings):
