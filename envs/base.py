@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,17 @@ class Finite(Protocol):
 
     def instances(self, variant: str, split: str) -> int | None:
         """How many different ones `reset` draws from; None where that is not known, or they are without end."""
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """An environment whose prompts are a list, which can be looked through before any is played."""
+
+    def prompts(self, variant: str, split: str) -> Sequence[tuple[str, str]]:
+        """(where it stands, what `reset` says) of each."""
+
+    def remarks(self) -> list[str]:
+        """What is odd in the list, a sentence each; empty where nothing is."""
 
 
 @runtime_checkable

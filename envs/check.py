@@ -27,7 +27,7 @@ from gymnasium.utils.env_checker import check_env
 from rich.console import Console
 from rich.table import Table
 
-from envs.base import Expert, ExpertTurn, VariantInfo
+from envs.base import Expert, ExpertTurn, Listed, VariantInfo
 from envs.command_line import env_arguments
 from envs.errors import hint
 from envs.registry import forms, make, refuse_overlap, variants
@@ -223,6 +223,12 @@ def splits(subject: Subject, variant: str) -> str:
     return f"{len(trained)} and {len(held_out)} instances, none in both"
 
 
+def rows(subject: Subject) -> str:
+    """What is odd in a list of prompts, which is no fault by itself; empty for an environment that has none."""
+    env = subject.env()
+    return "; ".join(env.remarks()) or "nothing to say" if isinstance(env, Listed) else ""
+
+
 def timing(subject: Subject, variant: str) -> str:
     """How long a reset and a step take, on average; seeds of its own, which nothing has cached."""
     env, steps, rng = subject.env(), 0, random.Random(variant)
@@ -262,6 +268,9 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
 
 def findings(subject: Subject) -> Iterator[Finding]:
     yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
+    listed = _found("rows", "", lambda: _alone(rows, subject))
+    if listed.passed and listed.told:  # what else is wrong is found by the checks of its variants
+        yield listed
     for variant in subject.variants():
         for name, check in EACH_VARIANT.items():
             yield _found(name, variant.name, partial(_alone, check, subject, variant.name))
@@ -308,6 +317,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:  # the checks name it, and where it comes from
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
     found = list(findings(subject))
     Console().print(_table(arguments.env, found))
     return 0 if all(each.passed for each in found) else 1

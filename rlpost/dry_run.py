@@ -23,6 +23,7 @@ from envs import registry
 from envs.base import Expert
 from rlpost import models
 from rlpost.config import Config, RolloutConfig
+from rlpost.prompts import remarks
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.env_threads import EnvThread
@@ -54,6 +55,8 @@ def run(cfg: Config) -> None:
             console.print(_sample(played[0]))
         table.add_row(*_row(played, ask_expert(cfg, chat, specs), cfg.rollout))
     console.print(table)
+    for remark in remarks(cfg, chat):
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:

@@ -26,6 +26,7 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.metrics import Clock
 from rlpost.precision import settled
 from rlpost.progress import Progress, results_table
+from rlpost.prompts import remarks
 from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
@@ -69,12 +70,14 @@ class Session:
 
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
-    """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start."""
+    """Raises an RlpostError when something cannot start: of the model, its prompts, a folder, Ray, engines, learner."""
     started, clock, console = time.monotonic(), Clock(), Console()
     model_folder = models.resolve(cfg.model)
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
+    for remark in remarks(cfg, chat):
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
     run_dir = _run_dir(cfg)
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True)
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 
+from envs.dataset.remarks import remarks
 from envs.dataset.scoring import compares, is_answer, scorer, verdict
 from envs.dataset.settings import Settings
 from envs.dataset.table import load
@@ -36,6 +37,12 @@ class Dataset(OneTurn):
     def instances(self, variant: str, split: str) -> int:
         """The different prompts among the rows."""
         return len({question.instance for question in self._table.questions(variant, Split(split))})
+
+    def prompts(self, variant: str, split: str) -> list[tuple[str, str]]:
+        return [(item.where, item.question.observation) for item in self._table.dealt(variant, Split(split))]
+
+    def remarks(self) -> list[str]:
+        return remarks(self._table)
 
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
         """A user's scorer, asked of a few rows: for no answer, and for the row's own where it has one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,6 +18,7 @@ from envs.splits import Split, split_of
 
 DEFAULT, HELD_OUT = "default", "held_out"
 _MOST_NAMED = 5
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_TRIED = 8
 
 
@@ -53,15 +55,22 @@ class Table:
         return f"{trained} rows to train on, {held_out} to evaluate on, of {source or self.settings.path}"
 
     def questions(self, variant: str, split: Split) -> tuple[Question, ...]:
+        return self._questions.get((variant, split), ())
+
+    def dealt(self, variant: str, split: Split) -> tuple[Item, ...]:
         return self._dealt.get((variant, split), ())
 
     @cached_property
-    def _dealt(self) -> dict[tuple[str, Split], tuple[Question, ...]]:
-        dealt: dict[tuple[str, Split], list[Question]] = {}
+    def _questions(self) -> dict[tuple[str, Split], tuple[Question, ...]]:
+        return {key: tuple(item.question for item in items) for key, items in self._dealt.items()}
+
+    @cached_property
+    def _dealt(self) -> dict[tuple[str, Split], tuple[Item, ...]]:
+        dealt: dict[tuple[str, Split], list[Item]] = {}
         for item in self.items:
             for split in (self.split(item), Split.ALL):
-                dealt.setdefault((item.variant, split), []).append(item.question)
-        return {key: tuple(questions) for key, questions in dealt.items()}
+                dealt.setdefault((item.variant, split), []).append(item)
+        return {key: tuple(items) for key, items in dealt.items()}
 
     def samples(self) -> list[Item]:
         """A few rows to try a scorer on: one of every variant, one of every set of fields that rows have."""
@@ -118,6 +127,8 @@ def _problem(row: Row, variant: object, settings: Settings) -> str | None:
     for field in needed:
         if not _is_text(row.get(field)):
             return f"its field {field!r} is {_shown(row, field)}, but must be a text"
+        if _SURROGATE.search(row[field]):
+            return f"its field {field!r} holds half a surrogate pair, which no tokenizer takes"
     if not _is_text(variant):
         return f"its field {settings.variant!r} is {_shown(row, settings.variant)}, but must name its variant"
     return _wrong_answer(row, settings) if compares(settings) else None

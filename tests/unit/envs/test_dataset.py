@@ -424,6 +424,14 @@ def test_the_authors_check_takes_it(path: str, capsys: pytest.CaptureFixture[str
     assert "FAILED" not in capsys.readouterr().out
 
 
+def test_the_authors_check_tells_of_repeated_rows(path: str) -> None:
+    written(Path(path), [*ROWS, {**ROWS[3], "answer": "no"}])
+    found = list(check.findings(check.Subject("dataset", {"path": path, "score": "exact"}, 2)))
+    (told,) = [each.told for each in found if each.check == "rows"]
+    assert told.startswith("1 of 61 rows repeat the prompt of an earlier one")
+    assert "1 of these have another answer" in told
+
+
 def test_a_scorer_is_tried_on_rows_of_every_kind(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n}", "answer": n} for n in range(9)] + [{"prompt": "last"}]
     env = made(written(tmp_path / "m.jsonl", rows), score="my_scorers:right")
