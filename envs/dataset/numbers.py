@@ -5,10 +5,10 @@ r"""The numbers in a text, exactly, in the forms in which people, programs and m
     1.5 × 10^{3}  1.5 \times 10^3  2*10**-3                                            powers of ten
     −5 (U+2212)  -$5  $-5  ５  ٣                                                       other signs and digits
 
-A sign belongs to a number that it touches, unless a letter, a digit or a closing bracket stands right before it: `3-5`
-and `x-5` hold no -5. A comma groups thousands or it separates: `1,2` is two numbers, and so is a decimal comma. Percent
-signs, currencies and units are not part of a number: `50%` is 50. Infinities and NaN are none. Expressions are not
-evaluated, but for a fraction: the last number of `2 + 3` is 3.
+A sign belongs to a number that it touches, unless a letter, a digit, a closing bracket or a percent sign stands right
+before it: `3-5` and `x-5` hold no -5. A comma groups thousands or it separates: `1,2` is two numbers, and so is a
+decimal comma. Percent signs, currencies and units are not part of a number: `50%` is 50. Infinities and NaN are none.
+Expressions are not evaluated, but for a fraction: the last number of `2 + 3` is 3.
 
 Every text is read in linear time, and none raises.
 """
@@ -52,7 +52,7 @@ _UNSIGNED = rf"(?:{_WHOLE}(?:\.[0-9]++)?|(?<![0-9.])\.[0-9]++)"
 _TO_THE = r"(?:\^|\*\*)\{?"
 _TIMES = rf"{_SPACE}?(?:\\times|\\cdot|[x*\u00d7\u00b7\u22c5]){_SPACE}?"
 _NUMBER = re.compile(
-    rf"(?:(?<![^\W_])(?<![)\]}}])(?P<sign>[-+]))?(?:\\?[{_CURRENCY}])?(?P<inner>(?<=[{_CURRENCY}])[-+])?"
+    rf"(?:(?<![^\W_])(?<![)\]}}%])(?P<sign>[-+]))?(?:\\?[{_CURRENCY}])?(?P<inner>(?<=[{_CURRENCY}])[-+])?"
     rf"(?:(?P<whole>[0-9]++){_SPACE}(?P<above>[0-9]++)/(?P<below>[0-9]++)(?!\.?[0-9])"
     rf"|10{_TO_THE}(?P<ten>[+-]?[0-9]++)\}}?"
     rf"|(?P<number>{_UNSIGNED})"
@@ -88,6 +88,16 @@ def number_of(value: object) -> Fraction | None:
         return Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
     except (ValueError, OverflowError):  # NaN, infinities
         return None
+
+
+def is_number(said: Fraction, held: float | int | Decimal | Fraction) -> bool:
+    """Whether a number is the one that a row holds. A float is every number that rounds to it, but 0 only 0."""
+    if said == number_of(held):
+        return True
+    try:
+        return isinstance(held, float) and held != 0 and float(said) == held
+    except OverflowError:
+        return False
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from envs import own
-from envs.dataset.numbers import number_in, number_of, whole_number
+from envs.dataset.numbers import is_number, number_in, number_of, whole_number
 from envs.dataset.settings import Settings
 from envs.errors import Refused
 from envs.one_turn import Verdict
@@ -122,13 +122,14 @@ def answer_number(value: object, settings: Settings) -> Fraction | None:
 
 
 def _exact(settings: Settings) -> Score:
-    def equal(said: str, given: object) -> bool:
+    def equal(said: str, given: Any) -> bool:
         """A text is compared letter by letter; a number, whose spelling no row holds, as a number."""
         if isinstance(given, str):
             return said == answer_text(given, settings)
         if isinstance(given, bool):
             return said.casefold() == str(given).casefold()
-        return whole_number(said) == number_of(given)
+        number = whole_number(said)
+        return number is not None and is_number(number, given)
 
     def score(answer: str, row: Row) -> tuple[float, str]:
         said = after_marker(answer, settings.marker)
@@ -146,7 +147,8 @@ def _numeric(settings: Settings) -> Score:
         value = None if said is None else number_in(said, last=settings.marker is None)
         if value is None:
             return 0.0, "NO_ANSWER"
-        right = value == answer_number(row[settings.answer], settings)
+        given = row[settings.answer]
+        right = value == answer_number(given, settings) if isinstance(given, str) else is_number(value, given)
         return float(right), "CORRECT" if right else "WRONG"
 
     return score

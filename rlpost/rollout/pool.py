@@ -11,6 +11,7 @@ actor, whose engine computes their common prompt once.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +29,7 @@ from rlpost.rollout.engine_settings import engine_environment
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 
-CLOSING_S = 30.0  # for all environments of a worker; its process ends then in any case
+CLOSING_S = 30.0  # for the environments of all workers, whose processes then end in any case
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ class RolloutPool:
 
     def close_environments(self) -> list[str]:
         """In every worker, before its process ends; what went wrong, by worker. Raises nothing: the work is done."""
-        wrong = []
+        wrong, deadline = [], time.monotonic() + CLOSING_S
         for i, ref in enumerate([actor.close.remote() for actor in self._actors]):
             try:
-                wrong += [f"{self._name(i)}: {told}" for told in get(ref, CLOSING_S, self._name(i))]
+                told = get(ref, max(0.0, deadline - time.monotonic()), self._name(i))
+                wrong += [f"{self._name(i)}: {each}" for each in told]
             except Exception as error:
                 wrong.append(f"{self._name(i)}: {error}")
         return wrong

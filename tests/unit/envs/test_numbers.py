@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.dataset.numbers import number_in, number_of, whole_number
+from envs.dataset.numbers import is_number, number_in, number_of, whole_number
+from envs.dataset.scoring import scorer
+from envs.dataset.settings import Settings
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 DECIMALS = st.decimals(
@@ -88,6 +90,8 @@ AROUND = st.sampled_from(
         ("3–5", 5),
         ("x-5", 5),
         ("(3)-5", 5),
+        ("10%-20%", 20),
+        ("$5-$10", 10),
         ("COVID-19", 19),
         # no thousands
         ("1,2", 2),
@@ -173,3 +177,37 @@ def test_time_is_linear(piece: str) -> None:
     number_in(piece * 20_000, last=True)
     whole_number(piece * 20_000)
     assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    ("said", "held", "right"),
+    [
+        (
+            Fraction("60110271293126312"),
+            6.011027129312631e16,
+            True,
+        ),
+        (Fraction("0.1000000000000000055"), 0.1, True),
+        (Fraction("0.1001"), 0.1, False),
+        (Fraction("1e-400"), 0.0, False),
+        (Fraction(0), -0.0, True),
+        (Fraction(10) ** 400, 1.7e308, False),
+        (Fraction(10**17 + 1), 10**17, False),
+        (Fraction(10**17 + 1), 1e17, True),
+    ],
+)
+def test_a_float_is_what_rounds_to_it(said: Fraction, held: float, right: bool) -> None:
+    assert is_number(said, held) is right
+
+
+@given(FINITE | st.integers(-(10**30), 10**30), st.sampled_from(["number", "exact"]))
+def test_a_rows_own_number_earns_all_and_its_negative_nothing(value: float | int, score: str) -> None:
+    """Through a line of JSON, as a row is read, and from an answer written by repr, str or json."""
+    row = json.loads(json.dumps({"answer": value}))
+    asked = scorer(Settings("rows.jsonl", score))
+    in_digits = [f"{Decimal(value):f}"] if value == int(value) else []
+    for said in [repr(value), str(value), json.dumps(value), *in_digits]:
+        assert asked(said, row) == (1.0, "CORRECT")
+        if value:
+            negative = said.removeprefix("-") if said.startswith("-") else f"-{said}"
+            assert asked(negative, row) == (0.0, "WRONG")
