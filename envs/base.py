@@ -52,7 +52,7 @@ class Expert(Protocol):
 class Finite(Protocol):
     """An environment that knows how many instances it has, each of them as likely to be drawn as the others.
 
-    Where some are likelier (GeneralPoints deals cards), playing each once would measure another share than training sees.
+    Where some are likelier (GeneralPoints deals cards), playing each once would measure another share of success.
     """
 
     def instances(self, variant: str, split: str) -> int | None:
