@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -46,6 +46,36 @@ class Expert(Protocol):
     """An environment that can show right answers for the instance it was reset to."""
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]: ...
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """An environment that knows how many instances it has, each of them as likely to be drawn as the others.
+
+    Where some are likelier (GeneralPoints deals cards), playing each once would measure another share of success.
+    """
+
+    def instances(self, variant: str, split: str) -> int | None:
+        """How many different ones `reset` draws from; None where that is not known, or they are without end."""
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """An environment whose prompts are a list, which can be looked through before any is played."""
+
+    def prompts(self, variant: str, split: str) -> Sequence[tuple[str, str]]:
+        """(where it stands, what `reset` says) of each."""
+
+    def remarks(self) -> list[str]:
+        """What is odd in the list, a sentence each; empty where nothing is."""
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """An environment that calls code of its user's, which can be tried before anything is started."""
+
+    def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
+        """A few cheap calls, each with its name; what a call raises is a fault."""
 
 
 @runtime_checkable

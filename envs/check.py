@@ -1,7 +1,8 @@
 """For an environment's author: python -m envs.check navigation [--instances N] [--arg key=value ...].
 
-Gymnasium's checker, the expert, seeds, hostile text, the splits and the speed of every variant, as a table. The exit
-code is 0 only if nothing failed.
+Gymnasium's checker, the expert, seeds, hostile text, the splits and the speed of every variant, as a table.
+Environments are made, played and closed as in the rollouts: in a thread that is not Python's main one. The exit code is
+0 only if nothing failed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import argparse
 import math
 import random
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -23,12 +27,14 @@ from gymnasium.utils.env_checker import check_env
 from rich.table import Table
 from rich.text import Text
 
-from envs.base import Expert, ExpertTurn, VariantInfo
+from envs.base import Expert, ExpertTurn, Listed, VariantInfo
 from envs.command_line import env_arguments
+from envs.errors import hint
 from envs.registry import forms, make, refuse_overlap, variants
 from envs.terminal import plain_console
 
 Env = gymnasium.Env[str, str]
+T = TypeVar("T")
 
 HOSTILE = (
     "",
@@ -70,12 +76,39 @@ class Subject:
     name: str
     args: dict[str, Any]
     instances: int
+    made: list[Env] = field(default_factory=list)
 
     def env(self) -> Env:
-        return make(self.name, **self.args)
+        self.made.append(make(self.name, **self.args))
+        return self.made[-1]
+
+    def close(self) -> None:
+        """Close every environment that was made, whatever the others raise."""
+        with ExitStack() as stack:
+            while self.made:
+                stack.callback(self.made.pop().close)
 
     def variants(self) -> list[VariantInfo]:
         return variants(self.name, **self.args)
+
+
+def _elsewhere(work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread of its own; raises what it raises."""
+    found: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:  # sys.exit in an environment is not the end of the check
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="environment", daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+    return found[0]
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -191,6 +224,12 @@ def splits(subject: Subject, variant: str) -> str:
     return f"{len(trained)} and {len(held_out)} instances, none in both"
 
 
+def rows(subject: Subject) -> str:
+    """What is odd in a list of prompts, which is no fault by itself; empty for an environment that has none."""
+    env = subject.env()
+    return "; ".join(env.remarks()) or "nothing to say" if isinstance(env, Listed) else ""
+
+
 def timing(subject: Subject, variant: str) -> str:
     """How long a reset and a step take, on average; seeds of its own, which nothing has cached."""
     env, steps, rng = subject.env(), 0, random.Random(variant)
@@ -222,17 +261,37 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
         return Finding(check, variant, True, run())
     except CheckFailed as failed:
         return Finding(check, variant, False, str(failed))
-    except Exception as error:  # an environment may raise anything; that is what is being looked for
+    except (Exception, SystemExit) as error:  # an environment may raise anything; that is what is looked for
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-        return Finding(check, variant, False, f"{type(error).__name__} at {where}: {error}")
+        return Finding(check, variant, False, f"{type(error).__name__} at {where}: {error}{hint(error)}")
 
 
 def findings(subject: Subject) -> Iterator[Finding]:
-    yield _found("gymnasium's checker", "", lambda: gymnasium_checker(subject))
+    yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
+    listed = _found("rows", "", lambda: _alone(rows, subject))
+    if listed.passed and listed.told:  # what else is wrong is found by the checks of its variants
+        yield listed
     for variant in subject.variants():
         for name, check in EACH_VARIANT.items():
-            yield _found(name, variant.name, lambda check=check, v=variant.name: check(subject, v))  # type: ignore[misc]
+            yield _found(name, variant.name, partial(_alone, check, subject, variant.name))
+
+
+def _alone(check: Callable[..., str], subject: Subject, *variant: str) -> str:
+    """A check in a thread of its own, in which it makes and closes the environments that it plays."""
+
+    def run() -> str:
+        mine = replace(subject, made=[])
+        try:
+            told = check(mine, *variant)
+        except BaseException:
+            with suppress(Exception):  # what was found first is told
+                mine.close()
+            raise
+        mine.close()
+        return told
+
+    return _elsewhere(run)
 
 
 def _table(name: str, found: list[Finding]) -> Table:
@@ -255,10 +314,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     try:
         subject = Subject(arguments.env, env_arguments(arguments.arg), max(1, arguments.instances))
-        subject.env().close()
+        _alone(lambda subject: str(subject.env()), subject)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:  # the checks name it, and where it comes from
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
     found = list(findings(subject))
     plain_console().print(_table(arguments.env, found))
     return 0 if all(each.passed for each in found) else 1

@@ -17,7 +17,7 @@ import gymnasium
 
 from envs.adapter import ONLY_VARIANT, Adapted, check_spaces
 from envs.base import VariantInfo
-from envs.errors import Refused, UnknownEnvironment
+from envs.errors import Refused, UnknownEnvironment, hint
 
 _IMPORTABLE = "write module:name, importable from here: start in its folder, or install its package"
 
@@ -27,7 +27,7 @@ def told(error: BaseException) -> str:
     files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     elsewhere = [(name, line) for name, line in files if name != __file__ and not name.startswith("<frozen")]
     where = f" ({Path(elsewhere[-1][0]).name}:{elsewhere[-1][1]})" if elsewhere else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {error}{where}{hint(error)}"
 
 
 def load(reference: str, refused: type[Refused] = Refused) -> Any:

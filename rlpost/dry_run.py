@@ -23,10 +23,12 @@ from envs.base import Expert
 from envs.terminal import plain_console
 from rlpost import failures, models
 from rlpost.config import Config, RolloutConfig
+from rlpost.prompts import remarks
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
-from rlpost.rollout.env_threads import within
+from rlpost.rollout.env_threads import EnvThread
 from rlpost.rollout.episode import Env
+from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
@@ -62,12 +64,17 @@ def run(cfg: Config) -> None:
     console.print(table)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
+    for remark in remarks(cfg, chat):
+        console.print(remark, soft_wrap=True)
 
 
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
     """Episodes of a player who answers nothing, so that every attempt and every feedback is seen."""
     engine = ScriptedEngine(lambda conversation, seed: "", chat, cfg.rollout.max_model_len)
-    return RolloutWorker(cfg, engine, chat).collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens))
+    worker = RolloutWorker(cfg, engine, chat)
+    played = worker.collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens))
+    worker.close()
+    return played
 
 
 def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares | None:
@@ -75,19 +82,21 @@ def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares 
 
     Raises RolloutError when an episode of it takes longer than rollout.env_timeout_s.
     """
-    env = registry.make(cfg.env, **cfg.env_args)
-    expert = env.unwrapped
-    if not isinstance(expert, Expert):
-        return None
-    solved, longest = 0, 0
-    who = f"the environment {cfg.env} (played by its expert)"
-    for spec in specs:
-        answers, success = within(
-            cfg.rollout.env_timeout_s, who, partial(_played_by_expert, env, expert, spec)
-        )
-        longest = max([longest, *(len(chat.answer_ids(answer)) for answer in answers)])
-        solved += success
-    return Shares(solved / len(specs), longest)
+    thread = EnvThread()
+    ask = partial(
+        thread.within, cfg.rollout.env_timeout_s, f"the environment {cfg.env} (played by its expert)"
+    )
+    try:
+        env = ask(partial(registry.make, cfg.env, **cfg.env_args))
+        if not isinstance(expert := env.unwrapped, Expert):
+            ask(env.close)
+            return None
+        played = [ask(partial(_played_by_expert, env, expert, spec)) for spec in specs]
+        ask(env.close)
+    finally:
+        thread.end()
+    longest = max((len(chat.answer_ids(answer)) for answers, _ in played for answer in answers), default=0)
+    return Shares(sum(success for _, success in played) / len(specs), longest)
 
 
 def _played_by_expert(env: Env, expert: Expert, spec: EpisodeSpec) -> tuple[list[str], bool]:
@@ -106,7 +115,7 @@ def _played_by_expert(env: Env, expert: Expert, spec: EpisodeSpec) -> tuple[list
 def _specs(cfg: Config) -> list[list[EpisodeSpec]]:
     return [
         training_specs(cfg, 0)[:EPISODES],
-        *(evaluation_specs(cfg, v)[:EPISODES] for v in cfg.eval_variants),
+        *(evaluation_specs(cfg, v, evaluation_episodes(cfg, v)[:EPISODES]) for v in cfg.eval_variants),
     ]
 
 

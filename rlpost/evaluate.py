@@ -12,6 +12,7 @@ from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config import Config
 from rlpost.progress import Progress
 from rlpost.rollout.engine import Sampling
+from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
 from rlpost.rundir import RunDir, evaluation_name
@@ -37,7 +38,8 @@ def _variant(
     results: dict[str, Any] = {}
     for decoding, sampling in decodings(cfg).items():
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
-        played = pool.collect(evaluation_specs(cfg, variant), sampling)
+        specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant))
+        played = pool.collect(specs, sampling)
         path = run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
         what = f"evaluation ({stage}): {variant}, {decoding}"
         failures.refuse_all(played, f"{what} (its episodes: {path})")

@@ -41,12 +41,14 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """The result of one (variant, decoding), as JSON. Raises ValueError for an empty batch."""
     n, answers = _counted(trajectories), _answers(trajectories)
     solved = sum(t.success for t in trajectories)
-    low, high = wilson(solved, n)
+    instances = len({t.instance or t.episode for t in trajectories})  # one that broke before may have no name
+    low, high = wilson(solved * instances / n, instances)
     failed = [t for t in trajectories if not t.success]
     rewards = [t.total_reward for t in trajectories]
     reward_low, reward_high = mean_interval(rewards)
     return {
         "n": n,
+        "instances": instances,
         "success": solved / n,
         "low": low,
         "high": high,
@@ -94,8 +96,12 @@ def goes_on_after_right(trajectories: Iterable[Trajectory]) -> bool:
     return any(is_right(turn) for t in trajectories for turn in t.turns[:-1])
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95% score interval of a share (Wilson, 1927). Raises ValueError unless 0 <= successes <= n and n > 0."""
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """95% score interval of a share (Wilson, 1927). Raises ValueError unless 0 <= successes <= n and n > 0.
+
+    An instance that was played several times is one trial, with a share of successes: the answers to one question are
+    no independent ones.
+    """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes of {n} are no share")
     from statsmodels.stats.proportion import proportion_confint  # two seconds to import

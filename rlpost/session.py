@@ -30,6 +30,7 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.metrics import Clock
 from rlpost.precision import settled
 from rlpost.progress import Progress, results_table
+from rlpost.prompts import remarks
 from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
@@ -87,7 +88,7 @@ class Session:
 
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
-    """Raises ModelError, OutputError, ClusterError, RolloutError or LearnerError when something cannot start.
+    """Raises an RlpostError when something cannot start: of the model, its prompts, a folder, Ray, engines, learner.
 
     What does not fit the model is refused before Ray starts: ConfigError, AdapterError.
     """
@@ -96,6 +97,11 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
         with clock.phase("start"):
             session = _started(cfg, with_learner, stack, clock, started)
         yield session
+        if (
+            wrong := session.pool.close_environments()
+        ):  # not after an error, when a worker may still be playing
+            told = f"closing environments: {len(wrong)} did not close, the first: {wrong[0]}"
+            session.console.print(told, soft_wrap=True)
 
 
 def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, started: float) -> Session:
@@ -106,6 +112,8 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     cfg = settled(cfg, model_folder, console)
     chat = Chat.load(model_folder)
     ids = canary_ids(cfg, chat)
+    for remark in remarks(cfg, chat):
+        console.print(remark, soft_wrap=True)
     run_dir = stack.enter_context(_run_dir(cfg))
     console.print(f"run directory: {run_dir.path}", soft_wrap=True)
     tracker = Tracker(cfg, run_dir.path, plain(cfg))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from envs import registry
 from envs.base import Expert
@@ -13,13 +15,15 @@ from rlpost.config import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.env_threads import within
+from rlpost.rollout.env_threads import EnvThread
 from rlpost.rundir import step_name
 from rlpost.schedule import Schedule
 from rlpost.seeds import derive
 from rlpost.session import Session, open_session
 from rlpost.standings import Standing
 from rlpost.types import Example
+
+T = TypeVar("T")
 
 
 class ExpertData:
@@ -31,7 +35,8 @@ class ExpertData:
 
     def __init__(self, cfg: Config, chat: Chat) -> None:
         self._cfg, self._chat = cfg, chat
-        self._env = registry.make(cfg.env, **cfg.env_args)
+        self._thread = EnvThread()  # where the environment is made, asked and closed
+        self._env = self._asked(partial(registry.make, cfg.env, **cfg.env_args))
         self._epoch, self._order = -1, list(range(cfg.sft.examples))
         if not isinstance(self._env.unwrapped, Expert):
             raise ConfigError(
@@ -44,12 +49,18 @@ class ExpertData:
 
         Raises RolloutError when the environment takes longer than rollout.env_timeout_s for an example.
         """
-        cfg, pairs = self._cfg, list[tuple[Example, str]]()
-        who = f"the environment {cfg.env} (asked for an example)"
-        for index in range(cfg.sft.batch_size):
-            ask = partial(self._example, self._seed(step, index))
-            pairs.append(within(cfg.rollout.env_timeout_s, who, ask))
+        seeds = [self._seed(step, index) for index in range(self._cfg.sft.batch_size)]
+        pairs = [self._asked(partial(self._example, seed)) for seed in seeds]
         return [example for example, _ in pairs], [instance for _, instance in pairs]
+
+    def close(self) -> None:
+        """Close the environment. Raises RolloutError when it takes longer than rollout.env_timeout_s."""
+        self._asked(self._env.close)
+        self._thread.end()
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        who = f"the environment {self._cfg.env} (asked for an example)"
+        return self._thread.within(self._cfg.rollout.env_timeout_s, who, ask)
 
     def _seed(self, step: int, index: int) -> int:
         sft, seed = self._cfg.sft, self._cfg.seed
@@ -113,7 +124,12 @@ def _begin(session: Session) -> Standing:
 
 
 def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
-    data, every = ExpertData(session.cfg, session.chat), session.cfg.tracking.checkpoint_every
+    with closing(ExpertData(session.cfg, session.chat)) as data:
+        _steps(session, schedule, standing, data)
+
+
+def _steps(session: Session, schedule: Schedule, standing: Standing, data: ExpertData) -> None:
+    every = session.cfg.tracking.checkpoint_every
     while True:
         if schedule.due:
             standings.swap(session, standing)

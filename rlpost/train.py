@@ -6,6 +6,7 @@ collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Any
 
 from rlpost import failures, metrics, standings
@@ -54,10 +55,10 @@ def _begin(session: Session) -> Standing:
 
 def _warm_up(session: Session) -> None:
     if steps := session.cfg.sft.steps:
-        data = ExpertData(session.cfg, session.chat)
-        for step in range(steps):
-            session.progress.stage(f"supervised step {step + 1}/{steps}")
-            train_step(session, data, step)
+        with closing(ExpertData(session.cfg, session.chat)) as data:
+            for step in range(steps):
+                session.progress.stage(f"supervised step {step + 1}/{steps}")
+                train_step(session, data, step)
 
 
 def _train(session: Session, schedule: Schedule, standing: Standing) -> None:

@@ -87,6 +87,8 @@ def _variants(config: Config) -> Iterator[str]:
         return  # refused as such, by rlpost.validate_environment
     held_out = {variant.name for variant in known if has_own_rule(variant)}
     scored = config.eval_variants
+    if config.train_variant not in {variant.name for variant in known}:
+        return  # as above
     if config.train_variant not in scored:
         yield refusal("eval_variants", scored, f"{config.train_variant} is not scored", "add train_variant")
     if not held_out & set(scored):

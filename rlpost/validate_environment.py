@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
@@ -9,26 +10,45 @@ from typing import TypeVar
 import gymnasium
 
 from envs import registry
-from envs.base import VariantInfo
+from envs.base import Expert, Rehearsed, VariantInfo
 from envs.errors import Refused, UnknownEnvironment
+from envs.own import told
+from rlpost.compare.types import SFT
 from rlpost.config import Config, Task
 from rlpost.errors import RolloutError
-from rlpost.rollout.env_threads import within
+from rlpost.rollout.env_threads import EnvThread
 from rlpost.rundir import evaluation_name, iteration_name
 from rlpost.schema import refusal
 
 TRAINING = (Task.ppo, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
+_NAME_ONE = (
+    "env=my_module:MyEnv, env=dataset or env=reasoning_gym:TASK, with train_variant= and eval_variants= where it has"
+    " variants (docs/tutorial.md); python -m envs.list: what there is"
+)
 _MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
 
 T = TypeVar("T")
 
 
 def environment(config: Config) -> Iterator[str]:
-    """Refusals of `env`, `env_args`, `train_variant` and `eval_variants`."""
+    """Refusals of `env`, `env_args`, `train_variant`, `eval_variants`, and of `sft.steps` without an expert."""
+    if not config.env:
+        yield refusal("env", config.env, "no environment is named", _NAME_ONE)
+        return
+    thread = EnvThread()  # as in the rollouts
     try:
-        known = _in_time(config, "its variants", partial(registry.variants, config.env, **config.env_args))
-        env = _in_time(config, "making it", partial(registry.make, config.env, **config.env_args))
+        yield from _environment(config, thread)
+    finally:
+        thread.end()
+
+
+def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
+    try:
+        known = _in_time(
+            config, thread, "its variants", partial(registry.variants, config.env, **config.env_args)
+        )
+        env = _in_time(config, thread, "making it", partial(registry.make, config.env, **config.env_args))
     except RolloutError as error:
         yield refusal("env", config.env, str(error), _MORE_TIME)
         return
@@ -37,12 +57,27 @@ def environment(config: Config) -> Iterator[str]:
         return
     variants = {each.name: each for each in known}
     refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
-    yield from refusals or _instances(config, env)
+    try:
+        refusals = refusals or list(_instances(config, thread, env))
+        yield from (*refusals, *_expert(config, env), *_rehearsals(config, thread, env))
+        _in_time(config, thread, "close", env.close)
+    except _Hangs as hangs:
+        yield hangs.refusal
+    except Exception as error:  # of `close`
+        yield refusal("env", config.env, f"close: {told(error)}", f"see python -m envs.check {config.env}")
 
 
-def _in_time(config: Config, what: str, work: Callable[[], T]) -> T:
+class _Hangs(Exception):
+    """Nothing more can be asked of the environment."""
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+def _in_time(config: Config, thread: EnvThread, what: str, work: Callable[[], T]) -> T:
     """As the rollouts ask it. Raises RolloutError when the environment misses its deadline."""
-    return within(config.rollout.env_timeout_s, f"the environment {config.env} ({what})", work)
+    return thread.within(config.rollout.env_timeout_s, f"the environment {config.env} ({what})", work)
 
 
 def _refused_environment(config: Config, error: Exception) -> str:
@@ -55,14 +90,14 @@ def _refused_environment(config: Config, error: Exception) -> str:
 def _reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
     if isinstance(error, Refused):
         return error.reason, error.remedy
-    return f"{type(error).__name__}: {error}", remedy
+    return told(error), remedy
 
 
 def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
     choose = "choose from " + ", ".join(variants)
     for name in config.eval_variants:
         if name not in variants:
-            yield refusal("eval_variants", name, f"{config.env} has no such variant", choose)
+            yield refusal("eval_variants", name, _no_such_variant(config, name), choose)
         elif len(evaluation_name(iteration_name(0), name, "sampled")) > _LONGEST_FILE:
             yield refusal(
                 "eval_variants", name, "too long for the name of its evaluation's file", "shorten it"
@@ -71,27 +106,61 @@ def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Ite
         yield refusal("eval_variants", config.eval_variants, "empty, or one stands twice", "name each once")
 
 
-def _instances(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
-    """Whether there is anything to train and to evaluate on; closes `env`, unless it hangs."""
+def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) -> Iterator[str]:
+    """Whether there is anything to train and to evaluate on. Raises _Hangs."""
     wanted = [("eval_variants", name, "eval") for name in config.eval_variants]
     if config.task in TRAINING:
         wanted.append(("train_variant", config.train_variant, "train"))
     for key, variant, split in wanted:
         reset = partial(env.reset, seed=config.seed, options={"variant": variant, "split": split})
         try:
-            _in_time(config, f"reset, split {split}", reset)
+            _in_time(config, thread, f"reset, split {split}", reset)
         except RolloutError as error:
-            yield refusal(key, variant, str(error), _MORE_TIME)
-            return
+            raise _Hangs(refusal(key, variant, str(error), _MORE_TIME)) from error
         except Exception as error:  # an environment may raise anything, and would for hours
             yield refusal(key, variant, *_reason_and_remedy(error, f"see python -m envs.check {config.env}"))
-    env.close()
+
+
+def _expert(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
+    """Whether there is anything to learn from under supervision, where that is asked for."""
+    asked = config.sft.steps > 0 or (config.task is Task.compare and SFT in config.compare.arms)
+    if config.task in TRAINING and asked and not isinstance(env.unwrapped, Expert):
+        give = "give it some: a method `expert`, or for a data set env_args.expert=FIELD"
+        yield refusal(
+            "sft.steps",
+            config.sft.steps,
+            f"the environment {config.env} has no expert answers to learn from",
+            f"sft.steps=0, or {give}" if config.task is Task.ppo else give,
+        )
+
+
+def _rehearsals(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) -> Iterator[str]:
+    """What the environment calls of the user's, until something is wrong or time is up. Raises _Hangs."""
+    deadline = time.monotonic() + config.rollout.env_timeout_s
+    for what, call in env.unwrapped.rehearsals() if isinstance(env.unwrapped, Rehearsed) else ():
+        try:
+            _in_time(config, thread, what, call)
+        except RolloutError as error:
+            raise _Hangs(refusal("env", config.env, str(error), _MORE_TIME)) from error
+        except Exception as error:
+            yield refusal("env", config.env, f"{what}: {told(error)}", "mend the function, or the row")
+            return
+        if time.monotonic() > deadline:
+            return
 
 
 def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
     allowed = "choose from " + ", ".join(name for name, variant in variants.items() if not variant.held_out)
     name = config.train_variant
     if name not in variants:
-        yield refusal("train_variant", name, f"{config.env} has no such variant", allowed)
+        yield refusal("train_variant", name, _no_such_variant(config, name), allowed)
     elif config.task in TRAINING and variants[name].held_out:
         yield refusal("train_variant", name, "it is held out: only for evaluation", allowed)
+
+
+def _no_such_variant(config: Config, name: str) -> str:
+    """Names who wrote it, where that was nobody who chose the environment."""
+    schema = Config()
+    default = name in (schema.train_variant, *schema.eval_variants) and config.env != schema.env
+    of = f"; {name} is the default, of {schema.env}" if default else ""
+    return f"{config.env} has no such variant{of}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 
-from envs.dataset.scoring import scorer, verdict
+from envs.dataset.remarks import remarks
+from envs.dataset.scoring import compares, is_answer, scorer, verdict
 from envs.dataset.settings import Settings
 from envs.dataset.table import load
 from envs.errors import Refused
@@ -30,6 +33,33 @@ class Dataset(OneTurn):
                 "change eval_share, or evaluate on another variant",
             )
         return rng.choice(questions)
+
+    def instances(self, variant: str, split: str) -> int:
+        """The different prompts among the rows."""
+        return len({question.instance for question in self._table.questions(variant, Split(split))})
+
+    def prompts(self, variant: str, split: str) -> list[tuple[str, str]]:
+        return [(item.where, item.question.observation) for item in self._table.dealt(variant, Split(split))]
+
+    def remarks(self) -> list[str]:
+        return remarks(self._table)
+
+    def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
+        """A user's scorer, asked of a few rows: for no answer, and for the row's own where it has one."""
+        if compares(self._settings):
+            return []
+        return [
+            (
+                f"score={self._settings.score} of the answer {answer[:40]!r} to {item.where}",
+                partial(self.grade, item.question, answer),
+            )
+            for item in self._table.samples()
+            for answer in ("", *self._own_answer(item.question))
+        ]
+
+    def _own_answer(self, question: Question) -> list[str]:
+        given = question.data.get(self._settings.expert or self._settings.answer)
+        return [str(given)] if is_answer(given) else []
 
     def grade(self, question: Question, answer: str) -> Verdict:
         return verdict(self._score(answer, question.data), self._settings)

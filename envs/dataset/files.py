@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from envs.errors import Refused
 
 Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the row
 
+_NARROW: dict[str, type[np.floating[Any]]] = {"float": np.float32, "halffloat": np.float16}  # Arrow's names
 _FORMS = "name a .jsonl file (an object a line), a .parquet or .arrow file, or a folder of save_to_disk"
 
 
@@ -87,6 +90,12 @@ def _read_columns(paths: list[Path]) -> Iterator[Located]:
             found = table(path)
         except (OSError, pyarrow.ArrowException) as error:
             raise Refused(f"{path}: cannot be read: {error}", "write it again") from error
+        narrow = {field.name: _NARROW[name] for field in found.schema if (name := str(field.type)) in _NARROW}
         for batch in found.to_batches():
             for index, row in enumerate(batch.to_pylist()):
-                yield f"{path}, row {index}", row
+                yield f"{path}, row {index}", {**row, **_as_written(row, narrow)}
+
+
+def _as_written(row: dict[str, Any], narrow: dict[str, type[np.floating[Any]]]) -> dict[str, Any]:
+    """The fields of less than 64 bits by their shortest digits: a float32 of 0.1 is 0.1, not 0.10000000149011612."""
+    return {key: float(str(kind(row[key]))) for key, kind in narrow.items() if row[key] is not None}

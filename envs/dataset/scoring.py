@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from numbers import Real
 from typing import Any
 
 from envs import own
+from envs.dataset.numbers import is_number, number_in, number_of, whole_number
 from envs.dataset.settings import Settings
 from envs.errors import Refused
 from envs.one_turn import Verdict
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 Score = Callable[[str, Row], Any]
-"""(the model's answer, the row) -> bool, reward, or (reward, outcome)."""
+"""(the model's answer, the row) -> bool, reward, or (reward, outcome); see `verdict`."""
 
-_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+")
-_MAX_DIGITS = 200
 _DEFINE = "define it as: def score(answer: str, row: dict) -> float"
 
 
@@ -45,7 +45,7 @@ def scorer(settings: Settings) -> Score:
             f"score={settings.score}: cannot be called with an answer and a row: {error}",
             _DEFINE,
         ) from error
-    return function  # type: ignore[no-any-return]
+    return lambda answer, row: function(answer, copy.deepcopy(row))  # what it does to a row stays with it
 
 
 def _refuse_no_scorer(reference: str, found: Any) -> None:
@@ -64,20 +64,48 @@ def compares(settings: Settings) -> bool:
 
 
 def verdict(result: object, settings: Settings) -> Verdict:
-    """What a scorer returned, in one form. TypeError or ValueError where it is of none that is understood."""
+    """What a scorer returned, in one form: a bool or a number, alone or with the name of an outcome.
+
+    A number may be whatever holds one and has `.item()`: NumPy's, a tensor or an array of one element. TypeError or
+    ValueError where it is none, or is not finite.
+    """
     outcome = None
     reward = result
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str) and result[1]:
         reward, outcome = result
-    if not isinstance(reward, Real):
+    value = _number(reward)
+    if value is None:
         raise TypeError(
-            f"score={settings.score} returned {result!r}: must be a bool, a number, or (number, outcome)"
+            f"score={settings.score} returned {_shown(result)}: must be a bool, a number, or (number, outcome)"
         )
-    value = float(reward)
     if not math.isfinite(value):
-        raise ValueError(f"score={settings.score} returned {result!r}: must be finite")
+        raise ValueError(f"score={settings.score} returned {_shown(result)}: must be finite")
     success = value >= settings.success_at
     return Verdict(value, outcome or ("CORRECT" if success else "PARTIAL" if value > 0 else "WRONG"), success)
+
+
+def _number(reward: object) -> float | None:
+    """None where it is no number; infinite where it is one that no float holds."""
+    if not isinstance(reward, (Real, Decimal)) and callable(item := getattr(reward, "item", None)):
+        try:
+            reward = item()
+        except Exception:  # of more than one element, or an `item` of another kind
+            return None
+    if not isinstance(reward, (Real, Decimal)):
+        return None
+    try:
+        return float(reward)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # a signalling NaN
+        return math.nan
+
+
+def _shown(result: object) -> str:
+    try:
+        return repr(result)[:200]
+    except Exception:  # it is the scorer's own object
+        return f"an object of {type(result).__name__}"
 
 
 def after_marker(text: str, marker: str | None) -> str | None:
@@ -88,30 +116,41 @@ def after_marker(text: str, marker: str | None) -> str | None:
     return tail.strip() if found else None
 
 
-def given_answer(row: Row, settings: Settings) -> str:
-    """The row's answer as text: after the marker, where it has one."""
-    text = str(row[settings.answer])
+def is_answer(value: object) -> bool:
+    """Whether a field holds something to compare with: a text, a finite number, true or false."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, bool) or number_of(value) is not None
+
+
+def answer_text(value: object, settings: Settings) -> str:
+    """A row's answer as text: after the marker, where it has one."""
+    text = str(value)
     return after_marker(text, settings.marker) or text.strip()
 
 
-def number_in(text: str, last: bool) -> Fraction | None:
-    """The first or last number of a text, exactly: thousands may have commas, fractions a slash."""
-    found = _NUMBER.findall(text)
-    if not found:
-        return None
-    digits = found[-1 if last else 0].replace(",", "")
-    try:
-        return Fraction(digits) if len(digits) <= _MAX_DIGITS else None
-    except ZeroDivisionError:
-        return None
+def answer_number(value: object, settings: Settings) -> Fraction | None:
+    """A row's answer as a number: the field's own, or the one in its text. None where there is none."""
+    if isinstance(value, str):
+        return number_in(answer_text(value, settings), last=settings.marker is None)
+    return number_of(value)
 
 
 def _exact(settings: Settings) -> Score:
+    def equal(said: str, given: Any) -> bool:
+        """A text is compared letter by letter; a number, whose spelling no row holds, as a number."""
+        if isinstance(given, str):
+            return said == answer_text(given, settings)
+        if isinstance(given, bool):
+            return said.casefold() == str(given).casefold()
+        number = whole_number(said)
+        return number is not None and is_number(number, given)
+
     def score(answer: str, row: Row) -> tuple[float, str]:
         said = after_marker(answer, settings.marker)
         if said is None:
             return 0.0, "NO_ANSWER"
-        right = said == given_answer(row, settings)
+        right = equal(said, row[settings.answer])
         return float(right), "CORRECT" if right else "WRONG"
 
     return score
@@ -123,7 +162,8 @@ def _numeric(settings: Settings) -> Score:
         value = None if said is None else number_in(said, last=settings.marker is None)
         if value is None:
             return 0.0, "NO_ANSWER"
-        right = value == number_in(given_answer(row, settings), last=settings.marker is None)
+        given = row[settings.answer]
+        right = value == answer_number(given, settings) if isinstance(given, str) else is_number(value, given)
         return float(right), "CORRECT" if right else "WRONG"
 
     return score

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import MappingProxyType
 
 from envs.base import PlainVariant
 from envs.dataset.files import read
-from envs.dataset.scoring import Row, compares, given_answer, number_in
+from envs.dataset.scoring import Row, answer_number, compares, is_answer
 from envs.dataset.settings import Settings
 from envs.errors import Refused
 from envs.one_turn import Question, instance_of
@@ -20,9 +20,11 @@ from envs.splits import Split, split_of
 DEFAULT, HELD_OUT = "default", "held_out"
 _MOST_NAMED = 5
 _READING = threading.Lock()
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MOST_TRIED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Item:
     where: str
     variant: str
@@ -55,15 +57,30 @@ class Table:
         return f"{trained} rows to train on, {held_out} to evaluate on, of {source or self.settings.path}"
 
     def questions(self, variant: str, split: Split) -> tuple[Question, ...]:
+        return self._questions.get((variant, split), ())
+
+    def dealt(self, variant: str, split: Split) -> tuple[Item, ...]:
         return self._dealt.get((variant, split), ())
 
     @cached_property
-    def _dealt(self) -> dict[tuple[str, Split], tuple[Question, ...]]:
-        dealt: dict[tuple[str, Split], list[Question]] = {}
+    def _questions(self) -> dict[tuple[str, Split], tuple[Question, ...]]:
+        return {key: tuple(item.question for item in items) for key, items in self._dealt.items()}
+
+    @cached_property
+    def _dealt(self) -> dict[tuple[str, Split], tuple[Item, ...]]:
+        dealt: dict[tuple[str, Split], list[Item]] = {}
         for item in self.items:
             for split in (self.split(item), Split.ALL):
-                dealt.setdefault((item.variant, split), []).append(item.question)
-        return {key: tuple(questions) for key, questions in dealt.items()}
+                dealt.setdefault((item.variant, split), []).append(item)
+        return {key: tuple(items) for key, items in dealt.items()}
+
+    def samples(self) -> list[Item]:
+        """A few rows to try a scorer on: one of every variant, one of every set of fields that rows have."""
+        of_a_kind: dict[object, Item] = {}
+        for item in self.items:
+            of_a_kind.setdefault(item.variant, item)
+            of_a_kind.setdefault(frozenset(k for k, v in item.question.data.items() if v is not None), item)
+        return list(dict.fromkeys(of_a_kind.values()))[:_MOST_TRIED]
 
     def split(self, item: Item) -> Split:
         """A held-out variant is all for evaluation, the others by hash."""
@@ -120,17 +137,19 @@ def _problem(row: Row, variant: object, settings: Settings) -> str | None:
     for field in needed:
         if not _is_text(row.get(field)):
             return f"its field {field!r} is {_shown(row, field)}, but must be a text"
+        if _SURROGATE.search(row[field]):
+            return f"its field {field!r} holds half a surrogate pair, which no tokenizer takes"
     if not _is_text(variant):
         return f"its field {settings.variant!r} is {_shown(row, settings.variant)}, but must name its variant"
     return _wrong_answer(row, settings) if compares(settings) else None
 
 
 def _wrong_answer(row: Row, settings: Settings) -> str | None:
-    if not isinstance(row.get(settings.answer), (str, int, float)):
+    answer = row.get(settings.answer)
+    if not is_answer(answer):
         return f"its field {settings.answer!r} is {_shown(row, settings.answer)}, but must be an answer"
-    answer = given_answer(row, settings)
-    if settings.score == "number" and number_in(answer, last=settings.marker is None) is None:
-        return f"its field {settings.answer!r} has no number: {answer[:40]!r}"
+    if settings.score == "number" and answer_number(answer, settings) is None:
+        return f"its field {settings.answer!r} has no number: {str(answer)[:40]!r}"
     return None
 
 
@@ -149,7 +168,7 @@ def _shown(row: Row, field: str | None) -> str:
 def _question(row: Row, settings: Settings) -> Question:
     prompt = row[settings.prompt]
     told = f"{prompt}\n{settings.instruction}" if settings.instruction else prompt
-    return Question(told, instance_of(prompt), MappingProxyType(row))
+    return Question(told, instance_of(prompt), row)
 
 
 def _refuse_missing(table: Table) -> None:

@@ -3,6 +3,10 @@
 Some of its scorers hand what the model wrote to `eval`, or to SymPy's `parse_expr`, which is `eval` behind a tokenizer:
 `__import__('os').system(...)` as an answer runs. Their answers are parsed here first, and only those go on whose
 every part is a number, an operator, or what else a right answer to the task needs, and whose values stay small.
+
+Two of them also let SymPy simplify what they read, which takes no bounded time. An answer may have few terms when it is
+multiplied out, a low degree, and little within a function; of random ones that pass, 2% still take over 2 s
+(functions within functions, mostly). rollout.env_timeout_s ends those.
 """
 
 from __future__ import annotations
@@ -21,8 +25,11 @@ OF_THE_QUESTION = frozenset({"bitwise_arithmetic", "number_sorting"})
 _MAX_BITS = 4096  # of a number on the way to the value
 _MAX_EXPONENT = 64
 _MAX_NODES = 300
+_MAX_TERMS = 256  # of an expression multiplied out, which is how SymPy's `simplify` begins
+_TERMS_OF_CALL = 4
+_MAX_DEGREE = 64
+_MAX_INNER_DEGREE = 2  # of a function's argument
 _MAX_CALLS = 4  # functions within functions: SymPy simplifies their derivatives
-_MAX_TERMS = 100  # once multiplied out, which SymPy does to compare; a right answer has a tenth of it
 _EXPRESSION = re.compile(r"[0-9A-Za-z+\-*/()., ]*")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
@@ -52,11 +59,7 @@ def is_arithmetic(answer: str) -> bool:
 
 
 def is_algebra(answer: str) -> bool:
-    """As `is_arithmetic`, with variables and elementary functions as well, and few terms once multiplied out.
-
-    Within these bounds SymPy takes seconds at worst; no bound is known that holds for all that it simplifies, and
-    what takes longer ends with its episode, at rollout.env_timeout_s.
-    """
+    """As `is_arithmetic`, with variables and elementary functions as well, and few terms when multiplied out."""
     return _is_expression(answer, names=True)
 
 
@@ -65,9 +68,10 @@ def _is_expression(answer: str, names: bool) -> bool:
         return False
     try:
         tree = ast.parse(answer.strip(), mode="eval")
-        if sum(1 for _ in ast.walk(tree)) > _MAX_NODES or _size(tree.body, names) > _MAX_BITS:
-            return False
-        return not names or _terms(tree.body) <= _MAX_TERMS
+        small = sum(1 for _ in ast.walk(tree)) <= _MAX_NODES and _size(tree.body, names) <= _MAX_BITS
+        return small and (
+            not names or (_terms(tree.body) <= _MAX_TERMS and _degree(tree.body) <= _MAX_DEGREE)
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError, _TooMuch):
         return False
 
@@ -94,23 +98,6 @@ def _size(node: ast.expr, names: bool, calls: int = 0) -> float:
     raise _TooMuch
 
 
-def _terms(node: ast.expr) -> int:
-    """An upper bound on the terms of what `_size` has read, once multiplied out."""
-    match node:
-        case ast.UnaryOp(operand=operand):
-            return _terms(operand)
-        case ast.Call(args=[argument]):
-            return _terms(argument)
-        case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            terms, times = _terms(left), math.ceil(_exponent(right))
-            return math.comb(terms + times - 1, times)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
-            return _terms(left) + _terms(right)
-        case ast.BinOp(left=left, right=right):
-            return _terms(left) * _terms(right)
-    return 1
-
-
 def _exponent(node: ast.expr) -> float:
     """The size of an exponent, which must be a small number: 2, -1, (1/2), 0.5."""
     match node:
@@ -121,6 +108,53 @@ def _exponent(node: ast.expr) -> float:
         case ast.Constant(value=int() | float() as value) if abs(value) <= _MAX_EXPONENT:
             return abs(value)
     raise _TooMuch
+
+
+def _terms(node: ast.expr) -> int:
+    """A bound on the terms of an expression that `_size` takes, multiplied out and not collected.
+
+    A quotient counts as a product: both its sides are multiplied out. A function counts as several terms, since
+    SymPy rewrites its powers and the sums in its argument. _TooMuch as soon as they are many.
+    """
+    match node:
+        case ast.UnaryOp(operand=operand):
+            return _terms(operand)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _few(_terms_of_power(_terms(left), math.ceil(_exponent(right))))
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+            return _few(_terms(left) + _terms(right))
+        case ast.BinOp(left=left, right=right):
+            return _few(_terms(left) * _terms(right))
+        case ast.Call(args=[argument]) if _degree(argument) <= _MAX_INNER_DEGREE:
+            return _few(_TERMS_OF_CALL * _terms(argument))
+        case ast.Call():
+            raise _TooMuch
+    return 1
+
+
+def _degree(node: ast.expr) -> float:
+    """How many factors that are no numbers stand in one term at most."""
+    match node:
+        case ast.UnaryOp(operand=operand):
+            return _degree(operand)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _degree(left) * _exponent(right)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+            return max(_degree(left), _degree(right))
+        case ast.BinOp(left=left, right=right):
+            return _degree(left) + _degree(right)
+    return 0 if isinstance(node, ast.Constant) else 1
+
+
+def _terms_of_power(terms: int, exponent: int) -> int:
+    """How many products of `exponent` factors out of `terms` there are: the multinomial theorem's terms."""
+    return math.comb(exponent + terms - 1, exponent)
+
+
+def _few(terms: int) -> int:
+    if terms > _MAX_TERMS:
+        raise _TooMuch
+    return terms
 
 
 GUARDS: dict[str, Callable[[str], bool]] = {

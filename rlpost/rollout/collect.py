@@ -5,8 +5,8 @@
                └──────────────── a free place, an idle environment ◀──────────┘
 
 No more episodes are live than the engine decodes at once. `reset` and `step` run in threads (see env_threads.py),
-while other episodes decode. An environment that raises or misses its deadline ends its own episode, with a named
-ending, and is not used again; the batch goes on.
+while other episodes decode, those of one environment in one thread from the first to the last. An environment that
+raises or misses its deadline ends its own episode, with a named ending, and is not used again; the batch goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Completion, Engine, Sampling
-from rlpost.rollout.env_threads import Call, EnvThreads
+from rlpost.rollout.env_threads import Call, EnvThread, EnvThreads
 from rlpost.rollout.episode import Env, Episode, Opening, Reply, opened, replied
 from rlpost.seeds import derive
 from rlpost.types import Ending, EpisodeSpec, Trajectory
@@ -53,7 +53,7 @@ class Collector:
         self._make_env, self._max_live = make_env, max_live
         self._env_timeout_s = env_timeout_s
         self._threads = EnvThreads(env_name, env_timeout_s)
-        self._idle: list[Env] = []
+        self._idle: list[tuple[Env, EnvThread]] = []
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, adapter_version: int
@@ -73,19 +73,32 @@ class Collector:
                     self._answered(batch, key, completion)
         return [batch.done[str(i)].trajectory(self._env_name, adapter_version) for i in range(len(specs))]
 
+    def close(self) -> list[str]:
+        """Close the environments, in their threads, within rollout.env_timeout_s each; what went wrong."""
+        idle, self._idle = self._idle, []
+        for i, (env, thread) in enumerate(idle):
+            self._threads.submit(Call(str(i), env.close, thread))
+        wrong = []
+        while over := self._threads.finished(decoding=False):
+            wrong += [self._told(call, "close") for call in over if call.timed_out or call.error is not None]
+        for _, thread in idle:
+            self._threads.retire(thread)
+        return wrong
+
     def _has_room(self, batch: _Batch) -> bool:
         return bool(batch.waiting) and len(batch.live) < self._max_live
 
     def _begin(self, batch: _Batch, key: str, spec: EpisodeSpec) -> None:
-        episode = batch.live[key] = Episode(spec, self._idle.pop() if self._idle else None)
-        self._threads.submit(Call(key, partial(opened, self._make_env, episode.env, spec)))
+        env, thread = self._idle.pop() if self._idle else (None, EnvThread())
+        batch.live[key] = Episode(spec, env, thread)
+        self._threads.submit(Call(key, partial(opened, self._make_env, env, spec), thread))
 
     def _answered(self, batch: _Batch, key: str, completion: Completion) -> None:
         batch.decoding.remove(key)
         episode = batch.live[key]
         episode.completion, episode.answer = completion, self._chat.text(completion.token_ids)
         assert episode.env is not None, "what has answered was opened"
-        self._threads.submit(Call(key, partial(replied, episode.env, episode.answer)))
+        self._threads.submit(Call(key, partial(replied, episode.env, episode.answer), episode.thread))
 
     def _take(self, batch: _Batch, call: Call) -> None:
         """What the environment has said, or that it failed; then the next turn."""
@@ -100,16 +113,17 @@ class Collector:
         self._ask(batch, call.name)
 
     def _failed(self, episode: Episode, call: Call) -> None:
+        self._threads.retire(episode.thread, None if episode.env is None else episode.env.close)
         episode.env = None
-        if call.timed_out:
-            episode.ending = Ending.ENV_TIMEOUT
-            what = "reset" if episode.completion is None else "step"
-            episode.error = f"{what} took longer than rollout.env_timeout_s={self._env_timeout_s:g}"
-        else:
-            episode.ending = Ending.ENV_ERROR
-            episode.error = f"{type(call.error).__name__}: {call.error}"
+        episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
+        episode.error = self._told(call, "reset" if episode.completion is None else "step")
         if episode.completion is not None:
             episode.record(0.0, episode.ending.name, self._thought_tokens(episode.completion))
+
+    def _told(self, call: Call, what: str) -> str:
+        if call.timed_out:
+            return f"{what} took longer than rollout.env_timeout_s={self._env_timeout_s:g}"
+        return f"{type(call.error).__name__}: {call.error}"
 
     def _replied(self, episode: Episode, reply: Reply) -> None:
         completion = episode.completion
@@ -127,7 +141,7 @@ class Collector:
         if episode.ending is not None:
             batch.done[key] = batch.live.pop(key)
             if episode.env is not None:
-                self._idle.append(episode.env)
+                self._idle.append((episode.env, episode.thread))
             return
         dice = derive(episode.spec.seed, len(episode.turns))
         self._engine.submit(key, episode.token_ids, batch.sampling, dice)

@@ -1,11 +1,14 @@
-"""Environments' resets and steps in threads of their own, each with a deadline, while the engine decodes.
+"""Environments' resets and steps beside the decoding: each environment in a thread of its own, each call by a deadline.
 
-    submit ──▶ queue ──▶ thread: work() ──▶ finished: the calls that are over, in the order they were submitted
-                           └ longer than rollout.env_timeout_s ──▶ over as well, timed out; the thread is given up
+    submit ──▶ gate ──▶ the environment's thread: work() ──▶ finished: the calls that are over, in the order submitted
+                          └ longer than rollout.env_timeout_s ──▶ over as well, timed out; the thread is given up
 
-Fast environments share one thread and lose nothing: `finished` waits for all that was submitted since it was last
-called, so a turn joins the batch in the same place on every run. Slow ones get more threads: as many as there are cores
-while they compute, as there are calls while they wait. How long decoding waits for them is bounded by a share of the
+An environment is made, reset, stepped and closed in one thread, so that it may keep what belongs to one: a connection
+of sqlite3, an event loop. It is not Python's main thread, which signals need.
+
+Fast environments take turns and lose nothing: `finished` waits for all that was submitted since it was last called, so
+that a turn joins the batch in the same place on every run. Slow ones are let through the gate together: as many as
+there are cores while they compute, all while they wait. How long decoding waits for them is bounded by a share of the
 time decoded (`Patience`); what is slower goes on beside it.
 
 Python cannot end a thread. One that is given up gets an exception, which ends an endless loop at once and anything
@@ -20,7 +23,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -35,26 +41,86 @@ CORES = len(os.sched_getaffinity(0))
 T = TypeVar("T")
 
 
-class Call:
-    """One piece of work; `name` is the submitter's."""
+class EnvThread(threading.Thread):
+    """Where one environment lives: whatever is asked of it is asked here, one thing after another."""
 
-    def __init__(self, name: str, work: Callable[[], Any]) -> None:
+    def __init__(self) -> None:
+        super().__init__(name="environment", daemon=True)
+        self._jobs: SimpleQueue[Callable[[], bool] | None] = SimpleQueue()
+        self.start()
+        assert self.ident is not None
+        self._clock = time.pthread_getcpuclockid(self.ident)
+
+    def run(self) -> None:
+        with suppress(SystemExit):  # by `interrupt`
+            while (job := self._jobs.get()) is not None:
+                if not job():
+                    return
+                del job  # its environment must not live until the next one comes
+
+    def do(self, job: Callable[[], bool]) -> None:
+        """After what it does now; the thread ends where the job returns False."""
+        self._jobs.put(job)
+
+    def end(self) -> None:
+        """Once it has done what it was given."""
+        self._jobs.put(None)
+
+    def cpu_seconds(self) -> float:
+        return time.clock_gettime(self._clock)
+
+    def interrupt(self) -> None:
+        """Raise SystemExit in this thread, as soon as it executes Python: threads end by it without a word."""
+        assert self.ident is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
+
+    def within(self, timeout_s: float, what: str, work: Callable[[], T]) -> T:
+        """The result of `work`, done here while the caller waits.
+
+        Raises RolloutError, which names `what`, when it takes longer than `timeout_s`; the thread is then given up.
+        Also where it calls sys.exit, which is not the program's end. Else raises what the work raises.
+        """
+        call, over = Call(what, work, self), threading.Event()
+
+        def job() -> bool:
+            kept = call.run()
+            over.set()
+            return kept
+
+        self.do(job)
+        over.wait(min(threading.TIMEOUT_MAX, timeout_s))  # it takes no longer one
+        if call.settle():
+            self.interrupt()
+            raise RolloutError(f"{what} gave no answer within rollout.env_timeout_s={timeout_s:g}")
+        if isinstance(call.error, SystemExit):
+            raise RolloutError(f"{what} called sys.exit({call.error.code!r})") from call.error
+        if call.error is not None:
+            raise call.error
+        result: T = call.result
+        return result
+
+
+class Call:
+    """One piece of work in an environment's thread; `name` is the submitter's. Without a thread: in a new one."""
+
+    def __init__(self, name: str, work: Callable[[], Any], thread: EnvThread | None = None) -> None:
         self.name, self._work = name, work
+        self.thread = EnvThread() if thread is None else thread
         self.result: Any = None
         self.error: BaseException | None = None
         self.timed_out = False
-        self.thread: threading.Thread | None = None
-        self.began = self.seconds = 0.0
+        self.began: float | None = None
+        self.seconds = 0.0
         self._settled = threading.Lock()
 
     def run(self) -> bool:
         """Do the work in this thread; False if it was given up meanwhile."""
-        self.began, self.thread = time.monotonic(), threading.current_thread()
+        began = self.began = time.monotonic()
         try:
             self.result = self._work()
         except BaseException as error:  # an environment may raise anything, and may call sys.exit
             self.error = error
-        self.seconds = time.monotonic() - self.began
+        self.seconds = time.monotonic() - began
         return self.settle()
 
     def settle(self) -> bool:
@@ -62,7 +128,36 @@ class Call:
         return self._settled.acquire(blocking=False)
 
     def overdue(self, timeout_s: float) -> bool:
-        return self.thread is not None and time.monotonic() - self.began > timeout_s
+        return self.began is not None and time.monotonic() - self.began > timeout_s
+
+
+class _Gate:
+    """Lets so many calls at once into their threads, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._inside, self._places = 0, 1
+
+    def enter(self, begin: Callable[[], None]) -> None:
+        with self._lock:
+            self._waiting.append(begin)
+            self._admit()
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            self._admit()
+
+    def widen(self, places: int) -> None:
+        with self._lock:
+            self._places = max(self._places, places)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._inside < self._places:
+            self._inside += 1
+            self._waiting.popleft()()
 
 
 class Patience:
@@ -92,24 +187,33 @@ class Patience:
 
 
 class EnvThreads:
-    """Runs calls of the environment `env_name`. To be used from one thread."""
+    """Runs calls of the environment `env_name`, each in its environment's thread. To be used from one thread."""
 
     def __init__(self, env_name: str, timeout_s: float) -> None:
         self._env_name, self._timeout_s = env_name, timeout_s
-        self._todo: SimpleQueue[Call | None] = SimpleQueue()
+        self._gate = _Gate()
         self._done: SimpleQueue[Call] = SimpleQueue()
         self._open: dict[Call, None] = {}  # submitted and not over, in order
         self._fresh: set[Call] = set()  # of these, submitted since `finished` was last called
-        self._threads: list[_Thread] = []
+        self._threads: set[EnvThread] = set()
         self._hanging: list[threading.Thread] = []
         self._few = 1  # as many as there are cores once a call was slow
         self._patience, self._left = Patience(), time.monotonic()
-        weakref.finalize(self, self._todo.put, None)
+        weakref.finalize(self, _end, self._threads)
 
     def submit(self, call: Call) -> None:
         self._open[call] = None
         self._fresh.add(call)
-        self._todo.put(call)
+        self._threads.add(call.thread)
+        job = partial(_played, call, self._gate, self._done)
+        self._gate.enter(partial(call.thread.do, job))
+
+    def retire(self, thread: EnvThread, close: Callable[[], None] | None = None) -> None:
+        """End a thread, whose environment is closed there; nobody waits for it, or hears what it raises."""
+        self._threads.discard(thread)
+        if close is not None:
+            thread.do(Call("close", close, thread).run)
+        thread.end()
 
     def finished(self, decoding: bool) -> list[Call]:
         """The calls that are over. Unless there is something to decode meanwhile: at least one, if any are open.
@@ -131,21 +235,21 @@ class EnvThreads:
         return bool(self._fresh) and self._patience.seconds > 0
 
     def _staff(self) -> None:
-        """A thread a call where environments were seen to wait; else a few beside those that others hold up."""
+        """A place a call where environments were seen to wait; else a few beside those that others hold up."""
         wanted = (
             len(self._open) if self._patience.much_used else len(self._open) - len(self._fresh) + self._few
         )
-        while len(self._threads) < min(wanted, len(self._open)):
-            self._threads.append(_Thread(self._todo, self._done))
+        self._gate.widen(min(wanted, len(self._open)))
 
     def _wait(self) -> list[Call]:
         """Wait for one call; returns what is over."""
-        began, computed = time.monotonic(), self._computed()
+        began, threads = time.monotonic(), [call.thread for call in self._open]
+        computed = _computed(threads)
         try:
             done = [self._done.get(timeout=SLICE_S)]
         except Empty:
             done, self._few = [], CORES
-        self._patience.waited(time.monotonic() - began, self._computed() - computed)
+        self._patience.waited(time.monotonic() - began, _computed(threads) - computed)
         return self._returned(done) if done else self._give_up()
 
     def _ready(self) -> list[Call]:
@@ -157,16 +261,13 @@ class EnvThreads:
             call.timed_out = call.seconds > self._timeout_s
         return self._closed(calls)
 
-    def _computed(self) -> float:
-        return sum(thread.cpu_seconds() for thread in self._threads)
-
     def _give_up(self) -> list[Call]:
         """End the calls that are overdue."""
         overdue = [call for call in self._open if call.overdue(self._timeout_s) and call.settle()]
         for call in overdue:
             call.timed_out = True
-            assert isinstance(call.thread, _Thread)
-            self._threads.remove(call.thread)
+            self._threads.discard(call.thread)
+            self._gate.leave()
             call.thread.interrupt()
             self._hanging = [thread for thread in (*self._hanging, call.thread) if thread.is_alive()]
         if len(self._hanging) > MOST_HANGING:
@@ -184,44 +285,28 @@ class EnvThreads:
         return calls
 
 
-class _Thread(threading.Thread):
-    """Takes calls until it is given up or gets None, which it passes on. Keeps no reference to `EnvThreads`."""
+def _played(call: Call, gate: _Gate, done: SimpleQueue[Call]) -> bool:
+    """A submitted call, in its thread. One that was given up has left the gate, and its thread ends."""
+    if not call.run():
+        return False
+    gate.leave()
+    done.put(call)
+    return True
 
-    def __init__(self, todo: SimpleQueue[Call | None], done: SimpleQueue[Call]) -> None:
-        super().__init__(name="environment", daemon=True)
-        self._todo, self._done = todo, done
-        self.start()
-        assert self.ident is not None
-        self._clock = time.pthread_getcpuclockid(self.ident)
 
-    def run(self) -> None:
-        while (call := self._todo.get()) is not None:
-            if not call.run():
-                return
-            self._done.put(call)
-            del call  # its environment must not live until the next one comes
-        self._todo.put(None)
+def _computed(threads: Iterable[EnvThread]) -> float:
+    return sum(thread.cpu_seconds() for thread in threads)
 
-    def cpu_seconds(self) -> float:
-        return time.clock_gettime(self._clock)
 
-    def interrupt(self) -> None:
-        """Raise SystemExit in this thread, as soon as it executes Python: threads end by it without a word."""
-        assert self.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
+def _end(threads: set[EnvThread]) -> None:
+    for thread in threads:
+        thread.end()
 
 
 def within(timeout_s: float, what: str, work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread of its own.
-
-    Raises RolloutError, which names `what`, when it takes longer than `timeout_s`; else what the work raises.
-    """
-    call = Call(what, work)
-    thread = threading.Thread(target=call.run, name="environment", daemon=True)
-    thread.start()
-    thread.join(min(threading.TIMEOUT_MAX, timeout_s))  # it takes no longer one
-    if call.settle():
-        raise RolloutError(f"{what} gave no answer within rollout.env_timeout_s={timeout_s:g}")
-    if call.error is not None:
-        raise call.error
-    return call.result
+    """The result of `work`, done in a thread of its own; see EnvThread.within."""
+    thread = EnvThread()
+    try:
+        return thread.within(timeout_s, what, work)
+    finally:
+        thread.end()

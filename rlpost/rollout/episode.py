@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import gymnasium
 
 from rlpost.rollout.engine import Completion
+from rlpost.rollout.env_threads import EnvThread
 from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
 
 Env = gymnasium.Env[str, str]
@@ -39,7 +41,18 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 
     Raises whatever the environment raises, TypeError for what is no text and ValueError for what UTF-8 cannot hold.
     """
-    env = make_env() if env is None else env
+    if env is not None:
+        return _reset(env, spec)
+    env = make_env()
+    try:
+        return _reset(env, spec)
+    except BaseException:
+        with suppress(Exception):  # nobody else knows of it
+            env.close()
+        raise
+
+
+def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     observation, info = env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
     return Opening(env, _text(observation), _in_utf8(str(info["instance"])))
 
@@ -76,6 +89,7 @@ class Episode:
 
     spec: EpisodeSpec
     env: Env | None  # none until the environment has opened, and after it failed
+    thread: EnvThread  # the environment's own
     instance: str = ""
     observation: str = ""
     context_ids: tuple[int, ...] = ()  # appended since the last answer

@@ -31,6 +31,7 @@ from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 
 Ask = Callable[[Any], Any]  # from an actor to what it will answer
+CLOSING_S = 30.0  # for the environments of all workers, whose processes then end in any case
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,17 @@ class RolloutPool:
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._live = (adapter, canary)
         return _worst(reports)
+
+    def close_environments(self) -> list[str]:
+        """In every worker, before its process ends; what went wrong, by worker. Raises nothing: the work is done."""
+        wrong, deadline = [], time.monotonic() + CLOSING_S
+        for i, ref in enumerate([actor.close.remote() for actor in self._actors]):
+            try:
+                told = get(ref, max(0.0, deadline - time.monotonic()), self._name(i))
+                wrong += [f"{self._name(i)}: {each}" for each in told]
+            except Exception as error:
+                wrong.append(f"{self._name(i)}: {error}")
+        return wrong
 
     def close(self) -> None:
         """End every actor's process."""

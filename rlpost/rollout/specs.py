@@ -32,8 +32,8 @@ def group_specs(cfg: Config, iteration: int, groups: Sequence[int]) -> list[Epis
     ]
 
 
-def evaluation_specs(cfg: Config, variant: str) -> list[EpisodeSpec]:
-    """The fixed instances of a variant: the same for every run, checkpoint and adapter."""
+def evaluation_specs(cfg: Config, variant: str, episodes: Sequence[int]) -> list[EpisodeSpec]:
+    """Fixed instances of a variant, by number (rlpost/rollout/instances.py): the same for every run and adapter."""
     return [
         EpisodeSpec(
             variant=variant,
@@ -44,7 +44,7 @@ def evaluation_specs(cfg: Config, variant: str) -> list[EpisodeSpec]:
             env_seed=evaluation_env_seed(cfg.eval.seed, variant, episode),
             seed=derive(cfg.eval.seed, "dice", variant, episode),
         )
-        for episode in range(cfg.eval.episodes)
+        for episode in episodes
     ]
 
 

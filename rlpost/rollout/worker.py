@@ -39,6 +39,10 @@ class RolloutWorker:
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         return self._collector.collect(specs, sampling, self.version)
 
+    def close(self) -> list[str]:
+        """Close the environments; what went wrong."""
+        return self._collector.close()
+
 
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
     """The vLLM engine that the configuration asks for, in this process."""
@@ -76,3 +80,6 @@ class RolloutActor:
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         return self._worker.collect(specs, sampling)
+
+    def close(self) -> list[str]:
+        return self._worker.close()

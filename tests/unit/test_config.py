@@ -14,13 +14,14 @@ import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.generalpoints.env import GeneralPoints
 from rlpost import run, validate, validate_environment
 from rlpost.compose import RESUMED, compose, override, to_yaml
 from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
@@ -71,6 +72,23 @@ def refuses_range(key: str, value: float) -> bool:
     return False
 
 
+@pytest.fixture
+def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data set in a folder whose module `scored` can be imported."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "say {n}", "answer": "{n}"}}\n' for n in range(1, 40)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "scored", raising=False)
+    return str(rows)
+
+
+def refused_data_set(rows: str, *overrides: str, experiment: str = "own_ppo") -> str:
+    """What validation has against a data set; empty where it has nothing."""
+    named = [f"experiment={experiment}", "env=dataset", f"env_args.path={rows}", "env_args.score=exact"]
+    config = compose([*named, *overrides])
+    return "\n".join(text for check in validate.CHECKS for text in check(config) if "compare." not in text)
+
+
 class TestExperiments:
     @pytest.mark.parametrize("name", sorted(experiments()))
     def test_resolves_to_its_golden_file(self, name: str) -> None:
@@ -80,7 +98,12 @@ class TestExperiments:
 
     @pytest.mark.parametrize("name", sorted(experiments()))
     def test_is_valid_and_named_after_its_file(self, name: str) -> None:
-        assert run.prepare([f"experiment={name}"]).name == name
+        named = (
+            ["env=generalpoints", "train_variant=faces_10", "eval_variants=[faces_7]"]
+            if name == "own_ppo"
+            else []
+        )
+        assert run.prepare([f"experiment={name}", *named]).name == name
 
     @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
     def test_begins_with_one_sentence(self, experiment: object) -> None:
@@ -509,6 +532,82 @@ class TestValidate:
         assert message.startswith(key)
         assert "gave no answer within rollout.env_timeout_s=0.5" in message
         assert "remedy: mend it, or give more" in message
+
+    def test_an_environment_of_ones_own_must_be_named(self) -> None:
+        with pytest.raises(
+            ConfigError, match=r"env=\n  reason: no environment is named\n  remedy: env=my_module:MyEnv"
+        ) as e:
+            run.prepare(["experiment=own_ppo"])
+        assert "faces" not in str(e.value)
+        assert "generalpoints" not in str(e.value)
+
+    @pytest.mark.parametrize("task", ["ppo", "sft", "compare"])
+    def test_supervised_steps_without_an_expert_are_refused(self, task: str, scored: str) -> None:
+        told = refused_data_set(scored, f"task={task}", "sft.steps=3")
+        assert "sft.steps=3\n  reason: the environment dataset has no expert answers to learn from" in told
+        assert ("remedy: sft.steps=0, or give it some" in told) == (task == "ppo")
+        assert "env_args.expert=FIELD" in told
+        assert not refused_data_set(scored, "sft.steps=0")
+        assert not refused_data_set(scored, "sft.steps=3", "env_args.expert=answer")
+        assert not refused_data_set(scored, "sft.steps=3", "task=dry_run")
+
+    def test_a_data_set_without_variants_is_told_of_none_that_nobody_wrote(self, scored: str) -> None:
+        assert not refused_data_set(scored, "sft.steps=0")
+        plain = Path(scored).with_name("plain.yaml")
+        plain.write_text("task: ppo\n")
+        told = refused_data_set(scored, experiment=str(plain))
+        assert "dataset has no such variant; faces_10 is the default, of generalpoints\n" in told
+        assert "choose from default" in told
+        told = refused_data_set(scored, "train_variant=hard", experiment=str(plain))
+        assert "train_variant=hard\n  reason: dataset has no such variant\n" in told
+        assert "is not scored" not in refused_data_set(scored, "task=compare", experiment=str(plain))
+
+    @pytest.mark.parametrize(
+        ("body", "cause"),
+        [
+            ("return int(answer)", "to {rows}:1: ValueError: invalid literal for int() with base 10: '' (scored.py:2)"),
+            ("return None", "to {rows}:1: TypeError: score=scored:score returned None: must be a bool"),
+            ("return answer == row['answr']", "to {rows}:1: KeyError: 'answr' (scored.py:2)"),
+            ("return float('nan') if answer else 0", "of the answer '1' to {rows}:1: ValueError: "),
+            ("import signal as s; s.signal(s.SIGALRM, s.SIG_DFL)", "signals such as signal.alarm do not work"),
+            ("raise SystemExit(3)", "to {rows}:1) called sys.exit(3)"),
+            ("import time; time.sleep(60)", "to {rows}:1) gave no answer within rollout.env_timeout_s=0.5"),
+        ],
+    )  # fmt: skip
+    def test_a_scorer_that_fails_is_refused_with_row_and_cause(
+        self, scored: str, body: str, cause: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path(scored).with_name("scored.py").write_text(f"def score(answer, row):\n    {body}\n")
+        told = refused_data_set(
+            scored, "sft.steps=0", "env_args.score=scored:score", "rollout.env_timeout_s=0.5"
+        )
+        assert cause.format(rows=scored) in told
+        assert "env=dataset\n  reason: " in told
+        assert "remedy: mend" in told
+        assert told.count("reason: ") == 1
+
+    def test_environments_are_made_asked_and_closed_in_one_thread(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+
+        class Watched(GeneralPoints):
+            def __init__(self) -> None:
+                super().__init__()
+                seen.append(threading.get_ident())
+
+            def reset(self, **given: Any) -> Any:
+                seen.append(threading.get_ident())
+                return super().reset(**given)
+
+            def close(self) -> None:
+                seen.append(threading.get_ident())
+
+        monkeypatch.setattr(validate_environment.registry, "make", lambda name, **args: Watched())
+        assert list(validate_environment.environment(Config())) == []
+        assert len(seen) == 5
+        assert len(set(seen)) == 1
+        assert threading.get_ident() not in seen
 
     def test_all_refusals_come_at_once(self) -> None:
         message = refused("algo.gamma=2", "lora.rank=0", "train_variant=faces_7")

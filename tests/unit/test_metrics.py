@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_evaluation_by_hand() -> None:
     low, high = found.pop("low"), found.pop("high")
     assert found == {
         "n": 4,
+        "instances": 4,
         "success": 0.5,
         "success_by_turn": [0.25, 0.5, 0.5],
         "step_accuracy": None,
@@ -80,6 +82,19 @@ def test_evaluation_by_hand() -> None:
         "first_failure": "ValueError: no (generalpoints, variant faces_10, instance deal 3, episode 3)",
     }
     assert (low, high) == wilson(2, 4)
+
+
+def test_an_instance_that_is_played_again_is_no_further_trial() -> None:
+    """Three questions, asked 256 times: the interval is that of three trials, and not [28, 39]."""
+    played = [episode(turn(), success=i % 3 == 0, index=i % 3) for i in range(255)]
+    found = evaluation(played)
+    assert (found["n"], found["instances"], found["success"]) == (255, 3, 1 / 3)
+    assert (found["low"], found["high"]) == wilson(1, 3) == pytest.approx((0.06, 0.79), abs=0.01)
+
+
+def test_episodes_that_broke_before_they_had_a_name_are_trials_each() -> None:
+    broken = [replace(episode(ending=Ending.ENV_ERROR, error="no", index=i), instance="") for i in range(5)]
+    assert evaluation(broken)["instances"] == 5
 
 
 def test_a_hung_environment_is_counted_apart() -> None:

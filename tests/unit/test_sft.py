@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from envs import registry
+from envs.generalpoints.env import GeneralPoints
 from rlpost.config import Config
 from rlpost.sft import ExpertData
 from rlpost.types import Example
@@ -57,3 +61,27 @@ def test_a_data_set_is_gone_through_whole_before_any_example_comes_again() -> No
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len(set(epochs[0])) == 6
     assert epochs[0] != epochs[1], "in another order"
+
+
+def test_the_environment_is_made_asked_and_closed_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+
+    class Watched(GeneralPoints):
+        def __init__(self) -> None:
+            super().__init__()
+            seen.append(threading.get_ident())
+
+        def reset(self, **given: Any) -> Any:
+            seen.append(threading.get_ident())
+            return super().reset(**given)
+
+        def close(self) -> None:
+            seen.append(threading.get_ident())
+
+    monkeypatch.setattr(registry, "make", lambda name, **args: Watched())
+    with closing(data()) as examples:
+        examples.batch(0)
+        examples.batch(1)
+    assert len(seen) == 1 + 8 + 1
+    assert len(set(seen)) == 1
+    assert threading.get_ident() not in seen

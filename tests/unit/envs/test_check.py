@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import signal
+import sqlite3
 import subprocess
 import sys
 from typing import Any
@@ -17,11 +20,16 @@ from envs.generalpoints.variants import Variant
 ASCII = frozenset(map(chr, range(32, 127)))
 
 
+OPEN: list[Any] = []
+
+
 class Echo(gymnasium.Env[str, str]):
     """Say the number that is shown. Faults are switched on by name."""
 
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
+        self.rows = sqlite3.connect(":memory:")
+        OPEN.append(self)
         self.observation_space = Text(100, charset=ASCII)
         self.action_space = Text(100, min_length=0, charset=ASCII)
         self.number = 0
@@ -29,6 +37,13 @@ class Echo(gymnasium.Env[str, str]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
+        if self.fault == "main thread":
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if self.fault == "loop":
+            asyncio.get_event_loop()
+        if self.fault == "exits":
+            raise SystemExit("bye")
+        self.rows.execute("select 1")
         if seed is not None and self.fault != "unseeded":
             self.dice = random.Random(seed)
         parity = {"train": 0, "eval": 1}.get((options or {}).get("split", "all"))
@@ -46,6 +61,13 @@ class Echo(gymnasium.Env[str, str]):
         reward = float("nan") if self.fault == "nan" else float(success)
         return feedback, reward, True, False, {"outcome": "SAID", "success": success}
 
+    def close(self) -> None:
+        self.rows.close()  # an error in another thread
+        if self in OPEN:  # Gymnasium's checker closes twice
+            OPEN.remove(self)
+        if self.fault == "close":
+            raise RuntimeError("will not")
+
     def expert(self, revision: bool, rng: random.Random) -> list[tuple[str, str, bool]]:
         answer = "?" if self.fault == "expert" else str(self.number)
         return [(f"say {self.number}", answer, True)]
@@ -56,6 +78,7 @@ VARIANTS = {"plain": Variant("plain", (10, 10, 10), False, "as it is")}
 
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    OPEN.clear()
     entry = registry.Entry(f"{__name__}:Echo", f"{__name__}:VARIANTS", "say it")
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     monkeypatch.setitem(registry.ENTRIES, "echo", entry)
@@ -78,15 +101,21 @@ def _failed(fault: str) -> dict[str, str]:
         ("unseeded", "seeds", "seed 0 differs in a second environment"),
         ("overlap", "splits", "1 instances are both trained on and held out, such as 7"),
         ("overlap", "seeds", "every seed gives the same instance"),
+        ("main thread", "timing", "where signals such as signal.alarm do not work"),
+        ("loop", "seeds", "RuntimeError at events.py"),
+        ("exits", "splits", "SystemExit at test_check.py"),
+        ("close", "timing", "RuntimeError at test_check.py"),
     ],
 )
 def test_faults_are_found(fault: str, where: str, told: str) -> None:
     assert told in _failed(fault)[where]
+    assert OPEN == [], "environments are closed, in the thread they were made in"
 
 
 @pytest.mark.usefixtures("echo")
 def test_a_good_environment_passes() -> None:
     assert _failed("") == {}
+    assert OPEN == []
 
 
 def test_navigation_passes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,21 +8,27 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from envs import check, registry
 from envs.base import Expert
-from envs.dataset import table
-from envs.dataset.scoring import number_in
+from envs.dataset import files, table
+from envs.dataset.scoring import verdict
+from envs.dataset.settings import Settings
 from envs.errors import Refused
 from envs.splits import Split, split_of
 
 SCORERS = """
+import copy
 import functools
+import json
+
 import numpy
 
 def right(answer, row):
@@ -36,6 +42,11 @@ def nonsense(answer, row):
 
 def alone(answer):
     return True
+
+def spoils(answer, row):
+    whole = copy.deepcopy(row) == json.loads(json.dumps(row)) == row and isinstance(row, dict)
+    right = answer == row.pop("expert") and row["tests"][0]["in"].pop() >= 0
+    return numpy.bool_(whole and right)
 
 number = 3
 
@@ -153,6 +164,74 @@ def test_what_is_no_score_raises(path: str, answer: str, kind: type[Exception]) 
         env.step(answer)
 
 
+class OneElement:
+    """What tensors, arrays and scalars of other libraries have in common."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+
+    def item(self) -> object:
+        (value,) = self.values
+        return value
+
+
+@pytest.mark.parametrize(
+    ("result", "reward"),
+    [
+        (numpy.isclose(1.0, 1.0), 1.0),
+        (numpy.bool_(False), 0.0),
+        (numpy.float32(0.5), 0.5),
+        (numpy.int64(1), 1.0),
+        (numpy.array(0.5), 0.5),
+        (numpy.array([True]), 1.0),
+        (OneElement(0.25), 0.25),
+        (OneElement(numpy.float16(0.25)), 0.25),
+        (Fraction(1, 2), 0.5),
+        (Decimal("0.5"), 0.5),
+        ((numpy.bool_(True), "CLOSE"), 1.0),
+    ],
+)
+def test_a_score_is_whatever_holds_one_number(result: object, reward: float) -> None:
+    found = verdict(result, Settings("rows.jsonl", "m:f"))
+    assert (found.reward, found.success) == (reward, reward == 1.0)
+    assert type(found.reward) is float
+    if isinstance(result, tuple):
+        assert found.outcome == "CLOSE"
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (numpy.array([1, 0]), TypeError),
+        (OneElement(), TypeError),
+        (OneElement("1"), TypeError),
+        (numpy.str_("1"), TypeError),
+        ("1", TypeError),
+        ({"item": 1}, TypeError),
+        ((1.0,), TypeError),
+        ((1.0, ""), TypeError),
+        (1j, TypeError),
+        (numpy.float32("nan"), ValueError),
+        (OneElement(float("inf")), ValueError),
+        (Decimal("sNaN"), ValueError),
+        (10**400, ValueError),
+        (Fraction(-(10**400)), ValueError),
+    ],
+)
+def test_what_holds_no_one_number_is_no_score(result: object, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"score=m:f returned .*: must be"):
+        verdict(result, Settings("rows.jsonl", "m:f"))
+
+
+def test_a_scorer_gets_a_dict_of_its_own(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "tests": [{"in": [n]}], "expert": "yes"} for n in range(9)]
+    env = made(written(tmp_path / "m.jsonl", rows), score="my_scorers:spoils", expert="expert")
+    for _ in range(3):
+        env.reset(seed=0)
+        assert env.expert(False, random.Random(0))[0][1] == "yes"
+        assert env.step("yes")[1] == 1.0, "what the scorer did to a row stayed in the data set"
+
+
 @pytest.mark.parametrize(
     ("score", "marker", "said", "outcome"),
     [
@@ -178,11 +257,47 @@ def test_built_in_scorers(tmp_path: Path, score: str, marker: str | None, said: 
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [("-3.50", Fraction(-7, 2)), ("x = .5", Fraction(1, 2)), ("1,000,000", 10**6), ("3/4", Fraction(3, 4))],
+    ("given", "said", "right"),
+    [
+        (38.0, "38", True),
+        (38, "38.0", True),
+        (38.0, "3.8e1", True),
+        (38.0, "-38", False),
+        (38.0, "38 eggs", False),
+        (1e-05, "0.00001", True),
+        (1e-05, "-5", False),
+        (0.1, "0.1", True),
+        (True, "true", True),
+        (True, "1", False),
+        ("38.0", "38", False),
+        ("1e3", "1000", False),
+    ],
 )
-def test_numbers_are_read_exactly(text: str, number: Fraction) -> None:
-    assert number_in(text, last=True) == number
+def test_exact_compares_numbers_as_numbers_and_texts_as_texts(
+    tmp_path: Path, given: object, said: str, right: bool
+) -> None:
+    env = made(
+        written(tmp_path / "m.jsonl", [{"prompt": f"p{n}", "answer": given} for n in range(9)]), score="exact"
+    )
+    env.reset(seed=0)
+    assert env.step(said)[4]["success"] is right
+
+
+@pytest.mark.parametrize("answer", [" ", "", None, [1], {"a": 1}, "1e999"])
+@pytest.mark.parametrize("score", ["exact", "number"])
+def test_what_is_no_answer_is_refused(tmp_path: Path, answer: object, score: str) -> None:
+    (tmp_path / "m.jsonl").write_text(
+        '{"prompt": "a", "answer": %s}\n' % (json.dumps(answer) if answer != "1e999" else answer)
+    )
+    with pytest.raises(Refused, match=r"m.jsonl:1: its field 'answer' is .*, but must be an answer"):
+        made(str(tmp_path / "m.jsonl"), score=score)
+
+
+def test_a_narrow_column_holds_what_was_written() -> None:
+    row = {"a": float(numpy.float32(0.1)), "b": None, "c": float(numpy.float16(0.3)), "d": 0.1}
+    narrow: dict[str, Any] = {"a": numpy.float32, "b": numpy.float32, "c": numpy.float16}
+    assert row["a"] != 0.1
+    assert files._as_written(row, narrow) == {"a": 0.1, "c": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -343,6 +458,9 @@ def test_parquet_arrow_and_what_save_to_disk_writes(tmp_path: Path) -> None:
         pyarrow.ipc.new_file(sink, everything.schema) as out,
     ):
         out.write_table(everything)  # fmt: skip
+    narrow = pyarrow.table({"prompt": ["a", "b"], "answer": pyarrow.array([0.1, None], pyarrow.float32())})
+    parquet.write_table(narrow, tmp_path / "narrow.parquet")
+    assert [row["answer"] for _, row in files.read(tmp_path / "narrow.parquet")] == [0.1, None]
     for path in (folder, tmp_path / "rows.parquet", tmp_path / "rows.arrow"):
         assert prompts(made(str(path)), "default", "all") == {row["prompt"] for row in ROWS}
     with pytest.raises(Refused, match=r"rows.parquet, row 0: its field 'text' is missing"):
@@ -364,3 +482,26 @@ def test_the_authors_check_takes_it(path: str, capsys: pytest.CaptureFixture[str
     argv = [part for each in arguments for part in ("--arg", each)]
     assert check.main(["dataset", "--instances", "5", *argv]) == 0
     assert "FAILED" not in capsys.readouterr().out
+
+
+def test_the_authors_check_tells_of_repeated_rows(path: str) -> None:
+    written(Path(path), [*ROWS, {**ROWS[3], "answer": "no"}])
+    found = list(check.findings(check.Subject("dataset", {"path": path, "score": "exact"}, 2)))
+    (told,) = [each.told for each in found if each.check == "rows"]
+    assert told.startswith("1 of 61 rows repeat the prompt of an earlier one")
+    assert "1 of these have another answer" in told
+
+
+def test_a_scorer_is_tried_on_rows_of_every_kind(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "answer": n} for n in range(9)] + [{"prompt": "last"}]
+    env = made(written(tmp_path / "m.jsonl", rows), score="my_scorers:right")
+    tried = env.rehearsals()
+    assert [what for what, _ in tried] == [
+        f"score=my_scorers:right of the answer {answer!r} to {tmp_path}/m.jsonl:{line}"
+        for answer, line in (("", 1), ("0", 1), ("", 10))
+    ]
+    for _, call in tried[:2]:
+        call()
+    with pytest.raises(KeyError, match="answer"):
+        tried[2][1]()
+    assert made(written(tmp_path / "m.jsonl", rows[:9]), score="exact").rehearsals() == []

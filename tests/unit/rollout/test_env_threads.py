@@ -14,7 +14,7 @@ import pytest
 
 from rlpost.errors import RolloutError
 from rlpost.rollout import env_threads
-from rlpost.rollout.env_threads import Call, EnvThreads, Patience, within
+from rlpost.rollout.env_threads import Call, EnvThread, EnvThreads, Patience, within
 
 
 @pytest.fixture
@@ -35,13 +35,65 @@ def names(calls: list[Call]) -> list[str]:
     return [call.name for call in calls]
 
 
-def test_fast_calls_share_a_thread_and_come_back_in_order() -> None:
-    threads = EnvThreads("e", 30.0)
-    over = run(threads, *[threading.get_ident] * 50, decoding=True)
+def test_fast_calls_take_turns_and_come_back_in_order() -> None:
+    threads, inside, together = EnvThreads("e", 30.0), list[int](), list[int]()
+
+    def work() -> int:
+        inside.append(1)
+        together.append(len(inside))
+        inside.pop()
+        return threading.get_ident()
+
+    over = run(threads, *[work] * 50, decoding=True)
     assert names(over) == [str(i) for i in range(50)]
-    (thread,) = {call.result for call in over}
-    assert thread != threading.get_ident()
+    assert set(together) == {1}
+    assert threading.get_ident() not in {call.result for call in over}
     assert threads.finished(False) == []
+
+
+def test_what_is_asked_of_one_environment_is_asked_in_one_thread() -> None:
+    """Whatever the others do meanwhile."""
+    threads = EnvThreads("e", 30.0)
+    homes = [EnvThread() for _ in range(5)]
+    seen: dict[EnvThread, set[int]] = {home: set() for home in homes}
+    for turn in range(4):
+        for i, home in enumerate(homes):
+            threads.submit(Call(str(i), lambda: time.sleep(0.03) or threading.get_ident(), home))
+        over = []
+        while len(over) < len(homes):
+            over += threads.finished(decoding=turn % 2 == 0)
+        for call in over:
+            seen[call.thread].add(call.result)
+    assert [len(idents) for idents in seen.values()] == [1] * 5
+    assert len(set.union(*seen.values())) == 5
+
+
+def test_a_retired_thread_closes_its_environment_and_ends(release: threading.Event) -> None:
+    threads, closed = EnvThreads("e", 30.0), list[int]()
+    (call,) = run(threads, threading.get_ident)
+    threads.retire(call.thread, lambda: closed.append(threading.get_ident()))
+    call.thread.join(20)
+    assert not call.thread.is_alive()
+    assert closed == [call.result]
+    (other,) = run(threads, threading.get_ident)
+    threads.retire(other.thread, lambda: release.wait(60) and None)  # nobody waits
+    assert names(run(threads, lambda: "on")) == ["0"]
+
+
+def test_one_thread_asked_by_one_who_waits(release: threading.Event) -> None:
+    home = EnvThread()
+    assert (
+        home.within(30.0, "it", threading.get_ident)
+        == home.within(30.0, "it", threading.get_ident)
+        == home.ident
+    )
+    with pytest.raises(ZeroDivisionError):
+        home.within(30.0, "it", lambda: 1 // 0)
+    with pytest.raises(RolloutError, match=r"it gave no answer within rollout\.env_timeout_s=0\.1"):
+        home.within(0.1, "it", lambda: release.wait(60))
+    release.set()
+    home.join(20)
+    assert not home.is_alive()
 
 
 def test_the_order_is_that_of_submission_whichever_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +154,6 @@ def test_an_endless_loop_is_ended() -> None:
 
     (call,) = run(threads, loop)
     assert call.timed_out
-    assert call.thread is not None
     call.thread.join(20)
     assert not call.thread.is_alive()
 
@@ -127,7 +178,6 @@ def test_threads_that_came_back_hang_no_more(
         (call,) = run(threads, lambda gate=gate: gate.wait(60))
         gate.set()
         assert call.timed_out
-        assert call.thread is not None
         call.thread.join(20)
 
 
@@ -153,7 +203,6 @@ def test_the_threads_end_with_their_owner() -> None:
     del threads
     gc.collect()
     for worker in workers:
-        assert worker is not None
         worker.join(20)
         assert not worker.is_alive()
 

@@ -17,7 +17,8 @@ from ray import exceptions as ray_errors
 
 from rlpost.answers import DeadlineError
 from rlpost.config import Config
-from rlpost.errors import RolloutError, SwapError
+from rlpost.errors import ClusterError, RolloutError, SwapError
+from rlpost.rollout import pool
 from rlpost.rollout.engine import Sampling, SwapReport
 from rlpost.rollout.pool import RolloutPool, shares_of
 from rlpost.types import EpisodeSpec
@@ -220,3 +221,26 @@ def test_workers_that_cannot_go_back_are_named(pool_of: Any) -> None:
     pool.swap(first, None)
     with pytest.raises(SwapError, match="not every worker is back at 1: rollout worker 0: nor back"):
         pool.swap(second, None)
+
+
+def test_environments_are_closed_in_every_worker_and_what_went_wrong_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All within one deadline: a worker that hangs does not hold up the others for as long each."""
+    waited = list[float]()
+
+    def get(ref: Any, timeout_s: float, who: str) -> Any:
+        waited.append(timeout_s)
+        if isinstance(ref, Exception):
+            raise ref
+        return ref
+
+    answers = [[], ["KeyError: 3"], ClusterError("dead"), []]
+    workers = [SimpleNamespace(close=SimpleNamespace(remote=lambda said=said: said)) for said in answers]
+    monkeypatch.setattr(pool, "get", get)
+    whole = pool.RolloutPool.__new__(pool.RolloutPool)
+    whole._actors = workers
+    assert whole.close_environments() == ["rollout worker 1: KeyError: 3", "rollout worker 2: dead"]
+    assert len(waited) == 4
+    assert sorted(waited, reverse=True) == waited
+    assert waited[0] <= pool.CLOSING_S

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -88,24 +90,30 @@ def specs(count: int) -> list[EpisodeSpec]:
 class Witness:
     """A collector, and what it asked of engine and environments."""
 
-    def __init__(self, chat: Chat, trouble: Trouble, max_live: int = 8, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        trouble: Trouble,
+        max_live: int = 8,
+        timeout_s: float = 30.0,
+        kind: Callable[[Trouble], Troubled] = Troubled,
+    ) -> None:
+        self.kind = kind
         self.envs: list[Troubled] = []
         self.dice: list[int] = []  # of the turns, in the order in which they joined the batch
         engine = ScriptedEngine(self._say, chat, max_model_len=4096)
-        self._collector = Collector(
-            engine, "troubled", lambda: self._make(trouble), chat, max_live, timeout_s
-        )
+        self.collector = Collector(engine, "troubled", lambda: self._make(trouble), chat, max_live, timeout_s)
 
     def _say(self, text: str, seed: int) -> str:
         self.dice.append(seed)
         return f"say {seed % 1000}"
 
     def _make(self, trouble: Trouble) -> Troubled:
-        self.envs.append(Troubled(trouble))
+        self.envs.append(self.kind(trouble))
         return self.envs[-1]
 
     def play(self, count: int) -> list[Trajectory]:
-        return self._collector.collect(specs(count), SAMPLING, 0)
+        return self.collector.collect(specs(count), SAMPLING, 0)
 
 
 def quiet(seed: int, turn: int) -> None:
@@ -215,3 +223,73 @@ def test_fast_environments_join_the_batch_in_the_same_order(chat: Chat) -> None:
         orders.append(jitter.dice)
     assert orders[0] == orders[1] == orders[2]
     assert len(set(orders[0])) == 12 * TURNS
+
+
+class OfOneThread(Troubled):
+    """Keeps what belongs to the thread it was made in, and uses it in whatever it is asked."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble)
+        self.made_in, self.closed_in = threading.get_ident(), list[int]()
+        self.rows = sqlite3.connect(":memory:")
+        self.rows.execute("create table heard (said)")
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+
+    def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        self.rows.execute("delete from heard")
+        return super().reset(**kwargs)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        assert asyncio.get_event_loop() is self.loop
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.rows.execute("insert into heard values (?)", (action,))
+        return super().step(action)
+
+    def close(self) -> None:
+        self.rows.close()
+        self.loop.close()
+        self.closed_in.append(threading.get_ident())
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_an_environment_lives_in_one_thread_and_is_closed_there(chat: Chat, slow: bool) -> None:
+    witness = Witness(chat, lambda i, turn: time.sleep(0.02 * slow * (i % 3)), max_live=4, kind=OfOneThread)
+    for _ in range(2):
+        assert [t.error for t in witness.play(12)] == [None] * 12
+    made: list[Any] = witness.envs
+    assert 1 <= len(made) <= 4, "environments are used again"
+    assert not any(env.closed_in for env in made)
+    assert witness.collector.close() == []
+    assert [env.closed_in for env in made] == [[env.made_in] for env in made]
+    assert witness.collector.close() == []
+
+
+def test_an_environment_that_failed_is_closed_in_its_thread(chat: Chat) -> None:
+    def trouble(seed: int, turn: int) -> None:
+        if seed % 2 and turn == (seed // 2) % 2:
+            raise KeyError(seed)
+
+    witness = Witness(chat, trouble, max_live=4, kind=OfOneThread)
+    played = witness.play(8)
+    assert [t.ending is Ending.ENV_ERROR for t in played] == [False, True] * 4
+    witness.collector.close()
+    made: list[Any] = witness.envs
+    deadline = time.monotonic() + 20
+    while not all(env.closed_in for env in made) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [env.closed_in for env in made] == [[env.made_in] for env in made]
+
+
+def test_what_goes_wrong_while_closing_is_told(chat: Chat, hang: Callable[[], None]) -> None:
+    class Stuck(Troubled):
+        def close(self) -> None:
+            hang() if len(self.deals) > 1 else 1 // 0
+
+    witness = Witness(chat, lambda i, turn: hang() if i == 7 else None, timeout_s=0.3, max_live=2, kind=Stuck)
+    witness.play(3)
+    told = witness.collector.close()
+    assert sorted(told) == [
+        "ZeroDivisionError: integer division or modulo by zero",
+        "close took longer than rollout.env_timeout_s=0.3",
+    ]

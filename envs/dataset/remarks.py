@@ -1,0 +1,57 @@
+"""What is odd in the rows of a data set, though each can be used: prompts that repeat, or have two answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from envs.dataset.scoring import answer_number
+from envs.dataset.table import Item, Table
+
+_MOST_FIELDS = 3
+
+
+def remarks(table: Table) -> list[str]:
+    """A sentence for each thing that is odd."""
+    return [*_repeats(table), *_gaps(table)]
+
+
+def _repeats(table: Table) -> Iterator[str]:
+    """Rows are compared by prompt, wherever they stand; those of one prompt by what is their right answer."""
+    first: dict[str, Item] = {}
+    again, differ = list[tuple[Item, Item]](), list[tuple[Item, Item]]()
+    for item in table.items:
+        known = first.setdefault(item.question.instance, item)
+        if known is not item:
+            pair = (known, item)
+            again.append(pair)
+            if _answer(table, known) != _answer(table, item):
+                differ.append(pair)
+    if again:
+        yield f"{len(again)} of {len(table.items)} rows repeat the prompt of an earlier one, such as {_named(again[0])}"
+    if differ:
+        yield f"{len(differ)} of these have another answer than the earlier one, such as {_named(differ[0])}"
+
+
+def _named(pair: tuple[Item, Item]) -> str:
+    return f"{pair[0].where} and {pair[1].where}"
+
+
+def _answer(table: Table, item: Item) -> object:
+    settings, row = table.settings, item.question.data
+    given = row.get(settings.answer)
+    if settings.score == "number":
+        return answer_number(given, settings)
+    return given if given is not None or settings.expert is None else row[settings.expert]
+
+
+def _gaps(table: Table) -> Iterator[str]:
+    """A field that some rows have and others lack: a scorer that needs it fails on those."""
+    has = Counter(
+        key for item in table.items for key, value in item.question.data.items() if value is not None
+    )
+    lacking = {key: len(table.items) - count for key, count in has.items() if count < len(table.items)}
+    for key, count in sorted(lacking.items(), key=lambda each: (each[0] != table.settings.answer, each))[
+        :_MOST_FIELDS
+    ]:
+        yield f"{count} of {len(table.items)} rows have no {key!r}"

@@ -1,0 +1,75 @@
+"""What to know of an environment's prompts before episodes are played, where they are a list: those that do not fit.
+
+Only prompts that could be too long are encoded: a prompt has no more tokens than bytes, but for those of the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from envs import registry
+from envs.base import Listed
+from rlpost.config import Config
+from rlpost.errors import ConfigError
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.env_threads import EnvThread
+from rlpost.schema import refusal
+from rlpost.validate_environment import TRAINING
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Of one variant and split: (where it stands, its text)."""
+
+    variant: str
+    split: str
+    texts: Sequence[tuple[str, str]]
+
+
+def remarks(cfg: Config, chat: Chat) -> list[str]:
+    """Sentences on what is odd in the prompts to be played; empty where nothing is, or where there is no list.
+
+    Raises ConfigError where no prompt of a variant fits, RolloutError where the environment misses its deadline.
+    """
+    thread = EnvThread()
+    ask = partial(
+        thread.within, cfg.rollout.env_timeout_s, f"the environment {cfg.env} (asked for its prompts)"
+    )
+    try:
+        env = ask(partial(registry.make, cfg.env, **cfg.env_args))
+        said, listed = list[str](), list[_Prompts]()
+        if isinstance(env, Listed):
+            said = list(ask(env.remarks))
+            listed = [_Prompts(v, split, ask(partial(env.prompts, v, split))) for v, split in _played(cfg)]
+        ask(env.close)
+    finally:
+        thread.end()
+    return said + [told for prompts in listed for told in _lengths(cfg, chat, prompts)]
+
+
+def _played(cfg: Config) -> list[tuple[str, str]]:
+    """The variants and splits that a run plays."""
+    trained = (
+        [] if cfg.task not in TRAINING and cfg.task.name != "dry_run" else [(cfg.train_variant, "train")]
+    )
+    return [*trained, *((variant, "eval") for variant in cfg.eval_variants)]
+
+
+def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
+    limit, room = cfg.rollout.max_model_len, cfg.rollout.max_new_tokens
+    frame = len(chat.prompt_ids(""))
+    could = [(where, text) for where, text in prompts.texts if frame + len(text.encode()) + room > limit]
+    tokens = {where: len(chat.prompt_ids(text)) for where, text in could}
+    unfit = {where: n for where, n in tokens.items() if n >= limit}
+    of = f"of {len(prompts.texts)} prompts of {prompts.variant} ({prompts.split})"
+    if unfit:
+        where, longest = max(unfit.items(), key=lambda each: each[1])
+        told = f"{len(unfit)} {of} do not fit; the longest has {longest} tokens ({where})"
+        if len(unfit) == len(prompts.texts):
+            remedy = "raise it as far as the model allows, or shorten them"
+            raise ConfigError(refusal("rollout.max_model_len", limit, told, remedy))
+        yield f"{told}. Their episodes end at once, as not solved: raise rollout.max_model_len={limit} or shorten them."
+    if tight := sum(n + room > limit for n in tokens.values()) - len(unfit):
+        yield f"{tight} {of} leave less room than rollout.max_new_tokens={room} for an answer."

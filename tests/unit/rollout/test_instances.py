@@ -1,0 +1,73 @@
+"""Evaluation of an environment with few instances plays each once; of one with many it draws as ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs import registry
+from rlpost.config import Config
+from rlpost.errors import RolloutError
+from rlpost.rollout import instances
+from rlpost.rollout.instances import evaluation_episodes
+from rlpost.rollout.specs import evaluation_env_seed, evaluation_specs
+
+
+def data_set(path: Path, held_out: int, episodes: int, twice: int = 0) -> Config:
+    rows = [{"prompt": f"p{n}", "answer": n, "kind": "train"} for n in range(9)]
+    rows += [{"prompt": f"q{n % held_out}", "answer": n, "kind": "hard"} for n in range(held_out + twice)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = {"path": str(path / "rows.jsonl"), "score": "exact", "variant": "kind", "held_out": ["hard"]}
+    cfg = Config(env="dataset", env_args=args, train_variant="train", eval_variants=["hard"])
+    cfg.eval.episodes = episodes
+    return cfg
+
+
+def played(cfg: Config, variant: str) -> list[str]:
+    env = registry.make(cfg.env, **cfg.env_args)
+    specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant))
+    options = {"variant": variant, "split": "eval"}
+    return [env.reset(seed=spec.env_seed, options=options)[1]["instance"] for spec in specs]
+
+
+@pytest.mark.parametrize(("held_out", "twice"), [(1, 0), (3, 0), (3, 3), (40, 5)])
+def test_each_of_few_is_played_once(tmp_path: Path, held_out: int, twice: int) -> None:
+    cfg = data_set(tmp_path, held_out, 40, twice)
+    found = played(cfg, "hard")
+    assert len(found) == len(set(found)) == held_out
+    assert played(cfg, "hard") == found
+    for spec in evaluation_specs(
+        cfg, "hard", evaluation_episodes(cfg, "hard")
+    ):  # so that a record is replayed
+        assert spec.env_seed == evaluation_env_seed(cfg.eval.seed, "hard", spec.episode)
+
+
+def test_of_more_than_are_asked_for_some_are_drawn(tmp_path: Path) -> None:
+    assert list(evaluation_episodes(data_set(tmp_path, 41, 40), "hard")) == list(range(40))
+
+
+@pytest.mark.parametrize("env", ["generalpoints", "navigation"])
+def test_the_bundled_environments_draw_as_ever(env: str) -> None:
+    cfg = Config(env=env)
+    assert list(evaluation_episodes(cfg, registry.variants(env)[0].name)) == list(range(256))
+
+
+def test_a_count_that_is_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = data_set(tmp_path, 3, 40)
+    instances._episodes.cache_clear()
+    made = registry.make
+
+    def counts_four(name: str, **args: Any) -> Any:
+        env: Any = made(name, **args)
+        env.instances = lambda variant, split: 4
+        return env
+
+    monkeypatch.setattr(registry, "make", counts_four)
+    with pytest.raises(
+        RolloutError, match=r"declares 4 instances of hard to evaluate on, and 200 draws gave 3; mend"
+    ):
+        evaluation_episodes(cfg, "hard")
+    instances._episodes.cache_clear()
