@@ -78,11 +78,16 @@ def test_repeats_contradictions_and_gaps(tmp_path: Path, chat: Chat) -> None:
     assert remarks(config(tmp_path, given, score="exact"), chat) == [again, f"2 {differ}", gaps]
 
 
-def test_rows_without_the_answer_that_others_have(tmp_path: Path, chat: Chat) -> None:
+def test_rows_without_the_answer_that_others_have(
+    tmp_path: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scores_of_prompts.py").write_text("def any_answer(answer, row):\n    return bool(answer)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     given = rows(*[20] * 16)
     for row in given[9:]:
         del row["answer"]
-    assert remarks(config(tmp_path, given, score="operator:eq"), chat) == ["7 of 16 rows have no 'answer'"]
+    cfg = config(tmp_path, given, score="scores_of_prompts:any_answer")
+    assert remarks(cfg, chat) == ["7 of 16 rows have no 'answer'"]
 
 
 def test_nothing_is_said_of_good_rows_and_of_endless_instances(tmp_path: Path, chat: Chat) -> None:
