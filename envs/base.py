@@ -50,10 +50,7 @@ class Expert(Protocol):
 
 @runtime_checkable
 class Finite(Protocol):
-    """An environment that knows how many instances it has, each of them as likely to be drawn as the others.
-
-    Where some are likelier (GeneralPoints deals cards), playing each once would measure another share of success.
-    """
+    """An environment that knows how many instances it has. Evaluation plays none of them twice."""
 
     def instances(self, variant: str, split: str) -> int | None:
         """How many different ones `reset` draws from; None where that is not known, or they are without end."""

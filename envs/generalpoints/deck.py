@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations_with_replacement
 
 from envs.generalpoints.solvability import solvable
 from envs.generalpoints.variants import FACES, RANKS, Variant
@@ -40,6 +42,26 @@ def draw(variant: Variant, rng: random.Random) -> Deal:
         rng.shuffle(ranks)
     shown = tuple(ranks)
     return Deal(variant, shown, variant.values(shown))
+
+
+@cache  # a quarter of a second for four cards
+def problems(variant: Variant, split: Split) -> frozenset[str]:
+    """The names of all instances that `deal` draws from. They are not equally likely."""
+    hands = (
+        variant.values(hand)
+        for hand in combinations_with_replacement(RANKS, variant.cards)
+        if _may_come(variant, hand)
+    )
+    return frozenset(
+        name
+        for values in hands
+        if split in (Split.ALL, split_of(name := instance_key(values, variant.target)))
+        and solvable(values, variant.target)
+    )
+
+
+def _may_come(variant: Variant, hand: tuple[str, ...]) -> bool:
+    return sum(rank in FACES for rank in hand) >= variant.force_face
 
 
 def deal(variant: Variant, split: Split, rng: random.Random) -> Deal:

@@ -13,7 +13,7 @@ from gymnasium.spaces import Text
 from envs.base import ExpertTurn
 from envs.choices import Mode
 from envs.generalpoints import compat, verifier
-from envs.generalpoints.deck import Deal, deal
+from envs.generalpoints.deck import Deal, deal, problems
 from envs.generalpoints.expert import chosen, demonstrate, preferred
 from envs.generalpoints.expression import Expression
 from envs.generalpoints.misread import follows
@@ -116,6 +116,10 @@ class GeneralPoints(gymnasium.Env[str, str]):
         if self.settings.mode is Mode.COMPAT:
             return compat.grade(answer, self.deal.values, self.deal.variant.target)
         return verifier.grade(answer, self.deal.values, self.deal.variant.target, self.settings.feedback)
+
+    def instances(self, variant: str, split: str) -> int:
+        """How many problems a variant has, whatever their cards are called."""
+        return len(problems(*self.settings.options({"variant": variant, "split": split})))
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
         """A conversation that solves the cards: [(observation, answer, learn)], the last answer right.

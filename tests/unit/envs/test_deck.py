@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from envs.generalpoints import deck
-from envs.generalpoints.deck import DealError, deal, draw, instance_key
+from envs.generalpoints.deck import DealError, deal, draw, instance_key, problems
 from envs.generalpoints.solvability import solvable
 from envs.generalpoints.solver import solve
 from envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
@@ -87,6 +87,23 @@ def test_deals_keep_to_their_split_and_are_solvable(name: str, split: Split) -> 
         assert dealt.values == variant.values(dealt.ranks)
         assert len(dealt.ranks) == variant.cards
         assert variant.cards > 4 or solve(dealt.values, variant.target)
+
+
+@pytest.mark.parametrize("name", ["faces_10", "faces_11_12_13", "faces_7"])
+def test_problems_are_all_that_can_be_dealt(name: str) -> None:
+    """Against every deal there is, dealt in order, and against what is drawn."""
+    variant, rng = VARIANTS[name], random.Random(5)
+    least = FACES if variant.force_face else RANKS
+    hands = {
+        tuple(sorted(variant.values((*rest, one)))) for rest in product(RANKS, repeat=3) for one in least
+    }
+    every = sorted(hands)
+    witness = brute_force.solvable(every, 24)
+    makeable = {instance_key(hand, 24) for hand, yes in zip(every, witness, strict=True) if yes}
+    for split in (Split.TRAIN, Split.EVAL):
+        assert problems(variant, split) == {key for key in makeable if split_of(key) is split}
+        assert {deal(variant, split, rng).instance for _ in range(500)} <= problems(variant, split)
+    assert problems(variant, Split.ALL) == makeable
 
 
 def test_instance_key_ignores_the_order_and_names_the_target() -> None:
