@@ -449,8 +449,8 @@ def test_parquet_arrow_and_what_save_to_disk_writes(tmp_path: Path) -> None:
             pyarrow.ipc.new_stream(sink, table.schema) as out,
         ):
             out.write_table(table)  # fmt: skip
-    files = [{"filename": f"data-{number}.arrow"} for number in range(2)]
-    (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+    listed = [{"filename": f"data-{number}.arrow"} for number in range(2)]
+    (folder / "state.json").write_text(json.dumps({"_data_files": listed}))
     everything = pyarrow.Table.from_pylist(ROWS)
     parquet.write_table(everything, tmp_path / "rows.parquet")
     with (
