@@ -33,7 +33,8 @@ def main() -> None:
     for factor in FACTORS:
         episodes = factor * args.episodes
         found = run(
-            [*QUIET, f"rollout.episodes={episodes}", f"algo.iterations={args.iterations}", *args.overrides]
+            [*QUIET, f"rollout.episodes={episodes}", f"algo.iterations={args.iterations}", *args.overrides],
+            memory=True,
         )
         line = line or statistics.median(found.seconds())
         print(_row(episodes, found, line * factor), flush=True)
