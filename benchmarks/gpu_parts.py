@@ -106,7 +106,7 @@ def learner(setup: Setup) -> None:
 
 
 def _learner(setup: Setup, checkpointing: bool) -> None:
-    from rlpost.config import Dtype, LoraConfig
+    from rlpost.config.schema import Dtype, LoraConfig
     from rlpost.learner import policy
 
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK)

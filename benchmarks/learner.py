@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.subjects import Case, run_cases
 from benchmarks.timing import Side, in_turns, ratio
-from rlpost.config import Dtype, LoraConfig
+from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.learner import policy
 from rlpost.learner.group import learner_environment
 from rlpost.learner.packing import Row, collate, plan_micro_batches, slot_starts

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import spread
-from rlpost.compose import compose
-from rlpost.config import Dtype
+from rlpost.config.compose import compose
+from rlpost.config.schema import Dtype
 from rlpost.models import resolve
 from rlpost.precision import Measurement, Shapes
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.config import AdapterKind, LoraConfig
+from rlpost.config.schema import AdapterKind, LoraConfig
 from rlpost.errors import AdapterError
 
 KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {

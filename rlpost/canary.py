@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from envs import registry
 from envs.base import Expert
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.models import stored_dtypes
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within

@@ -22,7 +22,7 @@ import psutil
 import ray
 
 from rlpost.addresses import host_and_port
-from rlpost.config import Config, RayConfig
+from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
 from rlpost.ray_folder import RayFolder
 from rlpost.shipping import import_roots

@@ -22,7 +22,7 @@ from envs import registry
 from envs.base import Expert
 from envs.terminal import plain_console
 from rlpost import failures, models
-from rlpost.config import Config, RolloutConfig
+from rlpost.config.schema import Config, RolloutConfig
 from rlpost.prompts import remarks
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling

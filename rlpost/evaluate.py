@@ -9,7 +9,7 @@ from envs import registry
 from rlpost import failures, metrics
 from rlpost.adapters import Adapter
 from rlpost.canary import canary_ids, plain_peft_canary
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.progress import Progress
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.instances import evaluation_episodes

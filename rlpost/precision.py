@@ -21,9 +21,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlpost.config import Config, Dtype
+from rlpost.config.schema import Config, Dtype
+from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import ClusterError, ConfigError
-from rlpost.yaml_files import read_mapping
 
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 WORTH = 1.5  # bfloat16 rounds, so it must be so many times as fast; this also keeps noise from deciding

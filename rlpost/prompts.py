@@ -11,11 +11,11 @@ from functools import partial
 
 from envs import registry
 from envs.base import Listed
-from rlpost.config import Config
+from rlpost.config.keys import refusal
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.schema import refusal
 from rlpost.validate_environment import TRAINING
 
 

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs import registry
 from envs.base import Pictured
-from rlpost.config import RolloutConfig
+from rlpost.config.schema import RolloutConfig
+from rlpost.config.trust import named_code
 from rlpost.rollout.env_threads import within
 from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.side_by_side import Deal
-from rlpost.trust import named_code
 from rlpost.types import Trajectory
 
 

@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.terminal import plain_console
-from rlpost.compose import compose
-from rlpost.config import Config, Task
+from rlpost.config.compose import compose
+from rlpost.config.experiments import experiments
+from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError, RlpostError
-from rlpost.experiments import experiments
 
 # Imported only when chosen: these bring torch, vllm and ray.
 ENTRY_POINTS = {
@@ -101,7 +101,7 @@ def _print_usage(console: Console) -> None:
     console.print(_two_columns({found.name: found.summary for found in experiments().values()}))
     console.print("\nOverrides:")
     console.print(_two_columns(EXAMPLES))
-    console.print("\nEvery setting, its default and its meaning: rlpost/config.py")
+    console.print("\nEvery setting, its default and its meaning: rlpost/config/schema.py")
 
 
 def _two_columns(rows: Mapping[str, str]) -> Table:

@@ -27,11 +27,11 @@ from urllib.parse import quote, unquote
 from omegaconf import DictConfig, OmegaConf
 
 from rlpost import records
+from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import OutputError
 from rlpost.files import append_whole, write_atomic, writing
 from rlpost.types import Trajectory
 from rlpost.versions import versions
-from rlpost.yaml_files import read_mapping
 
 OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")

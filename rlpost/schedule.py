@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.compare.compute import spent
-from rlpost.config import Config, Task
+from rlpost.config.schema import Config, Task
 from rlpost.models import parameters
 
 

@@ -23,8 +23,8 @@ from envs.terminal import plain_console
 from rlpost import cluster, locks, models
 from rlpost.canary import canary_ids
 from rlpost.checkpoint import differences
-from rlpost.compose import to_yaml
-from rlpost.config import Config
+from rlpost.config.compose import to_yaml
+from rlpost.config.schema import Config
 from rlpost.files import write_atomic
 from rlpost.learner.group import LearnerGroup
 from rlpost.metrics import Clock

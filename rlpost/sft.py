@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from envs import registry
 from envs.base import Expert
 from rlpost import standings
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.chat import Chat

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 
 _ALWAYS_SHIPPED = ("rlpost", "envs")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoConfig
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoConfig
 from rlpost.rollout.refill import is_flat
 from rlpost.types import Trajectory
 

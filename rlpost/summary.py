@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.config import EvalConfig
+from rlpost.config.schema import EvalConfig
 
 STAGES = ("before", "warm", "after")  # the bare model, after the warm start, at the end
 DECODINGS = ("greedy", "sampled")

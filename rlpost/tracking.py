@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.files import write_atomic
 from rlpost.summary import DECODINGS
 

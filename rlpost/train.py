@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from rlpost import failures, metrics, standings
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.refill import Collected, collect

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.addresses import host_and_port
-from rlpost.config import Config, Task
+from rlpost.config.keys import refusal
+from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
-from rlpost.schema import refusal
 from rlpost.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mode
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 from rlpost.validate_compare import COMPARE_CHECKS

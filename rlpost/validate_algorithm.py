@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rlpost.algorithms.table import TABLE, Algorithm, Estimator, Ratio
-from rlpost.config import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
-from rlpost.schema import refusal
+from rlpost.config.keys import refusal
+from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
+from rlpost.config.schema import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
 from rlpost.validate_environment import TRAINING
 
 

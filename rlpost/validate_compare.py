@@ -9,11 +9,11 @@ from pathlib import Path
 from envs import registry
 from envs.base import has_own_rule
 from envs.errors import Refused, UnknownEnvironment
-from rlpost.algorithms.table import VARIED
 from rlpost.compare.plan import plan, quickened, settings_of
 from rlpost.compare.types import INIT, SFT
-from rlpost.config import AlgoName, Config, Measure, Task
-from rlpost.schema import refusal
+from rlpost.config.keys import refusal
+from rlpost.config.presets import VARIED
+from rlpost.config.schema import AlgoName, Config, Measure, Task
 from rlpost.validate_algorithm import ALGORITHM_CHECKS
 
 KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))

@@ -14,11 +14,11 @@ from envs.base import Expert, Rehearsed, VariantInfo
 from envs.errors import Refused, UnknownEnvironment
 from envs.own import told
 from rlpost.compare.types import SFT
-from rlpost.config import Config, Task
+from rlpost.config.keys import refusal
+from rlpost.config.schema import Config, Task
 from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.rundir import evaluation_name, iteration_name
-from rlpost.schema import refusal
 
 TRAINING = (Task.ppo, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds

@@ -14,9 +14,9 @@ from pathlib import Path
 from rlpost import models
 from rlpost.adapter_settings import check_start, named
 from rlpost.adapters import Adapter
-from rlpost.config import Config, Task
+from rlpost.config.keys import refusal
+from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
-from rlpost.schema import refusal
 from rlpost.validate_environment import TRAINING
 
 ALL = "all-linear"

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlpost.compose import algorithm_defaults
-from rlpost.config import AlgoName, Config, Dtype
+from rlpost.config.compose import algorithm_defaults
+from rlpost.config.schema import AlgoName, Config, Dtype
 from rlpost.types import Ending, Example, Finish, Trajectory, Turn
 
 VOCAB = 64

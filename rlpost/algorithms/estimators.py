@@ -21,7 +21,7 @@ from rlpost.algorithms.advantages import (
     leave_one_out,
 )
 from rlpost.algorithms.layout import Layout
-from rlpost.algorithms.table import Estimator
+from rlpost.config.presets import Estimator
 
 GroupBaseline = Callable[[Tensor, Tensor], Tensor]
 BASELINES: dict[Estimator, GroupBaseline] = {

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpost.algorithms.table import Aggregation
+from rlpost.config.presets import Aggregation
 
 
 @dataclass(frozen=True)

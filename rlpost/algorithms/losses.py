@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpost.algorithms.table import Ratio, Surrogate
-from rlpost.config import EngineCorrection, KlEstimator
+from rlpost.config.presets import Ratio, Surrogate
+from rlpost.config.schema import EngineCorrection, KlEstimator
 
 Metrics = dict[str, Tensor]
 # Ratios are taken of log ratios up to this (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7, and where

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlpost.algorithms.advantages import VARIANCE_FLOOR, moments, varies
 from rlpost.algorithms.layout import Layout
 from rlpost.algorithms.losses import KL_ESTIMATORS
-from rlpost.config import KlEstimator, Rewards
+from rlpost.config.schema import KlEstimator, Rewards
 
 
 def overlong(lengths_U: Tensor, limit: int, buffer: int, price: float) -> Tensor:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpost.algorithms.table import TABLE
 from rlpost.compare.types import INIT, SFT
-from rlpost.compose import defaults_under
-from rlpost.config import AlgoName, BudgetConfig, CompareConfig, Config, Task
+from rlpost.config.compose import defaults_under
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoName, BudgetConfig, CompareConfig, Config, Task
 
 AT_MOST = 20  # times as many iterations as the reference took end an arm that has not spent its budget
 SFT_AT_MOST = 1_000_000  # supervised steps; as above

@@ -19,7 +19,7 @@ from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.compute import spent
 from rlpost.compare.plan import CellPlan
 from rlpost.compare.types import INIT, SFT, Cell, Compute, Evaluation, Point, Status
-from rlpost.config import Config, Task
+from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
 from rlpost.metrics import goes_on_after_right, is_right, right_share
 from rlpost.rundir import RunDir, evaluation_name, read_trajectories

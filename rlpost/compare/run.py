@@ -25,8 +25,8 @@ from rlpost.compare.plan import plan, quickened
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
 from rlpost.compare.types import INIT, Cell, Comparison, Role, Status, VariantInfo
-from rlpost.compose import to_yaml
-from rlpost.config import Config
+from rlpost.config.compose import to_yaml
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, RlpostError
 from rlpost.files import write_atomic
 from rlpost.rundir import OUTPUTS, new_folder, time_stamp

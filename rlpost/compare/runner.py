@@ -17,7 +17,7 @@ from rlpost.compare.display import Display
 from rlpost.compare.plan import CellPlan, cell_name, plan, reference_arm, settings_of
 from rlpost.compare.reading import Read, evaluated_on, read_cell
 from rlpost.compare.types import INIT, Status
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import RlpostError
 
 POLL_S = 0.25

@@ -2,7 +2,7 @@
 
     turns' rewards ─▶ length penalty, scale, normalization ─▶ on tokens ─▶ less KL ─▶ estimator ─▶ whitening
 
-Which estimator is the business of a row of rlpost.algorithms.table. Every rank does the same sums on the same
+Which estimator is the business of a row of rlpost.config.presets. Every rank does the same sums on the same
 numbers. All tensors have one entry for each sampled token of the batch (N), in the order of rlpost.algorithms.layout.
 """
 
@@ -18,8 +18,8 @@ from rlpost.algorithms import losses, rewards
 from rlpost.algorithms.advantages import explained_variance, flat, moments, whiten
 from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
 from rlpost.algorithms.layout import Layout
-from rlpost.algorithms.table import TABLE, Algorithm, Ratio
-from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
+from rlpost.config.presets import TABLE, Algorithm, Ratio
+from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
 from rlpost.types import Trajectory

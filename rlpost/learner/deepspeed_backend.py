@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlpost.config import LearnerConfig
+from rlpost.config.schema import LearnerConfig
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner.packing import MicroBatch
 from rlpost.learner.policy import ActorCritic

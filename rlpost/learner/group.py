@@ -18,7 +18,7 @@ from ray.exceptions import RayTaskError
 
 from rlpost import answers
 from rlpost.adapters import Adapter
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.worker import LearnerWorker

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
-from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
 from rlpost.learner.credit import Credit
 from rlpost.learner.passes import LossFunction
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE

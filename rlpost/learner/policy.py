@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.adapters import Adapter
-from rlpost.config import Dtype, LoraConfig
+from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
 from rlpost.learner.attention import PACKED

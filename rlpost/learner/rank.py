@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from rlpost.adapters import Adapter
 from rlpost.algorithms.adaptive_kl import steered
-from rlpost.algorithms.table import TABLE
-from rlpost.config import Config, KlPlace, Reference, Task
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import policy, update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend

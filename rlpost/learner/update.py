@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
-from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoConfig, Config
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoConfig, Config
 from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.objective import critic_steps_once, minibatch_loss, passes_of

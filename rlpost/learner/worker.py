@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What a vLLM engine is started with; sizes as in `rlpost.config.RolloutConfig`."""
+    """What a vLLM engine is started with; sizes as in `rlpost.config.schema.RolloutConfig`."""
 
     model: Path  # folder with config, tokenizer and *.safetensors
     dtype: str = "float32"  # or bfloat16

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 from envs import registry
 from envs.base import Finite
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.rollout.episode import Env
 from rlpost.rollout.specs import evaluation_env_seed

@@ -23,7 +23,7 @@ import ray
 
 from rlpost.adapters import Adapter
 from rlpost.answers import ActorLostError, first_answered, get, get_all
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine import Sampling, SwapReport
 from rlpost.rollout.engine_settings import engine_environment

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from rlpost.algorithms.advantages import EQUAL_WITHIN
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.rollout.specs import group_specs
 from rlpost.types import EpisodeSpec, Trajectory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.seeds import derive
 from rlpost.types import EpisodeSpec
 

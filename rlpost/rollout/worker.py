@@ -7,7 +7,7 @@ from pathlib import Path
 
 from envs import registry
 from rlpost.adapters import Adapter
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine import Engine, Sampling, SwapReport

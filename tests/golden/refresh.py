@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rlpost.compose import compose, to_yaml
-from rlpost.experiments import experiments
+from rlpost.config.compose import compose, to_yaml
+from rlpost.config.experiments import experiments
 
 FOLDER = Path(__file__).parent
 

@@ -19,7 +19,7 @@ import pytest
 import ray
 
 from rlpost import answers, cluster
-from rlpost.config import RayConfig
+from rlpost.config.schema import RayConfig
 from rlpost.errors import ClusterError, SwapError
 from rlpost.ray_folder import PREFIX
 
@@ -160,7 +160,7 @@ import sys, time
 from pathlib import Path
 import psutil, ray
 from rlpost import answers, cluster
-from rlpost.config import RayConfig
+from rlpost.config.schema import RayConfig
 
 @ray.remote(num_cpus=1)
 class Busy:
@@ -244,7 +244,7 @@ HOST = """
 import sys
 import ray
 from rlpost import cluster
-from rlpost.config import RayConfig
+from rlpost.config.schema import RayConfig
 
 with cluster.connect(RayConfig(), cluster.Needs(1, 0)):
     print(ray.get_runtime_context().gcs_address, flush=True)
@@ -256,7 +256,7 @@ import sys
 from pathlib import Path
 import ray
 from rlpost import answers, cluster, precision
-from rlpost.config import Config, RayConfig
+from rlpost.config.schema import Config, RayConfig
 from rlpost.models import TINY
 
 @ray.remote(num_cpus=1)

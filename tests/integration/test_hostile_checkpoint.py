@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlpost.config import Dtype
+from rlpost.config.schema import Dtype
 from rlpost.errors import CheckpointError
 from rlpost.learner import policy, update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend

@@ -17,7 +17,7 @@ import ray
 import torch
 
 from rlpost.adapters import Adapter
-from rlpost.config import AlgoName, Config, Dtype, KlPlace
+from rlpost.config.schema import AlgoName, Config, Dtype, KlPlace
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.types import Ending, Finish, Trajectory, Turn

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpost.config import AlgoConfig
+from rlpost.config.schema import AlgoConfig
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
 from rlpost.learner import objective
 from rlpost.learner.credit import Credit, assign_credit
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE

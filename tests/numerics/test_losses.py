@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlpost.algorithms import losses
-from rlpost.algorithms.table import Ratio, Surrogate
-from rlpost.config import EngineCorrection, KlEstimator
+from rlpost.config.presets import Ratio, Surrogate
+from rlpost.config.schema import EngineCorrection, KlEstimator
 
 
 def _log(*probabilities: float) -> torch.Tensor:

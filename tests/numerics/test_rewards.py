@@ -10,8 +10,8 @@ import torch
 from rlpost.algorithms import rewards
 from rlpost.algorithms.adaptive_kl import steered
 from rlpost.algorithms.layout import Layout
-from rlpost.algorithms.table import Aggregation
-from rlpost.config import KlEstimator, Rewards
+from rlpost.config.presets import Aggregation
+from rlpost.config.schema import KlEstimator, Rewards
 
 LAYOUT = Layout.of([[2, 1], [3]], [4, 4], [[1, 0], [3]])  # the worked example of rlpost.algorithms.layout
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlpost.config import AlgoName, KlPlace
+from rlpost.config.schema import AlgoName, KlPlace
 from rlpost.types import Trajectory
 from tests.numerics.test_algorithms import Numbers, _config, _episodes, _whole
 

@@ -15,10 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlpost import config as settings
 from rlpost.adapter_settings import KIND_SETTINGS, check_settings, check_start
 from rlpost.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, merged_weight
-from rlpost.config import AdapterKind
+from rlpost.config import schema as settings
+from rlpost.config.schema import AdapterKind
 from rlpost.errors import AdapterError
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 10}

@@ -11,7 +11,7 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM
 
 from rlpost.canary import MAX_TOKENS, canary_ids, plain_peft_canary
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
 
 

@@ -13,7 +13,7 @@ import ray
 
 from rlpost import cluster
 from rlpost.cluster import Needs, connect, refuse_shortage
-from rlpost.config import Config, RayConfig
+from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
 
 

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 from envs.generalpoints.env import GeneralPoints
 from rlpost import run, validate, validate_environment
-from rlpost.compose import RESUMED, compose, override, to_yaml
-from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, Task
+from rlpost.config.compose import RESUMED, compose, override, to_yaml
+from rlpost.config.experiments import experiments
+from rlpost.config.keys import refusal, schema
+from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
-from rlpost.experiments import experiments
 from rlpost.rundir import RunDir, evaluation_name, iteration_name
-from rlpost.schema import refusal, schema
 from tests.learner_data import with_algorithm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -292,7 +292,7 @@ class TestRefusedCompositions:
             ("algo.gama=1", "algo.gama=1", "did you mean algo.gamma"),
             ("gamma=1", "gamma=1", "did you mean algo.gamma"),
             ("learner.episodes=1", "learner.episodes=1", "rollout.episodes"),
-            ("xyzzy=1", "xyzzy=1", "see rlpost/config.py"),
+            ("xyzzy=1", "xyzzy=1", "see rlpost/config/schema.py"),
             ("algo.gamma=high", "algo.gamma=high", "give a number"),
             ("algo.gamma=null", "algo.gamma=null", "give a number"),
             ("seed=1.5", "seed=1.5", "give a whole number"),

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from rlpost import failures
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
 from rlpost.evaluate import evaluate
 from rlpost.metrics import Clock, evaluation, rollout_metrics

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlpost import locks
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import OutputError
 from rlpost.rundir import RunDir
 from rlpost.session import _run_dir

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from rlpost import precision
-from rlpost.compose import to_yaml
-from rlpost.config import Config, Dtype
+from rlpost.config.compose import to_yaml
+from rlpost.config.schema import Config, Dtype
 from rlpost.errors import ClusterError
 from rlpost.models import TINY
 from rlpost.precision import Measurement, Product, Shapes
@@ -113,7 +113,7 @@ def test_waiting_is_not_measured() -> None:
 RESTRICTED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PROGRAM = """
 import time
-from rlpost.config import Dtype
+from rlpost.config.schema import Dtype
 from rlpost.precision import Shapes, choose
 started = time.perf_counter()
 print(choose(Dtype.auto, Shapes(512, 128, 256, 768, 32, 64), on_gpu=False).dtype.value)

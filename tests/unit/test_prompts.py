@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from envs import registry
-from rlpost.config import Config, Task
+from rlpost.config.schema import Config, Task
 from rlpost.dry_run import run
 from rlpost.errors import ConfigError
 from rlpost.prompts import remarks

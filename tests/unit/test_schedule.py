@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlpost.config import Config, Measure, Task
+from rlpost.config.schema import Config, Measure, Task
 from rlpost.models import TINY, parameters
 from rlpost.schedule import Schedule, steps_of
 

@@ -11,7 +11,7 @@ import pytest
 
 from envs import registry
 from envs.generalpoints.env import GeneralPoints
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.sft import ExpertData
 from rlpost.types import Example
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from envs import registry
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.shipping import import_roots, own_modules
 
 ENVIRONMENT = """

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlpost.algorithms.table import TABLE
-from rlpost.config import AlgoConfig, AlgoName
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoConfig, AlgoName
 from rlpost.stall import PATIENCE, Stall
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn

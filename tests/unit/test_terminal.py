@@ -18,7 +18,7 @@ from envs.terminal import plain_console
 from rlpost import dry_run, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.display import Display
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.progress import Progress, results_table
 
 ROOT = Path(__file__).resolve().parents[2]

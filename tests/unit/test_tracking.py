@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.tracking import DEADLINE_S, Tracker, has_wandb_key, resolve_mode
 from rlpost.validate import validate

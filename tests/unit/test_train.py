@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from rlpost import standings, train
-from rlpost.compose import compose, to_yaml
-from rlpost.config import Config, Measure
+from rlpost.config.compose import compose, to_yaml
+from rlpost.config.schema import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.metrics import Clock
 from rlpost.models import TINY

@@ -11,8 +11,8 @@ from typing import Any
 
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.types import Status
-from rlpost.compose import compose, to_yaml
-from rlpost.config import Config, Task
+from rlpost.config.compose import compose, to_yaml
+from rlpost.config.schema import Config, Task
 from rlpost.evaluate import decodings
 from rlpost.models import TINY
 from rlpost.rundir import RunDir, evaluation_name, iteration_name, step_name

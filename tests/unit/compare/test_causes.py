@@ -14,7 +14,7 @@ from envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
 from envs.texts import AnyText
 from rlpost.compare.causes import Causes, cause_of, causes, last_outcome
 from rlpost.compare.types import INIT, Evaluation
-from rlpost.config import Config, Task
+from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from rlpost.validate import validate

@@ -13,7 +13,7 @@ from rlpost import checkpoint
 from rlpost.compare import cells
 from rlpost.compare.cells import CellFiles, Ended, Process, refuse_changes, stop
 from rlpost.compare.types import Status
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError
 
 DEADLINE_S = 60.0

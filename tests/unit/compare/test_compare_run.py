@@ -15,8 +15,8 @@ from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.runner import Runner
 from rlpost.compare.types import Comparison, Role, Status
-from rlpost.compose import compose
-from rlpost.config import Config
+from rlpost.config.compose import compose
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError, RlpostError
 from rlpost.models import TINY, parameters
 from tests.unit.compare.fake_run import FakeRun, comparison

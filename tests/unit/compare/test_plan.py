@@ -15,8 +15,8 @@ from rlpost.compare.plan import (
     settings_of,
     with_algorithm,
 )
-from rlpost.compose import compose, defaults_under, to_yaml
-from rlpost.config import AlgoName, Config, KlPlace, Measure, Rewards, Task
+from rlpost.config.compose import compose, defaults_under, to_yaml
+from rlpost.config.schema import AlgoName, Config, KlPlace, Measure, Rewards, Task
 from tests.unit.compare.fake_run import comparison
 
 FOLDER = Path("outputs/x")

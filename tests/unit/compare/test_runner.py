@@ -14,7 +14,7 @@ from rlpost.compare.cells import CellFiles
 from rlpost.compare.display import Display
 from rlpost.compare.runner import Runner
 from rlpost.compare.types import Status
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.models import TINY, parameters
 from rlpost.rundir import RunDir, iteration_name

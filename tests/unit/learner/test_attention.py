@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlpost.config import Dtype, LoraConfig
+from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
 from rlpost.learner import attention, policy
 from rlpost.learner.attention import Layout, Segment, packed_attention

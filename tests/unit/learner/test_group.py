@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.learner.group import LearnerGroup, _for_ranks
 
 

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from rlpost.config import Dtype
+from rlpost.config.schema import Dtype
 from rlpost.errors import ModelError
 from rlpost.learner import packed, policy
 from rlpost.learner.attention import Layout

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlpost.adapters import Adapter
-from rlpost.config import AdapterKind, Dtype, LoraConfig
+from rlpost.config.schema import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.learner import policy
 from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts

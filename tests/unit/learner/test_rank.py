@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlpost.config import AlgoName, Config, KlPlace, Reference, Task
+from rlpost.config.schema import AlgoName, Config, KlPlace, Reference, Task
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
 from rlpost.learner.rank import adapters_for
 

@@ -16,7 +16,7 @@ TWO_RANKS = """
 import os, sys
 import torch
 import torch.distributed as dist
-from rlpost.config import LearnerConfig
+from rlpost.config.schema import LearnerConfig
 from rlpost.learner.deepspeed_backend import _join
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlpost.config import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
+from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
 from rlpost.learner import objective, policy, update
 from rlpost.learner.packing import MicroBatch

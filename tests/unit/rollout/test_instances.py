@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from envs import registry
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.rollout import instances
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.specs import evaluation_env_seed, evaluation_specs

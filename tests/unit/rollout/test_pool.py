@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ray import exceptions as ray_errors
 
 from rlpost.answers import DeadlineError
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
 from rlpost.rollout import pool
 from rlpost.rollout.engine import Sampling, SwapReport

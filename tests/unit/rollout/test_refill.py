@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlpost.config import AlgoName, Config
+from rlpost.config.schema import AlgoName, Config
 from rlpost.rollout.refill import collect, is_flat
 from rlpost.rollout.specs import training_specs
 from rlpost.types import Ending, EpisodeSpec, Trajectory

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from envs import registry
-from rlpost.config import Config
+from rlpost.config.keys import refusal
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
-from rlpost.schema import refusal
 
 
 def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlpost.config.keys import leaves, refusal, refuse_marks
+from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import ConfigError
-from rlpost.schema import leaves, refusal, refuse_marks
-from rlpost.yaml_files import read_mapping
 
 BASES = "defaults"  # key of an experiment's file
 
@@ -33,7 +33,7 @@ def experiments_folder() -> Path:
 
     Raises ConfigError when neither is there.
     """
-    checkout = Path(__file__).resolve().parents[1] / "experiments"
+    checkout = Path(__file__).resolve().parents[2] / "experiments"
     installed = Path(sysconfig.get_path("data")) / "share" / "rlpost" / "experiments"
     for folder in (checkout, installed):
         if any(folder.glob("*.yaml")):

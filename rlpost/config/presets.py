@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from rlpost.config import AlgoName
+from rlpost.config.schema import AlgoName
 
 
 class Estimator(Enum):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-from rlpost.config import Config
+from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> No
     for key, value in settings:
         if key in known or key.startswith("env_args."):
             continue
-        remedy = did_you_mean(key, list(known)) or "see rlpost/config.py for every setting"
+        remedy = did_you_mean(key, list(known)) or "see rlpost/config/schema.py for every setting"
         raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
 
 

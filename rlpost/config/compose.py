@@ -1,10 +1,10 @@
 """From `experiment=NAME key=value ...` to a typed Config: the schema, an experiment's file, the command line.
 
-    rlpost.config.Config  <-  the algorithm's defaults  <-  experiments/NAME.yaml  <-  key=value ...
+    rlpost.config.schema.Config  <-  the algorithm's defaults  <-  experiments/NAME.yaml  <-  key=value ...
 
 `resume=DIR` without an experiment takes DIR/config.yaml instead; `experiment=FILE.yaml` takes a file of one's own.
 
-`algo=NAME` (or `algo.name=NAME`, in a file: `algo: {name: NAME}`) chooses a row of rlpost.algorithms.table, whose
+`algo=NAME` (or `algo.name=NAME`, in a file: `algo: {name: NAME}`) chooses a row of rlpost.config.presets, whose
 defaults are a layer of their own; `algo.KEY=VALUE` sets one of its settings. The last word has the command line.
 """
 
@@ -27,12 +27,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlpost.algorithms.table import TABLE, VARIED
-from rlpost.config import AlgoName, Config, Task
+from rlpost.config.experiments import experiments, settings_in
+from rlpost.config.keys import describe, did_you_mean, leaves, refusal, refuse_marks, refuse_unknown, schema
+from rlpost.config.presets import TABLE, VARIED
+from rlpost.config.schema import AlgoName, Config, Task
+from rlpost.config.trust import refuse_unnamed_code
 from rlpost.errors import ConfigError
-from rlpost.experiments import experiments, settings_in
-from rlpost.schema import describe, did_you_mean, leaves, refusal, refuse_marks, refuse_unknown, schema
-from rlpost.trust import refuse_unnamed_code
 
 RESUMED = "resumed-run"
 OWN_FILE = "own-file"
@@ -45,7 +45,7 @@ def compose(overrides: Sequence[str]) -> Config:
     """Resolve `experiment=NAME key=value ...` to a Config; values are typed, ranges are validate's business.
 
     Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed override, and
-    for a resumed record that names code outside of rlpost, which the command line does not (rlpost/trust.py).
+    for a resumed record that names code outside of rlpost, which the command line does not (rlpost/config/trust.py).
     """
     parsed = _parse([_in_full(text) for text in overrides])
     name, path = _experiment_file(parsed)
@@ -193,7 +193,9 @@ def _readable(error: BaseException, overrides: list[str]) -> ConfigError:
     cause = next((inner for inner in chain if getattr(inner, "full_key", None) in known), None)
     if cause is None:
         reason = str(chain[-1]).splitlines()[0]
-        return ConfigError(f"reason: {reason}\n  remedy: see rlpost/config.py for every setting and its type")
+        return ConfigError(
+            f"reason: {reason}\n  remedy: see rlpost/config/schema.py for every setting and its type"
+        )
     key = str(getattr(cause, "full_key", ""))
     typed = [text.partition("=")[2] for text in overrides if text.startswith(f"{key}=")]
     value = typed[-1] if typed else getattr(cause, "value", "as in the experiment's file")

@@ -1,6 +1,6 @@
 """The configuration schema: every setting, its default and its meaning, once.
 
-`rlpost.compose` lays one file of `experiments/` and the command line over it; `rlpost.validate` then refuses
+`rlpost.config.compose` lays one file of `experiments/` and the command line over it; `rlpost.validate` then refuses
 impossible values and combinations, both before anything heavy (torch, vllm, ray) is imported.
 """
 
@@ -36,7 +36,7 @@ class AdapterKind(Enum):
 
 
 class AlgoName(Enum):
-    """The algorithms; their parts stand in rlpost/algorithms/table.py, their formulas in docs/algorithms.md."""
+    """The algorithms; their parts stand in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
 
     ppo = "ppo"
     ppo_turn = "ppo_turn"
@@ -227,7 +227,7 @@ class CompareConfig:
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # what the arms spend alike
     concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs bear
-    # settings that every arm keeps, whatever its algorithm's default: those that were named, which rlpost.compose notes
+    # Settings that every arm keeps, whatever its algorithm's default: those that were named (noted by `compose`).
     named: list[str] = field(default_factory=list)
     quick: bool = False  # the first seed alone, and quick_iterations for algo.iterations
     quick_iterations: int = 16
