@@ -33,7 +33,7 @@ from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
 from rlpost.types import EpisodeSpec, Trajectory
-from rlpost.validate_model import check_model
+from rlpost.validate.model import check_model
 
 EPISODES = 64  # a variant and split, at most
 

@@ -16,7 +16,7 @@ from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.validate_environment import TRAINING
+from rlpost.validate.environment import TRAINING
 
 
 @dataclass(frozen=True)

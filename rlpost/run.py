@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 def prepare(argv: Sequence[str]) -> Config:
     """Compose and validate, importing nothing heavy. Raises ConfigError."""
-    from rlpost.validate import validate
+    from rlpost.validate.checks import validate
 
     config = compose(argv)
     validate(config)

@@ -38,7 +38,7 @@ from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import steps_of
 from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
-from rlpost.validate_model import check_model
+from rlpost.validate.model import check_model
 
 # Settings that a resumed run may change, for good: where it runs, what it reports, how long it goes on.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")

@@ -22,7 +22,7 @@ _ALWAYS_SHIPPED = ("rlpost", "envs")
 def own_modules(cfg: Config) -> list[Path]:
     """Files and package folders of the user's code that the environment runs; none for a bundled one.
 
-    The environment must have been made in this process before, as `rlpost.validate` does.
+    The environment must have been made in this process before, as `rlpost.validate.checks` does.
     """
     named = {_top_level(name) for name in _references(cfg)}
     roots = {location.parent for location in _locations(named)}

@@ -31,7 +31,7 @@ from rlpost.errors import ConfigError, RlpostError
 from rlpost.files import write_atomic
 from rlpost.rundir import OUTPUTS, new_folder, time_stamp
 from rlpost.summary import headline_decoding
-from rlpost.validate_model import check_model
+from rlpost.validate.model import check_model
 from rlpost.versions import versions
 
 

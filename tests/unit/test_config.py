@@ -22,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.generalpoints.env import GeneralPoints
-from rlpost import run, validate, validate_environment
+from rlpost import run
 from rlpost.config.compose import RESUMED, compose, override, to_yaml
 from rlpost.config.experiments import experiments
 from rlpost.config.keys import refusal, schema
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.rundir import RunDir, evaluation_name, iteration_name
+from rlpost.validate import checks, environment
 from tests.learner_data import with_algorithm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -66,7 +67,7 @@ def refuses_range(key: str, value: float) -> bool:
     *groups, name = key.split(".")
     setattr(functools.reduce(getattr, groups, config), name, value)
     try:
-        validate.validate(config)
+        checks.validate(config)
     except ConfigError as error:
         return f"{key}={value}\n  reason: out of range" in str(error)
     return False
@@ -86,7 +87,7 @@ def refused_data_set(rows: str, *overrides: str, experiment: str = "own_ppo") ->
     """What validation has against a data set; empty where it has nothing."""
     named = [f"experiment={experiment}", "env=dataset", f"env_args.path={rows}", "env_args.score=exact"]
     config = compose([*named, *overrides])
-    return "\n".join(text for check in validate.CHECKS for text in check(config) if "compare." not in text)
+    return "\n".join(text for check in checks.CHECKS for text in check(config) if "compare." not in text)
 
 
 class TestExperiments:
@@ -385,8 +386,8 @@ class TestRefusedCompositions:
 
 class TestValidate:
     def test_every_number_of_the_schema_has_a_range(self) -> None:
-        assert {key for key, _ in validate.numbers(Config())} == set(validate.RANGES)
-        assert {key for key, kind in schema().items() if kind in (int, float)} == set(validate.RANGES)
+        assert {key for key, _ in checks.numbers(Config())} == set(checks.RANGES)
+        assert {key for key, kind in schema().items() if kind in (int, float)} == set(checks.RANGES)
 
     def test_every_number_that_may_be_null_has_a_range(self) -> None:
         groups = {f"{key}.": kind for key, kind in schema().items() if dataclasses.is_dataclass(kind)}
@@ -396,11 +397,11 @@ class TestValidate:
             for name, kind in get_type_hints(group).items()
             if kind in (int | None, float | None)
         }
-        assert found == set(validate.OPTIONAL_RANGES)
+        assert found == set(checks.OPTIONAL_RANGES)
 
-    @pytest.mark.parametrize("key", sorted({**validate.RANGES, **validate.OPTIONAL_RANGES}))
+    @pytest.mark.parametrize("key", sorted({**checks.RANGES, **checks.OPTIONAL_RANGES}))
     def test_every_range_has_both_its_ends(self, key: str) -> None:
-        allowed = {**validate.RANGES, **validate.OPTIONAL_RANGES}[key]
+        allowed = {**checks.RANGES, **checks.OPTIONAL_RANGES}[key]
         below = allowed.low if allowed.low_open else allowed.low - 1
         assert refuses_range(key, below)
         assert refuses_range(key, allowed.high + 1) or allowed.high == float("inf")
@@ -523,11 +524,11 @@ class TestValidate:
             def reset(self, **_: object) -> None:
                 waiting.wait(60)
 
-        validate_environment.registry.variants("generalpoints")  # imported, so that they are told at once
+        environment.registry.variants("generalpoints")  # imported, so that they are told at once
         config = Config()
         config.rollout.env_timeout_s = 0.5
-        monkeypatch.setattr(validate_environment.registry, "make", lambda name, **args: Hangs(**args))
-        (message,) = validate_environment.environment(config)
+        monkeypatch.setattr(environment.registry, "make", lambda name, **args: Hangs(**args))
+        (message,) = environment.environment(config)
         waiting.set()
         assert message.startswith(key)
         assert "gave no answer within rollout.env_timeout_s=0.5" in message
@@ -603,8 +604,8 @@ class TestValidate:
             def close(self) -> None:
                 seen.append(threading.get_ident())
 
-        monkeypatch.setattr(validate_environment.registry, "make", lambda name, **args: Watched())
-        assert list(validate_environment.environment(Config())) == []
+        monkeypatch.setattr(environment.registry, "make", lambda name, **args: Watched())
+        assert list(environment.environment(Config())) == []
         assert len(seen) == 5
         assert len(set(seen)) == 1
         assert threading.get_ident() not in seen

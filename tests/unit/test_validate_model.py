@@ -20,7 +20,7 @@ from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.learner.policy import peft_config
 from rlpost.models import TINY
-from rlpost.validate_model import check_model
+from rlpost.validate.model import check_model
 from tests.learner_data import write_small_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)

@@ -17,7 +17,7 @@ from rlpost.compare.types import INIT, Evaluation
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn
-from rlpost.validate import validate
+from rlpost.validate.checks import validate
 from tests.unit.compare import players
 from tests.unit.compare.comparisons import comparison, done, evaluation, of_tables
 from tests.unit.episodes import episode, turn

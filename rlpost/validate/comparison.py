@@ -1,4 +1,4 @@
-"""Refuses impossible comparisons, and budgets, as rlpost.validate does for what every run shares."""
+"""Refuses impossible comparisons, and budgets, as rlpost.validate.checks does for what every run shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlpost.compare.types import INIT, SFT
 from rlpost.config.keys import refusal
 from rlpost.config.presets import VARIED
 from rlpost.config.schema import AlgoName, Config, Measure, Task
-from rlpost.validate_algorithm import ALGORITHM_CHECKS
+from rlpost.validate.algorithm import ALGORITHM_CHECKS
 
 KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))
 
@@ -84,7 +84,7 @@ def _variants(config: Config) -> Iterator[str]:
     try:
         known = registry.variants(config.env, **config.env_args)
     except (TypeError, ValueError):
-        return  # refused as such, by rlpost.validate_environment
+        return  # refused as such, by rlpost.validate.environment
     held_out = {variant.name for variant in known if has_own_rule(variant)}
     scored = config.eval_variants
     if config.train_variant not in {variant.name for variant in known}:
@@ -104,13 +104,13 @@ def _causes(config: Config) -> Iterator[str]:
     try:
         registry.causes(config.env)
     except UnknownEnvironment:
-        return  # refused as such, by rlpost.validate_environment
+        return  # refused as such, by rlpost.validate.environment
     except Refused as error:
         yield refusal("env", config.env, error.reason, error.remedy)
 
 
 def _every_arm(config: Config) -> Iterator[str]:
-    """The settings of each arm's runs, as rlpost.validate would refuse them when they start."""
+    """The settings of each arm's runs, as rlpost.validate.checks would refuse them when they start."""
     if any(True for check in (_arms, _seeds, _points) for _ in check(config)):
         return
     already = {text for check in ALGORITHM_CHECKS for text in check(config)}

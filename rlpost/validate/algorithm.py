@@ -1,6 +1,6 @@
 """Refuses settings of `algo`, its batch and its rollouts that contradict one another, or that would do nothing.
 
-Checks yield refusals (key, value, reason, remedy), as those of rlpost.validate, which calls them.
+Checks yield refusals (key, value, reason, remedy), as those of rlpost.validate.checks, which calls them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
 from rlpost.config.schema import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
-from rlpost.validate_environment import TRAINING
+from rlpost.validate.environment import TRAINING
 
 
 def _batch(config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Refuses environments that are unknown, cannot be made or have nothing to play, as rlpost.validate the rest."""
+"""Refuses environments that are unknown, cannot be made or have nothing to play, as rlpost.validate.checks the rest."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mode
-from rlpost.validate_algorithm import ALGORITHM_CHECKS
-from rlpost.validate_compare import COMPARE_CHECKS
-from rlpost.validate_environment import TRAINING, environment
+from rlpost.validate.algorithm import ALGORITHM_CHECKS
+from rlpost.validate.comparison import COMPARE_CHECKS
+from rlpost.validate.environment import TRAINING, environment
 
 WANDB_CHOICES = ("auto", *MODES)
 

@@ -1,7 +1,7 @@
 """Refuses what does not fit the model: `lora.target_modules` and the adapter that a run starts from or evaluates.
 
-This needs the model's files, so it follows rlpost.validate. It runs before Ray starts: nobody waits for engines that
-end at their first swap. Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown,
+This needs the model's files, so it follows rlpost.validate.checks. It runs before Ray starts: nobody waits for engines
+that end at their first swap. Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown,
 since folders get renamed.
 """
 
@@ -17,7 +17,7 @@ from rlpost.adapters import Adapter
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
-from rlpost.validate_environment import TRAINING
+from rlpost.validate.environment import TRAINING
 
 ALL = "all-linear"
 _SHOWN = 3  # modules named in a message

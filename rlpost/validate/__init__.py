@@ -1,0 +1,1 @@
+"""Refusals at the start, before anything heavy is loaded."""
