@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.subjects import Case
 from benchmarks.timing import Side, in_turns
-from rlpost.models import TINY
+from rlpost.weights.models import TINY
 
 THREADS = min(8, max(1, (os.cpu_count() or 2) // 2))  # of the parts that compute on the CPU as well
 PRIME_RL = 13_342  # tokens/s: Qwen3-0.6B, LoRA of rank 16, rows of 16,384 tokens, one H100 80 GB

@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.runs import ITERATIONS_ONLY, run
 from benchmarks.timing import spread
 from envs import registry
-from rlpost import models
 from rlpost.rollout.chat import Chat
 from rlpost.seeds import derive
+from rlpost.weights import models
 
 MODEL, PROMPTS, GROUP, NEW_TOKENS, RANK, THREADS = "smollm2-135m", 8, 8, 64, 32, 2
 OURS = (

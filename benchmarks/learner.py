@@ -22,7 +22,7 @@ from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.learner import policy
 from rlpost.learner.group import learner_environment
 from rlpost.learner.packing import Row, collate, plan_micro_batches, slot_starts
-from rlpost.models import resolve
+from rlpost.weights.models import resolve
 
 GROUPS, ANSWERS, PROMPT, ANSWER = 2, 8, 150, 64
 BUDGET = 4096

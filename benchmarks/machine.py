@@ -20,8 +20,8 @@ import torch
 from benchmarks.timing import spread
 from rlpost.config.compose import compose
 from rlpost.config.schema import Dtype
-from rlpost.models import resolve
 from rlpost.precision import Measurement, Shapes
+from rlpost.weights.models import resolve
 
 RESTRICTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile")

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from rlpost.adapters import Adapter
-from rlpost.models import resolve
 from rlpost.rollout.engine_settings import EngineSettings, engine_environment
 from rlpost.types import Canary
+from rlpost.weights.adapters import Adapter
+from rlpost.weights.models import resolve
 
 CANARY_TOKENS = 32
 TOPICS = (

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
-from rlpost.adapters import Adapter, merged_weight
 from rlpost.rollout.engine import SwapReport
 from rlpost.rollout.vllm_engine import VllmEngine
+from rlpost.weights.adapters import Adapter, merged_weight
 
 ANY_GAP = 10.0  # the canary is scored, but its gap is benchmarks.decode's business
 

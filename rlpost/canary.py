@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from envs import registry
 from envs.base import Expert
 from rlpost.config.schema import Config
-from rlpost.models import stored_dtypes
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within
 from rlpost.seeds import derive
 from rlpost.types import Canary
+from rlpost.weights.models import stored_dtypes
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from rich.text import Text
 from envs import registry
 from envs.base import Expert
 from envs.terminal import plain_console
-from rlpost import failures, models
+from rlpost import failures
 from rlpost.config.schema import Config, RolloutConfig
 from rlpost.prompts import remarks
 from rlpost.rollout.chat import Chat
@@ -34,6 +34,7 @@ from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
 from rlpost.types import EpisodeSpec, Trajectory
 from rlpost.validate.model import check_model
+from rlpost.weights import models
 
 EPISODES = 64  # a variant and split, at most
 

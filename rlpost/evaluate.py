@@ -7,7 +7,6 @@ from typing import Any
 
 from envs import registry
 from rlpost import failures, metrics
-from rlpost.adapters import Adapter
 from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config.schema import Config
 from rlpost.progress import Progress
@@ -18,6 +17,7 @@ from rlpost.rollout.specs import evaluation_specs
 from rlpost.rundir import RunDir, evaluation_name
 from rlpost.session import Session, open_session, publish
 from rlpost.summary import main_decoding
+from rlpost.weights.adapters import Adapter
 
 HEADLINE = ("n", "success", "low", "high")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlpost.compare.compute import spent
 from rlpost.config.schema import Config, Task
-from rlpost.models import parameters
+from rlpost.weights.models import parameters
 
 
 def steps_of(cfg: Config) -> int | None:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from envs.terminal import plain_console
-from rlpost import cluster, locks, models
+from rlpost import cluster, locks
 from rlpost.canary import canary_ids
 from rlpost.checkpoint import differences
 from rlpost.config.compose import to_yaml
@@ -39,6 +39,7 @@ from rlpost.schedule import steps_of
 from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
 from rlpost.validate.model import check_model
+from rlpost.weights import models
 
 # Settings that a resumed run may change, for good: where it runs, what it reports, how long it goes on.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from envs import base, registry
 from envs.terminal import plain_console
-from rlpost import locks, models, precision
+from rlpost import locks, precision
 from rlpost.compare import results
 from rlpost.compare.compute import TRAINED, lora_flops
 from rlpost.compare.display import Display
@@ -33,6 +33,7 @@ from rlpost.rundir import OUTPUTS, new_folder, time_stamp
 from rlpost.summary import headline_decoding
 from rlpost.validate.model import check_model
 from rlpost.versions import versions
+from rlpost.weights import models
 
 
 def run(cfg: Config) -> None:

@@ -17,12 +17,12 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rlpost import answers
-from rlpost.adapters import Adapter
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.worker import LearnerWorker
 from rlpost.types import Canary, Example, Trajectory
+from rlpost.weights.adapters import Adapter
 
 DEATH_NOTICE_S = (
     10.0  # after a rank's error, how long the others are watched: Ray tells a death within 1 to 3 s

@@ -23,8 +23,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rlpost.adapter_settings import KIND_SETTINGS, check_start
-from rlpost.adapters import Adapter
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
@@ -33,6 +31,8 @@ from rlpost.learner.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.packed import check_packing, hidden_states
 from rlpost.learner.packing import MicroBatch
 from rlpost.precision import TORCH_DTYPES
+from rlpost.weights.adapter_settings import KIND_SETTINGS, check_start
+from rlpost.weights.adapters import Adapter
 
 ADAPTERS = POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 LOGIT_CHANGES = (

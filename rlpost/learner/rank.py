@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlpost.adapters import Adapter
 from rlpost.algorithms.adaptive_kl import steered
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import Config, KlPlace, Reference, Task
@@ -21,6 +20,7 @@ from rlpost.learner.packing import Row
 from rlpost.learner.passes import Batch, Metrics, score
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.types import Canary, Example, Trajectory
+from rlpost.weights.adapters import Adapter
 
 REFERENCE_FILE = "reference.safetensors"
 KL_FILE = "kl.json"  # the coefficient, where algo.kl_target steers it

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlpost.adapters import Adapter
 from rlpost.types import Canary, Finish
+from rlpost.weights.adapters import Adapter
 
 
 @dataclass(frozen=True)

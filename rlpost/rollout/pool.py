@@ -21,7 +21,6 @@ from typing import Any
 
 import ray
 
-from rlpost.adapters import Adapter
 from rlpost.answers import ActorLostError, first_answered, get, get_all
 from rlpost.config.schema import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
@@ -29,6 +28,7 @@ from rlpost.rollout.engine import Sampling, SwapReport
 from rlpost.rollout.engine_settings import engine_environment
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
+from rlpost.weights.adapters import Adapter
 
 Ask = Callable[[Any], Any]  # from an actor to what it will answer
 CLOSING_S = 30.0  # for the environments of all workers, whose processes then end in any case

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlpost.adapters import Adapter, fingerprint
 from rlpost.errors import SwapError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Completion, Sampling, SwapReport
 from rlpost.types import Canary, Finish
+from rlpost.weights.adapters import Adapter, fingerprint
 
 LOGPROB = -1.0  # of every token a script "samples"
 

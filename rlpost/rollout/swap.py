@@ -25,10 +25,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlpost.adapters import Adapter, fingerprint, merged_weight
 from rlpost.errors import SwapError
-from rlpost.models import weight_files
 from rlpost.rollout.live_layer import LiveLayer, Probe, Questions
+from rlpost.weights.adapters import Adapter, fingerprint, merged_weight
+from rlpost.weights.models import weight_files
 
 WORKER_EXTENSION = "rlpost.rollout.swap.SwapWorker"
 PROBE_COLUMNS = 16  # columns of each written layer that are read back bit for bit

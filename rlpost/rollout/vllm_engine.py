@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from rlpost.adapters import Adapter
 from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine import Completion, Sampling, SwapReport
 from rlpost.rollout.engine_settings import EngineSettings, engine_environment
 from rlpost.rollout.swap import WORKER_EXTENSION, BindReport
 from rlpost.types import Canary, Finish
+from rlpost.weights.adapters import Adapter
 
 __all__ = ["EngineSettings", "VllmEngine"]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs import registry
-from rlpost.adapters import Adapter
 from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine import Engine, Sampling, SwapReport
 from rlpost.types import Canary, EpisodeSpec, Trajectory
+from rlpost.weights.adapters import Adapter
 
 
 class RolloutWorker:

@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rlpost import models
-from rlpost.adapter_settings import check_start, named
-from rlpost.adapters import Adapter
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
+from rlpost.weights import models
+from rlpost.weights.adapter_settings import check_start, named
+from rlpost.weights.adapters import Adapter
 
 ALL = "all-linear"
 _SHOWN = 3  # modules named in a message

@@ -257,7 +257,7 @@ from pathlib import Path
 import ray
 from rlpost import answers, cluster, precision
 from rlpost.config.schema import Config, RayConfig
-from rlpost.models import TINY
+from rlpost.weights.models import TINY
 
 @ray.remote(num_cpus=1)
 def shipped_packages():

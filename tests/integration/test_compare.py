@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlpost.adapters import Adapter
 from rlpost.compare import results
 from rlpost.compare.types import Cell, Comparison, Status
+from rlpost.weights.adapters import Adapter
 from tests.integration.runs import DEADLINE_S, end, finish, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -16,11 +16,11 @@ import pytest
 import ray
 import torch
 
-from rlpost.adapters import Adapter
 from rlpost.config.schema import AlgoName, Config, Dtype, KlPlace
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.types import Ending, Finish, Trajectory, Turn
+from rlpost.weights.adapters import Adapter
 from tests.learner_data import (
     VOCAB,
     examples_of,

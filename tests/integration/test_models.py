@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlpost.errors import ModelError
-from rlpost.models import resolve
+from rlpost.weights.models import resolve
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -19,8 +19,8 @@ import psutil
 import pytest
 import torch
 
-from rlpost import models
-from rlpost.adapters import Adapter
+from rlpost.weights import models
+from rlpost.weights.adapters import Adapter
 from tests.integration.runs import Finished, end, finish, start, whole_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]

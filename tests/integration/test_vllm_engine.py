@@ -18,13 +18,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
-from rlpost.adapters import Adapter, merged_weight
 from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine import Completion, Sampling
 from rlpost.rollout.engine_settings import EngineSettings
 from rlpost.rollout.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.vllm_engine import VllmEngine
 from rlpost.types import Canary, Finish
+from rlpost.weights.adapters import Adapter, merged_weight
 
 pytestmark = pytest.mark.integration
 

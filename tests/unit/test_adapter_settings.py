@@ -15,11 +15,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlpost.adapter_settings import KIND_SETTINGS, check_settings, check_start
-from rlpost.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, merged_weight
 from rlpost.config import schema as settings
 from rlpost.config.schema import AdapterKind
 from rlpost.errors import AdapterError
+from rlpost.weights.adapter_settings import KIND_SETTINGS, check_settings, check_start
+from rlpost.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, merged_weight
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 10}
 CHANGES_THE_BASE = ("pissa", "pissa_niter_4", "olora")

@@ -13,9 +13,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
-from rlpost.adapter_settings import KIND_SETTINGS
-from rlpost.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, fingerprint, merged_weight
 from rlpost.errors import AdapterError, OutputError
+from rlpost.weights.adapter_settings import KIND_SETTINGS
+from rlpost.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, fingerprint, merged_weight
 
 KINDS: dict[str, dict[str, Any]] = {kind.value: settings for kind, settings in KIND_SETTINGS.items()}
 

@@ -36,7 +36,7 @@ def loaded_by(code: str) -> set[str]:
     "code",
     [
         "from rlpost.run import prepare; prepare(['experiment=generalpoints_ppo'])",
-        "import rlpost.models, rlpost.tracking, rlpost.types, rlpost.errors",
+        "import rlpost.weights.models, rlpost.tracking, rlpost.types, rlpost.errors",
         "import envs; from envs import registry; registry.make('generalpoints').reset(seed=0)",
     ],
 )

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlpost import models
 from rlpost.errors import ModelError
-from rlpost.models import check_folder, resolve
+from rlpost.weights import models
+from rlpost.weights.models import check_folder, resolve
 
 
 @pytest.fixture
@@ -218,9 +218,7 @@ class TestSmollm2:
 
 
 def test_resolving_a_folder_imports_no_torch(folder: Path) -> None:
-    program = (
-        "import sys; from rlpost.models import resolve; resolve(sys.argv[1]); print('torch' in sys.modules)"
-    )
+    program = "import sys; from rlpost.weights.models import resolve; resolve(sys.argv[1]); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
     )

@@ -17,8 +17,8 @@ from rlpost import precision
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config, Dtype
 from rlpost.errors import ClusterError
-from rlpost.models import TINY
 from rlpost.precision import Measurement, Product, Shapes
+from rlpost.weights.models import TINY
 
 SHAPES = Shapes(tokens=64, sequences=16, inputs=96, outputs=160, rank=4, head=32)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlpost.config.schema import Config, Measure, Task
-from rlpost.models import TINY, parameters
 from rlpost.schedule import Schedule, steps_of
+from rlpost.weights.models import TINY, parameters
 
 LINE = {"tokens/trained": 10, "seconds/update": 2.0}
 COST = 60.0 * parameters(TINY)  # FLOPs of one line

@@ -16,13 +16,13 @@ from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.metrics import Clock
-from rlpost.models import TINY
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import Schedule
 from rlpost.session import Session, publish
 from rlpost.standings import Standing
 from rlpost.types import EpisodeSpec, Trajectory
+from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
 
 SECOND = 10**9  # what saving takes, and nothing else does

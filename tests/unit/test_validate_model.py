@@ -15,12 +15,13 @@ import ray
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlpost import cluster, models, run
+from rlpost import cluster, run
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.learner.policy import peft_config
-from rlpost.models import TINY
 from rlpost.validate.model import check_model
+from rlpost.weights import models
+from rlpost.weights.models import TINY
 from tests.learner_data import write_small_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)

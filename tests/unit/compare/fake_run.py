@@ -14,10 +14,10 @@ from rlpost.compare.types import Status
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Task
 from rlpost.evaluate import decodings
-from rlpost.models import TINY
 from rlpost.rundir import RunDir, evaluation_name, iteration_name, step_name
 from rlpost.schedule import Schedule
 from rlpost.types import Trajectory
+from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
 
 ITERATION = {"tokens/prompt": 100, "tokens/sampled": 100, "tokens/scored": 200, "tokens/trained": 400}

@@ -18,7 +18,7 @@ from rlpost.compare.types import Comparison, Role, Status
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError, RlpostError
-from rlpost.models import TINY, parameters
+from rlpost.weights.models import TINY, parameters
 from tests.unit.compare.fake_run import FakeRun, comparison
 
 

@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rlpost.adapters import Adapter
 from rlpost.config.schema import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.learner import policy
 from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.policy import CRITIC, POLICY, REFERENCE, ActorCritic
 from rlpost.learner.sharing import Group
+from rlpost.weights.adapters import Adapter
 from tests.learner_data import plain_attention, random_episodes, write_small_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)

@@ -17,11 +17,11 @@ from envs.navigation.geometry import COMPASS, RELATIVE
 from envs.navigation.sources import city_of
 from envs.splits import Split, split_of
 from rlpost.errors import ModelError
-from rlpost.models import TINY, resolve
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, Message, draw
 from rlpost.pretrain.train import IGNORE, encode, learning_rate_at
 from rlpost.rollout.chat import Chat
+from rlpost.weights.models import TINY, resolve
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlpost import models as shipped
 from rlpost.errors import ModelError
 from rlpost.rollout.chat import Chat
 from rlpost.types import Finish
+from rlpost.weights import models as shipped
 
 CONVERSATION = [
     ("Make 24.", '{"formula": "1+1"}', False),

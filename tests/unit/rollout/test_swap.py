@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rlpost.adapters import Adapter, merged_weight
 from rlpost.errors import SwapError
 from rlpost.rollout.swap import BaseWeights, Merger
+from rlpost.weights.adapters import Adapter, merged_weight
 
 WIDTH, RANK = 64, 4
 ROWS = {"a.q_proj": 1024, "a.k_proj": 512, "a.o_proj": 2048}

