@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import spread
+from rlpost.cluster.precision import Measurement, Shapes
 from rlpost.config.compose import compose
 from rlpost.config.schema import Dtype
-from rlpost.precision import Measurement, Shapes
 from rlpost.weights.models import resolve
 
 RESTRICTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")

@@ -20,15 +20,17 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from envs.terminal import plain_console
-from rlpost import cluster, locks
+from rlpost import locks
 from rlpost.canary import canary_ids
 from rlpost.checkpoint import differences
+from rlpost.cluster import ray_cluster
+from rlpost.cluster.precision import settled
+from rlpost.cluster.user_modules import own_modules
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.files import write_atomic
 from rlpost.learner.group import LearnerGroup
 from rlpost.metrics import Clock
-from rlpost.precision import settled
 from rlpost.progress import Progress, results_table
 from rlpost.prompts import remarks
 from rlpost.report import write_report
@@ -36,7 +38,6 @@ from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
 from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import steps_of
-from rlpost.shipping import own_modules
 from rlpost.tracking import Tracker
 from rlpost.validate.model import check_model
 from rlpost.weights import models
@@ -122,9 +123,9 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     progress = Progress(console, steps_of(cfg))
     stack.callback(progress.close)
     progress.stage("starting Ray, engines and learner")
-    needs = cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
+    needs = ray_cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
     logs, modules = run_dir.path / "logs", own_modules(cfg)
-    stack.enter_context(cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
+    stack.enter_context(ray_cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
     pool = RolloutPool(cfg, model_folder)
     stack.callback(pool.close)
     learner = None
@@ -221,6 +222,6 @@ def _run_dir(cfg: Config) -> Iterator[RunDir]:
         yield run_dir
 
 
-def _without_learner(cfg: Config) -> cluster.Needs:
+def _without_learner(cfg: Config) -> ray_cluster.Needs:
     rollout = cfg.rollout
-    return cluster.Needs(cpus=rollout.workers * rollout.cpus, gpus=rollout.workers * rollout.gpus)
+    return ray_cluster.Needs(cpus=rollout.workers * rollout.cpus, gpus=rollout.workers * rollout.gpus)

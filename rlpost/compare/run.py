@@ -17,7 +17,8 @@ from rich.console import Console
 
 from envs import base, registry
 from envs.terminal import plain_console
-from rlpost import locks, precision
+from rlpost import locks
+from rlpost.cluster import precision
 from rlpost.compare import results
 from rlpost.compare.compute import TRAINED, lora_flops
 from rlpost.compare.display import Display
@@ -123,11 +124,11 @@ def _concurrency(cfg: Config) -> int:
         return cfg.compare.concurrency
     if cfg.ray.address is None:
         return 1
-    from rlpost import cluster
+    from rlpost.cluster import ray_cluster
 
-    needs = cluster.Needs.of(cfg)
-    with cluster.connect(cfg.ray, needs):
-        have = cluster.total()
+    needs = ray_cluster.Needs.of(cfg)
+    with ray_cluster.connect(cfg.ray, needs):
+        have = ray_cluster.total()
     rooms = [h / n for h, n in ((have.cpus, needs.cpus), (have.gpus, needs.gpus)) if n > 0]
     return max(1, math.floor(min(rooms, default=1)))
 

@@ -23,7 +23,7 @@ class Task(Enum):
 
 
 class Dtype(Enum):
-    auto = "auto"  # what is faster where the run computes, measured at its start; see rlpost/precision.py
+    auto = "auto"  # what is faster where the run computes, measured at its start; see rlpost/cluster/precision.py
     float32 = "float32"
     bfloat16 = "bfloat16"
 

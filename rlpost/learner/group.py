@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from rlpost import answers
+from rlpost.cluster import actor_calls
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.rendezvous import Rendezvous
@@ -109,11 +109,11 @@ class LearnerGroup:
 
 
 def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:
-    """As answers.get_all, but a rank's death is told rather than the errors that it brings upon the others."""
+    """As actor_calls.get_all, but a rank's death is told rather than the errors that it brings upon the others."""
     try:
-        return answers.get_all(refs, timeout_s, who)
+        return actor_calls.get_all(refs, timeout_s, who)
     except RayTaskError:
-        answers.watch_for_deaths(refs, DEATH_NOTICE_S, who)
+        actor_calls.watch_for_deaths(refs, DEATH_NOTICE_S, who)
         raise
 
 

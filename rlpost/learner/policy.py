@@ -23,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
@@ -30,7 +31,6 @@ from rlpost.learner.attention import PACKED
 from rlpost.learner.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.packed import check_packing, hidden_states
 from rlpost.learner.packing import MicroBatch
-from rlpost.precision import TORCH_DTYPES
 from rlpost.weights.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.weights.adapters import Adapter
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 
-from rlpost.answers import ActorLostError, first_answered, get, get_all
+from rlpost.cluster.actor_calls import ActorLostError, first_answered, get, get_all
 from rlpost.config.schema import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine import Sampling, SwapReport

@@ -46,7 +46,7 @@ class RolloutWorker:
 
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
     """The vLLM engine that the configuration asks for, in this process."""
-    from rlpost.precision import TORCH_DTYPES
+    from rlpost.cluster.precision import TORCH_DTYPES
     from rlpost.rollout.vllm_engine import EngineSettings, VllmEngine
 
     rollout = cfg.rollout

@@ -18,10 +18,10 @@ import psutil
 import pytest
 import ray
 
-from rlpost import answers, cluster
+from rlpost.cluster import actor_calls, ray_cluster
+from rlpost.cluster.ray_folder import PREFIX
 from rlpost.config.schema import RayConfig
 from rlpost.errors import ClusterError, SwapError
-from rlpost.ray_folder import PREFIX
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +57,7 @@ class Stillborn:
 
 @pytest.fixture(scope="class")
 def _ray(own_module: Path) -> Iterator[None]:
-    with cluster.connect(RayConfig(), cluster.Needs(cpus=1, gpus=0), modules=[own_module]):
+    with ray_cluster.connect(RayConfig(), ray_cluster.Needs(cpus=1, gpus=0), modules=[own_module]):
         yield
 
 
@@ -83,7 +83,7 @@ Pair = tuple[ray.actor.ActorHandle, ray.actor.ActorHandle]
 @pytest.fixture(scope="class")
 def pair(_ray: None) -> Pair:
     one, other = Actor.remote(), Actor.remote()
-    pids = answers.get_all([one.pid.remote(), other.pid.remote()], 120, ["one", "other"])
+    pids = actor_calls.get_all([one.pid.remote(), other.pid.remote()], 120, ["one", "other"])
     assert len({*pids, os.getpid()}) == 3
     return one, other
 
@@ -91,26 +91,28 @@ def pair(_ray: None) -> Pair:
 class TestGet:
     def test_answers_come_in_order_of_asking(self, pair: Pair) -> None:
         refs = [pair[0].sleep.remote(0.5), pair[1].sleep.remote(0.0)]
-        assert answers.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
+        assert actor_calls.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
 
     def test_deadline_names_who_is_silent_and_only_them(self, pair: Pair) -> None:
-        with pytest.raises(answers.DeadlineError, match="from: slow one") as caught:
-            answers.get_all([pair[0].sleep.remote(4), pair[1].sleep.remote(0)], 1.0, ["slow one", "fast one"])
+        with pytest.raises(actor_calls.DeadlineError, match="from: slow one") as caught:
+            actor_calls.get_all(
+                [pair[0].sleep.remote(4), pair[1].sleep.remote(0)], 1.0, ["slow one", "fast one"]
+            )
         assert "fast one" not in str(caught.value)
 
     def test_errors_raised_on_purpose_keep_their_type_and_text(self, pair: Pair) -> None:
         with pytest.raises(SwapError, match=r"^the swap did not take$"):
-            answers.get(pair[0].refuse.remote(), 30, "worker")
+            actor_calls.get(pair[0].refuse.remote(), 30, "worker")
 
     def test_bugs_keep_their_traceback(self, pair: Pair) -> None:
         with pytest.raises(ZeroDivisionError, match="in stumble"):
-            answers.get(pair[1].stumble.remote(), 30, "worker")
+            actor_calls.get(pair[1].stumble.remote(), 30, "worker")
 
     def test_a_death_ends_the_wait_for_the_others(self, pair: Pair) -> None:
         start = time.monotonic()
         refs = [pair[0].sleep.remote(60), pair[1].die.remote()]
-        with pytest.raises(answers.ActorLostError, match="learner rank 1 died"):
-            answers.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
+        with pytest.raises(actor_calls.ActorLostError, match="learner rank 1 died"):
+            actor_calls.get_all(refs, 60, ["learner rank 0", "learner rank 1"])
         assert time.monotonic() - start < 30
 
     @pytest.mark.usefixtures("_ray")
@@ -118,26 +120,26 @@ class TestGet:
         one, other = Actor.remote(), Actor.remote()
         refs, who = [one.stumble.remote(), other.die.remote(1.0)], ["rank 0", "rank 1"]
         with pytest.raises(ZeroDivisionError):
-            answers.get_all(refs, 60, who)
-        with pytest.raises(answers.ActorLostError, match="rank 1 died"):
-            answers.watch_for_deaths(refs, 30, who)
+            actor_calls.get_all(refs, 60, who)
+        with pytest.raises(actor_calls.ActorLostError, match="rank 1 died"):
+            actor_calls.watch_for_deaths(refs, 30, who)
 
     @pytest.mark.usefixtures("_ray")
     def test_without_a_death_the_watch_ends_with_the_last_answer_or_in_time(self) -> None:
         one, other = Actor.remote(), Actor.remote()
-        answers.watch_for_deaths([one.refuse.remote(), other.sleep.remote(0.1)], 60, ["one", "other"])
-        answers.watch_for_deaths([one.stumble.remote(), other.sleep.remote(5)], 1.0, ["one", "other"])
+        actor_calls.watch_for_deaths([one.refuse.remote(), other.sleep.remote(0.1)], 60, ["one", "other"])
+        actor_calls.watch_for_deaths([one.stumble.remote(), other.sleep.remote(5)], 1.0, ["one", "other"])
 
     @pytest.mark.usefixtures("_ray")
     def test_workers_import_a_users_module_and_what_lies_beside_it(self, own_module: Path) -> None:
-        heard, folder = answers.get(greeting.remote(), 60, "worker")
+        heard, folder = actor_calls.get(greeting.remote(), 60, "worker")
         assert heard == "hello"
         assert folder != str(own_module.parent)
 
     @pytest.mark.usefixtures("_ray")
     def test_a_second_connection_is_refused_and_the_first_lives(self) -> None:
         with pytest.raises(ClusterError, match="already connected"):  # noqa: SIM117
-            with cluster.connect(RayConfig(), cluster.Needs(cpus=1, gpus=0)):
+            with ray_cluster.connect(RayConfig(), ray_cluster.Needs(cpus=1, gpus=0)):
                 pytest.fail("the body must not run")
         assert ray.is_initialized()
 
@@ -151,8 +153,8 @@ class TestGet:
 
     @pytest.mark.usefixtures("_ray")
     def test_an_actor_that_cannot_start_says_why(self) -> None:
-        with pytest.raises(answers.ActorLostError, match=r"worker died: .*no such weights"):
-            answers.get(Stillborn.remote().pid.remote(), 30, "worker")
+        with pytest.raises(actor_calls.ActorLostError, match=r"worker died: .*no such weights"):
+            actor_calls.get(Stillborn.remote().pid.remote(), 30, "worker")
 
 
 DRIVER = """
@@ -170,14 +172,14 @@ class Busy:
         while True:
             pass
 
-with cluster.connect(RayConfig(), cluster.Needs(1, 0), keep_logs=Path(sys.argv[2])):
+with ray_cluster.connect(RayConfig(), ray_cluster.Needs(1, 0), keep_logs=Path(sys.argv[2])):
     actor = Busy.remote()
-    answers.get(actor.pid.remote(), 60, "busy")
+    actor_calls.get(actor.pid.remote(), 60, "busy")
     ref = actor.spin.remote()
     print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
     if sys.argv[1] == "raise":
         raise ValueError("boom")
-    answers.get(ref, 60, "busy")
+    actor_calls.get(ref, 60, "busy")
 """
 
 
@@ -187,7 +189,7 @@ def start_driver(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], list[
     environment = {
         **os.environ,
         "TMPDIR": str(tmp_path),
-        "PYTHONPATH": str(Path(cluster.__file__).parents[1]),
+        "PYTHONPATH": str(Path(ray_cluster.__file__).parents[2]),
     }
     driver = subprocess.Popen(
         [sys.executable, str(script), how, str(tmp_path / "logs")],
@@ -235,7 +237,7 @@ def test_what_a_killed_driver_leaves_goes_with_the_next_run() -> None:
 
 def test_a_shortage_is_refused_with_figures() -> None:
     with pytest.raises(ClusterError, match=r"asks for 1000 CPUs .* has \d+\. Ask for less"):  # noqa: SIM117
-        with cluster.connect(RayConfig(), cluster.Needs(cpus=1000, gpus=0)):
+        with ray_cluster.connect(RayConfig(), ray_cluster.Needs(cpus=1000, gpus=0)):
             pytest.fail("the body must not run")
     assert not ray.is_initialized()
 
@@ -246,7 +248,7 @@ import ray
 from rlpost import cluster
 from rlpost.config.schema import RayConfig
 
-with cluster.connect(RayConfig(), cluster.Needs(1, 0)):
+with ray_cluster.connect(RayConfig(), ray_cluster.Needs(1, 0)):
     print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 """
@@ -269,8 +271,8 @@ def shipped_packages():
 
 modules = [Path(sys.argv[2]), Path(sys.argv[2]).with_name("own_helper.py")]
 for _ in range(2):  # leaving once does not end the cluster
-    with cluster.connect(RayConfig(address=sys.argv[1]), cluster.Needs(cpus=1, gpus=0), modules=modules):
-        print(*answers.get(shipped_packages.remote(), 120, "a remote worker"))
+    with ray_cluster.connect(RayConfig(address=sys.argv[1]), ray_cluster.Needs(cpus=1, gpus=0), modules=modules):
+        print(*actor_calls.get(shipped_packages.remote(), 120, "a remote worker"))
 print(precision.settle(Config(ray=RayConfig(address=sys.argv[1])), TINY).reason.partition(":")[0])
 """
 

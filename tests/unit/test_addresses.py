@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpost.addresses import host_and_port
+from rlpost.cluster.addresses import host_and_port
 
 PORTS = st.integers(1, 65535)
 

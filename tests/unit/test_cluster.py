@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import ray
 
-from rlpost import cluster
-from rlpost.cluster import Needs, connect, refuse_shortage
+from rlpost.cluster import ray_cluster
+from rlpost.cluster.ray_cluster import Needs, connect, refuse_shortage
 from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
 
@@ -62,9 +62,9 @@ def test_an_ipv6_address_is_asked_at_its_host() -> None:
             pytest.skip("no IPv6 on this machine")
         taken.listen()
         address = f"[::1]:{taken.getsockname()[1]}"
-        cluster._require_listener(address, 5)
+        ray_cluster._require_listener(address, 5)
     with pytest.raises(ClusterError, match="No Ray cluster answers"):
-        cluster._require_listener(address, 5)
+        ray_cluster._require_listener(address, 5)
 
 
 def test_sigterm_while_ray_starts_comes_to_the_handler_that_was_there(

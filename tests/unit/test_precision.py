@@ -13,11 +13,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlpost import precision
+from rlpost.cluster import precision
+from rlpost.cluster.precision import Measurement, Product, Shapes
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config, Dtype
 from rlpost.errors import ClusterError
-from rlpost.precision import Measurement, Product, Shapes
 from rlpost.weights.models import TINY
 
 SHAPES = Shapes(tokens=64, sequences=16, inputs=96, outputs=160, rank=4, head=32)
@@ -114,7 +114,7 @@ RESTRICTED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PROGRAM = """
 import time
 from rlpost.config.schema import Dtype
-from rlpost.precision import Shapes, choose
+from rlpost.cluster.precision import Shapes, choose
 started = time.perf_counter()
 print(choose(Dtype.auto, Shapes(512, 128, 256, 768, 32, 64), on_gpu=False).dtype.value)
 print(time.perf_counter() - started)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from rlpost import ray_folder
-from rlpost.ray_folder import RayFolder
+from rlpost.cluster import ray_folder
+from rlpost.cluster.ray_folder import RayFolder
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from envs import registry
+from rlpost.cluster.user_modules import import_roots, own_modules
 from rlpost.config.schema import Config
-from rlpost.shipping import import_roots, own_modules
 
 ENVIRONMENT = """
 import gymnasium, json, numpy

@@ -15,7 +15,7 @@ import ray
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlpost import cluster, run
+from rlpost import run
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.learner.policy import peft_config
@@ -215,7 +215,7 @@ def test_every_task_asks_before_ray_starts_and_anything_is_written(
     def started(*_: object, **__: object) -> None:
         pytest.fail("Ray was started")
 
-    monkeypatch.setattr(cluster, "connect", started)
+    monkeypatch.setattr(ray_cluster, "connect", started)
     cfg = replace(config(task, adapter=adapted()), model=str(TINY), output_dir=str(tmp_path / "run"))
     with pytest.raises(AdapterError, match=f"of another model than model={TINY}"):
         run.dispatch(cfg)

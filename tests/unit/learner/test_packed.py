@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype
 from rlpost.errors import ModelError
 from rlpost.learner import packed, policy
 from rlpost.learner.attention import Layout
-from rlpost.precision import TORCH_DTYPES
 
 ENDS: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES: dict[str, Any] = {**ENDS, "hidden_size": 32}

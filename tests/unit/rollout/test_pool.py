@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import exceptions as ray_errors
 
-from rlpost.answers import DeadlineError
+from rlpost.cluster.actor_calls import DeadlineError
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
 from rlpost.rollout import pool

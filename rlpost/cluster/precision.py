@@ -258,12 +258,12 @@ def _chosen_by_the_cluster(cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bo
     """`choose` on a node that has what a learner rank is given."""
     import ray
 
-    from rlpost import answers, cluster
+    from rlpost.cluster import actor_calls, ray_cluster
 
-    with cluster.connect(cfg.ray, cluster.Needs.of(cfg)):
+    with ray_cluster.connect(cfg.ray, ray_cluster.Needs.of(cfg)):
         task = ray.remote(num_cpus=cfg.learner.cpus, num_gpus=cfg.learner.gpus)(choose)
         asking = task.remote(asked, shapes, on_gpu)
-        found: Choice = answers.get(asking, cfg.ray.timeout_s, "the node that measures its precisions")
+        found: Choice = actor_calls.get(asking, cfg.ray.timeout_s, "the node that measures its precisions")
     return found
 
 

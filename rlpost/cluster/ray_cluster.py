@@ -21,11 +21,11 @@ from typing import Any
 import psutil
 import ray
 
-from rlpost.addresses import host_and_port
+from rlpost.cluster.addresses import host_and_port
+from rlpost.cluster.ray_folder import RayFolder
+from rlpost.cluster.user_modules import import_roots
 from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
-from rlpost.ray_folder import RayFolder
-from rlpost.shipping import import_roots
 
 OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
 SHUTDOWN_TIMEOUT_S = 15.0
@@ -59,7 +59,7 @@ def connect(
 ) -> Iterator[None]:
     """Run the body with Ray connected. If it fails, a private Ray's worker logs are copied to `keep_logs` first.
 
-    Workers can import `modules`: files and package folders of the user's (rlpost/shipping.py).
+    Workers can import `modules`: files and package folders of the user's (rlpost/cluster/user_modules.py).
     Raises ClusterError when Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
     """
     if ray.is_initialized():
@@ -135,7 +135,7 @@ def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
 
 def _packages() -> list[Path]:
     """The folders of rlpost and envs, which lie side by side; joined workers get a copy of each."""
-    return [Path(__file__).resolve().parents[1] / name for name in ("rlpost", "envs")]
+    return [Path(__file__).resolve().parents[2] / name for name in ("rlpost", "envs")]
 
 
 def _require_listener(address: str, timeout_s: float) -> None:
