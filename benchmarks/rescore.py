@@ -20,7 +20,7 @@ from rlpost.compare import report, results
 from rlpost.compare.findings import findings
 from rlpost.compare.reading import evaluated_on, evaluation_of, trained_on
 from rlpost.compare.types import Cell, Comparison, Evaluation, Role, VariantInfo
-from rlpost.rundir import RunDir, read_trajectories
+from rlpost.record.run_dir import RunDir, read_trajectories
 
 
 def rescored(comparison: Comparison, folder: Path, decoding: str) -> Comparison:

@@ -21,9 +21,9 @@ from rich.text import Text
 from envs import registry
 from envs.base import Expert
 from envs.terminal import plain_console
-from rlpost import failures
 from rlpost.config.schema import Config, RolloutConfig
 from rlpost.prompts import remarks
+from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.env_threads import EnvThread

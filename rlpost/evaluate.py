@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from envs import registry
-from rlpost import failures, metrics
 from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config.schema import Config
 from rlpost.progress import Progress
+from rlpost.record import failures, metrics
+from rlpost.record.run_dir import RunDir, evaluation_name
+from rlpost.record.summary import main_decoding
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
-from rlpost.rundir import RunDir, evaluation_name
 from rlpost.session import Session, open_session, publish
-from rlpost.summary import main_decoding
 from rlpost.weights.adapters import Adapter
 
 HEADLINE = ("n", "success", "low", "high")

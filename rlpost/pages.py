@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlpost.summary import share, step_share, unplayed
+from rlpost.record.summary import share, step_share, unplayed
 
 TEMPLATES = Path(__file__).parent / "templates"
 # What Markdown reads as more than text within a line; an underscore between letters or digits is none.

@@ -15,8 +15,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from rlpost import failures
-from rlpost.summary import (
+from rlpost.record import failures
+from rlpost.record.summary import (
     MISSING,
     SUCCESS,
     entry_of,

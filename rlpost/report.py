@@ -18,16 +18,15 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost import failures, figures, pages
+from rlpost import figures, pages
 from rlpost.errors import OutputError, RlpostError
 from rlpost.figures import Series
-from rlpost.files import write_atomic
-from rlpost.metrics import evaluation
 from rlpost.progress import duration
-from rlpost.replay import Gallery
-from rlpost.rundir import RunDir, read_trajectories
-from rlpost.side_by_side import Deal, choose
-from rlpost.summary import (
+from rlpost.record import failures
+from rlpost.record.files import write_atomic
+from rlpost.record.metrics import evaluation
+from rlpost.record.run_dir import RunDir, read_trajectories
+from rlpost.record.summary import (
     DECODINGS,
     entry_of,
     has_steps,
@@ -38,6 +37,8 @@ from rlpost.summary import (
     rows_of,
     stages_of,
 )
+from rlpost.replay import Gallery
+from rlpost.side_by_side import Deal, choose
 from rlpost.types import Trajectory
 
 EXAMPLES = 3  # instances shown a variant

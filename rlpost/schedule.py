@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlpost.compare.compute import spent
 from rlpost.config.schema import Config, Task
+from rlpost.record.compute import spent
 from rlpost.weights.models import parameters
 
 

@@ -20,25 +20,25 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from envs.terminal import plain_console
-from rlpost import locks
 from rlpost.canary import canary_ids
-from rlpost.checkpoint import differences
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
-from rlpost.files import write_atomic
 from rlpost.learner.group import LearnerGroup
-from rlpost.metrics import Clock
 from rlpost.progress import Progress, results_table
 from rlpost.prompts import remarks
+from rlpost.record import locks
+from rlpost.record.checkpoint import differences
+from rlpost.record.files import write_atomic
+from rlpost.record.metrics import Clock
+from rlpost.record.run_dir import RunDir, Sitting
+from rlpost.record.tracking import Tracker
 from rlpost.report import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
-from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import steps_of
-from rlpost.tracking import Tracker
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 

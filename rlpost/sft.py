@@ -14,9 +14,9 @@ from rlpost import standings
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
+from rlpost.record.run_dir import step_name
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.rundir import step_name
 from rlpost.schedule import Schedule
 from rlpost.seeds import derive
 from rlpost.session import Session, open_session

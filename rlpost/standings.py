@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rlpost import checkpoint as checkpoints
 from rlpost.errors import CheckpointError
 from rlpost.evaluate import evaluate_stage, variants_of
+from rlpost.record import checkpoint as checkpoints
+from rlpost.record.run_dir import RunDir
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.rundir import RunDir
 from rlpost.session import Session, keep_settings, publish, training_settings
 
 

@@ -9,12 +9,13 @@ import time
 from contextlib import closing
 from typing import Any
 
-from rlpost import failures, metrics, standings
+from rlpost import standings
 from rlpost.config.schema import Config
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
+from rlpost.record import failures, metrics
+from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.engine import Sampling
 from rlpost.rollout.refill import Collected, collect
-from rlpost.rundir import iteration_name
 from rlpost.schedule import Schedule
 from rlpost.session import Session, open_session
 from rlpost.sft import ExpertData, train_step

@@ -22,15 +22,15 @@ from typing import Any, BinaryIO, Protocol
 
 import psutil
 
-from rlpost import checkpoint
 from rlpost.compare.plan import run_dir_of
 from rlpost.compare.types import Status
 from rlpost.config.compose import override, to_yaml
 from rlpost.config.schema import Config
 from rlpost.config.yaml_files import parse_mapping, read_mapping
 from rlpost.errors import ConfigError, OutputError
-from rlpost.files import write_atomic, writing
-from rlpost.rundir import RunDir
+from rlpost.record import checkpoint
+from rlpost.record.files import write_atomic, writing
+from rlpost.record.run_dir import RunDir
 
 PROGRAM = (sys.executable, "-m", "rlpost.run")
 STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped

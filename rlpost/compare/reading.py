@@ -16,14 +16,14 @@ from typing import Any
 
 from rlpost.compare.causes import last_outcome
 from rlpost.compare.cells import CellFiles, Ended
-from rlpost.compare.compute import spent
 from rlpost.compare.plan import CellPlan
 from rlpost.compare.types import INIT, SFT, Cell, Compute, Evaluation, Point, Status
 from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
-from rlpost.metrics import goes_on_after_right, is_right, right_share
-from rlpost.rundir import RunDir, evaluation_name, read_trajectories
-from rlpost.summary import headline_decoding
+from rlpost.record.compute import spent
+from rlpost.record.metrics import goes_on_after_right, is_right, right_share
+from rlpost.record.run_dir import RunDir, evaluation_name, read_trajectories
+from rlpost.record.summary import headline_decoding
 from rlpost.types import Trajectory
 
 NOTHING_SPENT = Compute(0.0, 0, 0.0)

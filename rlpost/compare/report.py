@@ -15,11 +15,11 @@ from rlpost.compare.findings import Findings, findings
 from rlpost.compare.sections import sections
 from rlpost.compare.types import INIT, Comparison, Status
 from rlpost.compare.view import Section
-from rlpost.files import write_atomic
+from rlpost.record.files import write_atomic
+from rlpost.record.run_dir import RunDir, read_trajectories
+from rlpost.record.summary import DECODINGS, STAGES
 from rlpost.replay import Gallery
-from rlpost.rundir import RunDir, read_trajectories
 from rlpost.side_by_side import Deal, choose
-from rlpost.summary import DECODINGS, STAGES
 from rlpost.types import Trajectory
 
 DEALS = 2  # shown a variant

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
 from rlpost.errors import OutputError
-from rlpost.files import write_atomic
+from rlpost.record.files import write_atomic
 
 FILE = "results.json"
 Record = TypeVar("Record")

@@ -17,10 +17,8 @@ from rich.console import Console
 
 from envs import base, registry
 from envs.terminal import plain_console
-from rlpost import locks
 from rlpost.cluster import precision
 from rlpost.compare import results
-from rlpost.compare.compute import TRAINED, lora_flops
 from rlpost.compare.display import Display
 from rlpost.compare.plan import plan, quickened
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
@@ -29,11 +27,13 @@ from rlpost.compare.types import INIT, Cell, Comparison, Role, Status, VariantIn
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, RlpostError
-from rlpost.files import write_atomic
-from rlpost.rundir import OUTPUTS, new_folder, time_stamp
-from rlpost.summary import headline_decoding
+from rlpost.record import locks
+from rlpost.record.compute import TRAINED, lora_flops
+from rlpost.record.files import write_atomic
+from rlpost.record.run_dir import OUTPUTS, new_folder, time_stamp
+from rlpost.record.summary import headline_decoding
+from rlpost.record.versions import versions
 from rlpost.validate.model import check_model
-from rlpost.versions import versions
 from rlpost.weights import models
 
 

@@ -19,7 +19,7 @@ from rlpost.compare.statistics import Success, rate_of
 from rlpost.compare.types import INIT, UNITS, Cell, Comparison, Evaluation, Status
 from rlpost.compare.verdicts import Row, Verdict
 from rlpost.compare.view import Section, Table, View, percent
-from rlpost.summary import MISSING
+from rlpost.record.summary import MISSING
 
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
 

@@ -85,7 +85,7 @@ class OldLogprobs(Enum):
 
 
 class Measure(Enum):
-    """What compute is measured in; see rlpost/compare/compute.py."""
+    """What compute is measured in; see rlpost/record/compute.py."""
 
     flops = "flops"
     tokens = "tokens"

@@ -26,7 +26,7 @@ from rlpost.config.schema import Config, TinyBaseConfig
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, draw
 from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, add_phrases, save_tokenizer, train_tokenizer
-from rlpost.rundir import OUTPUTS, new_folder, time_stamp
+from rlpost.record.run_dir import OUTPUTS, new_folder, time_stamp
 
 IGNORE = -100
 POOL = 2048  # conversations sorted by length at a time, so that a batch pads little

@@ -19,7 +19,7 @@ from rlpost.cluster.addresses import host_and_port
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
-from rlpost.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mode
+from rlpost.record.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mode
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment

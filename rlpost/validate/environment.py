@@ -17,8 +17,8 @@ from rlpost.compare.types import SFT
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import RolloutError
+from rlpost.record.run_dir import evaluation_name, iteration_name
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.rundir import evaluation_name, iteration_name
 
 TRAINING = (Task.ppo, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds

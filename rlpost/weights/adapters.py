@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from rlpost.errors import AdapterError
-from rlpost.files import publish_folder
+from rlpost.record.files import publish_folder
 from rlpost.weights.adapter_settings import check_settings
 
 CONFIG_FILE = "adapter_config.json"

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlpost.rundir import read_trajectories
+from rlpost.record.run_dir import read_trajectories
 from rlpost.types import Trajectory
 
 DEADLINE_S = 1500

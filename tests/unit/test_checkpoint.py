@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rlpost import checkpoint, files
 from rlpost.errors import CheckpointError, OutputError
-from rlpost.rundir import RunDir
+from rlpost.record import checkpoint, files
+from rlpost.record.run_dir import RunDir
 
 SETTINGS = {"algo": {"clip": 0.2, "kl": "reward"}, "model": "tiny"}
 

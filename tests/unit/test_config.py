@@ -28,7 +28,7 @@ from rlpost.config.experiments import experiments
 from rlpost.config.keys import refusal, schema
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.errors import ClusterError, ConfigError
-from rlpost.rundir import RunDir, evaluation_name, iteration_name
+from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name
 from rlpost.validate import checks, environment
 from tests.learner_data import with_algorithm
 

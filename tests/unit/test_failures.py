@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlpost import failures
 from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
 from rlpost.evaluate import evaluate
-from rlpost.metrics import Clock, evaluation, rollout_metrics
 from rlpost.progress import Progress
+from rlpost.record import failures
+from rlpost.record.metrics import Clock, evaluation, rollout_metrics
+from rlpost.record.run_dir import RunDir
+from rlpost.record.summary import unplayed
 from rlpost.report import write_report
-from rlpost.rundir import RunDir
 from rlpost.stall import Stall
 from rlpost.standings import Standing
-from rlpost.summary import unplayed
 from rlpost.train import _iterate
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn

@@ -16,7 +16,7 @@ HEAVY = ["torch", "vllm", "ray", "deepspeed", "transformers", "peft", "wandb", "
 DOORS = {
     "vllm": {"rlpost/rollout/vllm_engine.py"},
     "deepspeed": {"rlpost/learner/deepspeed_backend.py"},
-    "wandb": {"rlpost/tracking.py"},
+    "wandb": {"rlpost/record/tracking.py"},
     "triton": {"rlpost/kernels/linear_logprob_triton.py"},
 }
 
@@ -36,7 +36,7 @@ def loaded_by(code: str) -> set[str]:
     "code",
     [
         "from rlpost.run import prepare; prepare(['experiment=generalpoints_ppo'])",
-        "import rlpost.weights.models, rlpost.tracking, rlpost.types, rlpost.errors",
+        "import rlpost.weights.models, rlpost.record.tracking, rlpost.types, rlpost.errors",
         "import envs; from envs import registry; registry.make('generalpoints').reset(seed=0)",
     ],
 )

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rlpost import locks
 from rlpost.config.schema import Config
 from rlpost.errors import OutputError
-from rlpost.rundir import RunDir
+from rlpost.record import locks
+from rlpost.record.run_dir import RunDir
 from rlpost.session import _run_dir
 from tests.unit.contenders import PROCESSES, REFUSED, ROUNDS, Take, contend, take_comparison, take_run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from rlpost.metrics import Clock, evaluation, rollout_metrics, step_accuracy, wilson
+from rlpost.record.metrics import Clock, evaluation, rollout_metrics, step_accuracy, wilson
 from rlpost.types import Ending, Finish
 from tests.unit.episodes import episode, turn
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rlpost.progress import Progress, duration, results_table
-from rlpost.summary import headlines, rows_of, verdict
+from rlpost.record.summary import headlines, rows_of, verdict
 
 METRICS = {
     "success": 0.125,

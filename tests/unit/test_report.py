@@ -18,10 +18,10 @@ import pytest
 from envs import registry
 from rlpost import figures, replay
 from rlpost.errors import OutputError
-from rlpost.metrics import evaluation
+from rlpost.record.metrics import evaluation
+from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import main, write_report
 from rlpost.rollout.specs import evaluation_env_seed
-from rlpost.rundir import RunDir, evaluation_name
 from rlpost.types import Ending, Finish, Trajectory
 from tests.unit.episodes import episode, turn
 from tests.unit.pages import Page, assert_inert, assert_told

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpost import files, records
 from rlpost.errors import OutputError
-from rlpost.rundir import RunDir, evaluation_name, iteration_name, read_trajectories, step_name
+from rlpost.record import files, jsonl
+from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name, read_trajectories, step_name
 from rlpost.types import Trajectory
 from tests.unit.episodes import episode, trajectories, turn
 
@@ -71,7 +71,7 @@ def test_versions_name_every_package_and_remember_earlier_ones(
     assert first["earlier"] == []
     expected = {"rlpost", "torch", "transformers", "vllm", "ray", "peft", "deepspeed"}
     assert expected | {"python", "git", "platform", "cpu_count"} <= first.keys()
-    monkeypatch.setattr("rlpost.versions.os.cpu_count", lambda: 999)
+    monkeypatch.setattr("rlpost.record.versions.os.cpu_count", lambda: 999)
     run_dir.write_versions()
     second = json.loads(run_dir.versions.read_text())
     assert second["cpu_count"] == 999
@@ -167,11 +167,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(trajectories, max_size=3))
 def test_trajectories_round_trip_exactly(batch: list[Trajectory]) -> None:
-    lines = [records.to_line(trajectory) for trajectory in batch]
+    lines = [jsonl.to_line(trajectory) for trajectory in batch]
     for line in lines:
         assert line.count(b"\n") == 1
         line.decode("utf-8")
-    assert [records.from_line(line) for line in lines] == batch
+    assert [jsonl.from_line(line) for line in lines] == batch
 
 
 def test_trajectories_on_disk_are_readable_records(run_dir: RunDir) -> None:
@@ -193,15 +193,15 @@ def test_trajectories_on_disk_are_readable_records(run_dir: RunDir) -> None:
 
 def test_numbers_that_are_not_finite_survive_in_strict_json() -> None:
     broken = episode(turn(reward=math.inf), turn(reward=math.nan))
-    line = records.to_line(broken)
+    line = jsonl.to_line(broken)
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    read = records.from_line(line)
+    read = jsonl.from_line(line)
     assert read.turns[0].reward == math.inf
     assert math.isnan(read.turns[1].reward)
 
 
 def test_a_surrogate_pair_comes_back_as_the_character_it_spells() -> None:
-    read = records.from_line(records.to_line(episode(turn(answer="\ud83d\ude00"))))
+    read = jsonl.from_line(jsonl.to_line(episode(turn(answer="\ud83d\ude00"))))
     assert read.turns[0].answer == "😀"
 
 
@@ -261,7 +261,7 @@ def test_a_failed_write_keeps_the_old_file_and_says_what_to_do(
     def fail(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("rlpost.files.os.fsync", fail)
+    monkeypatch.setattr("rlpost.record.files.os.fsync", fail)
     with pytest.raises(OutputError, match=remedy) as caught:
         run_dir.write_summary({"seconds": 2.0})
     assert str(run_dir.summary) in str(caught.value)

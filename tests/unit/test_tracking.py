@@ -12,7 +12,7 @@ import pytest
 
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
-from rlpost.tracking import DEADLINE_S, Tracker, has_wandb_key, resolve_mode
+from rlpost.record.tracking import DEADLINE_S, Tracker, has_wandb_key, resolve_mode
 from rlpost.validate.checks import validate
 
 

@@ -15,9 +15,9 @@ from rlpost import standings, train
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
-from rlpost.metrics import Clock
+from rlpost.record.metrics import Clock
+from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.rundir import RunDir, Sitting
 from rlpost.schedule import Schedule
 from rlpost.session import Session, publish
 from rlpost.standings import Standing

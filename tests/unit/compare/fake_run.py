@@ -14,7 +14,7 @@ from rlpost.compare.types import Status
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Task
 from rlpost.evaluate import decodings
-from rlpost.rundir import RunDir, evaluation_name, iteration_name, step_name
+from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name, step_name
 from rlpost.schedule import Schedule
 from rlpost.types import Trajectory
 from rlpost.weights.models import TINY

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlpost import checkpoint
 from rlpost.compare import cells
 from rlpost.compare.cells import CellFiles, Ended, Process, refuse_changes, stop
 from rlpost.compare.types import Status
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError
+from rlpost.record import checkpoint
 
 DEADLINE_S = 60.0
 

@@ -20,7 +20,7 @@ from rlpost.compare.reading import (
 )
 from rlpost.compare.types import Compute, Status
 from rlpost.errors import OutputError
-from rlpost.rundir import RunDir, read_trajectories
+from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.types import Ending
 from tests.unit.compare.fake_run import comparison, write_record
 from tests.unit.episodes import episode, turn

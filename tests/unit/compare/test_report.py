@@ -17,8 +17,8 @@ from rlpost.compare import pictures, results
 from rlpost.compare.intervals import Interval
 from rlpost.compare.report import write
 from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import main
-from rlpost.rundir import RunDir, evaluation_name
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing
 from tests.unit.episodes import episode, turn
 from tests.unit.pages import Page, assert_inert, assert_told, open_in_browser

@@ -16,7 +16,7 @@ from rlpost.compare.runner import Runner
 from rlpost.compare.types import Status
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
-from rlpost.rundir import RunDir, iteration_name
+from rlpost.record.run_dir import RunDir, iteration_name
 from rlpost.weights.models import TINY, parameters
 from tests.unit.compare.fake_run import FakeRun, comparison, instance
 from tests.unit.episodes import episode, turn

@@ -27,7 +27,7 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{name: _installed(distributions) for name, distributions in PACKAGES.items()},
-        "git": _commit(Path(__file__).resolve().parents[1]),
+        "git": _commit(Path(__file__).resolve().parents[2]),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
     }

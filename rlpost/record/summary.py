@@ -1,6 +1,6 @@
 """Reading summary.json: which stages and variants there are, and what may honestly be said of them.
 
-    {"eval": {STAGE: {VARIANT: {n, success, low, high, DECODING: rlpost.metrics.evaluation(...)}}},
+    {"eval": {STAGE: {VARIANT: {n, success, low, high, DECODING: rlpost.record.metrics.evaluation(...)}}},
      "variants": {VARIANT: {"held_out": bool, "summary": str}}, "train_variant": VARIANT, ...}
 
 STAGE is before (the bare model), warm (after the warm start) or after; only those evaluated are there.

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from rlpost.config.schema import Config
-from rlpost.files import write_atomic
-from rlpost.summary import DECODINGS
+from rlpost.record.files import write_atomic
+from rlpost.record.summary import DECODINGS
 
 logger = logging.getLogger(__name__)
 

@@ -26,12 +26,12 @@ from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost import records
 from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import OutputError
-from rlpost.files import append_whole, write_atomic, writing
+from rlpost.record import jsonl
+from rlpost.record.files import append_whole, write_atomic, writing
+from rlpost.record.versions import versions
 from rlpost.types import Trajectory
-from rlpost.versions import versions
 
 OUTPUTS = Path("outputs")
 _OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
@@ -222,7 +222,7 @@ class RunDir:
         """
         values = {name: value if _sound(value) else None for name, value in metrics.items()}
         lost = sum(not _sound(value) for value in metrics.values())
-        append_whole(self.metrics, records.encode({**values, "non_finite": lost}))
+        append_whole(self.metrics, jsonl.encode({**values, "non_finite": lost}))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every whole line, in order; a last line that a crash cut short is left out.
@@ -233,7 +233,7 @@ class RunDir:
 
     def append_examples(self, step: int, instances: Sequence[str]) -> None:
         """Note in examples.jsonl which instances a supervised step learns from."""
-        append_whole(self.examples, records.encode({"step": step, "instances": list(instances)}))
+        append_whole(self.examples, jsonl.encode({"step": step, "instances": list(instances)}))
 
     def read_examples(self) -> list[dict[str, Any]]:
         """The lines of examples.jsonl, as `read_metrics`."""
@@ -249,7 +249,7 @@ class RunDir:
         for path, lines in ((self.metrics, self.read_metrics()), (self.examples, self.read_examples())):
             kept = [line for line in lines if not _is_after(line, last, key)]
             if path.is_file():
-                write_atomic(path, b"".join(map(records.encode, kept)))
+                write_atomic(path, b"".join(map(jsonl.encode, kept)))
         for path in self.trajectories.iterdir():
             found = _OF_ITERATION.fullmatch(path.name)
             if path.name.startswith("eval-after-") or (found and int(found[1]) > last):
@@ -261,9 +261,9 @@ class RunDir:
         return self.trajectories / f"{name}.jsonl"
 
     def write_trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> Path:
-        """Write trajectories/<name>.jsonl, an episode a line; see rlpost.records for the fields."""
+        """Write trajectories/<name>.jsonl, an episode a line; see rlpost.record.jsonl for the fields."""
         path = self.trajectories_file(name)
-        write_atomic(path, b"".join(map(records.to_line, trajectories)))
+        write_atomic(path, b"".join(map(jsonl.to_line, trajectories)))
         return path
 
     def evaluations(self) -> dict[tuple[str, str, str], Path]:
@@ -288,7 +288,7 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                trajectories.append(records.from_line(line))
+                trajectories.append(jsonl.from_line(line))
             except ValueError as error:
                 raise OutputError(_broken(path, number, str(error))) from error
     return trajectories

@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 
 from rlpost.errors import OutputError
-from rlpost.files import writing
+from rlpost.record.files import writing
 
 FILE = ".lock"  # says who holds it, or held it last
 

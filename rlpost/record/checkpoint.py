@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.errors import CheckpointError
-from rlpost.files import publish_folder, writing
-from rlpost.rundir import RunDir, iteration_name
+from rlpost.record.files import publish_folder, writing
+from rlpost.record.run_dir import RunDir, iteration_name
 
 MARK = "progress.json"
 KEPT = 2

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rlpost import failures
+from rlpost.record import failures
 from rlpost.types import Ending, Finish, Trajectory, Turn
 
 NANO = 1e-9
