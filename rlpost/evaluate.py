@@ -8,7 +8,7 @@ from typing import Any
 from envs import registry
 from rlpost.canary import canary_ids, plain_peft_canary
 from rlpost.config.schema import Config
-from rlpost.progress import Progress
+from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.record.summary import main_decoding

@@ -18,10 +18,12 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost import figures, pages
 from rlpost.errors import OutputError, RlpostError
-from rlpost.figures import Series
-from rlpost.progress import duration
+from rlpost.pages import figures, render
+from rlpost.pages.console import duration
+from rlpost.pages.figures import Series
+from rlpost.pages.replay import Gallery
+from rlpost.pages.sample_episodes import Deal, choose
 from rlpost.record import failures
 from rlpost.record.files import write_atomic
 from rlpost.record.metrics import evaluation
@@ -37,8 +39,6 @@ from rlpost.record.summary import (
     rows_of,
     stages_of,
 )
-from rlpost.replay import Gallery
-from rlpost.side_by_side import Deal, choose
 from rlpost.types import Trajectory
 
 EXAMPLES = 3  # instances shown a variant
@@ -80,7 +80,7 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
     config = run_dir.read_config()
     summary = finished if finished is not None else _recovered(run_dir, config)
     lines, gallery = run_dir.read_metrics(), Gallery.of(config, own_code)
-    page = pages.render(
+    page = render.render(
         "report.html.jinja",
         title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
         finished=finished is not None,

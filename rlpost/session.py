@@ -27,7 +27,7 @@ from rlpost.cluster.user_modules import own_modules
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.learner.group import LearnerGroup
-from rlpost.progress import Progress, results_table
+from rlpost.pages.console import Progress, results_table
 from rlpost.prompts import remarks
 from rlpost.record import locks
 from rlpost.record.checkpoint import differences

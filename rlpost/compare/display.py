@@ -14,7 +14,7 @@ from rich.text import Text
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.plan import CellPlan
 from rlpost.compare.types import Status
-from rlpost.progress import duration
+from rlpost.pages.console import duration
 
 _TAIL_BYTES = 2000
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from rlpost.compare.intervals import Interval
 from rlpost.compare.types import INIT
-from rlpost.figures import GREYS, HATCHES, STYLE, canvas, to_svg
+from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, to_svg
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart, those that also differ in lightness.
 LOOKS = (("#D55E00", "--", "s"), ("#000000", "-", "o"), ("#0072B2", "-.", "^"), ("#E69F00", ":", "D"))

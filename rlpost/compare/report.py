@@ -10,16 +10,16 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from rlpost import pages
 from rlpost.compare.findings import Findings, findings
 from rlpost.compare.sections import sections
 from rlpost.compare.types import INIT, Comparison, Status
 from rlpost.compare.view import Section
+from rlpost.pages import render
+from rlpost.pages.replay import Gallery
+from rlpost.pages.sample_episodes import Deal, choose
 from rlpost.record.files import write_atomic
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import DECODINGS, STAGES
-from rlpost.replay import Gallery
-from rlpost.side_by_side import Deal, choose
 from rlpost.types import Trajectory
 
 DEALS = 2  # shown a variant
@@ -44,7 +44,7 @@ def _html(
     comparison: Comparison, found: Findings, shown: list[Section], folder: Path, own_code: bool
 ) -> bytes:
     gallery = _gallery(comparison, folder, own_code)
-    return pages.render(
+    return render.render(
         "comparison.html.jinja",
         title=comparison.name,
         problems=found.problems,
@@ -56,7 +56,7 @@ def _html(
 
 
 def _markdown(comparison: Comparison, found: Findings, shown: list[Section]) -> bytes:
-    return pages.render(
+    return render.render(
         "comparison.md.jinja",
         title=comparison.name,
         problems=found.problems,

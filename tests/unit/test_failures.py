@@ -14,7 +14,7 @@ from rich.console import Console
 from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
 from rlpost.evaluate import evaluate
-from rlpost.progress import Progress
+from rlpost.pages.console import Progress
 from rlpost.record import failures
 from rlpost.record.metrics import Clock, evaluation, rollout_metrics
 from rlpost.record.run_dir import RunDir

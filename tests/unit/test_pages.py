@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from rlpost.pages import in_cell
+from rlpost.pages.render import in_cell
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import write_report
 from tests.unit.episodes import episode, turn

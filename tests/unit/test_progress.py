@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from rlpost.progress import Progress, duration, results_table
+from rlpost.pages.console import Progress, duration, results_table
 from rlpost.record.summary import headlines, rows_of, verdict
 
 METRICS = {

@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 import pytest
 
 from envs import registry
-from rlpost import figures, replay
 from rlpost.errors import OutputError
+from rlpost.pages import figures, replay
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import main, write_report

@@ -19,7 +19,7 @@ from rlpost import dry_run, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.display import Display
 from rlpost.config.schema import Config
-from rlpost.progress import Progress, results_table
+from rlpost.pages.console import Progress, results_table
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["[hard]", "x[/b]", "broken.jsonl:100:", ":warning:", "[red]a[/red]", "\\[b]"]

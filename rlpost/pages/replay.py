@@ -14,9 +14,9 @@ from envs import registry
 from envs.base import Pictured
 from rlpost.config.schema import RolloutConfig
 from rlpost.config.trust import named_code
+from rlpost.pages.sample_episodes import Deal
 from rlpost.rollout.env_threads import within
 from rlpost.rollout.specs import evaluation_env_seed
-from rlpost.side_by_side import Deal
 from rlpost.types import Trajectory
 
 
