@@ -84,7 +84,7 @@ def _head_times(setup: Setup) -> None:
 
 def attention(setup: Setup) -> None:
     """The path that a GPU takes, wherever it is run."""
-    from rlpost.learner.attention import Layout, Segment, _fused, packed_attention
+    from rlpost.learner.model.packed_attention import Layout, Segment, _fused, packed_attention
 
     prefix = Segment(0, 70, None)
     mixed = Layout.of([prefix, Segment(70, 300, prefix), Segment(370, 9, prefix), Segment(379, 41, None)])

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.subjects import Case
 from benchmarks.timing import Side, in_turns
+from rlpost.algorithms import roles
 from rlpost.weights.models import TINY
 
 THREADS = min(8, max(1, (os.cpu_count() or 2) // 2))  # of the parts that compute on the CPU as well
@@ -107,10 +108,10 @@ def learner(setup: Setup) -> None:
 
 def _learner(setup: Setup, checkpointing: bool) -> None:
     from rlpost.config.schema import Dtype, LoraConfig
-    from rlpost.learner import policy
+    from rlpost.learner.model import actor_critic
 
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK)
-    model = policy.build(setup.folder, Dtype[setup.dtype], lora, 0, (policy.POLICY,), None)
+    model = actor_critic.build(setup.folder, Dtype[setup.dtype], lora, 0, (roles.POLICY,), None)
     if checkpointing:
         model.checkpoint_activations()
     model.fuse_adapters()
@@ -126,9 +127,9 @@ def _learner(setup: Setup, checkpointing: bool) -> None:
 
 def _learner_step(setup: Setup, model: Any) -> Callable[[], int]:
     """One optimizer step on one long row, all of whose tokens but the first count."""
-    from rlpost.learner.packing import Row, collate, slot_starts
-    from rlpost.learner.policy import POLICY
-    from rlpost.learner.sharing import Group
+    from rlpost.learner.model.packing import Row, collate, slot_starts
+    from rlpost.algorithms.roles import POLICY
+    from rlpost.learner.model.prefixes import Group
 
     dice = torch.Generator().manual_seed(0)
     ids = torch.randint(setup.shape["vocab_size"], (setup.row,), generator=dice).tolist()

@@ -18,10 +18,11 @@ import torch
 
 from benchmarks.subjects import Case, run_cases
 from benchmarks.timing import Side, in_turns, ratio
+from rlpost.algorithms import roles
 from rlpost.config.schema import Dtype, LoraConfig
-from rlpost.learner import policy
+from rlpost.learner.model import actor_critic
 from rlpost.learner.group import learner_environment
-from rlpost.learner.packing import Row, collate, plan_micro_batches, slot_starts
+from rlpost.learner.model.packing import Row, collate, plan_micro_batches, slot_starts
 from rlpost.weights.models import resolve
 
 GROUPS, ANSWERS, PROMPT, ANSWER = 2, 8, 150, 64
@@ -65,21 +66,21 @@ def compare(case: Case) -> str:
 def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callable[[], int], float]:
     """The run, and its useful floating-point operations."""
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK)
-    model = policy.build(resolve(case.model), Dtype[case.dtype], lora, 0, (policy.POLICY,), None)
+    model = actor_critic.build(resolve(case.model), Dtype[case.dtype], lora, 0, (roles.POLICY,), None)
     model.fuse_adapters()
     [plan] = plan_micro_batches(batch, range(len(batch)), BUDGET, 1)
     micros = [collate(batch, slot_starts(batch), groups) for groups in plan]
 
     def run() -> int:
         for micro in micros:
-            logprobs_N, _ = model(micro, (policy.POLICY,), 1.0)[policy.POLICY]
+            logprobs_N, _ = model(micro, (roles.POLICY,), 1.0)[roles.POLICY]
             (weights[micro.slots_N] * logprobs_N).sum().backward()
         model.zero_grad()
         return sum(len(row.token_ids) for row in batch)
 
     distinct = sum(len(micro.input_ids_T) for micro in micros)
     frozen = sum(layer.base_layer.weight.numel() for layer in model.layers)
-    adapter = sum(p.numel() for p in model.parameters_of(policy.POLICY))
+    adapter = sum(p.numel() for p in model.parameters_of(roles.POLICY))
     flops = distinct * (4 * frozen + 6 * adapter) + 4 * model.head.weight.numel() * len(weights)
     return run, float(flops)
 

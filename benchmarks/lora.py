@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.timing import Side, in_turns, ratio
-from rlpost.learner.fused_layers import Projections
+from rlpost.learner.model.fused_layers import Projections
 
 RANK = 32
 SHAPES = {

@@ -20,7 +20,7 @@ from rlpost.cluster import actor_calls
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.rendezvous import Rendezvous
-from rlpost.learner.worker import LearnerWorker
+from rlpost.learner.actor import LearnerActor
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 
@@ -35,7 +35,7 @@ class LearnerGroup:
     def __init__(self, cfg: Config, model_folder: Path, canary_ids: Sequence[int]) -> None:
         self.cfg = cfg
         self.broken: str | None = None
-        actor = ray.remote(**_actor_options(cfg))(LearnerWorker)
+        actor = ray.remote(**_actor_options(cfg))(LearnerActor)
         self.workers = [actor.remote() for _ in range(cfg.learner.workers)]
         try:
             addresses = self._answers(

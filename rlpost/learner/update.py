@@ -3,8 +3,8 @@
     trajectories ─▶ Batch (rows; N sampled tokens in all)
        ─▶ passes without gradient, each rank its share, shared by all-reduce: policy, reference and values if needed
        ─▶ a critic that takes one step takes it now: its forward pass gives the values
-       ─▶ rlpost.learner.credit: rewards less KL ─▶ advantages    every rank does the same sums on the same numbers
-       ─▶ epochs x minibatches: rlpost.learner.objective ─▶ shares of the minibatch's loss by rank ─▶ optimizer step
+       ─▶ rlpost.algorithms.credit: rewards less KL ─▶ advantages    every rank does the same sums on the same numbers
+       ─▶ epochs x minibatches: rlpost.algorithms.objective ─▶ shares of the minibatch's loss by rank ─▶ optimizer step
 
 Which episodes make a minibatch depends on (seed, iteration, epoch) alone, never on the number of ranks; groups stay
 whole, and weights are those of the whole minibatch: two ranks take the step that one would.
@@ -22,12 +22,12 @@ from torch import Tensor
 from rlpost.algorithms import losses
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
-from rlpost.learner.credit import Credit, assign_credit
+from rlpost.algorithms.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.objective import critic_steps_once, minibatch_loss, passes_of
-from rlpost.learner.packing import Row
-from rlpost.learner.passes import Batch, Metrics, score, take_step
-from rlpost.learner.policy import CRITIC, POLICY
+from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, passes_of
+from rlpost.learner.model.packing import Row
+from rlpost.learner.steps import Batch, Metrics, score, take_step
+from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.types import Example, Trajectory
 
 

@@ -13,7 +13,8 @@ import torch
 
 from rlpost.config.schema import Dtype
 from rlpost.errors import CheckpointError
-from rlpost.learner import policy, update
+from rlpost.learner import update
+from rlpost.learner.model import actor_critic
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
@@ -35,8 +36,8 @@ def attack(zero_stage: int, folder: Path) -> None:
     """In a process of its own, since DeepSpeed's process group is the process's: one rank, after a step."""
     cfg = small_config()
     cfg.learner.zero_stage = zero_stage
-    model = policy.build(
-        write_small_model(folder / "model"), Dtype.float32, cfg.lora, 0, policy.ADAPTERS, None
+    model = actor_critic.build(
+        write_small_model(folder / "model"), Dtype.float32, cfg.lora, 0, actor_critic.ADAPTERS, None
     )
     held = bound_socket()
     place = Rendezvous("127.0.0.1", port_of(held), 0, 1, held.detach())

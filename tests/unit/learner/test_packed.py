@@ -21,8 +21,9 @@ from transformers import (
 from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype
 from rlpost.errors import ModelError
-from rlpost.learner import packed, policy
-from rlpost.learner.attention import Layout
+from rlpost.learner.model import packing_check
+from rlpost.learner.model import actor_critic
+from rlpost.learner.model.packed_attention import Layout
 
 ENDS: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES: dict[str, Any] = {**ENDS, "hidden_size": 32}
@@ -62,26 +63,26 @@ def test_what_cannot_be_packed_is_refused(
     config: Callable[[], PreTrainedConfig], reason: str, dtype: Dtype, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=reason):
-        policy.load_base(write(tmp_path, config()), dtype)
+        actor_critic.load_base(write(tmp_path, config()), dtype)
 
 
 @pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
 def test_attention_that_takes_a_layout_is_enough(dtype: Dtype, tmp_path: Path) -> None:
     """Positions that are learnt, biases, another norm: none of it matters."""
-    policy.load_base(write(tmp_path, GPT2Config(**ENDS, n_embd=32, n_layer=2, n_head=4)), dtype)
+    actor_critic.load_base(write(tmp_path, GPT2Config(**ENDS, n_embd=32, n_layer=2, n_head=4)), dtype)
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Any:
     config = LlamaConfig(**SIZES, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-    return policy.load_base(write(tmp_path, config), Dtype.float32)
+    return actor_critic.load_base(write(tmp_path, config), Dtype.float32)
 
 
 def test_layers_that_do_not_hand_the_layout_on(llama: Any) -> None:
     forward = llama.model.layers[1].self_attn.forward
     llama.model.layers[1].self_attn.forward = lambda layout=None, **kwargs: forward(**kwargs)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM.*missing.*'layout'"):
-        packed.check_packing(llama)
+        packing_check.check_packing(llama)
 
 
 def test_rows_that_see_one_another_are_found(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ def test_rows_that_see_one_another_are_found(llama: Any, monkeypatch: pytest.Mon
     whole = Layout.of
     monkeypatch.setattr(Layout, "of", lambda s: whole([packed_into_one(s)]) if len(s) > 1 else whole(s))
     with pytest.raises(ModelError, match="see one another"):
-        packed.check_packing(llama)
+        packing_check.check_packing(llama)
 
 
 def packed_into_one(segments: Any) -> Any:

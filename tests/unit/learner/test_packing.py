@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpost.errors import LearnerError
-from rlpost.learner.packing import Plan, Row, check_rows, collate, plan_micro_batches, slot_starts
-from rlpost.learner.sharing import Group
+from rlpost.learner.model.packing import Plan, Row, check_rows, collate, plan_micro_batches, slot_starts
+from rlpost.learner.model.prefixes import Group
 
 
 @st.composite

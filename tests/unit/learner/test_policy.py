@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from rlpost.config.schema import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
-from rlpost.learner import policy
-from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts
-from rlpost.learner.policy import CRITIC, POLICY, REFERENCE, ActorCritic
-from rlpost.learner.sharing import Group
+from rlpost.learner.model import actor_critic
+from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.learner.model.actor_critic import ActorCritic
+from rlpost.learner.model.prefixes import Group
 from rlpost.weights.adapters import Adapter
 from tests.learner_data import plain_attention, random_episodes, write_small_model
 
@@ -35,7 +36,7 @@ def build(folder: Path) -> Callable[..., ActorCritic]:
         kind: AdapterKind = AdapterKind.lora, dtype: Dtype = Dtype.float32, start: Adapter | None = None
     ) -> ActorCritic:
         lora = replace(LORA, kind=kind)
-        return policy.build(folder, dtype, lora, seed=0, adapters=policy.ADAPTERS, start=start)
+        return actor_critic.build(folder, dtype, lora, seed=0, adapters=actor_critic.ADAPTERS, start=start)
 
     return built
 
@@ -239,16 +240,16 @@ def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic],
 def test_random_start_follows_the_seed(folder: Path) -> None:
     def start(seed: int) -> str:
         return _export(
-            policy.build(folder, Dtype.float32, LoraConfig(rank=4), seed, (POLICY,), None)
+            actor_critic.build(folder, Dtype.float32, LoraConfig(rank=4), seed, (POLICY,), None)
         ).fingerprint
 
     assert start(0) == start(0) != start(1)
 
 
 def test_the_policy_is_the_same_without_a_critic(build: Callable[..., ActorCritic], folder: Path) -> None:
-    alone, among = policy.build(folder, Dtype.float32, LORA, 0, (POLICY,), None), build()
+    alone, among = actor_critic.build(folder, Dtype.float32, LORA, 0, (POLICY,), None), build()
     assert alone.trained == (POLICY,)
-    assert {policy.adapter_of(name) for name, _ in alone.named_parameters()} == {None, POLICY}
+    assert {actor_critic.adapter_of(name) for name, _ in alone.named_parameters()} == {None, POLICY}
     assert alone.parameters_of(CRITIC) == [] != among.parameters_of(CRITIC)
     assert _export(alone).fingerprint == _export(among).fingerprint
     grads, expected = _gradients(alone, (POLICY,)), _gradients(among, (POLICY,))
@@ -265,9 +266,9 @@ def test_wrong_start_adapters_are_refused(build: Callable[..., ActorCritic], fol
         (LoraConfig(rank=4, alpha=8.0, target_modules="q_proj"), "differ in name"),
     ):
         with pytest.raises(AdapterError, match=reason):
-            policy.build(folder, Dtype.float32, lora, 0, (POLICY,), adapter)
+            actor_critic.build(folder, Dtype.float32, lora, 0, (POLICY,), adapter)
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
-        policy.load_base(tmp_path, Dtype.float32)
+        actor_critic.load_base(tmp_path, Dtype.float32)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlpost.config.schema import AlgoName, Config, KlPlace, Reference, Task
-from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
-from rlpost.learner.rank import adapters_for
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.learner.learner import adapters_for
 
 
 @pytest.mark.parametrize(

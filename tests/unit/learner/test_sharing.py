@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpost.learner.sharing import Group, share_prefixes
+from rlpost.learner.model.prefixes import Group, share_prefixes
 
 tokens_lists = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=7), max_size=7)
 

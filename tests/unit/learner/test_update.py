@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from rlpost.algorithms import roles
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
-from rlpost.learner import objective, policy, update
-from rlpost.learner.packing import MicroBatch
-from rlpost.learner.policy import CRITIC, POLICY, ActorCritic
+from rlpost.learner import update
+from rlpost.learner.model import actor_critic
+from rlpost.algorithms import objective
+from rlpost.learner.model.packing import MicroBatch
+from rlpost.algorithms.roles import CRITIC, POLICY
+from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.types import Ending, Trajectory
 from tests.learner_data import (
     examples_of,
@@ -69,7 +73,7 @@ def cfg() -> Config:
 
 
 def _backend(folder: Path, cfg: Config) -> PlainBackend:
-    model = policy.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, policy.ADAPTERS, None)
+    model = actor_critic.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None)
     generator = torch.Generator().manual_seed(3)
     for name in (POLICY, CRITIC):
         for p in model.parameters_of(name):
@@ -89,7 +93,7 @@ def _full_forward(model: ActorCritic, episode: Trajectory) -> tuple[torch.Tensor
         with plain_attention(base):
             return torch.log_softmax(base(ids).logits[0], dim=-1)[before]
 
-    mine, reference = table(POLICY), table(policy.REFERENCE).gather(1, chosen[:, None])[:, 0].detach()
+    mine, reference = table(POLICY), table(roles.REFERENCE).gather(1, chosen[:, None])[:, 0].detach()
     model.activate(CRITIC)
     with plain_attention(base):
         hidden = base(ids, output_hidden_states=True).hidden_states[-1][0, before]
@@ -243,7 +247,7 @@ def test_one_step_needs_no_pass_for_its_old_log_probs(
     lean = _backend(folder, cfg)
     passes = _watched(lean)
     metrics = update.ppo_update(lean, random_episodes(4, group_size=2), cfg, 0)
-    assert passes[0] == (policy.REFERENCE,)
+    assert passes[0] == (roles.REFERENCE,)
     monkeypatch.setattr(objective, "_needs_old_logprobs", lambda algo: True)
     full = _backend(folder, cfg)
     expected = update.ppo_update(full, random_episodes(4, group_size=2), cfg, 0)
@@ -317,7 +321,7 @@ def test_without_a_critic_no_pass_asks_for_values(folder: Path, cfg: Config, nam
     backend = _backend(folder, cfg)
     passes, before = _watched(backend), backend.model.adapter_tensors(CRITIC)
     metrics = update.ppo_update(backend, random_episodes(4, group_size=2), cfg, 0)
-    assert {p for asked in passes for p in asked} == {POLICY, policy.REFERENCE}
+    assert {p for asked in passes for p in asked} == {POLICY, roles.REFERENCE}
     assert all(CRITIC not in n and "value_head" not in n for grads, _ in backend.steps for n in grads)
     assert all(rates[CRITIC] == 0.0 < rates[POLICY] for _, rates in backend.steps)
     assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(CRITIC).items())
@@ -334,7 +338,7 @@ def test_the_critic_may_take_more_passes(folder: Path, cfg: Config) -> None:
     shares = [r[POLICY] / full[0] for _, r in backend.steps]
     assert shares == pytest.approx([5 / 8, 6 / 8, 7 / 8, 1.0, 0.0, 0.0, 0.0, 0.0])
     assert [r[CRITIC] for _, r in backend.steps] == [full[1]] * 8  # its eight steps of warm-up are behind it
-    assert [p for p in passes if policy.REFERENCE not in p][-1] == (CRITIC,)
+    assert [p for p in passes if roles.REFERENCE not in p][-1] == (CRITIC,)
     assert all(POLICY not in n.split(".") for grads, _ in backend.steps[4:] for n in grads)
     assert "policy_loss" in metrics
 

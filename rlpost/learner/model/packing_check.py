@@ -1,6 +1,6 @@
 """A model's body over packed rows, and the proof at the start that it can be run so.
 
-Packing needs every layer that looks at other tokens to be attention that takes `layout` (rlpost.learner.attention).
+Packing needs every layer that looks at other tokens to be attention that takes `layout` (rlpost.learner.model.packed_attention).
 A model whose layers do not hand it on, or that mix tokens in other ways (convolutions, recurrences), would let rows
 see one another, and its log-probs would be wrong without a word.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlpost.errors import ModelError
-from rlpost.learner.attention import Layout
-from rlpost.learner.packing import MicroBatch, Row, collate, slot_starts
-from rlpost.learner.sharing import Group
+from rlpost.learner.model.packed_attention import Layout
+from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
+from rlpost.learner.model.prefixes import Group
 
 # Two rows with a common prefix of four tokens; every token but the first counts, and so is compared.
 _ROWS = [Row(ids, (0,) + (1,) * (len(ids) - 1)) for ids in ((1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 4, 8, 9, 1, 5))]

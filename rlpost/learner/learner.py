@@ -1,4 +1,4 @@
-"""One learner rank as a plain class; rlpost.learner.worker runs it in an actor."""
+"""One learner rank as a plain class; rlpost.learner.actor runs it in an actor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlpost.algorithms import roles
 from rlpost.algorithms.adaptive_kl import steered
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
-from rlpost.learner import policy, update
+from rlpost.learner import update
+from rlpost.learner.model import actor_critic
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.packing import Row
-from rlpost.learner.passes import Batch, Metrics, score
+from rlpost.learner.model.packing import Row
+from rlpost.learner.steps import Batch, Metrics, score
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
@@ -35,7 +37,7 @@ class Learner:
             raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
         self.cfg, self.place, self.canary_ids = cfg, place, tuple(canary_ids)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
-        self.model = policy.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, adapters_for(cfg), start)
+        self.model = actor_critic.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, adapters_for(cfg), start)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, place)
         self.kl_coef = cfg.algo.kl_coef
 
@@ -55,18 +57,18 @@ class Learner:
         self.backend.reset_optimizer()
         if self.model.has_reference:
             with (
-                self.backend.whole(self._of(policy.POLICY)),
-                self.backend.whole(self._of(policy.REFERENCE), True),
+                self.backend.whole(self._of(roles.POLICY)),
+                self.backend.whole(self._of(roles.REFERENCE), True),
             ):
                 self.model.freeze_reference()
 
     def export(self, version: int) -> tuple[Adapter, Canary]:
         """The policy as an Adapter, and its log-probs of the canary at temperature 1."""
-        with self.backend.whole(self._of(policy.POLICY)):
-            tensors = self.model.adapter_tensors(policy.POLICY)
+        with self.backend.whole(self._of(roles.POLICY)):
+            tensors = self.model.adapter_tensors(roles.POLICY)
         row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
         logprobs_N = self._scores([row], temperature=1.0)
-        config = self.model.peft.peft_config[policy.POLICY].to_dict() | {
+        config = self.model.peft.peft_config[roles.POLICY].to_dict() | {
             "base_model_name_or_path": self.cfg.model
         }
         return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
@@ -83,8 +85,8 @@ class Learner:
         if self.place.rank == 0:
             (folder / KL_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
         if self.model.has_reference:
-            with self.backend.whole(self._of(policy.REFERENCE)):
-                tensors = self.model.adapter_tensors(policy.REFERENCE)
+            with self.backend.whole(self._of(roles.REFERENCE)):
+                tensors = self.model.adapter_tensors(roles.REFERENCE)
             if self.place.rank == 0:
                 save_file(tensors, folder / REFERENCE_FILE)
 
@@ -95,14 +97,14 @@ class Learner:
         if self.model.has_reference:
             if not (folder / REFERENCE_FILE).is_file():
                 raise CheckpointError(f"{folder} has no {REFERENCE_FILE}; it is incomplete or of another run")
-            with self.backend.whole(self._of(policy.REFERENCE), modify=True):
-                self.model.load_adapter(policy.REFERENCE, load_file(folder / REFERENCE_FILE))
+            with self.backend.whole(self._of(roles.REFERENCE), modify=True):
+                self.model.load_adapter(roles.REFERENCE, load_file(folder / REFERENCE_FILE))
 
     def _scores(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
         batch = Batch.of(rows, budget)
-        found, _ = score(self.backend, batch, (policy.POLICY,), budget, temperature)
-        return found[policy.POLICY]
+        found, _ = score(self.backend, batch, (roles.POLICY,), budget, temperature)
+        return found[roles.POLICY]
 
     def _of(self, adapter: str) -> list[torch.nn.Parameter]:
         return self.model.parameters_of(adapter)
@@ -121,6 +123,6 @@ def adapters_for(cfg: Config) -> tuple[str, ...]:
     """The adapters that the task needs; where the bare base is the reference, that takes none."""
     algo, learns_from_rewards = cfg.algo, cfg.task is Task.ppo
     keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
-    critic = (policy.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
-    reference = (policy.REFERENCE,) if learns_from_rewards and keeps_start else ()
-    return (policy.POLICY, *critic, *reference)
+    critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
+    reference = (roles.REFERENCE,) if learns_from_rewards and keeps_start else ()
+    return (roles.POLICY, *critic, *reference)

@@ -21,7 +21,7 @@ from rlpost.algorithms.layout import Layout
 from rlpost.config.presets import TABLE, Algorithm, Ratio
 from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
-from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.types import Trajectory
 
 Metrics = dict[str, float]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rlpost.kernels.adapted_linear import Pair, adapted_linear
 from rlpost.kernels.elementwise import rms_norm, rotary, swiglu
-from rlpost.learner.attention import Layout, check_window, packed_attention
+from rlpost.learner.model.packed_attention import Layout, check_window, packed_attention
 
 FAMILIES = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 

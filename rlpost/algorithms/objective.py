@@ -5,7 +5,7 @@ what the passes found, slots of the tokens, Credit ─▶ surrogate - entropy bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from rlpost.algorithms import losses
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
-from rlpost.learner.credit import Credit
-from rlpost.learner.passes import LossFunction
-from rlpost.learner.policy import CRITIC, POLICY, REFERENCE
+from rlpost.algorithms.credit import Credit
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+
+# (what a micro-batch's passes found, the slots of its tokens) -> its share of the loss, metrics
+LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
 
 
 def passes_of(algo: AlgoConfig) -> tuple[str, ...]:

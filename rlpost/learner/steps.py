@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
+from rlpost.algorithms.objective import LossFunction
 from rlpost.errors import LearnerError
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.learner.packing import (
+from rlpost.learner.model.packing import (
     Row,
     check_rows,
     collate,
@@ -25,11 +26,10 @@ from rlpost.learner.packing import (
     planned_tokens,
     slot_starts,
 )
-from rlpost.learner.policy import POLICY
-from rlpost.learner.sharing import Group
+from rlpost.algorithms.roles import POLICY
+from rlpost.learner.model.prefixes import Group
 
 Metrics = dict[str, float]
-LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     rows ─▶ share_prefixes ─▶ groups ─▶ plan_micro_batches ─▶ [rank][micro-batch][group] ─▶ collate ─▶ tensors
 
 A micro-batch is one row of tokens without padding: of every group its prefix once, then each member's own
-continuation, positions restarting; attention (rlpost.learner.attention) shows a token its own past alone.
+continuation, positions restarting; attention (rlpost.learner.model.packed_attention) shows a token its own past alone.
 
 Sampled tokens of all rows have one flat numbering (rows in order, tokens in order): `slots` tell where a
 micro-batch's tokens lie in it, so that log-probs, values and advantages are flat tensors of the whole batch.
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from rlpost.errors import LearnerError
-from rlpost.learner.attention import Layout, Segment
-from rlpost.learner.sharing import Group, share_prefixes
+from rlpost.learner.model.packed_attention import Layout, Segment
+from rlpost.learner.model.prefixes import Group, share_prefixes
 
 PADDING_ID = 0  # any valid id: an empty micro-batch computes one token, which is never scored
 

@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.cluster.precision import TORCH_DTYPES
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, ROLES
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
-from rlpost.learner.attention import PACKED
-from rlpost.learner.fused_layers import Projections, can_fuse, fuse_layers
-from rlpost.learner.packed import check_packing, hidden_states
-from rlpost.learner.packing import MicroBatch
+from rlpost.learner.model.packed_attention import PACKED
+from rlpost.learner.model.fused_layers import Projections, can_fuse, fuse_layers
+from rlpost.learner.model.packing_check import check_packing, hidden_states
+from rlpost.learner.model.packing import MicroBatch
 from rlpost.weights.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.weights.adapters import Adapter
 
-ADAPTERS = POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 LOGIT_CHANGES = (
     "final_logit_softcapping",
     "logits_scaling",
@@ -241,7 +241,7 @@ def adapter_of(parameter_name: str) -> str | None:
     parts = parameter_name.split(".")
     if not any(part.startswith("lora_") for part in parts):
         return None
-    return next(name for name in ADAPTERS if name in parts)
+    return next(name for name in ROLES if name in parts)
 
 
 def build(

@@ -14,10 +14,10 @@ from rlpost.config.schema import Config
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 
 if TYPE_CHECKING:
-    from rlpost.learner.rank import Learner
+    from rlpost.learner.learner import Learner
 
 
-class LearnerWorker:
+class LearnerActor:
     """A rank in a process of its own."""
 
     learner: Learner
@@ -29,7 +29,7 @@ class LearnerWorker:
         return ray.util.get_node_ip_address(), port_of(self.held), os.getpid()
 
     def start(self, cfg: Config, model_folder: str, canary_ids: tuple[int, ...], place: Rendezvous) -> None:
-        from rlpost.learner.rank import Learner
+        from rlpost.learner.learner import Learner
 
         if place.rank == 0:
             place = replace(place, listener=self.held.detach())
