@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from benchmarks.subjects import Case, Policy, mean, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
-from rlpost.rollout.engine import Completion, Sampling
-from rlpost.rollout.vllm_engine import VllmEngine
+from rlpost.rollout.engine.protocol import Completion, Sampling
+from rlpost.rollout.engine.vllm_engine import VllmEngine
 
 SEQUENCES = 64
 NEW_TOKENS = 48

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rlpost.rollout.engine_settings import EngineSettings, engine_environment
+from rlpost.rollout.engine.settings import EngineSettings, engine_environment
 from rlpost.types import Canary
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import resolve

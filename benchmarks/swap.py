@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
-from rlpost.rollout.engine import SwapReport
-from rlpost.rollout.vllm_engine import VllmEngine
+from rlpost.rollout.engine.protocol import SwapReport
+from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.weights.adapters import Adapter, merged_weight
 
 ANY_GAP = 10.0  # the canary is scored, but its gap is benchmarks.decode's business

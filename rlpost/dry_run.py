@@ -25,11 +25,11 @@ from rlpost.config.schema import Config, RolloutConfig
 from rlpost.prompts import remarks
 from rlpost.record import failures
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.engine import Sampling
+from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.rollout.episode import Env
 from rlpost.rollout.instances import evaluation_episodes
-from rlpost.rollout.scripted import ScriptedEngine
+from rlpost.rollout.engine.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
 from rlpost.types import EpisodeSpec, Trajectory

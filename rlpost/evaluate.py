@@ -12,7 +12,7 @@ from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.record.summary import main_decoding
-from rlpost.rollout.engine import Sampling
+from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig
-from rlpost.rollout.refill import is_flat
+from rlpost.rollout.dynamic_sampling import is_flat
 from rlpost.types import Trajectory
 
 PATIENCE = 3  # iterations in a row; single ones are common where a task is hard or nearly solved

@@ -14,8 +14,8 @@ from rlpost.config.schema import Config
 from rlpost.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import iteration_name
-from rlpost.rollout.engine import Sampling
-from rlpost.rollout.refill import Collected, collect
+from rlpost.rollout.engine.protocol import Sampling
+from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.schedule import Schedule
 from rlpost.session import Session, open_session
 from rlpost.sft import ExpertData, train_step

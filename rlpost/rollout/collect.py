@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.engine import Completion, Engine, Sampling
+from rlpost.rollout.engine.protocol import Completion, Engine, Sampling
 from rlpost.rollout.env_threads import Call, EnvThread, EnvThreads
 from rlpost.rollout.episode import Env, Episode, Opening, Reply, opened, replied
 from rlpost.seeds import derive

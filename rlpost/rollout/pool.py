@@ -24,8 +24,8 @@ import ray
 from rlpost.cluster.actor_calls import ActorLostError, first_answered, get, get_all
 from rlpost.config.schema import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
-from rlpost.rollout.engine import Sampling, SwapReport
-from rlpost.rollout.engine_settings import engine_environment
+from rlpost.rollout.engine.protocol import Sampling, SwapReport
+from rlpost.rollout.engine.settings import engine_environment
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter

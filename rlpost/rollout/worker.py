@@ -9,7 +9,7 @@ from envs import registry
 from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
-from rlpost.rollout.engine import Engine, Sampling, SwapReport
+from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
 
@@ -47,7 +47,7 @@ class RolloutWorker:
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
     """The vLLM engine that the configuration asks for, in this process."""
     from rlpost.cluster.precision import TORCH_DTYPES
-    from rlpost.rollout.vllm_engine import EngineSettings, VllmEngine
+    from rlpost.rollout.engine.vllm_engine import EngineSettings, VllmEngine
 
     rollout = cfg.rollout
     assert cfg.dtype in TORCH_DTYPES, "the session settles the precision; vLLM would choose another"

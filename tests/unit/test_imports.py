@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ["torch", "vllm", "ray", "deepspeed", "transformers", "peft", "wandb", "triton"]
 DOORS = {
-    "vllm": {"rlpost/rollout/vllm_engine.py"},
+    "vllm": {"rlpost/rollout/engine/vllm_engine.py"},
     "deepspeed": {"rlpost/learner/deepspeed_backend.py"},
     "wandb": {"rlpost/record/tracking.py"},
     "triton": {"rlpost/kernels/linear_logprob_triton.py"},

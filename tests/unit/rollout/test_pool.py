@@ -19,7 +19,7 @@ from rlpost.cluster.actor_calls import DeadlineError
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
 from rlpost.rollout import pool
-from rlpost.rollout.engine import Sampling, SwapReport
+from rlpost.rollout.engine.protocol import Sampling, SwapReport
 from rlpost.rollout.pool import RolloutPool, shares_of
 from rlpost.types import EpisodeSpec
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rlpost.config.schema import AlgoName, Config
-from rlpost.rollout.refill import collect, is_flat
+from rlpost.rollout.dynamic_sampling import collect, is_flat
 from rlpost.rollout.specs import training_specs
 from rlpost.types import Ending, EpisodeSpec, Trajectory
 from tests.learner_data import with_algorithm

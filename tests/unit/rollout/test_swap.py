@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rlpost.errors import SwapError
-from rlpost.rollout.swap import BaseWeights, Merger
+from rlpost.rollout.engine.swap import BaseWeights, Merger
 from rlpost.weights.adapters import Adapter, merged_weight
 
 WIDTH, RANK = 64, 4

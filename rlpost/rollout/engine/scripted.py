@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rlpost.errors import SwapError
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.engine import Completion, Sampling, SwapReport
+from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
 from rlpost.types import Canary, Finish
 from rlpost.weights.adapters import Adapter, fingerprint
 
@@ -17,7 +17,7 @@ Script = Callable[[str, int], str]
 
 
 class ScriptedEngine:
-    """`rlpost.rollout.engine.Engine` whose answers come from a function, cut where a model's would be."""
+    """`rlpost.rollout.engine.protocol.Engine` whose answers come from a function, cut where a model's would be."""
 
     def __init__(self, script: Script, chat: Chat, max_model_len: int = 1024) -> None:
         self.max_model_len = max_model_len

@@ -2,7 +2,7 @@
 
     submit ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
     score  ──▶ one prompt through the live weights, past the prefix cache
-    swap   ──▶ SwapWorker (rlpost.rollout.swap) writes and probes ──▶ canary by `score` ──▶ live, or restored
+    swap   ──▶ SwapWorker (rlpost.rollout.engine.swap) writes and probes ──▶ canary by `score` ──▶ live, or restored
 
 Nothing runs between calls: an idle engine has no thread that works or spins.
 """
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from rlpost.errors import RolloutError, SwapError
-from rlpost.rollout.engine import Completion, Sampling, SwapReport
-from rlpost.rollout.engine_settings import EngineSettings, engine_environment
-from rlpost.rollout.swap import WORKER_EXTENSION, BindReport
+from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
+from rlpost.rollout.engine.settings import EngineSettings, engine_environment
+from rlpost.rollout.engine.swap import WORKER_EXTENSION, BindReport
 from rlpost.types import Canary, Finish
 from rlpost.weights.adapters import Adapter
 
@@ -52,7 +52,7 @@ class _Live:
 
 
 class VllmEngine:
-    """`rlpost.rollout.engine.Engine` over vLLM. One a process."""
+    """`rlpost.rollout.engine.protocol.Engine` over vLLM. One a process."""
 
     def __init__(self, settings: EngineSettings):
         """Load, start and warm up; takes seconds.

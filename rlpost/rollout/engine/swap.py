@@ -26,18 +26,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlpost.errors import SwapError
-from rlpost.rollout.live_layer import LiveLayer, Probe, Questions
+from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
 from rlpost.weights.adapters import Adapter, fingerprint, merged_weight
 from rlpost.weights.models import weight_files
 
-WORKER_EXTENSION = "rlpost.rollout.swap.SwapWorker"
+WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
 PROBE_COLUMNS = 16  # columns of each written layer that are read back bit for bit
 _SAMPLED = 8  # of so many rows one is measured for the rounding loss
 
 
 @dataclass(frozen=True)
 class BindReport:
-    """What a worker can prove after writing. See `rlpost.rollout.engine.SwapReport`."""
+    """What a worker can prove after writing. See `rlpost.rollout.engine.protocol.SwapReport`."""
 
     fingerprint: str  # of the tensors as they lie here, that were merged; empty for the bare base
     modules_bound: int
