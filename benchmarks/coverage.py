@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, ttest_1samp
 
-from rlpost.compare.intervals import Floats, bootstrap, difference
+from rlpost.compare.statistics.intervals import Floats, bootstrap, difference
 
 RESAMPLES = 500
 LEVELS = ((0.30, 0.30), (0.40, 0.30), (0.05, 0.03))  # chances of arm and baseline

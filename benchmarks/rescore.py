@@ -16,8 +16,9 @@ from pathlib import Path
 
 from envs import registry
 from envs.base import has_own_rule
-from rlpost.compare import report, results
-from rlpost.compare.findings import findings
+from rlpost.compare import results
+from rlpost.compare.report import page
+from rlpost.compare.report.findings import findings
 from rlpost.compare.reading import evaluated_on, evaluation_of, trained_on
 from rlpost.compare.types import Cell, Comparison, Evaluation, Role, VariantInfo
 from rlpost.record.run_dir import RunDir, read_trajectories
@@ -74,7 +75,7 @@ def main() -> None:
         parser.error(f"{len(both)} evaluation instances were trained on, such as {min(both)}")
     results.write(found, args.evaluations)
     print(*findings(found).sentences, sep="\n")
-    print(report.write(found, args.evaluations))
+    print(page.write(found, args.evaluations))
 
 
 if __name__ == "__main__":

@@ -124,10 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(folder: Path, own_code: bool) -> Path:
-    from rlpost.compare import report, results
+    from rlpost.compare import results
+    from rlpost.compare.report import page
 
     if (folder / results.FILE).is_file():
-        return report.write(results.read(folder / results.FILE), folder, own_code)
+        return page.write(results.read(folder / results.FILE), folder, own_code)
     run_dir = RunDir(folder)
     if not (run_dir.config.is_file() and run_dir.trajectories.is_dir()):
         raise OutputError(

@@ -26,11 +26,11 @@ from rlpost.errors import ConfigError, RlpostError
 
 # Imported only when chosen: these bring torch, vllm and ray.
 ENTRY_POINTS = {
-    Task.ppo: "rlpost.train:run",
-    Task.sft: "rlpost.sft:run",
-    Task.eval: "rlpost.evaluate:run",
+    Task.ppo: "rlpost.tasks.rl:run",
+    Task.sft: "rlpost.tasks.sft:run",
+    Task.eval: "rlpost.tasks.evaluate:run",
     Task.compare: "rlpost.compare.run:run",
-    Task.dry_run: "rlpost.dry_run:run",
+    Task.dry_run: "rlpost.tasks.dry_run:run",
     Task.tiny_base: "rlpost.pretrain.train:run",
 }
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rlpost.compare.causes import last_outcome
+from rlpost.compare.statistics.causes import last_outcome
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.plan import CellPlan
 from rlpost.compare.types import INIT, SFT, Cell, Compute, Evaluation, Point, Status

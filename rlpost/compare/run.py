@@ -74,9 +74,10 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
     failed = [cell for cell in comparison.cells if cell.status is Status.FAILED]
     if len(failed) == len(comparison.cells):
         raise RlpostError(f"{folder}: every cell failed; the first: {failed[0].error}")
-    from rlpost.compare import findings, report  # pictures and statistics take seconds to import
+    from rlpost.compare.report import findings
+    from rlpost.compare.report import page
 
-    report.write(comparison, folder, own_code=True)
+    page.write(comparison, folder, own_code=True)
     for sentence in findings.findings(comparison).sentences:
         console.print(sentence, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import Module
 from transformers import AutoModelForCausalLM
 
-from rlpost.canary import MAX_TOKENS, canary_ids, plain_peft_canary
+from rlpost.tasks.canary import MAX_TOKENS, canary_ids, plain_peft_canary
 from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
 

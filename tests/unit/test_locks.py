@@ -14,7 +14,7 @@ from rlpost.config.schema import Config
 from rlpost.errors import OutputError
 from rlpost.record import locks
 from rlpost.record.run_dir import RunDir
-from rlpost.session import _run_dir
+from rlpost.tasks.session import _run_dir
 from tests.unit.contenders import PROCESSES, REFUSED, ROUNDS, Take, contend, take_comparison, take_run
 
 TAKES = pytest.mark.parametrize("take", [take_run, take_comparison])

@@ -11,9 +11,9 @@ import pytest
 
 from envs import registry
 from rlpost.config.schema import Config, Task
-from rlpost.dry_run import run
+from rlpost.tasks.dry_run import run
 from rlpost.errors import ConfigError
-from rlpost.prompts import remarks
+from rlpost.tasks.prompts import remarks
 from rlpost.rollout.chat import Chat
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlpost.config.schema import Config, Measure, Task
-from rlpost.schedule import Schedule, steps_of
+from rlpost.tasks.schedule import Schedule, steps_of
 from rlpost.weights.models import TINY, parameters
 
 LINE = {"tokens/trained": 10, "seconds/update": 2.0}

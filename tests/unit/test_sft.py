@@ -12,7 +12,7 @@ import pytest
 from envs import registry
 from envs.generalpoints.env import GeneralPoints
 from rlpost.config.schema import Config
-from rlpost.sft import ExpertData
+from rlpost.tasks.sft import ExpertData
 from rlpost.types import Example
 
 

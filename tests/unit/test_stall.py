@@ -8,7 +8,7 @@ import pytest
 
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, AlgoName
-from rlpost.stall import PATIENCE, Stall
+from rlpost.tasks.stall import PATIENCE, Stall
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn
 

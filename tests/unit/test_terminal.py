@@ -15,7 +15,8 @@ from rich.table import Table
 from envs import check
 from envs import list as listing
 from envs.terminal import plain_console
-from rlpost import dry_run, run
+from rlpost import run
+from rlpost.tasks import dry_run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.display import Display
 from rlpost.config.schema import Config

@@ -13,9 +13,9 @@ from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.types import Status
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Task
-from rlpost.evaluate import decodings
+from rlpost.tasks.evaluate import decodings
 from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name, step_name
-from rlpost.schedule import Schedule
+from rlpost.tasks.schedule import Schedule
 from rlpost.types import Trajectory
 from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlpost.compare.findings import Findings, findings
+from rlpost.compare.report.findings import Findings, findings
 from rlpost.compare.types import INIT, Comparison, Role, VariantInfo
-from rlpost.compare.verdicts import Verdict
+from rlpost.compare.statistics.verdicts import Verdict
 from tests.unit.compare.comparisons import Table, comparison, done, evaluation, failed, missing, of_tables
 
 N = 200

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from benchmarks.coverage import Truth, coverage, play
-from rlpost.compare.intervals import (
+from rlpost.compare.statistics.intervals import (
     Floats,
     Interval,
     bootstrap,

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from rlpost.compare import pictures, results
-from rlpost.compare.intervals import Interval
-from rlpost.compare.report import write
+from rlpost.compare import results
+from rlpost.compare.report import pictures
+from rlpost.compare.statistics.intervals import Interval
+from rlpost.compare.report.page import write
 from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import main

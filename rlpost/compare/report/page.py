@@ -10,10 +10,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from rlpost.compare.findings import Findings, findings
-from rlpost.compare.sections import sections
+from rlpost.compare.report.findings import Findings, findings
+from rlpost.compare.report.sections import sections
 from rlpost.compare.types import INIT, Comparison, Status
-from rlpost.compare.view import Section
+from rlpost.compare.report.view import Section
 from rlpost.pages import render
 from rlpost.pages.replay import Gallery
 from rlpost.pages.sample_episodes import Deal, choose

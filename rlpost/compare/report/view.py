@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlpost.compare.findings import Findings
-from rlpost.compare.intervals import Interval
-from rlpost.compare.statistics import Success
+from rlpost.compare.report.findings import Findings
+from rlpost.compare.statistics.intervals import Interval
+from rlpost.compare.statistics.estimates import Success
 from rlpost.compare.types import INIT, Comparison, Point
-from rlpost.compare.verdicts import Row
+from rlpost.compare.statistics.verdicts import Row
 
 
 @dataclass(frozen=True)

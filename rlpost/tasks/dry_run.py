@@ -22,7 +22,7 @@ from envs import registry
 from envs.base import Expert
 from envs.terminal import plain_console
 from rlpost.config.schema import Config, RolloutConfig
-from rlpost.prompts import remarks
+from rlpost.tasks.prompts import remarks
 from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Sampling

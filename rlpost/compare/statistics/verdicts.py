@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rlpost.compare.intervals import Interval
-from rlpost.compare.statistics import Difference
+from rlpost.compare.statistics.intervals import Interval
+from rlpost.compare.statistics.estimates import Difference
 from rlpost.compare.types import Role
 
 

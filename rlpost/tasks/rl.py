@@ -9,18 +9,18 @@ import time
 from contextlib import closing
 from typing import Any
 
-from rlpost import standings
+from rlpost.tasks import training_state
 from rlpost.config.schema import Config
-from rlpost.evaluate import evaluate_stage, evaluate_stage_once
+from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.dynamic_sampling import Collected, collect
-from rlpost.schedule import Schedule
-from rlpost.session import Session, open_session
-from rlpost.sft import ExpertData, train_step
-from rlpost.stall import Stall
-from rlpost.standings import Standing
+from rlpost.tasks.schedule import Schedule
+from rlpost.tasks.session import Session, open_session
+from rlpost.tasks.sft import ExpertData, train_step
+from rlpost.tasks.stall import Stall
+from rlpost.tasks.training_state import Standing
 
 
 def run(cfg: Config) -> None:
@@ -28,11 +28,11 @@ def run(cfg: Config) -> None:
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.algo.iterations, session.model_folder)
         resumes = cfg.resume is not None
-        standing = standings.take_up(session, "iteration", live=True) if resumes else _begin(session)
+        standing = training_state.take_up(session, "iteration", live=True) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         with session.sitting():
             _train(session, schedule, standing)
-            standings.finish(session, standing)
+            training_state.finish(session, standing)
 
 
 def _begin(session: Session) -> Standing:
@@ -47,10 +47,10 @@ def _begin(session: Session) -> Standing:
     _warm_up(session)
     session.learner.set_reference()
     with session.clock.phase("swap"):
-        standings.swap(session, standing)
+        training_state.swap(session, standing)
     if cfg.eval.start and (cfg.sft.steps > 0 or cfg.adapter is not None):
         standing.evaluations["warm"] = evaluate_stage(session, "warm")
-    standings.checkpoint(session, standing)
+    training_state.checkpoint(session, standing)
     return standing
 
 
@@ -72,7 +72,7 @@ def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
         session.progress.stage(f"iteration {schedule.next}")
         schedule.add(_iterate(session, standing, stall))
         if standing.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
-            standings.checkpoint(session, standing)
+            training_state.checkpoint(session, standing)
 
 
 def _iterate(session: Session, standing: Standing, stall: Stall) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _iterate(session: Session, standing: Standing, stall: Stall) -> dict[str, An
         "learner", {"logprobs": learnt.pop("seconds_logprobs"), "update": learnt.pop("seconds_update")}
     )
     with clock.phase("swap"):
-        swap = standings.swap(session, standing)
+        swap = training_state.swap(session, standing)
     standing.steps += 1
     if (
         "logprob_gap" in learnt

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from rlpost.compare.causes import BROKEN, Causes, measures_memorization
-from rlpost.compare.intervals import Interval
-from rlpost.compare.statistics import Success, contrasts
+from rlpost.compare.statistics.causes import BROKEN, Causes, measures_memorization
+from rlpost.compare.statistics.intervals import Interval
+from rlpost.compare.statistics.estimates import Success, contrasts
 from rlpost.compare.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
-from rlpost.compare.verdicts import Row, Verdict
+from rlpost.compare.statistics.verdicts import Row, Verdict
 
 
 def arm_name(arm: str) -> str:

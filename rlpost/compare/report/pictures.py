@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from rlpost.compare.intervals import Interval
+from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.types import INIT
 from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, to_svg
 

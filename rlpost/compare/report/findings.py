@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlpost.compare import sentences
-from rlpost.compare.causes import Causes, causes
-from rlpost.compare.statistics import Difference, Success, contrasts, differences, successes
+from rlpost.compare.report import sentences
+from rlpost.compare.statistics.causes import Causes, causes
+from rlpost.compare.statistics.estimates import Difference, Success, contrasts, differences, successes
 from rlpost.compare.types import Comparison
-from rlpost.compare.verdicts import Row, Verdict, verdict_of
+from rlpost.compare.statistics.verdicts import Row, Verdict, verdict_of
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 from envs import registry
 from envs.base import Expert
-from rlpost import standings
+from rlpost.tasks import training_state
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
-from rlpost.evaluate import evaluate_stage, evaluate_stage_once
+from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.record.run_dir import step_name
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.schedule import Schedule
+from rlpost.tasks.schedule import Schedule
 from rlpost.seeds import derive
-from rlpost.session import Session, open_session
-from rlpost.standings import Standing
+from rlpost.tasks.session import Session, open_session
+from rlpost.tasks.training_state import Standing
 from rlpost.types import Example
 
 T = TypeVar("T")
@@ -105,12 +105,12 @@ def run(cfg: Config) -> None:
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.sft.steps, session.model_folder)
         resumes = cfg.resume is not None
-        standing = standings.take_up(session, "step", live=False) if resumes else _begin(session)
+        standing = training_state.take_up(session, "step", live=False) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "step")
         with session.sitting():
             _train(session, schedule, standing)
-            standings.swap(session, standing)
-            standings.finish(session, standing)
+            training_state.swap(session, standing)
+            training_state.finish(session, standing)
 
 
 def _begin(session: Session) -> Standing:
@@ -118,7 +118,7 @@ def _begin(session: Session) -> Standing:
     session.book("start")
     if session.cfg.eval.start:
         if session.cfg.adapter is not None:
-            standings.swap(session, standing)
+            training_state.swap(session, standing)
         standing.evaluations["before"] = evaluate_stage(session, "before")
     return standing
 
@@ -132,7 +132,7 @@ def _steps(session: Session, schedule: Schedule, standing: Standing, data: Exper
     every = session.cfg.tracking.checkpoint_every
     while True:
         if schedule.due:
-            standings.swap(session, standing)
+            training_state.swap(session, standing)
             evaluate_stage_once(session, step_name(standing.steps - 1))
         if schedule.over:
             return
@@ -142,4 +142,4 @@ def _steps(session: Session, schedule: Schedule, standing: Standing, data: Exper
         standing.steps += 1
         session.progress.step(standing.steps, line)
         if standing.steps % every == 0 or schedule.over:
-            standings.checkpoint(session, standing)
+            training_state.checkpoint(session, standing)

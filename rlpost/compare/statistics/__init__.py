@@ -1,0 +1,1 @@
+"""What a comparison's episodes say: estimates with intervals, causes of failures, verdicts."""

@@ -1,0 +1,1 @@
+"""One file a task, and what tasks share."""
