@@ -35,7 +35,7 @@ from rlpost.record.files import write_atomic
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.tracking import Tracker
-from rlpost.report import write_report
+from rlpost.pages.run_page import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.schedule import steps_of

@@ -19,7 +19,7 @@ from rlpost.record import failures
 from rlpost.record.metrics import Clock, evaluation, rollout_metrics
 from rlpost.record.run_dir import RunDir
 from rlpost.record.summary import unplayed
-from rlpost.report import write_report
+from rlpost.pages.run_page import write_report
 from rlpost.tasks.stall import Stall
 from rlpost.tasks.training_state import Standing
 from rlpost.tasks.rl import _iterate

@@ -20,7 +20,8 @@ from rlpost.errors import OutputError
 from rlpost.pages import figures, replay
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, evaluation_name
-from rlpost.report import main, write_report
+from rlpost.pages.run_page import write_report
+from rlpost.report import main
 from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.types import Ending, Finish, Trajectory
 from tests.unit.episodes import episode, turn
