@@ -127,8 +127,8 @@ def _learner(setup: Setup, checkpointing: bool) -> None:
 
 def _learner_step(setup: Setup, model: Any) -> Callable[[], int]:
     """One optimizer step on one long row, all of whose tokens but the first count."""
-    from rlpost.learner.model.packing import Row, collate, slot_starts
     from rlpost.algorithms.roles import POLICY
+    from rlpost.learner.model.packing import Row, collate, slot_starts
     from rlpost.learner.model.prefixes import Group
 
     dice = torch.Generator().manual_seed(0)

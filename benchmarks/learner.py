@@ -20,8 +20,8 @@ from benchmarks.subjects import Case, run_cases
 from benchmarks.timing import Side, in_turns, ratio
 from rlpost.algorithms import roles
 from rlpost.config.schema import Dtype, LoraConfig
-from rlpost.learner.model import actor_critic
 from rlpost.learner.group import learner_environment
+from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import Row, collate, plan_micro_batches, slot_starts
 from rlpost.weights.models import resolve
 

@@ -18,10 +18,10 @@ from rlpost.algorithms import losses, rewards
 from rlpost.algorithms.advantages import explained_variance, flat, moments, whiten
 from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
 from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE, Algorithm, Ratio
 from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.types import Trajectory
 
 Metrics = dict[str, float]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
-from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
 from rlpost.algorithms.credit import Credit
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
 
 # (what a micro-batch's passes found, the slots of its tokens) -> its share of the loss, metrics
 LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, Protocol
 
 import psutil
 
-from rlpost.compare.plan import run_dir_of
-from rlpost.compare.types import Status
+from rlpost.compare.design.plan import run_dir_of
+from rlpost.compare.design.types import Status
 from rlpost.config.compose import override, to_yaml
 from rlpost.config.schema import Config
 from rlpost.config.yaml_files import parse_mapping, read_mapping

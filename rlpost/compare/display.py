@@ -12,8 +12,8 @@ from rich.status import Status as Spinner
 from rich.text import Text
 
 from rlpost.compare.cells import CellFiles, Ended
-from rlpost.compare.plan import CellPlan
-from rlpost.compare.types import Status
+from rlpost.compare.design.plan import CellPlan
+from rlpost.compare.design.types import Status
 from rlpost.pages.console import duration
 
 _TAIL_BYTES = 2000

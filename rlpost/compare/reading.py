@@ -14,13 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rlpost.compare.statistics.causes import last_outcome
 from rlpost.compare.cells import CellFiles, Ended
-from rlpost.compare.plan import CellPlan
-from rlpost.compare.types import INIT, SFT, Cell, Compute, Evaluation, Point, Status
+from rlpost.compare.design.plan import CellPlan
+from rlpost.compare.design.types import INIT, SFT, Cell, Evaluation, Point, Status
+from rlpost.compare.statistics.causes import last_outcome
 from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
-from rlpost.record.compute import spent
+from rlpost.record.compute import Compute, spent
 from rlpost.record.metrics import goes_on_after_right, is_right, right_share
 from rlpost.record.run_dir import RunDir, evaluation_name, read_trajectories
 from rlpost.record.summary import headline_decoding

@@ -8,8 +8,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
+from rlpost.compare.design.types import Cell, Comparison, Evaluation, Point, Role, Status, VariantInfo
 from rlpost.errors import OutputError
+from rlpost.record.compute import Compute
 from rlpost.record.files import write_atomic
 
 FILE = "results.json"

@@ -19,11 +19,11 @@ from envs import base, registry
 from envs.terminal import plain_console
 from rlpost.cluster import precision
 from rlpost.compare import results
+from rlpost.compare.design.plan import plan, quickened
+from rlpost.compare.design.types import INIT, Cell, Comparison, Role, Status, VariantInfo
 from rlpost.compare.display import Display
-from rlpost.compare.plan import plan, quickened
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
-from rlpost.compare.types import INIT, Cell, Comparison, Role, Status, VariantInfo
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, RlpostError
@@ -74,8 +74,7 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
     failed = [cell for cell in comparison.cells if cell.status is Status.FAILED]
     if len(failed) == len(comparison.cells):
         raise RlpostError(f"{folder}: every cell failed; the first: {failed[0].error}")
-    from rlpost.compare.report import findings
-    from rlpost.compare.report import page
+    from rlpost.compare.report import findings, page
 
     page.write(comparison, folder, own_code=True)
     for sentence in findings.findings(comparison).sentences:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rlpost.compare.cells import CellFiles, Ended, Process, Run, refuse_changes, stop
+from rlpost.compare.design.plan import CellPlan, cell_name, plan, reference_arm, settings_of
+from rlpost.compare.design.types import INIT, Status
 from rlpost.compare.display import Display
-from rlpost.compare.plan import CellPlan, cell_name, plan, reference_arm, settings_of
 from rlpost.compare.reading import Read, evaluated_on, read_cell
-from rlpost.compare.types import INIT, Status
 from rlpost.config.schema import Config
 from rlpost.errors import RlpostError
 

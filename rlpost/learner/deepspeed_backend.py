@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from rlpost.config.schema import LearnerConfig
 from rlpost.errors import CheckpointError, LearnerError
-from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.model.actor_critic import ActorCritic
+from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.rendezvous import Rendezvous
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's variable, stronger than the argument of torch.load

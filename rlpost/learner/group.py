@@ -19,8 +19,8 @@ from ray.exceptions import RayTaskError
 from rlpost.cluster import actor_calls
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
-from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.actor import LearnerActor
+from rlpost.learner.rendezvous import Rendezvous
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 

@@ -16,11 +16,11 @@ from rlpost.config.presets import TABLE
 from rlpost.config.schema import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import update
-from rlpost.learner.model import actor_critic
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
+from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import Row
-from rlpost.learner.steps import Batch, Metrics, score
 from rlpost.learner.rendezvous import Rendezvous
+from rlpost.learner.steps import Batch, Metrics, score
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 

@@ -7,7 +7,7 @@ Weights are those of the whole batch, so that the numbers of ranks and of micro-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.objective import LossFunction
+from rlpost.algorithms.roles import POLICY
 from rlpost.errors import LearnerError
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import (
@@ -26,7 +27,6 @@ from rlpost.learner.model.packing import (
     planned_tokens,
     slot_starts,
 )
-from rlpost.algorithms.roles import POLICY
 from rlpost.learner.model.prefixes import Group
 
 Metrics = dict[str, float]

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
+from rlpost.algorithms.credit import Credit, assign_credit
+from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, passes_of
+from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
-from rlpost.algorithms.credit import Credit, assign_credit
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
-from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, passes_of
 from rlpost.learner.model.packing import Row
 from rlpost.learner.steps import Batch, Metrics, score, take_step
-from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.types import Example, Trajectory
 
 

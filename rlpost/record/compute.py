@@ -7,8 +7,8 @@ N parameters of the model, D tokens through it. A line of metrics.jsonl names it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from rlpost.compare.types import Compute
 from rlpost.errors import ComparisonError
 
 PROMPT = "tokens/prompt"  # written by the environment (prompts, feedback), read by the engine, each once
@@ -18,6 +18,17 @@ TRAINED = "tokens/trained"  # through the learner forward and backward (policy, 
 INFERENCE = (PROMPT, SAMPLED, SCORED)
 KEYS = (*INFERENCE, TRAINED)
 DEVICE_PHASES = ("seconds/rollout", "seconds/logprobs", "seconds/update", "seconds/swap")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What was spent since the arms' common start (init: since the bare model). Evaluations are not counted."""
+
+    flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
+    tokens: int  # generated, scored and trained on, each pass once
+    device_seconds: (
+        float  # of rollout, learner and swap, on a clock: all of a run's devices are held throughout
+    )
 
 
 def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute]:

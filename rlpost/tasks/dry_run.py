@@ -22,16 +22,16 @@ from envs import registry
 from envs.base import Expert
 from envs.terminal import plain_console
 from rlpost.config.schema import Config, RolloutConfig
-from rlpost.tasks.prompts import remarks
 from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.rollout.episode import Env
 from rlpost.rollout.instances import evaluation_episodes
-from rlpost.rollout.engine.scripted import ScriptedEngine
+from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.rollout.specs import evaluation_specs, training_specs
 from rlpost.rollout.worker import RolloutWorker
+from rlpost.tasks.prompts import remarks
 from rlpost.types import EpisodeSpec, Trajectory
 from rlpost.validate.model import check_model
 from rlpost.weights import models

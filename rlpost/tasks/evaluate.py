@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from envs import registry
-from rlpost.tasks.canary import canary_ids, plain_peft_canary
 from rlpost.config.schema import Config
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
@@ -16,6 +15,7 @@ from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
+from rlpost.tasks.canary import canary_ids, plain_peft_canary
 from rlpost.tasks.session import Session, open_session, publish
 from rlpost.weights.adapters import Adapter
 

@@ -9,13 +9,13 @@ import time
 from contextlib import closing
 from typing import Any
 
-from rlpost.tasks import training_state
 from rlpost.config.schema import Config
-from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import iteration_name
-from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.dynamic_sampling import Collected, collect
+from rlpost.rollout.engine.protocol import Sampling
+from rlpost.tasks import training_state
+from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, open_session
 from rlpost.tasks.sft import ExpertData, train_step

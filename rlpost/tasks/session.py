@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from envs.terminal import plain_console
-from rlpost.tasks.canary import canary_ids
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
@@ -28,16 +27,17 @@ from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.learner.group import LearnerGroup
 from rlpost.pages.console import Progress, results_table
-from rlpost.tasks.prompts import remarks
+from rlpost.pages.run_page import write_report
 from rlpost.record import locks
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.tracking import Tracker
-from rlpost.pages.run_page import write_report
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
+from rlpost.tasks.canary import canary_ids
+from rlpost.tasks.prompts import remarks
 from rlpost.tasks.schedule import steps_of
 from rlpost.validate.model import check_model
 from rlpost.weights import models

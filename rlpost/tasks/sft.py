@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 from envs import registry
 from envs.base import Expert
-from rlpost.tasks import training_state
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
-from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.record.run_dir import step_name
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.tasks.schedule import Schedule
 from rlpost.seeds import derive
+from rlpost.tasks import training_state
+from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
+from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, open_session
 from rlpost.tasks.training_state import Standing
 from rlpost.types import Example

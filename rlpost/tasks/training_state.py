@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rlpost.errors import CheckpointError
-from rlpost.tasks.evaluate import evaluate_stage, variants_of
 from rlpost.record import checkpoint as checkpoints
 from rlpost.record.run_dir import RunDir
 from rlpost.rollout.pool import PoolSwapReport
+from rlpost.tasks.evaluate import evaluate_stage, variants_of
 from rlpost.tasks.session import Session, keep_settings, publish, training_settings
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from envs import registry
 from envs.base import has_own_rule
 from envs.errors import Refused, UnknownEnvironment
-from rlpost.compare.plan import plan, quickened, settings_of
-from rlpost.compare.types import INIT, SFT
+from rlpost.compare.design.plan import plan, quickened, settings_of
+from rlpost.compare.design.types import INIT, SFT
 from rlpost.config.keys import refusal
 from rlpost.config.presets import VARIED
 from rlpost.config.schema import AlgoName, Config, Measure, Task

@@ -13,7 +13,7 @@ from envs import registry
 from envs.base import Expert, Rehearsed, VariantInfo
 from envs.errors import Refused, UnknownEnvironment
 from envs.own import told
-from rlpost.compare.types import SFT
+from rlpost.compare.design.types import SFT
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import RolloutError

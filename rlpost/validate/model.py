@@ -1,8 +1,8 @@
 """Refuses what does not fit the model: `lora.target_modules` and the adapter that a run starts from or evaluates.
 
-This needs the model's files, so it follows rlpost.validate.checks. It runs before Ray starts: nobody waits for engines
-that end at their first swap. Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown,
-since folders get renamed.
+This needs the model's files, so it follows `checks`. It runs before Ray starts: nobody waits for engines that end at
+their first swap. Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown, since
+folders get renamed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What adapter_config.json may say: an allow list, each setting with the values under which a plain merge is right.
 
-`rlpost.weights.adapters.merged_weight` follows LoRA, rsLoRA and DoRA. Any other setting of PEFT may make the same tensors
+`adapters.merged_weight` follows LoRA, rsLoRA and DoRA. Any other setting of PEFT may make the same tensors
 stand for another weight, so a setting that is not listed passes only where it is off (null, false or empty): PEFT
 writes every setting that its version has, used or not.
 """

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from rlpost.compare import results
-from rlpost.compare.types import Cell, Comparison, Status
+from rlpost.compare.design.types import Cell, Comparison, Status
 from rlpost.weights.adapters import Adapter
 from tests.integration.runs import DEADLINE_S, end, finish, start
 

@@ -14,8 +14,8 @@ import torch
 from rlpost.config.schema import Dtype
 from rlpost.errors import CheckpointError
 from rlpost.learner import update
-from rlpost.learner.model import actor_critic
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
+from rlpost.learner.model import actor_critic
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 from tests.learner_data import examples_of, random_episodes, small_config, write_small_model
 

@@ -19,9 +19,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM
 
 from rlpost.errors import RolloutError, SwapError
+from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.rollout.engine.settings import EngineSettings
-from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.types import Canary, Finish
 from rlpost.weights.adapters import Adapter, merged_weight

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
 from rlpost.algorithms import objective
 from rlpost.algorithms.credit import Credit, assign_credit
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from tests.learner_data import random_episodes, small_config, with_algorithm
 from tests.numerics.papers import PAPERS, Batch, Played, PlayedTurn, Token

@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import Module
 from transformers import AutoModelForCausalLM
 
-from rlpost.tasks.canary import MAX_TOKENS, canary_ids, plain_peft_canary
 from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
+from rlpost.tasks.canary import MAX_TOKENS, canary_ids, plain_peft_canary
 
 
 def test_the_canary_is_the_same_for_every_seed_and_fits(random_model: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from envs import registry
 from envs.generalpoints.env import GeneralPoints
 from rlpost.config.schema import Config
-from rlpost.tasks.dry_run import ask_expert, play_silently, run
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.specs import training_specs
+from rlpost.tasks.dry_run import ask_expert, play_silently, run
 from rlpost.types import Ending
 
 

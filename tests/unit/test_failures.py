@@ -13,16 +13,16 @@ from rich.console import Console
 
 from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
-from rlpost.tasks.evaluate import evaluate
 from rlpost.pages.console import Progress
+from rlpost.pages.run_page import write_report
 from rlpost.record import failures
 from rlpost.record.metrics import Clock, evaluation, rollout_metrics
 from rlpost.record.run_dir import RunDir
 from rlpost.record.summary import unplayed
-from rlpost.pages.run_page import write_report
+from rlpost.tasks.evaluate import evaluate
+from rlpost.tasks.rl import _iterate
 from rlpost.tasks.stall import Stall
 from rlpost.tasks.training_state import Standing
-from rlpost.tasks.rl import _iterate
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn
 

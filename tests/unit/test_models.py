@@ -218,7 +218,10 @@ class TestSmollm2:
 
 
 def test_resolving_a_folder_imports_no_torch(folder: Path) -> None:
-    program = "import sys; from rlpost.weights.models import resolve; resolve(sys.argv[1]); print('torch' in sys.modules)"
+    program = (
+        "import sys; from rlpost.weights.models import resolve;"
+        " resolve(sys.argv[1]); print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
     )

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from rlpost.pages.render import in_cell
-from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.pages.run_page import write_report
+from rlpost.record.run_dir import RunDir, evaluation_name
 from tests.unit.episodes import episode, turn
 from tests.unit.pages import Page
 

@@ -11,10 +11,10 @@ import pytest
 
 from envs import registry
 from rlpost.config.schema import Config, Task
-from rlpost.tasks.dry_run import run
 from rlpost.errors import ConfigError
-from rlpost.tasks.prompts import remarks
 from rlpost.rollout.chat import Chat
+from rlpost.tasks.dry_run import run
+from rlpost.tasks.prompts import remarks
 
 
 @pytest.fixture(scope="module")

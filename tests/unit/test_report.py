@@ -18,9 +18,9 @@ import pytest
 from envs import registry
 from rlpost.errors import OutputError
 from rlpost.pages import figures, replay
+from rlpost.pages.run_page import write_report
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, evaluation_name
-from rlpost.pages.run_page import write_report
 from rlpost.report import main
 from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.types import Ending, Finish, Trajectory

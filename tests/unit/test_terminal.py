@@ -16,11 +16,11 @@ from envs import check
 from envs import list as listing
 from envs.terminal import plain_console
 from rlpost import run
-from rlpost.tasks import dry_run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.display import Display
 from rlpost.config.schema import Config
 from rlpost.pages.console import Progress, results_table
+from rlpost.tasks import dry_run
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["[hard]", "x[/b]", "broken.jsonl:100:", ":warning:", "[red]a[/red]", "\\[b]"]

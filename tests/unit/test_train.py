@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlpost.tasks import training_state
-from rlpost.tasks import rl
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.rollout.pool import PoolSwapReport
+from rlpost.tasks import rl, training_state
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, publish
 from rlpost.tasks.training_state import Standing

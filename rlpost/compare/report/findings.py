@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rlpost.compare.design.types import Comparison
 from rlpost.compare.report import sentences
 from rlpost.compare.statistics.causes import Causes, causes
 from rlpost.compare.statistics.estimates import Difference, Success, contrasts, differences, successes
-from rlpost.compare.types import Comparison
 from rlpost.compare.statistics.verdicts import Row, Verdict, verdict_of
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from rlpost.compare.design.types import INIT, Comparison, Status
 from rlpost.compare.report.findings import Findings, findings
 from rlpost.compare.report.sections import sections
-from rlpost.compare.types import INIT, Comparison, Status
 from rlpost.compare.report.view import Section
 from rlpost.pages import render
 from rlpost.pages.replay import Gallery

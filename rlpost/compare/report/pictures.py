@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from rlpost.compare.design.types import INIT
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.compare.types import INIT
 from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, to_svg
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart, those that also differ in lightness.

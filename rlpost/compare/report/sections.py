@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
 from envs.causes import ORDER, RULE_MISREAD
+from rlpost.compare.design.types import INIT, UNITS, Cell, Comparison, Evaluation, Status
 from rlpost.compare.report import pictures
-from rlpost.compare.statistics.causes import Causes, measures_memorization
 from rlpost.compare.report.findings import Findings
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
-from rlpost.compare.statistics.estimates import Success, rate_of
-from rlpost.compare.types import INIT, UNITS, Cell, Comparison, Evaluation, Status
-from rlpost.compare.statistics.verdicts import Row, Verdict
 from rlpost.compare.report.view import Section, Table, View, percent
+from rlpost.compare.statistics.causes import Causes, measures_memorization
+from rlpost.compare.statistics.estimates import Success, rate_of
+from rlpost.compare.statistics.verdicts import Row, Verdict
 from rlpost.record.summary import MISSING
 
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last

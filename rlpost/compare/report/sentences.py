@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from rlpost.compare.design.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
 from rlpost.compare.statistics.causes import BROKEN, Causes, measures_memorization
-from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.statistics.estimates import Success, contrasts
-from rlpost.compare.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
+from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.statistics.verdicts import Row, Verdict
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlpost.compare.design.types import INIT, Comparison, Point
 from rlpost.compare.report.findings import Findings
-from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.statistics.estimates import Success
-from rlpost.compare.types import INIT, Comparison, Point
+from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.statistics.verdicts import Row
 
 

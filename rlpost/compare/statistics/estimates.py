@@ -12,9 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from rlpost.compare.design.types import INIT, SFT, Comparison, Evaluation
 from rlpost.compare.statistics.evaluations import BySeed, Key, by_key
-from rlpost.compare.statistics.intervals import LEVEL, Floats, Interval, Mean, bootstrap, by_instance, difference, ratio
-from rlpost.compare.types import INIT, SFT, Comparison, Evaluation
+from rlpost.compare.statistics.intervals import (
+    LEVEL,
+    Floats,
+    Interval,
+    Mean,
+    bootstrap,
+    by_instance,
+    difference,
+    ratio,
+)
 from rlpost.errors import ComparisonError
 from rlpost.seeds import derive
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Status
 from rlpost.errors import ComparisonError
 
 Key = tuple[str, str, float]

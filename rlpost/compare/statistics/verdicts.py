@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rlpost.compare.statistics.intervals import Interval
+from rlpost.compare.design.types import Role
 from rlpost.compare.statistics.estimates import Difference
-from rlpost.compare.types import Role
+from rlpost.compare.statistics.intervals import Interval
 
 
 class Verdict(StrEnum):

@@ -23,15 +23,15 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, ROLES
+from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
-from rlpost.learner.model.packed_attention import PACKED
 from rlpost.learner.model.fused_layers import Projections, can_fuse, fuse_layers
-from rlpost.learner.model.packing_check import check_packing, hidden_states
+from rlpost.learner.model.packed_attention import PACKED
 from rlpost.learner.model.packing import MicroBatch
+from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.weights.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.weights.adapters import Adapter
 

@@ -1,8 +1,8 @@
 """A model's body over packed rows, and the proof at the start that it can be run so.
 
-Packing needs every layer that looks at other tokens to be attention that takes `layout` (rlpost.learner.model.packed_attention).
-A model whose layers do not hand it on, or that mix tokens in other ways (convolutions, recurrences), would let rows
-see one another, and its log-probs would be wrong without a word.
+Packing needs every layer that looks at other tokens to be attention that takes `layout` (`packed_attention`). A model
+whose layers do not hand it on, or that mix tokens in other ways (convolutions, recurrences), would let rows see one
+another, and its log-probs would be wrong without a word.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.compare.cells import CellFiles, Ended
-from rlpost.compare.types import Status
+from rlpost.compare.design.types import Status
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Task
-from rlpost.tasks.evaluate import decodings
 from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name, step_name
+from rlpost.tasks.evaluate import decodings
 from rlpost.tasks.schedule import Schedule
 from rlpost.types import Trajectory
 from rlpost.weights.models import TINY

@@ -12,8 +12,8 @@ from envs import registry
 from envs.base import has_own_rule
 from envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
 from envs.texts import AnyText
+from rlpost.compare.design.types import INIT, Evaluation
 from rlpost.compare.statistics.causes import Causes, cause_of, causes, last_outcome
-from rlpost.compare.types import INIT, Evaluation
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn

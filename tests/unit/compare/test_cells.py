@@ -11,7 +11,7 @@ import pytest
 
 from rlpost.compare import cells
 from rlpost.compare.cells import CellFiles, Ended, Process, refuse_changes, stop
-from rlpost.compare.types import Status
+from rlpost.compare.design.types import Status
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError
 from rlpost.record import checkpoint

@@ -13,8 +13,8 @@ import pytest
 
 from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
+from rlpost.compare.design.types import Comparison, Role, Status
 from rlpost.compare.runner import Runner
-from rlpost.compare.types import Comparison, Role, Status
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError, RlpostError

@@ -8,9 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlpost.compare.types import Compute
 from rlpost.errors import ComparisonError
-from rlpost.record.compute import PROMPT, SAMPLED, SCORED, TRAINED, lora_flops, spent
+from rlpost.record.compute import PROMPT, SAMPLED, SCORED, TRAINED, Compute, lora_flops, spent
 from rlpost.weights import models
 
 TOKENS = 48

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rlpost.compare.design.types import INIT, Comparison, Role, VariantInfo
 from rlpost.compare.report.findings import Findings, findings
-from rlpost.compare.types import INIT, Comparison, Role, VariantInfo
 from rlpost.compare.statistics.verdicts import Verdict
 from tests.unit.compare.comparisons import Table, comparison, done, evaluation, failed, missing, of_tables
 

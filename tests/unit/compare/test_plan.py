@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost.compare.plan import (
+from rlpost.compare.design.plan import (
     AT_MOST,
     CellPlan,
     plan,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlpost.compare.cells import Ended
-from rlpost.compare.plan import plan, settings_of
+from rlpost.compare.design.plan import plan, settings_of
+from rlpost.compare.design.types import Status
 from rlpost.compare.reading import (
     Read,
     evaluated_on,
@@ -18,8 +19,8 @@ from rlpost.compare.reading import (
     unread,
     without_step_accuracy,
 )
-from rlpost.compare.types import Compute, Status
 from rlpost.errors import OutputError
+from rlpost.record.compute import Compute
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.types import Ending
 from tests.unit.compare.fake_run import comparison, write_record

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from rlpost.compare import results
+from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Status
 from rlpost.compare.report import pictures
-from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.report.page import write
-from rlpost.compare.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.compare.statistics.intervals import Interval
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import main
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rlpost.compare import results
-from rlpost.compare.types import Cell, Comparison, Compute, Evaluation, Point, Role, Status, VariantInfo
+from rlpost.compare.design.types import Cell, Comparison, Evaluation, Point, Role, Status, VariantInfo
 from rlpost.errors import OutputError
+from rlpost.record.compute import Compute
 
 EVALUATION = Evaluation(("24:1-2-3-4", "24:2-2-3-4"), (True, False), ("CORRECT", "SYNTAX"), (2, 0), None)
 COMPARISON = Comparison(

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from rlpost.compare.cells import CellFiles
+from rlpost.compare.design.types import Status
 from rlpost.compare.display import Display
 from rlpost.compare.runner import Runner
-from rlpost.compare.types import Status
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.record.run_dir import RunDir, iteration_name

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from rlpost.compare.statistics.intervals import Interval, difference, wilson
+from rlpost.compare.design.types import INIT
 from rlpost.compare.statistics.estimates import Difference, differences, needed_instances, successes
-from rlpost.compare.types import INIT
+from rlpost.compare.statistics.intervals import Interval, difference, wilson
 from rlpost.errors import ComparisonError
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing, of_tables
 

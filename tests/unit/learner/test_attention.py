@@ -17,14 +17,14 @@ from transformers import (
     Qwen3Config,
 )
 
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
-from rlpost.learner.model import packed_attention
 from rlpost.learner.model import actor_critic
+from rlpost.learner.model import packed_attention as attention
+from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.packed_attention import Layout, Segment, packed_attention
 from rlpost.learner.model.packing import Row, collate, plan_micro_batches, slot_starts
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
-from rlpost.learner.model.actor_critic import ActorCritic
 from tests.learner_data import VOCAB, plain_attention
 
 SIZES: dict[str, Any] = {
@@ -73,7 +73,9 @@ VARIANTS = ["one row", "several rows", "checkpointed", "cut finely", "fused", "f
 def _model(folder: Path, family: str) -> ActorCritic:
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(folder)
-    model = actor_critic.build(folder, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None)
+    model = actor_critic.build(
+        folder, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None
+    )
     for name in (POLICY, REFERENCE, CRITIC):
         for parameter in model.parameters_of(name):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
@@ -129,8 +131,8 @@ def test_packed_equals_row_by_row(
     family: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variant == "cut finely":  # pieces of three queries, blocks of a few pieces
-        monkeypatch.setattr(packed_attention, "QUERIES", 3)
-        monkeypatch.setattr(packed_attention, "BLOCK", 200)
+        monkeypatch.setattr(attention, "QUERIES", 3)
+        monkeypatch.setattr(attention, "BLOCK", 200)
     model = _model(tmp_path, family)
     expected = _row_by_row(model)
     expected_grads = _gradients(model, expected)
@@ -166,10 +168,10 @@ def _dense(
     return out
 
 
-@pytest.mark.parametrize("path", [packed_attention, packed_attention._fused])
+@pytest.mark.parametrize("path", [packed_attention, attention._fused])
 def test_attention_by_definition(path: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, forward and backward; `_fused` is what a GPU runs."""
-    monkeypatch.setattr(packed_attention, "QUERIES", 4)
+    monkeypatch.setattr(attention, "QUERIES", 4)
     root, other = Segment(0, 5, None), Segment(5, 7, None)
     segments = [root, other, Segment(12, 3, root), Segment(15, 6, root), Segment(21, 1, other)]
     generator = torch.Generator().manual_seed(0)
@@ -191,7 +193,7 @@ def test_scores_grow_with_what_is_seen() -> None:
     needed = 1000 * 1001 // 2 + 64 * (100 * 1000 + 100 * 101 // 2)
     computed = sum(block.bias_SCK.numel() for block in layout.blocks)
     assert needed < computed < 1.25 * needed
-    assert max(block.bias_SCK.numel() for block in layout.blocks) <= packed_attention.BLOCK
+    assert max(block.bias_SCK.numel() for block in layout.blocks) <= attention.BLOCK
 
 
 def test_attention_that_is_not_plain_is_refused(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from transformers import (
 from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype
 from rlpost.errors import ModelError
-from rlpost.learner.model import packing_check
-from rlpost.learner.model import actor_critic
+from rlpost.learner.model import actor_critic, packing_check
 from rlpost.learner.model.packed_attention import Layout
 
 ENDS: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

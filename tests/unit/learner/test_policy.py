@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.schema import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
 from rlpost.learner.model import actor_critic
-from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.learner.model.actor_critic import ActorCritic
+from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.model.prefixes import Group
 from rlpost.weights.adapters import Adapter
 from tests.learner_data import plain_attention, random_episodes, write_small_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlpost.config.schema import AlgoName, Config, KlPlace, Reference, Task
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.config.schema import AlgoName, Config, KlPlace, Reference, Task
 from rlpost.learner.learner import adapters_for
 
 

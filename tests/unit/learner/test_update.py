@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from rlpost.algorithms import roles
+from rlpost.algorithms import objective, roles
+from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
 from rlpost.learner import update
 from rlpost.learner.model import actor_critic
-from rlpost.algorithms import objective
-from rlpost.learner.model.packing import MicroBatch
-from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.learner.model.actor_critic import ActorCritic
+from rlpost.learner.model.packing import MicroBatch
 from rlpost.types import Ending, Trajectory
 from tests.learner_data import (
     examples_of,
@@ -73,7 +72,9 @@ def cfg() -> Config:
 
 
 def _backend(folder: Path, cfg: Config) -> PlainBackend:
-    model = actor_critic.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None)
+    model = actor_critic.build(
+        folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None
+    )
     generator = torch.Generator().manual_seed(3)
     for name in (POLICY, CRITIC):
         for p in model.parameters_of(name):

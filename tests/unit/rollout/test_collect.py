@@ -18,7 +18,7 @@ from envs.generalpoints.solver import solve
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Sampling
-from rlpost.rollout.engine.scripted import LOGPROB, ScriptedEngine
+from rlpost.rollout.scripted import LOGPROB, ScriptedEngine
 from rlpost.seeds import derive
 from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
 

@@ -18,7 +18,7 @@ from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.env_threads import Patience
-from rlpost.rollout.engine.scripted import ScriptedEngine
+from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=200)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpost.compare.types import INIT, SFT
+from rlpost.compare.design.types import INIT, SFT
 from rlpost.config.compose import defaults_under
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, BudgetConfig, CompareConfig, Config, Task

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rlpost.record.compute import Compute
+
 INIT = (
     "init"  # the pseudo-arm that every other starts from: the warm-started adapter, scored at its only point
 )
@@ -23,17 +25,6 @@ class Status(StrEnum):
     DONE = "done"
     FAILED = "failed"  # ended with an error, which the report shows; never left out of a mean silently
     MISSING = "missing"  # not run yet
-
-
-@dataclass(frozen=True)
-class Compute:
-    """What was spent since the arms' common start (init: since the bare model). Evaluations are not counted."""
-
-    flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
-    tokens: int  # generated, scored and trained on, each pass once
-    device_seconds: (
-        float  # of rollout, learner and swap, on a clock: all of a run's devices are held throughout
-    )
 
 
 @dataclass(frozen=True)
