@@ -161,7 +161,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 import psutil, ray
-from rlpost import answers, cluster
+from rlpost.cluster import actor_calls, ray_cluster
 from rlpost.config.schema import RayConfig
 
 @ray.remote(num_cpus=1)
@@ -245,7 +245,7 @@ def test_a_shortage_is_refused_with_figures() -> None:
 HOST = """
 import sys
 import ray
-from rlpost import cluster
+from rlpost.cluster import ray_cluster
 from rlpost.config.schema import RayConfig
 
 with ray_cluster.connect(RayConfig(), ray_cluster.Needs(1, 0)):
@@ -257,7 +257,7 @@ GUEST = """
 import sys
 from pathlib import Path
 import ray
-from rlpost import answers, cluster, precision
+from rlpost.cluster import actor_calls, precision, ray_cluster
 from rlpost.config.schema import Config, RayConfig
 from rlpost.weights.models import TINY
 

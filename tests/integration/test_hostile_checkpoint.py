@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlpost.algorithms import roles
 from rlpost.config.schema import Dtype
 from rlpost.errors import CheckpointError
 from rlpost.learner import update
@@ -37,7 +38,7 @@ def attack(zero_stage: int, folder: Path) -> None:
     cfg = small_config()
     cfg.learner.zero_stage = zero_stage
     model = actor_critic.build(
-        write_small_model(folder / "model"), Dtype.float32, cfg.lora, 0, actor_critic.ADAPTERS, None
+        write_small_model(folder / "model"), Dtype.float32, cfg.lora, 0, roles.ROLES, None
     )
     held = bound_socket()
     place = Rendezvous("127.0.0.1", port_of(held), 0, 1, held.detach())

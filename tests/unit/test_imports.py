@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -62,6 +63,65 @@ def imports(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module.partition(".")[0]
+
+
+# Which folders of rlpost a folder may import, beside itself. `types`, `errors` and `seeds` are everybody's.
+MAY_IMPORT = {
+    "config": set(),
+    "kernels": set(),
+    "algorithms": {"config"},
+    "cluster": {"config"},
+    "record": {"config"},
+    "weights": {"config", "record"},
+    "pretrain": {"config", "record"},
+    "learner.model": {"algorithms", "cluster", "config", "kernels", "weights"},
+    "learner": {"algorithms", "cluster", "config", "learner.model", "weights"},
+    "rollout.engine": {"weights"},
+    "rollout": {"algorithms", "cluster", "config", "rollout.engine", "weights"},
+    "pages": {"config", "record", "rollout"},
+    "compare.design": {"config", "record"},
+    "validate": {"cluster", "compare.design", "config", "record", "rollout", "weights"},
+    "compare.statistics": {"compare.design"},
+    "compare.report": {"compare.design", "compare.statistics", "pages", "record"},
+    "tasks": {
+        *("cluster", "config", "learner", "pages", "record"),
+        *("rollout", "rollout.engine", "validate", "weights"),
+    },
+    "compare": {
+        *("cluster", "compare.design", "compare.report", "compare.statistics"),
+        *("config", "pages", "record", "validate", "weights"),
+    },
+}
+EVERYBODYS = {"rlpost.types", "rlpost.errors", "rlpost.seeds"}
+
+
+def folder_of(module: str) -> str:
+    """`rollout.engine` of `rlpost.rollout.engine.swap`; the longest that MAY_IMPORT has."""
+    inside = module.removeprefix("rlpost.")
+    return max((f for f in MAY_IMPORT if f"{inside}.".startswith(f"{f}.")), key=len, default="")
+
+
+def modules_imported(tree: ast.Module) -> Iterator[str]:
+    """Full names of the modules of rlpost that a module imports, at any depth of its code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rlpost"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("rlpost"))
+
+
+def test_folders_import_what_the_table_says_and_no_more() -> None:
+    used: dict[str, set[str]] = {folder: set() for folder in MAY_IMPORT}
+    for path, tree in sources("rlpost"):
+        module = path.removesuffix(".py").replace("/", ".")
+        if folder := folder_of(module):
+            others = {m for m in modules_imported(tree) if not any(m.startswith(e) for e in EVERYBODYS)}
+            used[folder] |= {folder_of(other) or other for other in others} - {folder}
+    assert used == MAY_IMPORT
+
+
+def test_the_table_has_no_circle() -> None:
+    graphlib.TopologicalSorter(MAY_IMPORT).prepare()
 
 
 def test_environments_import_nothing_of_rlpost() -> None:

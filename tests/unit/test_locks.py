@@ -36,7 +36,7 @@ def test_of_processes_that_ask_for_one_folder_one_gets_it(tmp_path: Path, take: 
 HOLDER = """
 import sys
 from pathlib import Path
-from rlpost import locks
+from rlpost.record import locks
 with locks.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -277,16 +277,16 @@ def test_every_metric_is_documented() -> None:
     produced = {general(key) for key in (*rollout_metrics(BATCH), *evaluation(BATCH), *Clock().lap())}
     for source in (
         "learner/update.py",
-        "learner/passes.py",
-        "learner/objective.py",
-        "learner/credit.py",
+        "learner/steps.py",
+        "algorithms/objective.py",
+        "algorithms/credit.py",
         "algorithms/losses.py",
-        "rollout/refill.py",
+        "rollout/dynamic_sampling.py",
     ):
         produced |= keys_written_in(ROOT / "rlpost" / source)
     produced |= {key for key in keys_written_in(ROOT / "rlpost/rollout/pool.py") if key.startswith("swap/")}
-    for source in ("train.py", "sft.py", "evaluate.py"):
-        produced |= phases_of(ROOT / "rlpost" / source)
+    for source in ("rl.py", "sft.py", "evaluate.py"):
+        produced |= phases_of(ROOT / "rlpost/tasks" / source)
     assert {"seconds/rollout", "swap/canary_gap", "approx_kl", "explained_variance"} <= produced
     assert sorted(produced - documented()) == []
 

@@ -63,7 +63,7 @@ def test_a_living_driver_keeps_its_folder(temp: Path) -> None:
 
 DRIVER = """
 import os, sys, tempfile
-from rlpost import ray_folder
+from rlpost.cluster import ray_folder
 tempfile.tempdir, ray_folder.MAX_TEMP_PATH = sys.argv[1], 1000
 folder = ray_folder.RayFolder()
 (folder.path / "log").write_text("x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,12 +29,12 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
     found: list[Comparison] = []
 
     def double(name: str, **functions: Any) -> None:
-        module = ModuleType(f"rlpost.compare.{name}")
+        module = ModuleType(f"rlpost.compare.report.{name}")
         vars(module).update(functions)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(sys.modules["rlpost.compare"], name, module, raising=False)
+        monkeypatch.setattr(import_module("rlpost.compare.report"), name, module, raising=False)
 
-    double("report", write=lambda comparison, folder, own_code: found.append(comparison))
+    double("page", write=lambda comparison, folder, own_code: found.append(comparison))
     double("findings", findings=lambda comparison: SimpleNamespace(sentences=("RL reads the rule.",)))
     return found
 

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from rlpost.algorithms import roles
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
@@ -73,9 +74,7 @@ VARIANTS = ["one row", "several rows", "checkpointed", "cut finely", "fused", "f
 def _model(folder: Path, family: str) -> ActorCritic:
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(folder)
-    model = actor_critic.build(
-        folder, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None
-    )
+    model = actor_critic.build(folder, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, roles.ROLES, None)
     for name in (POLICY, REFERENCE, CRITIC):
         for parameter in model.parameters_of(name):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from rlpost.algorithms import roles
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.schema import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
@@ -36,7 +37,7 @@ def build(folder: Path) -> Callable[..., ActorCritic]:
         kind: AdapterKind = AdapterKind.lora, dtype: Dtype = Dtype.float32, start: Adapter | None = None
     ) -> ActorCritic:
         lora = replace(LORA, kind=kind)
-        return actor_critic.build(folder, dtype, lora, seed=0, adapters=actor_critic.ADAPTERS, start=start)
+        return actor_critic.build(folder, dtype, lora, seed=0, adapters=roles.ROLES, start=start)
 
     return built
 

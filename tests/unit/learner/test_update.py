@@ -72,9 +72,7 @@ def cfg() -> Config:
 
 
 def _backend(folder: Path, cfg: Config) -> PlainBackend:
-    model = actor_critic.build(
-        folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, actor_critic.ADAPTERS, None
-    )
+    model = actor_critic.build(folder, cfg.dtype, LoraConfig(rank=4, alpha=8.0), 0, roles.ROLES, None)
     generator = torch.Generator().manual_seed(3)
     for name in (POLICY, CRITIC):
         for p in model.parameters_of(name):
