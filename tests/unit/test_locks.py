@@ -49,7 +49,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[2])},
     )
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "held"

@@ -78,7 +78,7 @@ def test_the_folder_of_a_killed_driver_goes_with_the_next_start(temp: Path) -> N
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(ray_folder.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(ray_folder.__file__).parents[2])},
     )
     assert driver.stdout is not None
     left = Path(driver.stdout.readline().strip())
