@@ -97,7 +97,9 @@ def _policy_terms(
         logprobs_N, log_ratio_N, credit.advantages_N[slots_N], corrected_N, row.surrogate, clip, learnt
     )
     entropy, found = losses.entropy_bonus(entropy_N, weights_N, learnt)
-    total, metrics = total - algo.entropy_coef * entropy, metrics | found
+    metrics |= found
+    if algo.entropy_coef != 0.0:  # a bonus of 0 would still have its gradient computed, by the head's products again
+        total = total - algo.entropy_coef * entropy
     if algo.kl is KlPlace.loss and credit.reference_N is not None:
         kl, found = losses.kl_penalty(
             logprobs_N, credit.reference_N[slots_N], weights_N, algo.kl_estimator, learnt
