@@ -1,0 +1,88 @@
+"""The pages keep their promises: links lead somewhere, and commands of the README name what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlpost.config.compose import compose
+from rlpost.config.schema import Config
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "rlpost").rglob("*.md")])
+
+_FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return _FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which headings are linked to, as GitHub makes them."""
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in _HEADING.findall(prose(page)))
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for target in _LINK.findall(prose(page)):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        whole = linked.exists() and (not anchor or anchor in anchors(linked))
+        if not target.startswith("https://") and not whole:
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A heading, here\n[a](page.md#a-heading-here) [b](gone.md) [c](#no-heading)\n```\n[d](x)\n```\n"
+    )
+    assert broken_links(page) == ["gone.md", "#no-heading"]
+
+
+def readme_commands() -> list[str]:
+    """The second cells of the table of uses, `...` written out."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## You want to ...")[2].partition("\n## ")[0]
+    cells = [row.split("|")[2].strip().strip("`") for row in table.splitlines() if row.startswith("|")]
+    short = "python -m rlpost.run experiment=generalpoints_ppo"
+    return [re.sub(r"^\.\.\.", short, cell) for cell in cells[2:]]
+
+
+def test_the_readme_has_a_dozen_uses() -> None:
+    assert len(readme_commands()) >= 12
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_a_command_of_the_readme_names_what_there_is(command: str) -> None:
+    """Modules, experiments and settings; composing refuses the others."""
+    python, option, module, *arguments = shlex.split(command)
+    assert (python, option) == ("python", "-m")
+    assert importlib.util.find_spec(module) is not None
+    if module != "rlpost.run":
+        return
+    if arguments and not arguments[0].startswith("resume="):
+        compose(arguments)
+    else:
+        known = {field.name for field in dataclasses.fields(Config)}
+        assert {argument.partition("=")[0] for argument in arguments} <= known
