@@ -15,7 +15,9 @@ from rlpost.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "rlpost").rglob("*.md")])
+LIVING = [page for page in PAGES if page.name != "CHANGELOG.md" and "results" not in page.as_posix()]
 
+_FILE = re.compile(r"`((?:rlpost|envs|tests|experiments|benchmarks|requirements|docs|\.ci)/[\w./]*)`")
 _FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -67,6 +69,12 @@ def readme_commands() -> list[str]:
     cells = [row.split("|")[2].strip().strip("`") for row in table.splitlines() if row.startswith("|")]
     short = "python -m rlpost.run experiment=generalpoints_ppo"
     return [re.sub(r"^\.\.\.", short, cell) for cell in cells[2:]]
+
+
+@pytest.mark.parametrize("page", LIVING, ids=named)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named_files = _FILE.findall(prose(page))
+    assert [name for name in named_files if "NAME" not in name and not (ROOT / name).exists()] == []
 
 
 def test_the_readme_has_a_dozen_uses() -> None:
