@@ -1,17 +1,26 @@
-"""The pages keep their promises: links lead somewhere, what they name exists, lines are wrapped."""
+"""The pages keep their promises: links lead somewhere, what they name exists, figures are right, lines wrapped."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import random
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+from envs import registry
+from rlpost.algorithms import rewards
+from rlpost.algorithms.estimators import with_critic, without_critic
+from rlpost.algorithms.layout import Layout
 from rlpost.config.compose import compose
-from rlpost.config.schema import Config
+from rlpost.config.presets import Estimator
+from rlpost.config.schema import Config, Rewards
+from rlpost.rollout.chat import Chat
+from rlpost.types import Finish
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "rlpost").rglob("*.md")])
@@ -67,6 +76,20 @@ def test_a_broken_link_is_seen(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "#no-heading"]
 
 
+def test_the_site_has_every_page_once_and_links_stay_in_it() -> None:
+    """`mkdocs build --strict` says so too, but is not installed for the tests."""
+    shown = re.findall(
+        r"[\w./-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    )
+    docs = ROOT / "docs"
+    pages = [page for page in PAGES if page.is_relative_to(docs)]
+    assert sorted(shown) == sorted(page.relative_to(docs).as_posix() for page in pages)
+    for page in pages:
+        paths = [link.partition("#")[0] for link in _LINK.findall(prose(page)) if "://" not in link]
+        outside = [path for path in paths if not (page.parent / path).resolve().is_relative_to(docs)]
+        assert outside == [], page
+
+
 @pytest.mark.parametrize("page", WRAPPED, ids=named)
 def test_lines_are_wrapped(page: Path) -> None:
     """All but a table's rows and a picture, which are one line each in Markdown."""
@@ -107,3 +130,30 @@ def test_a_command_of_the_readme_names_what_there_is(command: str) -> None:
     else:
         known = {field.name for field in dataclasses.fields(Config)}
         assert {argument.partition("=")[0] for argument in arguments} <= known
+
+
+def test_the_worked_episode_of_the_concepts_is_as_computed() -> None:
+    """Its lengths in tokens, and the advantages of its two turns beside an episode that fails twice."""
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    env = registry.make("generalpoints", verify_iter=2)
+    observation, _ = env.reset(seed=3, options={"variant": "faces_10", "split": "train"})
+    chat = Chat.load(ROOT / "rlpost" / "assets" / "tiny")
+    (_, wrong, _), (feedback, right, _) = env.unwrapped.expert(True, random.Random(0))
+    texts = [chat.prompt_ids(observation), chat.answer_ids(wrong)]
+    texts += [chat.feedback_ids(feedback, Finish.STOP), chat.answer_ids(right)]
+    prompt, first, between, second = map(len, texts)
+    assert [int(n) for n in re.findall(r"(\d+) (?:context|sampled) tokens$", page, re.MULTILINE)] == [
+        *(prompt, first, between, second)
+    ]
+    assert f"has {prompt + first + between + second} tokens. {first + second} of them" in page
+
+    layout = Layout.of([[first, second], [first, second]], [0, 0], [[0, 0], [0, 0]])
+    earned_U = 0.2 * torch.tensor([-1.0, 5.0, -1.0, -1.0])
+    by_turn_N = rewards.placed(earned_U, layout, Rewards.turn)
+    gae_N = with_critic(Estimator.gae, by_turn_N, torch.zeros_like(by_turn_N), layout, 1.0, 0.95).advantages_N
+    shown = [f"{gae_N[n].item():.3f}" for n in (0, first - 1, first)]
+    assert "{} for the first token, {} for the last | {} for the first, 1.0".format(*shown) in page
+    whole_N = rewards.placed(earned_U, layout, Rewards.outcome)
+    for name in ("group_normalized", "group_centred", "leave_one_out"):
+        ours = without_critic(Estimator[name], whole_N, layout, 1.0, False).advantages_N[0].item()
+        assert re.search(rf"`{name}` .*\| {ours:.3g} \| -{ours:.3g} \|", page), name
