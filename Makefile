@@ -3,6 +3,7 @@
 # make test-all  all tests, as CI does
 # make lint   format, lint and type checks
 # make extras add the optional extras of requirements/extras.txt to .venv (make test does)
+# make docs   the pages of docs/ as a site, in build/docs/site
 # make setup  only set up .venv (again whenever pyproject.toml or requirements/ change)
 #
 # PLATFORM=gpu, given once, holds until make clean.
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WARM_UP := import deepspeed, peft, ray, transformers.models.llama.modeling_llama, wandb; \
 	import vllm.model_executor.models.llama, vllm.v1.engine.llm_engine, vllm.v1.worker.gpu_model_runner
 
-.PHONY: run test test-all lint format setup extras clean install-large install-small
+.PHONY: run test test-all lint format docs setup extras clean install-large install-small
 
 setup: $(STAMP)
 
@@ -80,6 +81,16 @@ lint: setup
 format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# In a virtual environment of its own, so that the generator's packages cannot change those of a run.
+docs: build/docs/requirements.stamp
+	@build/docs/venv/bin/mkdocs build --strict --quiet
+	@echo "build/docs/site/index.html"
+
+build/docs/requirements.stamp: requirements/docs.txt
+	@$(PYTHON) -m venv --clear build/docs/venv
+	@build/docs/venv/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

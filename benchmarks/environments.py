@@ -3,7 +3,8 @@
     python -m benchmarks.environments [--episodes 300] [--seed 0]
 
 Claim: environments cost under 1% of an iteration. The table gives the milliseconds of an episode (one reset and its
-steps) beside what an iteration of 64 episodes then costs; hold that against an iteration's seconds in docs/results.md.
+steps) beside what an iteration of 64 episodes then costs; hold that against an iteration's seconds in
+docs/results/learner.md.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ print(time.perf_counter() - started)
 
 
 def test_a_processor_without_a_bfloat16_unit_computes_in_float32() -> None:
-    """Instruction sets as restricted as they can be from outside; what this leaves out: docs/results.md."""
+    """Instruction sets as restricted as they can be from outside; what this leaves out: docs/results/machines.md."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
