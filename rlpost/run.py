@@ -26,7 +26,7 @@ from rlpost.errors import ConfigError, RlpostError
 
 # Imported only when chosen: these bring torch, vllm and ray.
 ENTRY_POINTS = {
-    Task.ppo: "rlpost.tasks.rl:run",
+    Task.rl: "rlpost.tasks.rl:run",
     Task.sft: "rlpost.tasks.sft:run",
     Task.eval: "rlpost.tasks.evaluate:run",
     Task.compare: "rlpost.compare.run:run",

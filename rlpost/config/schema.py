@@ -14,7 +14,7 @@ from typing import Any
 class Task(Enum):
     """What `python -m rlpost.run` does."""
 
-    ppo = "ppo"  # warm start, then reinforcement learning
+    rl = "rl"  # warm start, then reinforcement learning
     sft = "sft"  # supervised fine-tuning of the adapter only
     dry_run = "dry_run"  # episodes of any experiment with scripted answers: no engine, no learner
     eval = "eval"  # evaluation of an adapter (or the bare model) only
@@ -107,7 +107,7 @@ class LoraConfig:
 
 @dataclass
 class SftConfig:
-    """Supervised warm start (task=ppo) or the whole run (task=sft): fresh expert answers on training instances."""
+    """Supervised warm start (task=rl) or the whole run (task=sft): fresh expert answers on training instances."""
 
     steps: int = 30  # optimizer steps; 0 skips the warm start
     skip: int = 0  # steps whose examples are passed over: those of a warm start that this run goes on from
@@ -211,7 +211,7 @@ class EvalConfig:
 
 @dataclass
 class BudgetConfig:
-    """Compute, since training began, at which task=ppo and task=sft evaluate; the last amount ends the training."""
+    """Compute, since training began, at which task=rl and task=sft evaluate; the last amount ends the training."""
 
     measure: Measure = Measure.flops
     amounts: list[float] = field(default_factory=list)  # rising; empty: algo.iterations, sft.steps decide
@@ -263,7 +263,7 @@ class TinyBaseConfig:
 
 @dataclass
 class Config:
-    task: Task = Task.ppo
+    task: Task = Task.rl
     name: str = "run"  # of the experiment; names the output folder
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
     dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml has what was chosen

@@ -1,7 +1,7 @@
 """The learner as the loops see it: N ranks behind one object.
 
-    LearnerGroup.ppo_update ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
-                       waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
+    LearnerGroup.update_rl ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
+                      waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
 
 After an error the ranks may be out of step, so the group refuses further calls but `close`.
 """
@@ -55,9 +55,9 @@ class LearnerGroup:
         """One supervised step; `step` counts from 0."""
         return self._call("sft_step", list(examples), step)
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
-        """One PPO update; `iteration` counts from 0. See rlpost.learner.update."""
-        return self._call("ppo_update", list(trajectories), iteration)
+    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+        """One update by `algo.name`; `iteration` counts from 0. See rlpost.learner.update."""
+        return self._call("update_rl", list(trajectories), iteration)
 
     def set_reference(self) -> None:
         """Freeze the current policy as the KL reference, and start the optimizer afresh."""

@@ -44,10 +44,10 @@ class Learner:
     def sft_step(self, examples: Sequence[Example], step: int) -> Metrics:
         return update.sft_step(self.backend, examples, self.cfg, step)
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
+    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
         """An update with the KL coefficient that is in force; afterwards it moves towards `algo.kl_target`."""
         algo = replace(self.cfg.algo, kl_coef=self.kl_coef)
-        found = update.ppo_update(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
+        found = update.update_rl(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
         if algo.kl_target is not None:
             self.kl_coef = steered(self.kl_coef, found["kl_reference"], algo.kl_target, algo.kl_step)
         return found
@@ -121,7 +121,7 @@ def _kl_coef(path: Path) -> float:
 
 def adapters_for(cfg: Config) -> tuple[str, ...]:
     """The adapters that the task needs; where the bare base is the reference, that takes none."""
-    algo, learns_from_rewards = cfg.algo, cfg.task is Task.ppo
+    algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
     keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
     critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
     reference = (roles.REFERENCE,) if learns_from_rewards and keeps_start else ()

@@ -36,7 +36,7 @@ def learnable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [t for t in trajectories if t.answer_tokens and not t.ending.broken]
 
 
-def ppo_update(
+def update_rl(
     backend: DeepSpeedBackend, trajectories: Sequence[Trajectory], cfg: Config, iteration: int
 ) -> Metrics:
     """One iteration of `cfg.algo` on `trajectories`, all of them given to every rank; `iteration` counts from 0.

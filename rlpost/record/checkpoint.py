@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.former_words import translated
 from rlpost.errors import CheckpointError
 from rlpost.record.files import publish_folder, writing
 from rlpost.record.run_dir import RunDir, iteration_name
@@ -137,7 +138,8 @@ def _whole(path: Path, bytes_too: bool = False) -> dict[str, Any] | None:
         files = [(path / name, size, digest) for name, (size, digest) in mark["files"].items()]
         there = files and all(file.stat().st_size == size for file, size, _ in files)
         if there and not (bytes_too and any(_sum(file) != digest for file, _, digest in files)):
-            return {key: mark[key] for key in ("iteration", "settings", "progress")}
+            kept = {key: mark[key] for key in ("iteration", "progress")}
+            return {**kept, "settings": translated(mark["settings"])}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     return None

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlpost.config.former_words import translated, translated_line
 from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import OutputError
 from rlpost.record import jsonl
@@ -188,7 +189,7 @@ class RunDir:
 
     def read_config(self) -> DictConfig:
         """The settings as written, by name; an older run's may differ from today's schema. Raises ConfigError."""
-        return OmegaConf.create(read_mapping(self.config))
+        return OmegaConf.create(translated(read_mapping(self.config)))
 
     def write_versions(self) -> None:
         """Write versions.json. A resumed run that finds other versions keeps the ones before it in `earlier`."""
@@ -229,7 +230,7 @@ class RunDir:
 
         Raises OutputError for any other line that is no JSON object.
         """
-        return _read_lines(self.metrics)
+        return [translated_line(line) for line in _read_lines(self.metrics)]
 
     def append_examples(self, step: int, instances: Sequence[str]) -> None:
         """Note in examples.jsonl which instances a supervised step learns from."""

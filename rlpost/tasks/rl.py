@@ -1,6 +1,6 @@
-"""`task=ppo`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
+"""`task=rl`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
 
-collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter v+1 ─▶ swap into every engine, proven
+collect (adapter v) ─▶ trajectories ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _iterate(session: Session, standing: Standing, stall: Stall) -> dict[str, An
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     with clock.phase("learner"):
-        learnt = session.learner.ppo_update(collected.batch, iteration)
+        learnt = session.learner.update_rl(collected.batch, iteration)
     clock.split(
         "learner", {"logprobs": learnt.pop("seconds_logprobs"), "update": learnt.pop("seconds_update")}
     )
@@ -116,7 +116,7 @@ def _report(
         **session.clock.lap(),
     }
     cause = failures.first_cause(collected.played)
-    line = {"stage": "ppo", **numbers} | ({} if cause is None else {"first_failure": cause})
+    line = {"stage": "rl", **numbers} | ({} if cause is None else {"first_failure": cause})
     session.run_dir.append_metrics(line)
     session.tracker.log(numbers, over="iteration")
     notes = failures.notes(collected.played) + ([] if warning is None else [warning])

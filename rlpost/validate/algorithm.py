@@ -211,10 +211,10 @@ def _takes_turns(row: Algorithm) -> bool:
 
 
 def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config], Iterator[str]]:
-    """The check for task=ppo alone; other tasks do not read these settings."""
+    """The check for task=rl alone; other tasks do not read these settings."""
 
     def checked(config: Config) -> Iterator[str]:
-        if config.task is Task.ppo:
+        if config.task is Task.rl:
             yield from check(config)
 
     return checked

@@ -42,7 +42,7 @@ class Learner:
         self.run_dir, self.breaks, self.saved = run_dir, -1, list[int]()
         self.now_ns = 0
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
         if iteration == self.breaks:
             raise LearnerError("the gradient is not finite")
         return {"seconds_logprobs": 0.0, "seconds_update": 0.0}
@@ -245,8 +245,8 @@ def test_gaps_of_sampled_tokens_and_of_canaries_have_two_names(
     monkeypatch.undo()  # the real swap
     report = PoolSwapReport(1, modules_bound=4, canary_gap=0.25, rounding_loss=0.0, seconds=0.1)
     monkeypatch.setattr(training_state, "go_live", lambda session, version: report)
-    update = session.learner.ppo_update
-    monkeypatch.setattr(session.learner, "ppo_update", lambda *a: {**update(*a), "logprob_gap": 0.5})
+    update = session.learner.update_rl
+    monkeypatch.setattr(session.learner, "update_rl", lambda *a: {**update(*a), "logprob_gap": 0.5})
     rl, sft = trained(session, 2), Standing()
     training_state.swap(session, sft)
     assert (rl.logprob_gaps, rl.canary_gaps) == ([0.5, 0.5], [0.25, 0.25])

@@ -85,7 +85,7 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
         found.sft.steps, found.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
         found.tracking.checkpoint_every *= SFT_CHECKPOINTS
     else:
-        found.task, found.sft.steps = Task.ppo, 0
+        found.task, found.sft.steps = Task.rl, 0
     if cell.arm == reference_arm(cfg):
         found.eval.every = cfg.algo.iterations // cfg.compare.points
     else:

@@ -1,0 +1,42 @@
+"""Settings and words of earlier commits: what they are called now. The one place that knows them.
+
+A record (config.yaml, metrics.jsonl, the settings in a checkpoint) that an earlier commit wrote is translated as it is
+read. What a user types, on the command line or in an experiment's file, is refused with the word of today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlpost.config.keys import refusal
+from rlpost.errors import ConfigError
+
+VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms ran as task=ppo too
+STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
+
+
+def translated(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a record, nested, in today's words; `prefix` is for the groups within them."""
+    found = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found[name] = translated(value, f"{key}.")
+        else:
+            found[name] = VALUES.get((key, value), value) if isinstance(value, str) else value
+    return found
+
+
+def translated_line(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl in today's words."""
+    stage = line.get("stage")
+    return {**line, "stage": STAGES[stage]} if isinstance(stage, str) and stage in STAGES else line
+
+
+def refuse_former(settings: Iterable[tuple[str, Any]], where: str) -> None:
+    """Raise ConfigError, naming `where` and the word of today, for the first former (dotted key, value)."""
+    for key, value in settings:
+        if isinstance(value, str) and (key, value) in VALUES:
+            now = f"{key}={VALUES[key, value]}"
+            raise ConfigError(refusal(key, value, f"it is called {now} now ({where})", f"write {now}"))
