@@ -150,7 +150,7 @@ class DeepSpeedBackend:
         self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Take up exactly what `save` wrote, under the same number of ranks and ZeRO stage.
+        """Restore exactly what `save` wrote, under the same number of ranks and ZeRO stage.
 
         Raises CheckpointError where there is nothing, or where a file would run code.
         """

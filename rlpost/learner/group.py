@@ -77,7 +77,7 @@ class LearnerGroup:
         self._call("save", folder.absolute())
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote."""
+        """Restore what `save` wrote."""
         self._call("load", folder.absolute())
 
     def close(self) -> None:

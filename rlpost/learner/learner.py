@@ -91,7 +91,7 @@ class Learner:
                 save_file(tensors, folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote, exactly."""
+        """Restore the state that `save` wrote, exactly."""
         self.backend.load(folder)
         self.kl_coef = _kl_coef(folder / KL_FILE)
         if self.model.has_reference:

@@ -172,7 +172,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """Take up an existing record. Raises OutputError when `path` is none."""
+        """Open an existing record. Raises OutputError when `path` is none."""
         run_dir = cls(Path(path))
         if not run_dir.config.is_file():
             raise OutputError(
