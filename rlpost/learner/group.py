@@ -39,13 +39,16 @@ class LearnerGroup:
         self.workers = [actor.remote() for _ in range(cfg.learner.workers)]
         try:
             addresses = self._answers(
-                [w.address.remote() for w in self.workers], "take its place", cfg.ray.timeout_s
+                [w.address.remote() for w in self.workers], "report its address", cfg.ray.timeout_s
             )
             self.pids = [pid for _, _, pid in addresses]
             host, port, _ = addresses[0]
-            places = [Rendezvous(host, port, rank, len(self.workers)) for rank in range(len(self.workers))]
+            world_size = len(self.workers)
             args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids))
-            starts = [w.start.remote(*args, place) for w, place in zip(self.workers, places, strict=True)]
+            starts = [
+                w.start.remote(*args, Rendezvous(host, port, rank, world_size))
+                for rank, w in enumerate(self.workers)
+            ]
             self._answers(starts, "start", cfg.learner.timeout_s)
         except BaseException:
             self.close()

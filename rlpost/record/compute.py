@@ -55,7 +55,7 @@ def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> floa
     """What a line costs with a frozen base: 4 N D + 6 A D for training, 2 (N + A) D for inference.
 
     The base's weights need no gradient, which saves 2 N D; the adapter's A parameters come on top. Attention's own
-    products, as in 6 N D, are not counted; nor is it that the head is applied to counted tokens only.
+    products, as in 6 N D, are not counted; nor is it that the head is applied to loss tokens only.
     """
     inferred, trained = _counts(line, 0)
     return 2.0 * (parameters + adapter) * inferred + (4.0 * parameters + 6.0 * adapter) * trained

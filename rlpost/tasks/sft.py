@@ -66,8 +66,8 @@ class ExpertData:
         sft, seed = self._cfg.sft, self._cfg.seed
         if sft.examples == 0:
             return derive(seed, "sft", sft.skip + step, index)
-        epoch, place = divmod((sft.skip + step) * sft.batch_size + index, sft.examples)
-        return derive(seed, "sft data set", self._shuffled(epoch)[place])
+        epoch, position = divmod((sft.skip + step) * sft.batch_size + index, sft.examples)
+        return derive(seed, "sft data set", self._shuffled(epoch)[position])
 
     def _shuffled(self, epoch: int) -> list[int]:
         if epoch != self._epoch:

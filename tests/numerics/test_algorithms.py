@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import objective
-from rlpost.algorithms.credit import Credit, assign_credit
+from rlpost.algorithms.credit import TrainingBatch, assign_credit
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
@@ -51,16 +51,16 @@ class Numbers:
         self.new = (self.old + spread * new).requires_grad_()
         self.later = (self.value + later).requires_grad_()
 
-    def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[Credit, dict[str, float]]:
+    def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[TrainingBatch, dict[str, float]]:
         known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference}
-        scores = {name: known[name].float() for name in objective.passes_of(cfg.algo)}
+        scores = {name: known[name].float() for name in objective.roles_to_score(cfg.algo)}
         return assign_credit(episodes, scores, cfg)
 
-    def loss(self, credit: Credit, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
+    def loss(self, credit: TrainingBatch, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
         found = {POLICY: (self.new[slots], torch.ones(len(slots))), CRITIC: self.later[slots]}
-        passes = (POLICY, CRITIC) if TABLE[cfg.algo.name].critic else (POLICY,)
+        roles = (POLICY, CRITIC) if TABLE[cfg.algo.name].critic else (POLICY,)
         loss_of = objective.minibatch_loss(credit, episodes, cfg)
-        return loss_of({name: found[name] for name in passes}, slots)[0]
+        return loss_of({name: found[name] for name in roles}, slots)[0]
 
     def batch(self, episodes: Sequence[Trajectory], cfg: Config) -> Batch:
         """The same as plain floats for the papers' formulas."""
@@ -285,10 +285,10 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         old = table.detach()[arms]
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32)}
-        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.passes_of(cfg.algo)}, cfg)
+        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_score(cfg.algo)}, cfg)
         found = {POLICY: (table[arms], torch.zeros(32)), CRITIC: value.expand(32)}
-        passes = {n: found[n] for n in objective.passes_of(cfg.algo)}
-        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(passes, torch.arange(32))
+        outputs = {n: found[n] for n in objective.roles_to_score(cfg.algo)}
+        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(outputs, torch.arange(32))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

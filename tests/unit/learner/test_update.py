@@ -33,24 +33,26 @@ from tests.learner_data import (
 
 
 class PlainBackend:
-    """One rank, plain gradient descent; keeps each step's gradients and rates."""
+    """One rank, plain gradient descent; keeps each step's gradients and learning_rates."""
 
     def __init__(self, model: ActorCritic, cfg: Config) -> None:
-        self.model, self.cfg, self.place = model, cfg.learner, SimpleNamespace(world=1, rank=0)
+        self.model, self.cfg, self.rendezvous = model, cfg.learner, SimpleNamespace(world_size=1, rank=0)
         self.steps: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
 
     def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
         return self.model(batch, passes, temperature)
 
-    def step(self, losses: Iterable[torch.Tensor], count: int, rates: dict[str, float], where: str) -> Any:
+    def step(
+        self, losses: Iterable[torch.Tensor], count: int, learning_rates: dict[str, float], where: str
+    ) -> Any:
         self.model.zero_grad()
         assert sum(1 for loss in losses if loss.backward() is None) == count
         grads = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-        self.steps.append((grads, rates))
-        for name, rate in rates.items():
+        self.steps.append((grads, learning_rates))
+        for name, rate in learning_rates.items():
             for p in self.model.parameters_of(name):
                 p.data -= rate * (p.grad if p.grad is not None else 0.0)
-        return {name: 1.0 for name, rate in rates.items() if rate > 0}
+        return {name: 1.0 for name, rate in learning_rates.items() if rate > 0}
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -281,7 +283,7 @@ def test_a_critic_of_one_step_needs_no_pass_for_its_values(
     expected = update.update_rl(full, episodes, cfg, 0)
     assert len(full.steps) == 1
     passes = len(
-        objective.passes_of(cfg.algo)
+        objective.roles_to_score(cfg.algo)
     )  # with that of the critic, as they were asked for in `expected`
     assert passes * metrics["tokens/scored"] == (passes - 1) * expected["tokens/scored"]
     timed = {"seconds_logprobs", "seconds_update", "tokens/scored"}
@@ -322,7 +324,7 @@ def test_without_a_critic_no_pass_asks_for_values(folder: Path, cfg: Config, nam
     metrics = update.update_rl(backend, random_episodes(4, group_size=2), cfg, 0)
     assert {p for asked in passes for p in asked} == {POLICY, roles.REFERENCE}
     assert all(CRITIC not in n and "value_head" not in n for grads, _ in backend.steps for n in grads)
-    assert all(rates[CRITIC] == 0.0 < rates[POLICY] for _, rates in backend.steps)
+    assert all(learning_rates[CRITIC] == 0.0 < learning_rates[POLICY] for _, learning_rates in backend.steps)
     assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(CRITIC).items())
     assert not {m for m in metrics if "value" in m or "variance" in m or "critic" in m}
 
@@ -382,10 +384,10 @@ def test_sft_learns_masked_tokens_only_and_never_the_critic(folder: Path, cfg: C
     loss.backward()
     expected = {n: p.grad.clone() for n, p in backend.model.named_parameters() if p.grad is not None}
     metrics = update.sft_step(backend, examples_of(episodes), cfg, 0)
-    [(grads, rates)] = backend.steps
+    [(grads, learning_rates)] = backend.steps
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert metrics["tokens"] == len(logprobs)
-    assert rates == {POLICY: cfg.sft.learning_rate, CRITIC: 0.0}
+    assert learning_rates == {POLICY: cfg.sft.learning_rate, CRITIC: 0.0}
     assert set(grads) == set(expected)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
