@@ -20,7 +20,7 @@ from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
 from rlpost.algorithms.layout import Layout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE, Algorithm, Ratio
-from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards, RolloutIS
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
 
@@ -40,7 +40,7 @@ class TrainingBatch:
     advantages_N: Tensor
     returns_N: Tensor
     value_mask_N: Tensor  # bool: tokens that the critic learns from
-    engine_weights_N: Tensor
+    rollout_is_weights_N: Tensor
     token_weights_N: Tensor  # of log-probs in a turn's ratio (algo.thought_weight)
     old_values_N: Tensor | None
     reference_N: Tensor | None
@@ -83,7 +83,7 @@ def assign_credit(
         scores.get(CRITIC),
         scores.get(REFERENCE),
     )
-    return _corrected(batch, sampling_N, row, algo, metrics)
+    return _with_rollout_is(batch, sampling_N, row, algo, metrics)
 
 
 def _layout(trajectories: Sequence[Trajectory]) -> Layout:
@@ -169,14 +169,14 @@ def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:
     return metrics
 
 
-def _corrected(
+def _with_rollout_is(
     batch: TrainingBatch, sampling_N: Tensor, row: Algorithm, algo: AlgoConfig, metrics: Metrics
 ) -> tuple[TrainingBatch, Metrics]:
     """With the weights for what the engine sampled, in the unit in which the algorithm takes its ratio."""
-    if algo.engine_correction is EngineCorrection.none:
+    if algo.rollout_is is RolloutIS.none:
         return batch, metrics
-    assert batch.old_logprobs_N is not None, "a correction makes the learner score the batch"
+    assert batch.old_logprobs_N is not None, "rollout importance sampling makes the learner score the batch"
     log_ratio_N = losses.log_ratios(batch.old_logprobs_N, sampling_N, batch.units_N(row.ratio), row.ratio)
-    weights_N, found = losses.engine_weights(log_ratio_N, algo.engine_correction, algo.engine_correction_cap)
-    batch = replace(batch, engine_weights_N=weights_N)
+    weights_N, found = losses.rollout_is_weights(log_ratio_N, algo.rollout_is, algo.rollout_is_cap)
+    batch = replace(batch, rollout_is_weights_N=weights_N)
     return batch, metrics | {name: value.item() for name, value in found.items()}

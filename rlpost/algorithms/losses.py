@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpost.config.presets import Ratio, Surrogate
-from rlpost.config.schema import EngineCorrection, KlEstimator
+from rlpost.config.schema import KlEstimator, RolloutIS
 
 Metrics = dict[str, Tensor]
 # Ratios are taken of log ratios up to this (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7, and where
@@ -139,7 +139,7 @@ def engine_gap(sampling_N: Tensor, logprobs_N: Tensor, denominator: float) -> Me
     return {"logprob_gap": gap_N.sum() / denominator, "logprob_gap_max": largest}
 
 
-def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> tuple[Tensor, Metrics]:
+def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tuple[Tensor, Metrics]:
     """Importance weights learner / engine of tokens that the engine drew, given the log ratio; no gradient.
 
     truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w within [1 / cap, cap], else 0.
@@ -148,7 +148,7 @@ def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> t
     (share of tokens that the cap or mask changed).
     """
     weights_N = ratios(log_ratio_N.detach())
-    if kind is EngineCorrection.truncate:
+    if kind is RolloutIS.truncate:
         kept_N = weights_N.clamp_max(cap)
     else:
         outside_N = (weights_N > cap) | (weights_N < 1.0 / cap)

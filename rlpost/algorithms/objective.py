@@ -14,7 +14,7 @@ from rlpost.algorithms import losses
 from rlpost.algorithms.credit import TrainingBatch
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, RolloutIS
 
 # (a micro-batch's outputs by role, the slots of its tokens) -> its share of the loss, metrics
 LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
@@ -39,7 +39,7 @@ def _needs_old_logprobs(algo: AlgoConfig) -> bool:
     forward pass gives the same numbers, unless they are wanted earlier."""
     if algo.old_logprobs is OldLogprobs.engine:
         return False
-    early = algo.kl is KlPlace.reward or algo.engine_correction is not EngineCorrection.none
+    early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none
     return early or algo.epochs * algo.minibatches > 1 or algo.critic_warmup > 0
 
 
@@ -92,7 +92,7 @@ def _policy_terms(
     log_ratio_N = losses.log_ratios(
         logprobs_N, old_N, batch.units_N(row.ratio)[slots_N], row.ratio, batch.token_weights_N[slots_N]
     )
-    corrected_N = weights_N * batch.engine_weights_N[slots_N]
+    corrected_N = weights_N * batch.rollout_is_weights_N[slots_N]
     total, metrics = losses.policy_loss(
         logprobs_N, log_ratio_N, batch.advantages_N[slots_N], corrected_N, row.surrogate, clip, policy_tokens
     )

@@ -12,20 +12,22 @@ from typing import Any
 from rlpost.config.keys import refusal
 from rlpost.errors import ConfigError
 
+KEYS = {
+    "algo.engine_correction": "algo.rollout_is",
+    "algo.engine_correction_cap": "algo.rollout_is_cap",
+}
 VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms ran as task=ppo too
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 
 
 def translated(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a record, nested, in today's words; `prefix` is for the groups within them."""
-    found = {}
+    now = {}
     for name, value in settings.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            found[name] = translated(value, f"{key}.")
-        else:
-            found[name] = VALUES.get((key, value), value) if isinstance(value, str) else value
-    return found
+        today, value = _today(key, translated(value, f"{key}.") if isinstance(value, dict) else value)
+        now[today.rpartition(".")[2] if key in KEYS else name] = value
+    return now
 
 
 def translated_line(line: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +39,11 @@ def translated_line(line: dict[str, Any]) -> dict[str, Any]:
 def refuse_former(settings: Iterable[tuple[str, Any]], where: str) -> None:
     """Raise ConfigError, naming `where` and the word of today, for the first former (dotted key, value)."""
     for key, value in settings:
-        if isinstance(value, str) and (key, value) in VALUES:
-            now = f"{key}={VALUES[key, value]}"
-            raise ConfigError(refusal(key, value, f"it is called {now} now ({where})", f"write {now}"))
+        now = _today(key, value)
+        if now != (key, value):
+            today = "{}={}".format(*now)
+            raise ConfigError(refusal(key, value, f"it is called {today} now ({where})", f"write {today}"))
+
+
+def _today(key: str, value: Any) -> tuple[str, Any]:
+    return KEYS.get(key, key), VALUES.get((key, value), value) if isinstance(value, str) else value

@@ -69,12 +69,13 @@ class KlEstimator(Enum):
     k3 = "k3"  # r - 1 - log r: unbiased, never negative
 
 
-class EngineCorrection(Enum):
-    """Importance weights for tokens that the engine drew under slightly other log-probs than the learner's."""
+class RolloutIS(Enum):
+    """Rollout importance sampling: weights for tokens that the engine drew under slightly other log-probs than the
+    learner's."""
 
     none = "none"
-    truncate = "truncate"  # weights above the cap count as the cap
-    mask = "mask"  # terms with weights above the cap or below 1 / cap do not count
+    truncate = "truncate"  # TIS: weights above the cap count as the cap
+    mask = "mask"  # MIS: terms with weights above the cap or below 1 / cap do not count
 
 
 class OldLogprobs(Enum):
@@ -151,8 +152,8 @@ class AlgoConfig:
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
     reference: Reference = Reference.start
     old_logprobs: OldLogprobs = OldLogprobs.learner
-    engine_correction: EngineCorrection = EngineCorrection.none
-    engine_correction_cap: float = 2.0
+    rollout_is: RolloutIS = RolloutIS.none
+    rollout_is_cap: float = 2.0
     dynamic_sampling: bool = False  # replace groups whose episodes all earned the same
     max_refills: int = 3  # rounds of replacement an iteration; groups still flat then stay, counted
     learning_rate: float = 3e-4  # policy adapter

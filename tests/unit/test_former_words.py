@@ -9,7 +9,7 @@ import pytest
 
 from rlpost.compare.cells import CellFiles, refuse_changes
 from rlpost.config.compose import compose, to_yaml
-from rlpost.config.former_words import VALUES, translated
+from rlpost.config.former_words import KEYS, VALUES, translated
 from rlpost.config.schema import Config
 from rlpost.errors import CheckpointError, ConfigError
 from rlpost.record import checkpoint
@@ -17,20 +17,25 @@ from rlpost.record.run_dir import RunDir
 from rlpost.tasks.session import training_settings
 
 PPO = "experiment=generalpoints_ppo"
-FORMER = {"task=ppo": "task=rl"}
+FORMER = {
+    "task=ppo": "task=rl",
+    "algo.engine_correction=truncate": "algo.rollout_is=truncate",
+    "algo.engine_correction_cap=3.5": "algo.rollout_is_cap=3.5",
+}
 """What was typed, and what is typed now."""
 
 
 def in_former_words(text: str) -> str:
     """YAML or JSON of today as an earlier commit wrote it."""
-    words = {"task: rl\n": "task: ppo\n", '"task": "rl"': '"task": "ppo"', '"stage": "rl"': '"stage": "ppo"'}
+    words = {"task: rl\n": "task: ppo\n", '"task": "rl"': '"task": "ppo"', "rollout_is": "engine_correction"}
     for now, former in words.items():
         text = text.replace(now, former)
     return text
 
 
-def test_every_former_value_is_tested() -> None:
+def test_every_former_word_is_tested() -> None:
     assert {f"{key}={value}" for key, value in VALUES} <= FORMER.keys()
+    assert {typed.partition("=")[0] for typed in FORMER} >= KEYS.keys()
 
 
 @pytest.mark.parametrize(("former", "now"), FORMER.items())
@@ -60,7 +65,7 @@ def test_in_an_experiments_file_it_is_refused_with_the_word_of_today(
 
 
 def test_a_record_of_an_earlier_commit_is_gone_on_with(tmp_path: Path) -> None:
-    cfg = compose([PPO, "algo.clip=0.3"])
+    cfg = compose([PPO, "algo.clip=0.3", "algo.rollout_is=mask", "algo.rollout_is_cap=3.0"])
     run_dir = RunDir.create(tmp_path / "run", "name", 0, in_former_words(to_yaml(cfg)))
     checkpoint.save(
         run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, training_settings(cfg)
@@ -68,11 +73,12 @@ def test_a_record_of_an_earlier_commit_is_gone_on_with(tmp_path: Path) -> None:
     mark = run_dir.checkpoints / "iteration-000002" / checkpoint.MARK
     mark.write_text(in_former_words(mark.read_text()))
     assert '"ppo"' in mark.read_text()
+    assert '"engine_correction_cap": 3.0' in mark.read_text()
     resumed = compose([f"resume={run_dir.path}"])
     resumed.resume = None
     assert resumed == cfg
     assert checkpoint.latest(run_dir, training_settings(resumed)).progress == {"steps": 2}
-    assert run_dir.read_config().task == "rl"
+    assert (run_dir.read_config().task, run_dir.read_config().algo.rollout_is) == ("rl", "mask")
     resumed.algo.clip = 0.2
     with pytest.raises(CheckpointError, match=r"configuration: algo\.clip=0\.2 \(was 0\.3\)\n"):
         checkpoint.latest(run_dir, training_settings(resumed))
@@ -98,7 +104,12 @@ def test_a_cell_that_an_earlier_commit_planned_is_the_same_cell(tmp_path: Path) 
 
 
 def test_only_settings_are_translated_and_nothing_that_an_environment_is_given() -> None:
-    given = {"env_args": {"task": "ppo", 1: {"task": "ppo"}}, "name": "ppo", "compare": {"arms": ["ppo"]}}
+    given = {
+        "env_args": {"task": "ppo", 1: {"task": "ppo"}},
+        "name": "ppo",
+        "engine_correction": 1,
+        "compare": {"arms": ["ppo"]},
+    }
     assert translated(given) == given
 
 
