@@ -142,8 +142,8 @@ def _gap(sampling_N: Tensor, scores: dict[str, Tensor], algo: AlgoConfig) -> Met
     """Of engine and learner, if the learner has scored the batch; else the update's first pass tells it."""
     if POLICY not in scores or algo.old_logprobs is OldLogprobs.engine:
         return {}
-    found = losses.engine_gap(sampling_N, scores[POLICY], sampling_N.numel())
-    return {name: value.item() for name, value in found.items()}
+    gap = losses.engine_gap(sampling_N, scores[POLICY], sampling_N.numel())
+    return {name: value.item() for name, value in gap.items()}
 
 
 def _divergence(scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
@@ -177,6 +177,6 @@ def _with_rollout_is(
         return batch, metrics
     assert batch.old_logprobs_N is not None, "rollout importance sampling makes the learner score the batch"
     log_ratio_N = losses.log_ratios(batch.old_logprobs_N, sampling_N, batch.units_N(row.ratio), row.ratio)
-    weights_N, found = losses.rollout_is_weights(log_ratio_N, algo.rollout_is, algo.rollout_is_cap)
+    weights_N, is_metrics = losses.rollout_is_weights(log_ratio_N, algo.rollout_is, algo.rollout_is_cap)
     batch = replace(batch, rollout_is_weights_N=weights_N)
-    return batch, metrics | {name: value.item() for name, value in found.items()}
+    return batch, metrics | {name: value.item() for name, value in is_metrics.items()}

@@ -205,17 +205,17 @@ def refuse_changes(files: CellFiles, cfg: Config) -> None:
 
 
 def _leaves(settings: dict[str, Any]) -> dict[str, object]:
-    found: dict[str, object] = {}
+    leaves: dict[str, object] = {}
 
     def walk(node: object, key: str) -> None:
         if isinstance(node, dict) and node:
             for name, inner in node.items():
                 walk(inner, f"{key}.{name}" if key else str(name))
         elif key.partition(".")[0] not in _ELSEWHERE:
-            found[key] = node
+            leaves[key] = node
 
     walk(settings, "")
-    return found
+    return leaves
 
 
 def _hold(files: CellFiles, log: BinaryIO) -> None:

@@ -75,13 +75,13 @@ def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
 
     Raises CheckpointError when there is none, or when it was taken under other `settings`; the message names them.
     """
-    found = _candidates(run_dir.checkpoints)
-    for i, path in enumerate(found):
+    candidates = _candidates(run_dir.checkpoints)
+    for i, path in enumerate(candidates):
         mark = _whole(path, bytes_too=True)
         if mark is not None:
             _check_settings(path, mark["settings"], json.loads(json.dumps(settings)))
-            return Checkpoint(path, mark["iteration"], mark["progress"], tuple(found[:i]))
-    reason = f"none of {len(found)} checkpoints is whole" if found else "no checkpoint was taken"
+            return Checkpoint(path, mark["iteration"], mark["progress"], tuple(candidates[:i]))
+    reason = f"none of {len(candidates)} checkpoints is whole" if candidates else "no checkpoint was taken"
     raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")
 
 

@@ -41,14 +41,14 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute
 
     Raises ComparisonError for a line without any token count, or with one that is no number of tokens.
     """
-    flops, tokens, seconds, found = 0.0, 0, 0.0, []
+    flops, tokens, seconds, cumulative = 0.0, 0, 0.0, []
     for number, line in enumerate(lines):
         inferred, trained = _counts(line, number)
         flops += parameters * (2.0 * inferred + 6.0 * trained)
         tokens += inferred + trained
         seconds += sum(line[key] for key in DEVICE_PHASES if key in line)
-        found.append(Compute(flops, tokens, seconds))
-    return found
+        cumulative.append(Compute(flops, tokens, seconds))
+    return cumulative
 
 
 def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> float:

@@ -209,9 +209,9 @@ class RunDir:
         """Inverse of `write_sittings`; empty for a new run. Raises OutputError for what it did not write."""
         if not self.sittings.is_file():
             return ()
-        found = _object(self.sittings, 1, self.sittings.read_bytes())
+        record = _object(self.sittings, 1, self.sittings.read_bytes())
         try:
-            return tuple(Sitting(**each) for each in found["sittings"])
+            return tuple(Sitting(**each) for each in record["sittings"])
         except (KeyError, TypeError) as error:
             raise OutputError(_broken(self.sittings, 1, str(error))) from error
 
@@ -252,8 +252,8 @@ class RunDir:
             if path.is_file():
                 write_atomic(path, b"".join(map(jsonl.encode, kept)))
         for path in self.trajectories.iterdir():
-            found = _OF_ITERATION.fullmatch(path.name)
-            if path.name.startswith("eval-after-") or (found and int(found[1]) > last):
+            match = _OF_ITERATION.fullmatch(path.name)
+            if path.name.startswith("eval-after-") or (match and int(match[1]) > last):
                 _remove(path)
         _remove(self.summary)
         _remove(self.report)
@@ -269,8 +269,8 @@ class RunDir:
 
     def evaluations(self) -> dict[tuple[str, str, str], Path]:
         """The files of the evaluations at both ends of the run, by (stage, variant, decoding)."""
-        found = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
-        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in found.items() if m}
+        matches = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
+        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in matches.items() if m}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Raises ValueError when a number is not finite: a result that is none must not look like one."""
@@ -307,8 +307,8 @@ def _is_after(line: Mapping[str, Any], last: int, key: str) -> bool:
     if key in line:
         return bool(line[key] > last)
     stage = str(line.get("stage"))  # examples.jsonl names none
-    found = _STAGE.fullmatch(stage)
-    return stage == "after" or (found is not None and int(found[1]) > last)
+    match = _STAGE.fullmatch(stage)
+    return stage == "after" or (match is not None and int(match[1]) > last)
 
 
 def _sound(value: object) -> bool:
@@ -321,12 +321,12 @@ def _pretty(record: Mapping[str, Any]) -> bytes:
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except ValueError as error:
         raise OutputError(_broken(path, number, str(error))) from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise OutputError(_broken(path, number, "it holds no object"))
-    return found
+    return record
 
 
 def _broken(path: Path, number: int, reason: str) -> str:

@@ -195,8 +195,8 @@ class ActorCritic(nn.Module):
     def parameters_of(self, adapter: str) -> list[nn.Parameter]:
         """The adapter's parameters, none if there is no such adapter; the critic's include the value head."""
         head = self.value_head if adapter == CRITIC else None
-        found = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
-        return found if head is None else [*found, *head.parameters()]
+        parameters = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
+        return parameters if head is None else [*parameters, *head.parameters()]
 
     def freeze_reference(self) -> None:
         """Copy the policy, as it is, into the reference adapter."""
