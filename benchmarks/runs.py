@@ -47,7 +47,7 @@ def run(overrides: Sequence[str], memory: bool = False) -> Run:
                 raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read()}")
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        return Run([line for line in lines if line["stage"] == "ppo"], peak / 2**30, settings)
+        return Run([line for line in lines if line["stage"] == "rl"], peak / 2**30, settings)
 
 
 def _watch(process: psutil.Process) -> int:

@@ -26,7 +26,7 @@ from rlpost.errors import ConfigError, RlpostError
 
 # Imported only when chosen: these bring torch, vllm and ray.
 ENTRY_POINTS = {
-    Task.ppo: "rlpost.tasks.rl:run",
+    Task.rl: "rlpost.tasks.rl:run",
     Task.sft: "rlpost.tasks.sft:run",
     Task.eval: "rlpost.tasks.evaluate:run",
     Task.compare: "rlpost.compare.run:run",
@@ -98,7 +98,7 @@ def dispatch(config: Config) -> None:
 
 def _print_usage(console: Console) -> None:
     console.print(Text.assemble(("Usage:", "bold"), f" {USAGE}\n\nExperiments (experiments/*.yaml):"))
-    console.print(_two_columns({found.name: found.summary for found in experiments().values()}))
+    console.print(_two_columns({each.name: each.summary for each in experiments().values()}))
     console.print("\nOverrides:")
     console.print(_two_columns(EXAMPLES))
     console.print("\nEvery setting, its default and its meaning: rlpost/config/schema.py")

@@ -20,7 +20,7 @@ from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
 from rlpost.algorithms.layout import Layout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE, Algorithm, Ratio
-from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs, Rewards
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards, RolloutIS
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
 
@@ -28,7 +28,7 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Credit:
+class TrainingBatch:
     """What stays fixed during an update's epochs; `old_values_N` is there with a critic, `reference_N` with a KL.
 
     Without `old_logprobs_N` the old policy is the present one: the update has one step.
@@ -39,9 +39,9 @@ class Credit:
     old_logprobs_N: Tensor | None
     advantages_N: Tensor
     returns_N: Tensor
-    counted_N: Tensor  # bool: tokens that the critic learns from
-    engine_weights_N: Tensor
-    emphasis_N: Tensor
+    value_mask_N: Tensor  # bool: tokens that the critic learns from
+    rollout_is_weights_N: Tensor
+    token_weights_N: Tensor  # of log-probs in a turn's ratio (algo.thought_weight)
     old_values_N: Tensor | None
     reference_N: Tensor | None
 
@@ -52,7 +52,7 @@ class Credit:
 
 def assign_credit(
     trajectories: Sequence[Trajectory], scores: dict[str, Tensor], cfg: Config
-) -> tuple[Credit, Metrics]:
+) -> tuple[TrainingBatch, Metrics]:
     """Advantages and returns of every sampled token, with the diagnostics of the start of the update.
 
     `scores` are (N,), where there are any: the policy's log-probs, the critic's values, the reference's log-probs.
@@ -71,19 +71,19 @@ def assign_credit(
     metrics |= (
         _gap(sampling_N, scores, algo) | _divergence(scores, algo) | _summary(estimate, scores.get(CRITIC))
     )
-    credit = Credit(
+    batch = TrainingBatch(
         layout,
         sampling_N,
         scores.get(POLICY),
         _whitened(estimate) if algo.whiten_advantages else estimate.advantages_N,
         estimate.returns_N,
-        estimate.counted_N,
+        estimate.value_mask_N,
         torch.ones_like(sampling_N),
         torch.where(layout.thoughts_N, algo.thought_weight, 1.0),
         scores.get(CRITIC),
         scores.get(REFERENCE),
     )
-    return _corrected(credit, sampling_N, row, algo, metrics)
+    return _with_rollout_is(batch, sampling_N, row, algo, metrics)
 
 
 def _layout(trajectories: Sequence[Trajectory]) -> Layout:
@@ -135,15 +135,15 @@ def _estimate(
 
 
 def _whitened(estimate: Estimate) -> Tensor:
-    return whiten(estimate.advantages_N, *moments(estimate.advantages_N[estimate.counted_N]))
+    return whiten(estimate.advantages_N, *moments(estimate.advantages_N[estimate.value_mask_N]))
 
 
 def _gap(sampling_N: Tensor, scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
     """Of engine and learner, if the learner has scored the batch; else the update's first pass tells it."""
     if POLICY not in scores or algo.old_logprobs is OldLogprobs.engine:
         return {}
-    found = losses.engine_gap(sampling_N, scores[POLICY], sampling_N.numel())
-    return {name: value.item() for name, value in found.items()}
+    gap = losses.engine_gap(sampling_N, scores[POLICY], sampling_N.numel())
+    return {name: value.item() for name, value in gap.items()}
 
 
 def _divergence(scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
@@ -157,26 +157,26 @@ def _divergence(scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
 
 
 def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:
-    counted_N = estimate.counted_N
-    returns_N = estimate.returns_N[counted_N]
+    value_mask_N = estimate.value_mask_N
+    returns_N = estimate.returns_N[value_mask_N]
     metrics = {
-        "advantage_mean": estimate.advantages_N[counted_N].mean().item(),
+        "advantage_mean": estimate.advantages_N[value_mask_N].mean().item(),
         "return_mean": returns_N.mean().item(),
     }
     if values_N is not None:
-        metrics["value_mean"] = values_N[counted_N].mean().item()
-        metrics["explained_variance"] = explained_variance(values_N[counted_N], returns_N).item()
+        metrics["value_mean"] = values_N[value_mask_N].mean().item()
+        metrics["explained_variance"] = explained_variance(values_N[value_mask_N], returns_N).item()
     return metrics
 
 
-def _corrected(
-    credit: Credit, sampling_N: Tensor, row: Algorithm, algo: AlgoConfig, metrics: Metrics
-) -> tuple[Credit, Metrics]:
+def _with_rollout_is(
+    batch: TrainingBatch, sampling_N: Tensor, row: Algorithm, algo: AlgoConfig, metrics: Metrics
+) -> tuple[TrainingBatch, Metrics]:
     """With the weights for what the engine sampled, in the unit in which the algorithm takes its ratio."""
-    if algo.engine_correction is EngineCorrection.none:
-        return credit, metrics
-    assert credit.old_logprobs_N is not None, "a correction makes the learner score the batch"
-    log_ratio_N = losses.log_ratios(credit.old_logprobs_N, sampling_N, credit.units_N(row.ratio), row.ratio)
-    weights_N, found = losses.engine_weights(log_ratio_N, algo.engine_correction, algo.engine_correction_cap)
-    credit = replace(credit, engine_weights_N=weights_N)
-    return credit, metrics | {name: value.item() for name, value in found.items()}
+    if algo.rollout_is is RolloutIS.none:
+        return batch, metrics
+    assert batch.old_logprobs_N is not None, "rollout importance sampling makes the learner score the batch"
+    log_ratio_N = losses.log_ratios(batch.old_logprobs_N, sampling_N, batch.units_N(row.ratio), row.ratio)
+    weights_N, is_metrics = losses.rollout_is_weights(log_ratio_N, algo.rollout_is, algo.rollout_is_cap)
+    batch = replace(batch, rollout_is_weights_N=weights_N)
+    return batch, metrics | {name: value.item() for name, value in is_metrics.items()}

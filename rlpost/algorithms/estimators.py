@@ -33,11 +33,11 @@ BASELINES: dict[Estimator, GroupBaseline] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """One entry a sampled token (N,). Where `counted_N` is false, an advantage only repeats its turn's."""
+    """One entry a sampled token (N,). Where `value_mask_N` is false, an advantage only repeats its turn's."""
 
     advantages_N: Tensor
     returns_N: Tensor
-    counted_N: Tensor  # bool; means, moments and the critic's loss go over these
+    value_mask_N: Tensor  # bool; means, moments and the critic's loss go over these
 
 
 def with_critic(

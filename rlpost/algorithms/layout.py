@@ -44,15 +44,15 @@ class Layout:
         thoughts_U = torch.tensor([n for episode in thoughts for n in episode])
         episodes_U = torch.tensor([b for b, episode in enumerate(turns) for _ in episode])
         turns_N = torch.arange(len(lengths_U)).repeat_interleave(lengths_U)
-        places_N = torch.arange(len(turns_N)) - (lengths_U.cumsum(0) - lengths_U)[turns_N]
+        positions_N = torch.arange(len(turns_N)) - (lengths_U.cumsum(0) - lengths_U)[turns_N]
         return cls(
             episodes_N=episodes_U[turns_N],
             turns_N=turns_N,
-            opens_N=places_N == 0,
+            opens_N=positions_N == 0,
             episodes_U=episodes_U,
             lengths_U=lengths_U,
             groups_B=torch.unique(torch.tensor(groups), return_inverse=True)[1],
-            thoughts_N=places_N < thoughts_U[turns_N],
+            thoughts_N=positions_N < thoughts_U[turns_N],
         )
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpost.config.presets import Ratio, Surrogate
-from rlpost.config.schema import EngineCorrection, KlEstimator
+from rlpost.config.schema import KlEstimator, RolloutIS
 
 Metrics = dict[str, Tensor]
 # Ratios are taken of log ratios up to this (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7, and where
@@ -65,19 +65,19 @@ class Clip:
 
 
 def log_ratios(
-    new_N: Tensor, old_N: Tensor, units_N: Tensor | None, ratio: Ratio, emphasis_N: Tensor | None = None
+    new_N: Tensor, old_N: Tensor, units_N: Tensor | None, ratio: Ratio, token_weights_N: Tensor | None = None
 ) -> Tensor:
     """Log of the ratio new / old that each token's term uses, (N,).
 
     token: its own. turn, episode: the sum over its unit, whose tokens share a number in `units_N`, each difference
-    times its `emphasis_N` if given. episode_mean: the mean over its unit (arXiv 2507.18071, equation 7). A unit's
+    times its `token_weights_N` if given. episode_mean: the mean over its unit (arXiv 2507.18071, equation 7). A unit's
     tokens must come in one call.
     """
     differences_N = new_N - old_N
     if ratio is Ratio.token or units_N is None:
         return differences_N
-    if emphasis_N is not None:
-        differences_N = differences_N * emphasis_N
+    if token_weights_N is not None:
+        differences_N = differences_N * token_weights_N
     _, inverse_N, counts = torch.unique(units_N, return_inverse=True, return_counts=True)
     sums = differences_N.new_zeros(len(counts)).index_add(0, inverse_N, differences_N)
     return (sums / counts if ratio is Ratio.episode_mean else sums)[inverse_N]
@@ -139,7 +139,7 @@ def engine_gap(sampling_N: Tensor, logprobs_N: Tensor, denominator: float) -> Me
     return {"logprob_gap": gap_N.sum() / denominator, "logprob_gap_max": largest}
 
 
-def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> tuple[Tensor, Metrics]:
+def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tuple[Tensor, Metrics]:
     """Importance weights learner / engine of tokens that the engine drew, given the log ratio; no gradient.
 
     truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w within [1 / cap, cap], else 0.
@@ -148,7 +148,7 @@ def engine_weights(log_ratio_N: Tensor, kind: EngineCorrection, cap: float) -> t
     (share of tokens that the cap or mask changed).
     """
     weights_N = ratios(log_ratio_N.detach())
-    if kind is EngineCorrection.truncate:
+    if kind is RolloutIS.truncate:
         kept_N = weights_N.clamp_max(cap)
     else:
         outside_N = (weights_N > cap) | (weights_N < 1.0 / cap)
@@ -204,6 +204,6 @@ def kl_penalty(
 
 
 def sft_loss(logprobs_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
-    """Mean negative log-likelihood per learnt token, in nats."""
+    """Mean negative log-likelihood per loss token, in nats."""
     loss = -logprobs_N.sum() / denominator
     return loss, {"loss": loss.detach()}

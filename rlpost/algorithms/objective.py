@@ -1,6 +1,6 @@
 """The loss of a minibatch, micro-batch by micro-batch; the formulas are in rlpost.algorithms.
 
-what the passes found, slots of the tokens, Credit ─▶ surrogate - entropy bonus (+ KL) + value loss
+outputs of the forward passes, slots of the tokens, TrainingBatch ─▶ surrogate - entropy bonus (+ KL) + value loss
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
-from rlpost.algorithms.credit import Credit
+from rlpost.algorithms.credit import TrainingBatch
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, RolloutIS
 
-# (what a micro-batch's passes found, the slots of its tokens) -> its share of the loss, metrics
+# (a micro-batch's outputs by role, the slots of its tokens) -> its share of the loss, metrics
 LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
 
 
-def passes_of(algo: AlgoConfig) -> tuple[str, ...]:
-    """What must be known of every token before the update."""
+def roles_to_score(algo: AlgoConfig) -> tuple[str, ...]:
+    """The roles whose log-probs or values of every token must be known before the update."""
     policy = (POLICY,) if _needs_old_logprobs(algo) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
     critic = (CRITIC,) if TABLE[algo.name].critic and not critic_steps_once(algo) else ()
@@ -39,83 +39,85 @@ def _needs_old_logprobs(algo: AlgoConfig) -> bool:
     forward pass gives the same numbers, unless they are wanted earlier."""
     if algo.old_logprobs is OldLogprobs.engine:
         return False
-    early = algo.kl is KlPlace.reward or algo.engine_correction is not EngineCorrection.none
+    early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none
     return early or algo.epochs * algo.minibatches > 1 or algo.critic_warmup > 0
 
 
-def minibatch_loss(credit: Credit, episodes: Sequence[int], cfg: Config) -> LossFunction:
+def minibatch_loss(batch: TrainingBatch, episodes: Sequence[int], cfg: Config) -> LossFunction:
     """The loss of a micro-batch as its share of that of the minibatch that `episodes` make."""
     algo = cfg.algo
-    chosen_N = credit.layout.weights(episodes, TABLE[algo.name].aggregation, cfg.rollout.max_new_tokens)
-    learnt = int((chosen_N > 0).sum())
-    valued = int(((chosen_N > 0) & credit.counted_N).sum())
+    chosen_N = batch.layout.weights(episodes, TABLE[algo.name].aggregation, cfg.rollout.max_new_tokens)
+    policy_tokens = int((chosen_N > 0).sum())
+    critic_tokens = int(((chosen_N > 0) & batch.value_mask_N).sum())
 
-    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+    def loss_of(outputs: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
         total, metrics = torch.zeros(()), losses.Metrics()
-        if CRITIC in found:
-            loss, metrics = _value_loss(credit, slots_N, found[CRITIC].cpu(), algo, valued)
+        if CRITIC in outputs:
+            loss, metrics = _value_loss(batch, slots_N, outputs[CRITIC].cpu(), algo, critic_tokens)
             total = algo.value_coef * loss
-        if POLICY in found:
-            logprobs_N, entropy_N = (x.cpu() for x in found[POLICY])
+        if POLICY in outputs:
+            logprobs_N, entropy_N = (x.cpu() for x in outputs[POLICY])
             weights_N = chosen_N[slots_N]
-            loss, more = _policy_terms(credit, slots_N, logprobs_N, entropy_N, weights_N, algo, learnt)
+            loss, more = _policy_terms(batch, slots_N, logprobs_N, entropy_N, weights_N, algo, policy_tokens)
             total = total + loss
-            metrics |= more | _first_look(credit, slots_N, logprobs_N, algo, learnt)
+            metrics |= more | _first_look(batch, slots_N, logprobs_N, algo, policy_tokens)
         return total, metrics
 
     return loss_of
 
 
 def _value_loss(
-    credit: Credit, slots_N: Tensor, values_N: Tensor, algo: AlgoConfig, valued: int
+    batch: TrainingBatch, slots_N: Tensor, values_N: Tensor, algo: AlgoConfig, critic_tokens: int
 ) -> tuple[Tensor, losses.Metrics]:
-    assert credit.old_values_N is not None, "values come from a critic's pass"
-    here_N = credit.counted_N[slots_N]
+    assert batch.old_values_N is not None, "values come from a critic's pass"
+    here_N = batch.value_mask_N[slots_N]
     at_M = slots_N[here_N]
-    old_M, returns_M = credit.old_values_N[at_M], credit.returns_N[at_M]
-    return losses.value_loss(values_N[here_N], old_M, returns_M, algo.value_clip, valued)
+    old_M, returns_M = batch.old_values_N[at_M], batch.returns_N[at_M]
+    return losses.value_loss(values_N[here_N], old_M, returns_M, algo.value_clip, critic_tokens)
 
 
 def _policy_terms(
-    credit: Credit,
+    batch: TrainingBatch,
     slots_N: Tensor,
     logprobs_N: Tensor,
     entropy_N: Tensor,
     weights_N: Tensor,
     algo: AlgoConfig,
-    learnt: int,
+    policy_tokens: int,
 ) -> tuple[Tensor, losses.Metrics]:
     """Surrogate, less the entropy bonus, plus the KL penalty if it is in the loss."""
     row = TABLE[algo.name]
-    old_N = logprobs_N.detach() if credit.old_logprobs_N is None else credit.old_logprobs_N[slots_N]
+    old_N = logprobs_N.detach() if batch.old_logprobs_N is None else batch.old_logprobs_N[slots_N]
     clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
     log_ratio_N = losses.log_ratios(
-        logprobs_N, old_N, credit.units_N(row.ratio)[slots_N], row.ratio, credit.emphasis_N[slots_N]
+        logprobs_N, old_N, batch.units_N(row.ratio)[slots_N], row.ratio, batch.token_weights_N[slots_N]
     )
-    corrected_N = weights_N * credit.engine_weights_N[slots_N]
+    corrected_N = weights_N * batch.rollout_is_weights_N[slots_N]
     total, metrics = losses.policy_loss(
-        logprobs_N, log_ratio_N, credit.advantages_N[slots_N], corrected_N, row.surrogate, clip, learnt
+        logprobs_N, log_ratio_N, batch.advantages_N[slots_N], corrected_N, row.surrogate, clip, policy_tokens
     )
-    entropy, found = losses.entropy_bonus(entropy_N, weights_N, learnt)
-    metrics |= found
-    if algo.entropy_coef != 0.0:  # a bonus of 0 would still have its gradient computed, by the head's products again
+    entropy, more = losses.entropy_bonus(entropy_N, weights_N, policy_tokens)
+    metrics |= more
+    if (
+        algo.entropy_coef != 0.0
+    ):  # a bonus of 0 would still have its gradient computed, by the head's products again
         total = total - algo.entropy_coef * entropy
-    if algo.kl is KlPlace.loss and credit.reference_N is not None:
-        kl, found = losses.kl_penalty(
-            logprobs_N, credit.reference_N[slots_N], weights_N, algo.kl_estimator, learnt
+    if algo.kl is KlPlace.loss and batch.reference_N is not None:
+        kl, more = losses.kl_penalty(
+            logprobs_N, batch.reference_N[slots_N], weights_N, algo.kl_estimator, policy_tokens
         )
-        total, metrics = total + algo.kl_coef * kl, metrics | found
-    return total, metrics | losses.approx_kl(logprobs_N, old_N, learnt)
+        total, metrics = total + algo.kl_coef * kl, metrics | more
+    return total, metrics | losses.approx_kl(logprobs_N, old_N, policy_tokens)
 
 
 def _first_look(
-    credit: Credit, slots_N: Tensor, logprobs_N: Tensor, algo: AlgoConfig, learnt: int
+    batch: TrainingBatch, slots_N: Tensor, logprobs_N: Tensor, algo: AlgoConfig, policy_tokens: int
 ) -> losses.Metrics:
     """What the scoring pass would have told, had the policy had one."""
     if _needs_old_logprobs(algo):
         return {}
-    metrics = losses.engine_gap(credit.sampling_N[slots_N], logprobs_N, learnt)
-    if credit.reference_N is not None:
-        kl_N = losses.kl_k3(logprobs_N.detach(), credit.reference_N[slots_N])
-        metrics["kl_reference"] = kl_N.sum() / learnt
+    metrics = losses.engine_gap(batch.sampling_N[slots_N], logprobs_N, policy_tokens)
+    if batch.reference_N is not None:
+        kl_N = losses.kl_k3(logprobs_N.detach(), batch.reference_N[slots_N])
+        metrics["kl_reference"] = kl_N.sum() / policy_tokens
     return metrics

@@ -263,8 +263,8 @@ def _chosen_by_the_cluster(cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bo
     with ray_cluster.connect(cfg.ray, ray_cluster.Needs.of(cfg)):
         task = ray.remote(num_cpus=cfg.learner.cpus, num_gpus=cfg.learner.gpus)(choose)
         asking = task.remote(asked, shapes, on_gpu)
-        found: Choice = actor_calls.get(asking, cfg.ray.timeout_s, "the node that measures its precisions")
-    return found
+        choice: Choice = actor_calls.get(asking, cfg.ray.timeout_s, "the node that measures its precisions")
+    return choice
 
 
 def _earlier_run(cfg: Config) -> Path | None:
@@ -277,7 +277,7 @@ def _earlier_run(cfg: Config) -> Path | None:
 def _kept(run_folder: Path) -> Dtype | None:
     """The precision in a run's config.yaml; None for a folder that is no run's."""
     try:
-        found = Dtype[str(read_mapping(run_folder / "config.yaml")["dtype"])]
+        kept = Dtype[str(read_mapping(run_folder / "config.yaml")["dtype"])]
     except (ConfigError, KeyError):
         return None
-    return found if found in TORCH_DTYPES else None
+    return kept if kept in TORCH_DTYPES else None

@@ -25,6 +25,7 @@ import psutil
 from rlpost.compare.design.plan import run_dir_of
 from rlpost.compare.design.types import Status
 from rlpost.config.compose import override, to_yaml
+from rlpost.config.former_words import translated
 from rlpost.config.schema import Config
 from rlpost.config.yaml_files import parse_mapping, read_mapping
 from rlpost.errors import ConfigError, OutputError
@@ -189,7 +190,8 @@ def refuse_changes(files: CellFiles, cfg: Config) -> None:
     """Raises ConfigError where a cell that was planned before had other settings, naming them."""
     if not files.config.is_file():
         return
-    before, now = _leaves(read_mapping(files.config)), _leaves(parse_mapping(to_yaml(cfg), "this start"))
+    before = _leaves(translated(read_mapping(files.config)))
+    now = _leaves(parse_mapping(to_yaml(cfg), "this start"))
     keys = before.keys() | now.keys()
     if cfg.adapter is not None and Path(cfg.adapter).is_relative_to(files.folder):
         keys.discard("adapter")  # this comparison's own start, whose folder may have been moved
@@ -203,17 +205,17 @@ def refuse_changes(files: CellFiles, cfg: Config) -> None:
 
 
 def _leaves(settings: dict[str, Any]) -> dict[str, object]:
-    found: dict[str, object] = {}
+    leaves: dict[str, object] = {}
 
     def walk(node: object, key: str) -> None:
         if isinstance(node, dict) and node:
             for name, inner in node.items():
                 walk(inner, f"{key}.{name}" if key else str(name))
         elif key.partition(".")[0] not in _ELSEWHERE:
-            found[key] = node
+            leaves[key] = node
 
     walk(settings, "")
-    return found
+    return leaves
 
 
 def _hold(files: CellFiles, log: BinaryIO) -> None:

@@ -53,7 +53,11 @@ class Runner:
                 for cell in self._waiting():
                     if blocked_by := self._blocked_by(cell):
                         self._tell(cell, Ended(Status.FAILED, f"{blocked_by} failed", 0.0))
-                    elif self._ready(cell) and not self._take_up(cell) and len(self._running) < concurrency:
+                    elif (
+                        self._ready(cell)
+                        and not self._finished_earlier(cell)
+                        and len(self._running) < concurrency
+                    ):
                         self._begin(cell)
                 self._poll()
         finally:
@@ -62,7 +66,7 @@ class Runner:
     def files(self, cell: CellPlan) -> CellFiles:
         return CellFiles(self._folder, cell.name)
 
-    def _take_up(self, cell: CellPlan) -> bool:
+    def _finished_earlier(self, cell: CellPlan) -> bool:
         """Whether an earlier start has finished the cell, and it can still be read. If not, it is run again."""
         files = self.files(cell)
         ended = files.read_ended()

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlpost.config.experiments import experiments, settings_in
+from rlpost.config.former_words import refuse_former, translated
 from rlpost.config.keys import describe, did_you_mean, leaves, refusal, refuse_marks, refuse_unknown, schema
 from rlpost.config.presets import TABLE, VARIED
 from rlpost.config.schema import AlgoName, Config, Task
@@ -49,9 +50,11 @@ def compose(overrides: Sequence[str]) -> Config:
     """
     parsed = _parse([_in_full(text) for text in overrides])
     name, path = _experiment_file(parsed)
-    settings = settings_in(path)
+    settings = translated(settings_in(path)) if name == RESUMED else settings_in(path)
+    refuse_former(leaves(settings), where=str(path))
     refuse_unknown(leaves(settings), where=str(path))
     typed = [o for o in parsed if o.key_or_group != "experiment"]
+    refuse_former(((o.key_or_group, o.value()) for o in typed), "command line")
     refuse_unknown(((o.key_or_group, o.value()) for o in typed), "command line")
     refuse_marks(((o.key_or_group, o.value()) for o in typed), "command line")
     algorithm = _algorithm(typed, settings)

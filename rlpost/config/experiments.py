@@ -43,11 +43,11 @@ def experiments_folder() -> Path:
 
 def experiments() -> dict[str, Experiment]:
     """Every experiment that `experiment=` accepts, by name."""
-    found = {}
+    by_name = {}
     for path in sorted(experiments_folder().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        found[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
-    return found
+        by_name[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
+    return by_name
 
 
 def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

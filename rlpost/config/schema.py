@@ -14,7 +14,7 @@ from typing import Any
 class Task(Enum):
     """What `python -m rlpost.run` does."""
 
-    ppo = "ppo"  # warm start, then reinforcement learning
+    rl = "rl"  # warm start, then reinforcement learning
     sft = "sft"  # supervised fine-tuning of the adapter only
     dry_run = "dry_run"  # episodes of any experiment with scripted answers: no engine, no learner
     eval = "eval"  # evaluation of an adapter (or the bare model) only
@@ -69,12 +69,13 @@ class KlEstimator(Enum):
     k3 = "k3"  # r - 1 - log r: unbiased, never negative
 
 
-class EngineCorrection(Enum):
-    """Importance weights for tokens that the engine drew under slightly other log-probs than the learner's."""
+class RolloutIS(Enum):
+    """Rollout importance sampling: weights for tokens that the engine drew under slightly other log-probs than the
+    learner's."""
 
     none = "none"
-    truncate = "truncate"  # weights above the cap count as the cap
-    mask = "mask"  # terms with weights above the cap or below 1 / cap do not count
+    truncate = "truncate"  # TIS: weights above the cap count as the cap
+    mask = "mask"  # MIS: terms with weights above the cap or below 1 / cap do not count
 
 
 class OldLogprobs(Enum):
@@ -107,7 +108,7 @@ class LoraConfig:
 
 @dataclass
 class SftConfig:
-    """Supervised warm start (task=ppo) or the whole run (task=sft): fresh expert answers on training instances."""
+    """Supervised warm start (task=rl) or the whole run (task=sft): fresh expert answers on training instances."""
 
     steps: int = 30  # optimizer steps; 0 skips the warm start
     skip: int = 0  # steps whose examples are passed over: those of a warm start that this run goes on from
@@ -151,8 +152,8 @@ class AlgoConfig:
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
     reference: Reference = Reference.start
     old_logprobs: OldLogprobs = OldLogprobs.learner
-    engine_correction: EngineCorrection = EngineCorrection.none
-    engine_correction_cap: float = 2.0
+    rollout_is: RolloutIS = RolloutIS.none
+    rollout_is_cap: float = 2.0
     dynamic_sampling: bool = False  # replace groups whose episodes all earned the same
     max_refills: int = 3  # rounds of replacement an iteration; groups still flat then stay, counted
     learning_rate: float = 3e-4  # policy adapter
@@ -211,7 +212,7 @@ class EvalConfig:
 
 @dataclass
 class BudgetConfig:
-    """Compute, since training began, at which task=ppo and task=sft evaluate; the last amount ends the training."""
+    """Compute, since training began, at which task=rl and task=sft evaluate; the last amount ends the training."""
 
     measure: Measure = Measure.flops
     amounts: list[float] = field(default_factory=list)  # rising; empty: algo.iterations, sft.steps decide
@@ -263,7 +264,7 @@ class TinyBaseConfig:
 
 @dataclass
 class Config:
-    task: Task = Task.ppo
+    task: Task = Task.rl
     name: str = "run"  # of the experiment; names the output folder
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
     dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml has what was chosen

@@ -49,8 +49,8 @@ def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
 
 def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
     """The code outside of rlpost that an environment would import, by the setting that names it."""
-    found = registry.own_code(env, env_args)
-    return {key if key == "env" else f"env_args.{key}": reference for key, reference in found.items()}
+    own_code = registry.own_code(env, env_args)
+    return {key if key == "env" else f"env_args.{key}": reference for key, reference in own_code.items()}
 
 
 def _where(reference: str) -> str:

@@ -28,15 +28,17 @@ class LearnerActor:
         self.held = bound_socket()
         return ray.util.get_node_ip_address(), port_of(self.held), os.getpid()
 
-    def start(self, cfg: Config, model_folder: str, canary_ids: tuple[int, ...], place: Rendezvous) -> None:
+    def start(
+        self, cfg: Config, model_folder: str, canary_ids: tuple[int, ...], rendezvous: Rendezvous
+    ) -> None:
         from rlpost.learner.learner import Learner
 
-        if place.rank == 0:
-            place = replace(place, listener=self.held.detach())
+        if rendezvous.rank == 0:
+            rendezvous = replace(rendezvous, listener=self.held.detach())
         self.held.close()
-        self.learner = Learner(cfg, Path(model_folder), canary_ids, place)
+        self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous)
 
     def call(self, method: str, *args: Any) -> Any:
         """Run a method of the learner. Only rank 0's answer is used, so the others send none."""
         answer = getattr(self.learner, method)(*args)
-        return answer if self.learner.place.rank == 0 else None
+        return answer if self.learner.rendezvous.rank == 0 else None

@@ -77,10 +77,10 @@ class GroupedAdamW(torch.optim.AdamW):
 class DeepSpeedBackend:
     """The model on this rank, and its optimizer."""
 
-    def __init__(self, model: ActorCritic, cfg: LearnerConfig, place: Rendezvous) -> None:
-        self.model, self.cfg, self.place = model, cfg, place
+    def __init__(self, model: ActorCritic, cfg: LearnerConfig, rendezvous: Rendezvous) -> None:
+        self.model, self.cfg, self.rendezvous = model, cfg, rendezvous
         self.device = torch.device("cuda", 0) if cfg.gpus > 0 else torch.device("cpu")
-        _join(place, cfg, self.device)
+        _join(rendezvous, cfg, self.device)
         if cfg.gradient_checkpointing:
             model.checkpoint_activations()
         if cfg.zero_stage < GATHERED_FROM:
@@ -88,25 +88,25 @@ class DeepSpeedBackend:
         self.optimizer = _optimizer(model, cfg)
         self.engine = _initialize(model, self.optimizer, cfg)
 
-    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+    def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> dict[str, Any]:
         """See ActorCritic.forward."""
-        found: dict[str, Any] = self.engine(batch.to(self.device), passes, temperature)
-        return found
+        outputs: dict[str, Any] = self.engine(batch.to(self.device), roles, temperature)
+        return outputs
 
     def step(
-        self, losses: Iterable[Tensor], count: int, rates: dict[str, float], where: str
+        self, losses: Iterable[Tensor], count: int, learning_rates: dict[str, float], where: str
     ) -> dict[str, float]:
         """One optimizer step over `count` micro-batches, whose losses are computed as they are drawn.
 
-        `rates` are learning rates by group; 0 leaves a group as it is. Returns gradient norms before clipping by
+        `learning_rates` are by group; 0 leaves a group as it is. Returns gradient norms before clipping by
         group. Raises LearnerError, on all ranks alike and naming `where`, if a gradient is not finite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
+            group["lr"] = learning_rates[group["name"]]
         self.optimizer.norms = {}
         for i, loss in enumerate(losses, start=1):
             self.engine.set_gradient_accumulation_boundary(i == count)
-            self.engine.backward(loss * self.place.world)
+            self.engine.backward(loss * self.rendezvous.world_size)
         try:
             self.engine.step()
         except LearnerError as error:
@@ -150,7 +150,7 @@ class DeepSpeedBackend:
         self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Take up exactly what `save` wrote, under the same number of ranks and ZeRO stage.
+        """Restore exactly what `save` wrote, under the same number of ranks and ZeRO stage.
 
         Raises CheckpointError where there is nothing, or where a file would run code.
         """
@@ -189,25 +189,26 @@ def _data_only() -> Iterator[None]:
             os.environ[WEIGHTS_ONLY] = before
 
 
-def _join(place: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
+def _join(rendezvous: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
     """Meet the other ranks; afterwards a rank that waits longer than the time-out for another fails."""
-    os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.world), "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": place.host, "MASTER_PORT": str(place.port)}
+    os.environ |= {"RANK": str(rendezvous.rank), "WORLD_SIZE": str(rendezvous.world_size), "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": rendezvous.host, "MASTER_PORT": str(rendezvous.port)}
     os.environ["DS_ACCELERATOR"] = device.type
     timeout = timedelta(seconds=cfg.timeout_s)
     store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's public name, which it does not declare
-        place.host,
-        place.port,
-        place.world,
-        is_master=place.rank == 0,
+        rendezvous.host,
+        rendezvous.port,
+        rendezvous.world_size,
+        is_master=rendezvous.rank == 0,
         timeout=timeout,
-        master_listen_fd=place.listener,  # a port that was let go of could be taken by another before it is bound again
+        # A port that was let go of could be taken by another process before it is bound again.
+        master_listen_fd=rendezvous.listener,
     )
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
-        rank=place.rank,
-        world_size=place.world,
+        rank=rendezvous.rank,
+        world_size=rendezvous.world_size,
         timeout=timeout,
     )
 

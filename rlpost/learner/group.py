@@ -1,7 +1,7 @@
 """The learner as the loops see it: N ranks behind one object.
 
-    LearnerGroup.ppo_update ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
-                       waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
+    LearnerGroup.update_rl ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
+                      waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
 
 After an error the ranks may be out of step, so the group refuses further calls but `close`.
 """
@@ -39,13 +39,16 @@ class LearnerGroup:
         self.workers = [actor.remote() for _ in range(cfg.learner.workers)]
         try:
             addresses = self._answers(
-                [w.address.remote() for w in self.workers], "take its place", cfg.ray.timeout_s
+                [w.address.remote() for w in self.workers], "report its address", cfg.ray.timeout_s
             )
             self.pids = [pid for _, _, pid in addresses]
             host, port, _ = addresses[0]
-            places = [Rendezvous(host, port, rank, len(self.workers)) for rank in range(len(self.workers))]
+            world_size = len(self.workers)
             args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids))
-            starts = [w.start.remote(*args, place) for w, place in zip(self.workers, places, strict=True)]
+            starts = [
+                w.start.remote(*args, Rendezvous(host, port, rank, world_size))
+                for rank, w in enumerate(self.workers)
+            ]
             self._answers(starts, "start", cfg.learner.timeout_s)
         except BaseException:
             self.close()
@@ -55,9 +58,9 @@ class LearnerGroup:
         """One supervised step; `step` counts from 0."""
         return self._call("sft_step", list(examples), step)
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
-        """One PPO update; `iteration` counts from 0. See rlpost.learner.update."""
-        return self._call("ppo_update", list(trajectories), iteration)
+    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+        """One update by `algo.name`; `iteration` counts from 0. See rlpost.learner.update."""
+        return self._call("update_rl", list(trajectories), iteration)
 
     def set_reference(self) -> None:
         """Freeze the current policy as the KL reference, and start the optimizer afresh."""
@@ -77,7 +80,7 @@ class LearnerGroup:
         self._call("save", folder.absolute())
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote."""
+        """Restore what `save` wrote."""
         self._call("load", folder.absolute())
 
     def close(self) -> None:

@@ -31,26 +31,28 @@ KL_FILE = "kl.json"  # the coefficient, where algo.kl_target steers it
 class Learner:
     """Everything one rank does. All ranks must make the same calls in the same order, with the same arguments."""
 
-    def __init__(self, cfg: Config, model_folder: Path, canary_ids: Sequence[int], place: Rendezvous) -> None:
+    def __init__(
+        self, cfg: Config, model_folder: Path, canary_ids: Sequence[int], rendezvous: Rendezvous
+    ) -> None:
         torch.set_num_threads(cfg.learner.threads)
         if len(canary_ids) < 2:
             raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
-        self.cfg, self.place, self.canary_ids = cfg, place, tuple(canary_ids)
+        self.cfg, self.rendezvous, self.canary_ids = cfg, rendezvous, tuple(canary_ids)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
         self.model = actor_critic.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, adapters_for(cfg), start)
-        self.backend = DeepSpeedBackend(self.model, cfg.learner, place)
+        self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
         self.kl_coef = cfg.algo.kl_coef
 
     def sft_step(self, examples: Sequence[Example], step: int) -> Metrics:
         return update.sft_step(self.backend, examples, self.cfg, step)
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
+    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
         """An update with the KL coefficient that is in force; afterwards it moves towards `algo.kl_target`."""
         algo = replace(self.cfg.algo, kl_coef=self.kl_coef)
-        found = update.ppo_update(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
+        metrics = update.update_rl(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
         if algo.kl_target is not None:
-            self.kl_coef = steered(self.kl_coef, found["kl_reference"], algo.kl_target, algo.kl_step)
-        return found
+            self.kl_coef = steered(self.kl_coef, metrics["kl_reference"], algo.kl_target, algo.kl_step)
+        return metrics
 
     def set_reference(self) -> None:
         """End of the warm start: the policy as it is becomes the reference, and the optimizer starts afresh."""
@@ -67,7 +69,7 @@ class Learner:
         with self.backend.whole(self._of(roles.POLICY)):
             tensors = self.model.adapter_tensors(roles.POLICY)
         row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
-        logprobs_N = self._scores([row], temperature=1.0)
+        logprobs_N = self._logprobs([row], temperature=1.0)
         config = self.model.peft.peft_config[roles.POLICY].to_dict() | {
             "base_model_name_or_path": self.cfg.model
         }
@@ -76,22 +78,22 @@ class Learner:
     def logprobs(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """The policy's log-probs of each trajectory's sampled tokens, at the rollouts' temperature."""
         rows = [Row(t.token_ids, t.loss_mask) for t in trajectories]
-        logprobs_N = self._scores(rows, self.cfg.rollout.temperature)
-        return [part.tolist() for part in logprobs_N.split([row.counted for row in rows])]
+        logprobs_N = self._logprobs(rows, self.cfg.rollout.temperature)
+        return [part.tolist() for part in logprobs_N.split([row.loss_tokens for row in rows])]
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs into an existing folder; the caller makes it final by renaming it."""
         self.backend.save(folder)
-        if self.place.rank == 0:
+        if self.rendezvous.rank == 0:
             (folder / KL_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
         if self.model.has_reference:
             with self.backend.whole(self._of(roles.REFERENCE)):
                 tensors = self.model.adapter_tensors(roles.REFERENCE)
-            if self.place.rank == 0:
+            if self.rendezvous.rank == 0:
                 save_file(tensors, folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote, exactly."""
+        """Restore the state that `save` wrote, exactly."""
         self.backend.load(folder)
         self.kl_coef = _kl_coef(folder / KL_FILE)
         if self.model.has_reference:
@@ -100,11 +102,11 @@ class Learner:
             with self.backend.whole(self._of(roles.REFERENCE), modify=True):
                 self.model.load_adapter(roles.REFERENCE, load_file(folder / REFERENCE_FILE))
 
-    def _scores(self, rows: list[Row], temperature: float) -> torch.Tensor:
+    def _logprobs(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
         batch = Batch.of(rows, budget)
-        found, _ = score(self.backend, batch, (roles.POLICY,), budget, temperature)
-        return found[roles.POLICY]
+        logprobs, _ = score(self.backend, batch, (roles.POLICY,), budget, temperature)
+        return logprobs[roles.POLICY]
 
     def _of(self, adapter: str) -> list[torch.nn.Parameter]:
         return self.model.parameters_of(adapter)
@@ -121,7 +123,7 @@ def _kl_coef(path: Path) -> float:
 
 def adapters_for(cfg: Config) -> tuple[str, ...]:
     """The adapters that the task needs; where the bare base is the reference, that takes none."""
-    algo, learns_from_rewards = cfg.algo, cfg.task is Task.ppo
+    algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
     keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
     critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
     reference = (roles.REFERENCE,) if learns_from_rewards and keeps_start else ()

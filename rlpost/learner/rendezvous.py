@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """One rank's place among `world` of them; rank 0 listens on `host` and `port`."""
+    """One of `world_size` ranks; rank 0 listens on `host` and `port`."""
 
     host: str
     port: int
     rank: int
-    world: int
+    world_size: int
     listener: int | None = (
         None  # rank 0, in its own process: the descriptor of `bound_socket`, which it gives away
     )

@@ -1,6 +1,6 @@
 """Passes of the model over packed rows on this rank: scores without gradient, and one optimizer step.
 
-    rows ─▶ Batch (N counted tokens in all) ─▶ this rank's micro-batches ─▶ DeepSpeedBackend ─▶ added up over ranks
+    rows ─▶ Batch (N loss tokens in all) ─▶ this rank's micro-batches ─▶ DeepSpeedBackend ─▶ added up over ranks
 
 Weights are those of the whole batch, so that the numbers of ranks and of micro-batches change nothing.
 """
@@ -34,7 +34,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one update and where their counted tokens lie in the flat numbering."""
+    """Rows of one update and where their loss tokens lie in the flat numbering."""
 
     rows: list[Row]
     starts: list[int]
@@ -50,9 +50,6 @@ class Batch:
     def tokens(self) -> int:
         return self.starts[-1]
 
-    def counted(self, indices: Sequence[int]) -> int:
-        return sum(self.rows[i].counted for i in indices)
-
 
 @dataclass(frozen=True)
 class Share:
@@ -63,32 +60,35 @@ class Share:
 
 
 def score(
-    backend: DeepSpeedBackend, batch: Batch, passes: tuple[str, ...], budget: int, temperature: float
+    backend: DeepSpeedBackend, batch: Batch, roles: tuple[str, ...], budget: int, temperature: float
 ) -> tuple[dict[str, Tensor], int]:
-    """Run `passes` over the batch without gradients; returns flat (N,) tensors, whole on every rank, and the tokens
-    that all passes computed on all ranks."""
-    if not passes:
+    """Run `roles` over the batch without gradients.
+
+    Returns by role its log-probs or values, flat (N,) and whole on every rank, and how many tokens all roles computed
+    on all ranks.
+    """
+    if not roles:
         return {}, 0
     share = _share(backend, batch, range(len(batch.rows)), budget)
-    flat = {name: torch.zeros(batch.tokens) for name in passes}
+    flat = {name: torch.zeros(batch.tokens) for name in roles}
     with torch.no_grad():
         for groups in share.micro_batches:
             micro = collate(batch.rows, batch.starts, groups)
-            found = backend.forward(micro, passes, temperature)
-            for name in passes:
-                values_N = found[name][0] if name == POLICY else found[name]
+            outputs = backend.forward(micro, roles, temperature)
+            for name in roles:
+                values_N = outputs[name][0] if name == POLICY else outputs[name]
                 flat[name][micro.slots_N] = values_N.float().cpu()
-    summed = backend.summed(torch.stack([flat[name] for name in passes]))
-    return dict(zip(passes, summed.unbind(0), strict=True)), len(passes) * share.tokens
+    summed = backend.summed(torch.stack([flat[name] for name in roles]))
+    return dict(zip(roles, summed.unbind(0), strict=True)), len(roles) * share.tokens
 
 
 def take_step(
     backend: DeepSpeedBackend,
     batch: Batch,
     indices: Sequence[int],
-    passes: tuple[str, ...],
+    roles: tuple[str, ...],
     loss_of: LossFunction,
-    rates: dict[str, float],
+    learning_rates: dict[str, float],
     temperature: float,
     where: str,
 ) -> Metrics:
@@ -98,23 +98,23 @@ def take_step(
     def losses_drawn() -> Iterator[Tensor]:
         for groups in share.micro_batches:
             micro = collate(batch.rows, batch.starts, groups)
-            loss, metrics = loss_of(backend.forward(micro, passes, temperature), micro.slots_N)
+            loss, metrics = loss_of(backend.forward(micro, roles, temperature), micro.slots_N)
             contributions.append(metrics)
             yield loss
 
     share = _share(backend, batch, indices, backend.cfg.micro_batch_tokens)
-    norms = backend.step(losses_drawn(), len(share.micro_batches), rates, where)
+    norms = backend.step(losses_drawn(), len(share.micro_batches), learning_rates, where)
     metrics = _added_up(backend, contributions)
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         raise LearnerError(f"{where}: {', '.join(bad)} not finite")
-    metrics["tokens/trained"] = float(len(passes) * share.tokens)
+    metrics["tokens/trained"] = float(len(roles) * share.tokens)
     return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
 
 def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> Share:
-    plan = plan_micro_batches(batch.rows, indices, budget, backend.place.world)
-    return Share(plan[backend.place.rank], planned_tokens(plan, batch.rows))
+    plan = plan_micro_batches(batch.rows, indices, budget, backend.rendezvous.world_size)
+    return Share(plan[backend.rendezvous.rank], planned_tokens(plan, batch.rows))
 
 
 def _added_up(backend: DeepSpeedBackend, contributions: Sequence[losses.Metrics]) -> Metrics:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import losses
-from rlpost.algorithms.credit import Credit, assign_credit
-from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, passes_of
+from rlpost.algorithms.credit import TrainingBatch, assign_credit
+from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, roles_to_score
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
@@ -36,7 +36,7 @@ def learnable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [t for t in trajectories if t.answer_tokens and not t.ending.broken]
 
 
-def ppo_update(
+def update_rl(
     backend: DeepSpeedBackend, trajectories: Sequence[Trajectory], cfg: Config, iteration: int
 ) -> Metrics:
     """One iteration of `cfg.algo` on `trajectories`, all of them given to every rank; `iteration` counts from 0.
@@ -47,14 +47,14 @@ def ppo_update(
     kept = learnable(trajectories)
     budget, temperature = cfg.learner.micro_batch_tokens, cfg.rollout.temperature
     batch = Batch.of([Row(t.token_ids, t.loss_mask) for t in kept], budget)
-    scores, tokens_scored = score(backend, batch, passes_of(cfg.algo), budget, temperature)
+    scores, tokens_scored = score(backend, batch, roles_to_score(cfg.algo), budget, temperature)
     scored = time.perf_counter()
     steps = list[Metrics]()
     if critic_steps_once(cfg.algo):
         scores[CRITIC], step = _critic_step(backend, batch, kept, scores, cfg, iteration)
         steps.append(step)
-    credit, metrics = assign_credit(kept, scores, cfg)
-    steps += _epochs(backend, batch, credit, cfg, iteration)
+    training_batch, metrics = assign_credit(kept, scores, cfg)
+    steps += _epochs(backend, batch, training_batch, cfg, iteration)
     metrics |= _of_the_update(steps) | {
         "tokens": float(batch.tokens),
         "tokens/scored": float(tokens_scored),
@@ -80,35 +80,39 @@ def _critic_step(
     """
     values_N = torch.zeros(batch.tokens)
 
-    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        values_N[slots_N] = found[CRITIC].detach().cpu()
-        credit, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
-        return minibatch_loss(credit, everyone, cfg)(found, slots_N)
+    def loss_of(outputs: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        values_N[slots_N] = outputs[CRITIC].detach().cpu()
+        training_batch, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
+        return minibatch_loss(training_batch, all_episodes, cfg)(outputs, slots_N)
 
-    everyone, where = range(len(episodes)), f"iteration {iteration + 1}, the critic's step"
-    rates = _rates(cfg.algo, iteration, 0, (CRITIC,))
-    step = take_step(backend, batch, everyone, (CRITIC,), loss_of, rates, cfg.rollout.temperature, where)
+    all_episodes, where = range(len(episodes)), f"iteration {iteration + 1}, the critic's step"
+    learning_rates = _learning_rates(cfg.algo, iteration, 0, (CRITIC,))
+    step = take_step(
+        backend, batch, all_episodes, (CRITIC,), loss_of, learning_rates, cfg.rollout.temperature, where
+    )
     return backend.summed(values_N), step
 
 
 def _epochs(
-    backend: DeepSpeedBackend, batch: Batch, credit: Credit, cfg: Config, iteration: int
+    backend: DeepSpeedBackend, batch: Batch, training_batch: TrainingBatch, cfg: Config, iteration: int
 ) -> list[Metrics]:
     """The optimizer steps of an update, but for a critic's that has taken its only one."""
-    algo, found = cfg.algo, list[Metrics]()
+    algo, steps = cfg.algo, list[Metrics]()
     epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
     if TABLE[algo.name].critic and not critic_steps_once(algo):
         epochs[CRITIC] = algo.critic_epochs or algo.epochs
     for epoch in range(max(epochs.values())):
-        passes = tuple(name for name, count in epochs.items() if epoch < count)
-        for k, episodes in enumerate(_minibatches(credit, cfg, iteration, epoch)):
-            rates = _rates(algo, iteration, epoch * algo.minibatches + k, passes)
-            loss = minibatch_loss(credit, episodes, cfg)
+        roles = tuple(name for name, count in epochs.items() if epoch < count)
+        for k, episodes in enumerate(_minibatches(training_batch, cfg, iteration, epoch)):
+            learning_rates = _learning_rates(algo, iteration, epoch * algo.minibatches + k, roles)
+            loss = minibatch_loss(training_batch, episodes, cfg)
             where = f"iteration {iteration + 1}, epoch {epoch + 1}, minibatch {k + 1}"
-            found.append(
-                take_step(backend, batch, episodes, passes, loss, rates, cfg.rollout.temperature, where)
+            steps.append(
+                take_step(
+                    backend, batch, episodes, roles, loss, learning_rates, cfg.rollout.temperature, where
+                )
             )
-    return found
+    return steps
 
 
 def _of_the_update(steps: Sequence[Metrics]) -> Metrics:
@@ -127,9 +131,11 @@ def _together(metric: str, values: Sequence[float]) -> float:
     return float(max(values) if losses.is_maximum(metric) else np.mean(values))
 
 
-def _minibatches(credit: Credit, cfg: Config, iteration: int, epoch: int) -> Iterator[list[int]]:
+def _minibatches(
+    training_batch: TrainingBatch, cfg: Config, iteration: int, epoch: int
+) -> Iterator[list[int]]:
     """Whole groups in an order of their own for each epoch; fewer minibatches when there are fewer groups."""
-    groups_B = credit.layout.groups_B.numpy()
+    groups_B = training_batch.layout.groups_B.numpy()
     order = np.random.default_rng([cfg.seed, iteration, epoch]).permutation(groups_B.max() + 1)
     members = [np.flatnonzero(groups_B == group).tolist() for group in order]
     for chosen in np.array_split(np.arange(len(members)), cfg.algo.minibatches):
@@ -137,14 +143,14 @@ def _minibatches(credit: Credit, cfg: Config, iteration: int, epoch: int) -> Ite
             yield [i for k in chosen for i in members[k]]
 
 
-def _rates(algo: AlgoConfig, iteration: int, step: int, passes: tuple[str, ...]) -> dict[str, float]:
+def _learning_rates(algo: AlgoConfig, iteration: int, step: int, roles: tuple[str, ...]) -> dict[str, float]:
     """Learning rates of an iteration's `step`; 0 for what does not learn in it."""
     critic_steps = (algo.critic_epochs or algo.epochs) * algo.minibatches
     policy_steps = algo.epochs * algo.minibatches
     done = (iteration - algo.critic_warmup) * policy_steps + step, iteration * critic_steps + step
     policy = warmed_up(algo.learning_rate, done[0], algo.warmup_steps)
     critic = warmed_up(algo.critic_learning_rate, done[1], algo.warmup_steps)
-    return {POLICY: policy if POLICY in passes else 0.0, CRITIC: critic if CRITIC in passes else 0.0}
+    return {POLICY: policy if POLICY in roles else 0.0, CRITIC: critic if CRITIC in roles else 0.0}
 
 
 def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
@@ -159,10 +165,12 @@ def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config
     started = time.perf_counter()
     batch = Batch.of([Row(e.token_ids, e.loss_mask) for e in examples], cfg.learner.micro_batch_tokens)
 
-    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        return losses.sft_loss(found[POLICY][0].cpu(), batch.tokens)
+    def loss_of(outputs: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        return losses.sft_loss(outputs[POLICY][0].cpu(), batch.tokens)
 
-    rates = {POLICY: warmed_up(cfg.sft.learning_rate, step, cfg.sft.warmup_steps), CRITIC: 0.0}
+    learning_rates = {POLICY: warmed_up(cfg.sft.learning_rate, step, cfg.sft.warmup_steps), CRITIC: 0.0}
     indices = range(len(batch.rows))
-    metrics = take_step(backend, batch, indices, (POLICY,), loss_of, rates, 1.0, f"SFT step {step + 1}")
+    metrics = take_step(
+        backend, batch, indices, (POLICY,), loss_of, learning_rates, 1.0, f"SFT step {step + 1}"
+    )
     return metrics | {"tokens": float(batch.tokens), "seconds_update": time.perf_counter() - started}

@@ -41,13 +41,13 @@ class Gallery:
         if env is None or seed is None:
             return None
         timeout_s = OmegaConf.select(config, "rollout.env_timeout_s", default=RolloutConfig.env_timeout_s)
-        found = cls(str(env), config.env_args, seed, float(timeout_s))
+        gallery = cls(str(env), config.env_args, seed, float(timeout_s))
         if not own_code and (code := named_code(str(env), config.env_args)):
-            found.failure = (
+            gallery.failure = (
                 f"they may need {', '.join(code.values())}, and a report imports no code that a record names, unless"
                 " you say so: python -m rlpost.report --own-code FOLDER"
             )
-        return found
+        return gallery
 
     def illustrated(self, deal: Deal) -> Deal:
         """The deal with pictures of how its episodes ended, of those that can be drawn."""

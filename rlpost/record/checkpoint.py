@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.former_words import translated
 from rlpost.errors import CheckpointError
 from rlpost.record.files import publish_folder, writing
 from rlpost.record.run_dir import RunDir, iteration_name
@@ -74,13 +75,13 @@ def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
 
     Raises CheckpointError when there is none, or when it was taken under other `settings`; the message names them.
     """
-    found = _candidates(run_dir.checkpoints)
-    for i, path in enumerate(found):
+    candidates = _candidates(run_dir.checkpoints)
+    for i, path in enumerate(candidates):
         mark = _whole(path, bytes_too=True)
         if mark is not None:
             _check_settings(path, mark["settings"], json.loads(json.dumps(settings)))
-            return Checkpoint(path, mark["iteration"], mark["progress"], tuple(found[:i]))
-    reason = f"none of {len(found)} checkpoints is whole" if found else "no checkpoint was taken"
+            return Checkpoint(path, mark["iteration"], mark["progress"], tuple(candidates[:i]))
+    reason = f"none of {len(candidates)} checkpoints is whole" if candidates else "no checkpoint was taken"
     raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")
 
 
@@ -137,7 +138,8 @@ def _whole(path: Path, bytes_too: bool = False) -> dict[str, Any] | None:
         files = [(path / name, size, digest) for name, (size, digest) in mark["files"].items()]
         there = files and all(file.stat().st_size == size for file, size, _ in files)
         if there and not (bytes_too and any(_sum(file) != digest for file, _, digest in files)):
-            return {key: mark[key] for key in ("iteration", "settings", "progress")}
+            kept = {key: mark[key] for key in ("iteration", "progress")}
+            return {**kept, "settings": translated(mark["settings"])}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     return None

@@ -41,21 +41,21 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute
 
     Raises ComparisonError for a line without any token count, or with one that is no number of tokens.
     """
-    flops, tokens, seconds, found = 0.0, 0, 0.0, []
+    flops, tokens, seconds, cumulative = 0.0, 0, 0.0, []
     for number, line in enumerate(lines):
         inferred, trained = _counts(line, number)
         flops += parameters * (2.0 * inferred + 6.0 * trained)
         tokens += inferred + trained
         seconds += sum(line[key] for key in DEVICE_PHASES if key in line)
-        found.append(Compute(flops, tokens, seconds))
-    return found
+        cumulative.append(Compute(flops, tokens, seconds))
+    return cumulative
 
 
 def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> float:
     """What a line costs with a frozen base: 4 N D + 6 A D for training, 2 (N + A) D for inference.
 
     The base's weights need no gradient, which saves 2 N D; the adapter's A parameters come on top. Attention's own
-    products, as in 6 N D, are not counted; nor is it that the head is applied to counted tokens only.
+    products, as in 6 N D, are not counted; nor is it that the head is applied to loss tokens only.
     """
     inferred, trained = _counts(line, 0)
     return 2.0 * (parameters + adapter) * inferred + (4.0 * parameters + 6.0 * adapter) * trained

@@ -39,12 +39,12 @@ def first_cause(episodes: Iterable[Trajectory]) -> str | None:
     return next((_cause(e) for e in episodes if is_broken(e) or is_unfit(e)), None)
 
 
-def told(found: Mapping[str, Any], episodes: float) -> list[str]:
-    """A sentence a kind: "8 of 16 episodes (50%) broken by the environment". `found` may hold other keys too."""
+def told(metrics: Mapping[str, Any], episodes: float) -> list[str]:
+    """A sentence a kind: "8 of 16 episodes (50%) broken by the environment". `metrics` may hold other keys too."""
     return [
-        f"{found[kind]:g} of {episodes:g} episodes ({found[kind] / episodes:.0%}) {words}"
+        f"{metrics[kind]:g} of {episodes:g} episodes ({metrics[kind] / episodes:.0%}) {words}"
         for kind, (_, words) in KINDS.items()
-        if found.get(kind)
+        if metrics.get(kind)
     ]
 
 

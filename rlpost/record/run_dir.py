@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlpost.config.former_words import translated, translated_line
 from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import OutputError
 from rlpost.record import jsonl
@@ -171,7 +172,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """Take up an existing record. Raises OutputError when `path` is none."""
+        """Open an existing record. Raises OutputError when `path` is none."""
         run_dir = cls(Path(path))
         if not run_dir.config.is_file():
             raise OutputError(
@@ -188,7 +189,7 @@ class RunDir:
 
     def read_config(self) -> DictConfig:
         """The settings as written, by name; an older run's may differ from today's schema. Raises ConfigError."""
-        return OmegaConf.create(read_mapping(self.config))
+        return OmegaConf.create(translated(read_mapping(self.config)))
 
     def write_versions(self) -> None:
         """Write versions.json. A resumed run that finds other versions keeps the ones before it in `earlier`."""
@@ -208,9 +209,9 @@ class RunDir:
         """Inverse of `write_sittings`; empty for a new run. Raises OutputError for what it did not write."""
         if not self.sittings.is_file():
             return ()
-        found = _object(self.sittings, 1, self.sittings.read_bytes())
+        record = _object(self.sittings, 1, self.sittings.read_bytes())
         try:
-            return tuple(Sitting(**each) for each in found["sittings"])
+            return tuple(Sitting(**each) for each in record["sittings"])
         except (KeyError, TypeError) as error:
             raise OutputError(_broken(self.sittings, 1, str(error))) from error
 
@@ -229,7 +230,7 @@ class RunDir:
 
         Raises OutputError for any other line that is no JSON object.
         """
-        return _read_lines(self.metrics)
+        return [translated_line(line) for line in _read_lines(self.metrics)]
 
     def append_examples(self, step: int, instances: Sequence[str]) -> None:
         """Note in examples.jsonl which instances a supervised step learns from."""
@@ -251,8 +252,8 @@ class RunDir:
             if path.is_file():
                 write_atomic(path, b"".join(map(jsonl.encode, kept)))
         for path in self.trajectories.iterdir():
-            found = _OF_ITERATION.fullmatch(path.name)
-            if path.name.startswith("eval-after-") or (found and int(found[1]) > last):
+            match = _OF_ITERATION.fullmatch(path.name)
+            if path.name.startswith("eval-after-") or (match and int(match[1]) > last):
                 _remove(path)
         _remove(self.summary)
         _remove(self.report)
@@ -268,8 +269,8 @@ class RunDir:
 
     def evaluations(self) -> dict[tuple[str, str, str], Path]:
         """The files of the evaluations at both ends of the run, by (stage, variant, decoding)."""
-        found = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
-        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in found.items() if m}
+        matches = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
+        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in matches.items() if m}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Raises ValueError when a number is not finite: a result that is none must not look like one."""
@@ -306,8 +307,8 @@ def _is_after(line: Mapping[str, Any], last: int, key: str) -> bool:
     if key in line:
         return bool(line[key] > last)
     stage = str(line.get("stage"))  # examples.jsonl names none
-    found = _STAGE.fullmatch(stage)
-    return stage == "after" or (found is not None and int(found[1]) > last)
+    match = _STAGE.fullmatch(stage)
+    return stage == "after" or (match is not None and int(match[1]) > last)
 
 
 def _sound(value: object) -> bool:
@@ -320,12 +321,12 @@ def _pretty(record: Mapping[str, Any]) -> bytes:
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except ValueError as error:
         raise OutputError(_broken(path, number, str(error))) from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise OutputError(_broken(path, number, "it holds no object"))
-    return found
+    return record
 
 
 def _broken(path: Path, number: int, reason: str) -> str:

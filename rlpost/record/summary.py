@@ -75,20 +75,20 @@ def stages_of(summary: Summary) -> list[str]:
 
 def rows_of(summary: Summary) -> list[tuple[str, str]]:
     """Every (variant, decoding) that some stage evaluated, the trained variant first."""
-    found = {
+    rows = {
         (variant, decoding)
         for stage in stages_of(summary)
         for variant, entry in summary["eval"][stage].items()
         for decoding in DECODINGS
         if decoding in entry
     }
-    return sorted(found, key=lambda row: (row[0] != summary["train_variant"], row))
+    return sorted(rows, key=lambda row: (row[0] != summary["train_variant"], row))
 
 
 def entry_of(summary: Summary, stage: str, variant: str, decoding: str) -> Mapping[str, Any] | None:
     """One evaluation, or None where it was not made."""
-    found: Mapping[str, Any] | None = summary["eval"].get(stage, {}).get(variant, {}).get(decoding)
-    return found
+    entry: Mapping[str, Any] | None = summary["eval"].get(stage, {}).get(variant, {}).get(decoding)
+    return entry
 
 
 def role(summary: Summary, variant: str) -> str:

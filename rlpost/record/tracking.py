@@ -85,12 +85,12 @@ class Tracker:
         except Exception as error:
             self._give_up("log", error)
 
-    def log_evaluation(self, found: Mapping[str, Any]) -> None:
-        """Send what an evaluation found, by variant: the success in each decoding."""
+    def log_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Send the result of an evaluation, by variant: the success in each decoding."""
         self.log(
             {
                 f"eval/{variant}/{decoding}/success": entry[decoding]["success"]
-                for variant, entry in found.items()
+                for variant, entry in evaluation.items()
                 for decoding in DECODINGS
                 if decoding in entry
             }

@@ -53,10 +53,10 @@ def _variant(
 def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
     """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl."""
     with session.clock.phase("evaluation"):
-        found = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
-    session.tracker.log_evaluation(found)
+        evaluation = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
+    session.tracker.log_evaluation(evaluation)
     session.book(stage)
-    return found
+    return evaluation
 
 
 def evaluate_stage_once(session: Session, stage: str) -> None:

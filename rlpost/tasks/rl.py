@@ -1,6 +1,6 @@
-"""`task=ppo`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
+"""`task=rl`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
 
-collect (adapter v) ─▶ trajectories ─▶ learner.ppo_update ─▶ adapter v+1 ─▶ swap into every engine, proven
+collect (adapter v) ─▶ trajectories ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, open_session
 from rlpost.tasks.sft import ExpertData, train_step
 from rlpost.tasks.stall import Stall
-from rlpost.tasks.training_state import Standing
+from rlpost.tasks.training_state import TrainingState
 
 
 def run(cfg: Config) -> None:
@@ -28,30 +28,30 @@ def run(cfg: Config) -> None:
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.algo.iterations, session.model_folder)
         resumes = cfg.resume is not None
-        standing = training_state.take_up(session, "iteration", live=True) if resumes else _begin(session)
+        state = training_state.resume(session, "iteration", live=True) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         with session.sitting():
-            _train(session, schedule, standing)
-            training_state.finish(session, standing)
+            _train(session, schedule, state)
+            training_state.finish(session, state)
 
 
-def _begin(session: Session) -> Standing:
+def _begin(session: Session) -> TrainingState:
     """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again if it is one."""
-    standing = Standing()
+    state = TrainingState()
     session.book("start")
     cfg = session.cfg
     if cfg.eval.start:
         began = time.monotonic()
-        standing.evaluations["before"] = evaluate_stage(session, "before")
+        state.evaluations["before"] = evaluate_stage(session, "before")
         session.progress.closing(time.monotonic() - began)
     _warm_up(session)
     session.learner.set_reference()
     with session.clock.phase("swap"):
-        training_state.swap(session, standing)
+        training_state.swap(session, state)
     if cfg.eval.start and (cfg.sft.steps > 0 or cfg.adapter is not None):
-        standing.evaluations["warm"] = evaluate_stage(session, "warm")
-    training_state.checkpoint(session, standing)
-    return standing
+        state.evaluations["warm"] = evaluate_stage(session, "warm")
+    training_state.checkpoint(session, state)
+    return state
 
 
 def _warm_up(session: Session) -> None:
@@ -62,22 +62,22 @@ def _warm_up(session: Session) -> None:
                 train_step(session, data, step)
 
 
-def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
+def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
     stall = Stall(session.cfg.algo)
     while True:
         if schedule.due:
-            evaluate_stage_once(session, iteration_name(standing.steps - 1))
+            evaluate_stage_once(session, iteration_name(state.steps - 1))
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
-        schedule.add(_iterate(session, standing, stall))
-        if standing.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
-            training_state.checkpoint(session, standing)
+        schedule.add(_iterate(session, state, stall))
+        if state.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
+            training_state.checkpoint(session, state)
 
 
-def _iterate(session: Session, standing: Standing, stall: Stall) -> dict[str, Any]:
+def _iterate(session: Session, state: TrainingState, stall: Stall) -> dict[str, Any]:
     """One iteration; returns its line of metrics.jsonl."""
-    cfg, clock, iteration = session.cfg, session.clock, standing.steps
+    cfg, clock, iteration = session.cfg, session.clock, state.steps
     with clock.phase("rollout"):
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
         collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
@@ -85,40 +85,38 @@ def _iterate(session: Session, standing: Standing, stall: Stall) -> dict[str, An
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     with clock.phase("learner"):
-        learnt = session.learner.ppo_update(collected.batch, iteration)
-    clock.split(
-        "learner", {"logprobs": learnt.pop("seconds_logprobs"), "update": learnt.pop("seconds_update")}
-    )
+        update_metrics = session.learner.update_rl(collected.batch, iteration)
+    seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
+    clock.split("learner", seconds)
     with clock.phase("swap"):
-        swap = training_state.swap(session, standing)
-    standing.steps += 1
-    if (
-        "logprob_gap" in learnt
-    ):  # absent while only the critic learns and the engine's log-probs are taken as they are
-        standing.logprob_gaps.append(learnt["logprob_gap"])
-    warning = stall.see(collected.batch, learnt)
-    return _report(session, standing, collected, {**learnt, **swap.metrics()}, warning)
+        swap = training_state.swap(session, state)
+    state.steps += 1
+    # Absent while only the critic learns and the engine's log-probs are taken as they are.
+    if "logprob_gap" in update_metrics:
+        state.logprob_gaps.append(update_metrics["logprob_gap"])
+    warning = stall.see(collected.batch, update_metrics)
+    return _report(session, state, collected, {**update_metrics, **swap.metrics()}, warning)
 
 
 def _report(
     session: Session,
-    standing: Standing,
+    state: TrainingState,
     collected: Collected,
-    found: dict[str, float],
+    measured: dict[str, float],
     warning: str | None,
 ) -> dict[str, Any]:
     numbers = {
-        "iteration": standing.steps - 1,
+        "iteration": state.steps - 1,
         "adapter_version": collected.played[0].adapter_version,
         **metrics.rollout_metrics(collected.played),
         **collected.metrics,
-        **found,
+        **measured,
         **session.clock.lap(),
     }
     cause = failures.first_cause(collected.played)
-    line = {"stage": "ppo", **numbers} | ({} if cause is None else {"first_failure": cause})
+    line = {"stage": "rl", **numbers} | ({} if cause is None else {"first_failure": cause})
     session.run_dir.append_metrics(line)
     session.tracker.log(numbers, over="iteration")
     notes = failures.notes(collected.played) + ([] if warning is None else [warning])
-    session.progress.iteration(standing.steps, numbers, notes)
+    session.progress.iteration(state.steps, numbers, notes)
     return numbers

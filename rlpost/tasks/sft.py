@@ -20,7 +20,7 @@ from rlpost.tasks import training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, open_session
-from rlpost.tasks.training_state import Standing
+from rlpost.tasks.training_state import TrainingState
 from rlpost.types import Example
 
 T = TypeVar("T")
@@ -66,8 +66,8 @@ class ExpertData:
         sft, seed = self._cfg.sft, self._cfg.seed
         if sft.examples == 0:
             return derive(seed, "sft", sft.skip + step, index)
-        epoch, place = divmod((sft.skip + step) * sft.batch_size + index, sft.examples)
-        return derive(seed, "sft data set", self._shuffled(epoch)[place])
+        epoch, position = divmod((sft.skip + step) * sft.batch_size + index, sft.examples)
+        return derive(seed, "sft data set", self._shuffled(epoch)[position])
 
     def _shuffled(self, epoch: int) -> list[int]:
         if epoch != self._epoch:
@@ -105,41 +105,41 @@ def run(cfg: Config) -> None:
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.sft.steps, session.model_folder)
         resumes = cfg.resume is not None
-        standing = training_state.take_up(session, "step", live=False) if resumes else _begin(session)
+        state = training_state.resume(session, "step", live=False) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "step")
         with session.sitting():
-            _train(session, schedule, standing)
-            training_state.swap(session, standing)
-            training_state.finish(session, standing)
+            _train(session, schedule, state)
+            training_state.swap(session, state)
+            training_state.finish(session, state)
 
 
-def _begin(session: Session) -> Standing:
-    standing = Standing()
+def _begin(session: Session) -> TrainingState:
+    state = TrainingState()
     session.book("start")
     if session.cfg.eval.start:
         if session.cfg.adapter is not None:
-            training_state.swap(session, standing)
-        standing.evaluations["before"] = evaluate_stage(session, "before")
-    return standing
+            training_state.swap(session, state)
+        state.evaluations["before"] = evaluate_stage(session, "before")
+    return state
 
 
-def _train(session: Session, schedule: Schedule, standing: Standing) -> None:
+def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
     with closing(ExpertData(session.cfg, session.chat)) as data:
-        _steps(session, schedule, standing, data)
+        _steps(session, schedule, state, data)
 
 
-def _steps(session: Session, schedule: Schedule, standing: Standing, data: ExpertData) -> None:
+def _steps(session: Session, schedule: Schedule, state: TrainingState, data: ExpertData) -> None:
     every = session.cfg.tracking.checkpoint_every
     while True:
         if schedule.due:
-            training_state.swap(session, standing)
-            evaluate_stage_once(session, step_name(standing.steps - 1))
+            training_state.swap(session, state)
+            evaluate_stage_once(session, step_name(state.steps - 1))
         if schedule.over:
             return
         session.progress.stage(f"supervised step {schedule.next}")
-        line = train_step(session, data, standing.steps)
+        line = train_step(session, data, state.steps)
         schedule.add(line)
-        standing.steps += 1
-        session.progress.step(standing.steps, line)
-        if standing.steps % every == 0 or schedule.over:
-            training_state.checkpoint(session, standing)
+        state.steps += 1
+        session.progress.step(state.steps, line)
+        if state.steps % every == 0 or schedule.over:
+            training_state.checkpoint(session, state)

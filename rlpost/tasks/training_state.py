@@ -1,4 +1,4 @@
-"""Where a training run stands, whatever trains it: swaps move it on, checkpoints carry it."""
+"""The state of a training run, of task=rl and task=sft alike: swaps change it, checkpoints hold it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rlpost.tasks.session import Session, keep_settings, publish, training_setti
 
 
 @dataclass
-class Standing:
-    """What a checkpoint carries besides the learner's state."""
+class TrainingState:
+    """What a checkpoint holds besides the learner's own state."""
 
     steps: int = 0  # finished iterations, or supervised steps
-    version: int = 0  # of the adapter that is live
+    version: int = 0  # of the adapter that the engines have
     evaluations: dict[str, Any] = field(default_factory=dict)
     swap_seconds: list[float] = field(default_factory=list)
     # Means of |engine's - learner's log-prob|: over an iteration's sampled tokens, and over a swap's canary.
@@ -27,8 +27,8 @@ class Standing:
     canary_gaps: list[float] = field(default_factory=list)
 
 
-def go_live(session: Session, version: int) -> PoolSwapReport:
-    """Export the policy as `version` and make it live everywhere; SwapError stops the run.
+def sync_weights(session: Session, version: int) -> PoolSwapReport:
+    """Export the policy as `version` and swap it into every engine; SwapError stops the run.
 
     The adapter is saved after it: what lies in the run directory is an adapter that the engines have taken.
     """
@@ -38,81 +38,81 @@ def go_live(session: Session, version: int) -> PoolSwapReport:
     return report
 
 
-def swap(session: Session, standing: Standing) -> PoolSwapReport:
-    """Go live with the next version."""
-    report = go_live(session, standing.version + 1)
-    standing.version = report.version
-    standing.swap_seconds.append(report.seconds)
-    standing.canary_gaps.append(report.canary_gap)
+def swap(session: Session, state: TrainingState) -> PoolSwapReport:
+    """Give the engines the policy as the next version."""
+    report = sync_weights(session, state.version + 1)
+    state.version = report.version
+    state.swap_seconds.append(report.seconds)
+    state.canary_gaps.append(report.canary_gap)
     return report
 
 
-def checkpoint(session: Session, standing: Standing) -> None:
-    """Take one of the learner's state and the standing; the last step's line is written before.
+def checkpoint(session: Session, state: TrainingState) -> None:
+    """Save the learner's state and `state`; the line of the last step is written before.
 
     Raises OutputError when it cannot be written, and CheckpointError when the learner writes elsewhere.
     """
     settings = training_settings(session.cfg)
     with session.clock.phase("record"):
-        checkpoints.save(session.run_dir, standing.steps, session.learner.save, asdict(standing), settings)
+        checkpoints.save(session.run_dir, state.steps, session.learner.save, asdict(state), settings)
         session.run_dir.write_sittings(session.sittings())  # in case this start is killed
 
 
-def take_up(session: Session, counted: str, live: bool) -> Standing:
+def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     """Go on from the last whole checkpoint, with the record cut to what it knows of.
 
-    `counted`: the key of metrics.jsonl that counts steps. `live`: whether the engines must have the adapter first.
+    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must have the adapter first.
     The record is cut last: whatever fails before leaves a finished run's results as they are.
 
     Raises CheckpointError without a checkpoint, for one of another version of rlpost, and when the record lacks steps
     that it has taken.
     """
-    found = checkpoints.latest(session.run_dir, training_settings(session.cfg))
-    for path in found.passed_over:
-        told = f"warning: {path} is damaged; {found.path.name} is taken instead"
+    latest = checkpoints.latest(session.run_dir, training_settings(session.cfg))
+    for path in latest.passed_over:
+        told = f"warning: {path} is damaged; {latest.path.name} is taken instead"
         session.console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
-    standing = _standing(found)
-    _check_lines(session.run_dir, standing, counted)
+    state = _state_in(latest)
+    _check_lines(session.run_dir, state, step_key)
     with session.clock.phase("start"):
-        session.learner.load(found.path)
+        session.learner.load(latest.path)
         if live:
-            go_live(session, standing.version)
-    session.run_dir.truncate_metrics(standing.steps - 1, key=counted)
+            sync_weights(session, state.version)
+    session.run_dir.truncate_metrics(state.steps - 1, key=step_key)
     keep_settings(session)
-    return standing
+    return state
 
 
-def _standing(found: checkpoints.Checkpoint) -> Standing:
-    its, known = set(found.progress), {f.name for f in fields(Standing)}
+def _state_in(saved: checkpoints.Checkpoint) -> TrainingState:
+    its, known = set(saved.progress), {f.name for f in fields(TrainingState)}
     if its != known:
         raise CheckpointError(
-            f"{found.path}\n  reason: another version of rlpost took it: its progress has {sorted(its)},"
+            f"{saved.path}\n  reason: another version of rlpost took it: its progress has {sorted(its)},"
             f" this version's has {sorted(known)}\n"
             "  remedy: resume with the version that took it (versions.json names its commit), or start the run anew"
         )
-    return Standing(**found.progress)
+    return TrainingState(**saved.progress)
 
 
-def _check_lines(run_dir: RunDir, standing: Standing, counted: str) -> None:
+def _check_lines(run_dir: RunDir, state: TrainingState, step_key: str) -> None:
     """What was spent, and when to evaluate, is counted by the lines: none may be missing."""
-    lines = sum(line.get(counted, math.inf) < standing.steps for line in run_dir.read_metrics())
-    if lines != standing.steps:
+    lines = sum(line.get(step_key, math.inf) < state.steps for line in run_dir.read_metrics())
+    if lines != state.steps:
         raise CheckpointError(
-            f"{run_dir.metrics}\n  reason: it has the lines of {lines} steps ({counted}),"
-            f" and the checkpoint has taken {standing.steps}\n"
+            f"{run_dir.metrics}\n  reason: it has the lines of {lines} steps ({step_key}),"
+            f" and the checkpoint has taken {state.steps}\n"
             "  remedy: restore the file from a copy, or start the run anew"
         )
 
 
-def finish(session: Session, standing: Standing) -> None:
+def finish(session: Session, state: TrainingState) -> None:
     """Evaluate what was trained, and publish all that was measured."""
-    standing.evaluations["after"] = evaluate_stage(session, "after")
+    state.evaluations["after"] = evaluate_stage(session, "after")
     publish(
         session,
-        standing.evaluations,
+        state.evaluations,
         variants_of(session.cfg),
-        standing.steps,
-        standing.swap_seconds,
-        standing.logprob_gaps,
-        standing.canary_gaps,
+        state.steps,
+        state.swap_seconds,
+        state.logprob_gaps,
+        state.canary_gaps,
     )

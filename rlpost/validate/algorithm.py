@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
-from rlpost.config.schema import Config, EngineCorrection, KlEstimator, KlPlace, OldLogprobs, Rewards, Task
+from rlpost.config.schema import Config, KlEstimator, KlPlace, OldLogprobs, Rewards, RolloutIS, Task
 from rlpost.validate.environment import TRAINING
 
 
@@ -196,12 +196,12 @@ def _rewards(config: Config) -> Iterator[str]:
 
 def _old_logprobs(config: Config) -> Iterator[str]:
     algo = config.algo
-    if algo.old_logprobs is OldLogprobs.engine and algo.engine_correction is not EngineCorrection.none:
+    if algo.old_logprobs is OldLogprobs.engine and algo.rollout_is is not RolloutIS.none:
         yield refusal(
-            "algo.engine_correction",
-            algo.engine_correction.name,
+            "algo.rollout_is",
+            algo.rollout_is.name,
             "with algo.old_logprobs=engine the ratio itself is that of learner to engine",
-            "algo.engine_correction=none, or algo.old_logprobs=learner",
+            "algo.rollout_is=none, or algo.old_logprobs=learner",
         )
 
 
@@ -211,10 +211,10 @@ def _takes_turns(row: Algorithm) -> bool:
 
 
 def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config], Iterator[str]]:
-    """The check for task=ppo alone; other tasks do not read these settings."""
+    """The check for task=rl alone; other tasks do not read these settings."""
 
     def checked(config: Config) -> Iterator[str]:
-        if config.task is Task.ppo:
+        if config.task is Task.rl:
             yield from check(config)
 
     return checked

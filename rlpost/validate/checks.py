@@ -72,7 +72,7 @@ RANGES: dict[str, Range] = {
     "algo.entropy_coef": NOT_NEGATIVE,
     "algo.kl_coef": NOT_NEGATIVE,
     "algo.kl_step": POSITIVE_SHARE,
-    "algo.engine_correction_cap": Range(1, low_open=True),
+    "algo.rollout_is_cap": Range(1, low_open=True),
     "algo.max_refills": COUNT,
     "algo.reward_scale": POSITIVE,
     "algo.learning_rate": POSITIVE_SHARE,

@@ -23,7 +23,7 @@ def _budget(config: Config) -> Iterator[str]:
     amounts = config.budget.amounts
     if any(amount <= 0 for amount in amounts) or any(a >= b for a, b in pairwise(amounts)):
         yield refusal("budget.amounts", amounts, "they must be above 0 and rise", "give them in order")
-    if amounts and config.task not in (Task.ppo, Task.sft):
+    if amounts and config.task not in (Task.rl, Task.sft):
         yield refusal("budget.amounts", amounts, f"task={config.task.name} has no budget", "leave it out")
 
 

@@ -20,7 +20,7 @@ from rlpost.errors import RolloutError
 from rlpost.record.run_dir import evaluation_name, iteration_name
 from rlpost.rollout.env_threads import EnvThread
 
-TRAINING = (Task.ppo, Task.sft, Task.compare)
+TRAINING = (Task.rl, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
 _NAME_ONE = (
     "env=my_module:MyEnv, env=dataset or env=reasoning_gym:TASK, with train_variant= and eval_variants= where it has"
@@ -130,7 +130,7 @@ def _expert(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
             "sft.steps",
             config.sft.steps,
             f"the environment {config.env} has no expert answers to learn from",
-            f"sft.steps=0, or {give}" if config.task is Task.ppo else give,
+            f"sft.steps=0, or {give}" if config.task is Task.rl else give,
         )
 
 

@@ -37,7 +37,7 @@ class Finished:
     def lines(self) -> list[dict[str, Any]]:
         """The metrics of every RL iteration."""
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if line["stage"] == "ppo"]
+        return [line for line in lines if line["stage"] == "rl"]
 
     def episodes(self, name: str) -> list[Trajectory]:
         return read_trajectories(self.folder / "trajectories" / f"{name}.jsonl")

@@ -41,8 +41,8 @@ def attack(zero_stage: int, folder: Path) -> None:
         write_small_model(folder / "model"), Dtype.float32, cfg.lora, 0, roles.ROLES, None
     )
     held = bound_socket()
-    place = Rendezvous("127.0.0.1", port_of(held), 0, 1, held.detach())
-    backend = DeepSpeedBackend(model, cfg.learner, place)
+    rendezvous = Rendezvous("127.0.0.1", port_of(held), 0, 1, held.detach())
+    backend = DeepSpeedBackend(model, cfg.learner, rendezvous)
     update.sft_step(backend, examples_of(random_episodes(4)), cfg, 0)
     checkpoint, marker = folder / "checkpoint", folder / "run by the checkpoint"
     checkpoint.mkdir()

@@ -73,7 +73,7 @@ def _short_run(group: LearnerGroup) -> tuple[list[dict[str, float]], Adapter]:
     episodes = random_episodes(9)
     found = [group.sft_step(examples_of(episodes[:7]), 0)]
     group.set_reference()
-    found.append(group.ppo_update(episodes, 0))
+    found.append(group.update_rl(episodes, 0))
     return found, group.export(1)[0]
 
 
@@ -123,11 +123,11 @@ def test_two_ranks_equal_one(
 def _check_resume(group: LearnerGroup, folder: Path) -> None:
     group.save(folder)
     episodes = random_episodes(6, seed=5)
-    first = _without_seconds(group.ppo_update(episodes, 1))
+    first = _without_seconds(group.update_rl(episodes, 1))
     fingerprint = group.export(2)[0].fingerprint
     group.set_reference()  # spoils reference and optimizer, which `load` must mend
     group.load(folder)
-    assert _without_seconds(group.ppo_update(episodes, 1)) == first
+    assert _without_seconds(group.update_rl(episodes, 1)) == first
     assert group.export(2)[0].fingerprint == fingerprint
 
 
@@ -138,12 +138,12 @@ def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup]
     _short_run(group)
     group.save(tmp_path)
     episodes = random_episodes(6, seed=5)
-    expected = _without_seconds(group.ppo_update(episodes, 1))
+    expected = _without_seconds(group.update_rl(episodes, 1))
     adapter, canary = group.export(2)
     group.close()
     fresh = start(cfg)
     fresh.load(tmp_path)
-    assert _without_seconds(fresh.ppo_update(episodes, 1)) == expected
+    assert _without_seconds(fresh.update_rl(episodes, 1)) == expected
     again, canary_again = fresh.export(2)
     assert (again.fingerprint, canary_again) == (adapter.fingerprint, canary)
 
@@ -183,7 +183,7 @@ def test_a_dead_rank_is_named_and_close_leaves_no_process(start: Callable[[Confi
     group = start(cfg)
     os.kill(group.pids[1], signal.SIGKILL)
     with pytest.raises(LearnerError, match="learner rank"):
-        group.ppo_update(random_episodes(6), 0)
+        group.update_rl(random_episodes(6), 0)
     pids = list(group.pids)
     group.close()
     deadline = time.monotonic() + 30
@@ -235,6 +235,6 @@ def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name
         logprobs = [arm[0] for arm in every]
         chances.append(math.exp(logprobs[REWARDED]))
         drawn = dice.choices(range(VOCAB), [math.exp(x) for x in logprobs], k=96)
-        group.ppo_update(_arms(reward, logprobs, drawn), iteration)
+        group.update_rl(_arms(reward, logprobs, drawn), iteration)
     assert chances[0] < 0.2, chances
     assert chances[-1] > 0.8, chances

@@ -93,7 +93,7 @@ def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def iterations_done(folder: Path) -> int:
     path = folder / "metrics.jsonl"
-    return path.read_text().count('"stage": "ppo"') if path.is_file() else 0
+    return path.read_text().count('"stage": "rl"') if path.is_file() else 0
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms import objective
-from rlpost.algorithms.credit import Credit, assign_credit
+from rlpost.algorithms.credit import TrainingBatch, assign_credit
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoName, Config, EngineCorrection, KlEstimator, KlPlace, Rewards
+from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Rewards, RolloutIS
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from tests.learner_data import random_episodes, small_config, with_algorithm
 from tests.numerics.papers import PAPERS, Batch, Played, PlayedTurn, Token
@@ -51,16 +51,16 @@ class Numbers:
         self.new = (self.old + spread * new).requires_grad_()
         self.later = (self.value + later).requires_grad_()
 
-    def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[Credit, dict[str, float]]:
+    def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[TrainingBatch, dict[str, float]]:
         known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference}
-        scores = {name: known[name].float() for name in objective.passes_of(cfg.algo)}
+        scores = {name: known[name].float() for name in objective.roles_to_score(cfg.algo)}
         return assign_credit(episodes, scores, cfg)
 
-    def loss(self, credit: Credit, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
+    def loss(self, credit: TrainingBatch, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
         found = {POLICY: (self.new[slots], torch.ones(len(slots))), CRITIC: self.later[slots]}
-        passes = (POLICY, CRITIC) if TABLE[cfg.algo.name].critic else (POLICY,)
+        roles = (POLICY, CRITIC) if TABLE[cfg.algo.name].critic else (POLICY,)
         loss_of = objective.minibatch_loss(credit, episodes, cfg)
-        return loss_of({name: found[name] for name in passes}, slots)[0]
+        return loss_of({name: found[name] for name in roles}, slots)[0]
 
     def batch(self, episodes: Sequence[Trajectory], cfg: Config) -> Batch:
         """The same as plain floats for the papers' formulas."""
@@ -222,16 +222,16 @@ def test_process_supervision_by_hand() -> None:
     torch.testing.assert_close(credit.advantages_N, torch.tensor([0.0, 0, 1, 1, 0, 0]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [EngineCorrection.truncate, EngineCorrection.mask])
+@pytest.mark.parametrize("kind", [RolloutIS.truncate, RolloutIS.mask])
 @pytest.mark.parametrize("name", [AlgoName.ppo, AlgoName.rloo, AlgoName.gspo])
-def test_engine_weights_multiply_the_surrogate(name: AlgoName, kind: EngineCorrection) -> None:
+def test_rollout_is_weights_multiply_the_surrogate(name: AlgoName, kind: RolloutIS) -> None:
     """In the unit of the ratio: tokens, a whole episode's product, its geometric mean. With equal log-probs: 1."""
     cfg, episodes = _config(name), _episodes()
-    cfg.algo.engine_correction, cfg.algo.engine_correction_cap = kind, 1.5
+    cfg.algo.rollout_is, cfg.algo.rollout_is_cap = kind, 1.5
     numbers = Numbers(episodes)
     numbers.old = torch.tensor([x for t in episodes for turn in t.turns for x in turn.logprobs])
     credit, metrics = numbers.credit(episodes, cfg)
-    assert torch.equal(credit.engine_weights_N, torch.ones(len(numbers.old)))
+    assert torch.equal(credit.rollout_is_weights_N, torch.ones(len(numbers.old)))
     assert metrics["engine_weight_capped"] == 0.0
     gaps = 0.6 * torch.randn(len(numbers.old), generator=torch.Generator().manual_seed(4))
     numbers.old = numbers.old + gaps
@@ -243,11 +243,11 @@ def test_engine_weights_multiply_the_surrogate(name: AlgoName, kind: EngineCorre
         )
         expected += [w if w <= 1.5 else 1.5 for w in unit.exp().tolist()]
     weights = torch.tensor(expected)
-    if kind is EngineCorrection.mask:
+    if kind is RolloutIS.mask:
         weights = torch.where((weights < 1.5) & (weights >= 1 / 1.5), weights, 0.0)
-    torch.testing.assert_close(credit.engine_weights_N, weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(credit.rollout_is_weights_N, weights, rtol=1e-4, atol=1e-5)
     with_weights = replace(credit, advantages_N=credit.advantages_N * weights)
-    plain = replace(with_weights, engine_weights_N=torch.ones(len(weights)))
+    plain = replace(with_weights, rollout_is_weights_N=torch.ones(len(weights)))
     slots = torch.arange(len(weights))
     everyone = range(len(episodes))
     _equal(numbers.loss(credit, cfg, slots, everyone), numbers.loss(plain, cfg, slots, everyone), numbers)
@@ -285,10 +285,10 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         old = table.detach()[arms]
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32)}
-        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.passes_of(cfg.algo)}, cfg)
+        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_score(cfg.algo)}, cfg)
         found = {POLICY: (table[arms], torch.zeros(32)), CRITIC: value.expand(32)}
-        passes = {n: found[n] for n in objective.passes_of(cfg.algo)}
-        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(passes, torch.arange(32))
+        outputs = {n: found[n] for n in objective.roles_to_score(cfg.algo)}
+        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(outputs, torch.arange(32))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

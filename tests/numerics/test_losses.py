@@ -9,7 +9,7 @@ import torch
 
 from rlpost.algorithms import losses
 from rlpost.config.presets import Ratio, Surrogate
-from rlpost.config.schema import EngineCorrection, KlEstimator
+from rlpost.config.schema import KlEstimator, RolloutIS
 
 
 def _log(*probabilities: float) -> torch.Tensor:
@@ -97,12 +97,12 @@ def test_ratios_of_turns_and_episodes_by_hand() -> None:
 def test_engine_weights_by_hand() -> None:
     """Learner over engine 3, 1.5, 0.4 with cap 2: truncated to 2, 1.5, 0.4; masked to 0, 1.5, 0."""
     log_ratio = torch.tensor([3.0, 1.5, 0.4]).log()
-    kept, metrics = losses.engine_weights(log_ratio, EngineCorrection.truncate, 2.0)
+    kept, metrics = losses.rollout_is_weights(log_ratio, RolloutIS.truncate, 2.0)
     torch.testing.assert_close(kept, torch.tensor([2.0, 1.5, 0.4]))
     assert metrics["engine_weight_capped"].item() == pytest.approx(1 / 3)
     assert metrics["engine_weight_mean"].item() == pytest.approx(4.9 / 3)
     assert metrics["engine_weight_max"].item() == pytest.approx(3.0)
-    kept, metrics = losses.engine_weights(log_ratio, EngineCorrection.mask, 2.0)
+    kept, metrics = losses.rollout_is_weights(log_ratio, RolloutIS.mask, 2.0)
     torch.testing.assert_close(kept, torch.tensor([0.0, 1.5, 0.0]))
     assert metrics["engine_weight_capped"].item() == pytest.approx(2 / 3)
 
@@ -257,11 +257,11 @@ def test_far_divergences_are_finite_and_pull_back(estimator: KlEstimator, far: f
     assert torch.isfinite(losses.approx_kl(logprobs, torch.zeros(1), 1)["approx_kl"])
 
 
-@pytest.mark.parametrize("kind", [EngineCorrection.truncate, EngineCorrection.mask])
+@pytest.mark.parametrize("kind", [RolloutIS.truncate, RolloutIS.mask])
 @pytest.mark.parametrize("far", FAR)
-def test_far_engine_weights_are_finite(kind: EngineCorrection, far: float) -> None:
-    kept, metrics = losses.engine_weights(torch.tensor([far]), kind, 2.0)
-    assert kept.item() == (2.0 if far > 0 and kind is EngineCorrection.truncate else pytest.approx(0.0))
+def test_far_rollout_is_weights_are_finite(kind: RolloutIS, far: float) -> None:
+    kept, metrics = losses.rollout_is_weights(torch.tensor([far]), kind, 2.0)
+    assert kept.item() == (2.0 if far > 0 and kind is RolloutIS.truncate else pytest.approx(0.0))
     assert torch.isfinite(torch.stack(list(metrics.values()))).all()
 
 

@@ -299,7 +299,7 @@ class TestRefusedCompositions:
             ("seed=1.5", "seed=1.5", "give a whole number"),
             ("algo.whiten_advantages=3.5", "algo.whiten_advantages=3.5", "give true or false"),
             ("algo.kl=both", "algo.kl=both", "one of reward, loss, none"),
-            ("task=PPO", "task=PPO", "one of ppo, sft, dry_run, eval, compare, tiny_base"),
+            ("task=PPO", "task=PPO", "one of rl, sft, dry_run, eval, compare, tiny_base"),
             ("algo=3", "algo=3", "choose one of ppo, ppo_turn, grpo"),
             ("algo=gpro", "algo=gpro", "did you mean "),
             ("algo.name=dappo", "algo.name=dappo", "did you mean dapo"),
@@ -542,11 +542,11 @@ class TestValidate:
         assert "faces" not in str(e.value)
         assert "generalpoints" not in str(e.value)
 
-    @pytest.mark.parametrize("task", ["ppo", "sft", "compare"])
+    @pytest.mark.parametrize("task", ["rl", "sft", "compare"])
     def test_supervised_steps_without_an_expert_are_refused(self, task: str, scored: str) -> None:
         told = refused_data_set(scored, f"task={task}", "sft.steps=3")
         assert "sft.steps=3\n  reason: the environment dataset has no expert answers to learn from" in told
-        assert ("remedy: sft.steps=0, or give it some" in told) == (task == "ppo")
+        assert ("remedy: sft.steps=0, or give it some" in told) == (task == "rl")
         assert "env_args.expert=FIELD" in told
         assert not refused_data_set(scored, "sft.steps=0")
         assert not refused_data_set(scored, "sft.steps=3", "env_args.expert=answer")
@@ -555,7 +555,7 @@ class TestValidate:
     def test_a_data_set_without_variants_is_told_of_none_that_nobody_wrote(self, scored: str) -> None:
         assert not refused_data_set(scored, "sft.steps=0")
         plain = Path(scored).with_name("plain.yaml")
-        plain.write_text("task: ppo\n")
+        plain.write_text("task: rl\n")
         told = refused_data_set(scored, experiment=str(plain))
         assert "dataset has no such variant; faces_10 is the default, of generalpoints\n" in told
         assert "choose from default" in told
@@ -753,7 +753,7 @@ class TestCommandLine:
         module = type(sys)("stand_in")
         module.go = called.append  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "stand_in", module)
-        monkeypatch.setitem(run.ENTRY_POINTS, Task.ppo, "stand_in:go")
+        monkeypatch.setitem(run.ENTRY_POINTS, Task.rl, "stand_in:go")
         config = composed()
         run.dispatch(config)
         assert called == [config]

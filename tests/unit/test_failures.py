@@ -22,7 +22,7 @@ from rlpost.record.summary import unplayed
 from rlpost.tasks.evaluate import evaluate
 from rlpost.tasks.rl import _iterate
 from rlpost.tasks.stall import Stall
-from rlpost.tasks.training_state import Standing
+from rlpost.tasks.training_state import TrainingState
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn
 
@@ -151,4 +151,4 @@ def test_a_run_whose_episodes_all_broke_ends_before_the_update(tmp_path: Path) -
     cfg, run_dir = Config(), RunDir.create(tmp_path / "run", "name", 0, "")
     session: Any = SimpleNamespace(cfg=cfg, clock=Clock(), run_dir=run_dir, pool=Pool(played(0, 8, 0)))
     with pytest.raises(RolloutError, match=r"iteration 1 \(its episodes: .*iteration-000000.jsonl\)"):
-        _iterate(session, Standing(), Stall(cfg.algo))
+        _iterate(session, TrainingState(), Stall(cfg.algo))

@@ -107,7 +107,7 @@ def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path:
         run.append_metrics({"stage": "sft", "step": 29, "loss": 2.0})
         run.append_metrics({"stage": "warm", "seconds/total": 1.0})
         for i in range(1, iterations + 1):
-            run.append_metrics({"stage": "ppo", "iteration": i, "reward": i / 3})
+            run.append_metrics({"stage": "rl", "iteration": i, "reward": i / 3})
             run.append_metrics({"stage": iteration_name(i), "seconds/total": 1.0})
             run.write_trajectories(iteration_name(i), [episode(turn(), index=i)])
             run.write_trajectories(

@@ -67,10 +67,10 @@ def test_each_task_takes_the_steps_of_its_own() -> None:
     cfg = Config()
     cfg.algo.iterations, cfg.sft.steps = 7, 5
     found = {}
-    for cfg.task in (Task.ppo, Task.sft, Task.eval):
+    for cfg.task in (Task.rl, Task.sft, Task.eval):
         found[cfg.task] = steps_of(cfg)
-    assert found == {Task.ppo: 7, Task.sft: 5, Task.eval: None}
-    cfg.task, cfg.budget.amounts = Task.ppo, [1.0]
+    assert found == {Task.rl: 7, Task.sft: 5, Task.eval: None}
+    cfg.task, cfg.budget.amounts = Task.rl, [1.0]
     assert steps_of(cfg) is None, "a budget ends it, whatever the count"
 
 

@@ -20,7 +20,7 @@ from rlpost.rollout.pool import PoolSwapReport
 from rlpost.tasks import rl, training_state
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, publish
-from rlpost.tasks.training_state import Standing
+from rlpost.tasks.training_state import TrainingState
 from rlpost.types import EpisodeSpec, Trajectory
 from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
@@ -42,7 +42,7 @@ class Learner:
         self.run_dir, self.breaks, self.saved = run_dir, -1, list[int]()
         self.now_ns = 0
 
-    def ppo_update(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
         if iteration == self.breaks:
             raise LearnerError("the gradient is not finite")
         return {"seconds_logprobs": 0.0, "seconds_update": 0.0}
@@ -68,7 +68,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     run_dir = RunDir.create(tmp_path / "run", "name", 0, to_yaml(cfg))
     learner = Learner(run_dir)
     report = SimpleNamespace(metrics=dict)
-    monkeypatch.setattr(training_state, "swap", lambda session, standing: report)
+    monkeypatch.setattr(training_state, "swap", lambda session, state: report)
     told, tracker = SimpleNamespace(stage=silent, iteration=silent), SimpleNamespace(log=silent)
     parts: dict[str, Any] = {"chat": None, "console": None, "pool": Pool(), "tracker": tracker}
     return Session(
@@ -83,10 +83,10 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     )
 
 
-def trained(session: Session, last: int) -> Standing:
-    standing = Standing()
-    rl._train(session, Schedule(session.cfg, last, TINY), standing)
-    return standing
+def trained(session: Session, last: int) -> TrainingState:
+    state = TrainingState()
+    rl._train(session, Schedule(session.cfg, last, TINY), state)
+    return state
 
 
 def test_the_episodes_that_break_an_update_are_on_disk_and_a_resumed_run_plays_them_again(
@@ -97,7 +97,7 @@ def test_the_episodes_that_break_an_update_are_on_disk_and_a_resumed_run_plays_t
         trained(session, 3)
     breaking = session.run_dir.trajectories_file("iteration-000002")
     assert breaking.read_bytes().count(b"\n") == 4
-    assert training_state.take_up(session, "iteration", live=False).steps == 2
+    assert training_state.resume(session, "iteration", live=False).steps == 2
     assert not breaking.exists()
 
 
@@ -125,10 +125,10 @@ def test_a_checkpoint_of_another_version_is_refused_by_what_differs(session: Ses
     mark = newest / "progress.json"
     mark.write_text(mark.read_text().replace('"canary_gaps"', '"gaps"'))
     with pytest.raises(CheckpointError, match=r"another version of rlpost .*'gaps'.*'canary_gaps'"):
-        training_state.take_up(session, "iteration", live=False)
+        training_state.resume(session, "iteration", live=False)
 
 
-@pytest.mark.parametrize("broken", ["load", "go_live", "lines"])
+@pytest.mark.parametrize("broken", ["load", "sync_weights", "lines"])
 def test_a_resume_that_fails_leaves_a_finished_runs_results(
     session: Session, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,10 +145,10 @@ def test_a_resume_that_fails_leaves_a_finished_runs_results(
 
     if broken == "load":
         session.learner.load = fails  # type: ignore[method-assign]
-    if broken == "go_live":
-        monkeypatch.setattr(training_state, "go_live", fails)
+    if broken == "sync_weights":
+        monkeypatch.setattr(training_state, "sync_weights", fails)
     with pytest.raises((LearnerError, CheckpointError)):
-        training_state.take_up(session, "iteration", live=True)
+        training_state.resume(session, "iteration", live=True)
     assert {path: path.read_bytes() for path in session.run_dir.path.rglob("*") if path.is_file()} == before
     assert evaluation in before
 
@@ -156,7 +156,7 @@ def test_a_resume_that_fails_leaves_a_finished_runs_results(
 def test_loading_a_checkpoint_is_a_part_of_the_start(session: Session) -> None:
     trained(session, 2)
     session.clock.lap()
-    training_state.take_up(session, "iteration", live=False)
+    training_state.resume(session, "iteration", live=False)
     lap = session.clock.lap()
     assert (lap["seconds/start"], lap["seconds/other"]) == (7.0, 0.0)
 
@@ -167,11 +167,11 @@ def test_what_a_resume_changes_is_kept_for_the_next_one_and_told(
     session.console = Console(width=200)
     session.cfg.output_dir = session.cfg.resume = None
     trained(session, 2)
-    training_state.take_up(session, "iteration", live=False)
+    training_state.resume(session, "iteration", live=False)
     assert capsys.readouterr().out == "", "nothing was changed"
     folder = session.run_dir.path
     session.cfg = compose([f"resume={folder}", "algo.iterations=100", "tracking.wandb=disabled"])
-    training_state.take_up(session, "iteration", live=False)
+    training_state.resume(session, "iteration", live=False)
     told = capsys.readouterr().out
     assert "algo.iterations=100 (was 40)" in told
     assert 'tracking.wandb="disabled" (was "auto")' in told
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     session.console = Console(width=200)
     trained(session, 4)
     (session.run_dir.checkpoints / "iteration-000004" / "weights").write_text("bytes that nobody wrote")
-    assert training_state.take_up(session, "iteration", live=False).steps == 2
+    assert training_state.resume(session, "iteration", live=False).steps == 2
     assert (
         "iteration-000004 is damaged; iteration-000002 is taken instead"
         in capsys.readouterr().out.replace("\n", "")
@@ -235,7 +235,7 @@ def test_a_record_without_the_line_of_a_step_is_refused(session: Session) -> Non
     first, _ = session.run_dir.metrics.read_bytes().splitlines(keepends=True)
     session.run_dir.metrics.write_bytes(first)
     with pytest.raises(CheckpointError, match=r"the lines of 1 steps \(iteration\).* has taken 2\n"):
-        training_state.take_up(session, "iteration", live=False)
+        training_state.resume(session, "iteration", live=False)
 
 
 def test_gaps_of_sampled_tokens_and_of_canaries_have_two_names(
@@ -244,18 +244,18 @@ def test_gaps_of_sampled_tokens_and_of_canaries_have_two_names(
     """An iteration measures both; a supervised run's swaps only the canary's, and its other mean is null."""
     monkeypatch.undo()  # the real swap
     report = PoolSwapReport(1, modules_bound=4, canary_gap=0.25, rounding_loss=0.0, seconds=0.1)
-    monkeypatch.setattr(training_state, "go_live", lambda session, version: report)
-    update = session.learner.ppo_update
-    monkeypatch.setattr(session.learner, "ppo_update", lambda *a: {**update(*a), "logprob_gap": 0.5})
-    rl, sft = trained(session, 2), Standing()
+    monkeypatch.setattr(training_state, "sync_weights", lambda session, version: report)
+    update = session.learner.update_rl
+    monkeypatch.setattr(session.learner, "update_rl", lambda *a: {**update(*a), "logprob_gap": 0.5})
+    rl, sft = trained(session, 2), TrainingState()
     training_state.swap(session, sft)
     assert (rl.logprob_gaps, rl.canary_gaps) == ([0.5, 0.5], [0.25, 0.25])
     assert (sft.logprob_gaps, sft.canary_gaps) == ([], [0.25])
     session.console, session.progress.close = Console(), silent  # type: ignore[method-assign]
     session.pool.restarts = 0
     monkeypatch.setattr("rlpost.tasks.session.write_report", lambda run_dir, own_code: run_dir.report)
-    for standing, expected in ((rl, (0.5, 0.25)), (sft, (None, 0.25))):
-        publish(session, {}, {}, 2, standing.swap_seconds, standing.logprob_gaps, standing.canary_gaps)
+    for state, expected in ((rl, (0.5, 0.25)), (sft, (None, 0.25))):
+        publish(session, {}, {}, 2, state.swap_seconds, state.logprob_gaps, state.canary_gaps)
         written = session.run_dir.read_summary()
         assert written is not None
         assert (written["logprob_gap_mean"], written["canary_gap_mean"]) == expected

@@ -27,7 +27,7 @@ from tests.learner_data import write_small_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-PLAYING = (Task.ppo, Task.sft, Task.eval, Task.compare, Task.dry_run)
+PLAYING = (Task.rl, Task.sft, Task.eval, Task.compare, Task.dry_run)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def llama(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def config(task: Task = Task.ppo, lora: LoraConfig = LORA, adapter: Path | None = None) -> Config:
+def config(task: Task = Task.rl, lora: LoraConfig = LORA, adapter: Path | None = None) -> Config:
     return Config(
         task=task,
         model="small",
@@ -172,7 +172,7 @@ def test_an_adapter_of_some_blocks_is_taken_where_it_says_so(
     adapter = adapted(replace(LORA, target_modules="q_proj,v_proj"), layers_to_transform=[1])
     check_model(config(Task.eval, adapter=adapter), small)
     with pytest.raises(AdapterError, match=r"differ in model\.layers\.0\.self_attn\.q_proj"):
-        check_model(config(Task.ppo, replace(LORA, target_modules="q_proj,v_proj"), adapter), small)
+        check_model(config(Task.rl, replace(LORA, target_modules="q_proj,v_proj"), adapter), small)
 
 
 def test_an_adapter_by_a_regular_expression_or_with_exceptions_is_taken(
@@ -195,7 +195,7 @@ def test_an_adapter_of_the_head_or_the_embeddings_is_refused(
         check_model(config(task, replace(LORA, target_modules="q_proj"), adapter), small)
 
 
-@pytest.mark.parametrize("task", [Task.ppo, Task.sft, Task.compare])
+@pytest.mark.parametrize("task", [Task.rl, Task.sft, Task.compare])
 def test_training_names_the_modules_that_the_start_has(
     task: Task, small: Path, adapted: Callable[..., Path]
 ) -> None:

@@ -76,46 +76,46 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
         return _init(cfg, cell, folder)
     # While the comparison's own settings tell what was named.
     algorithm = cfg if cell.arm == SFT else with_algorithm(cfg, AlgoName[cell.arm])
-    found = _common(algorithm, cell, folder)
-    found.eval.start = False  # the same for all arms: init has it
+    cell_cfg = _common(algorithm, cell, folder)
+    cell_cfg.eval.start = False  # the same for all arms: init has it
     if cfg.sft.steps:
-        found.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
+        cell_cfg.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
     if cell.arm == SFT:
-        found.task = Task.sft
-        found.sft.steps, found.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
-        found.tracking.checkpoint_every *= SFT_CHECKPOINTS
+        cell_cfg.task = Task.sft
+        cell_cfg.sft.steps, cell_cfg.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
+        cell_cfg.tracking.checkpoint_every *= SFT_CHECKPOINTS
     else:
-        found.task, found.sft.steps = Task.ppo, 0
+        cell_cfg.task, cell_cfg.sft.steps = Task.rl, 0
     if cell.arm == reference_arm(cfg):
-        found.eval.every = cfg.algo.iterations // cfg.compare.points
+        cell_cfg.eval.every = cfg.algo.iterations // cfg.compare.points
     else:
-        found.algo.iterations = AT_MOST * cfg.algo.iterations
-        found.budget = BudgetConfig(cfg.compare.match_on, list(amounts))
-    return found
+        cell_cfg.algo.iterations = AT_MOST * cfg.algo.iterations
+        cell_cfg.budget = BudgetConfig(cfg.compare.match_on, list(amounts))
+    return cell_cfg
 
 
 def _init(cfg: Config, cell: CellPlan, folder: Path) -> Config:
     """The warm start; without one, an evaluation of what the arms start from."""
-    found = _common(cfg, cell, folder)
-    found.task = Task.sft if cfg.sft.steps else Task.eval
-    found.eval.start = cell.seed == cfg.compare.seeds[0]  # the bare model is the same for every seed
-    return found
+    cell_cfg = _common(cfg, cell, folder)
+    cell_cfg.task = Task.sft if cfg.sft.steps else Task.eval
+    cell_cfg.eval.start = cell.seed == cfg.compare.seeds[0]  # the bare model is the same for every seed
+    return cell_cfg
 
 
 def _common(cfg: Config, cell: CellPlan, folder: Path) -> Config:
-    found = copy.deepcopy(cfg)
-    found.name, found.seed = f"{cfg.name}-{cell.name}", cell.seed
-    found.output_dir, found.resume = str(run_dir_of(folder, cell.name)), None
-    found.compare, found.eval.every = CompareConfig(), 0
-    return found
+    cell_cfg = copy.deepcopy(cfg)
+    cell_cfg.name, cell_cfg.seed = f"{cfg.name}-{cell.name}", cell.seed
+    cell_cfg.output_dir, cell_cfg.resume = str(run_dir_of(folder, cell.name)), None
+    cell_cfg.compare, cell_cfg.eval.every = CompareConfig(), 0
+    return cell_cfg
 
 
 def with_algorithm(cfg: Config, name: AlgoName) -> Config:
     """`cfg` under another algorithm, whose defaults take the place of the old one's; what was named stays."""
-    found, new = copy.deepcopy(cfg), defaults_under(name)
+    changed, new = copy.deepcopy(cfg), defaults_under(name)
     changing = TABLE[cfg.algo.name].defaults.keys() | TABLE[name].defaults.keys()
     for key in changing - set(cfg.compare.named):
         group, _, setting = key.partition(".")
-        setattr(getattr(found, group), setting, getattr(getattr(new, group), setting))
-    found.algo.name = name
-    return found
+        setattr(getattr(changed, group), setting, getattr(getattr(new, group), setting))
+    changed.algo.name = name
+    return changed

@@ -1,11 +1,11 @@
 """One frozen base with low-rank adapters: `policy`, and maybe `critic` (with a value head) and `reference`.
 
-    input ids ─▶ base body with one adapter ─▶ hidden states ─▶ head at counted tokens ─▶ log-probs, entropy
+    input ids ─▶ base body with one adapter ─▶ hidden states ─▶ head at loss tokens ─▶ log-probs, entropy
                                                             └▶ value head             ─▶ values
 
 Which adapter is active is chosen per pass. Adapters are held in float32 whatever the base's dtype (they are
 their own master weights) and cast at use: by the fused layers, or by autocast where those do not apply.
-Shapes: T packed tokens, N counted tokens, H hidden size.
+Shapes: T packed tokens, N loss tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Head(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """The learner's whole model. `forward` runs the passes asked for over one micro-batch."""
+    """The learner's whole model. `forward` runs the given roles over one micro-batch."""
 
     def __init__(
         self, base: PreTrainedModel, config: PeftLoraConfig, seed: int, adapters: Sequence[str]
@@ -167,26 +167,26 @@ class ActorCritic(nn.Module):
             if can_fuse(layer):
                 layer.forward = partial(_fused_forward, Projections(layer))
 
-    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
-        """`passes` of POLICY -> (log-probs, entropy), REFERENCE -> log-probs, CRITIC -> values, each (N,) float32.
+    def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> dict[str, Any]:
+        """By role: POLICY -> (log-probs, entropy), REFERENCE -> log-probs, CRITIC -> values, each (N,) float32.
 
         The reference is the adapter of that name, or the bare base if there is none.
         """
         device = batch.input_ids_T.device.type
-        found: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
         mixed = self.dtype == torch.bfloat16 and not self.fused
         with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
-            if POLICY in passes:
-                found[POLICY] = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
-            if REFERENCE in passes:
+            if POLICY in roles:
+                outputs[POLICY] = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
+            if REFERENCE in roles:
                 hidden_NH = self._hidden(REFERENCE if self.has_reference else None, batch)
-                found[REFERENCE] = self.head(hidden_NH, batch.targets_N, temperature)[0]
-            if CRITIC in passes:
+                outputs[REFERENCE] = self.head(hidden_NH, batch.targets_N, temperature)[0]
+            if CRITIC in roles:
                 hidden_NH = self._hidden(CRITIC, batch)
                 assert self.value_head is not None, "only a critic has values"
                 with torch.autocast(device, enabled=False):
-                    found[CRITIC] = self.value_head(hidden_NH.float()).squeeze(-1)
-        return found
+                    outputs[CRITIC] = self.value_head(hidden_NH.float()).squeeze(-1)
+        return outputs
 
     def _hidden(self, adapter: str | None, batch: MicroBatch) -> Tensor:
         with self.using(adapter):
@@ -195,8 +195,8 @@ class ActorCritic(nn.Module):
     def parameters_of(self, adapter: str) -> list[nn.Parameter]:
         """The adapter's parameters, none if there is no such adapter; the critic's include the value head."""
         head = self.value_head if adapter == CRITIC else None
-        found = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
-        return found if head is None else [*found, *head.parameters()]
+        parameters = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
+        return parameters if head is None else [*parameters, *head.parameters()]
 
     def freeze_reference(self) -> None:
         """Copy the policy, as it is, into the reference adapter."""

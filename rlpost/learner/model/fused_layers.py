@@ -90,8 +90,8 @@ def fuse_layers(body: Any) -> bool:
     if body.config.model_type not in ("llama", "qwen2", "qwen3") or body.config.hidden_act != "silu":
         return False
     for layer in body.layers:
-        found = [getattr(layer.self_attn, n, None) or getattr(layer.mlp, n, None) for n in linears]
-        if type(layer).__name__ not in FAMILIES or not all(can_fuse(m) for m in found):
+        projections = [getattr(layer.self_attn, n, None) or getattr(layer.mlp, n, None) for n in linears]
+        if type(layer).__name__ not in FAMILIES or not all(can_fuse(m) for m in projections):
             return False
     for layer in body.layers:
         layer.forward = partial(_layer_forward, layer, _Parts.of(layer))

@@ -43,7 +43,7 @@ class Segment:
         """Position of the first token in its sequence."""
         return self.behind.length if self.behind is not None else 0
 
-    def place(self, position: int) -> int:
+    def packed_index(self, position: int) -> int:
         """Where the token at `position` of the sequence lies among the packed ones."""
         if self.behind is not None and position < self.first:
             return self.behind.start + position

@@ -33,20 +33,20 @@ class Row:
     mask: Sequence[int]
 
     @property
-    def counted(self) -> int:
+    def loss_tokens(self) -> int:
         return sum(self.mask)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of one pass. T packed tokens (the last token of a row is a target only), N counted tokens."""
+    """Tensors of one pass. T packed tokens (the last token of a row is a target only), N loss tokens."""
 
     input_ids_T: Tensor
     positions_T: Tensor
     layout: Layout  # who sees whom
     columns_N: Tensor  # where the hidden state lies that predicts the token: that of the token before it
     targets_N: Tensor  # the token itself
-    slots_N: Tensor  # its place in the flat numbering of the whole batch
+    slots_N: Tensor  # its index in the flat numbering of the whole batch
 
     def to(self, device: torch.device) -> MicroBatch:
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -60,7 +60,7 @@ def check_rows(rows: Sequence[Row], budget: int) -> None:
     for i, row in enumerate(rows):
         if len(row.token_ids) != len(row.mask):
             raise LearnerError(f"row {i}: {len(row.token_ids)} tokens but a mask of {len(row.mask)}")
-        if not row.counted:
+        if not row.loss_tokens:
             raise LearnerError(
                 f"row {i}: no token of its {len(row.mask)} is to be learnt; leave such rows out"
             )
@@ -138,14 +138,14 @@ def _fill(largest_first: Sequence[Group], lengths: Sequence[int], budget: int) -
 
 
 def slot_starts(rows: Sequence[Row]) -> list[int]:
-    """Where each row's counted tokens begin in the flat numbering; one more entry gives the total."""
-    return list(accumulate((row.counted for row in rows), initial=0))
+    """Where each row's loss tokens begin in the flat numbering; one more entry gives the total."""
+    return list(accumulate((row.loss_tokens for row in rows), initial=0))
 
 
 def collate(rows: Sequence[Row], starts: Sequence[int], groups: Sequence[Group]) -> MicroBatch:
-    """Tensors of the rows in `groups`; with none, one padding token and nothing counted (weight zero)."""
+    """Tensors of the rows in `groups`; with none, one padding token and no loss token (weight zero)."""
     tokens, segments = list[int](), list[Segment]()
-    places: list[tuple[int, int, int]] = []
+    columns_targets_slots: list[tuple[int, int, int]] = []
 
     def add(more: Sequence[int], behind: Segment | None) -> Segment:
         segments.append(Segment(len(tokens), len(more), behind))
@@ -157,10 +157,12 @@ def collate(rows: Sequence[Row], starts: Sequence[int], groups: Sequence[Group])
         for i in group.members:
             row = rows[i]
             own = add(row.token_ids[group.prefix : -1], shared)
-            counted = [t for t, learnt in enumerate(row.mask) if learnt]
-            places += [(own.place(t - 1), row.token_ids[t], starts[i] + k) for k, t in enumerate(counted)]
+            targets = [t for t, in_loss in enumerate(row.mask) if in_loss]
+            columns_targets_slots += [
+                (own.packed_index(t - 1), row.token_ids[t], starts[i] + k) for k, t in enumerate(targets)
+            ]
     if not tokens:
         add([PADDING_ID], None)
-    columns = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
+    by_field = torch.tensor(columns_targets_slots, dtype=torch.long).reshape(-1, 3).unbind(1)
     positions_T = torch.cat([torch.arange(s.first, s.first + s.length) for s in segments])
-    return MicroBatch(torch.tensor(tokens), positions_T, Layout.of(segments), *columns)
+    return MicroBatch(torch.tensor(tokens), positions_T, Layout.of(segments), *by_field)

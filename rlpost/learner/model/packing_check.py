@@ -26,7 +26,7 @@ _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest entr
 
 
 def hidden_states(body: Any, batch: MicroBatch) -> Tensor:
-    """Last hidden states (N, H) at the positions that stand just before the counted tokens."""
+    """Last hidden states (N, H) at the positions that stand just before the loss tokens."""
     hidden_1TH = body(
         input_ids=batch.input_ids_T[None],
         position_ids=batch.positions_T[None],

@@ -50,21 +50,21 @@ class _Node:
 
     def best(self, worthwhile: int) -> _Choice:
         """Kids that save less by their own groups than by joining here join; the others stay as they are."""
-        found, joining = _Choice(), []
+        choice, joining = _Choice(), []
         for kid in self.kids:
             rows = kid.rows()
             if self.depth >= worthwhile and kid.saved < self.depth * len(rows):
                 joining += rows
             else:
-                found.saved += kid.saved
-                found.groups += kid.groups
-                found.alone += kid.alone
+                choice.saved += kid.saved
+                choice.groups += kid.groups
+                choice.alone += kid.alone
         if len(joining) > 1:
-            found.saved += self.depth * (len(joining) - 1)
-            found.groups.append(Group(self.depth, tuple(sorted(joining))))
+            choice.saved += self.depth * (len(joining) - 1)
+            choice.groups.append(Group(self.depth, tuple(sorted(joining))))
         else:
-            found.alone += joining
-        return found
+            choice.alone += joining
+        return choice
 
 
 def share_prefixes(
@@ -87,8 +87,8 @@ def share_prefixes(
         if stack[-1].depth < common:
             stack.append(_Node(common))
         stack[-1].kids.append(choice)
-    found = stack[0].best(worthwhile)
-    return sorted(found.groups + [Group(0, (i,)) for i in found.alone], key=lambda g: g.members)
+    best = stack[0].best(worthwhile)
+    return sorted(best.groups + [Group(0, (i,)) for i in best.alone], key=lambda g: g.members)
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -76,7 +76,7 @@ def write_record(path: Path, cfg: Config) -> None:
     run_dir = RunDir.create(path, "fake", cfg.seed, to_yaml(cfg))
     if cfg.eval.start:
         evaluate(run_dir, cfg, "before")
-    if cfg.task is Task.ppo:
+    if cfg.task is Task.rl:
         _train(run_dir, cfg, cfg.algo.iterations, "iteration", ITERATION, iteration_name, _play)
     elif cfg.task is Task.sft:
         _train(run_dir, cfg, cfg.sft.steps, "step", STEP, step_name, _show)

@@ -91,7 +91,7 @@ def test_one_group_serves_two_ranks() -> None:
 
 
 def test_collate_by_hand() -> None:
-    """Rows 0 and 2 share 1 2 3; 9 8 stand alone. Hidden states one before each counted token; 5 is a target only."""
+    """Rows 0 and 2 share 1 2 3; 9 8 stand alone. Hidden states one before each loss token; 5 is a target only."""
     rows = [
         Row([1, 2, 3, 4, 5], [0, 0, 1, 1, 1]),
         Row([9, 8], [0, 1]),

@@ -12,10 +12,10 @@ from rlpost.learner.learner import adapters_for
 @pytest.mark.parametrize(
     ("task", "algo", "kl", "reference", "expected"),
     [
-        (Task.ppo, AlgoName.ppo, KlPlace.reward, Reference.start, (POLICY, CRITIC, REFERENCE)),
-        (Task.ppo, AlgoName.ppo_turn, KlPlace.none, Reference.start, (POLICY, CRITIC)),
-        (Task.ppo, AlgoName.grpo, KlPlace.loss, Reference.start, (POLICY, REFERENCE)),
-        (Task.ppo, AlgoName.grpo, KlPlace.loss, Reference.base, (POLICY,)),
+        (Task.rl, AlgoName.ppo, KlPlace.reward, Reference.start, (POLICY, CRITIC, REFERENCE)),
+        (Task.rl, AlgoName.ppo_turn, KlPlace.none, Reference.start, (POLICY, CRITIC)),
+        (Task.rl, AlgoName.grpo, KlPlace.loss, Reference.start, (POLICY, REFERENCE)),
+        (Task.rl, AlgoName.grpo, KlPlace.loss, Reference.base, (POLICY,)),
         (Task.sft, AlgoName.ppo, KlPlace.reward, Reference.start, (POLICY,)),
     ],
 )

@@ -23,12 +23,12 @@ from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 held, host = bound_socket(), sys.argv[1]
 port, child = port_of(held), os.fork()
 if child:
-    place = Rendezvous(host, port, 0, 2, held.detach())
+    rendezvous = Rendezvous(host, port, 0, 2, held.detach())
 else:
     held.close()
-    place = Rendezvous(host, port, 1, 2)
-_join(place, LearnerConfig(timeout_s=60), torch.device("cpu"))
-total = torch.ones(1) * (place.rank + 1)
+    rendezvous = Rendezvous(host, port, 1, 2)
+_join(rendezvous, LearnerConfig(timeout_s=60), torch.device("cpu"))
+total = torch.ones(1) * (rendezvous.rank + 1)
 dist.all_reduce(total)
 assert total.item() == 3
 dist.destroy_process_group()

@@ -33,24 +33,26 @@ from tests.learner_data import (
 
 
 class PlainBackend:
-    """One rank, plain gradient descent; keeps each step's gradients and rates."""
+    """One rank, plain gradient descent; keeps each step's gradients and learning_rates."""
 
     def __init__(self, model: ActorCritic, cfg: Config) -> None:
-        self.model, self.cfg, self.place = model, cfg.learner, SimpleNamespace(world=1, rank=0)
+        self.model, self.cfg, self.rendezvous = model, cfg.learner, SimpleNamespace(world_size=1, rank=0)
         self.steps: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
 
     def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
         return self.model(batch, passes, temperature)
 
-    def step(self, losses: Iterable[torch.Tensor], count: int, rates: dict[str, float], where: str) -> Any:
+    def step(
+        self, losses: Iterable[torch.Tensor], count: int, learning_rates: dict[str, float], where: str
+    ) -> Any:
         self.model.zero_grad()
         assert sum(1 for loss in losses if loss.backward() is None) == count
         grads = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-        self.steps.append((grads, rates))
-        for name, rate in rates.items():
+        self.steps.append((grads, learning_rates))
+        for name, rate in learning_rates.items():
             for p in self.model.parameters_of(name):
                 p.data -= rate * (p.grad if p.grad is not None else 0.0)
-        return {name: 1.0 for name, rate in rates.items() if rate > 0}
+        return {name: 1.0 for name, rate in learning_rates.items() if rate > 0}
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -149,7 +151,7 @@ def test_the_first_step_has_the_gradient_of_the_whole_batch(
     cfg.algo.gamma, cfg.algo.gae_lambda, cfg.learner.micro_batch_tokens = 0.9, 0.8, budget
     backend, episodes = _backend(folder, cfg), random_episodes(5)
     expected = _witness(backend.model, episodes, cfg)
-    update.ppo_update(backend, episodes, cfg, 0)
+    update.update_rl(backend, episodes, cfg, 0)
     (critic, critic_rates), (policys, policy_rates) = backend.steps
     assert not set(critic) & set(policys)
     assert critic_rates == {POLICY: 0.0, CRITIC: cfg.algo.critic_learning_rate}
@@ -169,7 +171,7 @@ def test_metrics_of_the_first_step(folder: Path, cfg: Config) -> None:
     logprobs, entropy = torch.cat([mine for mine, _, _ in parts]).T
     reference = torch.cat([reference for _, reference, _ in parts])
     broken = [*random_episodes(1, 9, Ending.ENV_ERROR), *random_episodes(1, 8, Ending.ENV_TIMEOUT)]
-    metrics = update.ppo_update(backend, [*episodes, *broken], cfg, 0)
+    metrics = update.update_rl(backend, [*episodes, *broken], cfg, 0)
     gap = (sampling - logprobs).abs()
     ratio = (reference - logprobs).exp()
     assert metrics["logprob_gap"] == pytest.approx(gap.mean().item(), rel=1e-4)
@@ -198,7 +200,7 @@ def test_tokens_are_those_that_the_passes_computed(folder: Path, cfg: Config) ->
         return plain(batch, passes, temperature)
 
     backend.forward = forward  # type: ignore[method-assign]
-    metrics = update.ppo_update(backend, twins, cfg, 0)
+    metrics = update.update_rl(backend, twins, cfg, 0)
     assert metrics["tokens/scored"] == computed[False]
     assert metrics["tokens/trained"] == computed[True]
     rows = sum(len(episode.token_ids) - 1 for episode in twins)
@@ -211,10 +213,10 @@ def test_critic_warm_up_leaves_the_policy_alone(folder: Path, cfg: Config) -> No
     cfg.algo.critic_warmup, cfg.algo.warmup_steps, cfg.algo.minibatches = 1, 4, 2
     backend, episodes = _backend(folder, cfg), random_episodes(5)
     before = backend.model.adapter_tensors(POLICY)
-    metrics = update.ppo_update(backend, episodes, cfg, 0)
+    metrics = update.update_rl(backend, episodes, cfg, 0)
     assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(POLICY).items())
     assert "policy_loss" not in metrics
-    update.ppo_update(backend, episodes, cfg, 1)
+    update.update_rl(backend, episodes, cfg, 1)
     full = (cfg.algo.learning_rate, cfg.algo.critic_learning_rate)
     shares = [s for _, r in backend.steps for s in (r[POLICY] / full[0], r[CRITIC] / full[1])]
     assert shares == pytest.approx([0, 0.25, 0, 0.5, 0.25, 0.75, 0.5, 1.0])
@@ -232,7 +234,7 @@ def test_no_reference_pass_without_kl(folder: Path, cfg: Config) -> None:
     cfg.algo.kl = KlPlace.none
     backend = _backend(folder, cfg)
     passes = _watched(backend)
-    assert "kl_reference" not in update.ppo_update(backend, random_episodes(3), cfg, 0)
+    assert "kl_reference" not in update.update_rl(backend, random_episodes(3), cfg, 0)
     assert set(passes) == {(CRITIC,), (POLICY,)}
 
 
@@ -245,11 +247,11 @@ def test_one_step_needs_no_pass_for_its_old_log_probs(
     cfg.algo.kl = KlPlace.loss
     lean = _backend(folder, cfg)
     passes = _watched(lean)
-    metrics = update.ppo_update(lean, random_episodes(4, group_size=2), cfg, 0)
+    metrics = update.update_rl(lean, random_episodes(4, group_size=2), cfg, 0)
     assert passes[0] == (roles.REFERENCE,)
     monkeypatch.setattr(objective, "_needs_old_logprobs", lambda algo: True)
     full = _backend(folder, cfg)
-    expected = update.ppo_update(full, random_episodes(4, group_size=2), cfg, 0)
+    expected = update.update_rl(full, random_episodes(4, group_size=2), cfg, 0)
     assert metrics.keys() == expected.keys()
     assert expected["tokens/scored"] == 2 * metrics["tokens/scored"]
     timed = {"seconds_logprobs", "seconds_update", "tokens/scored"}
@@ -275,13 +277,13 @@ def test_a_critic_of_one_step_needs_no_pass_for_its_values(
     )
     episodes = random_episodes(5)
     lean, full = _backend(folder, cfg), _backend(folder, cfg)
-    metrics = update.ppo_update(lean, episodes, cfg, 0)
+    metrics = update.update_rl(lean, episodes, cfg, 0)
     for module in (objective, update):
         monkeypatch.setattr(module, "critic_steps_once", lambda algo: False)
-    expected = update.ppo_update(full, episodes, cfg, 0)
+    expected = update.update_rl(full, episodes, cfg, 0)
     assert len(full.steps) == 1
     passes = len(
-        objective.passes_of(cfg.algo)
+        objective.roles_to_score(cfg.algo)
     )  # with that of the critic, as they were asked for in `expected`
     assert passes * metrics["tokens/scored"] == (passes - 1) * expected["tokens/scored"]
     timed = {"seconds_logprobs", "seconds_update", "tokens/scored"}
@@ -307,7 +309,7 @@ def test_the_engines_log_probs_as_the_old_policy(folder: Path, cfg: Config, shif
         turns = (replace(t, logprobs=tuple(islice(logprobs, len(t.answer_ids)))) for t in episode.turns)
         sampled.append(replace(episode, turns=tuple(turns)))
     passes = _watched(backend)
-    metrics = update.ppo_update(backend, sampled, cfg, 0)
+    metrics = update.update_rl(backend, sampled, cfg, 0)
     assert passes[0] == (CRITIC,)
     assert metrics["ratio_max"] == pytest.approx(math.exp(-shift), rel=1e-4)
     assert metrics["logprob_gap"] == pytest.approx(shift, abs=1e-5)
@@ -319,10 +321,10 @@ def test_without_a_critic_no_pass_asks_for_values(folder: Path, cfg: Config, nam
     cfg = with_algorithm(cfg, name)
     backend = _backend(folder, cfg)
     passes, before = _watched(backend), backend.model.adapter_tensors(CRITIC)
-    metrics = update.ppo_update(backend, random_episodes(4, group_size=2), cfg, 0)
+    metrics = update.update_rl(backend, random_episodes(4, group_size=2), cfg, 0)
     assert {p for asked in passes for p in asked} == {POLICY, roles.REFERENCE}
     assert all(CRITIC not in n and "value_head" not in n for grads, _ in backend.steps for n in grads)
-    assert all(rates[CRITIC] == 0.0 < rates[POLICY] for _, rates in backend.steps)
+    assert all(learning_rates[CRITIC] == 0.0 < learning_rates[POLICY] for _, learning_rates in backend.steps)
     assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(CRITIC).items())
     assert not {m for m in metrics if "value" in m or "variance" in m or "critic" in m}
 
@@ -332,7 +334,7 @@ def test_the_critic_may_take_more_passes(folder: Path, cfg: Config) -> None:
     cfg.algo.epochs, cfg.algo.critic_epochs, cfg.algo.minibatches, cfg.algo.warmup_steps = 2, 4, 2, 8
     backend = _backend(folder, cfg)
     passes = _watched(backend)
-    metrics = update.ppo_update(backend, random_episodes(4), cfg, 1)
+    metrics = update.update_rl(backend, random_episodes(4), cfg, 1)
     full = (cfg.algo.learning_rate, cfg.algo.critic_learning_rate)
     shares = [r[POLICY] / full[0] for _, r in backend.steps]
     assert shares == pytest.approx([5 / 8, 6 / 8, 7 / 8, 1.0, 0.0, 0.0, 0.0, 0.0])
@@ -349,7 +351,7 @@ def test_minibatches_keep_groups_whole(folder: Path, cfg: Config, monkeypatch: p
     step = update.take_step
     monkeypatch.setattr(update, "take_step", lambda *a: taken.append(list(a[2])) or step(*a))
     episodes = random_episodes(9, group_size=3)
-    update.ppo_update(_backend(folder, cfg), episodes[:8], cfg, 0)
+    update.update_rl(_backend(folder, cfg), episodes[:8], cfg, 0)
     assert len(taken) == 4
     for epoch in (taken[:2], taken[2:]):
         groups = [{episodes[i].group for i in minibatch} for minibatch in epoch]
@@ -364,7 +366,7 @@ def test_minibatches_follow_seed_iteration_and_epoch(folder: Path, cfg: Config) 
     def first_gradient(iteration: int, seed: int) -> torch.Tensor:
         cfg.seed = seed
         backend = _backend(folder, cfg)
-        update.ppo_update(backend, episodes, cfg, iteration)
+        update.update_rl(backend, episodes, cfg, iteration)
         assert len(backend.steps) == 4
         return backend.steps[0][0]["value_head.weight"]
 
@@ -382,10 +384,10 @@ def test_sft_learns_masked_tokens_only_and_never_the_critic(folder: Path, cfg: C
     loss.backward()
     expected = {n: p.grad.clone() for n, p in backend.model.named_parameters() if p.grad is not None}
     metrics = update.sft_step(backend, examples_of(episodes), cfg, 0)
-    [(grads, rates)] = backend.steps
+    [(grads, learning_rates)] = backend.steps
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert metrics["tokens"] == len(logprobs)
-    assert rates == {POLICY: cfg.sft.learning_rate, CRITIC: 0.0}
+    assert learning_rates == {POLICY: cfg.sft.learning_rate, CRITIC: 0.0}
     assert set(grads) == set(expected)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
@@ -398,7 +400,7 @@ def test_warm_up_is_linear_then_constant() -> None:
 
 def test_an_empty_batch_is_refused(folder: Path, cfg: Config) -> None:
     with pytest.raises(LearnerError, match="empty"):
-        update.ppo_update(_backend(folder, cfg), random_episodes(2, ending=Ending.ENV_ERROR), cfg, 0)
+        update.update_rl(_backend(folder, cfg), random_episodes(2, ending=Ending.ENV_ERROR), cfg, 0)
 
 
 def test_a_reward_that_is_not_finite_is_refused(folder: Path, cfg: Config) -> None:
@@ -406,4 +408,4 @@ def test_a_reward_that_is_not_finite_is_refused(folder: Path, cfg: Config) -> No
     turns = tuple(turn.__class__(**(turn.__dict__ | {"reward": float("nan")})) for turn in episode.turns)
     bad = episode.__class__(**(episode.__dict__ | {"turns": turns}))
     with pytest.raises(LearnerError, match="not finite"):
-        update.ppo_update(_backend(folder, cfg), [bad], cfg, 0)
+        update.update_rl(_backend(folder, cfg), [bad], cfg, 0)

@@ -1,0 +1,49 @@
+"""Settings and words of earlier commits: what they are called now. The one place that knows them.
+
+A record (config.yaml, metrics.jsonl, the settings in a checkpoint) that an earlier commit wrote is translated as it is
+read. What a user types, on the command line or in an experiment's file, is refused with the word of today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlpost.config.keys import refusal
+from rlpost.errors import ConfigError
+
+KEYS = {
+    "algo.engine_correction": "algo.rollout_is",
+    "algo.engine_correction_cap": "algo.rollout_is_cap",
+}
+VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms ran as task=ppo too
+STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
+
+
+def translated(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a record, nested, in today's words; `prefix` is for the groups within them."""
+    now = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        today, value = _today(key, translated(value, f"{key}.") if isinstance(value, dict) else value)
+        now[today.rpartition(".")[2] if key in KEYS else name] = value
+    return now
+
+
+def translated_line(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl in today's words."""
+    stage = line.get("stage")
+    return {**line, "stage": STAGES[stage]} if isinstance(stage, str) and stage in STAGES else line
+
+
+def refuse_former(settings: Iterable[tuple[str, Any]], where: str) -> None:
+    """Raise ConfigError, naming `where` and the word of today, for the first former (dotted key, value)."""
+    for key, value in settings:
+        now = _today(key, value)
+        if now != (key, value):
+            today = "{}={}".format(*now)
+            raise ConfigError(refusal(key, value, f"it is called {today} now ({where})", f"write {today}"))
+
+
+def _today(key: str, value: Any) -> tuple[str, Any]:
+    return KEYS.get(key, key), VALUES.get((key, value), value) if isinstance(value, str) else value
