@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -17,17 +18,19 @@ SEPARATORS = frozenset("\x85\u2028\u2029")
 
 def refusal(key: str, value: object, reason: str, remedy: str) -> str:
     """The one form in which a setting is refused."""
-    return f"{key}={value}\n  reason: {reason}\n  remedy: {remedy}"
+    return f"{key}={'null' if value is None else value}\n  reason: {reason}\n  remedy: {remedy}"
 
 
-def schema() -> dict[str, type]:
+@functools.cache
+def schema() -> Mapping[str, type]:
     """Every setting by its dotted key, with the type to show: a group of settings maps to its dataclass."""
     return {key: typing.get_origin(kind) or kind for key, kind in _walk(Config, "")}
 
 
-def text_settings() -> set[str]:
+@functools.cache
+def text_settings() -> frozenset[str]:
     """The settings that are a text or a list of texts."""
-    return {key for key, kind in _walk(Config, "") if kind in (str, str | None, list[str])}
+    return frozenset(key for key, kind in _walk(Config, "") if kind in (str, str | None, list[str]))
 
 
 def _walk(node: type, prefix: str) -> Iterator[tuple[str, type]]:
