@@ -68,7 +68,7 @@ def parse_scalar(text: str) -> Any:
     return text
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
     """Numbers, true and false as in YAML 1.2; in 1.1, PyYAML's, `yes` is true, 12:30 is 750 and 1e-3 is a text.
 
     What 1.1 takes for something else than a text stands in quotes in a record, so both read it alike.
@@ -83,15 +83,10 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         """Refuses {a:1}, which YAML takes for a key `a:1` that has no value."""
-        for key, value in node.value:
-            if (
-                node.flow_style
-                and isinstance(value, yaml.ScalarNode)
-                and value.value == ""
-                and value.style is None
-            ):
+        for key, value in node.value if node.flow_style else []:
+            if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
                 problem = f"{key.value} has no value: after its colon stands a space"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
@@ -134,7 +129,7 @@ def _load(content: str | bytes, kind: type[yaml.SafeLoader] | type[yaml.BaseLoad
         if node is not None:
             _size(node, {}, 0)
         return None if node is None else loader.construct_document(node)
-    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, a date of 40 days
+    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, a number of 5000 digits
         raise yaml.YAMLError(str(error)) from None
     finally:
         if loader is not None:
