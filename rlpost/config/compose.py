@@ -40,12 +40,8 @@ RESUMED = "resumed-run"
 OWN_FILE = "own-file"
 ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
 NAMED = "compare.named"
-PATHS = (
-    "adapter",
-    "output_dir",
-    "resume",
-    "tiny_base.start",
-)  # `model`, too, is expanded, where it is no hub id
+# Settings that are a path; `model` may be one, and weights.models then expands it.
+PATHS = ("adapter", "output_dir", "resume", "tiny_base.start")
 
 
 def compose(words: Sequence[str]) -> Config:
@@ -59,10 +55,8 @@ def compose(words: Sequence[str]) -> Config:
     name, path = _experiment_file(overrides)
     settings = settings_in(path)
     typed = [o for o in overrides if o.key != "experiment"]
-    for layer, where in [
-        (settings, str(path)),
-        *((o.nested(), "command line") for o in typed if o.key != "algo"),
-    ]:
+    layers = [(settings, str(path)), *((o.nested(), "command line") for o in typed if o.key != "algo")]
+    for layer, where in layers:
         refuse_unknown(leaves(layer), where)
         refuse_unquoted(leaves(layer), where)
     refuse_marks(((o.key, o.value) for o in typed), "command line")
