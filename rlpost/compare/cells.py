@@ -24,8 +24,9 @@ import psutil
 
 from rlpost.compare.design.plan import run_dir_of
 from rlpost.compare.design.types import Status
-from rlpost.config.compose import override, to_yaml
+from rlpost.config.compose import to_yaml
 from rlpost.config.former_words import translated
+from rlpost.config.overrides import override
 from rlpost.config.schema import Config
 from rlpost.config.yaml_files import parse_mapping, read_mapping
 from rlpost.errors import ConfigError, OutputError

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 
+SEPARATORS = frozenset("\x85\u2028\u2029")
+
 
 def refusal(key: str, value: object, reason: str, remedy: str) -> str:
     """The one form in which a setting is refused."""
-    return f"{key}={value}\n  reason: {reason}\n  remedy: {remedy}"
+    return f"{key}={'null' if value is None else value}\n  reason: {reason}\n  remedy: {remedy}"
 
 
-def schema() -> dict[str, type]:
+@functools.cache
+def schema() -> Mapping[str, type]:
     """Every setting by its dotted key, with the type to show: a group of settings maps to its dataclass."""
-    return dict(_walk(Config, ""))
+    return {key: typing.get_origin(kind) or kind for key, kind in _walk(Config, "")}
+
+
+@functools.cache
+def text_settings() -> frozenset[str]:
+    """The settings that are a text or a list of texts."""
+    return frozenset(key for key, kind in _walk(Config, "") if kind in (str, str | None, list[str]))
 
 
 def _walk(node: type, prefix: str) -> Iterator[tuple[str, type]]:
     for name, kind in typing.get_type_hints(node).items():
         key = f"{prefix}{name}"
-        yield key, typing.get_origin(kind) or kind
+        yield key, kind
         if dataclasses.is_dataclass(kind):
             yield from _walk(typing.cast(type, kind), f"{key}.")
 
@@ -59,31 +69,48 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
-    """Raise ConfigError, naming `where`, for the first key that no setting has."""
+    """Raise ConfigError, naming `where`, for the first key that no setting has, or that a group of them has."""
     known = schema()
     for key, value in settings:
-        if key in known or key.startswith("env_args."):
-            continue
-        remedy = did_you_mean(key, list(known)) or "see rlpost/config/schema.py for every setting"
-        raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
-
-
-def refuse_marks(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
-    """Raise ConfigError, naming `where`, for the first setting with a text that OmegaConf takes for more than a text.
-
-    An interpolation would be resolved at the start and written to config.yaml as what it stood for (a secret, from
-    the environment), or written as it is and fail when a resumed run, or a cell, reads it.
-    """
-    for key, value in settings:
-        if any(_is_mark(text) for text in _texts(value)):
-            reason = f"'${{' and '???' stand for another setting's value, and for none ({where})"
+        kind = known.get(key)
+        if kind is None:
+            remedy = did_you_mean(key, list(known)) or "see rlpost/config/schema.py for every setting"
+            raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
+        if dataclasses.is_dataclass(kind):
             raise ConfigError(
-                refusal(key, value, reason, "write the value itself, and rename what has such a name")
+                refusal(key, value, f"it is a group of settings ({where})", f"give {describe(kind)}")
             )
 
 
-def _is_mark(text: str) -> bool:
-    return "${" in text or text == "???"
+def refuse_unquoted(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
+    """Raise ConfigError, naming `where`, for the first text that YAML has read as something else.
+
+    What was written is lost by then: 1.10 is 1.1.
+    """
+    texts = text_settings()
+    for key, value in settings:
+        for each in value if isinstance(value, list) else [value]:
+            if key in texts and not isinstance(each, str | None):
+                reason = f"{each} is read as a {type(each).__name__}, not as a text ({where})"
+                raise ConfigError(refusal(key, value, reason, "write each text in quotes, as in '1.10'"))
+
+
+def refuse_marks(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
+    """Raise ConfigError, naming `where`, for the first setting with a text that would not be kept as it is.
+
+    OmegaConf would resolve an interpolation at the start and write to config.yaml what it stood for (a secret, from
+    the environment), or write it as it is, and fail when a resumed run, or a cell, reads it. YAML's writer mixes up
+    its separators of lines other than a newline.
+    """
+    for key, value in settings:
+        for text in (key, *_texts(value)):
+            if "${" in text or text == "???":
+                reason = f"'${{' and '???' stand for another setting's value, and for none ({where})"
+                remedy = "write the value itself, and rename what has such a name"
+                raise ConfigError(refusal(key, value, reason, remedy))
+            if not SEPARATORS.isdisjoint(text):
+                reason = f"{text!a} holds a separator of lines that config.yaml would not keep ({where})"
+                raise ConfigError(refusal(key, value, reason, "leave it out, or write a newline"))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,11 +1,13 @@
-"""The one reader of YAML that a user gives: an experiment's file, the config.yaml of a record.
+"""The one reader of YAML that a user gives: an experiment's file, the config.yaml of a record, a typed list.
 
-What a file says is bounded before it is built: an alias costs one node to write and all that it stands for to walk
+What it says is bounded before it is built: an alias costs one node to write and all that it stands for to walk
 through, so ten lines of aliases of aliases would keep whoever reads them busy for hours.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +37,103 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def parse_mapping(content: str | bytes, where: Path | str) -> dict[str, Any]:
     """As `read_mapping`, of text that is at hand; `where` is named in refusals."""
-    loader = None
     try:
-        loader = yaml.SafeLoader(content)
-        node = loader.get_single_node()
-        if node is not None:
-            _size(node, {}, 0)
-        settings = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8, a date of 40 days
+        settings = _load(content, _Loader)
+    except yaml.YAMLError as error:
         raise _refused(where, f"not YAML ({error})", "mend the file") from None
     except _OutOfBoundsError as error:
         raise _refused(where, str(error), "write out what it says, without anchors and aliases") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise _refused(where, "it holds no key: value pairs", "mend the file")
     return settings
+
+
+def parse_flow(text: str) -> Any:
+    """The list or mapping that a text beginning with `[` or `{` is. Raises ConfigError, with the reason alone."""
+    return _parse_flow(text, _Loader)
+
+
+def parse_texts(text: str) -> Any:
+    """As `parse_flow`; whatever stands in it is a text, as typed."""
+    return _parse_flow(text, yaml.BaseLoader)
+
+
+def parse_scalar(text: str) -> Any:
+    """The number, true or false that a text spells; else the text."""
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    with contextlib.suppress(yaml.YAMLError):  # a number of 5000 digits
+        return _load(text, _Loader) if tag.rpartition(":")[2] in _WORDS else text
+    return text
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
+    """Numbers, true and false as in YAML 1.2; in 1.1, PyYAML's, `yes` is true, 12:30 is 750 and 1e-3 is a text.
+
+    What 1.1 takes for something else than a text stands in quotes in a record, so both read it alike.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own attribute
+        first: [
+            (tag, pattern)
+            for tag, pattern in pairs
+            if tag.rpartition(":")[2] in ("null", "merge", "timestamp")
+        ]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        """Refuses {a:1}, which YAML takes for a key `a:1` that has no value."""
+        for key, value in node.value if node.flow_style else []:
+            if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+                problem = f"{key.value} has no value: after its colon stands a space"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> None:
+        """Refuses it."""
+        problem = f"no setting is a date: a text stands in quotes, '{node.value}'"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_WHOLE = r"[-+]?(?:0|[1-9][0-9_]*)"
+_WORDS = {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": _WHOLE,
+    "float": rf"(?:{_WHOLE}(?:\.[0-9_]*)?|[-+]?\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+}
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
+for _name, _pattern in _WORDS.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list("tTfF-+.0123456789")
+    )
+
+
+def _parse_flow(text: str, kind: type[yaml.SafeLoader] | type[yaml.BaseLoader]) -> Any:
+    try:
+        return _load(text, kind)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"not YAML ({reason})") from None
+    except _OutOfBoundsError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _load(content: str | bytes, kind: type[yaml.SafeLoader] | type[yaml.BaseLoader]) -> Any:
+    """Raises YAMLError and _OutOfBoundsError."""
+    loader = None
+    try:
+        loader = kind(content)
+        node = loader.get_single_node()
+        if node is not None:
+            _size(node, {}, 0)
+        return None if node is None else loader.construct_document(node)
+    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, a number of 5000 digits
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
 class _OutOfBoundsError(Exception):

@@ -18,15 +18,17 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from envs.generalpoints.env import GeneralPoints
 from rlpost import run
-from rlpost.config.compose import RESUMED, compose, override, to_yaml
+from rlpost.config.compose import RESUMED, compose, to_yaml
 from rlpost.config.experiments import experiments
-from rlpost.config.keys import refusal, schema
+from rlpost.config.keys import SEPARATORS, refusal, schema, text_settings
+from rlpost.config.overrides import override
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
+from rlpost.config.yaml_files import parse_mapping
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name
 from rlpost.validate import checks, environment
@@ -222,6 +224,196 @@ class TestCompose:
         assert compose([f"resume={tmp_path}", "resume=null"][:1]) == dataclasses.replace(
             config, resume=str(tmp_path)
         )
+
+
+def setting(config: Config, key: str) -> Any:
+    """A setting by its dotted key, those within env_args included."""
+    return functools.reduce(
+        lambda node, name: node[name] if isinstance(node, dict) else getattr(node, name),
+        key.split("."),
+        config,
+    )
+
+
+def resumed(config: Config) -> Config:
+    """A configuration as its run's record gives it back."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        again = compose([f"experiment={folder}/config.yaml"])
+    return again
+
+
+class TestWords:
+    """What each word of the command line says."""
+
+    @pytest.mark.parametrize(
+        ("key", "typed", "value"),
+        [
+            ("output_dir", "outputs/Läufer", "outputs/Läufer"),
+            ("output_dir", "a b, (c) [d] {e}", "a b, (c) [d] {e}"),
+            ("output_dir", "../x~y", "../x~y"),
+            ("rollout.answer_marker", "####", "####"),
+            ("rollout.answer_marker", "Answer: 'so'", "Answer: 'so'"),
+            ("rollout.answer_marker", "#\\n", "#\\n"),
+            ("rollout.answer_marker", " x ", " x "),
+            ("rollout.answer_marker", '"null"', "null"),
+            ("rollout.answer_marker", "''", ""),
+            ("rollout.answer_marker", "'", "'"),
+            ("rollout.answer_marker", "null", None),
+            ("rollout.answer_marker", "none", "none"),
+            ("train_variant", "1.10", "1.10"),
+            ("train_variant", "true", "true"),
+            ("train_variant", "010", "010"),
+            ("name", "a=b", "a=b"),
+            ("name", "", ""),
+            ("lora.target_modules", "q_proj,v_proj", "q_proj,v_proj"),
+            ("lora.target_modules", "'q_proj,v_proj'", "q_proj,v_proj"),
+            ("ray.address", "[::1]:6379", "[::1]:6379"),
+            ("eval_variants", "[faces_7,1.10, 'a, b' ,Läufer]", ["faces_7", "1.10", "a, b", "Läufer"]),
+            ("eval_variants", "[]", []),
+            ("learner.betas", "[0.9,1e-3]", [0.9, 1e-3]),
+            ("compare.seeds", "[010,2]", [10, 2]),
+            ("seed", "010", 10),
+            ("seed", "'7'", 7),
+            ("algo.gamma", "1e-3", 1e-3),
+            ("algo.gamma", "1", 1.0),
+            ("compare.quick", "yes", True),
+            ("algo.kl", "none", KlPlace.none),
+            ("env_args.x", "1e-3", 1e-3),
+            ("env_args.x", "1_000", 1000),
+            ("env_args.x", "true", True),
+            ("env_args.x", "null", None),
+            ("env_args.x", "'1.10'", "1.10"),
+            ("env_args.x", "yes", "yes"),
+            ("env_args.x", "010", "010"),
+            ("env_args.x", "12:30", "12:30"),
+            ("env_args.x", "2024-01-01", "2024-01-01"),
+            ("env_args.x", "", ""),
+            ("env_args.x", "=", "="),
+            ("env_args.x", "####", "####"),
+            ("env_args.x", "a: b", "a: b"),
+            ("env_args.x", "~/rows.jsonl", "~/rows.jsonl"),
+            ("env_args.x", "9" * 5000, "9" * 5000),
+            ("env_args.x", "[1,1e-3,yes,12:30,{a: 'b'}]", [1, 1e-3, "yes", "12:30", {"a": "b"}]),
+            ("env_args.x.y", "3", 3),
+            ("env_args.x-y", "3", 3),
+        ],
+    )
+    def test_a_value_is_what_was_typed_in_its_settings_type(
+        self, key: str, typed: str, value: object
+    ) -> None:
+        config = composed(f"{key}={typed}")
+        assert setting(config, key) == value
+        assert type(setting(config, key)) is type(value)
+        assert resumed(config) == config
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.sampled_from(sorted(text_settings())),
+        st.booleans(),
+        st.text(max_size=12) | st.text(alphabet="0123456789.eE+-_:~=,[]{}#'\"\\\n ", max_size=8),
+    )
+    def test_any_text_comes_back_as_it_was_typed(self, key: str, quoted: bool, text: str) -> None:
+        """In quotes whatever it is; without, where it brings none of its own along and is not `null`."""
+        assume("${" not in text and text != "???" and SEPARATORS.isdisjoint(text))
+        assume(text.partition("/")[0] != "~")  # home
+        wanted: object = text
+        if schema()[key] is list:
+            assume(text.isprintable())
+            word, wanted = f"{key}={json.dumps([text, '1.10'], ensure_ascii=False)}", [text, "1.10"]
+        elif quoted or text.lower() == "null" or re.fullmatch(r"(['\"]).*\1", text, re.DOTALL):
+            word = override(key, text)
+        else:
+            word = f"{key}={text}"
+        config = composed(word)
+        assert setting(config, key) == wanted
+        assert resumed(config) == config
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.text(alphabet="0123456789_.eE+-:xinfaNtrulb~", max_size=7)
+        | st.floats(allow_nan=False)
+        | st.integers()
+        | st.booleans()
+        | st.none()
+    )
+    def test_a_record_keeps_the_type_of_what_is_free_form(self, value: object) -> None:
+        config = Config(env_args={"x": value, "y": [value]})
+        (kept, listed) = parse_mapping(to_yaml(config), "record")["env_args"].values()
+        assert [kept] == listed == [value]
+        assert type(kept) is type(value)
+
+    @pytest.mark.parametrize("key", ["output_dir", "adapter", "tiny_base.start"])
+    def test_a_path_may_begin_at_home(self, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/of/mine")
+        assert setting(composed(f"{key}=~/runs"), key) == "/home/of/mine/runs"
+        assert setting(composed(f"{key}=~"), key) == "/home/of/mine"
+        assert setting(composed(f"{key}=~runs"), key) == "~runs"
+
+    def test_so_may_the_files_that_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text("adapter: ~/adapter\n")
+        config = compose(["resume=~/run"])
+        assert (config.resume, config.adapter) == (f"{tmp_path}/run", f"{tmp_path}/adapter")
+        assert compose(["experiment=~/run/config.yaml"]).adapter == f"{tmp_path}/adapter"
+
+    @pytest.mark.parametrize(
+        ("word", "reason"),
+        [
+            ("eval_variants=[a", "not YAML (expected ',' or ']', but got '<stream end>')"),
+            ("eval_variants=[a] b", "not YAML (expected '<document start>', but found '<scalar>')"),
+            ("eval_variants=[a,[b]]", "['b'] is read as a list, not as a text"),
+            ("eval_variants=a,b", "not a ListConfig, list or tuple"),
+            ("compare.seeds=[a]", "could not be converted to Integer"),
+            ("lora={target_modules: 1.10}", "1.1 is read as a float, not as a text"),
+            ("rollout=null", "it is a group of settings"),
+            ("env_args.x={a:1}", "a:1 has no value: after its colon stands a space"),
+            ("env_args.x=[{a: 1, b}]", "b has no value"),
+            ("env_args.x=[2024-01-01]", "no setting is a date"),
+            ("env_args.x=[!!python/name:os.system x]", "could not determine a constructor"),
+            ("env_args.x=[&a [1], *b]", "found undefined alias 'b'"),
+            ("env_args.x=[&a [*a]]", "nested deeper than 50 levels"),
+            ("env_args.x=" + "[" * 5000, "not YAML"),
+            ("env_args.x=['\0']", "not YAML (unacceptable character"),
+            ("env_args.x=a\u2028b", "'a\\u2028b' holds a separator of lines"),
+            ("name=\x85", "'\\x85' holds a separator of lines"),
+            ("env_args.=3", "not of the form key=value"),
+            ("env_args..x=3", "not of the form key=value"),
+            ("=3", "not of the form key=value"),
+            ("++env_args.x=3", "not of the form key=value"),
+        ],
+    )
+    def test_what_is_none_is_refused_in_one_line(self, word: str, reason: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            composed(word)
+        said = str(caught.value).split("\n  ")
+        assert said[0].partition("=")[0].startswith(word.partition("=")[0])
+        assert said[1].startswith("reason: ")
+        assert reason in said[1]
+        assert said[2].startswith("remedy: ")
+        assert len(said) == 3
+
+    @pytest.mark.parametrize(
+        "text", ["name: 3", "train_variant: 1.10", "eval_variants: [faces_7, 1.10]", "model: true"]
+    )
+    def test_a_file_says_texts_in_quotes(self, tmp_path: Path, text: str) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(f"defaults: [generalpoints_ppo]\n{text}\n")
+        with pytest.raises(
+            ConfigError, match=r"not as a text \(.*mine\.yaml\)\n  remedy: write each text in quotes"
+        ):
+            compose([f"experiment={file}"])
+
+    def test_a_file_is_read_as_the_command_line_is(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(
+            "defaults: [generalpoints_ppo]\nenv_args: {a: 1e-3, b: yes, c: 12:30, d: 010}\n"
+            "train_variant: no\nalgo: {gamma: 1e-3}\ncompare: {quick: yes}\n"
+        )
+        config = compose([f"experiment={file}"])
+        assert config.env_args.items() >= {"a": 1e-3, "b": "yes", "c": "12:30", "d": "010"}.items()
+        assert (config.train_variant, config.algo.gamma, config.compare.quick) == ("no", 1e-3, True)
 
 
 class TestCodeThatARecordNames:

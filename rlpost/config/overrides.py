@@ -1,0 +1,72 @@
+"""What the command line's `key=value` words say.
+
+Everything after the first `=` is the value. A setting that is a text has it as typed: 1.10 stays 1.10. What a number,
+a switch or a choice makes of its text is OmegaConf's business. `[a,b]` and `{a: 1}` are read as YAML where a setting
+is a list, a group or free-form (env_args); a free-form word that spells a number, true or false is that. `null` is no
+value, whatever the setting; in quotes, a value is the text between them, whatever that is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rlpost.config.keys import refusal, schema
+from rlpost.config.yaml_files import parse_flow, parse_scalar, parse_texts
+from rlpost.errors import ConfigError
+
+FREE_FORM = "env_args"
+SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.quick"}
+
+
+class Override(NamedTuple):
+    key: str  # dotted, in full
+    typed: str  # what stands after the first `=`
+    value: Any
+
+    def nested(self) -> dict[str, Any]:
+        """The value under its key's groups."""
+        first, *rest = self.key.split(".")
+        value = self.value
+        for name in reversed(rest):
+            value = {name: value}
+        return {first: value}
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """Raise ConfigError for the first word that is not of the form key=value, or whose `[` or `{` begins no YAML."""
+    return [_parse(word) for word in words]
+
+
+def override(key: str, value: object) -> str:
+    """key=value for the command line, quoted so that any text comes through as it is."""
+    return f"{key}='{value}'"
+
+
+def _parse(word: str) -> Override:
+    key, equals, typed = word.partition("=")
+    if not equals or key[:1] in ("+", "~") or not all(key.split(".")):
+        raise ConfigError(
+            f"{word}\n  reason: not of the form key=value\n"
+            "  remedy: write key=value; every setting already exists (start once for each value to sweep)"
+        )
+    key = SHORT.get(key, key)
+    return Override(key, typed, _value(key, typed))
+
+
+def _value(key: str, typed: str) -> Any:
+    if len(typed) > 1 and typed[0] in "'\"" and typed[-1] == typed[0]:
+        return typed[1:-1]
+    if typed.lower() == "null":
+        return None
+    kind = dict if key.partition(".")[0] == FREE_FORM else schema().get(key)
+    if typed[:1] in ("[", "{") and (kind in (dict, list) or dataclasses.is_dataclass(kind)):
+        try:
+            return parse_texts(typed) if kind is list else parse_flow(typed)
+        except ConfigError as error:
+            remedy = (
+                f'write [a,b] or {{a: 1}}; a text that begins so stands in quotes: "{override(key, "...")}"'
+            )
+            raise ConfigError(refusal(key, typed, str(error), remedy)) from None
+    return parse_scalar(typed) if kind is dict else typed
