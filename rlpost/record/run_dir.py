@@ -4,7 +4,7 @@
     metrics.jsonl          one object an iteration            summary.json    the result, written at the end
     trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
     examples.jsonl         instances of the supervised steps
-    sittings.json          the time of every start
+    sittings.json          the time of every start        error.json     why it failed (rlpost.record.run_error)
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.

@@ -34,7 +34,7 @@ def problems(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
             if cell is None or cell.status is Status.MISSING:
                 yield f"MISSING: {arm}, seed {seed} has not been run; no number here has it."
             elif cell.status is Status.FAILED:
-                reason = (cell.error or "no error was recorded").strip().splitlines()[0]
+                reason = " ".join((cell.error or "no error was recorded").split())
                 yield f"FAILED: {arm}, seed {seed}; no number here has it. It ended with: {reason}"
     for cell in comparison.cells:
         yield from _broken(cell)

@@ -127,6 +127,15 @@ def test_failed_and_missing_cells_come_first_and_are_named() -> None:
     assert any("generalize? Unknown: no seed has both PPO and its start" in s for s in found.sentences)
 
 
+def test_the_whole_reason_of_a_failure_is_told() -> None:
+    """Errors of the files that a cell left begin with a path; the reason stands in a line below."""
+    cell = replace(failed("sft", 0), error="cells/sft-0/x.jsonl\n  reason: cut short\n  remedy: delete it")
+    told = findings(comparison([cell], [0], ["v"])).problems
+    assert any(
+        t.endswith("ended with: cells/sft-0/x.jsonl reason: cut short remedy: delete it") for t in told
+    )
+
+
 def test_nothing_at_all() -> None:
     found = findings(comparison([], [0], ["v", "h"], arms=("sft", "ppo")))
     assert len(found.problems) == 6
