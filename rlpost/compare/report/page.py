@@ -11,9 +11,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rlpost.compare.design.types import INIT, Comparison, Status
-from rlpost.compare.report.findings import Findings, findings
-from rlpost.compare.report.sections import sections
-from rlpost.compare.report.view import Section
+from rlpost.compare.report import sections
+from rlpost.compare.report.findings import findings
+from rlpost.compare.report.view import Section, View
 from rlpost.pages import render
 from rlpost.pages.replay import Gallery
 from rlpost.pages.sample_episodes import Deal, choose
@@ -33,34 +33,38 @@ def write(comparison: Comparison, folder: Path, own_code: bool = False) -> Path:
     Raises ComparisonError for records that do not fit together, OutputError for a cell's record that is broken, and
     where a page cannot be written.
     """
-    found = findings(comparison)
-    shown = sections(comparison, found)
-    write_atomic(folder / "report.md", _markdown(comparison, found, shown))
-    write_atomic(folder / "report.html", _html(comparison, found, shown, folder, own_code))
+    view = View(comparison, findings(comparison))
+    results, set_up = list(sections.results(view)), list(sections.set_up(view))
+    write_atomic(folder / "report.md", _markdown(view, results + set_up))
+    write_atomic(folder / "report.html", _html(view, results, set_up, folder, own_code))
     return folder / "report.html"
 
 
-def _html(
-    comparison: Comparison, found: Findings, shown: list[Section], folder: Path, own_code: bool
-) -> bytes:
+def _html(view: View, results: list[Section], set_up: list[Section], folder: Path, own_code: bool) -> bytes:
+    comparison = view.comparison
     gallery = _gallery(comparison, folder, own_code)
     return render.render(
         "comparison.html.jinja",
         title=comparison.name,
-        problems=found.problems,
-        answers=found.sentences[len(found.problems) :],
-        sections=[(section, [Markup(svg) for svg in section.pictures]) for section in shown],
+        problems=view.findings.problems,
+        answers=view.findings.answers,
+        results=_with_pictures(results),
+        set_up=_with_pictures(set_up),
         deals=_deals(comparison, folder, gallery),
         no_pictures=gallery.failure if gallery else None,
     )
 
 
-def _markdown(comparison: Comparison, found: Findings, shown: list[Section]) -> bytes:
+def _with_pictures(shown: list[Section]) -> list[tuple[Section, list[Markup]]]:
+    return [(section, [Markup(svg) for svg in section.pictures]) for section in shown]
+
+
+def _markdown(view: View, shown: list[Section]) -> bytes:
     return render.render(
         "comparison.md.jinja",
-        title=comparison.name,
-        problems=found.problems,
-        answers=found.sentences[len(found.problems) :],
+        title=view.comparison.name,
+        problems=view.findings.problems,
+        answers=view.findings.answers,
         sections=[section for section in shown if section.tables],
     )
 

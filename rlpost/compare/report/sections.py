@@ -1,6 +1,6 @@
 """What the report shows, as titled pictures and tables: the HTML page and the Markdown one are made of the same.
 
-    Comparison, Findings ─▶ View ─▶ sections ─▶ Section (title, how to read it, pictures, tables)
+    Comparison, Findings ─▶ View ─▶ results, set_up ─▶ Section (title, how to read it, pictures, tables)
 
 Only what findings holds is shown; nothing is computed here but means of what was spent.
 """
@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
 from envs.causes import ORDER, RULE_MISREAD
-from rlpost.compare.design.types import INIT, UNITS, Cell, Comparison, Evaluation, Status
+from rlpost.compare.design.types import INIT, UNITS, Cell, Evaluation, Status
 from rlpost.compare.report import pictures
-from rlpost.compare.report.findings import Findings
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
@@ -24,13 +23,10 @@ from rlpost.record.summary import MISSING
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
 
 
-def sections(comparison: Comparison, findings: Findings) -> list[Section]:
-    """All that there is something to show of, in the order of the page."""
-    view = View(comparison, findings)
-    return [*(_results(view) if findings.successes else ()), _cells(view), _notes(view)]
-
-
-def _results(view: View) -> Iterator[Section]:
+def results(view: View) -> Iterator[Section]:
+    """What was measured, in the order of the page; nothing where nothing was scored."""
+    if not view.findings.successes:
+        return
     yield _success(view)
     if view.findings.verdicts:
         yield _differences(view)
@@ -41,6 +37,12 @@ def _results(view: View) -> Iterator[Section]:
         if unit != view.comparison.matched_on and (curves := tuple(_curves(view, unit))):
             reading = f"The same success against {name}, on which the arms were not matched."
             yield Section(f"Success against {name}", reading, curves, grid=True, folded=True)
+
+
+def set_up(view: View) -> Iterator[Section]:
+    """What was run, after the results."""
+    yield _cells(view)
+    yield _notes(view)
 
 
 def _success(view: View) -> Section:

@@ -128,6 +128,27 @@ def test_the_same_deal_stands_side_by_side(page: Page) -> None:
     assert "(1+2)*8" in page.text
 
 
+def test_a_finding_stands_whole_whatever_its_words_hold(quick: None, tmp_path: Path) -> None:
+    """A full stop in the name of a variant does not end the sentence that is printed bold, nor does a title matter."""
+    dotted = "v1. 2"
+    cells = [
+        done(arm, 0, {share: {TRAINED: scored(3), dotted: scored(n)}})
+        for arm, share, n in ((INIT, 0.0, 1), ("sft", 1.0, 1))
+    ]
+    made = comparison(cells, (0,), (TRAINED, dotted))
+    html = write(made, tmp_path).read_text(encoding="utf-8")
+    strong = re.findall(r"<strong>(.*?)</strong>", html)
+    assert strong[0].startswith("Did SFT memorize? Unclear: no held-out rule")
+    assert strong[0].endswith("in the one training seed that there is.")
+    assert "<p>Failures on v1. 2 that are the trained rule applied: the start" in html
+
+
+def test_the_same_instances_stand_between_results_and_set_up(page: Page) -> None:
+    titles = ["Success", "Differences", "The same instances, side by side", "Cells", "Set-up"]
+    headings = [page.text.index(f"\n{title}\n") for title in titles]
+    assert headings == sorted(headings)
+
+
 def test_the_markdown_has_the_same_tables(report: Path, page: Page) -> None:
     text = report.with_suffix(".md").read_text(encoding="utf-8")
     assert "<script" not in text
