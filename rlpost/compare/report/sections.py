@@ -114,8 +114,8 @@ def _differences(view: View) -> Section:
         "Each arm against init, and RL against SFT, at the end of the budget, paired over seeds and instances. The"
         " heavy bar is the 95% interval of that difference alone; the thin one, and the brackets beside it, hold for"
         " all rules at once: where it does not touch the line at zero, the difference is clear. An arrow: the"
-        " interval goes on outside the picture. p is corrected for the number of rules (Holm); the bootstrap is for"
-        " orientation. Won and lost: pairs that only the one or only the other solved."
+        " interval goes on outside the picture. p is corrected for the number of rules likewise (Bonferroni). Won and lost:"
+        " pairs that only the one or only the other solved."
     )
     sides = {
         "Trained rule": [v for v in view.variants if v == view.comparison.train_variant],
@@ -147,7 +147,6 @@ def _difference_table(view: View) -> Table:
         "verdict",
         "points [all rules]",
         "[alone]",
-        "[bootstrap]",
         "p",
         "won / lost",
         "seeds",
@@ -157,7 +156,7 @@ def _difference_table(view: View) -> Table:
         for variant in view.variants
         for number, row in enumerate(view.rows(variant))
     )
-    return Table(head, rows, 6)
+    return Table(head, rows, 5)
 
 
 def _verdict(row: Row) -> str:
@@ -167,13 +166,12 @@ def _verdict(row: Row) -> str:
 def _numbers(row: Row) -> tuple[str, ...]:
     found = row.difference
     if found is None:
-        return (MISSING,) * 6
+        return (MISSING,) * 5
     left_out = f"\nleft out: {', '.join(map(str, found.left_out))}" if found.left_out else ""
     return (
         points(found.simultaneous, found.estimate.value),
         points(found.estimate),
-        points(found.bootstrap),
-        f"{found.p_holm:.2g}",
+        f"{found.p_corrected:.2g}",
         f"{found.wins} / {found.losses}",
         f"{len(found.seeds)}{left_out}",
     )
