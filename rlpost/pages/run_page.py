@@ -27,6 +27,7 @@ from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import (
     DECODINGS,
+    STAGES,
     entry_of,
     has_steps,
     headlines,
@@ -103,10 +104,10 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
 
 
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
-    """What summary.json would say of the evaluations that a stopped run got to."""
+    """What summary.json would say of the evaluations before and after training that a stopped run got to."""
     stages: dict[str, Any] = {}
     for (stage, variant, decoding), path in run_dir.evaluations().items():
-        if episodes := read_trajectories(path):
+        if stage in STAGES and (episodes := read_trajectories(path)):
             stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
     return {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
 

@@ -58,9 +58,13 @@ def test_the_error_of_an_earlier_start_goes(tmp_path: Path) -> None:
 def test_an_error_that_cannot_be_written_does_not_hide_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with pytest.raises(LearnerError), run_error.kept(folder):
+
+    def fail_and_take_the_folder_along() -> None:
         folder.rmdir()
         raise LearnerError("loss")
+
+    with pytest.raises(LearnerError), run_error.kept(folder):
+        fail_and_take_the_folder_along()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": 1, "message": 2, "remedy": []}'])

@@ -103,7 +103,7 @@ def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dic
 
 def _last(run_dir: RunDir, variant: str) -> list[Trajectory]:
     """The episodes of the last evaluation, the sampled one where there are two; empty where there is none."""
-    files = run_dir.evaluations() if run_dir.trajectories.is_dir() else {}
+    files = run_dir.evaluations()
     for stage in reversed(STAGES):
         for decoding in reversed(DECODINGS):
             if (stage, variant, decoding) in files:

@@ -114,8 +114,8 @@ def _differences(view: View) -> Section:
         "Each arm against init, and RL against SFT, at the end of the budget, paired over seeds and instances. The"
         " heavy bar is the 95% interval of that difference alone; the thin one, and the brackets beside it, hold for"
         " all rules at once: where it does not touch the line at zero, the difference is clear. An arrow: the"
-        " interval goes on outside the picture. p is corrected for the number of rules likewise (Bonferroni). Won and lost:"
-        " pairs that only the one or only the other solved."
+        " interval goes on outside the picture. p is corrected for the number of rules likewise (Bonferroni)."
+        " Won and lost: pairs that only the one or only the other solved."
     )
     sides = {
         "Trained rule": [v for v in view.variants if v == view.comparison.train_variant],

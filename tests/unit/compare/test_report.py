@@ -18,7 +18,7 @@ from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Stat
 from rlpost.compare.report import pictures
 from rlpost.compare.report.page import write
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.record.run_dir import RunDir, evaluation_name
+from rlpost.record.run_dir import RunDir
 from rlpost.report import main
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing
 from tests.unit.episodes import episode, turn
@@ -72,8 +72,8 @@ def write_episodes(folder: Path) -> None:
             turn("CORRECT" if solved else "SYNTAX", answer=answer), success=solved, variant=HELD_OUT
         )
         second = episode(turn("CORRECT", answer="7"), success=True, index=1, variant=HELD_OUT)
-        run_dir.write_trajectories(evaluation_name("after", HELD_OUT, "sampled"), [second, first])
-        run_dir.write_trajectories(evaluation_name("before", HELD_OUT, "sampled"), [second])
+        run_dir.write_evaluation("after", HELD_OUT, "sampled", [second, first])
+        run_dir.write_evaluation("before", HELD_OUT, "sampled", [second])
 
 
 @pytest.fixture(scope="module")
