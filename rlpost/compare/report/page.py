@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from markupsafe import Markup
-
 from rlpost.compare.design.types import INIT, Comparison, Status
 from rlpost.compare.report import sections
 from rlpost.compare.report.findings import findings
@@ -48,15 +46,11 @@ def _html(view: View, results: list[Section], set_up: list[Section], folder: Pat
         title=comparison.name,
         problems=view.findings.problems,
         answers=view.findings.answers,
-        results=_with_pictures(results),
-        set_up=_with_pictures(set_up),
+        results=results,
+        set_up=set_up,
         deals=_deals(comparison, folder, gallery),
         no_pictures=gallery.failure if gallery else None,
     )
-
-
-def _with_pictures(shown: list[Section]) -> list[tuple[Section, list[Markup]]]:
-    return [(section, [Markup(svg) for svg in section.pictures]) for section in shown]
 
 
 def _markdown(view: View, shown: list[Section]) -> bytes:

@@ -18,6 +18,7 @@ from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
 from rlpost.compare.statistics.estimates import Success, rate_of
 from rlpost.compare.statistics.verdicts import Row, Verdict
+from rlpost.pages.images import Image
 from rlpost.record.summary import MISSING
 
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
@@ -85,12 +86,11 @@ def _rate(view: View, found: Success | None) -> str:
     return f"{said}\nright steps {fmean(steps):.1%}" if steps and view.has_steps else said
 
 
-def _curves(view: View, unit: str) -> Iterator[str]:
-    for number, variant in enumerate(view.variants):
+def _curves(view: View, unit: str) -> Iterator[Image]:
+    for variant in view.variants:
         start = view.last(INIT, variant)
         if arms := [arm for arm in view.comparison.arms if view.shares(arm, variant)]:
             yield pictures.lines(
-                f"{unit}{number}",
                 view.heading(variant),
                 [_line(view, arm, variant, unit) for arm in arms],
                 start.rate if start is not None else None,
@@ -122,8 +122,8 @@ def _differences(view: View) -> Section:
         "Other rules": [v for v in view.variants if v != view.comparison.train_variant],
     }
     drawn = [
-        pictures.forest(f"forest{i}", f"{side}: differences in success", groups)
-        for i, (side, variants) in enumerate(sides.items())
+        pictures.forest(f"{side}: differences in success", groups)
+        for side, variants in sides.items()
         if (groups := {view.heading(v): c for v in variants if (c := _contrasts(view, v))})
     ]
     return Section("Differences", reading, tuple(drawn), (_difference_table(view),))
@@ -198,7 +198,6 @@ def _causes(view: View) -> Section:
         for variant in view.variants
     }
     drawn = pictures.stacked_bars(
-        "causes",
         "Share of all episodes",
         {g: bars for g, bars in groups.items() if bars},
         RULE_MISREAD if measured else None,
@@ -237,14 +236,14 @@ def _turns(view: View) -> Section:
     )
     most = max(len(found.by_turn) for found in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
-    rows, drawn = [], list[str]()
+    rows, drawn = [], list[Image]()
     for variant in view.variants:
         ends = {arm: found for arm in view.arms if (found := view.last(arm, variant)) is not None}
         for number, (arm, found) in enumerate(ends.items()):
             rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(found, shown)))
         shares = {arm: found.by_turn for arm, found in ends.items()}
         if shares:
-            drawn.append(pictures.turns(f"turns{len(drawn)}", view.heading(variant), shares))
+            drawn.append(pictures.turns(view.heading(variant), shares))
     table = Table(
         ("rule", "arm", *(f"within {n}" for n in shown), "gain, points"), tuple(rows), len(shown) + 1
     )

@@ -6,18 +6,17 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from rlpost.compare import results
 from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Status
 from rlpost.compare.report import pictures
 from rlpost.compare.report.page import write
 from rlpost.compare.statistics.intervals import Interval
+from rlpost.pages.images import Image
 from rlpost.record.run_dir import RunDir
 from rlpost.report import main
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing
@@ -100,9 +99,9 @@ def test_the_page_is_inert_and_told_in_words(report: Path, page: Page) -> None:
     assert_inert(page, report.read_text(encoding="utf-8"))
     assert_told(page)
     assert (
-        len(page.all("svg")) == 2 + 2 + 1 + 2 + 4
+        len(page.all("img")) == 2 + 2 + 1 + 2 + 4
     )  # success, differences, causes, turns, success in two other units
-    labels = " ".join(svg["aria-label"] or "" for svg in page.all("svg"))
+    labels = " ".join(image["alt"] or "" for image in page.all("img"))
     assert "faces_11_12_13 (held out), against FLOPs since init." in labels
     assert "faces_11_12_13 (held out), ppo: solved 50.0%, rule misread 25.0%" in labels
 
@@ -183,10 +182,7 @@ def test_the_browser_would_have_told(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn, but not rendered, which takes most of the time."""
 
-    def named(figure: Figure, name: str, said: str) -> str:
-        return f'<svg id="{name}" role="img" aria-label={quoteattr(said)}></svg>'
-
-    monkeypatch.setattr(pictures, "to_svg", named)
+    monkeypatch.setattr(pictures, "drawn", lambda figure, said: Image("<svg/>", said))
 
 
 def steps() -> Comparison:
@@ -287,7 +283,5 @@ def test_points_by_hand() -> None:
 
 
 def test_turns_are_told_as_they_are_drawn(quick: None) -> None:
-    told = Page(pictures.turns("t", "faces_7", {INIT: (0.25, 0.5), "ppo": (0.75,)})).all("svg")[0][
-        "aria-label"
-    ]
+    told = pictures.turns("faces_7", {INIT: (0.25, 0.5), "ppo": (0.75,)}).alt
     assert told == "faces_7, within so many attempts. init: 25.0%, 50.0%. ppo: 75.0%."
