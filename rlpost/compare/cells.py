@@ -229,9 +229,8 @@ def _prepare(files: CellFiles, cfg: Config) -> list[str]:
     run_dir, settings = files.run_dir, override("experiment", files.config)
     with writing(files.config):
         files.ended.unlink(missing_ok=True)
-        (files.run_dir.path / run_error.FILE).unlink(
-            missing_ok=True
-        )  # this start may end before it gets that far
+        # The run removes its earlier error itself, but may end before it gets that far.
+        (files.run_dir.path / run_error.FILE).unlink(missing_ok=True)
         write_atomic(files.config, to_yaml(cfg).encode())
         if run_dir.config.is_file() and checkpoint.exists(run_dir):
             return [settings, override("resume", run_dir.path)]

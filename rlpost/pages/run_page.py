@@ -21,7 +21,7 @@ from rlpost.pages.figures import Series
 from rlpost.pages.images import Image
 from rlpost.pages.replay import Gallery
 from rlpost.pages.sample_episodes import Deal, choose
-from rlpost.record import failures
+from rlpost.record import failures, run_error
 from rlpost.record.files import write_atomic
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, read_trajectories
@@ -80,6 +80,7 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         "report.html.jinja",
         title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
         finished=finished is not None,
+        error=run_error.read(run_dir.path),
         iterations=len(_values(lines, "iteration", "seconds/total").xs),
         facts=_facts(finished),
         failed=_failed(lines),

@@ -23,6 +23,7 @@ from rlpost.errors import OutputError
 from rlpost.pages import figures, replay
 from rlpost.pages.images import Image
 from rlpost.pages.run_page import write_report
+from rlpost.record import run_error
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, evaluation_name
 from rlpost.report import main
@@ -201,8 +202,15 @@ def test_a_run_stopped_before_anything(started: RunDir) -> None:
     page = page_of(started)
     assert "did not finish" in page.text
     assert "0 iterations are on record" in page.text
+    assert "It ended with" not in page.text
     assert "No evaluation is on record." in page.text
     assert not page.all("img")
+
+
+def test_a_run_that_failed_says_with_what(started: RunDir) -> None:
+    with pytest.raises(OutputError), run_error.kept(started.path):
+        raise OutputError("x\n  reason: <b>full</b>")
+    assert "It ended with OutputError: x; reason: <b>full</b>" in page_of(started).text
 
 
 def test_a_run_stopped_half_way_shows_what_there_is(started: RunDir) -> None:
