@@ -4,6 +4,8 @@
 
 Outcomes follow a probit model of seeds, instances and dice. Prints, for each truth, the coverage and mean width of the
 interval that a comparison reports beside those of other methods, from the same simulated tables.
+
+Shapes: S seeds, N instances, K kinds of their values, R resamples.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, ttest_1samp
 
-from rlpost.compare.statistics.intervals import Floats, bootstrap, difference
+from rlpost.compare.statistics.intervals import LEVEL, Floats, difference
 
 RESAMPLES = 500
 LEVELS = ((0.30, 0.30), (0.40, 0.30), (0.05, 0.03))  # chances of arm and baseline
@@ -66,6 +68,22 @@ def _covered(truth: Truth, intervals: list[tuple[float, float]]) -> tuple[float,
     return float(held.mean()), float(np.mean(ends[:, 1] - ends[:, 0]))
 
 
+def bootstrap(values_SN: Floats, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95% percentile interval of the mean; seeds, then instances drawn with replacement (Owen, 2007).
+
+    A drawn instance is drawn for all seeds alike, as all were scored on it. Instances of the same values (K kinds) are
+    drawn together, as it comes to the same and takes a fraction of the time.
+    """
+    rng = np.random.default_rng(seed)
+    S, N = values_SN.shape
+    kinds_SK, counts_K = np.unique(values_SN, axis=1, return_counts=True)
+    seeds_RS = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
+    instances_RK = rng.multinomial(N, counts_K / N, size=resamples)
+    means_R = ((seeds_RS @ kinds_SK) * instances_RK).sum(axis=1) / (S * N)
+    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def _nested(values_SN: Floats, seed: int) -> tuple[float, float]:
     """Percentile interval, seeds drawn, then instances for each drawn seed by itself."""
     rng = np.random.default_rng(seed)
@@ -88,7 +106,7 @@ def _seeds_only(values_SN: Floats) -> tuple[float, float]:
 
 METHODS: dict[str, Callable[[Floats, int], tuple[float, float]]] = {
     "reported": lambda values_SN, seed: difference(values_SN).interval(),
-    "bootstrap, crossed": lambda values_SN, seed: bootstrap(values_SN, seed, RESAMPLES),
+    "bootstrap, crossed": lambda values_SN, seed: bootstrap(values_SN, seed),
     "bootstrap, nested": _nested,
     "t over seeds": lambda values_SN, seed: _seeds_only(values_SN),
 }

@@ -1,6 +1,8 @@
 """Errors named by the boundary they crossed. Each message says what, where, why and what to do.
 
-All are picklable (Ray ships them between processes): every class takes one message string.
+A message ends with its remedy, in lines of its own that begin with `  remedy: `; error.json of a failed run keeps the
+two apart (rlpost.record.run_error). All are picklable (Ray ships them between processes): every class takes one
+message string.
 """
 
 

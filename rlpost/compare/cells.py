@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,14 +31,13 @@ from rlpost.config.overrides import override
 from rlpost.config.schema import Config
 from rlpost.config.yaml_files import parse_mapping, read_mapping
 from rlpost.errors import ConfigError, OutputError
-from rlpost.record import checkpoint
+from rlpost.record import checkpoint, run_error
 from rlpost.record.files import write_atomic, writing
 from rlpost.record.run_dir import RunDir
 
 PROGRAM = (sys.executable, "-m", "rlpost.run")
 STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped
 _ELSEWHERE = ("output_dir", "ray", "tracking")  # settings that may change between two starts
-_LAST_LINES = 5
 _COLUMNS = "160"  # of a run that has no terminal
 
 
@@ -127,7 +127,6 @@ class Process:
         with writing(files.log), files.log.open("ab") as log:
             _hold(files, log)
             command = [*PROGRAM, *_prepare(files, cfg)]
-            self._log_start = log.tell()
             # A session of its own: Ctrl-C comes to the comparison alone, which stops its cells in order.
             self._process = subprocess.Popen(
                 command,
@@ -149,9 +148,7 @@ class Process:
             return None
         if code == 0 and self.files.run_dir.summary.is_file():
             return Ended(Status.DONE, None, self.seconds)
-        return Ended(
-            Status.FAILED, f"exit code {code}: {_last_words(self.files.log, self._log_start)}", self.seconds
-        )
+        return Ended(Status.FAILED, _reason(self.files, code), self.seconds)
 
     def ask_to_stop(self) -> None:
         if self._process.poll() is None:
@@ -235,6 +232,8 @@ def _prepare(files: CellFiles, cfg: Config) -> list[str]:
     run_dir, settings = files.run_dir, override("experiment", files.config)
     with writing(files.config):
         files.ended.unlink(missing_ok=True)
+        # The run removes its earlier error itself, but may end before it gets that far.
+        (files.run_dir.path / run_error.FILE).unlink(missing_ok=True)
         write_atomic(files.config, to_yaml(cfg).encode())
         if run_dir.config.is_file() and checkpoint.exists(run_dir):
             return [settings, override("resume", run_dir.path)]
@@ -243,10 +242,12 @@ def _prepare(files: CellFiles, cfg: Config) -> list[str]:
     return [settings]
 
 
-def _last_words(log: Path, start: int) -> str:
-    """The message in the last frame that the run drew, else its last lines; of what it wrote from `start` on."""
-    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
-    tops = [i for i, line in enumerate(lines) if line.startswith("╭")]
-    framed = [line.strip("│ ") for line in lines[tops[-1] :] if line.startswith("│")] if tops else []
-    plain = [line.strip() for line in lines if line.strip()][-_LAST_LINES:]
-    return " ".join(framed or plain) or "it said nothing"
+def _reason(files: CellFiles, code: int) -> str:
+    """Why a process that ended with `code` is not done. What it printed is for people, and is not read here."""
+    if code < 0:
+        return f"ended by signal {-code} ({signal.strsignal(-code)})"
+    error = run_error.read(files.run_dir.path)
+    if error is not None:
+        return str(error)
+    lacking = run_error.FILE if code else files.run_dir.summary.name
+    return f"exit code {code} without {lacking}; its console: {files.log.relative_to(files.folder)}"

@@ -1,13 +1,12 @@
 """From the cells' run directories to the records of a comparison.
 
-metrics.jsonl ─▶ compute spent    trajectories/eval-STAGE-VARIANT-DECODING.jsonl ─▶ Evaluation    both ─▶ Point, Cell
+metrics.jsonl ─▶ compute spent    evaluations.jsonl ─▶ trajectories/eval-* ─▶ Evaluation    both ─▶ Point, Cell
 trajectories/iteration-*.jsonl, examples.jsonl ─▶ the instances that were trained on
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,12 +21,11 @@ from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
 from rlpost.record.compute import Compute, spent
 from rlpost.record.metrics import goes_on_after_right, is_right, right_share
-from rlpost.record.run_dir import RunDir, evaluation_name, read_trajectories
+from rlpost.record.run_dir import RunDir, evaluation_name, read_trajectories, stage_number
 from rlpost.record.summary import headline_decoding
 from rlpost.types import Trajectory
 
 NOTHING_SPENT = Compute(0.0, 0, 0.0)
-_STAGE = re.compile(r"eval-(?P<stage>(?:iteration|step)-(?P<number>\d+))-.+\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,14 @@ def _solved_at(episode: Trajectory) -> int:
 
 
 def _episodes(run_dir: RunDir, cfg: Config, stage: str) -> dict[str, list[Trajectory]]:
+    files, decoding = run_dir.evaluations(), headline_decoding(cfg.eval)
+
     def read(variant: str) -> list[Trajectory]:
-        path = run_dir.trajectories_file(evaluation_name(stage, variant, headline_decoding(cfg.eval)))
-        if not path.is_file():
+        path = files.get((stage, variant, decoding))
+        if path is None:
+            expected = run_dir.trajectories_file(evaluation_name(stage, variant, decoding))
             raise OutputError(
-                f"{path}\n  reason: the evaluation is not there\n  remedy: delete the cell's folder"
+                f"{expected}\n  reason: the evaluation is not there\n  remedy: delete the cell's folder"
             )
         episodes = read_trajectories(path)
         if not all(episode.instance for episode in episodes):
@@ -149,9 +150,9 @@ def _evaluations(played: Mapping[str, Sequence[Trajectory]]) -> dict[str, Evalua
 def _stages(run_dir: RunDir, key: str, parameters: int) -> dict[str, Compute]:
     """The stages that a run evaluated while it trained, and its end, with what it had spent."""
     compute = _compute(run_dir, key, parameters)
-    matches = (_STAGE.fullmatch(path.name) for path in sorted(run_dir.trajectories.iterdir()))
-    found = {m["stage"]: compute[int(m["number"])] for m in matches if m}
-    return {**found, "after": _last(compute)}
+    numbers = {stage: stage_number(stage) for stage, _, _ in run_dir.evaluations()}
+    between = sorted((number, stage) for stage, number in numbers.items() if number is not None)
+    return {**{stage: compute[number] for number, stage in between}, "after": _last(compute)}
 
 
 def _compute(run_dir: RunDir, key: str, parameters: int) -> dict[int, Compute]:

@@ -27,7 +27,7 @@ from rlpost.compare.runner import Runner
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, RlpostError
-from rlpost.record import locks
+from rlpost.record import locks, run_error
 from rlpost.record.compute import TRAINED, lora_flops
 from rlpost.record.files import write_atomic
 from rlpost.record.run_dir import OUTPUTS, new_folder, time_stamp
@@ -49,7 +49,7 @@ def run(cfg: Config) -> None:
     check_model(cfg, model_folder)
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", soft_wrap=True)
-    with locks.held(folder):
+    with locks.held(folder), run_error.kept(folder):
         cfg = precision.settled(cfg, model_folder, console)  # once, so that every cell computes alike
         _keep_settings(cfg, folder)
         command = _command(folder)

@@ -1,21 +1,21 @@
-"""The report's figures: SVG text with a title for readers who do not see it, legible without colour.
+"""The report's figures, legible without colour, each with the words for readers who do not see it.
 
-Nothing here knows of runs or files; every function takes numbers and returns one <svg> element.
+Nothing here knows of runs or files; every function takes numbers and returns one image.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from rlpost.pages.images import Image
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -44,7 +44,7 @@ class Series:
     ys: Sequence[float]
 
 
-def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent: bool = False) -> str:
+def curve(title: str, series: Sequence[Series], x_label: str, percent: bool = False) -> Image:
     """Values over iterations; the first series solid, the second dashed. A long first one gets its trailing mean."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(3.9, 2.5)
@@ -60,10 +60,10 @@ def curve(name: str, title: str, series: Sequence[Series], x_label: str, percent
             axes.set_ylim(0.0, min(1.0, max(0.1, 1.15 * max(max(line.ys) for line in series))))
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8)
-        return to_svg(figure, name, f"{title}. " + " ".join(_said(line, percent) for line in series))
+        return drawn(figure, f"{title}. " + " ".join(_said(line, percent) for line in series))
 
 
-def stacked_bar(name: str, title: str, parts: Mapping[str, float]) -> str:
+def stacked_bar(title: str, parts: Mapping[str, float]) -> Image:
     """One bar, its parts side by side in the order given; values in seconds."""
     total = sum(parts.values())
     with matplotlib.rc_context(STYLE):
@@ -83,10 +83,10 @@ def stacked_bar(name: str, title: str, parts: Mapping[str, float]) -> str:
             frameon=False, fontsize=8, ncol=4, loc="lower left", bbox_to_anchor=(0, 1.0), handleheight=1.4
         )
         said = ", ".join(f"{label} {value:.1f} s" for label, value in parts.items())
-        return to_svg(figure, name, f"{title}: {said}.")
+        return drawn(figure, f"{title}: {said}.")
 
 
-def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+def paired_bars(title: str, groups: Mapping[str, Mapping[str, float]]) -> Image:
     """Shares by label: `groups` maps a stage (one or two of them) to label -> share."""
     labels = sorted(
         set().union(*groups.values()), key=lambda label: max(g.get(label, 0.0) for g in groups.values())
@@ -110,7 +110,7 @@ def paired_bars(name: str, title: str, groups: Mapping[str, Mapping[str, float]]
         said = "; ".join(
             f"{s}: " + ", ".join(f"{k} {v:.1%}" for k, v in g.items()) for s, g in groups.items()
         )
-        return to_svg(figure, name, f"{title}. {said}.")
+        return drawn(figure, f"{title}. {said}.")
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -143,13 +143,9 @@ def _said(line: Series, percent: bool) -> str:
     return f"{line.label}: from {ends}, lowest {min(line.ys):{form}}, highest {max(line.ys):{form}}."
 
 
-def to_svg(figure: Figure, name: str, said: str) -> str:
-    """The figure as an element to stand in HTML: no XML header, ids of its own, named for screen readers."""
+def drawn(figure: Figure, said: str) -> Image:
+    """The figure without matplotlib's XML header; `said`: what it shows, in words."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     text = buffer.getvalue()
-    body = text[text.index("<svg") :]
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)
-    head, _, rest = body.partition(">")
-    return f'{head} role="img" aria-label={quoteattr(said)}><title>{escape(said)}</title>{rest}'
+    return Image(text[text.index("<svg") :], said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from envs import registry
 from envs.base import Pictured
 from rlpost.config.schema import RolloutConfig
 from rlpost.config.trust import named_code
+from rlpost.pages.images import Image
 from rlpost.pages.sample_episodes import Deal
 from rlpost.rollout.env_threads import within
 from rlpost.rollout.specs import evaluation_env_seed
@@ -52,7 +52,8 @@ class Gallery:
     def illustrated(self, deal: Deal) -> Deal:
         """The deal with pictures of how its episodes ended, of those that can be drawn."""
         drawn = {policy: self._drawn(episode) for policy, episode in deal.played.items()}
-        return replace(deal, pictures={policy: image(svg) for policy, svg in drawn.items() if svg})
+        pictures = {policy: Image(svg, _alt(deal, policy)) for policy, svg in drawn.items() if svg}
+        return replace(deal, pictures=pictures)
 
     def _drawn(self, episode: Trajectory) -> str | None:
         if self.failure is not None or episode.error is not None:
@@ -78,6 +79,11 @@ class Gallery:
             env.close()
 
 
+def _alt(deal: Deal, policy: str) -> str:
+    instance = deal.first.instance
+    return f"Picture of how {instance} stood at the end, {policy}; the answers below say the same in words."
+
+
 def picture(env: gymnasium.Env[str, str], episode: Trajectory, env_seed: int) -> str | None:
     """The end of an episode as an SVG document; None where the environment draws nothing.
 
@@ -92,11 +98,3 @@ def picture(env: gymnasium.Env[str, str], episode: Trajectory, env_seed: int) ->
     for turn in episode.turns:
         env.step(turn.answer)
     return pictured.picture()
-
-
-def image(svg: str) -> str:
-    """An SVG document as the address of an <img>.
-
-    There it is inert whatever it holds: an image runs no script, loads nothing, and its styles stay its own.
-    """
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8", "replace")).decode()

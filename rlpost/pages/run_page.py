@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from rlpost.pages import figures, render
 from rlpost.pages.console import duration
 from rlpost.pages.figures import Series
+from rlpost.pages.images import Image
 from rlpost.pages.replay import Gallery
 from rlpost.pages.sample_episodes import Deal, choose
-from rlpost.record import failures
+from rlpost.record import failures, run_error
 from rlpost.record.files import write_atomic
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import (
     DECODINGS,
+    STAGES,
     entry_of,
     has_steps,
     headlines,
@@ -43,25 +44,23 @@ EXAMPLES = 3  # instances shown a variant
 
 @dataclass(frozen=True)
 class CurveSpec:
-    name: str
     title: str
     keys: Mapping[str, str]  # metric -> label
     percent: bool = False
 
 
 CURVES = (
-    CurveSpec("success", "Success in training", {"success": "success"}, percent=True),
-    CurveSpec("reward", "Reward per episode", {"reward": "reward"}),
+    CurveSpec("Success in training", {"success": "success"}, percent=True),
+    CurveSpec("Reward per episode", {"reward": "reward"}),
     CurveSpec(
-        "kl",
         "KL divergence, nats per token",
         {"kl_reference": "to the reference", "approx_kl": "within an update"},
     ),
-    CurveSpec("entropy", "Entropy, nats per token", {"entropy": "entropy"}),
-    CurveSpec("critic", "Explained variance of the returns", {"explained_variance": "explained variance"}),
-    CurveSpec("gap", "Log-prob gap, engine to learner", {"logprob_gap": "mean |difference|"}),
-    CurveSpec("length", "Tokens per answer", {"answer_tokens": "tokens"}),
-    CurveSpec("cut", "Answers cut at their limit", {"cut_share": "share"}, percent=True),
+    CurveSpec("Entropy, nats per token", {"entropy": "entropy"}),
+    CurveSpec("Explained variance of the returns", {"explained_variance": "explained variance"}),
+    CurveSpec("Log-prob gap, engine to learner", {"logprob_gap": "mean |difference|"}),
+    CurveSpec("Tokens per answer", {"answer_tokens": "tokens"}),
+    CurveSpec("Answers cut at their limit", {"cut_share": "share"}, percent=True),
 )
 
 
@@ -81,6 +80,7 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         "report.html.jinja",
         title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
         finished=finished is not None,
+        error=run_error.read(run_dir.path),
         iterations=len(_values(lines, "iteration", "seconds/total").xs),
         facts=_facts(finished),
         failed=_failed(lines),
@@ -89,9 +89,9 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         measure=measure_of(summary),
         steps=has_steps(summary),
         stages=stages_of(summary),
-        curves=[Markup(svg) for svg in _curves(lines)],
+        curves=list(_curves(lines)),
         time=_time(lines),
-        outcomes=[Markup(svg) for svg in _outcome_bars(summary)],
+        outcomes=list(_outcome_bars(summary)),
         turns=_by_turn(summary),
         deals=_deals(run_dir, summary, gallery),
         no_pictures=gallery.failure if gallery else None,
@@ -103,10 +103,10 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
 
 
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
-    """What summary.json would say of the evaluations that a stopped run got to."""
+    """What summary.json would say of the evaluations before and after training that a stopped run got to."""
     stages: dict[str, Any] = {}
     for (stage, variant, decoding), path in run_dir.evaluations().items():
-        if episodes := read_trajectories(path):
+        if stage in STAGES and (episodes := read_trajectories(path)):
             stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
     return {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
 
@@ -157,19 +157,19 @@ def _values(lines: Sequence[Mapping[str, Any]], x: str, key: str, label: str = "
     return Series(label, [line[x] for line in kept], [line[key] for line in kept])
 
 
-def _curves(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _curves(lines: Sequence[dict[str, Any]]) -> Iterator[Image]:
     # A person counts iterations from 1, as the console does; the record and its files count from 0.
     lines = [line | {"iteration": line["iteration"] + 1} if "iteration" in line else line for line in lines]
     for spec in CURVES:
         series = [_values(lines, "iteration", key, label) for key, label in spec.keys.items()]
         if drawn := [line for line in series if line.ys]:
-            yield figures.curve(spec.name, spec.title, drawn, "iteration", spec.percent)
+            yield figures.curve(spec.title, drawn, "iteration", spec.percent)
     steps = [{**line, "step": i} for i, line in enumerate((m for m in lines if "loss" in m), start=1)]
     if (supervised := _values(steps, "step", "loss", "loss")).ys:
-        yield figures.curve("sft", "Supervised loss, nats per token", [supervised], "step")
+        yield figures.curve("Supervised loss, nats per token", [supervised], "step")
 
 
-def _time(lines: Sequence[Mapping[str, Any]]) -> Markup | None:
+def _time(lines: Sequence[Mapping[str, Any]]) -> Image | None:
     """The sum of each phase over the whole run, longest first and `other` last."""
     sums: dict[str, float] = {}
     for line in lines:
@@ -180,7 +180,7 @@ def _time(lines: Sequence[Mapping[str, Any]]) -> Markup | None:
     parts = dict(sorted(sums.items(), key=lambda item: (item[0] == "other", -item[1])))
     if not sum(parts.values()):
         return None
-    return Markup(figures.stacked_bar("time", "Where the time went", parts))
+    return figures.stacked_bar("Where the time went", parts)
 
 
 def _main_decoding(summary: Mapping[str, Any], variant: str) -> str:
@@ -197,8 +197,8 @@ def _variants(summary: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(variant for variant, _ in rows_of(summary)))
 
 
-def _outcome_bars(summary: Mapping[str, Any]) -> Iterator[str]:
-    for number, variant in enumerate(_variants(summary)):
+def _outcome_bars(summary: Mapping[str, Any]) -> Iterator[Image]:
+    for variant in _variants(summary):
         decoding = _main_decoding(summary, variant)
         groups = {}
         for stage in _ends(summary):
@@ -207,7 +207,7 @@ def _outcome_bars(summary: Mapping[str, Any]) -> Iterator[str]:
                 groups[stage] = {name: n / answers for name, n in entry["outcomes"].items()}
         if groups:
             title = f"{variant} ({role(summary, variant)}), {decoding}: share of all answers"
-            yield figures.paired_bars(f"outcomes{number}", title, groups)
+            yield figures.paired_bars(title, groups)
 
 
 def _by_turn(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rlpost.pages.images import Image
 from rlpost.types import Trajectory
 
 
@@ -15,7 +16,7 @@ class Deal:
     first: Trajectory
     change: str
     played: Mapping[str, Trajectory]  # by policy
-    pictures: Mapping[str, str] = field(default_factory=dict)  # by policy: the address of an image
+    pictures: Mapping[str, Image] = field(default_factory=dict)  # by policy: how it stood at the end
 
 
 def choose(policies: Mapping[str, Sequence[Trajectory]], most: int) -> list[Deal]:

@@ -3,8 +3,9 @@
     config.yaml            every setting, resolved            versions.json   what it ran on
     metrics.jsonl          one object an iteration            summary.json    the result, written at the end
     trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
+    evaluations.jsonl      which trajectories file is which evaluation: stage, variant, decoding
     examples.jsonl         instances of the supervised steps
-    sittings.json          the time of every start
+    sittings.json          the time of every start        error.json     why it failed (rlpost.record.run_error)
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
@@ -35,10 +36,12 @@ from rlpost.record.versions import versions
 from rlpost.types import Trajectory
 
 OUTPUTS = Path("outputs")
-_OF_ITERATION = re.compile(r"(?:eval-)?(?:iteration|step)-(\d+)\b.*\.jsonl")
+EvaluationKey = tuple[str, str, str]  # stage, variant, decoding
+_OF_ITERATION = re.compile(r"iteration-(\d+)\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
+# Of records that were made before there was an evaluations.jsonl.
 _EVALUATION = re.compile(
-    r"eval-(?P<stage>before|warm|after)-(?P<variant>.*)-(?P<decoding>greedy|sampled)\.jsonl"
+    r"eval-(?P<stage>before|warm|after|(?:iteration|step)-\d+)-(?P<variant>.*)-(?P<decoding>greedy|sampled)\.jsonl"
 )
 
 
@@ -50,6 +53,12 @@ def iteration_name(iteration: int) -> str:
 def step_name(step: int) -> str:
     """The stage of an evaluation after a supervised step: step-000012."""
     return f"step-{step:06d}"
+
+
+def stage_number(stage: str) -> int | None:
+    """The iteration or step that a stage follows, the inverse of `iteration_name` and `step_name`; else None."""
+    found = _STAGE.fullmatch(stage)
+    return None if found is None else int(found[1])
 
 
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
@@ -142,6 +151,10 @@ class RunDir:
     @property
     def examples(self) -> Path:
         return self.path / "examples.jsonl"
+
+    @property
+    def evaluation_index(self) -> Path:
+        return self.path / "evaluations.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -251,9 +264,10 @@ class RunDir:
             kept = [line for line in lines if not _is_after(line, last, key)]
             if path.is_file():
                 write_atomic(path, b"".join(map(jsonl.encode, kept)))
+        self._truncate_evaluations(last)
         for path in self.trajectories.iterdir():
             match = _OF_ITERATION.fullmatch(path.name)
-            if path.name.startswith("eval-after-") or (match and int(match[1]) > last):
+            if match and int(match[1]) > last:
                 _remove(path)
         _remove(self.summary)
         _remove(self.report)
@@ -267,10 +281,43 @@ class RunDir:
         write_atomic(path, b"".join(map(jsonl.to_line, trajectories)))
         return path
 
-    def evaluations(self) -> dict[tuple[str, str, str], Path]:
-        """The files of the evaluations at both ends of the run, by (stage, variant, decoding)."""
-        matches = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.iterdir())}
-        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in matches.items() if m}
+    def write_evaluation(
+        self, stage: str, variant: str, decoding: str, trajectories: Iterable[Trajectory]
+    ) -> Path:
+        """`write_trajectories` for an evaluation, which evaluations.jsonl then names."""
+        path = self.write_trajectories(evaluation_name(stage, variant, decoding), trajectories)
+        append_whole(self.evaluation_index, _index_line((stage, variant, decoding), path))
+        return path
+
+    def evaluations(self) -> dict[EvaluationKey, Path]:
+        """The files of the evaluations that are there, in the order in which they were written.
+
+        Raises OutputError for a line of evaluations.jsonl that `write_evaluation` did not write.
+        """
+        if self.evaluation_index.is_file():
+            lines = enumerate(_read_lines(self.evaluation_index), start=1)
+            found = dict(self._indexed(number, line) for number, line in lines)
+            return {key: path for key, path in found.items() if path.is_file()}
+        named = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.glob("eval-*"))}
+        return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in named.items() if m}
+
+    def _indexed(self, number: int, line: Mapping[str, Any]) -> tuple[EvaluationKey, Path]:
+        values = [line.get(name) for name in ("stage", "variant", "decoding", "file")]
+        texts = [value for value in values if isinstance(value, str)]
+        if len(texts) < len(values) or Path(texts[-1]).name != texts[-1]:
+            raise OutputError(_broken(self.evaluation_index, number, "it names no evaluation's file"))
+        stage, variant, decoding, file = texts
+        return (stage, variant, decoding), self.trajectories / file
+
+    def _truncate_evaluations(self, last: int) -> None:
+        """Forget those of the end of a run and of iterations (steps) after `last`. An older record gets its index."""
+        found = self.evaluations()
+        gone = {key for key in found if _stage_is_after(key[0], last)}
+        if found:
+            kept = (_index_line(key, path) for key, path in found.items() if key not in gone)
+            write_atomic(self.evaluation_index, b"".join(kept))
+        for key in gone:
+            _remove(found[key])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Raises ValueError when a number is not finite: a result that is none must not look like one."""
@@ -306,9 +353,17 @@ def _is_after(line: Mapping[str, Any], last: int, key: str) -> bool:
     """Whether a step after `last` wrote the line, or an evaluation after it."""
     if key in line:
         return bool(line[key] > last)
-    stage = str(line.get("stage"))  # examples.jsonl names none
-    match = _STAGE.fullmatch(stage)
-    return stage == "after" or (match is not None and int(match[1]) > last)
+    return _stage_is_after(str(line.get("stage")), last)  # examples.jsonl names none
+
+
+def _stage_is_after(stage: str, last: int) -> bool:
+    number = stage_number(stage)
+    return stage == "after" or (number is not None and number > last)
+
+
+def _index_line(key: EvaluationKey, path: Path) -> bytes:
+    stage, variant, decoding = key
+    return jsonl.encode({"stage": stage, "variant": variant, "decoding": decoding, "file": path.name})
 
 
 def _sound(value: object) -> bool:

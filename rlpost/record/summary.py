@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from rlpost.config.schema import EvalConfig
@@ -133,13 +134,20 @@ def unplayed(entry: Mapping[str, Any]) -> list[str]:
     return counted if first is None else [*counted, f"the first: {first}"]
 
 
-def verdict(before: Entry, after: Entry, measure: Measure = SUCCESS) -> str:
+class Trend(StrEnum):
     """What two intervals allow to say: rose and fell only when they do not overlap."""
+
+    ROSE = "rose"
+    FELL = "fell"
+    UNCLEAR = "did not clearly change"
+
+
+def verdict(before: Entry, after: Entry, measure: Measure = SUCCESS) -> Trend:
     if after[measure.low] > before[measure.high]:
-        return "rose"
+        return Trend.ROSE
     if after[measure.high] < before[measure.low]:
-        return "fell"
-    return "did not clearly change"
+        return Trend.FELL
+    return Trend.UNCLEAR
 
 
 def headlines(summary: Summary) -> list[str]:
@@ -156,7 +164,7 @@ def _headline(summary: Summary, variant: str, decoding: str) -> str:
         only = measure.shown(entry_of(summary, stage, variant, decoding))
         return f"{subject}: {measure.name} {only} ({stage}); there is nothing to compare it with."
     said = verdict(before, after, measure)
-    overlap = "the intervals overlap" if said.startswith("did") else "the intervals do not overlap"
+    overlap = "the intervals overlap" if said is Trend.UNCLEAR else "the intervals do not overlap"
     way = f" by way of {measure.shown(warm)} after the warm start" if warm is not None else ""
     ends = f"from {measure.shown(before)} to {measure.shown(after)}"
     return f"{subject}: {measure.name} {said}, {ends}{way}; {overlap}."

@@ -9,7 +9,7 @@ from envs import registry
 from rlpost.config.schema import Config
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
-from rlpost.record.run_dir import RunDir, evaluation_name
+from rlpost.record.run_dir import RunDir
 from rlpost.record.summary import main_decoding
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
@@ -40,7 +40,7 @@ def _variant(
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
         specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant))
         played = pool.collect(specs, sampling)
-        path = run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+        path = run_dir.write_evaluation(stage, variant, decoding, played)
         what = f"evaluation ({stage}): {variant}, {decoding}"
         failures.refuse_all(played, f"{what} (its episodes: {path})")
         for note in failures.notes(played):
@@ -62,8 +62,8 @@ def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
 def evaluate_stage_once(session: Session, stage: str) -> None:
     """`evaluate_stage`, unless a run that is resumed has its results already."""
     cfg = session.cfg
-    names = [evaluation_name(stage, v, d) for v in cfg.eval_variants for d in decodings(cfg)]
-    if not all(session.run_dir.trajectories_file(name).is_file() for name in names):
+    wanted = {(stage, variant, decoding) for variant in cfg.eval_variants for decoding in decodings(cfg)}
+    if not wanted <= session.run_dir.evaluations().keys():
         evaluate_stage(session, stage)
 
 

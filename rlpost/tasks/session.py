@@ -28,7 +28,7 @@ from rlpost.config.schema import Config
 from rlpost.learner.group import LearnerGroup
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report
-from rlpost.record import locks
+from rlpost.record import locks, run_error
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
 from rlpost.record.metrics import Clock
@@ -217,7 +217,7 @@ def _run_dir(cfg: Config) -> Iterator[RunDir]:
         run_dir = RunDir.open(cfg.resume)
     else:
         run_dir = RunDir.create(cfg.output_dir, cfg.name, cfg.seed, to_yaml(cfg))
-    with locks.held(run_dir.path):
+    with locks.held(run_dir.path), run_error.kept(run_dir.path):
         run_dir.write_versions()
         yield run_dir
 

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from rlpost.errors import OutputError
 from rlpost.record import files, jsonl
-from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name, read_trajectories, step_name
+from rlpost.record.run_dir import (
+    RunDir,
+    evaluation_name,
+    iteration_name,
+    read_trajectories,
+    stage_number,
+    step_name,
+)
 from rlpost.types import Trajectory
 from tests.unit.episodes import episode, trajectories, turn
 
@@ -110,19 +117,18 @@ def test_truncated_record_equals_that_of_a_run_that_never_went_further(tmp_path:
             run.append_metrics({"stage": "rl", "iteration": i, "reward": i / 3})
             run.append_metrics({"stage": iteration_name(i), "seconds/total": 1.0})
             run.write_trajectories(iteration_name(i), [episode(turn(), index=i)])
-            run.write_trajectories(
-                evaluation_name(iteration_name(i), "faces_10", "greedy"), [episode(turn())]
-            )
-        run.write_trajectories(evaluation_name("before", "faces_10", "greedy"), [episode(turn())])
+            run.write_evaluation(iteration_name(i), "faces_10", "greedy", [episode(turn())])
+        run.write_evaluation("before", "faces_10", "greedy", [episode(turn())])
         return run
 
     short, long = record(tmp_path / "short", 11), record(tmp_path / "long", 13)
-    long.write_trajectories(evaluation_name("after", "faces_10", "greedy"), [episode(turn())])
+    long.write_evaluation("after", "faces_10", "greedy", [episode(turn())])
     long.append_metrics({"stage": "after", "seconds/total": 1.0})
     long.write_summary({"iterations": 13})
     long.report.write_text("<p>")
-    with long.metrics.open("a") as file:
-        file.write('{"iteration": 14')
+    for path, cut in ((long.metrics, '{"iteration": 14'), (long.evaluation_index, '{"stage": "af')):
+        with path.open("a") as file:
+            file.write(cut)
     long.truncate_metrics(11)
     assert _contents(long.path) == _contents(short.path)
 
@@ -231,17 +237,63 @@ def test_summary_round_trips_and_refuses_nan(run_dir: RunDir) -> None:
     assert run_dir.read_summary() == {"eval": {}, "seconds": 1.5}
 
 
-def test_evaluations_are_found_by_name(run_dir: RunDir) -> None:
-    for stage, variant in (("before", "faces_10"), ("after", "a-b"), ("iteration-000004", "faces_10")):
-        run_dir.write_trajectories(evaluation_name(stage, variant, "greedy"), [])
-    assert set(run_dir.evaluations()) == {("before", "faces_10", "greedy"), ("after", "a-b", "greedy")}
+PLACES = (("before", "faces_10"), ("after", "a-b"), ("iteration-000004", "faces_10"), ("step-000007", "x"))
+
+
+def test_evaluations_of_an_older_record_are_found_by_name_and_indexed_by_a_resume(run_dir: RunDir) -> None:
+    paths = {
+        (stage, variant, "greedy"): run_dir.write_trajectories(evaluation_name(stage, variant, "greedy"), [])
+        for stage, variant in PLACES
+    }
+    assert run_dir.evaluations() == paths
+    run_dir.truncate_metrics(5)
+    left = {key: path for key, path in paths.items() if key[0] in ("before", "iteration-000004")}
+    assert run_dir.evaluations() == left
+    assert sorted(run_dir.trajectories.iterdir()) == sorted(left.values())
+    path = run_dir.write_evaluation("after", "faces_10", "greedy", [])
+    assert run_dir.evaluations() == {**left, ("after", "faces_10", "greedy"): path}
+
+
+def test_the_index_and_not_a_name_says_what_an_evaluation_is(run_dir: RunDir) -> None:
+    paths = {
+        (stage, variant, "greedy"): run_dir.write_evaluation(stage, variant, "greedy", [])
+        for stage, variant in PLACES
+    }
+    run_dir.write_trajectories(
+        "eval-before-cut-greedy", []
+    )  # written, but the run ended before it was indexed
+    again = run_dir.write_evaluation(*PLACES[0], "greedy", [])
+    assert run_dir.evaluations() == paths
+    again.unlink()
+    assert ("before", "faces_10", "greedy") not in run_dir.evaluations()
 
 
 @pytest.mark.parametrize("variant", ["math/algebra", "../up", "100%", "50%2F", "two\nlines", "é 漢", "a-b"])
-def test_a_variant_may_have_any_name(run_dir: RunDir, variant: str) -> None:
-    path = run_dir.write_trajectories(evaluation_name("after", variant, "greedy"), [])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_variant_may_have_any_name(run_dir: RunDir, variant: str, indexed: bool) -> None:
+    path = run_dir.write_evaluation("after", variant, "greedy", [])
+    if not indexed:
+        run_dir.evaluation_index.unlink()
     assert run_dir.evaluations() == {("after", variant, "greedy"): path}
     assert path.parent == run_dir.trajectories
+
+
+@pytest.mark.parametrize(
+    "change", [{"file": "../config.yaml"}, {"file": 3}, {"stage": None}, {"variant": []}]
+)
+def test_an_index_that_was_not_written_here_is_refused(run_dir: RunDir, change: dict[str, object]) -> None:
+    run_dir.write_evaluation("after", "a", "greedy", [])
+    run_dir.write_evaluation("after", "b", "greedy", [])
+    first, second = map(json.loads, run_dir.evaluation_index.read_text().splitlines())
+    run_dir.evaluation_index.write_text(f"{json.dumps(first)}\n{json.dumps(second | change)}\n")
+    with pytest.raises(OutputError, match=r"evaluations\.jsonl\n.*line 2"):
+        run_dir.evaluations()
+
+
+@given(st.integers(0, 10**9))
+def test_the_number_of_a_stage(number: int) -> None:
+    assert stage_number(iteration_name(number)) == stage_number(step_name(number)) == number
+    assert [stage_number(stage) for stage in ("before", "warm", "after")] == [None] * 3
 
 
 @pytest.mark.parametrize("variant", ["faces_11_12_13", "old_town", "level_1", "a-b.c"])

@@ -1,4 +1,4 @@
-"""What a comparison found, in numbers and in sentences that claim no more than their intervals."""
+"""What a comparison found: numbers, and statements that claim no more than their intervals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rlpost.compare.design.types import Comparison
 from rlpost.compare.report import sentences
+from rlpost.compare.report.sentences import Finding
 from rlpost.compare.statistics.causes import Causes, causes
 from rlpost.compare.statistics.estimates import Difference, Success, contrasts, differences, successes
 from rlpost.compare.statistics.verdicts import Row, Verdict, verdict_of
@@ -14,16 +15,17 @@ from rlpost.compare.statistics.verdicts import Row, Verdict, verdict_of
 
 @dataclass(frozen=True)
 class Findings:
-    """`sentences` come in the order in which a report shows them: cells that failed or miss, then the answers."""
-
-    sentences: tuple[str, ...]
-    problems: tuple[
-        str, ...
-    ]  # of the cells that failed or miss, and of what is the less for it; first of `sentences`
+    problems: tuple[str, ...]  # cells that failed or miss, then what each contrast lacks for it
+    answers: tuple[Finding, ...]  # the questions' answers, then remarks on them
     verdicts: tuple[Row, ...]  # every contrast on every variant, the pairless included
     successes: tuple[Success, ...]
     differences: tuple[Difference, ...]
     causes: tuple[Causes, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All that is said in words, in the order of a report."""
+        return (*self.problems, *map(str, self.answers))
 
 
 def findings(comparison: Comparison) -> Findings:
@@ -36,13 +38,12 @@ def findings(comparison: Comparison) -> Findings:
     problems = tuple(sentences.problems(comparison, rows))
     ends = [each for each in scored if _is_last(each, scored)]
     told = (
-        *problems,
         *sentences.answers(comparison, rows),
         *sentences.certainty(comparison, rows, ends),
         *sentences.memorization(comparison, [each for each in why if _is_last(each, why)]),
         *sentences.turns(comparison, ends),
     )
-    return Findings(told, problems, rows, tuple(scored), tuple(changed), tuple(why))
+    return Findings(problems, told, rows, tuple(scored), tuple(changed), tuple(why))
 
 
 def _is_last(each: Success | Causes, among: Sequence[Success | Causes]) -> bool:

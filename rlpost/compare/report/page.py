@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from markupsafe import Markup
-
 from rlpost.compare.design.types import INIT, Comparison, Status
-from rlpost.compare.report.findings import Findings, findings
-from rlpost.compare.report.sections import sections
-from rlpost.compare.report.view import Section
+from rlpost.compare.report import sections
+from rlpost.compare.report.findings import findings
+from rlpost.compare.report.view import Section, View
 from rlpost.pages import render
 from rlpost.pages.replay import Gallery
 from rlpost.pages.sample_episodes import Deal, choose
@@ -33,34 +31,34 @@ def write(comparison: Comparison, folder: Path, own_code: bool = False) -> Path:
     Raises ComparisonError for records that do not fit together, OutputError for a cell's record that is broken, and
     where a page cannot be written.
     """
-    found = findings(comparison)
-    shown = sections(comparison, found)
-    write_atomic(folder / "report.md", _markdown(comparison, found, shown))
-    write_atomic(folder / "report.html", _html(comparison, found, shown, folder, own_code))
+    view = View(comparison, findings(comparison))
+    results, set_up = list(sections.results(view)), list(sections.set_up(view))
+    write_atomic(folder / "report.md", _markdown(view, results + set_up))
+    write_atomic(folder / "report.html", _html(view, results, set_up, folder, own_code))
     return folder / "report.html"
 
 
-def _html(
-    comparison: Comparison, found: Findings, shown: list[Section], folder: Path, own_code: bool
-) -> bytes:
+def _html(view: View, results: list[Section], set_up: list[Section], folder: Path, own_code: bool) -> bytes:
+    comparison = view.comparison
     gallery = _gallery(comparison, folder, own_code)
     return render.render(
         "comparison.html.jinja",
         title=comparison.name,
-        problems=found.problems,
-        answers=found.sentences[len(found.problems) :],
-        sections=[(section, [Markup(svg) for svg in section.pictures]) for section in shown],
+        problems=view.findings.problems,
+        answers=view.findings.answers,
+        results=results,
+        set_up=set_up,
         deals=_deals(comparison, folder, gallery),
         no_pictures=gallery.failure if gallery else None,
     )
 
 
-def _markdown(comparison: Comparison, found: Findings, shown: list[Section]) -> bytes:
+def _markdown(view: View, shown: list[Section]) -> bytes:
     return render.render(
         "comparison.md.jinja",
-        title=comparison.name,
-        problems=found.problems,
-        answers=found.sentences[len(found.problems) :],
+        title=view.comparison.name,
+        problems=view.findings.problems,
+        answers=view.findings.answers,
         sections=[section for section in shown if section.tables],
     )
 
@@ -99,7 +97,7 @@ def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dic
 
 def _last(run_dir: RunDir, variant: str) -> list[Trajectory]:
     """The episodes of the last evaluation, the sampled one where there are two; empty where there is none."""
-    files = run_dir.evaluations() if run_dir.trajectories.is_dir() else {}
+    files = run_dir.evaluations()
     for stage in reversed(STAGES):
         for decoding in reversed(DECODINGS):
             if (stage, variant, decoding) in files:

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: numbers in, one <svg> element with its own words out. Nothing here counts or tests.
+"""The pictures of a comparison: numbers in, one image with its own words out. Nothing here counts or tests.
 
 Arms differ in colour, dashes and marker at once, so that a print in black and white tells them apart.
 """
@@ -16,7 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from rlpost.compare.design.types import INIT
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, to_svg
+from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, drawn
+from rlpost.pages.images import Image
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart, those that also differ in lightness.
 LOOKS = (("#D55E00", "--", "s"), ("#000000", "-", "o"), ("#0072B2", "-.", "^"), ("#E69F00", ":", "D"))
@@ -51,7 +52,7 @@ class Bar:
     shares: Mapping[str, float]  # by cause, of all episodes; every bar has every cause, in one order
 
 
-def lines(name: str, title: str, arms: Sequence[Line], start: Interval | None, x_label: str) -> str:
+def lines(title: str, arms: Sequence[Line], start: Interval | None, x_label: str) -> Image:
     """Shares over x: an arm a heavy line in its band, its seeds faint; `start` (of all arms) dotted across."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(4.3, 2.9)
@@ -63,9 +64,7 @@ def lines(name: str, title: str, arms: Sequence[Line], start: Interval | None, x
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         _name_axes(axes, title, x_label, _top(arms, start))
         said = [f"init: {_percent(start)}."] if start is not None else []
-        return to_svg(
-            figure, name, f"{title}, against {x_label}. {' '.join(said + [_told(a) for a in arms])}"
-        )
+        return drawn(figure, f"{title}, against {x_label}. {' '.join(said + [_told(a) for a in arms])}")
 
 
 def _name_axes(axes: Axes, title: str, x_label: str, top: float) -> None:
@@ -113,7 +112,7 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:.1%} (interval {interval.low:.1%} to {interval.high:.1%})"
 
 
-def turns(name: str, title: str, arms: Mapping[str, Sequence[float]]) -> str:
+def turns(title: str, arms: Mapping[str, Sequence[float]]) -> Image:
     """Shares solved within 1, 2, ... attempts, an arm a line, with init's among them."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(4.3, 2.6)
@@ -125,7 +124,7 @@ def turns(name: str, title: str, arms: Mapping[str, Sequence[float]]) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _name_axes(axes, title, "attempts", min(1.0, max(0.02, 1.3 * max(map(max, arms.values())))))
         told = [f"{arm}: {', '.join(f'{share:.1%}' for share in shares)}." for arm, shares in arms.items()]
-        return to_svg(figure, name, f"{title}, within so many attempts. {' '.join(told)}")
+        return drawn(figure, f"{title}, within so many attempts. {' '.join(told)}")
 
 
 def short(x: float) -> str:
@@ -136,7 +135,7 @@ def short(x: float) -> str:
     return f"{x:.3g}"
 
 
-def forest(name: str, title: str, groups: Mapping[str, Sequence[Contrast]]) -> str:
+def forest(title: str, groups: Mapping[str, Sequence[Contrast]]) -> Image:
     """Differences in points by variant: heavy bars hold for one difference alone, thin ones for all at once."""
     rows = [(group, contrast) for group, contrasts in groups.items() for contrast in contrasts]
     labels = list(dict.fromkeys(contrast.label for _, contrast in rows))
@@ -154,7 +153,7 @@ def forest(name: str, title: str, groups: Mapping[str, Sequence[Contrast]]) -> s
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("percentage points")
         _name_groups(axes, [group for group, _ in rows], places)
-        return to_svg(figure, name, f"{title}. " + " ".join(_contrasted(g, c) for g, c in rows))
+        return drawn(figure, f"{title}. " + " ".join(_contrasted(g, c) for g, c in rows))
 
 
 def _spaced(groups: Sequence[str]) -> list[float]:
@@ -214,7 +213,7 @@ def _contrasted(group: str, contrast: Contrast) -> str:
     return f"{group}, {contrast.label}: {points(contrast.simultaneous, contrast.estimate.value)} points."
 
 
-def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], highlight: str | None) -> str:
+def stacked_bars(title: str, groups: Mapping[str, Sequence[Bar]], highlight: str | None) -> Image:
     """Shares of all episodes by cause, a bar an arm; `highlight`, where given, is black, with its share written out."""
     bars = [(group, bar) for group, members in groups.items() for bar in members]
     places, looks = (
@@ -240,7 +239,7 @@ def stacked_bars(name: str, title: str, groups: Mapping[str, Sequence[Bar]], hig
         figure.legend(
             handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=5, handleheight=1.4
         )
-        return to_svg(figure, name, f"{title}. " + " ".join(_cause_words(g, b) for g, b in bars))
+        return drawn(figure, f"{title}. " + " ".join(_cause_words(g, b) for g, b in bars))
 
 
 def _cause_looks(shares: Sequence[Mapping[str, float]], highlight: str | None) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What the report shows, as titled pictures and tables: the HTML page and the Markdown one are made of the same.
 
-    Comparison, Findings ─▶ View ─▶ sections ─▶ Section (title, how to read it, pictures, tables)
+    Comparison, Findings ─▶ View ─▶ results, set_up ─▶ Section (title, how to read it, pictures, tables)
 
 Only what findings holds is shown; nothing is computed here but means of what was spent.
 """
@@ -11,26 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
 from envs.causes import ORDER, RULE_MISREAD
-from rlpost.compare.design.types import INIT, UNITS, Cell, Comparison, Evaluation, Status
+from rlpost.compare.design.types import INIT, UNITS, Cell, Evaluation, Status
 from rlpost.compare.report import pictures
-from rlpost.compare.report.findings import Findings
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
 from rlpost.compare.statistics.estimates import Success, rate_of
 from rlpost.compare.statistics.verdicts import Row, Verdict
+from rlpost.pages.images import Image
 from rlpost.record.summary import MISSING
 
 TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
 
 
-def sections(comparison: Comparison, findings: Findings) -> list[Section]:
-    """All that there is something to show of, in the order of the page."""
-    view = View(comparison, findings)
-    return [*(_results(view) if findings.successes else ()), _cells(view), _notes(view)]
-
-
-def _results(view: View) -> Iterator[Section]:
+def results(view: View) -> Iterator[Section]:
+    """What was measured, in the order of the page; nothing where nothing was scored."""
+    if not view.findings.successes:
+        return
     yield _success(view)
     if view.findings.verdicts:
         yield _differences(view)
@@ -41,6 +38,12 @@ def _results(view: View) -> Iterator[Section]:
         if unit != view.comparison.matched_on and (curves := tuple(_curves(view, unit))):
             reading = f"The same success against {name}, on which the arms were not matched."
             yield Section(f"Success against {name}", reading, curves, grid=True, folded=True)
+
+
+def set_up(view: View) -> Iterator[Section]:
+    """What was run, after the results."""
+    yield _cells(view)
+    yield _notes(view)
 
 
 def _success(view: View) -> Section:
@@ -83,12 +86,11 @@ def _rate(view: View, found: Success | None) -> str:
     return f"{said}\nright steps {fmean(steps):.1%}" if steps and view.has_steps else said
 
 
-def _curves(view: View, unit: str) -> Iterator[str]:
-    for number, variant in enumerate(view.variants):
+def _curves(view: View, unit: str) -> Iterator[Image]:
+    for variant in view.variants:
         start = view.last(INIT, variant)
         if arms := [arm for arm in view.comparison.arms if view.shares(arm, variant)]:
             yield pictures.lines(
-                f"{unit}{number}",
                 view.heading(variant),
                 [_line(view, arm, variant, unit) for arm in arms],
                 start.rate if start is not None else None,
@@ -112,16 +114,16 @@ def _differences(view: View) -> Section:
         "Each arm against init, and RL against SFT, at the end of the budget, paired over seeds and instances. The"
         " heavy bar is the 95% interval of that difference alone; the thin one, and the brackets beside it, hold for"
         " all rules at once: where it does not touch the line at zero, the difference is clear. An arrow: the"
-        " interval goes on outside the picture. p is corrected for the number of rules (Holm); the bootstrap is for"
-        " orientation. Won and lost: pairs that only the one or only the other solved."
+        " interval goes on outside the picture. p is corrected for the number of rules likewise (Bonferroni)."
+        " Won and lost: pairs that only the one or only the other solved."
     )
     sides = {
         "Trained rule": [v for v in view.variants if v == view.comparison.train_variant],
         "Other rules": [v for v in view.variants if v != view.comparison.train_variant],
     }
     drawn = [
-        pictures.forest(f"forest{i}", f"{side}: differences in success", groups)
-        for i, (side, variants) in enumerate(sides.items())
+        pictures.forest(f"{side}: differences in success", groups)
+        for side, variants in sides.items()
         if (groups := {view.heading(v): c for v in variants if (c := _contrasts(view, v))})
     ]
     return Section("Differences", reading, tuple(drawn), (_difference_table(view),))
@@ -145,7 +147,6 @@ def _difference_table(view: View) -> Table:
         "verdict",
         "points [all rules]",
         "[alone]",
-        "[bootstrap]",
         "p",
         "won / lost",
         "seeds",
@@ -155,7 +156,7 @@ def _difference_table(view: View) -> Table:
         for variant in view.variants
         for number, row in enumerate(view.rows(variant))
     )
-    return Table(head, rows, 6)
+    return Table(head, rows, 5)
 
 
 def _verdict(row: Row) -> str:
@@ -165,13 +166,12 @@ def _verdict(row: Row) -> str:
 def _numbers(row: Row) -> tuple[str, ...]:
     found = row.difference
     if found is None:
-        return (MISSING,) * 6
+        return (MISSING,) * 5
     left_out = f"\nleft out: {', '.join(map(str, found.left_out))}" if found.left_out else ""
     return (
         points(found.simultaneous, found.estimate.value),
         points(found.estimate),
-        points(found.bootstrap),
-        f"{found.p_holm:.2g}",
+        f"{found.p_corrected:.2g}",
         f"{found.wins} / {found.losses}",
         f"{len(found.seeds)}{left_out}",
     )
@@ -198,7 +198,6 @@ def _causes(view: View) -> Section:
         for variant in view.variants
     }
     drawn = pictures.stacked_bars(
-        "causes",
         "Share of all episodes",
         {g: bars for g, bars in groups.items() if bars},
         RULE_MISREAD if measured else None,
@@ -237,14 +236,14 @@ def _turns(view: View) -> Section:
     )
     most = max(len(found.by_turn) for found in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
-    rows, drawn = [], list[str]()
+    rows, drawn = [], list[Image]()
     for variant in view.variants:
         ends = {arm: found for arm in view.arms if (found := view.last(arm, variant)) is not None}
         for number, (arm, found) in enumerate(ends.items()):
             rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(found, shown)))
         shares = {arm: found.by_turn for arm, found in ends.items()}
         if shares:
-            drawn.append(pictures.turns(f"turns{len(drawn)}", view.heading(variant), shares))
+            drawn.append(pictures.turns(view.heading(variant), shares))
     table = Table(
         ("rule", "arm", *(f"within {n}" for n in shown), "gain, points"), tuple(rows), len(shown) + 1
     )

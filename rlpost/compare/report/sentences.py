@@ -2,14 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from statistics import median
 
 from rlpost.compare.design.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
 from rlpost.compare.statistics.causes import BROKEN, Causes, measures_memorization
 from rlpost.compare.statistics.estimates import Success, contrasts
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.compare.statistics.verdicts import Row, Verdict
+from rlpost.compare.statistics.verdicts import Change, Row, Verdict, held_out_change
+
+
+class Question(StrEnum):
+    MEMORIZED = "did SFT memorize?"
+    GENERALIZED = "did RL generalize?"  # one arm
+    AHEAD = "is RL ahead of SFT?"  # one arm, on held-out rules
+
+
+class Answer(StrEnum):
+    YES = "yes"
+    IN_PART = "in part"
+    NO = "no"
+    MIXED = "mixed"
+    UNCLEAR = "unclear"  # no interval excludes zero
+    UNKNOWN = "unknown"  # nothing to compare
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement of the report. Remarks, which answer no question, have neither `question` nor `answer`."""
+
+    headline: str  # a sentence
+    details: str = ""  # further ones: the intervals behind it
+    question: Question | None = None
+    answer: Answer | None = None
+
+    def __str__(self) -> str:
+        return f"{self.headline} {self.details}".rstrip()
+
+
+Answers = Mapping[Change, tuple[Answer, str]]
+
+_UNCLEAR = (Answer.UNCLEAR, "Unclear: no held-out rule shows a change that can be told from zero")
+_YES_MEMORIZED = "it gained on the trained rule and lost on held-out ones"
+_NOT_MEMORIZED = (Answer.NO, "No: it gained on held-out rules and clearly lost on none")
+_MEMORIZED: Answers = {
+    Change.UP: _NOT_MEMORIZED,
+    Change.PARTLY_UP: _NOT_MEMORIZED,
+    Change.DOWN: (Answer.YES, f"Yes: {_YES_MEMORIZED}"),
+    Change.PARTLY_DOWN: (Answer.IN_PART, f"In part: {_YES_MEMORIZED}"),
+    Change.MIXED: (Answer.MIXED, "Mixed: it lost on some held-out rules and gained on others"),
+    Change.UNCLEAR: _UNCLEAR,
+    Change.UNKNOWN: (Answer.UNKNOWN, "Unknown: no seed has both SFT and its start"),
+}
+_NOT_LEARNED = (
+    Answer.NO,
+    "It lost on held-out rules, but without a clear gain on the trained one: that is not memorizing",
+)
+_NOT_GENERALIZED = (Answer.NO, "No: it lost on held-out rules and clearly gained on none")
+_GENERALIZED: Answers = {
+    Change.UP: (Answer.YES, "Yes: it gained on every held-out rule"),
+    Change.PARTLY_UP: (Answer.IN_PART, "In part: it gained on some held-out rules"),
+    Change.DOWN: _NOT_GENERALIZED,
+    Change.PARTLY_DOWN: _NOT_GENERALIZED,
+    Change.MIXED: (Answer.MIXED, "Mixed: it gained on some held-out rules and lost on others"),
+    Change.UNCLEAR: _UNCLEAR,
+    Change.UNKNOWN: (Answer.UNKNOWN, "Unknown: no seed has both {arm} and its start"),
+}
+_AHEAD: Answers = {
+    Change.UP: (Answer.YES, "{arm} is ahead on every held-out rule, and behind on none for certain"),
+    Change.PARTLY_UP: (
+        Answer.IN_PART,
+        "{arm} is ahead on some held-out rules, and behind on none for certain",
+    ),
+    Change.DOWN: (Answer.NO, "SFT is ahead on every held-out rule, and behind on none for certain"),
+    Change.PARTLY_DOWN: (Answer.NO, "SFT is ahead on some held-out rules, and behind on none for certain"),
+    Change.MIXED: (Answer.MIXED, "{arm} is ahead on some held-out rules, SFT on others"),
+    Change.UNCLEAR: (Answer.UNCLEAR, "no held-out rule tells them apart"),
+    Change.UNKNOWN: (Answer.UNKNOWN, "unknown: no seed has both"),
+}
 
 
 def arm_name(arm: str) -> str:
@@ -34,7 +106,7 @@ def problems(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
             if cell is None or cell.status is Status.MISSING:
                 yield f"MISSING: {arm}, seed {seed} has not been run; no number here has it."
             elif cell.status is Status.FAILED:
-                reason = (cell.error or "no error was recorded").strip().splitlines()[0]
+                reason = " ".join((cell.error or "no error was recorded").split())
                 yield f"FAILED: {arm}, seed {seed}; no number here has it. It ended with: {reason}"
     for cell in comparison.cells:
         yield from _broken(cell)
@@ -66,10 +138,12 @@ def _left_out(arm: str, baseline: str, rows: Sequence[Row]) -> Iterator[str]:
         yield f"FEWER SEEDS: {arm} - {baseline} is of {_seeds(kept)}; left out, as one of the two is missing: {left}."
 
 
-def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
+def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[Finding]:
     """Did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
     if not any(info.held_out for info in comparison.variants.values()):
-        yield "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
+        yield Finding(
+            "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
+        )
         return
     for arm in sorted(comparison.arms, key=lambda name: name != SFT):
         mine = [row for row in rows if (row.arm, row.baseline) == (arm, INIT)]
@@ -80,68 +154,27 @@ def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
             yield _who_is_ahead(arm, mine, comparison.matched_on)
 
 
-def _did_it_memorize(rows: Sequence[Row]) -> str:
-    held_out = [row for row in rows if row.held_out]
-    up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
-    learned = bool(_those([row for row in rows if row.role is Role.TRAINED], Verdict.UP))
-    if _those(held_out, Verdict.UNKNOWN) == held_out:
-        answer = "Unknown: no seed has both SFT and its start"
-    elif up and down:
-        answer = "Mixed: it lost on some held-out rules and gained on others"
-    elif up:
-        answer = "No: it gained on held-out rules and clearly lost on none"
-    elif down and not learned:
-        answer = (
-            "It lost on held-out rules, but without a clear gain on the trained one: that is not memorizing"
-        )
-    elif down:
-        answer = "Yes" if down == held_out else "In part"
-        answer += ": it gained on the trained rule and lost on held-out ones"
-    else:
-        answer = "Unclear: no held-out rule shows a change that can be told from zero"
-    return f"Did SFT memorize? {answer}{_in_one_seed(rows)}. {_details(rows)}"
+def _did_it_memorize(rows: Sequence[Row]) -> Finding:
+    change = held_out_change(rows)
+    answer, text = _MEMORIZED[change]
+    learned = any(row.role is Role.TRAINED and row.verdict is Verdict.UP for row in rows)
+    if change in (Change.DOWN, Change.PARTLY_DOWN) and not learned:
+        answer, text = _NOT_LEARNED
+    headline = f"Did SFT memorize? {text}{_in_one_seed(rows)}."
+    return Finding(headline, _details(rows), Question.MEMORIZED, answer)
 
 
-def _did_it_generalize(arm: str, rows: Sequence[Row]) -> str:
-    held_out = [row for row in rows if row.held_out]
-    up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
-    name = arm_name(arm)
-    if _those(held_out, Verdict.UNKNOWN) == held_out:
-        answer = f"Unknown: no seed has both {name} and its start"
-    elif up and down:
-        answer = "Mixed: it gained on some held-out rules and lost on others"
-    elif up:
-        answer = (
-            "Yes: it gained on every held-out rule"
-            if up == held_out
-            else "In part: it gained on some held-out rules"
-        )
-    elif down:
-        answer = "No: it lost on held-out rules and clearly gained on none"
-    else:
-        answer = "Unclear: no held-out rule shows a change that can be told from zero"
-    return f"Did RL ({name}) generalize? {answer}{_in_one_seed(rows)}. {_details(rows)}"
+def _did_it_generalize(arm: str, rows: Sequence[Row]) -> Finding:
+    answer, text = _GENERALIZED[held_out_change(rows)]
+    headline = f"Did RL ({arm_name(arm)}) generalize? {text.format(arm=arm_name(arm))}{_in_one_seed(rows)}."
+    return Finding(headline, _details(rows), Question.GENERALIZED, answer)
 
 
-def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> str:
-    name, held_out = arm_name(arm), [row for row in rows if row.held_out]
-    up, down = _those(held_out, Verdict.UP), _those(held_out, Verdict.DOWN)
-    if _those(held_out, Verdict.UNKNOWN) == held_out:
-        answer = "unknown: no seed has both"
-    elif up and down:
-        answer = f"{name} is ahead on some held-out rules, SFT on others"
-    elif up or down:
-        ahead = name if up else "SFT"
-        where = "every held-out rule" if len(up or down) == len(held_out) else "some held-out rules"
-        answer = f"{ahead} is ahead on {where}, and behind on none for certain"
-    else:
-        answer = "no held-out rule tells them apart"
-    matched = UNITS.get(matched_on, matched_on)
-    return f"{name} against SFT, at equal {matched}: {answer}{_in_one_seed(rows)}. {_details(rows)}"
-
-
-def _those(rows: Sequence[Row], verdict: Verdict) -> list[Row]:
-    return [row for row in rows if row.verdict is verdict]
+def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> Finding:
+    answer, text = _AHEAD[held_out_change(rows)]
+    told, matched = text.format(arm=arm_name(arm)), UNITS.get(matched_on, matched_on)
+    headline = f"{arm_name(arm)} against SFT, at equal {matched}: {told}{_in_one_seed(rows)}."
+    return Finding(headline, _details(rows), Question.AHEAD, answer)
 
 
 def _in_one_seed(rows: Sequence[Row]) -> str:
@@ -160,7 +193,7 @@ def _details(rows: Sequence[Row]) -> str:
     return "; ".join(told) + "."
 
 
-def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Success]) -> Iterator[str]:
+def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Success]) -> Iterator[Finding]:
     """How sure: what the intervals are of, and what they could not have seen."""
     found = [row.difference for row in rows if row.difference is not None]
     if not found:
@@ -170,19 +203,19 @@ def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Succes
     instances = sorted({each.distinct for each in ends})
     played = f"{instances[0]}" if len(instances) == 1 else f"{instances[0]} to {instances[-1]}"
     variants, width = len(comparison.variants), 100 * median(widths)
-    yield (
-        f"How sure: the brackets hold for all {variants} variants of a contrast at once with 95% confidence. They rest "
-        f"on {_seeds(fewest)} and {played} distinct evaluation instances a variant. The typical one is {width:.1f}"
-        " points to either side; differences smaller than that would mostly go unseen."
+    yield Finding(
+        f"How sure: the brackets hold for all {variants} variants of a contrast at once with 95% confidence.",
+        f"They rest on {_seeds(fewest)} and {played} distinct evaluation instances a variant. The typical one is"
+        f" {width:.1f} points to either side; differences smaller than that would mostly go unseen.",
     )
     if fewest == 1:
-        yield (
-            "ONE SEED: where a contrast has a single seed, its brackets speak of other evaluation instances only. "
-            "Another training seed may give another answer, and nothing here says how different."
+        yield Finding(
+            "ONE SEED: where a contrast has a single seed, its brackets speak of other evaluation instances only.",
+            "Another training seed may give another answer, and nothing here says how different.",
         )
 
 
-def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str]:
+def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[Finding]:
     """On each held-out rule where it happens: how much of the failures is the trained rule applied.
 
     Nothing where the environment cannot tell.
@@ -195,12 +228,12 @@ def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[str
             told = (
                 f"{arm_name(each.arm)} {percent(each.memorization)}" for each in here if each.memorization
             )
-            yield f"Failures on {variant} that are the trained rule applied: {', '.join(told)}."
+            yield Finding(f"Failures on {variant} that are the trained rule applied: {', '.join(told)}.")
     if ends and not seen and measures_memorization(comparison):
-        yield "No failure on a held-out rule was the trained rule applied."
+        yield Finding("No failure on a held-out rule was the trained rule applied.")
 
 
-def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[str]:
+def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[Finding]:
     """What the verification turns after the first add."""
     gains: dict[str, list[float]] = {}
     for each in ends:
@@ -208,7 +241,9 @@ def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[str]:
             gains.setdefault(each.arm, []).append(each.by_turn[-1] - each.by_turn[0])
     if any(gain > 0 for found in gains.values() for gain in found):
         told = (f"{arm_name(arm)} {100 * sum(found) / len(found):+.1f}" for arm, found in gains.items())
-        yield f"Verification turns after the first add, in points, mean of the held-out rules: {', '.join(told)}."
+        yield Finding(
+            f"Verification turns after the first add, in points, mean of the held-out rules: {', '.join(told)}."
+        )
 
 
 def _seeds(count: int) -> str:

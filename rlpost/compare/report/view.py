@@ -9,6 +9,7 @@ from rlpost.compare.report.findings import Findings
 from rlpost.compare.statistics.estimates import Success
 from rlpost.compare.statistics.intervals import Interval
 from rlpost.compare.statistics.verdicts import Row
+from rlpost.pages.images import Image
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Table:
 class Section:
     title: str
     reading: str  # how to read it, in a sentence or two
-    pictures: tuple[str, ...] = ()  # <svg> elements
+    pictures: tuple[Image, ...] = ()
     tables: tuple[Table, ...] = ()
     grid: bool = False  # pictures stand side by side
     folded: bool = False  # to be opened by those who want to know

@@ -6,11 +6,10 @@ Comparison ─▶ by_key ─▶ tables of seeds by instances ─▶ Success   pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from rlpost.compare.design.types import INIT, SFT, Comparison, Evaluation
 from rlpost.compare.statistics.evaluations import BySeed, Key, by_key
@@ -19,16 +18,10 @@ from rlpost.compare.statistics.intervals import (
     Floats,
     Interval,
     Mean,
-    bootstrap,
     by_instance,
     difference,
     ratio,
 )
-from rlpost.errors import ComparisonError
-from rlpost.seeds import derive
-
-MOST_INSTANCES = 1_000_000
-LARGE = 1e6  # degrees of freedom: as good as infinite, which scipy's noncentral t does not take
 
 
 @dataclass(frozen=True)
@@ -58,11 +51,8 @@ class Difference:
     share: float
     estimate: Interval  # 95%, of this difference alone
     simultaneous: Interval  # 95% for all variants at once (Bonferroni)
-    bootstrap: (
-        Interval  # 95% percentile interval, seeds then instances resampled: for orientation, it is too narrow
-    )
     p: float  # two-sided, of no difference
-    p_holm: float  # the same, corrected for the number of variants
+    p_corrected: float  # for the number of variants (Bonferroni): below 5% where `simultaneous` excludes zero
     seeds: tuple[int, ...]  # that are paired; of one seed alone the intervals speak of the instances only
     left_out: tuple[int, ...]  # seeds of which one of the two is missing
     per_seed: tuple[float, ...]
@@ -115,21 +105,20 @@ def instances_of(seeds: BySeed) -> tuple[str, ...]:
 def differences(comparison: Comparison) -> list[Difference]:
     """Every arm - INIT, and every other arm - sft, on each variant at each share; those without a pair are not there.
 
-    The variants of one contrast at one share are corrected together.
+    The variants of one contrast at one share are corrected together, by Bonferroni: it gives intervals as well as
+    p-values, so that the verdict, the interval and the p-value of a difference always agree.
+
     Raises ComparisonError where two evaluations of a variant hold different instances.
     """
     found = by_key(comparison)
     shares = sorted({share for arm, _, share in found if arm != INIT})
-    families = (
-        [
-            each
-            for variant in comparison.variants
-            for each in _paired(comparison, found, contrast, variant, share)
-        ]
+    return [
+        each
         for contrast in contrasts(comparison)
         for share in shares
-    )
-    return [each for family in families for each in _holm(family)]
+        for variant in comparison.variants
+        for each in _paired(comparison, found, contrast, variant, share)
+    ]
 
 
 def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -156,17 +145,16 @@ def _difference(comparison: Comparison, key: Key, baseline: str, mine: BySeed, o
     solved = [table({seed: each[seed] for seed in paired}, lambda e: e.successes) for each in (mine, others)]
     change_SN = solved[0] - solved[1]
     change_SC = by_instance(change_SN, instances_of(mine))
-    mean, value = difference(change_SC), float(change_SN.mean())
+    mean, value, variants = difference(change_SC), float(change_SN.mean()), len(comparison.variants)
     return Difference(
         arm,
         baseline,
         variant,
         share,
         Interval(value, *_ends(mean, LEVEL)),
-        Interval(value, *_ends(mean, 1 - (1 - LEVEL) / len(comparison.variants))),
-        Interval(value, *bootstrap(change_SC, derive(0, arm, baseline, variant, repr(share)))),
+        Interval(value, *_ends(mean, 1 - (1 - LEVEL) / variants)),
         mean.p,
-        mean.p,
+        min(1.0, variants * mean.p),
         paired,
         tuple(seed for seed in comparison.seeds if seed not in paired),
         tuple(change_SN.mean(axis=1).tolist()),
@@ -179,74 +167,3 @@ def _ends(mean: Mean, level: float) -> tuple[float, float]:
     """No difference of shares lies beyond -1 or 1."""
     low, high = mean.interval(level)
     return max(low, -1.0), min(high, 1.0)
-
-
-def _holm(family: Sequence[Difference]) -> list[Difference]:
-    if not family:
-        return []
-    from statsmodels.stats.multitest import multipletests  # two seconds to import
-
-    corrected = multipletests([each.p for each in family], method="holm")[1]
-    return [replace(each, p_holm=float(p)) for each, p in zip(family, corrected, strict=True)]
-
-
-def needed_instances(
-    *,
-    points: float,
-    seeds: int,
-    discordant: float,
-    agreement: float,
-    seed_sd: float,
-    variants: int = 1,
-    power: float = 0.8,
-) -> int:
-    """The fewest instances at which a difference of `points` is seen at 5%, two-sided, with `power`.
-
-    Args:
-        points: the difference, in percentage points.
-        seeds: training seeds of each arm, paired.
-        discordant: share of pairs that only one of the two solves; at least the difference.
-        agreement: correlation of two seeds' differences on one instance.
-        seed_sd: standard deviation of the true difference from seed to seed, in points.
-        variants: for which the level is corrected (Bonferroni).
-
-    Raises ComparisonError where no number of instances is enough, as the seeds differ too much for so few of them.
-    """
-    level = (1 - LEVEL) / variants
-    needed, enough = 1, 1
-    while _power(enough, points / 100, seeds, discordant, agreement, seed_sd / 100, level) < power:
-        needed, enough = enough, 2 * enough
-        if enough > MOST_INSTANCES:
-            raise ComparisonError(
-                f"{points} points cannot be seen with {seeds} seeds that differ by {seed_sd} points, whatever the "
-                "number of instances; take more seeds"
-            )
-    while enough - needed > 1:
-        middle = (needed + enough) // 2
-        seen = _power(middle, points / 100, seeds, discordant, agreement, seed_sd / 100, level) >= power
-        needed, enough = (needed, middle) if seen else (middle, enough)
-    return enough
-
-
-def _power(
-    n: int, effect: float, seeds: int, discordant: float, agreement: float, seed_sd: float, level: float
-) -> float:
-    """Of the interval of `crossed_mean`, its mean squares taken at their expectations."""
-    pairs = discordant - effect**2
-    rest, instances = (1 - agreement) * pairs, seeds * agreement * pairs
-    if seeds == 1:
-        error, freedom = (pairs / n) ** 0.5, float(max(n - 1, 1))
-    else:
-        by_seeds = _larger(rest + n * seed_sd**2, rest, seeds - 1)
-        error = ((by_seeds + instances) / (seeds * n)) ** 0.5
-        freedom = (seeds - 1) * ((by_seeds + instances) / by_seeds) ** 2 if by_seeds else np.inf
-    freedom = min(freedom, LARGE)
-    return float(stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, abs(effect) / error))
-
-
-def _larger(expected: float, least: float, freedom: int) -> float:
-    """Expectation of max(X, least), X the mean square of chi-squared law with the expectation `expected`."""
-    if not least:
-        return expected
-    bound = freedom * least / expected
-    return least * float(stats.chi2.cdf(bound, freedom)) + expected * float(stats.chi2.sf(bound, freedom + 2))

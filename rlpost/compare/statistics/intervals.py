@@ -1,6 +1,6 @@
 """Intervals for the mean of a table of seeds by instances, both random and crossed. docs/comparison.md derives them.
 
-Shapes: S seeds, N evaluated instances, C distinct ones, K kinds of them, R resamples.
+Shapes: S seeds, N evaluated instances, C distinct ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from scipy import stats
 Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.95
-RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -120,20 +119,4 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint  # two seconds to import
 
     low, high = proportion_confint(share * trials, trials, alpha=1 - LEVEL, method="wilson")
-    return float(low), float(high)
-
-
-def bootstrap(values_SC: Floats, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95% percentile interval of the mean; seeds, then instances drawn with replacement (Owen, 2007).
-
-    A drawn instance is drawn for all seeds alike, as all were scored on it. Instances of the same values (K kinds) are
-    drawn together, as it comes to the same and takes a fraction of the time.
-    """
-    rng = np.random.default_rng(seed)
-    S, C = values_SC.shape
-    kinds_SK, counts_K = np.unique(values_SC, axis=1, return_counts=True)
-    seeds_RS = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
-    instances_RK = rng.multinomial(C, counts_K / C, size=resamples)
-    means_R = ((seeds_RS @ kinds_SK) * instances_RK).sum(axis=1) / (S * C)
-    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -1,7 +1,8 @@
-"""The verdict table: what the intervals at the end of the budget say of each contrast on each variant."""
+"""What the intervals at the end of the budget say of each contrast: on each variant, and over the held-out rules."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,3 +44,30 @@ class Row:
     @property
     def contrast(self) -> str:
         return f"{self.arm} - {self.baseline}"
+
+
+class Change(StrEnum):
+    """The verdicts of one contrast on all held-out rules, taken together."""
+
+    UP = "up on every rule"
+    PARTLY_UP = "up on some rules, down on none"
+    DOWN = "down on every rule"
+    PARTLY_DOWN = "down on some rules, up on none"
+    MIXED = "up on some rules, down on others"
+    UNCLEAR = "neither up nor down on any rule"
+    UNKNOWN = "no pair on any rule"
+
+
+def held_out_change(rows: Sequence[Row]) -> Change:
+    """Of one contrast; rows of variants that are not held out are passed over."""
+    verdicts = [row.verdict for row in rows if row.held_out]
+    up, down = verdicts.count(Verdict.UP), verdicts.count(Verdict.DOWN)
+    if verdicts.count(Verdict.UNKNOWN) == len(verdicts):
+        return Change.UNKNOWN
+    if up and down:
+        return Change.MIXED
+    if up:
+        return Change.UP if up == len(verdicts) else Change.PARTLY_UP
+    if down:
+        return Change.DOWN if down == len(verdicts) else Change.PARTLY_DOWN
+    return Change.UNCLEAR

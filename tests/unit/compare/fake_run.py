@@ -13,7 +13,7 @@ from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.design.types import Status
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Task
-from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name, step_name
+from rlpost.record.run_dir import RunDir, iteration_name, step_name
 from rlpost.tasks.evaluate import decodings
 from rlpost.tasks.schedule import Schedule
 from rlpost.types import Trajectory
@@ -132,7 +132,7 @@ def evaluate(run_dir: RunDir, cfg: Config, stage: str) -> None:
                 instance(episode(*turns, success=turns is right, index=k, variant=variant), f"eval {k}")
                 for k in range(cfg.eval.episodes)
             ]
-            run_dir.write_trajectories(evaluation_name(stage, variant, decoding), played)
+            run_dir.write_evaluation(stage, variant, decoding, played)
 
 
 def instance(trajectory: Trajectory, name: str) -> Trajectory:

@@ -13,8 +13,8 @@ from rlpost.compare import cells
 from rlpost.compare.cells import CellFiles, Ended, Process, refuse_changes, stop
 from rlpost.compare.design.types import Status
 from rlpost.config.schema import Config
-from rlpost.errors import ConfigError, OutputError
-from rlpost.record import checkpoint
+from rlpost.errors import ConfigError, LearnerError, OutputError
+from rlpost.record import checkpoint, run_error
 
 DEADLINE_S = 60.0
 
@@ -52,20 +52,67 @@ def test_done_is_a_run_that_says_so_and_left_its_summary(
 
 
 def test_without_a_summary_it_failed(files: CellFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert finished(files, "pass", monkeypatch).status is Status.FAILED
+    ended = finished(files, "pass", monkeypatch)
+    assert ended.status is Status.FAILED
+    assert ended.error == "exit code 0 without summary.json; its console: cells/ppo-0.log"
 
 
-def test_the_error_is_what_the_run_framed_last(files: CellFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.log.parent.mkdir(parents=True)
-    files.log.write_text("╭─ OldError ─╮\n│ of an earlier start │\n╰──╯\n")
-    said = "╭─ ModelError ─╮\n│ no such model, │\n│ try another │\n╰──────╯"
-    ended = finished(files, f"print({said!a}); raise SystemExit(1)", monkeypatch)
-    assert ended.error == "exit code 1: no such model, try another"
+def fails_with(error: str, files: CellFiles) -> str:
+    """A program that ends as a run does: its error in error.json and, in other words, on its console."""
+    return (
+        f"import sys; sys.path[:0] = {sys.path!r}; from pathlib import Path; from rlpost.record import run_error;"
+        f" from rlpost import errors; f = Path({str(files.run_dir.path)!r}); f.mkdir(parents=True, exist_ok=True);"
+        f" k = run_error.kept(f); k.__enter__(); e = {error};"
+        " print('a traceback', '^^^^^'); k.__exit__(type(e), e, None) or sys.exit(1)"
+    )
 
 
-def test_without_a_frame_the_last_lines_are_told(files: CellFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            r"errors.ModelError('model=x\n  reason: not there\n  remedy: try another')",
+            "ModelError: model=x; reason: not there; remedy: try another",
+        ),
+        ("ZeroDivisionError('division by zero')", "ZeroDivisionError: division by zero"),
+        (r"ValueError('actor\n  File x\n    1 / 0\n    ^^^^^\nKeyError: odd')", "ValueError: KeyError: odd"),
+    ],
+)
+def test_the_reason_is_the_runs_error_and_not_its_console(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch, error: str, told: str
+) -> None:
+    ended = finished(files, fails_with(error, files), monkeypatch)
+    assert "^^^^^" in files.log.read_text()
+    assert (ended.status, ended.error) == (Status.FAILED, told)
+
+
+def test_without_an_error_the_console_is_named_and_not_read(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = finished(files, "print('fine'); 1 / 0", monkeypatch)
-    assert "ZeroDivisionError: division by zero" in str(ended.error)
+    assert ended.error == "exit code 1 without error.json; its console: cells/ppo-0.log"
+
+
+@pytest.mark.parametrize(("number", "told"), [(9, "signal 9 (Killed)"), (15, "signal 15 (Terminated)")])
+def test_what_a_signal_ended_says_so(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    program = f"import os; print('fine'); os.kill(os.getpid(), {number})"
+    assert finished(files, program, monkeypatch).error == f"ended by {told}"
+
+
+def test_the_error_of_an_earlier_start_is_not_this_ones(
+    files: CellFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that fails before it takes up its folder, which has a checkpoint and the error of the start before."""
+    run_dir = files.run_dir
+    run_dir.checkpoints.mkdir(parents=True)
+    run_dir.config.write_text("seed: 0\n")
+    checkpoint.save(run_dir, 1, lambda folder: (folder / "state").touch(), {}, {})
+    with pytest.raises(LearnerError), run_error.kept(run_dir.path):
+        raise LearnerError("loss not finite")
+    ended = finished(files, "raise SystemExit(1)", monkeypatch)
+    assert ended.error == "exit code 1 without error.json; its console: cells/ppo-0.log"
 
 
 def test_stopping_asks_first_and_then_ends_all_below(

@@ -19,6 +19,7 @@ from rlpost.compare.runner import Runner
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, OutputError, RlpostError
+from rlpost.record import run_error
 from rlpost.weights.models import TINY, parameters
 from tests.unit.compare.fake_run import FakeRun, comparison
 
@@ -101,7 +102,9 @@ def test_a_failed_cell_is_shown_reported_and_tried_again(
         compare(comparison(folder), monkeypatch, failing="sft-0")
     (found,) = reported
     assert [(cell.status, cell.error) for cell in found.cells][-1] == (Status.FAILED, "it broke")
+    assert "1 of 3 cells failed" in str(run_error.read(folder))
     compare(comparison(folder, f"resume={folder}"), monkeypatch)
+    assert run_error.read(folder) is None
     assert {cell.status for cell in reported[-1].cells} == {Status.DONE}
     assert reported[-1].notes["command"] == found.notes["command"], "the same command, once"
 

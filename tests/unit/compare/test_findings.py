@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rlpost.compare.design.types import INIT, Comparison, Role, VariantInfo
+from rlpost.compare.report import sentences
 from rlpost.compare.report.findings import Findings, findings
-from rlpost.compare.statistics.verdicts import Verdict
+from rlpost.compare.report.sentences import Answer, Question
+from rlpost.compare.statistics.verdicts import Change, Row, Verdict, held_out_change
 from tests.unit.compare.comparisons import Table, comparison, done, evaluation, failed, missing, of_tables
 
 N = 200
@@ -87,6 +89,51 @@ def test_answers_about_rl(ppo: tuple[float, ...], told: str) -> None:
     assert _found((0.3, 0.3, 0.3), ppo).sentences[1].startswith(f"Did RL (PPO) generalize? {told}")
 
 
+# What the held-out rules' verdicts say together, and what follows for each question. With it, `learned`: whether the
+# trained rule went up, which counts for memorizing alone.
+CHANGES = [
+    ("up up", Change.UP, Answer.NO, Answer.YES),
+    ("up unclear", Change.PARTLY_UP, Answer.NO, Answer.IN_PART),
+    ("up unknown", Change.PARTLY_UP, Answer.NO, Answer.IN_PART),
+    ("down down", Change.DOWN, Answer.YES, Answer.NO),
+    ("down unknown", Change.PARTLY_DOWN, Answer.IN_PART, Answer.NO),
+    ("up down", Change.MIXED, Answer.MIXED, Answer.MIXED),
+    ("unclear unknown", Change.UNCLEAR, Answer.UNCLEAR, Answer.UNCLEAR),
+    ("unknown unknown", Change.UNKNOWN, Answer.UNKNOWN, Answer.UNKNOWN),
+]
+
+
+@pytest.mark.parametrize(("verdicts", "change", "memorized", "gained"), CHANGES)
+def test_one_decision_answers_all_three_questions(
+    verdicts: str, change: Change, memorized: Answer, gained: Answer
+) -> None:
+    def rows(trained: Verdict) -> list[Row]:
+        held_out = [
+            Row(f"h{i}", Role.HELD_OUT, "x", INIT, Verdict(v), None) for i, v in enumerate(verdicts.split())
+        ]
+        elsewhere = Row("e", Role.SAME_RULE, "x", INIT, Verdict.DOWN, None)  # speaks for no held-out rule
+        return [Row("t", Role.TRAINED, "x", INIT, trained, None), *held_out, elsewhere]
+
+    assert held_out_change(rows(Verdict.UP)) is change
+    assert sentences._did_it_memorize(rows(Verdict.UP)).answer is memorized
+    unlearned = Answer.NO if change in (Change.DOWN, Change.PARTLY_DOWN) else memorized
+    assert sentences._did_it_memorize(rows(Verdict.UNCLEAR)).answer is unlearned
+    assert sentences._did_it_generalize("ppo", rows(Verdict.UP)).answer is gained
+    assert sentences._who_is_ahead("ppo", rows(Verdict.UP), "flops").answer is gained
+
+
+def test_a_finding_is_data() -> None:
+    found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5))
+    assert [(each.question, each.answer) for each in found.answers if each.question] == [
+        (Question.MEMORIZED, Answer.YES),
+        (Question.GENERALIZED, Answer.YES),
+        (Question.AHEAD, Answer.YES),
+    ]
+    assert found.sentences == tuple(map(str, found.answers))
+    assert found.answers[0].headline.endswith("lost on held-out ones.")
+    assert found.answers[0].details.startswith("trained (trained): +")
+
+
 def test_brackets_are_those_of_the_differences() -> None:
     found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5))
     row = next(row for row in found.verdicts if (row.contrast, row.variant) == ("sft - init", "faces"))
@@ -125,6 +172,15 @@ def test_failed_and_missing_cells_come_first_and_are_named() -> None:
     )
     assert {row.verdict for row in found.verdicts if row.arm == "ppo"} == {Verdict.UNKNOWN}
     assert any("generalize? Unknown: no seed has both PPO and its start" in s for s in found.sentences)
+
+
+def test_the_whole_reason_of_a_failure_is_told() -> None:
+    """Errors of the files that a cell left begin with a path; the reason stands in a line below."""
+    cell = replace(failed("sft", 0), error="cells/sft-0/x.jsonl\n  reason: cut short\n  remedy: delete it")
+    told = findings(comparison([cell], [0], ["v"])).problems
+    assert any(
+        t.endswith("ended with: cells/sft-0/x.jsonl reason: cut short remedy: delete it") for t in told
+    )
 
 
 def test_nothing_at_all() -> None:

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from benchmarks.coverage import Truth, coverage, play
+from benchmarks.coverage import Truth, bootstrap, coverage, play
 from rlpost.compare.statistics.intervals import (
     Floats,
     Interval,
-    bootstrap,
     by_instance,
     crossed_mean,
     difference,

@@ -112,6 +112,14 @@ def test_cells_without_results_are_named_as_such(tmp_path: Path) -> None:
     assert (unread(cell, ended).status, unread(cell, ended).error) == (Status.FAILED, "out of memory")
 
 
+def test_a_record_without_an_index_is_read_by_the_names_of_its_files(tmp_path: Path) -> None:
+    found = read(tmp_path, "ppo-0")
+    RunDir(tmp_path / "cells" / "ppo-0").evaluation_index.unlink()
+    cfg = comparison(tmp_path)
+    (cell,) = [cell for cell in plan(cfg) if cell.name == "ppo-0"]
+    assert read_cell(cell, settings_of(cfg, cell, tmp_path, ()), tmp_path, N, 2) == found
+
+
 def test_an_episode_without_an_instance_cannot_be_paired(tmp_path: Path) -> None:
     read(tmp_path, "init-0")
     run_dir = RunDir(tmp_path / "cells" / "init-0")

@@ -6,19 +6,18 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from rlpost.compare import results
 from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Status
 from rlpost.compare.report import pictures
 from rlpost.compare.report.page import write
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.record.run_dir import RunDir, evaluation_name
+from rlpost.pages.images import Image
+from rlpost.record.run_dir import RunDir
 from rlpost.report import main
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing
 from tests.unit.episodes import episode, turn
@@ -72,8 +71,8 @@ def write_episodes(folder: Path) -> None:
             turn("CORRECT" if solved else "SYNTAX", answer=answer), success=solved, variant=HELD_OUT
         )
         second = episode(turn("CORRECT", answer="7"), success=True, index=1, variant=HELD_OUT)
-        run_dir.write_trajectories(evaluation_name("after", HELD_OUT, "sampled"), [second, first])
-        run_dir.write_trajectories(evaluation_name("before", HELD_OUT, "sampled"), [second])
+        run_dir.write_evaluation("after", HELD_OUT, "sampled", [second, first])
+        run_dir.write_evaluation("before", HELD_OUT, "sampled", [second])
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +99,9 @@ def test_the_page_is_inert_and_told_in_words(report: Path, page: Page) -> None:
     assert_inert(page, report.read_text(encoding="utf-8"))
     assert_told(page)
     assert (
-        len(page.all("svg")) == 2 + 2 + 1 + 2 + 4
+        len(page.all("img")) == 2 + 2 + 1 + 2 + 4
     )  # success, differences, causes, turns, success in two other units
-    labels = " ".join(svg["aria-label"] or "" for svg in page.all("svg"))
+    labels = " ".join(image["alt"] or "" for image in page.all("img"))
     assert "faces_11_12_13 (held out), against FLOPs since init." in labels
     assert "faces_11_12_13 (held out), ppo: solved 50.0%, rule misread 25.0%" in labels
 
@@ -126,6 +125,27 @@ def test_tables_hold_the_numbers(page: Page) -> None:
 def test_the_same_deal_stands_side_by_side(page: Page) -> None:
     assert page.text.index("deal 0: solved by ppo only") < page.text.index("deal 1: solved")
     assert "(1+2)*8" in page.text
+
+
+def test_a_finding_stands_whole_whatever_its_words_hold(quick: None, tmp_path: Path) -> None:
+    """A full stop in the name of a variant does not end the sentence that is printed bold, nor does a title matter."""
+    dotted = "v1. 2"
+    cells = [
+        done(arm, 0, {share: {TRAINED: scored(3), dotted: scored(n)}})
+        for arm, share, n in ((INIT, 0.0, 1), ("sft", 1.0, 1))
+    ]
+    made = comparison(cells, (0,), (TRAINED, dotted))
+    html = write(made, tmp_path).read_text(encoding="utf-8")
+    strong = re.findall(r"<strong>(.*?)</strong>", html)
+    assert strong[0].startswith("Did SFT memorize? Unclear: no held-out rule")
+    assert strong[0].endswith("in the one training seed that there is.")
+    assert "<p>Failures on v1. 2 that are the trained rule applied: the start" in html
+
+
+def test_the_same_instances_stand_between_results_and_set_up(page: Page) -> None:
+    titles = ["Success", "Differences", "The same instances, side by side", "Cells", "Set-up"]
+    headings = [page.text.index(f"\n{title}\n") for title in titles]
+    assert headings == sorted(headings)
 
 
 def test_the_markdown_has_the_same_tables(report: Path, page: Page) -> None:
@@ -162,10 +182,7 @@ def test_the_browser_would_have_told(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn, but not rendered, which takes most of the time."""
 
-    def named(figure: Figure, name: str, said: str) -> str:
-        return f'<svg id="{name}" role="img" aria-label={quoteattr(said)}></svg>'
-
-    monkeypatch.setattr(pictures, "to_svg", named)
+    monkeypatch.setattr(pictures, "drawn", lambda figure, said: Image("<svg/>", said))
 
 
 def steps() -> Comparison:
@@ -266,7 +283,5 @@ def test_points_by_hand() -> None:
 
 
 def test_turns_are_told_as_they_are_drawn(quick: None) -> None:
-    told = Page(pictures.turns("t", "faces_7", {INIT: (0.25, 0.5), "ppo": (0.75,)})).all("svg")[0][
-        "aria-label"
-    ]
+    told = pictures.turns("faces_7", {INIT: (0.25, 0.5), "ppo": (0.75,)}).alt
     assert told == "faces_7, within so many attempts. init: 25.0%, 50.0%. ppo: 75.0%."

@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rlpost.compare.design.types import INIT
-from rlpost.compare.statistics.estimates import Difference, differences, needed_instances, successes
+from rlpost.compare.statistics.estimates import Difference, differences, successes
 from rlpost.compare.statistics.intervals import Interval, difference, wilson
+from rlpost.compare.statistics.verdicts import Verdict, verdict_of
 from rlpost.errors import ComparisonError
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing, of_tables
 
@@ -84,7 +86,7 @@ def _ends(interval: Interval, sign: int = 1) -> tuple[float, float]:
 
 
 def test_correction_for_the_number_of_variants() -> None:
-    """Bonferroni in the intervals, Holm in the p-values: by hand over three variants."""
+    """Bonferroni, in the intervals and the p-values: by hand over three variants."""
     rng = np.random.default_rng(3)
     start = {v: rng.random((3, 60)) < 0.3 for v in "abc"}
     end = {
@@ -93,15 +95,38 @@ def test_correction_for_the_number_of_variants() -> None:
     }
     found = differences(of_tables({INIT: start, "sft": end}))
     assert [each.variant for each in found] == ["a", "b", "c"]
-    ordered = sorted(found, key=lambda each: each.p)
-    holm = np.maximum.accumulate([min(1, each.p * (3 - i)) for i, each in enumerate(ordered)])
-    assert [each.p_holm for each in ordered] == pytest.approx(list(holm))
+    assert [each.p_corrected for each in found] == pytest.approx([min(1, 3 * each.p) for each in found])
     columns = np.argsort([f"deal {i}" for i in range(60)])
     for each in found:
         change = (end[each.variant].astype(float) - start[each.variant])[:, columns]
         expected = difference(change).interval(1 - 0.05 / 3)
         assert (each.simultaneous.low, each.simultaneous.high) == pytest.approx(expected)
         assert each.simultaneous.low < each.estimate.low < each.estimate.value
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables, tables, st.integers(1, 7))
+def test_verdict_interval_and_p_value_agree(a: np.ndarray, b: np.ndarray, variants: int) -> None:
+    """Whatever the tables, and on however many variants: one correction, one conclusion."""
+    names = [f"v{i}" for i in range(variants)]
+    found = differences(of_tables({INIT: dict.fromkeys(names, a), "sft": dict.fromkeys(names, b)}))
+    assert len(found) == variants
+    for each in found:
+        clear = verdict_of(each.simultaneous) is not Verdict.UNCLEAR
+        assert (
+            clear == (each.p_corrected < 0.05) == (not each.simultaneous.low <= 0 <= each.simultaneous.high)
+        )
+
+
+def test_holm_would_contradict_the_interval_that_is_shown() -> None:
+    """Why it is Bonferroni: here Holm's p-value of `b` is below 5% and its simultaneous interval holds zero."""
+    nothing = [[0] * 60]
+    gained = {"a": [[1] * 60], "b": [[1] * 6 + [0] * 54]}
+    record = of_tables({INIT: dict.fromkeys("ab", nothing), "sft": gained})
+    found = {each.variant: each for each in differences(record)}
+    assert found["a"].p < found["b"].p < 0.05  # Holm's correction of the larger of two is none
+    assert found["b"].simultaneous.low < 0
+    assert found["b"].p_corrected > 0.05
 
 
 def test_nothing_but_failures_is_not_certainty() -> None:
@@ -131,35 +156,6 @@ def test_records_that_cannot_be_paired_are_refused() -> None:
 def test_no_cell_is_no_number() -> None:
     record = comparison([failed(INIT, 0), missing("sft", 0)], [0], ["v"])
     assert (successes(record), differences(record)) == ([], [])
-
-
-def test_needed_instances_of_one_seed_is_the_textbook_formula() -> None:
-    """Paired proportions: n = (1.96 + 0.84)^2 (discordant - effect^2) / effect^2."""
-    found = needed_instances(points=5, seeds=1, discordant=0.3, agreement=0, seed_sd=0)
-    assert found == pytest.approx((1.96 + 0.8416) ** 2 * (0.3 - 0.05**2) / 0.05**2, rel=0.01)
-
-
-@pytest.mark.parametrize(("seeds", "agreement"), [(1, 0.0), (3, 0.5), (5, 0.3)])
-def test_needed_instances_have_the_power(seeds: int, agreement: float) -> None:
-    """In simulation, 80% of comparisons with a true difference of 5 points find it (within Monte Carlo error)."""
-    n = needed_instances(points=5, seeds=seeds, discordant=0.2, agreement=agreement, seed_sd=0)
-    rng, values, chances = np.random.default_rng(5), [-1.0, 0.0, 1.0], [0.075, 0.8, 0.125]
-
-    def found() -> bool:
-        shared, own = rng.choice(values, (1, n), p=chances), rng.choice(values, (seeds, n), p=chances)
-        return difference(np.where(rng.random((seeds, n)) < agreement**0.5, shared, own)).p < 0.05
-
-    assert np.mean([found() for _ in range(300)]) == pytest.approx(0.8, abs=0.07)
-
-
-def test_seeds_that_differ_too_much_hide_the_difference() -> None:
-    with pytest.raises(ComparisonError, match="take more seeds"):
-        needed_instances(points=5, seeds=3, discordant=0.3, agreement=0.5, seed_sd=4)
-    few = needed_instances(points=5, seeds=5, discordant=0.3, agreement=0.5, seed_sd=2)
-    alike = needed_instances(points=5, seeds=5, discordant=0.3, agreement=0.5, seed_sd=0)
-    corrected = needed_instances(points=5, seeds=5, discordant=0.3, agreement=0.5, seed_sd=0, variants=7)
-    assert few > alike
-    assert corrected > alike
 
 
 def test_two_readings_are_the_same() -> None:
