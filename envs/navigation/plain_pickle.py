@@ -43,7 +43,7 @@ def read_mapping(data: bytes) -> dict[tuple[float, float], str]:
     """The mapping that a pickle holds. PlainPickleError for anything else, attacks included."""
     try:
         _check_instructions(data)
-        mapping = PlainUnpickler(io.BytesIO(data)).load()  # noqa: S301  plain instructions only, and no class is found
+        mapping = PlainUnpickler(io.BytesIO(data)).load()
     except PlainPickleError:
         raise
     except Exception as error:  # pickle documents no closed list of what a broken file raises
