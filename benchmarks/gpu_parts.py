@@ -182,7 +182,7 @@ def iteration(setup: Setup) -> None:
     for line in found.iterations:
         parts = ("total", "rollout", "logprobs", "update", "swap")
         told = ", ".join(f"{part} {line[f'seconds/{part}']:.2f}" for part in parts)
-        print(f"  iteration {line['iteration']}: {told} s; {line['sampled_tokens']:.0f} sampled tokens")
+        print(f"  iteration {line['iteration']}: {told} s; {line['tokens/sampled']:.0f} sampled tokens")
 
 
 def swap(setup: Setup) -> None:

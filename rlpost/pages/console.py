@@ -123,9 +123,9 @@ def _shown(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 def _speed(metrics: Mapping[str, float]) -> str:
     """Sampled tokens a second of rollout."""
-    if "sampled_tokens" not in metrics or not metrics.get("seconds/rollout"):
+    if "tokens/sampled" not in metrics or not metrics.get("seconds/rollout"):
         return MISSING
-    return f"{metrics['sampled_tokens'] / metrics['seconds/rollout']:6,.0f}"
+    return f"{metrics['tokens/sampled'] / metrics['seconds/rollout']:6,.0f}"
 
 
 def duration(seconds: float) -> str:

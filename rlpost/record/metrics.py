@@ -26,7 +26,6 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "success": sum(t.success for t in trajectories) / episodes,
         "reward": sum(t.total_reward for t in trajectories) / episodes,
         "turns": len(answers) / episodes,
-        "sampled_tokens": float(sum(t.answer_tokens for t in trajectories)),
         "tokens/prompt": float(sum(len(turn.context_ids) for turn in answers)),
         "tokens/sampled": float(sum(t.answer_tokens for t in trajectories)),
         "answer_tokens": _mean_tokens(answers),

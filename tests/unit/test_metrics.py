@@ -39,7 +39,6 @@ def test_rollout_metrics_by_hand() -> None:
             "success": 2 / 4,
             "reward": (5 + 3 - 4 + 0) / 4,
             "turns": 6 / 4,
-            "sampled_tokens": 24,
             "tokens/prompt": 6 * 3,  # each turn's context has three tokens
             "tokens/sampled": 24,
             "answer_tokens": 24 / 6,

@@ -15,7 +15,7 @@ METRICS = {
     "success": 0.125,
     "reward": -0.5,
     "kl_reference": 0.0123,
-    "sampled_tokens": 9000.0,
+    "tokens/sampled": 9000.0,
     "seconds/rollout": 3.0,
     "seconds/total": 10.0,
 }
