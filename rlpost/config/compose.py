@@ -65,6 +65,12 @@ def compose(overrides: Sequence[str]) -> Config:
     return config
 
 
+def named_by(overrides: Sequence[str]) -> set[str]:
+    """The settings that a command line names, by dotted key. Raises ConfigError for a malformed override."""
+    parsed = _parse([_in_full(text) for text in overrides])
+    return {key for o in parsed for key, _ in leaves({o.key_or_group: o.value()})}
+
+
 def to_yaml(config: Config) -> str:
     """Every setting, resolved, as YAML that `resume=` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
