@@ -25,6 +25,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episodes": float(episodes),
         "success": sum(t.success for t in trajectories) / episodes,
         "reward": sum(t.total_reward for t in trajectories) / episodes,
+        "partly_right": sum(not t.success and _partly_right(t) for t in trajectories) / episodes,
         "turns": len(answers) / episodes,
         "tokens/prompt": float(sum(len(turn.context_ids) for turn in answers)),
         "tokens/sampled": float(sum(t.answer_tokens for t in trajectories)),

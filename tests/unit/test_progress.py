@@ -67,6 +67,22 @@ def test_without_a_terminal_one_plain_line_an_iteration() -> None:
     assert "\x1b" not in printed(console)
 
 
+def test_lines_lead_with_the_mean_reward_once_answers_are_graded() -> None:
+    """From the first episode that was paid for without being solved on, or an evaluation's."""
+    console = plain()
+    progress = Progress(console, 40)
+    for part in (0.0, 0.25, 0.0):
+        progress.iteration(1, {**METRICS, "partly_right": part})
+    starts = [line[7:39] for line in printed(console).splitlines()]
+    plainly, graded = "  success  12.5%  reward  -0.500", "  reward  -0.500  success  12.5%"
+    assert starts == [plainly, graded, graded]
+    console = plain()
+    progress = Progress(console, 40)
+    progress.lead_with_reward()
+    progress.iteration(1, METRICS)
+    assert graded in printed(console)
+
+
 def test_time_left_follows_the_last_iterations_and_what_closes_the_run() -> None:
     console = plain()
     progress = Progress(console, 100)
