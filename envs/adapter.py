@@ -45,7 +45,7 @@ def opened(returned: object) -> tuple[str, dict[str, Any]]:
     raise Refused(f"reset returned {_shape(returned)}", "return (observation, info), info a dict")
 
 
-def stepped(returned: object) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
+def stepped(returned: Any) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
     """What `step` returned, if it is (observation, reward, terminated, truncated, info). Raises as `opened` does."""
     match returned:
         case (observation, reward, terminated, truncated, Mapping() as info):

@@ -60,7 +60,7 @@ def _check_instructions(data: bytes) -> None:
         name = instruction.name
         if name not in _PLAIN:
             raise PlainPickleError(f"the instruction {name} is not for plain data")
-        if name in _STORES and argument > place:
+        if name in _STORES and int(argument or 0) > place:
             raise PlainPickleError("the memo skips places")
         if name == "TUPLE" and before != ["MARK", "number", "number"]:
             raise PlainPickleError("a key is not a pair of numbers")
