@@ -138,7 +138,7 @@ def _learner_step(setup: Setup, model: Any) -> Callable[[], int]:
 
     def step() -> int:
         micro = collate(rows, slot_starts(rows), [Group(0, (0,))]).to(torch.device(setup.device))
-        logprobs_N, _ = model(micro, (POLICY,), 1.0)[POLICY]
+        logprobs_N = model(micro, (POLICY,), 1.0).of(POLICY)
         (-logprobs_N.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ what the passes found, slots of the tokens, Credit ─▶ surrogate - entropy bo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,27 @@ from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config, EngineCorrection, KlPlace, OldLogprobs
 
+
+class Passes(NamedTuple):
+    """What the passes over a micro-batch give for its N sampled tokens, each (N,) float32; None without that pass.
+
+    A tuple, since DeepSpeed's ZeRO-3 looks for tensors in tuples, lists and dicts, and not in dataclasses.
+    """
+
+    logprobs_N: Tensor | None = None  # the policy's
+    entropy_N: Tensor | None = None  # the policy's, in nats
+    reference_N: Tensor | None = None  # the reference's log-probs
+    values_N: Tensor | None = None  # the critic's
+
+    def of(self, role: str) -> Tensor:
+        """The log-probs of POLICY or REFERENCE, the values of CRITIC, whose pass was made."""
+        found = {POLICY: self.logprobs_N, REFERENCE: self.reference_N, CRITIC: self.values_N}[role]
+        assert found is not None, f"the {role} made no pass"
+        return found
+
+
 # (what a micro-batch's passes found, the slots of its tokens) -> its share of the loss, metrics
-LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
+LossFunction = Callable[[Passes, Tensor], tuple[Tensor, losses.Metrics]]
 
 
 def passes_of(algo: AlgoConfig) -> tuple[str, ...]:
@@ -50,13 +70,13 @@ def minibatch_loss(credit: Credit, episodes: Sequence[int], cfg: Config) -> Loss
     learnt = int((chosen_N > 0).sum())
     valued = int(((chosen_N > 0) & credit.counted_N).sum())
 
-    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+    def loss_of(found: Passes, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
         total, metrics = torch.zeros(()), losses.Metrics()
-        if CRITIC in found:
-            loss, metrics = _value_loss(credit, slots_N, found[CRITIC].cpu(), algo, valued)
+        if found.values_N is not None:
+            loss, metrics = _value_loss(credit, slots_N, found.values_N.cpu(), algo, valued)
             total = algo.value_coef * loss
-        if POLICY in found:
-            logprobs_N, entropy_N = (x.cpu() for x in found[POLICY])
+        if found.logprobs_N is not None and found.entropy_N is not None:
+            logprobs_N, entropy_N = found.logprobs_N.cpu(), found.entropy_N.cpu()
             weights_N = chosen_N[slots_N]
             loss, more = _policy_terms(credit, slots_N, logprobs_N, entropy_N, weights_N, algo, learnt)
             total = total + loss

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.objective import LossFunction
-from rlpost.algorithms.roles import POLICY
 from rlpost.errors import LearnerError
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import (
@@ -76,8 +75,7 @@ def score(
             micro = collate(batch.rows, batch.starts, groups)
             found = backend.forward(micro, passes, temperature)
             for name in passes:
-                values_N = found[name][0] if name == POLICY else found[name]
-                flat[name][micro.slots_N] = values_N.float().cpu()
+                flat[name][micro.slots_N] = found.of(name).float().cpu()
     summed = backend.summed(torch.stack([flat[name] for name in passes]))
     return dict(zip(passes, summed.unbind(0), strict=True)), len(passes) * share.tokens
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.credit import Credit, assign_credit
-from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, passes_of
+from rlpost.algorithms.objective import Passes, critic_steps_once, minibatch_loss, passes_of
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
@@ -80,8 +80,8 @@ def _critic_step(
     """
     values_N = torch.zeros(batch.tokens)
 
-    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        values_N[slots_N] = found[CRITIC].detach().cpu()
+    def loss_of(found: Passes, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        values_N[slots_N] = found.of(CRITIC).detach().cpu()
         credit, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
         return minibatch_loss(credit, everyone, cfg)(found, slots_N)
 
@@ -159,8 +159,8 @@ def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config
     started = time.perf_counter()
     batch = Batch.of([Row(e.token_ids, e.loss_mask) for e in examples], cfg.learner.micro_batch_tokens)
 
-    def loss_of(found: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        return losses.sft_loss(found[POLICY][0].cpu(), batch.tokens)
+    def loss_of(found: Passes, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        return losses.sft_loss(found.of(POLICY).cpu(), batch.tokens)
 
     rates = {POLICY: warmed_up(cfg.sft.learning_rate, step, cfg.sft.warmup_steps), CRITIC: 0.0}
     indices = range(len(batch.rows))
