@@ -138,7 +138,7 @@ def _learner_step(setup: Setup, model: Any) -> Callable[[], int]:
 
     def step() -> int:
         micro = collate(rows, slot_starts(rows), [Group(0, (0,))]).to(torch.device(setup.device))
-        logprobs_N, _ = model(micro, (POLICY,), 1.0)[POLICY]
+        logprobs_N = model(micro, (POLICY,), 1.0).of(POLICY)
         (-logprobs_N.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -182,7 +182,7 @@ def iteration(setup: Setup) -> None:
     for line in found.iterations:
         parts = ("total", "rollout", "logprobs", "update", "swap")
         told = ", ".join(f"{part} {line[f'seconds/{part}']:.2f}" for part in parts)
-        print(f"  iteration {line['iteration']}: {told} s; {line['sampled_tokens']:.0f} sampled tokens")
+        print(f"  iteration {line['iteration']}: {told} s; {line['tokens/sampled']:.0f} sampled tokens")
 
 
 def swap(setup: Setup) -> None:

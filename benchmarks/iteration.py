@@ -52,7 +52,7 @@ def main() -> None:
         f"{part} {statistics.median(ours.seconds(part)):.2f}"
         for part in ("rollout", "logprobs", "update", "swap")
     )
-    tokens = [round(line["sampled_tokens"]) for line in ours.iterations[1:]]
+    tokens = [round(line["tokens/sampled"]) for line in ours.iterations[1:]]
     print(f"precision: {ours.settings['dtype']}")
     print(f"rlpost: {spread(ours.seconds())} s ({parts}); sampled tokens {tokens}", flush=True)
     theirs = _trl(args.trl_python, args.steps, ours.settings["dtype"])

@@ -4,24 +4,79 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
 
 import gymnasium
 from gymnasium.spaces import Text
 
 from envs.base import PlainVariant
 from envs.choices import choose
+from envs.errors import Refused
 from envs.splits import Split, split_of
 
 ONLY_VARIANT = PlainVariant("default", False, "the environment as it is")
 MAX_RESETS = 1000  # for an instance of the wanted split
 
 
-def check_spaces(env: gymnasium.Env[Any, Any], name: str) -> None:
-    """ValueError unless observations and actions are texts."""
-    for kind, space in (("observation", env.observation_space), ("action", env.action_space)):
+def check_interface(env: gymnasium.Env[Any, Any], name: str) -> None:
+    """Refused unless observations and actions are texts and `metadata` is a mapping, as Gymnasium asks."""
+    for kind in ("observation", "action"):
+        define = f"define self.{kind}_space = gymnasium.spaces.Text(LONGEST, charset=CHARACTERS) in __init__"
+        space = getattr(env, f"{kind}_space", None)
+        if space is None:
+            raise Refused(f"{name}: it has no {kind}_space", define)
         if not isinstance(space, Text):
-            raise ValueError(f"{name}: its {kind} space is {space}, but must be gymnasium.spaces.Text")
+            raise Refused(f"{name}: its {kind} space is {space}, but must be gymnasium.spaces.Text", define)
+    if not isinstance(env.metadata, Mapping):
+        raise Refused(
+            f"{name}: its metadata is {env.metadata!r}, not a mapping", "leave it out, or give a dict"
+        )
+
+
+def opened(returned: object) -> tuple[str, dict[str, Any]]:
+    """What `reset` returned, if it is (observation, info): a text of two letters would unpack too.
+
+    Raises Refused for another shape and TypeError for an observation that is no text.
+    """
+    match returned:
+        case (observation, Mapping() as info):
+            return _text(observation), dict(info)
+    raise Refused(f"reset returned {_shape(returned)}", "return (observation, info), info a dict")
+
+
+def stepped(returned: Any) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
+    """What `step` returned, if it is (observation, reward, terminated, truncated, info). Raises as `opened` does."""
+    match returned:
+        case (observation, reward, terminated, truncated, Mapping() as info):
+            return _text(observation), reward, terminated, truncated, dict(info)
+    raise Refused(
+        f"step returned {_shape(returned)}",
+        "return (observation, reward, terminated, truncated, info), info a dict",
+    )
+
+
+def field(info: Mapping[str, Any], name: str, method: str) -> Any:
+    """An entry of `info`. Refused where `method`, reset or step, gives none."""
+    if name not in info:
+        raise Refused(
+            f"the info of {method} has no {name!r}",
+            "give it (docs/tutorial.md); an environment without `variants` gets one",
+        )
+    return info[name]
+
+
+def _text(observation: object) -> str:
+    if not isinstance(observation, str):
+        raise TypeError(f"the observation is no text but {type(observation).__name__}")
+    return observation
+
+
+def _shape(returned: object) -> str:
+    """The types of a tuple's parts, or of anything else."""
+    if isinstance(returned, tuple):
+        return f"({', '.join(type(part).__name__ for part in returned)})"
+    return type(returned).__name__
 
 
 class Adapted(gymnasium.Wrapper[str, str, str, str]):
@@ -46,7 +101,7 @@ class Adapted(gymnasium.Wrapper[str, str, str, str]):
         if seed is not None:
             self._rng = random.Random(seed)
         for _ in range(MAX_RESETS):
-            observation, info = self.env.reset(seed=self._rng.randrange(2**31))
+            observation, info = opened(self.env.reset(seed=self._rng.randrange(2**31)))
             if "instance" not in info:
                 told = observation.encode("utf-8", "surrogatepass")
                 info = {**info, "instance": hashlib.sha256(told).hexdigest()[:16]}
@@ -57,8 +112,7 @@ class Adapted(gymnasium.Wrapper[str, str, str, str]):
         )
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        info = dict(info)
+        observation, reward, terminated, truncated, info = stepped(self.env.step(action))
         if "success" not in info:
             info["success"] = bool(terminated and float(reward) > 0)
         if "outcome" not in info:

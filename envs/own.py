@@ -15,7 +15,7 @@ from typing import Any
 
 import gymnasium
 
-from envs.adapter import ONLY_VARIANT, Adapted, check_spaces
+from envs.adapter import ONLY_VARIANT, Adapted, check_interface
 from envs.base import VariantInfo
 from envs.errors import Refused, UnknownEnvironment, hint
 
@@ -87,7 +87,7 @@ def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
         env = env_class(**args)
     except Exception as error:
         raise Refused(f"{reference}: cannot be made: {told(error)}", "see its arguments") from error
-    check_spaces(env, reference)
+    check_interface(env, reference)
     return env if _declared(reference) else Adapted(env)
 
 

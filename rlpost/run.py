@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.terminal import plain_console
-from rlpost.config.compose import compose
+from rlpost.config.compose import compose, named_by
 from rlpost.config.experiments import experiments
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError, RlpostError
@@ -86,7 +86,7 @@ def prepare(argv: Sequence[str]) -> Config:
     from rlpost.validate.checks import validate
 
     config = compose(argv)
-    validate(config)
+    validate(config, named_by(argv))
     return config
 
 

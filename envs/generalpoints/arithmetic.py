@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from envs.generalpoints.expression import PRECEDENCE
+from envs.generalpoints.expression import OPERATIONS, PRECEDENCE
 
 Number = TypeVar("Number", Fraction, float)
 
 _TOKEN = re.compile(r"\d+|[-+*/()]")
-_JOIN: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-}
 
 
 def tokens(formula: str) -> list[str]:
@@ -97,7 +90,7 @@ def evaluate(postfix: list[str], leaf: Callable[[str], Number]) -> Number:
             stack.append(leaf(token))
         else:
             right, left = stack.pop(), stack.pop()
-            stack.append(_JOIN[token](left, right))
+            stack.append(OPERATIONS[token](left, right))
     return stack.pop()
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+# What the operators mean, for numbers of any kind; a division by zero raises ZeroDivisionError. The inner loops of
+# solver.py, solvability.py and published_solutions.py write them out instead: on pairs of integers, or all at once.
+OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
 
 
 def apply(op: str, left: Fraction, right: Fraction) -> Fraction | None:
     """left op right, exactly; None for a division by zero."""
-    if op == "+":
-        return left + right
-    if op == "-":
-        return left - right
-    if op == "*":
-        return left * right
-    return left / right if right else None
+    return None if op == "/" and not right else OPERATIONS[op](left, right)
 
 
 def number_text(value: Fraction) -> str:

@@ -42,9 +42,6 @@ class Plan:
         self._beside[a][b], self._beside[b][a] = there, back
         return True
 
-    def degree(self, node: int) -> int:
-        return len(self._beside[node])
-
     def crosses(self, start: Place, end: Place) -> bool:
         """Whether a straight line would cross a street; one that begins at the street's end does not."""
         return any(_cross(start, end, self.nodes[a], self.nodes[b]) for a, b in self._streets)

@@ -29,11 +29,6 @@ class Source(Protocol):
         variant that this source cannot serve."""
 
 
-def city_of(instance: str) -> str:
-    """The part of a generated instance that names its city: `grid:5f0c...:3-4-9` is of `grid:5f0c...`."""
-    return instance.rpartition(":")[0]
-
-
 class Generated:
     """Endless cities. A city is for training or for evaluation, whatever its routes: the split hashes the city."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from envs.navigation.city import City, Way
-from envs.navigation.geometry import SECTOR, compass_word, eighths, wrapped
+from envs.navigation.geometry import SECTOR, eighths, wrapped
 from envs.navigation.rules import Rule
 
 
@@ -50,7 +50,3 @@ def turn(city: City, pose: Pose, word: str, rule: Rule) -> Pose | None:
         return None
     chosen = min(found, key=lambda way: (abs(eighths(pose.heading, way.heading)), way.heading))
     return Pose(pose.node, chosen.heading)
-
-
-def facing(pose: Pose) -> str:
-    return compass_word(pose.heading)

@@ -6,6 +6,7 @@ outputs of the forward passes, slots of the tokens, TrainingBatch ─▶ surroga
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,27 @@ from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, RolloutIS
 
-# (a micro-batch's outputs by role, the slots of its tokens) -> its share of the loss, metrics
-LossFunction = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, losses.Metrics]]
+
+class Outputs(NamedTuple):
+    """What the passes over a micro-batch give for its N sampled tokens, each (N,) float32; None without that pass.
+
+    A tuple, since DeepSpeed's ZeRO-3 looks for tensors in tuples, lists and dicts, and not in dataclasses.
+    """
+
+    logprobs_N: Tensor | None = None  # the policy's
+    entropy_N: Tensor | None = None  # the policy's, in nats
+    reference_N: Tensor | None = None  # the reference's log-probs
+    values_N: Tensor | None = None  # the critic's
+
+    def of(self, role: str) -> Tensor:
+        """The log-probs of POLICY or REFERENCE, the values of CRITIC, whose pass was made."""
+        outputs = {POLICY: self.logprobs_N, REFERENCE: self.reference_N, CRITIC: self.values_N}[role]
+        assert outputs is not None, f"the {role} made no pass"
+        return outputs
+
+
+# (a micro-batch's outputs, the slots of its tokens) -> its share of the loss, metrics
+LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, losses.Metrics]]
 
 
 def roles_to_score(algo: AlgoConfig) -> tuple[str, ...]:
@@ -50,13 +70,13 @@ def minibatch_loss(batch: TrainingBatch, episodes: Sequence[int], cfg: Config) -
     policy_tokens = int((chosen_N > 0).sum())
     critic_tokens = int(((chosen_N > 0) & batch.value_mask_N).sum())
 
-    def loss_of(outputs: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+    def loss_of(outputs: Outputs, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
         total, metrics = torch.zeros(()), losses.Metrics()
-        if CRITIC in outputs:
-            loss, metrics = _value_loss(batch, slots_N, outputs[CRITIC].cpu(), algo, critic_tokens)
+        if outputs.values_N is not None:
+            loss, metrics = _value_loss(batch, slots_N, outputs.values_N.cpu(), algo, critic_tokens)
             total = algo.value_coef * loss
-        if POLICY in outputs:
-            logprobs_N, entropy_N = (x.cpu() for x in outputs[POLICY])
+        if outputs.logprobs_N is not None and outputs.entropy_N is not None:
+            logprobs_N, entropy_N = outputs.logprobs_N.cpu(), outputs.entropy_N.cpu()
             weights_N = chosen_N[slots_N]
             loss, more = _policy_terms(batch, slots_N, logprobs_N, entropy_N, weights_N, algo, policy_tokens)
             total = total + loss

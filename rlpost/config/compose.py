@@ -71,6 +71,11 @@ def compose(words: Sequence[str]) -> Config:
     return config
 
 
+def named_by(words: Sequence[str]) -> set[str]:
+    """The settings that a command line names, by dotted key. Raises ConfigError for a malformed word."""
+    return {key for o in parse(words) for key, _ in leaves(o.nested())}
+
+
 def to_yaml(config: Config) -> str:
     """Every setting, resolved, as YAML that `resume=` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,10 @@ class LearnerActor:
     learner: Learner
     held: socket.socket
 
-    def address(self) -> tuple[str, int, int]:
-        """This node's address, a port of it that is held until `start`, and the process id."""
+    def address(self) -> tuple[str, int]:
+        """This node's address, and a port of it that is held until `start`."""
         self.held = bound_socket()
-        return ray.util.get_node_ip_address(), port_of(self.held), os.getpid()
+        return ray.util.get_node_ip_address(), port_of(self.held)
 
     def start(
         self, cfg: Config, model_folder: str, canary_ids: tuple[int, ...], rendezvous: Rendezvous

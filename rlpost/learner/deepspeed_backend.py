@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlpost.algorithms.objective import Outputs
 from rlpost.config.schema import LearnerConfig
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner.model.actor_critic import ActorCritic
@@ -88,9 +89,9 @@ class DeepSpeedBackend:
         self.optimizer = _optimizer(model, cfg)
         self.engine = _initialize(model, self.optimizer, cfg)
 
-    def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> dict[str, Any]:
+    def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> Outputs:
         """See ActorCritic.forward."""
-        outputs: dict[str, Any] = self.engine(batch.to(self.device), roles, temperature)
+        outputs: Outputs = self.engine(batch.to(self.device), roles, temperature)
         return outputs
 
     def step(

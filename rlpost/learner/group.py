@@ -41,8 +41,7 @@ class LearnerGroup:
             addresses = self._answers(
                 [w.address.remote() for w in self.workers], "report its address", cfg.ray.timeout_s
             )
-            self.pids = [pid for _, _, pid in addresses]
-            host, port, _ = addresses[0]
+            host, port = addresses[0]
             world_size = len(self.workers)
             args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids))
             starts = [
@@ -69,10 +68,6 @@ class LearnerGroup:
     def export(self, version: int) -> tuple[Adapter, Canary]:
         """The current policy adapter as `version`, with the canary's log-probs under it."""
         return self._call("export", version)
-
-    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
-        """Per trajectory, the policy's log-probs of its sampled tokens at the rollouts' temperature."""
-        return self._call("logprobs", list(trajectories))
 
     def save(self, folder: Path) -> None:
         """Write the learner's whole state into `folder`, which every rank must be able to reach."""

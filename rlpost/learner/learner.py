@@ -75,12 +75,6 @@ class Learner:
         }
         return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 
-    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
-        """The policy's log-probs of each trajectory's sampled tokens, at the rollouts' temperature."""
-        rows = [Row(t.token_ids, t.loss_mask) for t in trajectories]
-        logprobs_N = self._logprobs(rows, self.cfg.rollout.temperature)
-        return [part.tolist() for part in logprobs_N.split([row.loss_tokens for row in rows])]
-
     def save(self, folder: Path) -> None:
         """Write all that `load` needs into an existing folder; the caller makes it final by renaming it."""
         self.backend.save(folder)

@@ -1,4 +1,4 @@
-"""Passes of the model over packed rows on this rank: scores without gradient, and one optimizer step.
+"""Outputs of the model over packed rows on this rank: scores without gradient, and one optimizer step.
 
     rows ─▶ Batch (N loss tokens in all) ─▶ this rank's micro-batches ─▶ DeepSpeedBackend ─▶ added up over ranks
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.objective import LossFunction
-from rlpost.algorithms.roles import POLICY
 from rlpost.errors import LearnerError
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import (
@@ -76,8 +75,7 @@ def score(
             micro = collate(batch.rows, batch.starts, groups)
             outputs = backend.forward(micro, roles, temperature)
             for name in roles:
-                values_N = outputs[name][0] if name == POLICY else outputs[name]
-                flat[name][micro.slots_N] = values_N.float().cpu()
+                flat[name][micro.slots_N] = outputs.of(name).float().cpu()
     summed = backend.summed(torch.stack([flat[name] for name in roles]))
     return dict(zip(roles, summed.unbind(0), strict=True)), len(roles) * share.tokens
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.credit import TrainingBatch, assign_credit
-from rlpost.algorithms.objective import critic_steps_once, minibatch_loss, roles_to_score
+from rlpost.algorithms.objective import Outputs, critic_steps_once, minibatch_loss, roles_to_score
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
@@ -80,8 +80,8 @@ def _critic_step(
     """
     values_N = torch.zeros(batch.tokens)
 
-    def loss_of(outputs: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        values_N[slots_N] = outputs[CRITIC].detach().cpu()
+    def loss_of(outputs: Outputs, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        values_N[slots_N] = outputs.of(CRITIC).detach().cpu()
         training_batch, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
         return minibatch_loss(training_batch, all_episodes, cfg)(outputs, slots_N)
 
@@ -165,8 +165,8 @@ def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config
     started = time.perf_counter()
     batch = Batch.of([Row(e.token_ids, e.loss_mask) for e in examples], cfg.learner.micro_batch_tokens)
 
-    def loss_of(outputs: dict[str, Tensor], slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        return losses.sft_loss(outputs[POLICY][0].cpu(), batch.tokens)
+    def loss_of(outputs: Outputs, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
+        return losses.sft_loss(outputs.of(POLICY).cpu(), batch.tokens)
 
     learning_rates = {POLICY: warmed_up(cfg.sft.learning_rate, step, cfg.sft.warmup_steps), CRITIC: 0.0}
     indices = range(len(batch.rows))

@@ -18,7 +18,9 @@ from rich.text import Text
 from rlpost.record import failures
 from rlpost.record.summary import (
     MISSING,
+    REWARD,
     SUCCESS,
+    Measure,
     entry_of,
     has_steps,
     measure_of,
@@ -40,6 +42,7 @@ class Progress:
         self._total = total
         self._lately: deque[float] = deque(maxlen=WINDOW)
         self._closing_seconds = 0.0
+        self._measure = SUCCESS
         self._bar: Bar | None = None
         self._task = TaskID(0)
         if console.is_terminal:
@@ -61,6 +64,10 @@ class Progress:
         """Count `seconds` for what follows the last iteration (an evaluation) into the time left."""
         self._closing_seconds = seconds
 
+    def lead_with_reward(self) -> None:
+        """Begin the lines from now on with the mean reward: the environment grades answers (see `measure_of`)."""
+        self._measure = REWARD
+
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
         """Move the bar to a finished step. `done` counts from 1; `metrics` is its line of metrics.jsonl."""
         if "seconds/total" in metrics:
@@ -71,7 +78,9 @@ class Progress:
     def iteration(self, done: int, metrics: Mapping[str, float], notes: Sequence[str] = ()) -> None:
         """As `step`, with a line of its own, and one for each of `notes`."""
         self.step(done, metrics)
-        line = f"{done:>4}{self._of}  {iteration_line(metrics)}  {self._time_left(done)}"
+        if metrics.get("partly_right"):
+            self.lead_with_reward()
+        line = f"{done:>4}{self._of}  {iteration_line(metrics, self._measure)}  {self._time_left(done)}"
         self._print(line.rstrip())
         for note in notes:
             self.note(note)
@@ -102,14 +111,16 @@ class Progress:
         self._console.print(Text(text), soft_wrap=True)
 
 
-def iteration_line(metrics: Mapping[str, float]) -> str:
-    """Success, reward, KL and decoding speed, each `-` where `metrics` does not tell; failed episodes if there are."""
+def iteration_line(metrics: Mapping[str, float], measure: Measure = SUCCESS) -> str:
+    """Success and mean reward, KL and decoding speed, each `-` where `metrics` does not tell; failed episodes if there
+    are. `measure`, SUCCESS or REWARD, comes first."""
     episodes = metrics.get("episodes", 0.0)
     failed = [f"{kind} {metrics[kind]:g}/{episodes:g}" for kind in failures.KINDS if metrics.get(kind)]
+    success = f"success {_shown(metrics, 'success', '6.1%')}"
+    reward = f"reward {_shown(metrics, 'reward', '7.3f')}"
     return "  ".join(
         (
-            f"success {_shown(metrics, 'success', '6.1%')}",
-            f"reward {_shown(metrics, 'reward', '7.3f')}",
+            *((success, reward) if measure is SUCCESS else (reward, success)),
             f"KL {_shown(metrics, 'kl_reference', '7.4f')}",
             f"tokens/s {_speed(metrics)}",
             *failed,
@@ -123,9 +134,9 @@ def _shown(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 def _speed(metrics: Mapping[str, float]) -> str:
     """Sampled tokens a second of rollout."""
-    if "sampled_tokens" not in metrics or not metrics.get("seconds/rollout"):
+    if "tokens/sampled" not in metrics or not metrics.get("seconds/rollout"):
         return MISSING
-    return f"{metrics['sampled_tokens'] / metrics['seconds/rollout']:6,.0f}"
+    return f"{metrics['tokens/sampled'] / metrics['seconds/rollout']:6,.0f}"
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import gymnasium
 
+from envs import adapter
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
@@ -39,7 +40,8 @@ class Reply:
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
     """Reset `env`, or a new one.
 
-    Raises whatever the environment raises, TypeError for what is no text and ValueError for what UTF-8 cannot hold.
+    Raises whatever the environment raises, Refused and TypeError as envs/adapter.py does for what it returns, and
+    ValueError for what UTF-8 cannot hold.
     """
     if env is not None:
         return _reset(env, spec)
@@ -53,22 +55,18 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 
 
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
-    observation, info = env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
-    return Opening(env, _text(observation), _in_utf8(str(info["instance"])))
+    options = {"variant": spec.variant, "split": spec.split}
+    observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
+    return Opening(env, _in_utf8(observation), _in_utf8(str(adapter.field(info, "instance", "reset"))))
 
 
 def replied(env: Env, answer: str) -> Reply:
     """One step. Raises like `opened`, and ValueError for a reward that is not finite: no update survives it."""
-    feedback, reward, terminated, truncated, info = env.step(answer)
+    feedback, reward, terminated, truncated, info = adapter.stepped(env.step(answer))
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
-    outcome = _in_utf8(str(info["outcome"]))
-    return Reply(_text(feedback), _finite(float(reward)), ending, outcome, bool(info["success"]))
-
-
-def _text(observation: object) -> str:
-    if not isinstance(observation, str):
-        raise TypeError(f"the observation is no text but {type(observation).__name__}")
-    return _in_utf8(observation)
+    outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
+    success = bool(adapter.field(info, "success", "step"))
+    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success)
 
 
 def _finite(reward: float) -> float:

@@ -46,6 +46,8 @@ def _variant(
         for note in failures.notes(played):
             progress.note(f"{what}: {note}")
         results[decoding] = metrics.evaluation(played)
+        if results[decoding]["graded"]:
+            progress.lead_with_reward()
     headline = results[main_decoding(results)]
     return {**{key: headline[key] for key in HEADLINE}, **results}
 

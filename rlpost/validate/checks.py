@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rlpost.record.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mo
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
+from rlpost.validate.unread import unread
 
 WANDB_CHOICES = ("auto", *MODES)
 
@@ -128,9 +129,12 @@ OPTIONAL_RANGES: dict[str, Range] = {  # of settings that may be null
 }
 
 
-def validate(config: Config) -> None:
-    """Raise one ConfigError that lists every refusal, each with key, value, reason and remedy."""
-    refusals = [text for check in CHECKS for text in check(config)]
+def validate(config: Config, named: Collection[str] = ()) -> None:
+    """Raise one ConfigError that lists every refusal, each with key, value, reason and remedy.
+
+    `named`: the settings that the command line names, of which each must have an effect.
+    """
+    refusals = [*(text for check in CHECKS for text in check(config)), *unread(config, named)]
     if refusals:
         raise ConfigError("\n".join(refusals))
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import gymnasium
 
-from envs import registry
+from envs import adapter, registry
 from envs.base import Expert, Rehearsed, VariantInfo
 from envs.errors import Refused, UnknownEnvironment
 from envs.own import told
@@ -112,13 +112,19 @@ def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) 
     if config.task in TRAINING:
         wanted.append(("train_variant", config.train_variant, "train"))
     for key, variant, split in wanted:
-        reset = partial(env.reset, seed=config.seed, options={"variant": variant, "split": split})
+        reset = partial(_reset, env, config.seed, {"variant": variant, "split": split})
         try:
             _in_time(config, thread, f"reset, split {split}", reset)
         except RolloutError as error:
             raise _Hangs(refusal(key, variant, str(error), _MORE_TIME)) from error
         except Exception as error:  # an environment may raise anything, and would for hours
             yield refusal(key, variant, *_reason_and_remedy(error, f"see python -m envs.check {config.env}"))
+
+
+def _reset(env: gymnasium.Env[str, str], seed: int, options: dict[str, str]) -> None:
+    """A reset. Raises what it raises, and Refused for what is not as the rollouts need it."""
+    _, info = adapter.opened(env.reset(seed=seed, options=options))
+    adapter.field(info, "instance", "reset")
 
 
 def _expert(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:

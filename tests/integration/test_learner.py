@@ -19,6 +19,7 @@ import torch
 from rlpost.config.schema import AlgoName, Config, Dtype, KlPlace
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
+from rlpost.learner.model.packing import Row
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from rlpost.weights.adapters import Adapter
 from tests.learner_data import (
@@ -177,14 +178,18 @@ def test_a_bad_step_stops_all_ranks_and_names_the_step(start: Callable[[Config],
         group.export(1)
 
 
+def _pids(group: LearnerGroup) -> list[int]:
+    return ray.get([worker.__ray_call__.remote(lambda _: os.getpid()) for worker in group.workers])
+
+
 def test_a_dead_rank_is_named_and_close_leaves_no_process(start: Callable[[Config], LearnerGroup]) -> None:
     cfg = _config(workers=2, zero_stage=0)
     cfg.algo.kl, cfg.algo.kl_target = KlPlace.none, None
     group = start(cfg)
-    os.kill(group.pids[1], signal.SIGKILL)
+    pids = _pids(group)
+    os.kill(pids[1], signal.SIGKILL)
     with pytest.raises(LearnerError, match="learner rank"):
         group.update_rl(random_episodes(6), 0)
-    pids = list(group.pids)
     group.close()
     deadline = time.monotonic() + 30
     while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
@@ -195,12 +200,13 @@ def test_a_dead_rank_is_named_and_close_leaves_no_process(start: Callable[[Confi
 def test_a_silent_rank_misses_its_deadline(start: Callable[[Config], LearnerGroup]) -> None:
     group = start(_config(workers=1, zero_stage=0))
     group.cfg = replace(group.cfg, learner=replace(group.cfg.learner, timeout_s=2.0))
-    os.kill(group.pids[0], signal.SIGSTOP)
+    (pid,) = _pids(group)
+    os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(LearnerError, match=r"2 s.*learner rank 0"):
             group.export(1)
     finally:
-        os.kill(group.pids[0], signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 PROMPT = (3, 14, 15, 9)
@@ -218,6 +224,14 @@ def _arms(
     ]
 
 
+def _arm_logprobs(group: LearnerGroup) -> list[float]:
+    """The policy's log-probs of all arms, as its own process computes them."""
+    rows = [Row((*PROMPT, arm), (0,) * len(PROMPT) + (1,)) for arm in range(VOCAB)]
+    return ray.get(
+        group.workers[0].__ray_call__.remote(lambda actor: actor.learner._scores(rows, 1.0).tolist())
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [AlgoName.ppo, AlgoName.grpo])
 def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name: AlgoName) -> None:
@@ -231,8 +245,7 @@ def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name
     cfg.algo.kl_target = None
     group, dice, chances = start(cfg), random.Random(0), []
     for iteration in range(20):
-        every = group.logprobs(_arms(reward, [0.0] * VOCAB, range(VOCAB)))
-        logprobs = [arm[0] for arm in every]
+        logprobs = _arm_logprobs(group)
         chances.append(math.exp(logprobs[REWARDED]))
         drawn = dice.choices(range(VOCAB), [math.exp(x) for x in logprobs], k=96)
         group.update_rl(_arms(reward, logprobs, drawn), iteration)

@@ -52,7 +52,7 @@ def engine(random_model: Path, temp_folder: Path) -> Iterator[VllmEngine]:
     settings = EngineSettings(random_model, max_model_len=256, max_num_seqs=32, kv_cache_gib=0.1)
     engine = VllmEngine(settings)
     yield engine
-    engine.close()
+    engine._engine.engine_core.shutdown()  # a run ends the process instead
 
 
 @pytest.mark.usefixtures("engine")

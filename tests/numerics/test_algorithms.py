@@ -57,10 +57,11 @@ class Numbers:
         return assign_credit(episodes, scores, cfg)
 
     def loss(self, credit: TrainingBatch, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
-        found = {POLICY: (self.new[slots], torch.ones(len(slots))), CRITIC: self.later[slots]}
-        roles = (POLICY, CRITIC) if TABLE[cfg.algo.name].critic else (POLICY,)
+        outputs = objective.Outputs(self.new[slots], torch.ones(len(slots)))
+        if TABLE[cfg.algo.name].critic:
+            outputs = outputs._replace(values_N=self.later[slots])
         loss_of = objective.minibatch_loss(credit, episodes, cfg)
-        return loss_of({name: found[name] for name in roles}, slots)[0]
+        return loss_of(outputs, slots)[0]
 
     def batch(self, episodes: Sequence[Trajectory], cfg: Config) -> Batch:
         """The same as plain floats for the papers' formulas."""
@@ -286,9 +287,10 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32)}
         credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_score(cfg.algo)}, cfg)
-        found = {POLICY: (table[arms], torch.zeros(32)), CRITIC: value.expand(32)}
-        outputs = {n: found[n] for n in objective.roles_to_score(cfg.algo)}
-        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(outputs, torch.arange(32))
+        roles = objective.Outputs(table[arms], torch.zeros(32))
+        if TABLE[cfg.algo.name].critic:
+            roles = roles._replace(values_N=value.expand(32))
+        loss, _ = objective.minibatch_loss(credit, range(32), cfg)(roles, torch.arange(32))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

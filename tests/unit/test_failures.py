@@ -97,9 +97,21 @@ class Pool:
         return self.batch
 
 
-def evaluated(batch: list[Trajectory], folder: Path, shown: Console) -> dict[str, Any]:
+def evaluated(
+    batch: list[Trajectory], folder: Path, shown: Console, progress: Progress | None = None
+) -> dict[str, Any]:
     cfg, run_dir = Config(eval_variants=["faces_10"]), RunDir.create(folder / "run", "name", 0, "")
-    return evaluate(cfg, Pool(batch), run_dir, Progress(shown, None), "before")  # type: ignore[arg-type]
+    return evaluate(cfg, Pool(batch), run_dir, progress or Progress(shown, None), "before")  # type: ignore[arg-type]
+
+
+def test_after_an_evaluation_of_graded_answers_lines_lead_with_the_mean_reward(tmp_path: Path) -> None:
+    for number, reward in enumerate((0.0, 0.3)):
+        shown = console()
+        progress = Progress(shown, None)
+        evaluated([episode(turn("PARTIAL", reward))], tmp_path / str(number), shown, progress)
+        progress.iteration(1, {})
+        line = printed(shown).splitlines()[-1].split()
+        assert line[1] == ("reward" if reward else "success")
 
 
 def test_an_evaluation_tells_its_failures(tmp_path: Path) -> None:

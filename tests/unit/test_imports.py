@@ -144,3 +144,42 @@ def test_only_the_cluster_starts_ray() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "init" and ast.unparse(node.value) == "ray"
     }
     assert users == {"rlpost/cluster/ray_cluster.py"}
+
+
+# Runs pytest as if these packages were not installed, without the tests that compile Triton kernels: they take most of
+# the time.
+WITHOUT = """
+import sys
+
+import pytest
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("transformers", "peft", "ray", "vllm", "deepspeed", "trl"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Refuse())
+slow = "--deselect=tests/numerics/test_triton_compiles.py"
+sys.exit(pytest.main(["-q", "-n0", "-pno:cacheprovider", slow, *sys.argv[1:]]))
+"""
+
+
+def without_heavy_packages(*paths: str) -> subprocess.CompletedProcess[str]:
+    """pytest over `paths`, in a process that cannot import those packages."""
+    command = [sys.executable, "-c", WITHOUT, *paths]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=ROOT)
+
+
+def test_the_mathematics_is_tested_without_the_libraries_that_run_models() -> None:
+    done = without_heavy_packages("tests/numerics")
+    assert done.returncode == 0, done.stdout + done.stderr
+    skipped = {line for line in done.stdout.splitlines() if line.startswith("SKIPPED")}
+    assert all("test_trl" in line or "triton" in line for line in skipped), skipped
+
+
+def test_a_test_of_the_mathematics_that_needs_transformers_is_seen(tmp_path: Path) -> None:
+    test = tmp_path / "test_needs.py"
+    test.write_text("def test_it():\n    import transformers\n", encoding="utf-8")
+    assert without_heavy_packages(str(test)).returncode == 1

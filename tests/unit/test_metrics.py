@@ -38,8 +38,8 @@ def test_rollout_metrics_by_hand() -> None:
             "episodes": 4,
             "success": 2 / 4,
             "reward": (5 + 3 - 4 + 0) / 4,
+            "partly_right": 0,
             "turns": 6 / 4,
-            "sampled_tokens": 24,
             "tokens/prompt": 6 * 3,  # each turn's context has three tokens
             "tokens/sampled": 24,
             "answer_tokens": 24 / 6,
@@ -297,5 +297,7 @@ def test_graded_is_what_pays_for_answers_that_did_not_solve() -> None:
     step = episode(turn("RIGHT", 1.0), turn("WRONG", -1.0), ending=Ending.TRUNCATED)
     full = episode(turn("RIGHT", 1.0), ending=Ending.CONTEXT_FULL)
     assert evaluation([partly, *BATCH])["graded"]
+    assert rollout_metrics([partly, *BATCH])["partly_right"] == 1 / 5
     assert not evaluation([step, full, *BATCH])["graded"]
+    assert rollout_metrics([step, full, *BATCH])["partly_right"] == 0
     assert evaluation([partly])["reward_low"] == evaluation([partly])["reward_high"] == 0.3

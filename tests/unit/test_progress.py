@@ -15,7 +15,7 @@ METRICS = {
     "success": 0.125,
     "reward": -0.5,
     "kl_reference": 0.0123,
-    "sampled_tokens": 9000.0,
+    "tokens/sampled": 9000.0,
     "seconds/rollout": 3.0,
     "seconds/total": 10.0,
 }
@@ -65,6 +65,22 @@ def test_without_a_terminal_one_plain_line_an_iteration() -> None:
     assert lines[1] == first
     assert lines[2] == "   2/40  success -  reward -  KL -  tokens/s -  left 6:20"
     assert "\x1b" not in printed(console)
+
+
+def test_lines_lead_with_the_mean_reward_once_answers_are_graded() -> None:
+    """From the first episode that was paid for without being solved on, or an evaluation's."""
+    console = plain()
+    progress = Progress(console, 40)
+    for part in (0.0, 0.25, 0.0):
+        progress.iteration(1, {**METRICS, "partly_right": part})
+    starts = [line[7:39] for line in printed(console).splitlines()]
+    plainly, graded = "  success  12.5%  reward  -0.500", "  reward  -0.500  success  12.5%"
+    assert starts == [plainly, graded, graded]
+    console = plain()
+    progress = Progress(console, 40)
+    progress.lead_with_reward()
+    progress.iteration(1, METRICS)
+    assert graded in printed(console)
 
 
 def test_time_left_follows_the_last_iterations_and_what_closes_the_run() -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -23,6 +22,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rlpost.algorithms.objective import Outputs
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, ROLES
 from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype, LoraConfig
@@ -167,25 +167,26 @@ class ActorCritic(nn.Module):
             if can_fuse(layer):
                 layer.forward = partial(_fused_forward, Projections(layer))
 
-    def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> dict[str, Any]:
-        """By role: POLICY -> (log-probs, entropy), REFERENCE -> log-probs, CRITIC -> values, each (N,) float32.
+    def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> Outputs:
+        """Run `roles`, some of ROLES; what was not asked for is None.
 
         The reference is the adapter of that name, or the bare base if there is none.
         """
         device = batch.input_ids_T.device.type
-        outputs: dict[str, Any] = {}
+        outputs = Outputs()
         mixed = self.dtype == torch.bfloat16 and not self.fused
         with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             if POLICY in roles:
-                outputs[POLICY] = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
+                logprobs_N, entropy_N = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
+                outputs = outputs._replace(logprobs_N=logprobs_N, entropy_N=entropy_N)
             if REFERENCE in roles:
                 hidden_NH = self._hidden(REFERENCE if self.has_reference else None, batch)
-                outputs[REFERENCE] = self.head(hidden_NH, batch.targets_N, temperature)[0]
+                outputs = outputs._replace(reference_N=self.head(hidden_NH, batch.targets_N, temperature)[0])
             if CRITIC in roles:
                 hidden_NH = self._hidden(CRITIC, batch)
                 assert self.value_head is not None, "only a critic has values"
                 with torch.autocast(device, enabled=False):
-                    outputs[CRITIC] = self.value_head(hidden_NH.float()).squeeze(-1)
+                    outputs = outputs._replace(values_N=self.value_head(hidden_NH.float()).squeeze(-1))
         return outputs
 
     def _hidden(self, adapter: str | None, batch: MicroBatch) -> Tensor:

@@ -150,11 +150,6 @@ class VllmEngine:
             seconds=time.perf_counter() - started,
         )
 
-    def close(self) -> None:
-        """Stop the engine; nothing may be called afterwards. Its memory goes with the process, which has one engine."""
-        self._engine.engine_core.shutdown()
-        del self._engine
-
     def _add(self, key: str, prompt_ids: tuple[int, ...], params: Any) -> None:
         self._engine.add_request(key, self._vllm.tokens_input(list(prompt_ids)), params)
         self._waiting.add(key)

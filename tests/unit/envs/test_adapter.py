@@ -11,7 +11,14 @@ import pytest
 
 from envs import check, registry
 from envs.adapter import Adapted
+from envs.errors import Refused
 from envs.splits import Split, split_of
+from rlpost.errors import ConfigError
+from rlpost.rollout.episode import opened, replied
+from rlpost.run import prepare
+from rlpost.types import EpisodeSpec
+
+SPEC = EpisodeSpec("default", "train", 0, 0, 0, 0, 0)
 
 PLAIN = """
 import gymnasium
@@ -60,6 +67,34 @@ class Misdeclared(Sum):
 
 class NoEnvironment:
     pass
+
+
+class Bare(gymnasium.Env):
+    action_space = Text(50)
+
+
+class BareAction(gymnasium.Env):
+    observation_space = Text(50)
+
+
+class NoMetadata(Sum):
+    metadata = None
+
+
+class Returning(Sum):
+    def __init__(self, opening=None, reply=None):
+        super().__init__()
+        self.opening, self.reply = opening, reply
+
+    def reset(self, *, seed=None, options=None):
+        return self.opening
+
+    def step(self, action):
+        return self.reply
+
+
+class DeclaredReturning(Returning):
+    variants = [VARIANT]
 """
 VARIANT = "__import__('envs.base').base.PlainVariant('mine', False, 'my rule')"
 
@@ -114,6 +149,12 @@ def test_variants_of_ones_own_are_passed_on(own: str) -> None:
         ("own_module:Missing", "cannot be imported"),
         ("own_module:NoEnvironment", "is no subclass of gymnasium.Env"),
         ("own_module:Numbers", r"its action space is Discrete\(3\), but must be gymnasium.spaces.Text"),
+        (
+            "own_module:Bare",
+            r"own_module:Bare: it has no observation_space; define self.observation_space = gymnasium.spaces.Text",
+        ),
+        ("own_module:BareAction", "it has no action_space; define self.action_space"),
+        ("own_module:NoMetadata", "its metadata is None, not a mapping; leave it out"),
         ("own_module:Stubborn", r"cannot be made: KeyError: 'no key to the door' \(own_module.py:\d+\)"),
         ("own_module:Misdeclared", "its variants hold 'mine', which has not name, held_out and summary"),
         ("own_broken:Env", r"cannot be imported: ZeroDivisionError: division by zero \(own_broken.py:2\)"),
@@ -124,6 +165,59 @@ def test_variants_of_ones_own_are_passed_on(own: str) -> None:
 def test_what_is_no_environment_is_refused(own: str, name: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         registry.make(name)
+
+
+OPENINGS = [
+    (None, "reset returned NoneType"),
+    ("ab", "reset returned str"),
+    (("a", "b"), r"reset returned \(str, str\)"),
+]
+REPLIES = [
+    (None, "step returned NoneType"),
+    (("no", 0.0, True, {}), r"step returned \(str, float, bool, dict\)"),  # Gym before 0.26
+    (("no", 0.0, True, False, None), r"step returned \(str, float, bool, bool, NoneType\)"),
+]
+
+
+@pytest.mark.parametrize("name", ["Returning", "DeclaredReturning"])
+@pytest.mark.parametrize(("returned", "told"), OPENINGS)
+def test_a_reset_of_another_shape_is_refused(own: str, name: str, returned: object, told: str) -> None:
+    with pytest.raises(Refused, match=f"{told}; return"):
+        opened(lambda: registry.make(f"{own}:{name}", opening=returned), None, SPEC)
+
+
+@pytest.mark.parametrize("name", ["Returning", "DeclaredReturning"])
+@pytest.mark.parametrize(("returned", "told"), REPLIES)
+def test_a_step_of_another_shape_is_refused(own: str, name: str, returned: object, told: str) -> None:
+    with pytest.raises(Refused, match=f"{told}; return"):
+        replied(registry.make(f"{own}:{name}", reply=returned), "x")
+
+
+def test_a_declared_environment_that_leaves_out_what_it_owes_is_refused(own: str) -> None:
+    env = registry.make(f"{own}:DeclaredReturning", opening=("a", {}), reply=("no", 0.0, True, False, {}))
+    with pytest.raises(Refused, match="the info of reset has no 'instance'"):
+        opened(lambda: env, None, SPEC)
+    with pytest.raises(Refused, match="the info of step has no 'outcome'"):
+        replied(env, "x")
+
+
+@pytest.mark.parametrize(
+    ("opening", "told"),
+    [
+        ("[a, b]", "reset returned list"),
+        ("word", "reset returned str"),
+        ("7", "reset returned int"),
+    ],
+)
+def test_a_run_on_such_an_environment_stops_at_its_start(own: str, opening: str, told: str) -> None:
+    named = [f"env={own}:DeclaredReturning", f"env_args={{opening: {opening}}}"]
+    with pytest.raises(ConfigError, match=told):
+        prepare(["experiment=own_ppo", *named, "train_variant=mine", "eval_variants=[mine]"])
+
+
+def test_an_adapted_environment_whose_observation_is_no_text_is_told(own: str) -> None:
+    with pytest.raises(TypeError, match="the observation is no text but int"):
+        registry.make(f"{own}:Returning", opening=(7, {})).reset(seed=0)
 
 
 def test_unknown_arguments_options_and_too_few_instances_are_refused(own: str) -> None:

@@ -117,7 +117,7 @@ def _packed(model: ActorCritic, budget: int) -> tuple[torch.Tensor, ...]:
     for groups in plan:
         micro = collate(ROWS, starts, groups)
         found = model(micro, (POLICY, REFERENCE, CRITIC), 0.8)
-        parts = (*found[POLICY], found[REFERENCE].detach(), found[CRITIC])
+        parts = (found.logprobs_N, found.entropy_N, found.reference_N.detach(), found.values_N)
         flat = [f.index_put((micro.slots_N,), part) for f, part in zip(flat, parts, strict=True)]
     return tuple(flat)
 

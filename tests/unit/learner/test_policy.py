@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlpost.algorithms import roles
+from rlpost.algorithms.objective import Outputs
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.schema import AdapterKind, Dtype, LoraConfig
 from rlpost.errors import AdapterError, ModelError
@@ -82,7 +83,7 @@ def test_logprobs_equal_plain_peft_on_the_exported_files(
     batch = _batch()
     expected = _plain_logprobs(folder, tmp_path / "adapter", 0.8)
     for learner in (model, build(kind, start=Adapter.load(tmp_path / "adapter"))):
-        logprobs, _ = learner(batch, (POLICY,), 0.8)[POLICY]
+        logprobs = learner(batch, (POLICY,), 0.8).of(POLICY)
         torch.testing.assert_close(logprobs.double(), expected[batch.slots_N], rtol=1e-4, atol=1e-4)
     assert (expected - _plain_base(model, batch)).abs().max() > 0.05  # the adapter does something
 
@@ -107,8 +108,8 @@ def test_company_does_not_matter(build: Callable[..., ActorCritic]) -> None:
     alone = model(_batch((3,)), (POLICY, CRITIC), 1.0)
     mine = slice(starts[3], starts[4])
     for value, among, by_itself in (
-        (found[POLICY][0], changed[POLICY][0], alone[POLICY][0]),
-        (found[CRITIC], changed[CRITIC], alone[CRITIC]),
+        (found.logprobs_N, changed.logprobs_N, alone.logprobs_N),
+        (found.values_N, changed.values_N, alone.values_N),
     ):
         torch.testing.assert_close(among[mine], value[mine])
         torch.testing.assert_close(by_itself, value[mine], rtol=1e-4, atol=1e-5)
@@ -123,7 +124,7 @@ def test_value_is_of_the_state_before_the_token(build: Callable[..., ActorCritic
 
     def value(token_ids: list[int]) -> float:
         micro = collate([Row(token_ids, row.mask)], [0, 1], [Group(0, (0,))])
-        return float(model(micro, (CRITIC,), 1.0)[CRITIC].detach())
+        return float(model(micro, (CRITIC,), 1.0).values_N.detach())
 
     assert value([5, 6, 7, 20, 21]) == pytest.approx(value([5, 6, 7, 8, 9]))
     assert value([5, 6, 20, 8, 9]) != pytest.approx(value([5, 6, 7, 8, 9]))
@@ -132,24 +133,24 @@ def test_value_is_of_the_state_before_the_token(build: Callable[..., ActorCritic
 def test_values_begin_at_zero_and_reference_at_the_policy(build: Callable[..., ActorCritic]) -> None:
     model = build()
     found = model(_batch(), (POLICY, REFERENCE, CRITIC), 1.0)
-    assert not found[CRITIC].any()
-    torch.testing.assert_close(found[REFERENCE], found[POLICY][0])
+    assert not found.values_N.any()
+    torch.testing.assert_close(found.reference_N, found.logprobs_N)
     _shake(model, POLICY, 1)
     moved = model(_batch(), (POLICY, REFERENCE), 1.0)
-    torch.testing.assert_close(moved[REFERENCE], found[REFERENCE])
-    assert (moved[POLICY][0] - moved[REFERENCE]).abs().max() > 0.05
+    torch.testing.assert_close(moved.reference_N, found.reference_N)
+    assert (moved.logprobs_N - moved.reference_N).abs().max() > 0.05
     model.freeze_reference()
-    torch.testing.assert_close(model(_batch(), (REFERENCE,), 1.0)[REFERENCE], moved[POLICY][0])
+    torch.testing.assert_close(model(_batch(), (REFERENCE,), 1.0).reference_N, moved.logprobs_N)
 
 
 def _gradients(model: ActorCritic, passes: tuple[str, ...]) -> dict[str, torch.Tensor | None]:
     model.zero_grad()
     found = model(_batch(), passes, 1.0)
     loss = torch.zeros(())
-    if POLICY in found:
-        loss = loss + found[POLICY][0].sum() + 0.3 * found[POLICY][1].sum()
-    if CRITIC in found:
-        loss = loss + found[CRITIC].square().sum()
+    if found.logprobs_N is not None:
+        loss = loss + found.logprobs_N.sum() + 0.3 * found.entropy_N.sum()
+    if found.values_N is not None:
+        loss = loss + found.values_N.square().sum()
     loss.backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
@@ -215,7 +216,7 @@ def test_an_empty_micro_batch_gives_zero_gradients(build: Callable[..., ActorCri
     if fused:
         model.fuse_adapters()
     found = model(collate([], [0], []), (POLICY, CRITIC), 1.0)
-    (found[POLICY][0].sum() + found[CRITIC].sum()).backward()
+    (found.logprobs_N.sum() + found.values_N.sum()).backward()
     for name in (POLICY, CRITIC):
         for parameter in model.parameters_of(name):
             assert parameter.grad is not None
@@ -234,8 +235,8 @@ def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic],
     assert {p.dtype for p in trained} == {torch.float32}
     assert next(model.peft.get_base_model().parameters()).dtype == torch.bfloat16
     found, expected = (m(_batch(), (POLICY, CRITIC), 1.0) for m in (model, wide))
-    assert found[POLICY][0].dtype == found[CRITIC].dtype == torch.float32
-    assert (found[POLICY][0] - expected[POLICY][0]).abs().mean() < 0.05
+    assert found.logprobs_N.dtype == found.values_N.dtype == torch.float32
+    assert (found.logprobs_N - expected.logprobs_N).abs().mean() < 0.05
 
 
 def test_random_start_follows_the_seed(folder: Path) -> None:
@@ -273,3 +274,15 @@ def test_wrong_start_adapters_are_refused(build: Callable[..., ActorCritic], fol
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         actor_critic.load_base(tmp_path, Dtype.float32)
+
+
+def test_zero_3_finds_every_tensor_of_what_the_passes_give() -> None:
+    """It hooks the backward of a module's outputs, and passes over those of a dataclass."""
+    from deepspeed.runtime.zero.utils import apply_to_tensors_only
+
+    seen: list[torch.Tensor] = []
+    given = Outputs(torch.ones(1), torch.ones(2), values_N=torch.ones(3))
+    found = apply_to_tensors_only(lambda tensor: seen.append(tensor) or tensor, given)
+    assert isinstance(found, Outputs)
+    assert [len(tensor) for tensor in seen] == [1, 2, 3]
+    assert found.reference_N is None

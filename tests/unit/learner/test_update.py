@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rlpost.algorithms import objective, roles
+from rlpost.algorithms.objective import Outputs
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, LoraConfig, OldLogprobs
 from rlpost.errors import LearnerError
@@ -39,7 +40,7 @@ class PlainBackend:
         self.model, self.cfg, self.rendezvous = model, cfg.learner, SimpleNamespace(world_size=1, rank=0)
         self.steps: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
 
-    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+    def forward(self, batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> Outputs:
         return self.model(batch, passes, temperature)
 
     def step(
@@ -195,7 +196,7 @@ def test_tokens_are_those_that_the_passes_computed(folder: Path, cfg: Config) ->
     computed = {True: 0, False: 0}
     plain = backend.forward
 
-    def forward(batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> dict[str, Any]:
+    def forward(batch: MicroBatch, passes: tuple[str, ...], temperature: float) -> Outputs:
         computed[torch.is_grad_enabled()] += len(passes) * batch.input_ids_T.numel()
         return plain(batch, passes, temperature)
 

@@ -14,7 +14,6 @@ from envs.generalpoints.expression import Expression
 from envs.generalpoints.prompts import PromptStyle, prompt
 from envs.generalpoints.variants import VARIANTS
 from envs.navigation.geometry import COMPASS, RELATIVE
-from envs.navigation.sources import city_of
 from envs.splits import Split, split_of
 from rlpost.errors import ModelError
 from rlpost.pretrain import cards, corpus, streets
@@ -22,6 +21,7 @@ from rlpost.pretrain.talk import Conversation, Message, draw
 from rlpost.pretrain.train import IGNORE, encode, learning_rate_at
 from rlpost.rollout.chat import Chat
 from rlpost.weights.models import TINY, resolve
+from tests.unit.envs.navigation.town import city_of
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from envs.navigation.city import City
 from envs.navigation.generator import STYLES, generate
 from envs.navigation.geometry import compass_word
 from envs.navigation.names import MODERN, OLD_TOWN
-from envs.navigation.sources import Generated, city_of
+from envs.navigation.sources import Generated
 from envs.navigation.variants import VARIANTS
 from envs.splits import Split, split_of
+from tests.unit.envs.navigation.town import city_of
 
 CITIES = 60
 

@@ -14,10 +14,10 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.base import Expert, Pictured, Playable
 from envs.navigation.env import Navigation
-from envs.navigation.sources import city_of
 from envs.navigation.variants import VARIANTS
 from envs.splits import Split, split_of
 from tests.unit.envs.navigation.reader import Reader
+from tests.unit.envs.navigation.town import city_of
 
 SEEDS = 1000
 NO_IDEA = '{"action": "fly()"}'

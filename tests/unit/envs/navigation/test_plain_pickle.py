@@ -1,8 +1,9 @@
-"""Plain mappings are read as pickle reads them; everything else is refused and nothing is executed."""
+"""Mappings of positions to names are read; everything else is refused and nothing is executed."""
 
 from __future__ import annotations
 
 import collections
+import io
 import os
 import pickle
 import random
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from envs.navigation.plain_pickle import PlainPickleError, read_mapping
+from envs.navigation.plain_pickle import PlainPickleError, PlainUnpickler, read_mapping
 
 MAPPINGS: list[dict[tuple[float, float], str]] = [
     {},
@@ -76,6 +77,22 @@ BROKEN += [
     b"}\x8d" + b"\xff" * 8,
     b"(" * 100_000 + b".",
 ]
+NUMBER = b"G" + b"\0" * 8
+BROKEN += [
+    b"}r\xff\xff\xff\xff.",  # a memo of 64 GiB
+    b"}"
+    + NUMBER * 2
+    + b"\x86"
+    + b"q\x00h\x00\x86" * 60
+    + b"X\x01\0\0\0as.",  # a key that takes 2**60 steps to hash
+    b"}"
+    + b"(" * 100_000
+    + NUMBER
+    + b"t" * 100_000
+    + b"X\x01\0\0\0as.",  # one whose hash overruns the C stack
+    b"}((" + NUMBER * 2 + b"t" + NUMBER * 2 + b"tX\x01\0\0\0as.",  # a pair inside a key
+    b"\x96\xff\xff\xff\xff\xff\0\0\0.",  # a bytearray of 1 TiB
+]
 BROKEN += [b"cos\nsystem\n(S'true'\ntR.", b"}r\xff\xff\xff\xff"]
 
 
@@ -83,6 +100,19 @@ BROKEN += [b"cos\nsystem\n(S'true'\ntR.", b"}r\xff\xff\xff\xff"]
 def test_broken_programs_are_refused_cheaply(data: bytes) -> None:
     with pytest.raises(PlainPickleError):
         read_mapping(data)
+
+
+def test_the_unpickler_itself_finds_no_class_and_loads_no_persistent_id(tmp_path: Path) -> None:
+    """The second lock, without the list of instructions before it."""
+    target = tmp_path / "touched"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for attack in _attacks(target):
+            with pytest.raises(PlainPickleError, match="is not for plain data"):
+                PlainUnpickler(io.BytesIO(pickle.dumps(attack, protocol))).load()
+    for persistent in (b"Pname\n.", b"Vname\nQ."):
+        with pytest.raises(PlainPickleError, match="persistent id"):
+            PlainUnpickler(io.BytesIO(persistent)).load()
+    assert not target.exists()
 
 
 def test_any_bytes_are_read_or_refused() -> None:

@@ -32,3 +32,8 @@ def town_trip(heading: int) -> Trip:
     found = trip(TOWN, [Stop(0, 0, "Main Street"), Stop(1, 90, "Oak Road"), Stop(2, 90, "")])
     assert found is not None
     return found.facing(heading)
+
+
+def city_of(instance: str) -> str:
+    """The part of a generated instance that names its city: `grid:5f0c...:3-4-9` is of `grid:5f0c...`."""
+    return instance.rpartition(":")[0]

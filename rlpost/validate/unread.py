@@ -1,0 +1,130 @@
+"""Refuses settings that the command line names and that nothing in this run reads.
+
+A default, and what an experiment's file brings along for another algorithm, is no offence: only the command line says
+what somebody expects to have an effect in this run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from rlpost.compare.design.plan import with_algorithm
+from rlpost.config.keys import refusal
+from rlpost.config.presets import TABLE, Surrogate
+from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Settings, when a run reads them, and what to say where it does not. `reason` may name `{algorithm}`."""
+
+    keys: Sequence[str]
+    reads: Callable[[Config], bool]
+    reason: str
+    remedy: str
+
+
+_LEAVE = "leave it out"
+
+# Each algorithm of a comparison reads settings of its own: one is unread where none of them reads it.
+ALGORITHM_RULES = (
+    _Rule(
+        ("algo.gae_lambda", "algo.value_clip", "algo.value_coef", "algo.critic_learning_rate"),
+        lambda cfg: TABLE[cfg.algo.name].critic,
+        "algo={algorithm} has no critic",
+        f"{_LEAVE}, or algo=ppo",
+    ),
+    _Rule(
+        ("algo.gamma",),
+        lambda cfg: not TABLE[cfg.algo.name].grouped,
+        "algo={algorithm} compares undiscounted scores within a group",
+        f"{_LEAVE}, or algo=ppo, algo=reinforce_pp",
+    ),
+    _Rule(
+        ("algo.ratio_ceiling",),
+        lambda cfg: TABLE[cfg.algo.name].surrogate is Surrogate.clipped,
+        "algo={algorithm} has no unclipped term that it could bound",
+        f"{_LEAVE}; algo.clip_high bounds the ratio",
+    ),
+    _Rule(
+        ("algo.kl_coef", "algo.kl_estimator", "algo.reference"),
+        lambda cfg: cfg.algo.kl is not KlPlace.none,
+        "algo.kl=none",
+        f"{_LEAVE}, or algo.kl=reward or loss",
+    ),
+    _Rule(
+        ("algo.kl_step",),
+        lambda cfg: cfg.algo.kl_target is not None,
+        "algo.kl_target is null: nothing is steered",
+        f"{_LEAVE}, or give algo.kl_target",
+    ),
+    _Rule(
+        ("algo.overlong_penalty",),
+        lambda cfg: cfg.algo.overlong_buffer > 0,
+        "algo.overlong_buffer=0: no answer pays for its length",
+        f"{_LEAVE}, or give algo.overlong_buffer",
+    ),
+    _Rule(
+        ("algo.rollout_is_cap",),
+        lambda cfg: cfg.algo.rollout_is is not RolloutIS.none,
+        "algo.rollout_is=none",
+        f"{_LEAVE}, or algo.rollout_is=truncate or mask",
+    ),
+    _Rule(
+        ("algo.max_refills",),
+        lambda cfg: cfg.algo.dynamic_sampling,
+        "algo.dynamic_sampling=false: no group is replaced",
+        f"{_LEAVE}, or algo.dynamic_sampling=true",
+    ),
+)
+
+RULES = (
+    _Rule(
+        ("rollout.kv_cache_gib",),
+        lambda cfg: cfg.rollout.gpus == 0,
+        "it is of engines on CPU, and with rollout.gpus above 0 they run on a GPU",
+        f"{_LEAVE}; rollout.gpu_memory_utilization is the GPU's",
+    ),
+    _Rule(
+        ("rollout.gpu_memory_utilization",),
+        lambda cfg: cfg.rollout.gpus > 0,
+        "it is of engines on a GPU, and with rollout.gpus=0 they run on CPU",
+        f"{_LEAVE}; rollout.kv_cache_gib is the CPU's",
+    ),
+)
+
+
+def unread(config: Config, named: Collection[str]) -> Iterator[str]:
+    """Refusals of settings among `named` (dotted keys) that this run does not read.
+
+    None for task=dry_run, which plays the episodes of any command line, and task=tiny_base, which has its own settings.
+    """
+    if config.task not in (Task.dry_run, Task.tiny_base):
+        for rule in RULES:
+            yield from _refusals(rule, [config], named)
+    for rule in ALGORITHM_RULES:
+        yield from _refusals(rule, _algorithms(config), named)
+
+
+def _algorithms(config: Config) -> list[Config]:
+    """The configuration under each algorithm that this run trains with."""
+    if config.task is Task.rl:
+        return [config]
+    if config.task is not Task.compare:
+        return []
+    return [
+        with_algorithm(config, AlgoName[arm]) for arm in config.compare.arms if arm in AlgoName.__members__
+    ]
+
+
+def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:
+    if not configs or any(rule.reads(config) for config in configs):
+        return
+    reasons = dict.fromkeys(rule.reason.format(algorithm=config.algo.name.name) for config in configs)
+    for key in (key for key in rule.keys if key in named):
+        value = functools.reduce(getattr, key.split("."), configs[0])
+        told = value.name if isinstance(value, Enum) else value
+        yield refusal(key, told, f"nothing reads it: {', '.join(reasons)}", rule.remedy)

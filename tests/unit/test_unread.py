@@ -1,0 +1,125 @@
+"""A setting on the command line that nothing in the run reads is refused; the loss tells what is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rlpost import run
+from rlpost.config.compose import compose, named_by
+from rlpost.config.keys import schema
+from rlpost.config.schema import AlgoConfig, AlgoName, Config, KlEstimator, RolloutIS, Task
+from rlpost.errors import ConfigError
+from rlpost.validate.unread import ALGORITHM_RULES, RULES, unread
+from tests.numerics.test_algorithms import Numbers, _config, _episodes, _whole
+
+PPO = "experiment=generalpoints_ppo"
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run.prepare([PPO, *overrides])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["algo=grpo", "algo.gae_lambda=0.5"],
+            "algo.gae_lambda=0.5\n  reason: nothing reads it: algo=grpo has no critic\n  remedy: leave it out, or",
+        ),
+        (
+            ["algo=dapo", "algo.critic_learning_rate=1"],
+            "algo.critic_learning_rate=1.0\n  reason: nothing reads",
+        ),
+        (["algo=grpo", "algo.gae_lambda=0.95"], "algo.gae_lambda=0.95"),  # the default, but somebody meant it
+        (["algo=rloo", "algo.gamma=0.9"], "algo=rloo compares undiscounted scores"),
+        (["algo=cispo", "algo.ratio_ceiling=9"], "no unclipped term"),
+        (["algo.kl=none", "algo.kl_coef=0.1"], "algo.kl_coef=0.1\n  reason: nothing reads it: algo.kl=none"),
+        (
+            ["algo=dapo", "algo.reference=base"],
+            "algo.reference=base\n  reason: nothing reads it: algo.kl=none",
+        ),
+        (["algo.kl_step=0.2"], "algo.kl_target is null"),
+        (["algo.overlong_penalty=2"], "algo.overlong_buffer=0"),
+        (["algo.rollout_is_cap=3"], "algo.rollout_is=none"),
+        (["algo.max_refills=2"], "algo.dynamic_sampling=false"),
+        (
+            ["rollout.gpus=0.5", "rollout.kv_cache_gib=2"],
+            "rollout.kv_cache_gib=2.0\n  reason: nothing reads it: it is of",
+        ),
+        (["rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
+        (["task=eval", "rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
+        (
+            ["task=compare", "arms=[sft,grpo,rloo]", "algo.gae_lambda=0.5"],
+            "nothing reads it: algo=grpo has no critic, algo=rloo has no critic",
+        ),
+    ],
+)
+def test_what_nothing_reads_is_refused(overrides: list[str], told: str) -> None:
+    assert told in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algo=grpo"],  # the experiment's file brings gae_lambda along
+        ["algo.gae_lambda=0.5"],
+        ["algo=reinforce_pp", "algo.gamma=0.9"],
+        ["algo=dapo", "algo.kl=loss", "algo.kl_estimator=k3", "algo.kl_coef=0.1"],
+        ["algo=dapo", "algo.max_refills=2", "algo.overlong_penalty=2"],
+        ["rollout.gpus=0.5", "rollout.gpu_memory_utilization=0.5"],  # and the file's kv_cache_gib
+        ["rollout.kv_cache_gib=2"],
+        ["task=compare", "arms=[sft,ppo,grpo]", "algo.gae_lambda=0.5"],
+        ["task=dry_run", "algo=grpo", "algo.gae_lambda=0.5", "rollout.gpu_memory_utilization=0.5"],
+    ],
+)
+def test_what_something_reads_and_what_nobody_named_is_not(overrides: list[str]) -> None:
+    config = compose([PPO, *overrides])
+    assert not list(unread(config, named_by([PPO, *overrides])))
+
+
+def test_rules_name_settings_that_there_are() -> None:
+    keys = [key for rule in (*RULES, *ALGORITHM_RULES) for key in rule.keys]
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= set(schema())
+
+
+def _other(name: str, algo: AlgoConfig) -> Any:
+    """Another value of a setting, far enough from what it is to show in the loss."""
+    if name == "kl_estimator":
+        return KlEstimator.k2 if algo.kl_estimator is KlEstimator.k3 else KlEstimator.k3
+    values = {
+        "gae_lambda": 0.3,
+        "gamma": 0.5,
+        "value_clip": 0.01,
+        "ratio_ceiling": 1.01,
+        "rollout_is_cap": 1.01,
+    }
+    return values.get(name, 3.0)
+
+
+def _loss(cfg: Config) -> tuple[torch.Tensor, ...]:
+    episodes = _episodes()
+    numbers = Numbers(episodes, spread=3.0)
+    loss = _whole(numbers, episodes, cfg)
+    return loss, *numbers.gradients(loss)
+
+
+@pytest.mark.parametrize("correction", [RolloutIS.none, RolloutIS.truncate])
+@pytest.mark.parametrize("buffer", [0, 3])
+@pytest.mark.parametrize("name", AlgoName)
+def test_a_setting_is_refused_exactly_where_the_loss_does_not_know_it(
+    name: AlgoName, buffer: int, correction: RolloutIS
+) -> None:
+    in_loss = ["gae_lambda", "value_clip", "value_coef", "gamma", "kl_coef", "kl_estimator", "ratio_ceiling"]
+    for setting in [*in_loss, "overlong_penalty", "rollout_is_cap"]:
+        cfg = _config(name)
+        cfg.task, cfg.algo.overlong_buffer, cfg.algo.rollout_is = Task.rl, buffer, correction
+        before = _loss(cfg)
+        setattr(cfg.algo, setting, _other(setting, cfg.algo))
+        same = all(torch.equal(a, b) for a, b in zip(before, _loss(cfg), strict=True))
+        assert same == bool(list(unread(cfg, {f"algo.{setting}"}))), setting
