@@ -228,7 +228,7 @@ def _arm_logprobs(group: LearnerGroup) -> list[float]:
     """The policy's log-probs of all arms, as its own process computes them."""
     rows = [Row((*PROMPT, arm), (0,) * len(PROMPT) + (1,)) for arm in range(VOCAB)]
     return ray.get(
-        group.workers[0].__ray_call__.remote(lambda actor: actor.learner._scores(rows, 1.0).tolist())
+        group.workers[0].__ray_call__.remote(lambda actor: actor.learner._logprobs(rows, 1.0).tolist())
     )
 
 
