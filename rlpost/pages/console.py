@@ -21,6 +21,7 @@ from rlpost.record.summary import (
     REWARD,
     SUCCESS,
     Measure,
+    changes,
     entry_of,
     has_steps,
     measure_of,
@@ -153,7 +154,7 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated.
 
     Where the environment grades answers, it is the mean reward, and success is a row below. Where episodes have
-    several steps, so is the share of right ones.
+    several steps, so is the share of right ones. Below it stands what changed on the same instances.
     """
     stages, measure = stages_of(summary), measure_of(summary)
     title = f"{measure.name.capitalize()}, with 95% intervals"
@@ -173,3 +174,5 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
         if has_steps(summary):
             table.add_row("", "", "right steps", *map(step_share, entries))
     console.print(table)
+    for sentence in changes(summary):
+        console.print(sentence, soft_wrap=True)

@@ -23,6 +23,7 @@ from rlpost.pages.replay import Gallery
 from rlpost.pages.sample_episodes import Deal, choose
 from rlpost.record import failures, run_error
 from rlpost.record.files import write_atomic
+from rlpost.record.gains import gains
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import (
@@ -108,7 +109,8 @@ def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
     for (stage, variant, decoding), path in run_dir.evaluations().items():
         if stage in STAGES and (episodes := read_trajectories(path)):
             stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
-    return {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
+    summary = {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
+    return summary | {"gains": gains(run_dir, summary)}
 
 
 def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:

@@ -135,7 +135,7 @@ def unplayed(entry: Mapping[str, Any]) -> list[str]:
 
 
 class Trend(StrEnum):
-    """What two intervals allow to say: rose and fell only when they do not overlap."""
+    """What intervals allow to say: rose and fell only when a difference's excludes zero, or two do not overlap."""
 
     ROSE = "rose"
     FELL = "fell"
@@ -148,6 +148,34 @@ def verdict(before: Entry, after: Entry, measure: Measure = SUCCESS) -> Trend:
     if after[measure.high] < before[measure.low]:
         return Trend.FELL
     return Trend.UNCLEAR
+
+
+def gain_of(summary: Summary, variant: str, decoding: str) -> Entry | None:
+    """The paired difference of success (rlpost.record.gains); None where an end was not evaluated, or in older runs."""
+    gain: Entry | None = summary.get("gains", {}).get(variant, {}).get(decoding)
+    return gain
+
+
+def trend(gain: Entry) -> Trend:
+    if gain["low"] > 0:
+        return Trend.ROSE
+    return Trend.FELL if gain["high"] < 0 else Trend.UNCLEAR
+
+
+def _points(gain: Entry) -> str:
+    """+8.3 points [+0.6, +16.0] on the same 192 instances."""
+    low, high = 100 * gain["low"], 100 * gain["high"]
+    return f"{100 * gain['gain']:+.1f} points [{low:+.1f}, {high:+.1f}] on the same {gain['instances']} instances"
+
+
+def changes(summary: Summary) -> list[str]:
+    """What training changed, a line a (variant, decoding) that was evaluated at both ends."""
+    rows = [(row, gain_of(summary, *row)) for row in rows_of(summary)]
+    return [
+        f"{variant}, {decoding}: success {trend(gain)}, {_points(gain)}"
+        for (variant, decoding), gain in rows
+        if gain is not None
+    ]
 
 
 def headlines(summary: Summary) -> list[str]:
@@ -163,8 +191,11 @@ def _headline(summary: Summary, variant: str, decoding: str) -> str:
         stage = next(s for s in reversed(STAGES) if entry_of(summary, s, variant, decoding))
         only = measure.shown(entry_of(summary, stage, variant, decoding))
         return f"{subject}: {measure.name} {only} ({stage}); there is nothing to compare it with."
-    said = verdict(before, after, measure)
-    overlap = "the intervals overlap" if said is Trend.UNCLEAR else "the intervals do not overlap"
     way = f" by way of {measure.shown(warm)} after the warm start" if warm is not None else ""
     ends = f"from {measure.shown(before)} to {measure.shown(after)}"
+    gain = gain_of(summary, variant, decoding)
+    if gain is not None and measure is SUCCESS:
+        return f"{subject}: success {trend(gain)}, {ends}{way}: {_points(gain)}."
+    said = verdict(before, after, measure)
+    overlap = "the intervals overlap" if said is Trend.UNCLEAR else "the intervals do not overlap"
     return f"{subject}: {measure.name} {said}, {ends}{way}; {overlap}."

@@ -31,6 +31,7 @@ from rlpost.pages.run_page import write_report
 from rlpost.record import locks, run_error
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
+from rlpost.record.gains import gains
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.tracking import Tracker
@@ -160,7 +161,7 @@ def publish(
 ) -> None:
     """Write the result of a finished run and show it. A figure that was not measured is null."""
     sittings = session.sittings()
-    summary = {
+    summary: dict[str, Any] = {
         "eval": dict(evaluations),
         "variants": dict(variants),
         "train_variant": session.cfg.train_variant,
@@ -172,6 +173,7 @@ def publish(
         "canary_gap_mean": statistics.fmean(canary_gaps) if canary_gaps else None,
         "workers_replaced": sum(each.workers_replaced for each in sittings),
     }
+    summary["gains"] = gains(session.run_dir, summary)
     session.run_dir.write_summary(summary)
     session.progress.close()
     results_table(session.console, summary)
