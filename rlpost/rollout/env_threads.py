@@ -24,12 +24,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from envs import registry
 from rlpost.errors import RolloutError
 
 MOST_HANGING = (
@@ -300,6 +301,24 @@ def _computed(threads: Iterable[EnvThread]) -> float:
 
 def _end(threads: set[EnvThread]) -> None:
     for thread in threads:
+        thread.end()
+
+
+@contextmanager
+def living(
+    name: str, args: Mapping[str, Any], timeout_s: float, purpose: str
+) -> Iterator[tuple[Any, Callable[[Callable[[], Any]], Any]]]:
+    """An environment in a thread of its own, with `ask(work)`: the result of `work`, done there (EnvThread.within).
+
+    It is closed where the block ends well. `purpose` tells in errors what was asked of it.
+    """
+    thread = EnvThread()
+    ask = partial(thread.within, timeout_s, f"the environment {name} ({purpose})")
+    try:
+        env = ask(partial(registry.make, name, **args))
+        yield env, ask
+        ask(env.close)
+    finally:
         thread.end()
 
 

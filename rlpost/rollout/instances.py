@@ -9,13 +9,12 @@ replayed as any other.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
-from envs import registry
 from envs.base import Finite
 from rlpost.config.schema import Config
-from rlpost.rollout.env_threads import EnvThread
+from rlpost.rollout.env_threads import living
 from rlpost.rollout.episode import Env
 from rlpost.rollout.specs import evaluation_env_seed
 
@@ -32,27 +31,20 @@ def evaluation_episodes(cfg: Config, variant: str) -> Sequence[int]:
     return _episodes(cfg.env, args, cfg.eval.seed, variant, cfg.eval.episodes, timeout_s)
 
 
-@lru_cache(
-    maxsize=256
-)  # of a run's stages and decodings; everything that the answer depends on is an argument
+# A run's stages and decodings ask again; everything that the answer depends on is an argument.
+@lru_cache(maxsize=256)
 def _episodes(
     env_name: str, args: str, seed: int, variant: str, most: int, timeout_s: float
 ) -> Sequence[int]:
-    found: Sequence[int]
-    thread = EnvThread()
-    ask = partial(thread.within, timeout_s, f"the environment {env_name} (asked for its instances)")
-    try:
-        env = ask(partial(registry.make, env_name, **json.loads(args)))
+    with living(env_name, json.loads(args), timeout_s, "asked for its instances") as (env, ask):
         # Not `unwrapped`: what wraps an environment may split its instances, and then the count is not of the split.
         count = ask(partial(env.instances, variant, "eval")) if isinstance(env, Finite) else None
-        found = range(most) if count is None else _different(env, ask, seed, variant, min(most, count), count)
-        ask(env.close)
-        return found
-    finally:
-        thread.end()
+        return range(most) if count is None else _different(env, ask, seed, variant, min(most, count), count)
 
 
-def _different(env: Env, ask: partial[str], seed: int, variant: str, wanted: int, count: int) -> list[int]:
+def _different(
+    env: Env, ask: Callable[[Callable[[], str]], str], seed: int, variant: str, wanted: int, count: int
+) -> list[int]:
     """The numbers of the first episodes of `wanted` instances."""
 
     def instance(number: int) -> str:

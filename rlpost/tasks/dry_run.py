@@ -18,14 +18,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from envs import registry
 from envs.base import Expert
 from envs.terminal import plain_console
 from rlpost.config.schema import Config, RolloutConfig
 from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Sampling
-from rlpost.rollout.env_threads import EnvThread
+from rlpost.rollout.env_threads import living
 from rlpost.rollout.episode import Env
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.scripted import ScriptedEngine
@@ -83,19 +82,11 @@ def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares 
 
     Raises RolloutError when an episode of it takes longer than rollout.env_timeout_s.
     """
-    thread = EnvThread()
-    ask = partial(
-        thread.within, cfg.rollout.env_timeout_s, f"the environment {cfg.env} (played by its expert)"
-    )
-    try:
-        env = ask(partial(registry.make, cfg.env, **cfg.env_args))
+    timeout_s = cfg.rollout.env_timeout_s
+    with living(cfg.env, cfg.env_args, timeout_s, "played by its expert") as (env, ask):
         if not isinstance(expert := env.unwrapped, Expert):
-            ask(env.close)
             return None
         played = [ask(partial(_played_by_expert, env, expert, spec)) for spec in specs]
-        ask(env.close)
-    finally:
-        thread.end()
     longest = max((len(chat.answer_ids(answer)) for answers, _ in played for answer in answers), default=0)
     return Shares(sum(success for _, success in played) / len(specs), longest)
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from envs import registry
 from envs.base import Listed
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.env_threads import EnvThread
+from rlpost.rollout.env_threads import living
 from rlpost.validate.environment import TRAINING
 
 
@@ -33,19 +32,12 @@ def remarks(cfg: Config, chat: Chat) -> list[str]:
 
     Raises ConfigError where no prompt of a variant fits, RolloutError where the environment misses its deadline.
     """
-    thread = EnvThread()
-    ask = partial(
-        thread.within, cfg.rollout.env_timeout_s, f"the environment {cfg.env} (asked for its prompts)"
-    )
-    try:
-        env = ask(partial(registry.make, cfg.env, **cfg.env_args))
-        said, listed = list[str](), list[_Prompts]()
+    said, listed = list[str](), list[_Prompts]()
+    timeout_s = cfg.rollout.env_timeout_s
+    with living(cfg.env, cfg.env_args, timeout_s, "asked for its prompts") as (env, ask):
         if isinstance(env, Listed):
             said = list(ask(env.remarks))
             listed = [_Prompts(v, split, ask(partial(env.prompts, v, split))) for v, split in _played(cfg)]
-        ask(env.close)
-    finally:
-        thread.end()
     return said + [told for prompts in listed for told in _lengths(cfg, chat, prompts)]
 
 

@@ -100,9 +100,8 @@ def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
         with clock.phase("start"):
             session = _started(cfg, with_learner, stack, clock, started)
         yield session
-        if (
-            wrong := session.pool.close_environments()
-        ):  # not after an error, when a worker may still be playing
+        # Not after an error, when a worker may still be playing.
+        if wrong := session.pool.close_environments():
             told = f"closing environments: {len(wrong)} did not close, the first: {wrong[0]}"
             session.console.print(told, soft_wrap=True)
 
