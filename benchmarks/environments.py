@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import gymnasium
 from rich.table import Table
 
-from envs import registry
-from envs.base import Expert
-from envs.terminal import plain_console
+from rlpost.envs import registry
+from rlpost.envs.base import Expert
+from rlpost.envs.terminal import plain_console
 
 ITERATION = 64  # episodes
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.runs import ITERATIONS_ONLY, run
 from benchmarks.timing import spread
-from envs import registry
+from rlpost.envs import registry
 from rlpost.rollout.chat import Chat
 from rlpost.seeds import derive
 from rlpost.weights import models

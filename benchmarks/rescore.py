@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from envs import registry
-from envs.base import has_own_rule
 from rlpost.compare import results
 from rlpost.compare.design.types import Cell, Comparison, Evaluation, Role, VariantInfo
 from rlpost.compare.reading import evaluated_on, evaluation_of, trained_on
 from rlpost.compare.report import page
 from rlpost.compare.report.findings import findings
+from rlpost.envs import registry
+from rlpost.envs.base import has_own_rule
 from rlpost.record.run_dir import RunDir, read_trajectories
 
 

@@ -10,10 +10,10 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.spaces import Text
 
-from envs.base import PlainVariant
-from envs.choices import choose
-from envs.errors import Refused
-from envs.splits import Split, split_of
+from rlpost.envs.base import PlainVariant
+from rlpost.envs.choices import choose
+from rlpost.envs.errors import Refused
+from rlpost.envs.splits import Split, split_of
 
 ONLY_VARIANT = PlainVariant("default", False, "the environment as it is")
 MAX_RESETS = 1000  # for an instance of the wanted split

@@ -1,4 +1,4 @@
-"""For an environment's author: python -m envs.check navigation [--instances N] [--arg key=value ...].
+"""For an environment's author: python -m rlpost.envs.check navigation [--instances N] [--arg key=value ...].
 
 Gymnasium's checker, the expert, seeds, hostile text, the splits and the speed of every variant, as a table.
 Environments are made, played and closed as in the rollouts: in a thread that is not Python's main one. The exit code is
@@ -27,11 +27,11 @@ from gymnasium.utils.env_checker import check_env
 from rich.table import Table
 from rich.text import Text
 
-from envs.base import Expert, ExpertTurn, Listed, VariantInfo
-from envs.command_line import env_arguments
-from envs.errors import hint
-from envs.registry import forms, make, refuse_overlap, variants
-from envs.terminal import plain_console
+from rlpost.envs.base import Expert, ExpertTurn, Listed, VariantInfo
+from rlpost.envs.command_line import env_arguments
+from rlpost.envs.errors import hint
+from rlpost.envs.registry import forms, make, refuse_overlap, variants
+from rlpost.envs.terminal import plain_console
 
 Env = gymnasium.Env[str, str]
 T = TypeVar("T")
@@ -303,7 +303,7 @@ def _table(name: str, found: list[Finding]) -> Table:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m envs.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rlpost.envs.check", description=__doc__)
     parser.add_argument("env", help=f"which environment: {forms()}")
     parser.add_argument("--instances", type=int, default=50, help="of each variant")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")

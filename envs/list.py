@@ -1,4 +1,4 @@
-"""What environments there are, and their variants: python -m envs.list [NAME] [--arg KEY=VALUE ...].
+"""What environments there are, and their variants: python -m rlpost.envs.list [NAME] [--arg KEY=VALUE ...].
 
 Without a name: every bundled environment with its variants, and how the others are named. `reasoning_gym` lists
 the package's tasks. Any other name lists the variants of that environment, with who trains on them.
@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from envs.base import VariantInfo
-from envs.command_line import env_arguments
-from envs.registry import ENTRIES, FAMILIES, names, variants
-from envs.terminal import plain_console
+from rlpost.envs.base import VariantInfo
+from rlpost.envs.command_line import env_arguments
+from rlpost.envs.registry import ENTRIES, FAMILIES, names, variants
+from rlpost.envs.terminal import plain_console
 
 
 def _variants_table() -> Table:
@@ -47,7 +47,7 @@ def everything() -> Table:
 
 def reasoning_gym_tasks() -> Table:
     """The package's tasks. Refused where it is not installed."""
-    from envs.reasoning_gym.tasks import names as tasks
+    from rlpost.envs.reasoning_gym.tasks import names as tasks
 
     table = Table("environment")
     for task in tasks():
@@ -56,7 +56,7 @@ def reasoning_gym_tasks() -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m envs.list", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rlpost.envs.list", description=__doc__)
     parser.add_argument("env", nargs="?", help="of which environment; all, where left out")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")
     arguments = parser.parse_args(argv)

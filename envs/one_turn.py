@@ -12,12 +12,12 @@ from typing import Any
 import gymnasium
 from gymnasium.error import ResetNeeded
 
-from envs.base import ExpertTurn, VariantInfo
-from envs.choices import Mode
-from envs.parsing import MAX_ANSWER
-from envs.reset_options import variant_and_split
-from envs.splits import Split
-from envs.texts import AnyText
+from rlpost.envs.base import ExpertTurn, VariantInfo
+from rlpost.envs.choices import Mode
+from rlpost.envs.parsing import MAX_ANSWER
+from rlpost.envs.reset_options import variant_and_split
+from rlpost.envs.splits import Split
+from rlpost.envs.texts import AnyText
 
 _MAX_OBSERVATION = 10_000_000  # characters
 
@@ -91,7 +91,7 @@ class OneTurn(gymnasium.Env[str, str], ABC):
 
 
 class Demonstrates(ABC):
-    """Mixed into a OneTurn whose questions come with a right answer: it becomes an envs.base.Expert."""
+    """Mixed into a OneTurn whose questions come with a right answer: it becomes an rlpost.envs.base.Expert."""
 
     question: Question
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import gymnasium
 
-from envs.adapter import ONLY_VARIANT, Adapted, check_interface
-from envs.base import VariantInfo
-from envs.errors import Refused, UnknownEnvironment, hint
+from rlpost.envs.adapter import ONLY_VARIANT, Adapted, check_interface
+from rlpost.envs.base import VariantInfo
+from rlpost.envs.errors import Refused, UnknownEnvironment, hint
 
 _IMPORTABLE = "write module:name, importable from here: start in its folder, or install its package"
 
@@ -62,7 +62,7 @@ def _declared(reference: str) -> list[VariantInfo]:
         if not all(hasattr(each, field) for field in ("name", "held_out", "summary")):
             raise Refused(
                 f"{reference}: its variants hold {each!r}, which has not name, held_out and summary",
-                "make each an envs.base.PlainVariant",
+                "make each an rlpost.envs.base.PlainVariant",
             )
     return found
 

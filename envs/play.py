@@ -1,4 +1,4 @@
-"""Play at a terminal: python -m envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat].
+"""Play at a terminal: python -m rlpost.envs.play generalpoints --variant faces_11_12_13 [--seed N] [--compat].
 
 With --picture FILE.svg the present instance and what was done so far are drawn there after every answer.
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 import gymnasium
 
-from envs.base import Expert, Pictured, Playable
-from envs.command_line import env_arguments
-from envs.registry import forms, make, variants
+from rlpost.envs.base import Expert, Pictured, Playable
+from rlpost.envs.command_line import env_arguments
+from rlpost.envs.registry import forms, make, variants
 
 _HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D ends.\n"
 
@@ -106,7 +106,7 @@ def play(
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m envs.play", description=_HELP)
+    parser = argparse.ArgumentParser(prog="python -m rlpost.envs.play", description=_HELP)
     parser.add_argument("env", help=f"which environment: {forms()}")
     parser.add_argument("--variant", help="which rule; an unknown one lists what there is")
     parser.add_argument("--seed", type=int, help="deals the same cards again")

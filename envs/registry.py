@@ -15,9 +15,9 @@ from typing import Any, Protocol, cast
 
 import gymnasium
 
-from envs import own
-from envs.base import VariantInfo
-from envs.errors import UnknownEnvironment
+from rlpost.envs import own
+from rlpost.envs.base import VariantInfo
+from rlpost.envs.errors import UnknownEnvironment
 
 Env = gymnasium.Env[str, str]
 
@@ -53,23 +53,25 @@ _MOST_NAMED = 3
 
 ENTRIES: dict[str, Entry] = {
     "generalpoints": Entry(
-        "envs.generalpoints.env:GeneralPoints",
-        "envs.generalpoints.variants:VARIANTS",
+        "rlpost.envs.generalpoints.env:GeneralPoints",
+        "rlpost.envs.generalpoints.variants:VARIANTS",
         "combine playing cards with + - * / to reach 24",
     ),
     "navigation": Entry(
-        "envs.navigation.env:Navigation",
-        "envs.navigation.variants:VARIANTS",
+        "rlpost.envs.navigation.env:Navigation",
+        "rlpost.envs.navigation.variants:VARIANTS",
         "follow instructions through the streets of a city",
     ),
 }
 
 FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the name of one
     "dataset": Family(
-        "envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score=", ("score",)
+        "rlpost.envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score=", ("score",)
     ),
     "reasoning_gym:": Family(
-        "envs.reasoning_gym", "reasoning_gym:TASK", "a task of the package reasoning-gym, an optional extra"
+        "rlpost.envs.reasoning_gym",
+        "reasoning_gym:TASK",
+        "a task of the package reasoning-gym, an optional extra",
     ),
 }
 
@@ -112,7 +114,7 @@ def _source(name: str) -> Source:
     if name in ENTRIES:
         return _Bundled()
     close = difflib.get_close_matches(name, [*ENTRIES, *(each.form for each in FAMILIES.values())])
-    remedy = f"did you mean {' or '.join(close)}?" if close else "python -m envs.list: what they are"
+    remedy = f"did you mean {' or '.join(close)}?" if close else "python -m rlpost.envs.list: what they are"
     raise UnknownEnvironment(f"unknown environment {name!r}: there are {forms()}", remedy)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from envs.choices import Mode, choose
-from envs.splits import Split
+from rlpost.envs.choices import Mode, choose
+from rlpost.envs.splits import Split
 
 AnyVariant = TypeVar("AnyVariant")
 

@@ -18,10 +18,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from envs.terminal import plain_console
 from rlpost.config.compose import compose, named_by
 from rlpost.config.experiments import experiments
 from rlpost.config.schema import Config, Task
+from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError, RlpostError
 
 # Imported only when chosen: these bring torch, vllm and ray.

@@ -7,10 +7,10 @@ from typing import Any
 
 import gymnasium
 
-from envs.base import VariantInfo
-from envs.dataset.env import Dataset, Taught
-from envs.dataset.settings import Settings
-from envs.dataset.table import load
+from rlpost.envs.base import VariantInfo
+from rlpost.envs.dataset.env import Dataset, Taught
+from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.dataset.table import load
 
 
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:

@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from envs.dataset.remarks import remarks
-from envs.dataset.scoring import compares, is_answer, scorer, verdict
-from envs.dataset.settings import Settings
-from envs.dataset.table import load
-from envs.errors import Refused
-from envs.one_turn import Demonstrates, OneTurn, Question, Verdict
-from envs.splits import Split
+from rlpost.envs.dataset.remarks import remarks
+from rlpost.envs.dataset.scoring import compares, is_answer, scorer, verdict
+from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.dataset.table import load
+from rlpost.envs.errors import Refused
+from rlpost.envs.one_turn import Demonstrates, OneTurn, Question, Verdict
+from rlpost.envs.splits import Split
 
 
 class Dataset(OneTurn):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from envs.errors import Refused
+from rlpost.envs.errors import Refused
 
 Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the row
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from envs.dataset.scoring import answer_number
-from envs.dataset.table import Item, Table
+from rlpost.envs.dataset.scoring import answer_number
+from rlpost.envs.dataset.table import Item, Table
 
 _MOST_FIELDS = 3
 

@@ -13,11 +13,11 @@ from fractions import Fraction
 from numbers import Real
 from typing import Any
 
-from envs import own
-from envs.dataset.numbers import is_number, number_in, number_of, whole_number
-from envs.dataset.settings import Settings
-from envs.errors import Refused
-from envs.one_turn import Verdict
+from rlpost.envs import own
+from rlpost.envs.dataset.numbers import is_number, number_in, number_of, whole_number
+from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.errors import Refused
+from rlpost.envs.one_turn import Verdict
 
 Row = dict[str, Any]
 Score = Callable[[str, Row], Any]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from envs.errors import Refused
-from envs.splits import EVAL_SHARE
+from rlpost.envs.errors import Refused
+from rlpost.envs.splits import EVAL_SHARE
 
 
 @dataclass(frozen=True)

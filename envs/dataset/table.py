@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from envs.base import PlainVariant
-from envs.dataset.files import read
-from envs.dataset.scoring import Row, answer_number, compares, is_answer
-from envs.dataset.settings import Settings
-from envs.errors import Refused
-from envs.one_turn import Question, instance_of
-from envs.splits import Split, split_of
+from rlpost.envs.base import PlainVariant
+from rlpost.envs.dataset.files import read
+from rlpost.envs.dataset.scoring import Row, answer_number, compares, is_answer
+from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.errors import Refused
+from rlpost.envs.one_turn import Question, instance_of
+from rlpost.envs.splits import Split, split_of
 
 DEFAULT, HELD_OUT = "default", "held_out"
 _MOST_NAMED = 5

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeVar
 
-from envs.generalpoints.expression import OPERATIONS, PRECEDENCE
+from rlpost.envs.generalpoints.expression import OPERATIONS, PRECEDENCE
 
 Number = TypeVar("Number", Fraction, float)
 

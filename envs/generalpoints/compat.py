@@ -12,10 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from envs.generalpoints.arithmetic import evaluate, is_number, to_postfix, tokens
-from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.published_solutions import published_solutions, starts_a_solution
-from envs.parsing import MAX_ANSWER
+from rlpost.envs.generalpoints.arithmetic import evaluate, is_number, to_postfix, tokens
+from rlpost.envs.generalpoints.outcomes import Outcome, Verdict
+from rlpost.envs.generalpoints.published_solutions import published_solutions, starts_a_solution
+from rlpost.envs.parsing import MAX_ANSWER
 
 CORRECT = 5.0
 PARTIAL_SOLUTION = 1.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement
 
-from envs.generalpoints.solvability import solvable
-from envs.generalpoints.variants import FACES, RANKS, Variant
-from envs.splits import Split, split_of
+from rlpost.envs.generalpoints.solvability import solvable
+from rlpost.envs.generalpoints.variants import FACES, RANKS, Variant
+from rlpost.envs.splits import Split, split_of
 
 MAX_DEALS = 10_000
 

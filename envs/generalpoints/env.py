@@ -10,22 +10,22 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
-from envs.base import ExpertTurn
-from envs.choices import Mode
-from envs.generalpoints import compat, verifier
-from envs.generalpoints.deck import Deal, deal, problems
-from envs.generalpoints.expert import chosen, demonstrate, preferred
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.misread import follows
-from envs.generalpoints.outcomes import CAUSES, Outcome, Verdict
-from envs.generalpoints.prompts import prompt
-from envs.generalpoints.settings import DEFAULT_VARIANT, Settings
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import VARIANTS
-from envs.generalpoints.wording import Wording, other_rule, varied_rule
-from envs.parsing import MAX_ANSWER
-from envs.splits import Split
-from envs.texts import ASCII, retry
+from rlpost.envs.base import ExpertTurn
+from rlpost.envs.choices import Mode
+from rlpost.envs.generalpoints import compat, verifier
+from rlpost.envs.generalpoints.deck import Deal, deal, problems
+from rlpost.envs.generalpoints.expert import chosen, demonstrate, preferred
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.misread import follows
+from rlpost.envs.generalpoints.outcomes import CAUSES, Outcome, Verdict
+from rlpost.envs.generalpoints.prompts import prompt
+from rlpost.envs.generalpoints.settings import DEFAULT_VARIANT, Settings
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import VARIANTS
+from rlpost.envs.generalpoints.wording import Wording, other_rule, varied_rule
+from rlpost.envs.parsing import MAX_ANSWER
+from rlpost.envs.splits import Split
+from rlpost.envs.texts import ASCII, retry
 
 _MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
 

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from envs.base import ExpertTurn
-from envs.generalpoints.deck import Deal
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.prompts import AnswerForm, answer
-from envs.texts import retry
+from rlpost.envs.base import ExpertTurn
+from rlpost.envs.generalpoints.deck import Deal
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.outcomes import Outcome, Verdict
+from rlpost.envs.generalpoints.prompts import AnswerForm, answer
+from rlpost.envs.texts import retry
 
 _WRONG_NUMBERS_SHARE = 0.3
 _TRIES = 100  # random combinations tried before another set of numbers is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from fractions import Fraction
 
-from envs.generalpoints.outcomes import Outcome
+from rlpost.envs.generalpoints.outcomes import Outcome
 
 _MAX_VALUE_TEXT = 24  # characters
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from envs.generalpoints.deck import Deal
-from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.variants import Variant
+from rlpost.envs.generalpoints.deck import Deal
+from rlpost.envs.generalpoints.outcomes import Outcome, Verdict
+from rlpost.envs.generalpoints.variants import Variant
 
 
 def follows(trained: Variant, verdict: Verdict, deal: Deal) -> bool:

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 
-from envs.causes import ARITHMETIC, FAULT, NUMBER_MISUSE, RULE_MISREAD, SOLVED, SYNTAX, TRUNCATION, UNFINISHED
+from rlpost.envs.causes import (
+    ARITHMETIC,
+    FAULT,
+    NUMBER_MISUSE,
+    RULE_MISREAD,
+    SOLVED,
+    SYNTAX,
+    TRUNCATION,
+    UNFINISHED,
+)
 
 
 class Outcome(Enum):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from envs.generalpoints.outcomes import Outcome
-from envs.parsing import MAX_ANSWER, last_near_json, last_object, near_json
+from rlpost.envs.generalpoints.outcomes import Outcome
+from rlpost.envs.parsing import MAX_ANSWER, last_near_json, last_object, near_json
 
 MAX_FORMULA = 200  # characters
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.variants import Variant
-from envs.generalpoints.wording import long_rule, short_rule
-from envs.texts import retry as retry  # one of this game's texts, wherever it is written
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.variants import Variant
+from rlpost.envs.generalpoints.wording import long_rule, short_rule
+from rlpost.envs.texts import retry as retry  # one of this game's texts, wherever it is written
 
 
 class PromptStyle(StrEnum):

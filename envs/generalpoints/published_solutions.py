@@ -10,7 +10,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from itertools import permutations, product
 
-from envs.generalpoints.arithmetic import is_number, to_postfix, tokens
+from rlpost.envs.generalpoints.arithmetic import is_number, to_postfix, tokens
 
 CARDS = 4
 _BRACKETINGS = (

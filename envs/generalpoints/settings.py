@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from envs.choices import Mode, choose, whole
-from envs.generalpoints.expert import Solutions
-from envs.generalpoints.feedback import FeedbackStyle
-from envs.generalpoints.prompts import AnswerForm, PromptStyle
-from envs.generalpoints.published_solutions import CARDS
-from envs.generalpoints.variants import VARIANTS, Variant
-from envs.generalpoints.wording import Wording
-from envs.reset_options import variant_and_split
-from envs.splits import Split
+from rlpost.envs.choices import Mode, choose, whole
+from rlpost.envs.generalpoints.expert import Solutions
+from rlpost.envs.generalpoints.feedback import FeedbackStyle
+from rlpost.envs.generalpoints.prompts import AnswerForm, PromptStyle
+from rlpost.envs.generalpoints.published_solutions import CARDS
+from rlpost.envs.generalpoints.variants import VARIANTS, Variant
+from rlpost.envs.generalpoints.wording import Wording
+from rlpost.envs.reset_options import variant_and_split
+from rlpost.envs.splits import Split
 
 DEFAULT_VARIANT = "faces_10"
 

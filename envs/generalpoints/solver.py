@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
-from envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.expression import Expression
 
 
 class _Tree(NamedTuple):

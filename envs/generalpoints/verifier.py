@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from envs.generalpoints.arithmetic import evaluate, exact, is_number, to_postfix, tokens
-from envs.generalpoints.feedback import FeedbackStyle, sentence
-from envs.generalpoints.outcomes import Outcome, Verdict
-from envs.generalpoints.parsing import find_formula
+from rlpost.envs.generalpoints.arithmetic import evaluate, exact, is_number, to_postfix, tokens
+from rlpost.envs.generalpoints.feedback import FeedbackStyle, sentence
+from rlpost.envs.generalpoints.outcomes import Outcome, Verdict
+from rlpost.envs.generalpoints.parsing import find_formula
 
 REWARDS = {
     Outcome.CORRECT: 5.0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from enum import StrEnum
 
-from envs.generalpoints.variants import FACES
+from rlpost.envs.generalpoints.variants import FACES
 
 
 class Wording(StrEnum):

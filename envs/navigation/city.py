@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from envs.navigation.geometry import Place, distance, heading, side
+from rlpost.envs.navigation.geometry import Place, distance, heading, side
 
 
 class Street(NamedTuple):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 
-from envs.navigation.actions import STOP
-from envs.navigation.outcomes import Outcome, Verdict
-from envs.navigation.rail import Entry
-from envs.parsing import MAX_ANSWER
+from rlpost.envs.navigation.actions import STOP
+from rlpost.envs.navigation.outcomes import Outcome, Verdict
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.parsing import MAX_ANSWER
 
 CORRECT = 1.0
 WRONG_ACTION = -1.0

@@ -10,26 +10,26 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
-from envs.base import ExpertTurn
-from envs.choices import Mode
-from envs.navigation.actions import FORWARD, STOP, read_action, turned
-from envs.navigation.expert import demonstrate
-from envs.navigation.free import OnFoot
-from envs.navigation.importers import open_source
-from envs.navigation.outcomes import CAUSES, Outcome, Verdict
-from envs.navigation.picture import svg
-from envs.navigation.prompts import Texts
-from envs.navigation.rail import Entry, mended_rail, published_rail
-from envs.navigation.routes import starting_heading
-from envs.navigation.rules import Rule
-from envs.navigation.sessions import OnRail, Session, Step
-from envs.navigation.settings import Movement, Settings
-from envs.navigation.sources import TripError
-from envs.navigation.trips import Trip
-from envs.navigation.variants import TRAINED_RULE, Variant
-from envs.parsing import MAX_ANSWER
-from envs.splits import Split
-from envs.texts import ASCII, retry
+from rlpost.envs.base import ExpertTurn
+from rlpost.envs.choices import Mode
+from rlpost.envs.navigation.actions import FORWARD, STOP, read_action, turned
+from rlpost.envs.navigation.expert import demonstrate
+from rlpost.envs.navigation.free import OnFoot
+from rlpost.envs.navigation.importers import open_source
+from rlpost.envs.navigation.outcomes import CAUSES, Outcome, Verdict
+from rlpost.envs.navigation.picture import svg
+from rlpost.envs.navigation.prompts import Texts
+from rlpost.envs.navigation.rail import Entry, mended_rail, published_rail
+from rlpost.envs.navigation.routes import starting_heading
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.sessions import OnRail, Session, Step
+from rlpost.envs.navigation.settings import Movement, Settings
+from rlpost.envs.navigation.sources import TripError
+from rlpost.envs.navigation.trips import Trip
+from rlpost.envs.navigation.variants import TRAINED_RULE, Variant
+from rlpost.envs.parsing import MAX_ANSWER
+from rlpost.envs.splits import Split
+from rlpost.envs.texts import ASCII, retry
 
 _MAX_OBSERVATION = 200_000  # characters: compat's prompt repeats all history
 _MAX_TRIPS = 100  # drawn before the start's heading is given up

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import random
 
-from envs.base import ExpertTurn
-from envs.navigation.actions import FORWARD, STOP, Action, turned
-from envs.navigation.prompts import Texts
-from envs.navigation.rail import Entry
-from envs.navigation.sessions import Session
-from envs.texts import retry
+from rlpost.envs.base import ExpertTurn
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action, turned
+from rlpost.envs.navigation.prompts import Texts
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.sessions import Session
+from rlpost.envs.texts import retry
 
 
 def wrong_action(entry: Entry, texts: Texts, rng: random.Random) -> Action:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from envs.navigation.outcomes import Outcome
-from envs.navigation.rules import Words
+from rlpost.envs.navigation.outcomes import Outcome
+from rlpost.envs.navigation.rules import Words
 
 _MAX_ACTION_TEXT = 40  # characters
 

@@ -6,18 +6,18 @@ Rewards are for new progress only: a step further along the instructed way than 
 
 from __future__ import annotations
 
-from envs.navigation.actions import FORWARD, STOP, Action, turned
-from envs.navigation.city import City
-from envs.navigation.geometry import Place, distance
-from envs.navigation.outcomes import Outcome, Verdict
-from envs.navigation.parsing import read_answer
-from envs.navigation.rail import Entry
-from envs.navigation.routes import view
-from envs.navigation.rules import Rule
-from envs.navigation.sessions import Step
-from envs.navigation.trips import Trip
-from envs.navigation.verifier import legal_action, verdict
-from envs.navigation.walking import Pose, forward, turn
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action, turned
+from rlpost.envs.navigation.city import City
+from rlpost.envs.navigation.geometry import Place, distance
+from rlpost.envs.navigation.outcomes import Outcome, Verdict
+from rlpost.envs.navigation.parsing import read_answer
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.routes import view
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.sessions import Step
+from rlpost.envs.navigation.trips import Trip
+from rlpost.envs.navigation.verifier import legal_action, verdict
+from rlpost.envs.navigation.walking import Pose, forward, turn
 
 NEAR = 25.0  # m from the destination, as V-IRL has it
 

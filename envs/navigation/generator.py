@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
-from envs.navigation.city import City, Landmark
-from envs.navigation.geometry import Place
-from envs.navigation.layout import Plan
-from envs.navigation.names import MODERN, OLD_TOWN, Vocabulary
+from rlpost.envs.navigation.city import City, Landmark
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.layout import Plan
+from rlpost.envs.navigation.names import MODERN, OLD_TOWN, Vocabulary
 
 _LANDMARK_SHARE = 0.65  # of the nodes
 _CORNER = (8.0, 15.0)  # m from a node to its landmark

@@ -6,9 +6,9 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
-from envs.navigation.osm import OpenStreetMap
-from envs.navigation.published_routes import PANORAMAS, ROUTES, PublishedRoutes
-from envs.navigation.sources import Generated, Source
+from rlpost.envs.navigation.osm import OpenStreetMap
+from rlpost.envs.navigation.published_routes import PANORAMAS, ROUTES, PublishedRoutes
+from rlpost.envs.navigation.sources import Generated, Source
 
 _READING = threading.Lock()  # a worker's environments ask for one source at the same time
 

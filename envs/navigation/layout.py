@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from envs.navigation.city import Street
-from envs.navigation.geometry import Place, between, compass_word, distance, heading
+from rlpost.envs.navigation.city import Street
+from rlpost.envs.navigation.geometry import Place, between, compass_word, distance, heading
 
 _SHORTEST = 30.0  # m, of a street between two nodes
 

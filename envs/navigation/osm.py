@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from envs.navigation.city import City, Landmark
-from envs.navigation.data_files import DataError, clean, contents
-from envs.navigation.geometry import Place, Position, distance, flattened
-from envs.navigation.layout import Plan
-from envs.navigation.routes import draw_trip
-from envs.navigation.sources import TripError
-from envs.navigation.trips import Trip
-from envs.navigation.variants import Variant, refuse_generated_only
-from envs.splits import Split, split_of
+from rlpost.envs.navigation.city import City, Landmark
+from rlpost.envs.navigation.data_files import DataError, clean, contents
+from rlpost.envs.navigation.geometry import Place, Position, distance, flattened
+from rlpost.envs.navigation.layout import Plan
+from rlpost.envs.navigation.routes import draw_trip
+from rlpost.envs.navigation.sources import TripError
+from rlpost.envs.navigation.trips import Trip
+from rlpost.envs.navigation.variants import Variant, refuse_generated_only
+from rlpost.envs.splits import Split, split_of
 
 _MOST_BYTES = 256 * 2**20
 _WALKED = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from envs.causes import (
+from rlpost.envs.causes import (
     FAULT,
     ILLEGAL_ACTION,
     OBSERVATION,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.navigation.outcomes import Outcome
-from envs.parsing import MAX_ANSWER, last_near_json, last_object, near_json
+from rlpost.envs.navigation.outcomes import Outcome
+from rlpost.envs.parsing import MAX_ANSWER, last_near_json, last_object, near_json
 
 _ACTION = near_json("action", r"[a-z_]+\([a-z ]*\)")
 _OBSERVATION = near_json("(?:current )?observation", r"(?!)")

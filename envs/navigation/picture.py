@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from xml.sax.saxutils import escape
 
-from envs.navigation.city import City, Sighting
-from envs.navigation.geometry import Place
-from envs.navigation.trips import Trip
+from rlpost.envs.navigation.city import City, Sighting
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.trips import Trip
 
 _MARGIN = 80.0  # m, which names at the edge may fill
 _BELOW = 16.0  # m: a mark stands below what it marks, where no landmark's name is

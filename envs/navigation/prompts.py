@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from envs.choices import Mode
-from envs.navigation.actions import FORWARD, STOP, Action
-from envs.navigation.geometry import compass_word
-from envs.navigation.rail import Entry
-from envs.navigation.rules import Rule, Words
-from envs.navigation.trips import Leg, Trip
+from rlpost.envs.choices import Mode
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action
+from rlpost.envs.navigation.geometry import compass_word
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.rules import Rule, Words
+from rlpost.envs.navigation.trips import Leg, Trip
 
 
 class PromptStyle(StrEnum):

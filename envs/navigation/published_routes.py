@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from envs.navigation.city import Sighting
-from envs.navigation.data_files import DataError, clean, contents
-from envs.navigation.geometry import COMPASS, FULL_TURN, SIDES, Place, Position, flattened
-from envs.navigation.plain_pickle import PlainPickleError, read_mapping
-from envs.navigation.rail import RELOCATION
-from envs.navigation.sources import TripError
-from envs.navigation.trips import Leg, Trip, View
-from envs.navigation.variants import Variant, refuse_generated_only
-from envs.splits import Split, split_of
+from rlpost.envs.navigation.city import Sighting
+from rlpost.envs.navigation.data_files import DataError, clean, contents
+from rlpost.envs.navigation.geometry import COMPASS, FULL_TURN, SIDES, Place, Position, flattened
+from rlpost.envs.navigation.plain_pickle import PlainPickleError, read_mapping
+from rlpost.envs.navigation.rail import RELOCATION
+from rlpost.envs.navigation.sources import TripError
+from rlpost.envs.navigation.trips import Leg, Trip, View
+from rlpost.envs.navigation.variants import Variant, refuse_generated_only
+from rlpost.envs.splits import Split, split_of
 
 ROUTES = "route_infos.json"
 PANORAMAS = "gps_pano_mapping.pkl"

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from envs.navigation.actions import FORWARD, STOP, Action, turned
-from envs.navigation.geometry import Place, between, distance
-from envs.navigation.rules import Rule, Words
-from envs.navigation.trips import Leg, Trip, View
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action, turned
+from rlpost.envs.navigation.geometry import Place, between, distance
+from rlpost.envs.navigation.rules import Rule, Words
+from rlpost.envs.navigation.trips import Leg, Trip, View
 
 DROP_RATE = 0.5  # of the places between two nodes
 CANDIDATES = 5  # published: evenly spaced, the last at the node

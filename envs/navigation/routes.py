@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from envs.navigation.city import City, Way
-from envs.navigation.geometry import HALF, compass_word, eighths
-from envs.navigation.rules import Rule
-from envs.navigation.trips import Leg, Trip, View
-from envs.navigation.walking import Pose, ahead, forward, turn
+from rlpost.envs.navigation.city import City, Way
+from rlpost.envs.navigation.geometry import HALF, compass_word, eighths
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.trips import Leg, Trip, View
+from rlpost.envs.navigation.walking import Pose, ahead, forward, turn
 
 MAX_ROUTES = 60  # drawn in one city before another is tried
 _MAX_BLOCKS = 2  # streets from turn to turn: more would make episodes long, not harder

@@ -5,7 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Protocol
 
-from envs.navigation.geometry import COMPASS, RELATIVE, compass_word, published_relative_word, relative_word
+from rlpost.envs.navigation.geometry import (
+    COMPASS,
+    RELATIVE,
+    compass_word,
+    published_relative_word,
+    relative_word,
+)
 
 
 class Words(Protocol):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from envs.choices import Mode
-from envs.navigation import compat, verifier
-from envs.navigation.actions import STOP
-from envs.navigation.geometry import Place
-from envs.navigation.outcomes import Outcome, Verdict
-from envs.navigation.rail import Entry
-from envs.navigation.rules import Words
+from rlpost.envs.choices import Mode
+from rlpost.envs.navigation import compat, verifier
+from rlpost.envs.navigation.actions import STOP
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.outcomes import Outcome, Verdict
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.rules import Words
 
 WELL = (Outcome.CORRECT, Outcome.ARRIVED)
 

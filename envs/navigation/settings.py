@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from envs.choices import Mode, choose, whole
-from envs.navigation.prompts import AnswerForm, PromptStyle
-from envs.navigation.variants import VARIANTS, Variant
-from envs.reset_options import variant_and_split
-from envs.splits import Split
+from rlpost.envs.choices import Mode, choose, whole
+from rlpost.envs.navigation.prompts import AnswerForm, PromptStyle
+from rlpost.envs.navigation.variants import VARIANTS, Variant
+from rlpost.envs.reset_options import variant_and_split
+from rlpost.envs.splits import Split
 
 DEFAULT_VARIANT = "absolute"
 MOST_LEGS = 10

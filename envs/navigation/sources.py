@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-from envs.navigation.generator import generate
-from envs.navigation.routes import draw_trip
-from envs.navigation.trips import Trip
-from envs.navigation.variants import Variant
-from envs.splits import Split, split_of
+from rlpost.envs.navigation.generator import generate
+from rlpost.envs.navigation.routes import draw_trip
+from rlpost.envs.navigation.trips import Trip
+from rlpost.envs.navigation.variants import Variant
+from rlpost.envs.splits import Split, split_of
 
 MAX_CITIES = 1000  # tried before a draw is given up
 _CITY_SEEDS = 2**48

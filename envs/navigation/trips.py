@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from envs.navigation.city import City, Sighting
-from envs.navigation.geometry import Place
+from rlpost.envs.navigation.city import City, Sighting
+from rlpost.envs.navigation.geometry import Place
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.navigation.rules import Rule
+from rlpost.envs.navigation.rules import Rule
 
 TRAINED_RULE = Rule.ABSOLUTE
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from envs.navigation.actions import STOP, Action, read_action
-from envs.navigation.feedback import sentence
-from envs.navigation.outcomes import Outcome, Verdict
-from envs.navigation.parsing import Answer, read_answer
-from envs.navigation.rail import Entry
-from envs.navigation.rules import Words
+from rlpost.envs.navigation.actions import STOP, Action, read_action
+from rlpost.envs.navigation.feedback import sentence
+from rlpost.envs.navigation.outcomes import Outcome, Verdict
+from rlpost.envs.navigation.parsing import Answer, read_answer
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.rules import Words
 
 REWARDS = {
     Outcome.CORRECT: 1.0,

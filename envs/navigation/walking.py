@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from envs.navigation.city import City, Way
-from envs.navigation.geometry import SECTOR, eighths, wrapped
-from envs.navigation.rules import Rule
+from rlpost.envs.navigation.city import City, Way
+from rlpost.envs.navigation.geometry import SECTOR, eighths, wrapped
+from rlpost.envs.navigation.rules import Rule
 
 
 class Pose(NamedTuple):

@@ -11,10 +11,10 @@ from typing import Any
 
 import gymnasium
 
-from envs.base import VariantInfo
-from envs.errors import Refused
-from envs.reasoning_gym.env import Answered, ReasoningGym
-from envs.reasoning_gym.tasks import TaskOf, task
+from rlpost.envs.base import VariantInfo
+from rlpost.envs.errors import Refused
+from rlpost.envs.reasoning_gym.env import Answered, ReasoningGym
+from rlpost.envs.reasoning_gym.tasks import TaskOf, task
 
 
 def _settings(args: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from envs.adapter import MAX_RESETS
-from envs.errors import Refused
-from envs.one_turn import Demonstrates, OneTurn, Question, Verdict, instance_of
-from envs.reasoning_gym.tasks import TaskOf
-from envs.splits import Split, split_of
+from rlpost.envs.adapter import MAX_RESETS
+from rlpost.envs.errors import Refused
+from rlpost.envs.one_turn import Demonstrates, OneTurn, Question, Verdict, instance_of
+from rlpost.envs.reasoning_gym.tasks import TaskOf
+from rlpost.envs.splits import Split, split_of
 
 INSTRUCTION = "Write your final answer between <answer> and </answer>."
 

@@ -11,10 +11,10 @@ from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any
 
-from envs.base import PlainVariant
-from envs.errors import Refused, UnknownEnvironment
-from envs.own import told
-from envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
+from rlpost.envs.base import PlainVariant
+from rlpost.envs.errors import Refused, UnknownEnvironment
+from rlpost.envs.own import told
+from rlpost.envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
 
 DEFAULT = "default"
 _OURS = ("seed", "size")  # of a task's settings: `reset` draws the seed, and instances have no end
@@ -107,7 +107,7 @@ def _task(name: str, settings: str) -> TaskOf:
             f"reasoning_gym:{name}: {_UNUSED.get(name, 'there is no such task')}",
             f"did you mean {' or '.join(close)}?"
             if close
-            else "python -m envs.list reasoning_gym: lists them",
+            else "python -m rlpost.envs.list reasoning_gym: lists them",
         )
     make, config_class = factory.DATASETS[name]
     given = _known(name, config_class, json.loads(settings))

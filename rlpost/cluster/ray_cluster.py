@@ -27,6 +27,8 @@ from rlpost.cluster.user_modules import import_roots
 from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
 
+_PACKAGE = Path(__file__).resolve().parents[1]  # rlpost's own folder, of which joined workers get a copy
+
 OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
 SHUTDOWN_TIMEOUT_S = 15.0
 
@@ -80,7 +82,7 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
         f"The Ray cluster at ray.address={config.address} cannot be joined (if it asks for a token, set "
         "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token)",
         address=config.address,
-        runtime_env={"py_modules": [str(path) for path in (*_packages(), *modules)]},
+        runtime_env={"py_modules": [str(path) for path in (_PACKAGE, *modules)]},
     )
     try:
         yield
@@ -131,11 +133,6 @@ def _init(failure: str, **options: Any) -> None:
 def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
     """What lets workers on this machine import modules from where they are."""
     return {"py_modules": [f"local://{root}" for root in import_roots(modules)]} if modules else None
-
-
-def _packages() -> list[Path]:
-    """The folders of rlpost and envs, which lie side by side; joined workers get a copy of each."""
-    return [Path(__file__).resolve().parents[2] / name for name in ("rlpost", "envs")]
 
 
 def _require_listener(address: str, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from rlpost.config.schema import Config
 
-_ALWAYS_SHIPPED = ("rlpost", "envs")
+_ALWAYS_SHIPPED = ("rlpost",)
 
 
 def own_modules(cfg: Config) -> list[Path]:

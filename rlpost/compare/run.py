@@ -15,8 +15,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs import base, registry
-from envs.terminal import plain_console
 from rlpost.cluster import precision
 from rlpost.compare import results
 from rlpost.compare.design.plan import plan, quickened
@@ -26,6 +24,8 @@ from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
+from rlpost.envs import base, registry
+from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError, RlpostError
 from rlpost.record import locks, run_error
 from rlpost.record.compute import TRAINED, lora_flops

@@ -13,9 +13,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from envs import registry
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 from rlpost.errors import ConfigError
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
-from envs import registry
-from envs.base import Pictured
 from rlpost.config.schema import RolloutConfig
 from rlpost.config.trust import named_code
+from rlpost.envs import registry
+from rlpost.envs.base import Pictured
 from rlpost.pages.images import Image
 from rlpost.pages.sample_episodes import Deal
 from rlpost.rollout.env_threads import within
@@ -21,7 +21,7 @@ from rlpost.types import Trajectory
 
 
 class Gallery:
-    """Draws evaluation episodes of one environment, where it has pictures (`envs.base.Pictured`).
+    """Draws evaluation episodes of one environment, where it has pictures (`rlpost.envs.base.Pictured`).
 
     An environment may raise anything, and hang: an episode is given as long as a step of a rollout. A report is to be
     had without pictures too: `failure` says why there are none, after which nothing more is asked of the environment.

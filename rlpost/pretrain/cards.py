@@ -10,11 +10,11 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
-from envs.generalpoints.wording import short_rule
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
+from rlpost.envs.generalpoints.wording import short_rule
 from rlpost.pretrain.talk import Conversation, Message, Mixture
 
 RESERVED_RULES = frozenset(variant.faces for variant in VARIANTS.values())

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envs.choices import Mode
-from envs.navigation.actions import turned
-from envs.navigation.expert import demonstrate
-from envs.navigation.geometry import (
+from rlpost.envs.choices import Mode
+from rlpost.envs.navigation.actions import turned
+from rlpost.envs.navigation.expert import demonstrate
+from rlpost.envs.navigation.geometry import (
     COMPASS,
     HALF,
     RELATIVE,
@@ -25,16 +25,16 @@ from envs.navigation.geometry import (
     eighths,
     relative_word,
 )
-from envs.navigation.names import MODERN
-from envs.navigation.prompts import AnswerForm, PromptStyle, Texts
-from envs.navigation.rail import mended_rail
-from envs.navigation.routes import starting_heading
-from envs.navigation.rules import Rule, Words
-from envs.navigation.sessions import OnRail
-from envs.navigation.sources import Generated
-from envs.navigation.trips import Trip
-from envs.navigation.variants import VARIANTS
-from envs.splits import Split
+from rlpost.envs.navigation.names import MODERN
+from rlpost.envs.navigation.prompts import AnswerForm, PromptStyle, Texts
+from rlpost.envs.navigation.rail import mended_rail
+from rlpost.envs.navigation.routes import starting_heading
+from rlpost.envs.navigation.rules import Rule, Words
+from rlpost.envs.navigation.sessions import OnRail
+from rlpost.envs.navigation.sources import Generated
+from rlpost.envs.navigation.trips import Trip
+from rlpost.envs.navigation.variants import VARIANTS
+from rlpost.envs.splits import Split
 from rlpost.pretrain.talk import Conversation, Message, Mixture
 
 BY_COMPASS = (  # the eight directions, north first, clockwise

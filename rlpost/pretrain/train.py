@@ -21,8 +21,8 @@ from rich.console import Console
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from envs.terminal import plain_console
 from rlpost.config.schema import Config, TinyBaseConfig
+from rlpost.envs.terminal import plain_console
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, draw
 from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, add_phrases, save_tokenizer, train_tokenizer

@@ -64,7 +64,7 @@ def refuse_all(episodes: Sequence[Trajectory], what: str) -> None:
         raise RolloutError(
             f"{what}: not one episode was played\n{causes}\n"
             "  remedy: play single episodes with task=dry_run; try the environment (and its scorer) by itself with"
-            " python -m envs.check; for long prompts raise rollout.max_model_len"
+            " python -m rlpost.envs.check; for long prompts raise rollout.max_model_len"
         )
 
 

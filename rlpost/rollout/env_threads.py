@@ -30,7 +30,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from envs import registry
+from rlpost.envs import registry
 from rlpost.errors import RolloutError
 
 MOST_HANGING = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import gymnasium
 
-from envs import adapter
+from rlpost.envs import adapter
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn

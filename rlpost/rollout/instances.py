@@ -1,9 +1,9 @@
 """Which episodes an evaluation plays: different instances, where an environment knows how many it has.
 
 Seeds name instances, and drawing names some twice: of 3 rows, 256 draws are 256 episodes and 3 trials, and 192 deals
-of GeneralPoints were 96 problems. An environment that is `envs.base.Finite` is asked for its number, and the first
-episode of each instance is kept by its number. An episode of that number is the same in every run, so a record is
-replayed as any other.
+of GeneralPoints were 96 problems. An environment that is `rlpost.envs.base.Finite` is asked for its number, and the
+first episode of each instance is kept by its number. An episode of that number is the same in every run, so a record
+is replayed as any other.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
-from envs.base import Finite
 from rlpost.config.schema import Config
+from rlpost.envs.base import Finite
 from rlpost.rollout.env_threads import living
 from rlpost.rollout.episode import Env
 from rlpost.rollout.specs import evaluation_env_seed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs import registry
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs import registry
-from envs.base import Expert
 from rlpost.config.schema import Config
+from rlpost.envs import registry
+from rlpost.envs.base import Expert
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within
 from rlpost.seeds import derive

@@ -18,9 +18,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from envs.base import Expert
-from envs.terminal import plain_console
 from rlpost.config.schema import Config, RolloutConfig
+from rlpost.envs.base import Expert
+from rlpost.envs.terminal import plain_console
 from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from envs import registry
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import RunDir

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from envs.base import Listed
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
+from rlpost.envs.base import Listed
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import living

@@ -19,12 +19,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from envs.terminal import plain_console
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
+from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report

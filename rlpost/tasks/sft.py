@@ -8,9 +8,9 @@ from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
-from envs import registry
-from envs.base import Expert
 from rlpost.config.schema import Config
+from rlpost.envs import registry
+from rlpost.envs.base import Expert
 from rlpost.errors import ConfigError
 from rlpost.record.run_dir import step_name
 from rlpost.rollout.chat import Chat

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from envs import registry
-from envs.base import has_own_rule
-from envs.errors import Refused, UnknownEnvironment
 from rlpost.compare.design.plan import plan, quickened, settings_of
 from rlpost.compare.design.types import INIT, SFT
 from rlpost.config.keys import refusal
 from rlpost.config.presets import VARIED
 from rlpost.config.schema import AlgoName, Config, Measure, Task
+from rlpost.envs import registry
+from rlpost.envs.base import has_own_rule
+from rlpost.envs.errors import Refused, UnknownEnvironment
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 
 KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))

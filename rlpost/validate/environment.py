@@ -9,13 +9,13 @@ from typing import TypeVar
 
 import gymnasium
 
-from envs import adapter, registry
-from envs.base import Expert, Rehearsed, VariantInfo
-from envs.errors import Refused, UnknownEnvironment
-from envs.own import told
 from rlpost.compare.design.types import SFT
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
+from rlpost.envs import adapter, registry
+from rlpost.envs.base import Expert, Rehearsed, VariantInfo
+from rlpost.envs.errors import Refused, UnknownEnvironment
+from rlpost.envs.own import told
 from rlpost.errors import RolloutError
 from rlpost.record.run_dir import evaluation_name, iteration_name
 from rlpost.rollout.env_threads import EnvThread
@@ -24,7 +24,7 @@ TRAINING = (Task.rl, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
 _NAME_ONE = (
     "env=my_module:MyEnv, env=dataset or env=reasoning_gym:TASK, with train_variant= and eval_variants= where it has"
-    " variants (docs/tutorial.md); python -m envs.list: what there is"
+    " variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
 )
 _MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
 
@@ -64,7 +64,9 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
     except _Hangs as hangs:
         yield hangs.refusal
     except Exception as error:  # of `close`
-        yield refusal("env", config.env, f"close: {told(error)}", f"see python -m envs.check {config.env}")
+        yield refusal(
+            "env", config.env, f"close: {told(error)}", f"see python -m rlpost.envs.check {config.env}"
+        )
 
 
 class _Hangs(Exception):
@@ -118,7 +120,9 @@ def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) 
         except RolloutError as error:
             raise _Hangs(refusal(key, variant, str(error), _MORE_TIME)) from error
         except Exception as error:  # an environment may raise anything, and would for hours
-            yield refusal(key, variant, *_reason_and_remedy(error, f"see python -m envs.check {config.env}"))
+            yield refusal(
+                key, variant, *_reason_and_remedy(error, f"see python -m rlpost.envs.check {config.env}")
+            )
 
 
 def _reset(env: gymnasium.Env[str, str], seed: int, options: dict[str, str]) -> None:

@@ -267,7 +267,8 @@ def shipped_packages():
     import own_environment
     folders = [Path(folder) for folder in sys.path if "py_modules" in folder]
     found = sorted(path.parent.name for folder in folders for path in folder.glob("*/__init__.py"))
-    return [*found, own_environment.GREETING]
+    envs = [path.name for folder in folders for path in folder.glob("rlpost/envs/base.py")]
+    return [*envs, *found, own_environment.GREETING]
 
 modules = [Path(sys.argv[2]), Path(sys.argv[2]).with_name("own_helper.py")]
 for _ in range(2):  # leaving once does not end the cluster
@@ -294,7 +295,7 @@ def test_a_running_cluster_is_joined_with_this_code_and_left_running(
         guest = subprocess.run(
             command, capture_output=True, text=True, timeout=300, env=environment, check=False
         )
-        assert guest.stdout.split() == [*["envs", "rlpost", "hello"] * 2, "measured"], guest.stderr
+        assert guest.stdout.split() == [*["base.py", "rlpost", "hello"] * 2, "measured"], guest.stderr
         assert host.poll() is None
     finally:
         host.communicate(timeout=60)  # closes its standard input, upon which it ends

@@ -21,7 +21,6 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from envs.generalpoints.env import GeneralPoints
 from rlpost import run
 from rlpost.config.compose import RESUMED, compose, to_yaml
 from rlpost.config.experiments import experiments
@@ -29,6 +28,7 @@ from rlpost.config.keys import SEPARATORS, refusal, schema, text_settings
 from rlpost.config.overrides import override
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.config.yaml_files import parse_mapping
+from rlpost.envs.generalpoints.env import GeneralPoints
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.record.run_dir import RunDir, evaluation_name, iteration_name
 from rlpost.validate import checks, environment

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs import registry
 from rlpost.algorithms import rewards
 from rlpost.algorithms.estimators import with_critic, without_critic
 from rlpost.algorithms.layout import Layout
 from rlpost.config.compose import compose
 from rlpost.config.presets import Estimator
 from rlpost.config.schema import Config, Rewards
+from rlpost.envs import registry
 from rlpost.rollout.chat import Chat
 from rlpost.types import Finish
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from envs import registry
-from envs.generalpoints.env import GeneralPoints
 from rlpost.config.schema import Config
+from rlpost.envs import registry
+from rlpost.envs.generalpoints.env import GeneralPoints
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.specs import training_specs
 from rlpost.tasks.dry_run import ask_expert, play_silently, run

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from envs.terminal import plain_console
+from rlpost.envs.terminal import plain_console
 from rlpost.pages.console import results_table
 from rlpost.record.gains import gain, gains
 from rlpost.record.metrics import evaluation

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from envs import registry
 from rlpost.config.schema import Config, Task
+from rlpost.envs import registry
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.tasks.dry_run import run

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from envs import registry
+from rlpost.envs import registry
 from rlpost.errors import OutputError
 from rlpost.pages import figures, replay
 from rlpost.pages.images import Image
@@ -360,8 +360,8 @@ def test_an_environment_that_cannot_be_had_leaves_a_report_without_pictures(star
 SPIED = """
 import pathlib, time
 import gymnasium
-from envs.base import PlainVariant
-from envs.texts import AnyText
+from rlpost.envs.base import PlainVariant
+from rlpost.envs.texts import AnyText
 
 pathlib.Path(__file__).with_name("imported").touch()
 

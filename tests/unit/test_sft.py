@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from envs import registry
-from envs.generalpoints.env import GeneralPoints
 from rlpost.config.schema import Config
+from rlpost.envs import registry
+from rlpost.envs.generalpoints.env import GeneralPoints
 from rlpost.tasks.sft import ExpertData
 from rlpost.types import Example
 

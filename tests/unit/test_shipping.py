@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from envs import registry
 from rlpost.cluster.user_modules import import_roots, own_modules
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 
 ENVIRONMENT = """
 import gymnasium, json, numpy
-from envs.texts import AnyText
+from rlpost.envs.texts import AnyText
 {imported}
 
 class Env(gymnasium.Env):

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from envs import check
-from envs import list as listing
-from envs.terminal import plain_console
 from rlpost import run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.display import Display
 from rlpost.config.schema import Config
+from rlpost.envs import check
+from rlpost.envs import list as listing
+from rlpost.envs.terminal import plain_console
 from rlpost.pages.console import Progress, results_table
 from rlpost.tasks import dry_run
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
-from envs.causes import ORDER, RULE_MISREAD
 from rlpost.compare.design.types import INIT, UNITS, Cell, Evaluation, Status
 from rlpost.compare.report import pictures
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
@@ -18,6 +17,7 @@ from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
 from rlpost.compare.statistics.estimates import Success, rate_of
 from rlpost.compare.statistics.verdicts import Row, Verdict
+from rlpost.envs.causes import ORDER, RULE_MISREAD
 from rlpost.pages.images import Image
 from rlpost.record.summary import MISSING
 

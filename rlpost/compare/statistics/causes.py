@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
 from rlpost.compare.design.types import Comparison, Evaluation
 from rlpost.compare.statistics.estimates import instances_of, table
 from rlpost.compare.statistics.evaluations import BySeed, Key, by_key
 from rlpost.compare.statistics.intervals import Interval, ratio
+from rlpost.envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
 from rlpost.types import Ending, Finish, Trajectory
 
 BROKEN = tuple(

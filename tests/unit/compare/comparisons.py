@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from envs import registry
 from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Point, Role, Status, VariantInfo
+from rlpost.envs import registry
 from rlpost.record.compute import Compute
 
 Table = Sequence[Sequence[bool | int]]  # seeds by instances

@@ -8,13 +8,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from envs import registry
-from envs.generalpoints.env import GeneralPoints
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import VARIANTS
-from envs.navigation.actions import FORWARD, STOP
-from envs.navigation.env import Navigation
-from envs.navigation.rules import Rule
+from rlpost.envs import registry
+from rlpost.envs.generalpoints.env import GeneralPoints
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import VARIANTS
+from rlpost.envs.navigation.actions import FORWARD, STOP
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.navigation.rules import Rule
 from rlpost.types import Ending, Trajectory
 from tests.unit.episodes import episode, turn
 

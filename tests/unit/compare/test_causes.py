@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import gymnasium
 import pytest
 
-import envs.generalpoints.outcomes
-import envs.navigation.outcomes
-from envs import registry
-from envs.base import has_own_rule
-from envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
-from envs.texts import AnyText
+import rlpost.envs.generalpoints.outcomes
+import rlpost.envs.navigation.outcomes
 from rlpost.compare.design.types import INIT, Evaluation
 from rlpost.compare.statistics.causes import Causes, cause_of, causes, last_outcome
 from rlpost.config.schema import Config, Task
+from rlpost.envs import registry
+from rlpost.envs.base import has_own_rule
+from rlpost.envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
+from rlpost.envs.texts import AnyText
 from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from rlpost.validate.checks import validate
@@ -54,8 +54,8 @@ def _evaluated(env: str, played: Sequence[Trajectory]) -> Causes:
 @pytest.mark.parametrize(
     ("env", "outcome"),
     [
-        *(("generalpoints", each.name) for each in envs.generalpoints.outcomes.Outcome),
-        *(("navigation", each.name) for each in envs.navigation.outcomes.Outcome),
+        *(("generalpoints", each.name) for each in rlpost.envs.generalpoints.outcomes.Outcome),
+        *(("navigation", each.name) for each in rlpost.envs.navigation.outcomes.Outcome),
     ],
 )
 def test_every_outcome_has_a_cause(env: str, outcome: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from envs import check, registry
-from envs.adapter import Adapted
-from envs.errors import Refused
-from envs.splits import Split, split_of
+from rlpost.envs import check, registry
+from rlpost.envs.adapter import Adapted
+from rlpost.envs.errors import Refused
+from rlpost.envs.splits import Split, split_of
 from rlpost.errors import ConfigError
 from rlpost.rollout.episode import opened, replied
 from rlpost.run import prepare
@@ -96,7 +96,7 @@ class Returning(Sum):
 class DeclaredReturning(Returning):
     variants = [VARIANT]
 """
-VARIANT = "__import__('envs.base').base.PlainVariant('mine', False, 'my rule')"
+VARIANT = "__import__('rlpost.envs.base').envs.base.PlainVariant('mine', False, 'my rule')"
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import gymnasium
 import pytest
 from gymnasium.spaces import Text
 
-from envs import check, registry
-from envs.generalpoints.variants import Variant
+from rlpost.envs import check, registry
+from rlpost.envs.generalpoints.variants import Variant
 
 ASCII = frozenset(map(chr, range(32, 127)))
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_checked_is_said(
 
 
 def test_as_a_module_it_says_failure_by_its_exit_code() -> None:
-    command = [sys.executable, "-m", "envs.check", "nothing"]
+    command = [sys.executable, "-m", "rlpost.envs.check", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "there are generalpoints, navigation" in done.stderr

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.generalpoints.compat import find_formula, grade, passes_float_test, step_limit
-from envs.generalpoints.outcomes import Outcome
-from envs.generalpoints.published_solutions import published_solutions, starts_a_solution
+from rlpost.envs.generalpoints.compat import find_formula, grade, passes_float_test, step_limit
+from rlpost.envs.generalpoints.outcomes import Outcome
+from rlpost.envs.generalpoints.published_solutions import published_solutions, starts_a_solution
 
 VALUES = (11, 2, 3, 10)  # in the order shown
 ILLEGAL = "the formula has illegal characters."

@@ -16,13 +16,13 @@ from typing import Any
 import numpy
 import pytest
 
-from envs import check, registry
-from envs.base import Expert
-from envs.dataset import files, table
-from envs.dataset.scoring import verdict
-from envs.dataset.settings import Settings
-from envs.errors import Refused
-from envs.splits import Split, split_of
+from rlpost.envs import check, registry
+from rlpost.envs.base import Expert
+from rlpost.envs.dataset import files, table
+from rlpost.envs.dataset.scoring import verdict
+from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.errors import Refused
+from rlpost.envs.splits import Split, split_of
 
 SCORERS = """
 import copy

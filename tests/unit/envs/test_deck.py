@@ -7,12 +7,12 @@ from itertools import product
 
 import pytest
 
-from envs.generalpoints import deck
-from envs.generalpoints.deck import DealError, deal, draw, instance_key, problems
-from envs.generalpoints.solvability import solvable
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
-from envs.splits import Split, split_of
+from rlpost.envs.generalpoints import deck
+from rlpost.envs.generalpoints.deck import DealError, deal, draw, instance_key, problems
+from rlpost.envs.generalpoints.solvability import solvable
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
+from rlpost.envs.splits import Split, split_of
 from tests.unit.envs import brute_force
 
 TRAINED, HELD_OUT = VARIANTS["faces_10"], VARIANTS["faces_11_12_13"]

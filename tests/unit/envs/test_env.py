@@ -12,12 +12,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from envs.generalpoints.deck import Deal
-from envs.generalpoints.env import GeneralPoints
-from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import VARIANTS
-from envs.splits import Split, split_of
+from rlpost.envs.generalpoints.deck import Deal
+from rlpost.envs.generalpoints.env import GeneralPoints
+from rlpost.envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import VARIANTS
+from rlpost.envs.splits import Split, split_of
 
 WRONG = '{"formula": "1+"}'
 
@@ -35,7 +35,9 @@ def table(variant: str, *ranks: str, **args: Any) -> GeneralPoints:
 def test_gymnasium_checker_has_nothing_to_say(mode: str, style: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        spec = EnvSpec("GeneralPoints-v0", "envs.generalpoints.env:GeneralPoints", disable_env_checker=True)
+        spec = EnvSpec(
+            "GeneralPoints-v0", "rlpost.envs.generalpoints.env:GeneralPoints", disable_env_checker=True
+        )
         # Made by Gymnasium: only with a spec does the checker compare the observations of equal seeds.
         check_env(gymnasium.make(spec, mode=mode, prompt=style).unwrapped)
 

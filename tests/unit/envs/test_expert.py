@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from envs.base import Expert, Playable
-from envs.generalpoints.env import GeneralPoints
-from envs.generalpoints.expert import random_combination
-from envs.generalpoints.prompts import AnswerForm, answer, retry
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import VARIANTS
+from rlpost.envs.base import Expert, Playable
+from rlpost.envs.generalpoints.env import GeneralPoints
+from rlpost.envs.generalpoints.expert import random_combination
+from rlpost.envs.generalpoints.prompts import AnswerForm, answer, retry
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import VARIANTS
 
 MODES = [("mended", "full"), ("mended", "leak_free"), ("compat", "full")]
 

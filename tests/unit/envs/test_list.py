@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from envs import list as listing
-from envs.command_line import env_arguments
+from rlpost.envs import list as listing
+from rlpost.envs.command_line import env_arguments
 
 
 def test_everything_is_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.dataset.numbers import is_number, number_in, number_of, whole_number
-from envs.dataset.scoring import scorer
-from envs.dataset.settings import Settings
+from rlpost.envs.dataset.numbers import is_number, number_in, number_of, whole_number
+from rlpost.envs.dataset.scoring import scorer
+from rlpost.envs.dataset.settings import Settings
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 DECIMALS = st.decimals(

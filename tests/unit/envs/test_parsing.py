@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.generalpoints.outcomes import Outcome
-from envs.generalpoints.parsing import find_formula
-from envs.parsing import MAX_ANSWER
+from rlpost.envs.generalpoints.outcomes import Outcome
+from rlpost.envs.generalpoints.parsing import find_formula
+from rlpost.envs.parsing import MAX_ANSWER
 
 FOUND = [
     ('{"formula": "1+2"}', "1+2"),

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from envs.play import main
+from rlpost.envs.play import main
 
 
 def _play(monkeypatch: pytest.MonkeyPatch, lines: list[object], *argv: str) -> int:
@@ -62,9 +62,9 @@ def test_what_compat_cannot_play_is_said(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_playing_imports_nothing_heavy() -> None:
     code = (
-        "import sys, random; from envs import play, registry; env = registry.make('generalpoints');"
+        "import sys, random; from rlpost.envs import play, registry; env = registry.make('generalpoints');"
         "env.reset(seed=0); env.step(env.expert(True, random.Random(0))[0][1]);"
-        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'rlpost'} & set(sys.modules);"
+        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'rlpost.errors'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run(
@@ -74,7 +74,7 @@ def test_playing_imports_nothing_heavy() -> None:
 
 
 def test_as_a_module_it_ends_politely_at_the_end_of_input() -> None:
-    command = [sys.executable, "-m", "envs.play", "generalpoints", "--seed", "1"]
+    command = [sys.executable, "-m", "rlpost.envs.play", "generalpoints", "--seed", "1"]
     done = subprocess.run(command, input="?\n", capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("Thank you for playing: solved 0 of 1, 0 points.\n")

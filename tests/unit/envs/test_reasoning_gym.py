@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from envs import check, registry
-from envs.base import Expert
-from envs.errors import Refused, UnknownEnvironment
-from envs.reasoning_gym import guard
-from envs.reasoning_gym.env import tagged
+from rlpost.envs import check, registry
+from rlpost.envs.base import Expert
+from rlpost.envs.errors import Refused, UnknownEnvironment
+from rlpost.envs.reasoning_gym import guard
+from rlpost.envs.reasoning_gym.env import tagged
 
 CODE = "__import__('pathlib').Path('{path}').touch()"
 
@@ -198,7 +198,7 @@ class TestTasks:
     def test_every_scorer_that_evaluates_answers_is_guarded(self, package: Any) -> None:
         from reasoning_gym.factory import DATASETS
 
-        from envs.reasoning_gym.tasks import names
+        from rlpost.envs.reasoning_gym.tasks import names
 
         found = {name for name in names() if guard.evaluates(DATASETS[name][0])}
         assert found == guard.GUARDS.keys() | guard.OF_THE_QUESTION

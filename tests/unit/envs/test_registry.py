@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from envs import registry
-from envs.generalpoints.env import GeneralPoints
-from envs.generalpoints.variants import VARIANTS
+from rlpost.envs import registry
+from rlpost.envs.generalpoints.env import GeneralPoints
+from rlpost.envs.generalpoints.variants import VARIANTS
 
 
 def test_every_entry_makes_an_environment_whose_variants_can_be_dealt() -> None:

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.solvability import solvable
-from envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.solvability import solvable
+from rlpost.envs.generalpoints.solver import solve
 from tests.unit.envs import brute_force
 from tests.unit.envs.brute_force import Tree
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry
-from envs.generalpoints.solver import solve
-from envs.generalpoints.variants import VARIANTS
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry
+from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.generalpoints.variants import VARIANTS
 
 RANKS, VALUES = ("2", "K", "10", "3"), (2, 13, 10, 3)
 RULE = "'J', 'Q', and 'K' count as '11', '12', and '13'."

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.generalpoints.feedback import FeedbackStyle, sentence
-from envs.generalpoints.outcomes import Outcome
-from envs.generalpoints.verifier import REWARDS, grade
+from rlpost.envs.generalpoints.feedback import FeedbackStyle, sentence
+from rlpost.envs.generalpoints.outcomes import Outcome
+from rlpost.envs.generalpoints.verifier import REWARDS, grade
 from tests.unit.envs import brute_force
 from tests.unit.envs.brute_force import Tree
 

@@ -9,12 +9,12 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
-from envs import registry
-from envs.generalpoints.expression import Expression
-from envs.generalpoints.prompts import PromptStyle, prompt
-from envs.generalpoints.variants import VARIANTS
-from envs.navigation.geometry import COMPASS, RELATIVE
-from envs.splits import Split, split_of
+from rlpost.envs import registry
+from rlpost.envs.generalpoints.expression import Expression
+from rlpost.envs.generalpoints.prompts import PromptStyle, prompt
+from rlpost.envs.generalpoints.variants import VARIANTS
+from rlpost.envs.navigation.geometry import COMPASS, RELATIVE
+from rlpost.envs.splits import Split, split_of
 from rlpost.errors import ModelError
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, Message, draw

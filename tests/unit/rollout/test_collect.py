@@ -13,8 +13,8 @@ import gymnasium
 import pytest
 from gymnasium.spaces import Text
 
-from envs import registry
-from envs.generalpoints.solver import solve
+from rlpost.envs import registry
+from rlpost.envs.generalpoints.solver import solve
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Sampling

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from envs import registry
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 from rlpost.rollout import instances
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.specs import evaluation_env_seed, evaluation_specs

@@ -7,13 +7,13 @@ from itertools import combinations
 
 import pytest
 
-from envs.navigation.city import City
-from envs.navigation.generator import STYLES, generate
-from envs.navigation.geometry import compass_word
-from envs.navigation.names import MODERN, OLD_TOWN
-from envs.navigation.sources import Generated
-from envs.navigation.variants import VARIANTS
-from envs.splits import Split, split_of
+from rlpost.envs.navigation.city import City
+from rlpost.envs.navigation.generator import STYLES, generate
+from rlpost.envs.navigation.geometry import compass_word
+from rlpost.envs.navigation.names import MODERN, OLD_TOWN
+from rlpost.envs.navigation.sources import Generated
+from rlpost.envs.navigation.variants import VARIANTS
+from rlpost.envs.splits import Split, split_of
 from tests.unit.envs.navigation.town import city_of
 
 CITIES = 60

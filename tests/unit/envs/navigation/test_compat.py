@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.choices import Mode
-from envs.navigation.actions import FORWARD, STOP, Action, turned
-from envs.navigation.compat import find_field, grade, step_limit
-from envs.navigation.geometry import Place
-from envs.navigation.outcomes import Outcome
-from envs.navigation.rail import Entry
-from envs.navigation.rules import Rule
-from envs.navigation.sessions import OnRail
-from envs.navigation.trips import View
+from rlpost.envs.choices import Mode
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action, turned
+from rlpost.envs.navigation.compat import find_field, grade, step_limit
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.outcomes import Outcome
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.sessions import OnRail
+from rlpost.envs.navigation.trips import View
 
 FORM = 'Answer in the form {"current observation": ..., "current instruction": ..., "action": ...}.'
 NOT_THERE = f"you are not at any intersection, so do not observe one. {FORM}"

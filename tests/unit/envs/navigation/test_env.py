@@ -12,10 +12,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from envs.base import Expert, Pictured, Playable
-from envs.navigation.env import Navigation
-from envs.navigation.variants import VARIANTS
-from envs.splits import Split, split_of
+from rlpost.envs.base import Expert, Pictured, Playable
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.navigation.variants import VARIANTS
+from rlpost.envs.splits import Split, split_of
 from tests.unit.envs.navigation.reader import Reader
 from tests.unit.envs.navigation.town import city_of
 
@@ -36,7 +36,7 @@ NO_IDEA = '{"action": "fly()"}'
 def test_gymnasium_checker_has_nothing_to_say(args: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        spec = EnvSpec("Navigation-v0", "envs.navigation.env:Navigation", disable_env_checker=True)
+        spec = EnvSpec("Navigation-v0", "rlpost.envs.navigation.env:Navigation", disable_env_checker=True)
         check_env(gymnasium.make(spec, **args).unwrapped)
 
 

@@ -7,12 +7,12 @@ from collections import deque
 
 import pytest
 
-from envs.navigation.actions import FORWARD, STOP, Action, turned
-from envs.navigation.env import Navigation
-from envs.navigation.free import OnFoot, moved, plan
-from envs.navigation.generator import generate
-from envs.navigation.rules import Rule
-from envs.navigation.walking import Pose
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action, turned
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.navigation.free import OnFoot, moved, plan
+from rlpost.envs.navigation.generator import generate
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.walking import Pose
 from tests.unit.envs.navigation.town import TOWN, town_trip
 
 

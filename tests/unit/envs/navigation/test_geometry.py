@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from envs.navigation.geometry import (
+from rlpost.envs.navigation.geometry import (
     COMPASS,
     RELATIVE,
     SIDES,

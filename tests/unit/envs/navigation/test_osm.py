@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.navigation import osm
-from envs.navigation.city import City, Landmark
-from envs.navigation.data_files import DataError
-from envs.navigation.env import Navigation
-from envs.navigation.geometry import Place, compass_word, distance
-from envs.navigation.importers import open_source
-from envs.navigation.osm import read_city
+from rlpost.envs.navigation import osm
+from rlpost.envs.navigation.city import City, Landmark
+from rlpost.envs.navigation.data_files import DataError
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.navigation.geometry import Place, compass_word, distance
+from rlpost.envs.navigation.importers import open_source
+from rlpost.envs.navigation.osm import read_city
 
 STEP = 0.001  # degrees: about 111 m north, 85 m east at 40 degrees
 

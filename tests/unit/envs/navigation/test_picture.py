@@ -3,11 +3,11 @@ from __future__ import annotations
 import random
 from xml.etree import ElementTree
 
-from envs.navigation.city import Landmark
-from envs.navigation.env import Navigation
-from envs.navigation.geometry import Place
-from envs.navigation.picture import svg
-from envs.navigation.published_routes import read_route
+from rlpost.envs.navigation.city import Landmark
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.picture import svg
+from rlpost.envs.navigation.published_routes import read_route
 from tests.unit.envs.navigation.published import route
 from tests.unit.envs.navigation.town import TOWN, town_trip
 

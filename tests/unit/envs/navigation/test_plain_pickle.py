@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from envs.navigation.plain_pickle import PlainPickleError, PlainUnpickler, read_mapping
+from rlpost.envs.navigation.plain_pickle import PlainPickleError, PlainUnpickler, read_mapping
 
 MAPPINGS: list[dict[tuple[float, float], str]] = [
     {},

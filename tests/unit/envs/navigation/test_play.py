@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.navigation.env import Navigation
-from envs.play import main
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.play import main
 
 
 def _play(monkeypatch: pytest.MonkeyPatch, lines: list[str], *argv: str) -> int:
@@ -70,9 +70,9 @@ def test_games_without_pictures_say_so() -> None:
 
 def test_walking_and_drawing_import_nothing_heavy() -> None:
     code = (
-        "import sys, random; from envs import play, registry; env = registry.make('navigation');"
+        "import sys, random; from rlpost.envs import play, registry; env = registry.make('navigation');"
         "env.reset(seed=0); env.step(env.expert(True, random.Random(0))[0][1]); env.picture();"
-        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'matplotlib', 'rlpost'} & set(sys.modules);"
+        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'matplotlib', 'rlpost.errors'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run(

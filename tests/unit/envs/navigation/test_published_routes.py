@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs.navigation.data_files import DataError
-from envs.navigation.env import Navigation
-from envs.navigation.geometry import Position
-from envs.navigation.published_routes import PublishedRoutes, read_route, read_routes
-from envs.splits import Split, split_of
+from rlpost.envs.navigation.data_files import DataError
+from rlpost.envs.navigation.env import Navigation
+from rlpost.envs.navigation.geometry import Position
+from rlpost.envs.navigation.published_routes import PublishedRoutes, read_route, read_routes
+from rlpost.envs.splits import Split, split_of
 from tests.unit.envs.navigation.published import milestones, route, write
 
 

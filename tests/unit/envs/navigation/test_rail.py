@@ -10,13 +10,13 @@ from itertools import pairwise
 
 import pytest
 
-from envs.navigation import routes
-from envs.navigation.generator import generate
-from envs.navigation.geometry import COMPASS, Place
-from envs.navigation.rail import Entry, mended_rail, published_rail, relocated
-from envs.navigation.routes import Stop, draw_trip, starting_heading
-from envs.navigation.rules import Rule
-from envs.navigation.trips import Trip
+from rlpost.envs.navigation import routes
+from rlpost.envs.navigation.generator import generate
+from rlpost.envs.navigation.geometry import COMPASS, Place
+from rlpost.envs.navigation.rail import Entry, mended_rail, published_rail, relocated
+from rlpost.envs.navigation.routes import Stop, draw_trip, starting_heading
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.trips import Trip
 
 
 class Script(random.Random):

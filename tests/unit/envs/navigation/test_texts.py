@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from envs.choices import Mode
-from envs.navigation.actions import STOP, turned
-from envs.navigation.prompts import AnswerForm, PromptStyle, Texts
-from envs.navigation.rail import mended_rail, published_rail
-from envs.navigation.rules import Rule
+from rlpost.envs.choices import Mode
+from rlpost.envs.navigation.actions import STOP, turned
+from rlpost.envs.navigation.prompts import AnswerForm, PromptStyle, Texts
+from rlpost.envs.navigation.rail import mended_rail, published_rail
+from rlpost.envs.navigation.rules import Rule
 from tests.unit.envs.navigation.test_rail import Script
 from tests.unit.envs.navigation.town import town_trip
 

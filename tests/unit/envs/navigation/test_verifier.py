@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.navigation.actions import FORWARD, STOP, Action, read_action, turned
-from envs.navigation.feedback import sentence
-from envs.navigation.geometry import Place
-from envs.navigation.outcomes import Outcome
-from envs.navigation.parsing import Answer, read_answer
-from envs.navigation.rail import Entry
-from envs.navigation.rules import Rule
-from envs.navigation.trips import View
-from envs.navigation.verifier import REWARDS, grade
+from rlpost.envs.navigation.actions import FORWARD, STOP, Action, read_action, turned
+from rlpost.envs.navigation.feedback import sentence
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.outcomes import Outcome
+from rlpost.envs.navigation.parsing import Answer, read_answer
+from rlpost.envs.navigation.rail import Entry
+from rlpost.envs.navigation.rules import Rule
+from rlpost.envs.navigation.trips import View
+from rlpost.envs.navigation.verifier import REWARDS, grade
 
 
 def _entry(action: Action, intersection: bool) -> Entry:

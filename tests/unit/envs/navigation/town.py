@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from envs.navigation.city import City, Landmark, Street
-from envs.navigation.geometry import Place
-from envs.navigation.routes import Stop, trip
-from envs.navigation.trips import Trip
+from rlpost.envs.navigation.city import City, Landmark, Street
+from rlpost.envs.navigation.geometry import Place
+from rlpost.envs.navigation.routes import Stop, trip
+from rlpost.envs.navigation.trips import Trip
 
 TOWN = City(
     "grid",
