@@ -22,7 +22,7 @@ import torch
 from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
 from rlpost.rollout.engine.protocol import SwapReport
-from rlpost.rollout.engine.swap import BaseWeights
+from rlpost.weights.base_weights import BaseWeights
 from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.weights.adapters import Adapter, merged_weight
 
@@ -56,7 +56,7 @@ def compare(case: Case) -> str:
 
     sides = {
         "swap": Side(swap),
-        "write": Side(lambda: in_engine("rlpost_bind", policy.adapter)),
+        "write": Side(lambda: in_engine("rlpost_write", policy.adapter)),
         "reload": Side(lambda: in_engine(reload, settings.model, policy.adapter, False)),
         "reload all": Side(lambda: in_engine(reload, settings.model, policy.adapter, True)),
         "canary alone": Side(lambda: scored("canary alone")),
@@ -64,7 +64,7 @@ def compare(case: Case) -> str:
     scored("base")
     times = in_turns(sides, case.repeats, warm_ups=2)
     for name in ("write", "reload", "reload all"):
-        engine._engine.collective_rpc("rlpost_bind", args=(None,))
+        engine._engine.collective_rpc("rlpost_write", args=(None,))
         sides[name].run()
         scored(name)
     last = reports[-1]

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rlpost.errors import SwapError
-from rlpost.rollout.engine.swap import BaseWeights, Merger
+from rlpost.errors import ModelError, SwapError
+from rlpost.rollout.engine.in_place import InPlaceWriter
+from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import weight_update
 
 WIDTH, RANK = 64, 4
 ROWS = {"a.q_proj": 1024, "a.k_proj": 512, "a.o_proj": 2048}
