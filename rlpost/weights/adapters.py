@@ -172,7 +172,9 @@ def merged_weight(
             for some modules, which this formula does not know.
     """
     if not adapter.has_formula:
-        raise AdapterError("merged_weight is LoRA's of one rank and alpha; weight_update takes other adapters.")
+        raise AdapterError(
+            "merged_weight is LoRA's of one rank and alpha; weight_update takes other adapters."
+        )
     factors, expected = adapter.factors(module), adapter.shape(module)
     if base.shape != expected:
         raise AdapterError(

@@ -80,7 +80,9 @@ class PeftLayers:
                 computes.
         """
         if module not in self._layers or base.shape != self.shapes[module]:
-            raise AdapterError(f"Module {module!r}: the adapter has no weight of shape {tuple(base.shape)} for it.")
+            raise AdapterError(
+                f"Module {module!r}: the adapter has no weight of shape {tuple(base.shape)} for it."
+            )
         layer = self._layers[module]
         linear = layer.get_base_layer()
         stored, bias = linear.weight.data, None if linear.bias is None else linear.bias.detach().clone()

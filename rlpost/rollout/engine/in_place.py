@@ -55,8 +55,7 @@ class InPlaceWriter:
         if update is not None:
             self._check_modules(update)
         modules = () if update is None else tuple(update.shapes)
-        # Sorted, so that the questions drawn for a layer do not depend on the order of an adapter's modules.
-        wanted = dict.fromkeys([*(self._targets[m].parts[0] for m in sorted(modules)), *sorted(self._written)])
+        wanted = dict.fromkeys([*(self._targets[m].parts[0] for m in modules), *sorted(self._written)])
         merge = _Merge(update)
         probes = [self._write(self._targets[first], merge) for first in wanted]
         broken = [probe.layer.name for probe in probes if not probe.holds()]
@@ -92,7 +91,9 @@ class InPlaceWriter:
         row = 0
         for part in target.parts:
             base = self._base[f"{part}.weight"]
-            if layer.dtype != torch.float32:  # the base as the engine holds it; widening to fp32 needs no copy
+            if (
+                layer.dtype != torch.float32
+            ):  # the base as the engine holds it; widening to fp32 needs no copy
                 base = base.to(layer.device, layer.dtype)
             merge.into(merged[row : row + base.shape[0]], part, base, layer.dtype)
             row += base.shape[0]
