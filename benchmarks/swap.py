@@ -22,9 +22,9 @@ import torch
 from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
 from rlpost.rollout.engine.protocol import SwapReport
-from rlpost.weights.base_weights import BaseWeights
 from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.base_weights import BaseWeights
 
 ANY_GAP = 10.0  # the canary is scored, but its gap is benchmarks.decode's business
 
