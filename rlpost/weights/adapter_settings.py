@@ -64,9 +64,9 @@ def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
     """Raises AdapterError unless a start adapter has the rank, the scaling and the kind that `lora` asks for."""
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if config["peft_type"] != "LORA" or patterns:
-        its = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
+        what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
         raise AdapterError(
-            f"The start adapter {its}, and a run trains LoRA's family with one rank and alpha (lora.kind, lora.rank,"
+            f"The start adapter {what}, and a run trains LoRA's family with one rank and alpha (lora.kind, lora.rank,"
             " lora.alpha). Start without an adapter, or evaluate this one: task=eval."
         )
     kind = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}

@@ -56,6 +56,8 @@ class PeftLayers:
             for name, layer in model.get_base_model().named_modules()
             if isinstance(layer, BaseTunerLayer) and f"{name}.weight" in base
         }
+        if not self._layers:
+            raise AdapterError(f"This adapter of kind {self._kind} adapts none of the model's linear layers.")
         changed = [
             name
             for name, layer in self._layers.items()
