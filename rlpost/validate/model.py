@@ -46,7 +46,12 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     adapter = Adapter.load(Path(cfg.adapter))
     if cfg.task in TRAINING:
         check_start(adapter.config, cfg.lora)
-    update = weight_update(adapter, BaseWeights(model_folder))
+    try:
+        update = weight_update(adapter, BaseWeights(model_folder))
+    except AdapterError as error:
+        raise AdapterError(
+            f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
+        ) from error
     _check_fit(adapter, update, cfg, layers)
     check_merges(update)
     if cfg.task in TRAINING:
@@ -79,11 +84,14 @@ def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Laye
     reason = f"{len(wrong)} of its {len(update.shapes)} modules do not fit: {_some(wrong)}" if wrong else None
     reason = reason or _of_fewer_blocks(adapter.config, update.shapes, layers)
     if reason is not None:
-        base = adapter.config.get("base_model_name_or_path") or "a model that it does not name"
         raise AdapterError(
-            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {base}, and {reason}."
-            " Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
+            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
+            f" and {reason}. Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
         )
+
+
+def _base_of(adapter: Adapter) -> str:
+    return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
 
 
 def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers: Layers) -> str | None:

@@ -8,9 +8,9 @@ Each merge starts from the checkpoint's own W0 (memory-mapped, no second copy), 
 bare base is restored bit for bit by writing W0. Layers written earlier that the next update leaves alone
 go back to W0 as well. This file never imports vllm.
 
-vLLM's own loader (`reload_weights`) could stand behind the same protocol. It is not faster (docs/results), proves
-nothing, leaves the other parts of a fused layer without values where an update names one of them, and gives a layer a
-new kernel where a compiled graph holds the old one.
+vLLM's own loader (`reload_weights`) could stand behind the same protocol, and would know shards of an engine on several
+devices. It takes as long without a proof as this writer with one, and an update that names one of a fused layer's
+modules leaves the others without values (docs/results/decoding-and-swap.md).
 """
 
 from __future__ import annotations
