@@ -23,8 +23,9 @@ from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
 from rlpost.rollout.engine.protocol import SwapReport
 from rlpost.rollout.engine.vllm_engine import VllmEngine
-from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import weight_update
 
 ANY_GAP = 10.0  # the canary is scored, but its gap is benchmarks.decode's business
 
@@ -90,21 +91,22 @@ def _farthest(these: list[float], those: list[float]) -> float:
 
 def reload(worker: Any, folder: Path, adapter: Adapter, everything: bool) -> None:
     """Inside the worker: hand vLLM merged weights under their names in the checkpoint."""
-    worker.model_runner.reload_weights(
-        weights_iterator=merged(folder, adapter, worker.model_config.dtype, everything)
-    )
+    weights = merged(folder, adapter, worker.model_config.dtype, everything)
+    worker.model_runner.reload_weights(weights_iterator=weights)
 
 
 def merged(
     folder: Path, adapter: Adapter, dtype: torch.dtype, everything: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    adapted, base = set(adapter.modules), BaseWeights(folder)  # memory-mapped
-    for name, weight in base._tensors.items():
-        module = name.removesuffix(".weight")
-        if module in adapted:
-            yield name, merged_weight(adapter, module, weight).to(dtype)
-        elif everything:
-            yield name, weight.to(dtype)
+    base = BaseWeights(folder)
+    update = weight_update(adapter, base)
+    yield from ((name, weight.to(dtype)) for name, weight in update)
+    if everything:
+        yield from (
+            (name, weight.to(dtype))
+            for name, weight in base.items()
+            if name.removesuffix(".weight") not in update.shapes
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -11,7 +12,7 @@ from rlpost.errors import ModelError
 from rlpost.weights.models import weight_files
 
 
-class BaseWeights:
+class BaseWeights(Mapping[str, Tensor]):
     """Parameters by their names in the checkpoint, memory-mapped and never written. On the CPU, in their stored dtype.
 
     Raises ModelError when a file of the checkpoint is missing.
@@ -25,8 +26,11 @@ class BaseWeights:
                 raise ModelError(f"{path} is missing; a swap needs the base weights as safetensors.")
             self._tensors.update(load_file(path))
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

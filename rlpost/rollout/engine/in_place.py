@@ -9,7 +9,7 @@ bare base is restored bit for bit by writing W0. Layers written earlier that the
 go back to W0 as well. This file never imports vllm.
 
 vLLM's own loader (`reload_weights`) could stand behind the same protocol, and would know shards of an engine on several
-devices. It takes as long without a proof as this writer with one, and an update that names one of a fused layer's
+devices. It takes longer without a proof than this writer with one, and an update that names one of a fused layer's
 modules leaves the others without values (docs/results/decoding-and-swap.md).
 """
 
