@@ -25,6 +25,7 @@ from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.types import Canary, Finish
 from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.peft_merge import PeftLayers
 from tests.peft_kinds import MERGED, save, trained
 
 pytestmark = pytest.mark.integration
@@ -293,6 +294,29 @@ def test_a_wrong_tensor_of_such_a_kind_is_refused_and_the_old_version_lives(
     flipped.view(torch.int32).view(-1)[0] ^= 1
     with pytest.raises(SwapError, match=r"(?s)Version 8.*did not arrive whole.*Live is version 1"):
         engine.swap(dataclasses.replace(adapter, tensors={**adapter.tensors, name: flipped}), None, TIGHT)
+    assert engine.score(PROMPT) == before
+
+
+def test_a_merge_that_fails_midway_leaves_the_old_version(
+    engine: VllmEngine,
+    policy_a: tuple[PeftModel, Adapter],
+    random_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+    before = engine.score(PROMPT)
+    model, adapter = of_peft(random_model, "OFT", tmp_path, 10)
+    merged = PeftLayers.merged
+
+    def spoiled(layers: PeftLayers, module: str, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if module == "model.layers.3.mlp.down_proj":
+            base = base[:-1]
+        return merged(layers, module, base, out)
+
+    monkeypatch.setattr(PeftLayers, "merged", spoiled)
+    with pytest.raises(SwapError, match=r"(?s)Version 10 .*layers\.3\.mlp\.down_proj.*Live is version 1"):
+        engine.swap(adapter, canary(model), TIGHT)
     assert engine.score(PROMPT) == before
 
 

@@ -93,6 +93,20 @@ def test_the_base_is_left_and_a_weight_can_be_asked_for_again(small: Path, tmp_p
         assert torch.equal(base[name], weight)
 
 
+def test_one_layer_at_a_time_is_widened(small: Path, tmp_path: Path) -> None:
+    """Before and after a merge, PEFT's layers hold the memory-mapped checkpoint, not copies of it."""
+    adapter = Adapter.load(save(on(small, OFT), tmp_path))
+    layers = PeftLayers(adapter.config, adapter.tensors, BaseWeights(small))
+
+    def held() -> list[int]:
+        return [layer.get_base_layer().weight.data_ptr() for layer in layers._layers.values()]
+
+    before = held()
+    for module in layers.shapes:
+        layers.merged(module, BaseWeights(small)[f"{module}.weight"])
+        assert held() == before
+
+
 def test_what_peft_draws_leaves_the_process_dice_alone(small: Path, tmp_path: Path) -> None:
     adapter = Adapter.load(save(on(small, MERGED["VeRA"]), tmp_path))
     torch.manual_seed(3)
