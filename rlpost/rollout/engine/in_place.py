@@ -91,9 +91,8 @@ class InPlaceWriter:
         row = 0
         for part in target.parts:
             base = self._base[f"{part}.weight"]
-            if (
-                layer.dtype != torch.float32
-            ):  # the base as the engine holds it; widening to fp32 needs no copy
+            # The base as the engine holds it. Widened to fp32 it is that already, and needs no copy.
+            if layer.dtype != torch.float32:
                 base = base.to(layer.device, layer.dtype)
             merge.into(merged[row : row + base.shape[0]], part, base, layer.dtype)
             row += base.shape[0]
