@@ -6,6 +6,7 @@ collect (adapter v) ─▶ trajectories ─▶ learner.update_rl ─▶ adapter 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -21,6 +22,7 @@ from rlpost.tasks.session import Session, open_session
 from rlpost.tasks.sft import ExpertData, train_step
 from rlpost.tasks.stall import Stall
 from rlpost.tasks.training_state import TrainingState
+from rlpost.types import Trajectory
 
 
 def run(cfg: Config) -> None:
@@ -98,6 +100,11 @@ def _iterate(session: Session, state: TrainingState, stall: Stall) -> dict[str, 
     return _report(session, state, collected, {**update_metrics, **swap.metrics()}, warning)
 
 
+def _oldest_policy(episodes: Sequence[Trajectory]) -> int | None:
+    """The version of the oldest policy that sampled a turn of the batch."""
+    return min((e.policy_version for e in episodes if e.policy_version is not None), default=None)
+
+
 def _report(
     session: Session,
     state: TrainingState,
@@ -107,7 +114,7 @@ def _report(
 ) -> dict[str, Any]:
     numbers = {
         "iteration": state.steps - 1,
-        "adapter_version": collected.played[0].adapter_version,
+        "adapter_version": _oldest_policy(collected.played),
         **metrics.rollout_metrics(collected.played),
         **collected.metrics,
         **measured,
