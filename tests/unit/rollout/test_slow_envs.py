@@ -293,3 +293,45 @@ def test_what_goes_wrong_while_closing_is_told(chat: Chat, hang: Callable[[], No
         "ZeroDivisionError: integer division or modulo by zero",
         "close took longer than rollout.env_timeout_s=0.3",
     ]
+
+
+def test_episodes_come_as_they_end_and_are_those_of_collect(chat: Chat) -> None:
+    """Two at once: episodes 0 and 1 end while the others wait for a place."""
+    witness = Witness(chat, quiet, max_live=2)
+    passes = list(witness.collector.stream(specs(6), SAMPLING, 7))
+    ended = [pair for each in passes for pair in each]
+    assert sorted(place for place, _ in ended) == list(range(6))
+    assert {place for place, _ in ended[:2]} == {0, 1}
+    assert next(i for i, each in enumerate(passes) if each) <= len(passes) // 2
+    assert {turn.policy_version for _, t in ended for turn in t.turns} == {7}
+    whole = Witness(chat, quiet, max_live=2).collector.collect(specs(6), SAMPLING, 7)
+    assert [t for _, t in sorted(ended, key=lambda pair: pair[0])] == whole
+
+
+@pytest.mark.parametrize("passes", range(1, 9))
+def test_a_stream_that_is_closed_leaves_nothing_to_the_next_one(chat: Chat, passes: int) -> None:
+    """Neither a request in the engine nor an environment's answer; the environments are played with again."""
+    witness = Witness(chat, lambda seed, turn: time.sleep(0.02 * (seed % 3)), max_live=4)
+    stream = witness.collector.stream(specs(12), SAMPLING, 0)
+    for _ in range(passes):
+        next(stream)
+    stream.close()
+    asked = len(witness.dice)
+    played = witness.play(6)
+    assert played == Witness(chat, quiet, max_live=4).play(6)
+    assert len(witness.dice) - asked == 6 * TURNS
+    assert len(witness.envs) <= 4
+
+
+def test_closing_waits_for_an_environment_that_hangs_no_longer_than_its_deadline(
+    chat: Chat, hang: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patience, "MOST_S", 0.05)
+    witness = Witness(chat, lambda seed, turn: hang() if (seed, turn) == (1, 1) else None, timeout_s=1.0)
+    stream = witness.collector.stream(specs(3), SAMPLING, 0)
+    next(stream)
+    next(stream)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 3
+    assert [t.success for t in witness.play(1)] == [True]
