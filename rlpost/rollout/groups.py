@@ -12,7 +12,9 @@ class GroupAssembler:
 
     def __init__(self, specs: Sequence[EpisodeSpec]) -> None:
         self._specs = specs
-        self._places: dict[int, list[int]] = {}  # of a group that was not handed out: where it stands in `specs`
+        self._places: dict[
+            int, list[int]
+        ] = {}  # of a group that was not handed out: where it stands in `specs`
         for place, spec in enumerate(specs):
             self._places.setdefault(spec.group, []).append(place)
         self._held: dict[int, Trajectory] = {}  # by place, of groups that are not whole

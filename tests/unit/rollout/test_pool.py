@@ -188,7 +188,9 @@ class FakeActor:
             self.streams.append((scripted.pop(0) if scripted else plays())(specs))
             return self.streams[-1]
 
-        return SimpleNamespace(options=lambda num_returns: Method(stream) if num_returns == "streaming" else None)
+        return SimpleNamespace(
+            options=lambda num_returns: Method(stream) if num_returns == "streaming" else None
+        )
 
 
 @pytest.fixture
@@ -255,7 +257,10 @@ def test_a_replacement_that_dies_while_starting_is_replaced_while_restarts_are_l
 
 def test_restarts_end_where_replacements_go_on_dying(pool_of: Any) -> None:
     pool, actors = pool_of(
-        FakeActor(stream=[plays(dies_after=0)]), *(FakeActor(start=[died()]) for _ in range(5)), workers=1, restarts=2
+        FakeActor(stream=[plays(dies_after=0)]),
+        *(FakeActor(start=[died()]) for _ in range(5)),
+        workers=1,
+        restarts=2,
     )
     with pytest.raises(RolloutError, match=r"worker number 3 to be lost; rollout\.restarts=2 allows no more"):
         played(pool, 4)
