@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray import exceptions as ray_errors
 
 from rlpost.errors import ClusterError, RlpostError
 
-
-Asked = ray.ObjectRef | ray.ObjectRefGenerator
+Asked: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
 """What was asked of an actor: for one answer, or for a stream of them."""
 
 

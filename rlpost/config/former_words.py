@@ -1,7 +1,8 @@
 """Settings and words of earlier commits: what they are called now. The one place that knows them.
 
-A record (config.yaml, metrics.jsonl, trajectories, the settings in a checkpoint) that an earlier commit wrote is translated as it is
-read. What a user types, on the command line or in an experiment's file, is refused with the word of today.
+A record (config.yaml, metrics.jsonl, trajectories, the settings in a checkpoint) that an earlier commit wrote is
+translated as it is read. What a user types, on the command line or in an experiment's file, is refused with the word of
+today.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ class Compute:
 
     flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
     tokens: int  # generated, scored and trained on, each pass once
-    device_seconds: float  # of rollout, reward function, learner and swap, on a clock: all of a run's devices are held throughout
+    device_seconds: (
+        float  # of rollout, rewards, learner and swap, on a clock: all of a run's devices are held throughout
+    )
 
 
 def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute]:

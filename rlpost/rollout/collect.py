@@ -14,7 +14,7 @@ Episodes are handed over as they end. Whoever wants no more of them closes the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -70,8 +70,8 @@ class Collector:
 
     def stream(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
-    ) -> Iterator[Ended]:
-        """Play every spec to its end, none missing. Yields after every step of the engine what has ended, often nothing.
+    ) -> Generator[Ended]:
+        """Play every spec to its end, none missing. Yields after each step of the engine what has ended, often nothing.
 
         `policy_version` is that of the engine's adapter. Closed early, it ends the live episodes, for which it waits
         rollout.env_timeout_s at most: an environment that is being asked is asked to the end.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -80,7 +80,7 @@ class RolloutPool:
             groups = {group[0].group: iter(group) for group in stream}
         return [next(groups[spec.group]) for spec in specs]
 
-    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Iterator[list[Trajectory]]:
+    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[list[Trajectory]]:
         """Play all episodes; every group once, when its last episode is over, its episodes in the order of `specs`.
 
         The workers are asked when the first group is. They go on while the caller is busy with a group, and their time
@@ -138,11 +138,11 @@ class RolloutPool:
 
     def _answers(
         self, asks: Sequence[Ask], kept: type[RlpostError] | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any]]:
         """(worker, answer) as the first workers answer, one question each; all are asked at once.
 
-        A worker that died is replaced, and its successor asked again. An error of the type `kept` is an answer. Whatever
-        ends this, questions that are still open are cancelled.
+        A worker that died is replaced, and its successor asked again. An error of the type `kept` is an answer.
+        Whatever ends this, questions that are still open are cancelled.
         """
         timeout_s = self.cfg.rollout.timeout_s
         workers = {ask(actor): i for i, (ask, actor) in enumerate(zip(asks, self._actors, strict=False))}

@@ -39,7 +39,7 @@ def load(reference: str) -> Score:
         inspect.signature(function).bind([])
     except (TypeError, ValueError) as error:
         raise Refused(f"{reference} cannot be called with a list of episodes: {error}", _DEFINE) from error
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def reward_function(cfg: Config) -> Score | None:
@@ -85,10 +85,11 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
         return
     for k, (turn, now) in enumerate(zip(before.turns, after.turns, strict=True)):
         yield from (f"{name} of turn {k} was changed" for name in _changed(turn, now, "reward"))
-        if not isinstance(now.reward, numbers.Real):
-            yield f"the reward of turn {k} is no number but {type(now.reward).__name__}"
-        elif not math.isfinite(now.reward):
-            yield f"the reward of turn {k} is {now.reward}"
+        reward: Any = now.reward
+        if not isinstance(reward, numbers.Real):
+            yield f"the reward of turn {k} is no number but {type(reward).__name__}"
+        elif not math.isfinite(reward):
+            yield f"the reward of turn {k} is {reward}"
 
 
 def _changed(before: Trajectory | Turn, after: Any, free: str) -> Iterator[str]:

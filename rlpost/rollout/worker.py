@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class RolloutWorker:
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         return self._collector.collect(specs, sampling, self.version)
 
-    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Iterator[Ended]:
+    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[Ended]:
         """See `Collector.stream`."""
         return self._collector.stream(specs, sampling, self.version)
 

@@ -114,9 +114,9 @@ def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -
         return score(played)
 
 
-def _oldest_policy(episodes: Sequence[Trajectory]) -> int | None:
-    """The version of the oldest policy that sampled a turn of the batch."""
-    return min((e.policy_version for e in episodes if e.policy_version is not None), default=None)
+def _oldest_policy(episodes: Sequence[Trajectory]) -> int:
+    """The version of the oldest policy that sampled a turn of the batch, which has one: it was learnt from."""
+    return min(turn.policy_version for episode in episodes for turn in episode.turns)
 
 
 def _report(
