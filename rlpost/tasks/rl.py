@@ -114,11 +114,6 @@ def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -
         return score(played)
 
 
-def _oldest_policy(episodes: Sequence[Trajectory]) -> int:
-    """The version of the oldest policy that sampled a turn of the batch, which has one: it was learnt from."""
-    return min(turn.policy_version for episode in episodes for turn in episode.turns)
-
-
 def _report(
     session: Session,
     state: TrainingState,
@@ -128,7 +123,7 @@ def _report(
 ) -> dict[str, Any]:
     numbers = {
         "iteration": state.steps - 1,
-        "adapter_version": _oldest_policy(collected.played),
+        "adapter_version": min(v for e in collected.played if (v := e.policy_version) is not None),
         **metrics.rollout_metrics(collected.played),
         **collected.metrics,
         **measured,
