@@ -320,6 +320,14 @@ def test_a_successor_plays_the_whole_share_and_nothing_is_handed_over_twice(pool
     assert [t.policy_version for group in groups for t in group] == [1, 1, 1, 1, 1, 2, 2, 2]
 
 
+def test_a_successor_plays_the_share_of_the_one_that_died(pool_of: Any) -> None:
+    dies, successor = FakeActor(stream=[plays(dies_after=1)]), FakeActor()
+    pool, (first, *_) = pool_of(FakeActor(), dies, successor, workers=2)
+    groups = list(pool.stream(specs_of([0, 1, 1, 2]), SAMPLING))
+    assert (first.asked, successor.asked, dies.asked) == ([[0, 1]], [[2, 3]], [[2, 3]])
+    assert sorted([t.episode for t in group] for group in groups) == [[0], [1, 2], [3]]
+
+
 def test_the_deadline_is_for_a_whole_share_however_many_episodes_came_of_it(pool_of: Any) -> None:
     trickles = FakeActor(stream=[plays(seconds=0.12)])
     pool, _ = pool_of(trickles, FakeActor(), workers=2)

@@ -16,7 +16,7 @@ from gymnasium.spaces import Text
 
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
-from rlpost.rollout.engine.protocol import Sampling
+from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.rollout.env_threads import Patience
 from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
@@ -97,11 +97,12 @@ class Witness:
         max_live: int = 8,
         timeout_s: float = 30.0,
         kind: Callable[[Trouble], Troubled] = Troubled,
+        engine_kind: type[ScriptedEngine] = ScriptedEngine,
     ) -> None:
         self.kind = kind
         self.envs: list[Troubled] = []
         self.dice: list[int] = []  # of the turns, in the order in which they joined the batch
-        engine = ScriptedEngine(self._say, chat, max_model_len=4096)
+        engine = engine_kind(self._say, chat, max_model_len=4096)
         self.collector = Collector(engine, "troubled", lambda: self._make(trouble), chat, max_live, timeout_s)
 
     def _say(self, text: str, seed: int) -> str:
@@ -308,10 +309,24 @@ def test_episodes_come_as_they_end_and_are_those_of_collect(chat: Chat) -> None:
     assert [t for _, t in sorted(ended, key=lambda pair: pair[0])] == whole
 
 
-@pytest.mark.parametrize("passes", range(1, 9))
-def test_a_stream_that_is_closed_leaves_nothing_to_the_next_one(chat: Chat, passes: int) -> None:
+class OneByOne(ScriptedEngine):
+    """Answers one request a step, so that the others are live between steps."""
+
+    def step(self) -> list[tuple[str, Completion]]:
+        self._queue, later = self._queue[:1], self._queue[1:]
+        answered = super().step()
+        self._queue = later
+        return answered
+
+
+@pytest.mark.parametrize("passes", range(1, 9, 2))
+@pytest.mark.parametrize("engine_kind", [ScriptedEngine, OneByOne])
+def test_a_stream_that_is_closed_leaves_nothing_to_the_next_one(
+    chat: Chat, passes: int, engine_kind: type[ScriptedEngine]
+) -> None:
     """Neither a request in the engine nor an environment's answer; the environments are played with again."""
-    witness = Witness(chat, lambda seed, turn: time.sleep(0.02 * (seed % 3)), max_live=4)
+    sleeps: Trouble = lambda seed, turn: time.sleep(0.02 * (seed % 3))  # noqa: E731
+    witness = Witness(chat, sleeps, max_live=4, engine_kind=engine_kind)
     stream = witness.collector.stream(specs(12), SAMPLING, 0)
     for _ in range(passes):
         next(stream)
