@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,9 +191,7 @@ def test_an_answer_ends_with_a_stop_string_and_its_tokens_are_as_sampled(
     """The witnesses: the same dice without the string, cut by our own look at the text; transformers' log-probs."""
     chat, seeds = Chat.load(random_model), {f"{i}": i for i in range(16)}
     whole = sample(engine, Sampling(1.0, 48), seeds)
-    text = chat.text(whole["3"].token_ids)
-    stop = text[len(text) // 2 : len(text) // 2 + 2]
-    assert stop.isascii(), "choose another seed"
+    (stop, *_) = re.findall(r"[!-~]{2}", chat.text(whole["3"].token_ids)[8:])
     stopped = sample(engine, Sampling(1.0, 48, (stop,)), seeds)
     for key, done in stopped.items():
         ids = next(
