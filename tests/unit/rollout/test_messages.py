@@ -9,12 +9,15 @@ import pytest
 
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config, RolloutConfig
+from rlpost.envs.messages import Message
 from rlpost.errors import ConfigError, ModelError
 from rlpost.record.jsonl import from_line, to_line
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.scripted import ScriptedEngine
+from rlpost.tasks.evaluate import decodings
+from rlpost.tasks.prompts import _lengths, _Prompts
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.types import Ending, EpisodeSpec, Finish, ModelInput, Trajectory
 from tests.unit.calculator import Calculator
@@ -128,3 +131,17 @@ def test_settings_of_the_command_line_reach_the_conversation() -> None:
 
 def test_one_way_of_asking_for_nothing() -> None:
     assert Chat(llama(), RolloutConfig()).prompt_ids("Make 24.") == Chat(llama()).prompt_ids("Make 24.")
+
+
+def test_every_decoding_has_the_stop_strings() -> None:
+    assert [each.stop for each in decodings(config(stop="[a,b]")).values()] == [("a", "b")] * 2
+
+
+def test_prompts_of_messages_that_do_not_fit_are_counted() -> None:
+    """A byte is a token at most; the frame is that of the roles."""
+    cfg, chat = config(max_model_len=100, max_new_tokens=10), Chat(llama())
+    told = Message.of("system", "Add.")
+    listed = [(f"line {n}", (told, Message.of("user", "?" * n))) for n in (1, 200)]
+    (sentence,) = _lengths(cfg, chat, _Prompts("default", "eval", listed))
+    assert sentence.startswith("1 of 2 prompts of default (eval) do not fit")
+    assert "(line 200)" in sentence
