@@ -142,7 +142,8 @@ class Collector:
             self._failed(episode, call, version)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
-            episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
+            messages, episode.tools = call.result.messages, call.result.tools
+            episode.show(messages, self._chat.prompt_ids(messages, episode.tools))
         else:
             self._replied(episode, call.result, version)
 
@@ -166,19 +167,20 @@ class Collector:
         episode.record(reply.reward, reply.outcome, policy_version, self._thought_tokens(completion))
         episode.success, episode.ending = reply.success, reply.ending
         if reply.ending is None:
-            episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))
+            ids = self._chat.feedback_ids(reply.messages, completion.finish, episode.tools)
+            episode.show(reply.messages, ids)
 
     def _ask(self, batch: _Batch, key: str) -> None:
         """Submit the episode's next turn, or retire it when it is over."""
         episode = batch.live[key]
-        if episode.ending is None and len(episode.token_ids) >= self._engine.max_model_len:
+        if episode.ending is None and len(episode.conversation) >= self._engine.max_model_len:
             episode.ending = Ending.CONTEXT_FULL
         if episode.ending is not None:
             batch.ended.append((key, batch.live.pop(key)))
             self._rest(episode)
             return
         dice = derive(episode.spec.seed, len(episode.turns))
-        self._engine.submit(key, episode.token_ids, batch.sampling, dice)
+        self._engine.submit(key, episode.conversation, batch.sampling, dice)
         batch.decoding.add(key)
 
     def _rest(self, episode: Episode) -> None:
