@@ -73,7 +73,7 @@ class Gallery:
         env = registry.make(self._name, **self._args)
         try:
             return picture(
-                env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.episode)
+                env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.group)
             )
         finally:
             env.close()

@@ -107,6 +107,7 @@ class Collector:
             self._failed(episode, call)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
+            episode.difficulty = call.result.difficulty
             episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
         else:
             self._replied(episode, call.result)
@@ -130,6 +131,7 @@ class Collector:
         assert completion is not None, "a reply is to an answer"
         episode.record(reply.reward, reply.outcome, self._thought_tokens(completion))
         episode.success, episode.ending = reply.success, reply.ending
+        episode.final_answer = reply.final_answer
         if reply.ending is None:
             episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium
 
@@ -24,6 +25,7 @@ class Opening:
     env: Env
     observation: str
     instance: str
+    difficulty: str | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Reply:
     ending: Ending | None
     outcome: str
     success: bool
+    final_answer: str | None  # the answer in canonical form, where the environment gives one
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
@@ -57,7 +60,8 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     options = {"variant": spec.variant, "split": spec.split}
     observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
-    return Opening(env, _in_utf8(observation), _in_utf8(str(adapter.field(info, "instance", "reset"))))
+    instance = _in_utf8(str(adapter.field(info, "instance", "reset")))
+    return Opening(env, _in_utf8(observation), instance, _told(info, "difficulty"))
 
 
 def replied(env: Env, answer: str) -> Reply:
@@ -66,13 +70,27 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success)
+    answer = _told(info, "answer")
+    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success, answer)
 
 
 def _finite(reward: float) -> float:
     if not math.isfinite(reward):
         raise ValueError(f"the reward is {reward}")
     return reward
+
+
+def _told(info: Mapping[str, Any], name: str) -> str | None:
+    """What the environment may say in a word or a number, as text; None where it says nothing.
+
+    Raises TypeError for anything else: a list or a dict would make a category of its own for almost every instance.
+    """
+    value = info.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"info[{name!r}] is no word and no number but {type(value).__name__}")
+    return _in_utf8(value if isinstance(value, str) else f"{value:.12g}")
 
 
 def _in_utf8(text: str) -> str:
@@ -94,6 +112,8 @@ class Episode:
     token_ids: tuple[int, ...] = ()  # the whole conversation, the present context included
     turns: list[Turn] = field(default_factory=list)
     success: bool = False
+    difficulty: str | None = None
+    final_answer: str | None = None
     ending: Ending | None = None
     error: str | None = None
     completion: Completion | None = None
@@ -139,4 +159,6 @@ class Episode:
             ending=self.ending,
             success=self.success,
             error=self.error,
+            difficulty=self.difficulty,
+            final_answer=self.final_answer,
         )
