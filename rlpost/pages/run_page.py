@@ -106,9 +106,10 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
     """What summary.json would say of the evaluations before and after training that a stopped run got to."""
     stages: dict[str, Any] = {}
+    marker = OmegaConf.select(config, "rollout.answer_marker")
     for (stage, variant, decoding), path in run_dir.evaluations().items():
         if stage in STAGES and (episodes := read_trajectories(path)):
-            stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
+            stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes, marker)
     summary = {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
     return summary | {"gains": gains(run_dir, summary)}
 

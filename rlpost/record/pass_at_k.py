@@ -119,8 +119,9 @@ def passes(instances: Sequence[Sequence[Trajectory]], interval: ShareInterval) -
 def majorities(
     instances: Sequence[Sequence[Trajectory]], marker: str | None, interval: ShareInterval
 ) -> dict[str, Estimate] | None:
-    """majority@k by k, as `passes`; None where an episode has several answers, of which none is the final one."""
-    if any(len(episode.turns) > 1 for episodes in instances for episode in episodes):
+    """majority@k by k, as `passes`; None where an episode of several turns has no final answer by its environment:
+    after feedback, the text of the last turn alone says little."""
+    if any(len(e.turns) > 1 and e.final_answer is None for episodes in instances for e in episodes):
         return None
     each = [_majority(episodes, marker) for episodes in instances]
     return {
