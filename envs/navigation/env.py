@@ -50,7 +50,8 @@ class Navigation(gymnasium.Env[str, str]):
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
     `instance`, `legs` and `difficulty` (the number of legs); that of `step` has `outcome`, `success`, `attempt` (at
-    this place, from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said before).
+    this place, from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said
+    before).
 
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments, options and data, TripError for a variant without routes.

@@ -49,11 +49,15 @@ def majority_at_k(answers: Sequence[Hashable], right: Sequence[float]) -> list[f
             count as their mean.
     """
     counts = Counter(answers)
-    worth: Counter[int] = Counter()  # by how often an answer was given: the sum over such answers
+    worth: dict[int, float] = defaultdict(
+        float
+    )  # by how often an answer was given: the sum over such answers
     for answer, count in counts.items():
         worth[count] += sum(r for a, r in zip(answers, right, strict=True) if a == answer) / count
     chances = _chances(tuple(sorted(counts.values())))
-    return [float(sum(worth[count] * chance[k] for count, chance in chances.items())) for k in range(len(answers))]
+    return [
+        float(sum(worth[count] * chance[k] for count, chance in chances.items())) for k in range(len(answers))
+    ]
 
 
 @lru_cache(maxsize=4096)

@@ -129,11 +129,6 @@ def shown_ks(by_k: Iterable[str]) -> list[str]:
     return [str(k) for k in ks if k & (k - 1) == 0 or k == ks[-1]]
 
 
-def has_samples(summary: Summary) -> bool:
-    """Whether some instances were played several times, so that there is pass@k."""
-    return any(entry.get("pass_at") for entry in _entries(summary))
-
-
 def at_k_names(summary: Summary, variant: str, decoding: str) -> list[tuple[str, str]]:
     """(pass_at or majority_at, k) from k = 2 on (k = 1 is success) that some stage has for a variant and decoding."""
     entries = [entry_of(summary, stage, variant, decoding) or {} for stage in stages_of(summary)]
@@ -142,6 +137,24 @@ def at_k_names(summary: Summary, variant: str, decoding: str) -> list[tuple[str,
         for by_k in (entry.get(name) or {} for entry in entries):
             names |= {(name, k): None for k in shown_ks(by_k) if k != "1"}
     return list(names)
+
+
+def most_samples(summary: Summary, variant: str, decoding: str) -> list[tuple[str, str]]:
+    """Of `at_k_names` those with the greatest k: pass@k and majority@k of all samples."""
+    greatest = {name: (name, k) for name, k in at_k_names(summary, variant, decoding)}
+    return list(greatest.values())
+
+
+def samples_of(summary: Summary) -> list[tuple[str, str, str, str]]:
+    """(variant, decoding, pass_at or majority_at, k) of every row of a page's table of samples."""
+    rows = [(row, at_k_names(summary, *row)) for row in rows_of(summary)]
+    return [(*row, name, k) for row, names in rows for name, k in names]
+
+
+def difficulties_of(summary: Summary, variant: str, decoding: str) -> list[str]:
+    """The difficulties of the instances that some stage played, in the order of an evaluation."""
+    entries = [entry_of(summary, stage, variant, decoding) or {} for stage in stages_of(summary)]
+    return list(dict.fromkeys(name for entry in entries for name in entry.get("by_difficulty") or {}))
 
 
 def at_k_share(entry: Entry | None, name: str, k: str) -> str:

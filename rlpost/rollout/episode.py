@@ -70,8 +70,8 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    answer = _told(info, "answer")
-    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success, answer)
+    final = _told(info, "answer")
+    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success, final)
 
 
 def _finite(reward: float) -> float:

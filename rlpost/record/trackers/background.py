@@ -15,7 +15,9 @@ class Background:
     What the thread fails with is raised by the next call; it makes no further ones.
     """
 
-    def __init__(self, name: str, open_backend: Callable[[], Backend], deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, name: str, open_backend: Callable[[], Backend], deadline_s: float = DEADLINE_S
+    ) -> None:
         self._name, self._open, self._deadline_s = name, open_backend, deadline_s
         self._waiting: SimpleQueue[tuple[Mapping[str, float], str] | None] = SimpleQueue()
         self._failure: Exception | None = None

@@ -1,6 +1,6 @@
 """Metrics to MLflow: a server, or a database in the run directory. The only import of MLflow.
 
-    mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db
+mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db
 """
 
 from __future__ import annotations
