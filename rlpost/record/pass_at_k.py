@@ -25,11 +25,11 @@ ShareInterval = Callable[[float, int], tuple[float, float]]  # of (successes, tr
 
 
 def by_instance(episodes: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """The episodes of each instance. Those of a group share theirs, also one that broke before it had a name."""
+    """The episodes of each instance; one that broke before it had a name is of the instance of its group."""
     names = {episode.group: episode.instance for episode in episodes if episode.instance}
     played: dict[Hashable, list[Trajectory]] = defaultdict(list)
     for episode in episodes:
-        played[names.get(episode.group, episode.group)].append(episode)
+        played[episode.instance or names.get(episode.group, episode.group)].append(episode)
     return list(played.values())
 
 

@@ -304,7 +304,9 @@ def history(file: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
 
     records: list[Any] = []
     deadline = time.monotonic() + 30
-    while not any(record.HasField("exit") for record in records):  # wandb's own process writes to the end of it
+    while not any(
+        record.HasField("exit") for record in records
+    ):  # wandb's own process writes to the end of it
         assert time.monotonic() < deadline, "wandb did not finish its file"
         records = [Record.FromString(data) for data in wandb_records(file)]
     lines = [
