@@ -431,7 +431,7 @@ def test_a_graded_run_leads_with_the_mean_reward(started: RunDir) -> None:
 
 
 def test_samples_and_difficulties_have_tables_of_their_own(started: RunDir, page: Page) -> None:
-    """Eight instances, twice each; four are solved at the first try alone, by an answer that the second does not give."""
+    """Eight instances, twice each; four are solved at the first try alone, by an answer that the second lacks."""
     samples = [
         replace(
             each,
