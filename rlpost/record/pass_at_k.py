@@ -29,7 +29,8 @@ def by_instance(episodes: Sequence[Trajectory]) -> list[list[Trajectory]]:
     names = {episode.group: episode.instance for episode in episodes if episode.instance}
     played: dict[Hashable, list[Trajectory]] = defaultdict(list)
     for episode in episodes:
-        played[episode.instance or names.get(episode.group, episode.group)].append(episode)
+        name = episode.instance or names.get(episode.group)
+        played[name or episode.group].append(episode)
     return list(played.values())
 
 

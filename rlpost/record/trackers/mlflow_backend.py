@@ -20,6 +20,7 @@ from rlpost.record.trackers.background import Background
 
 T = TypeVar("T")
 
+DATABASE = "mlflow.db"  # in the run directory
 ID_FILE = "mlflow-id.txt"  # so that a resumed run goes on in its MLflow run
 MOST_PARAMS, MOST_METRICS = 100, 1000  # that MLflow takes in one call
 LONGEST_PARAM = 500  # characters, which every kind of MLflow's stores takes
@@ -37,14 +38,20 @@ def start(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Backgro
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    uri = wanted_uri(config)
-    local = uri is None
-    client = lambda: mlflow.MlflowClient(uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}")  # noqa: E731
-    return Background("mlflow", lambda: MlflowRun(client(), config, run_dir, settings, local))
+
+    def opened() -> MlflowRun:
+        uri = wanted_uri(config)
+        client = mlflow.MlflowClient(uri or f"sqlite:///{run_dir.resolve() / DATABASE}")
+        return MlflowRun(client, config, run_dir, settings, local=uri is None)
+
+    return Background("mlflow", opened)
 
 
 class MlflowRun:
-    """One MLflow run; `client` is an mlflow.MlflowClient. Every call may wait for a server."""
+    """One MLflow run; `client` is an mlflow.MlflowClient. Every call may wait for a server.
+
+    `local`: whether the store is the run's own, so that artifacts, if somebody adds some, go to the run directory too.
+    """
 
     def __init__(
         self, client: Any, config: Config, run_dir: Path, settings: Mapping[str, Any], local: bool
