@@ -50,9 +50,8 @@ def majority_at_k(answers: Sequence[Hashable], right: Sequence[float]) -> list[f
             count as their mean.
     """
     counts = Counter(answers)
-    worth: dict[int, float] = defaultdict(
-        float
-    )  # by how often an answer was given: the sum over such answers
+    # By how often an answer was given: the sum of `right` over such answers.
+    worth: dict[int, float] = defaultdict(float)
     for answer, count in counts.items():
         worth[count] += sum(r for a, r in zip(answers, right, strict=True) if a == answer) / count
     chances = _chances(tuple(sorted(counts.values())))
