@@ -123,7 +123,7 @@ class Episode:
         self.observation, self.context_ids = observation, context_ids
         self.token_ids = (*self.token_ids, *context_ids)
 
-    def record(self, reward: float, outcome: str, thought_tokens: int) -> None:
+    def record(self, reward: float, outcome: str, policy_version: int, thought_tokens: int) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
@@ -138,11 +138,12 @@ class Episode:
                 finish=completion.finish,
                 reward=reward,
                 outcome=outcome,
+                policy_version=policy_version,
                 thought_tokens=thought_tokens,
             )
         )
 
-    def trajectory(self, env_name: str, adapter_version: int) -> Trajectory:
+    def trajectory(self, env_name: str) -> Trajectory:
         assert self.ending is not None, "only an episode that is over is a trajectory"
         spec = self.spec
         return Trajectory(
@@ -154,7 +155,6 @@ class Episode:
             episode=spec.episode,
             group=spec.group,
             seed=spec.seed,
-            adapter_version=adapter_version,
             turns=tuple(self.turns),
             ending=self.ending,
             success=self.success,
