@@ -143,6 +143,7 @@ class Collector:
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
             messages, episode.tools = call.result.messages, call.result.tools
+            episode.difficulty = call.result.difficulty
             episode.show(messages, self._chat.prompt_ids(messages, episode.tools))
         else:
             self._replied(episode, call.result, version)
@@ -166,6 +167,7 @@ class Collector:
         assert completion is not None, "a reply is to an answer"
         episode.record(reply.reward, reply.outcome, policy_version, self._thought_tokens(completion))
         episode.success, episode.ending = reply.success, reply.ending
+        episode.final_answer = reply.final_answer
         if reply.ending is None:
             ids = self._chat.feedback_ids(reply.messages, completion.finish, episode.tools)
             episode.show(reply.messages, ids)
