@@ -60,7 +60,7 @@ def _merge(asked: argparse.Namespace) -> None:
     written = write_merged(policy.find(asked.run, asked.model), asked.folder, asked.dtype)
     print(f"{asked.folder}: the merged model in {written}. To load it:")
     print(f'  transformers: AutoModelForCausalLM.from_pretrained("{asked.folder}", dtype="{written}")')
-    print(f"  vLLM:         vllm serve {asked.folder} --dtype {written}")
+    print(f'  vLLM:         LLM("{asked.folder}", dtype="{written}")')
 
 
 def refuse_existing(folder: Path) -> None:
@@ -122,16 +122,18 @@ def _check_modules(adapter: Adapter, model_folder: Path) -> None:
 
 
 def _fill(fresh: Path, model_folder: Path, adapter: Adapter, dtype: str) -> None:
-    shards = models.weight_files(model_folder)
-    written = [(shard.name, _write_shard(shard, fresh / shard.name, adapter, dtype)) for shard in shards]
-    if (model_folder / INDEX).is_file():
-        _write_json(fresh / INDEX, _index(written))
     config = _read_json(model_folder / "config.json")
     config.pop("torch_dtype", None)  # the former word for dtype
     _write_json(fresh / "config.json", config | {"dtype": dtype})
     for path in sorted({path for pattern in SMALL_FILES for path in model_folder.glob(pattern)}):
         if path.is_file():
             shutil.copyfile(path, fresh / path.name)
+    shards = models.weight_files(model_folder)
+    written = [(shard.name, _write_shard(shard, fresh / shard.name, adapter, dtype)) for shard in shards]
+    for shard in shards:
+        shutil.copymode(fresh / "config.json", fresh / shard.name)  # safetensors' are for their owner alone
+    if (model_folder / INDEX).is_file():
+        _write_json(fresh / INDEX, _index(written))
 
 
 def _write_shard(shard: Path, target: Path, adapter: Adapter, dtype: str) -> dict[str, int]:
