@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Talk with a run's policy at a terminal; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.chat", description=main.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    parser.add_argument("--env", action="store_true", help="the run's environment asks, and judges each answer")
+    parser.add_argument(
+        "--env", action="store_true", help="the run's environment asks, and judges each answer"
+    )
     parser.add_argument("--variant", help="of the environment; left out: the one that was trained")
     parser.add_argument("--temperature", type=float, metavar="T", help="0: greedy; left out: the run's")
     parser.add_argument("--seed", type=int, default=0, help="of the dice, without --env")
@@ -96,10 +98,14 @@ def _settings(config: Config, asked: argparse.Namespace) -> Config:
     try:
         known = [variant.name for variant in registry.variants(config.env, **config.env_args)]
     except ValueError as error:
-        raise ConfigError(refusal("env", config.env, str(error), "name a run of an environment that is here")) from error
+        raise ConfigError(
+            refusal("env", config.env, str(error), "name a run of an environment that is here")
+        ) from error
     variant = asked.variant or config.train_variant
     if variant not in known:
-        raise ConfigError(refusal("--variant", variant, "there is no such variant", "choose of " + ", ".join(known)))
+        raise ConfigError(
+            refusal("--variant", variant, "there is no such variant", "choose of " + ", ".join(known))
+        )
     return replace(config, train_variant=variant)
 
 
@@ -260,7 +266,9 @@ class _Game:
             raise
         except Exception as error:
             name = self._talk.config.env
-            raise RolloutError(f"The environment {name} failed in {what}: {type(error).__name__}: {error}") from error
+            raise RolloutError(
+                f"The environment {name} failed in {what}: {type(error).__name__}: {error}"
+            ) from error
 
 
 if __name__ == "__main__":

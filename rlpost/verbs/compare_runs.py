@@ -17,7 +17,9 @@ PAGE = Path("compare-runs.html")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write one self-contained page about several runs, finished or not; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.compare_runs", description=main.__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; the first is the baseline")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directories; the first is the baseline"
+    )
     parser.add_argument("-o", "--output", type=Path, default=PAGE, metavar="FILE.html", help="written anew")
     asked = parser.parse_args(argv)
     return command_line.exit_code(partial(_compare, asked.runs, asked.output))
@@ -27,6 +29,10 @@ def _compare(folders: Sequence[Path], output: Path) -> None:
     from rlpost.verbs import runs_page
 
     _refuse(folders)
+    if output.suffix != ".html":
+        raise ConfigError(
+            f"-o {output}\n  reason: the page is HTML\n  remedy: give a name that ends with .html"
+        )
     write_atomic(output, runs_page.page(runs_page.read(folders)))
     print(output)
 

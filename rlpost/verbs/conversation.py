@@ -51,6 +51,4 @@ class Conversation:
         self.token_ids = (*prompt_ids, *completion.token_ids)
         self._finish = completion.finish
         self.turns += 1
-        return Answer(
-            self._chat.text(completion.token_ids), len(completion.token_ids), completion.finish
-        )
+        return Answer(self._chat.text(completion.token_ids), len(completion.token_ids), completion.finish)

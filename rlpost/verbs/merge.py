@@ -41,8 +41,12 @@ _SHOWN = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a run's policy as a model's folder that plain transformers and vLLM load; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.merge", description=main.__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or a folder with a PEFT adapter")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="to be made; one that is there is refused")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="run directory, or a folder with a PEFT adapter"
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="to be made; one that is there is refused"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -99,8 +103,8 @@ def _stored(model_folder: Path) -> set[str]:
     kinds = models.stored_dtypes(model_folder)
     if others := sorted(kinds - _STORED.keys()):
         raise ModelError(
-            f"{model_folder}: its weights are stored in {', '.join(others)}, and an adapter cannot be merged into those."
-            " Merge into a model in float32, bfloat16 or float16."
+            f"{model_folder}: its weights are stored in {', '.join(others)}, and an adapter cannot be merged into"
+            " those. Merge into a model in float32, bfloat16 or float16."
         )
     return {_STORED[kind] for kind in kinds}
 
@@ -116,8 +120,8 @@ def _check_modules(adapter: Adapter, model_folder: Path) -> None:
             wrong.append(f"{module} is {its} there and {layers.get(module, 'absent')} here")
     if wrong:
         raise AdapterError(
-            f"The adapter is of another model than {model_folder}: {len(wrong)} of its {len(adapter.modules)} modules do"
-            f" not fit ({'; '.join(wrong[:_SHOWN])}). Give the one that it was trained on: --model MODEL"
+            f"The adapter is of another model than {model_folder}: {len(wrong)} of its {len(adapter.modules)} modules"
+            f" do not fit ({'; '.join(wrong[:_SHOWN])}). Give the one that it was trained on: --model MODEL"
         )
 
 

@@ -25,7 +25,14 @@ from rlpost.weights.models import SMOLLM2, is_hub_id
 
 SETTINGS = "settings.yaml"
 SMOLLM2_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_OF_THE_PLACE = ("output_dir", "resume", "ray", "tracking", "compare", "tiny_base")  # say nothing of the policy
+_OF_THE_PLACE = (
+    "output_dir",
+    "resume",
+    "ray",
+    "tracking",
+    "compare",
+    "tiny_base",
+)  # say nothing of the policy
 _SHOWN_VERSIONS = ("rlpost", "git", "python", "torch", "transformers", "peft", "vllm", "ray", "deepspeed")
 
 
@@ -66,7 +73,7 @@ def card(repo: str, run_dir: RunDir, config: Config) -> bytes:
     summary = run_dir.read_summary()
     if summary is None:
         raise OutputError(
-            f"{run_dir.path}\n  reason: the run has not finished (no summary.json), so there are no figures for a card\n"
+            f"{run_dir.path}\n  reason: the run has not finished (no summary.json): there are no figures for a card\n"
             f"  remedy: go on with it: python -m rlpost.run resume={run_dir.path}"
         )
     settings, local = public_settings(config)

@@ -60,7 +60,7 @@ def _push(asked: argparse.Namespace) -> None:
 def _refuse_name(repo: str) -> None:
     """Raise ConfigError for what is no owner/name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is documented
 
     reason = None if repo.count("/") == 1 else "it is no owner/name"
     try:
@@ -88,7 +88,9 @@ def written(repo: str, run_dir: RunDir) -> Path:
 
     config = policy.settings_of(run_dir)
     if not (run_dir.adapter / ADAPTER_CONFIG).is_file():
-        raise OutputError(f"{run_dir.path}\n  reason: the run has no adapter/\n  remedy: name a run that has trained")
+        raise OutputError(
+            f"{run_dir.path}\n  reason: the run has no adapter/\n  remedy: name a run that has trained"
+        )
     adapter = Adapter.load(run_dir.adapter)
     base = {"base_model_name_or_path": model_card.base_of(config).name}
     public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version)
@@ -120,7 +122,9 @@ def send(api: HfApi, repo: str, folder: Path, private: bool) -> str:
                 f"{repo}\n  reason: the repository is there and public, and --private was asked for; nothing was sent\n"
                 "  remedy: make it private on the hub, name another, or leave --private out"
             )
-        sent = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Adapter and card, by rlpost")
+        sent = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Adapter and card, by rlpost"
+        )
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OutputError(

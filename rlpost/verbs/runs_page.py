@@ -1,4 +1,4 @@
-"""What the page of several runs says: settings that differ, curves, evaluations, paired differences, time and tokens."""
+"""The page of several runs: settings that differ, curves, evaluations, paired differences, time and tokens."""
 
 from __future__ import annotations
 
@@ -171,9 +171,13 @@ def _curves(runs: Sequence[Run]) -> Iterator[Image]:
             title = spec.title if len(spec.keys) == 1 else f"{spec.title}: {label}"
             if any(line.ys for line in drawn):
                 yield overlay(title, drawn, "iteration", spec.percent)
-    for variant, decoding in dict.fromkeys((v, d) for run in runs for s, v, d in run.entries if stage_number(s) is not None):
+    for variant, decoding in dict.fromkeys(
+        (v, d) for run in runs for s, v, d in run.entries if stage_number(s) is not None
+    ):
         drawn = [_on_the_way(run, variant, decoding) for run in runs]
-        yield overlay(f"Success on {variant}, {decoding}, evaluated on the way", drawn, "iteration or step", True)
+        yield overlay(
+            f"Success on {variant}, {decoding}, evaluated on the way", drawn, "iteration or step", True
+        )
 
 
 def _series(run: Run, key: str) -> Series:
@@ -196,12 +200,12 @@ def _costs(runs: Sequence[Run]) -> Iterator[list[str]]:
     yield ["iterations", *(str(sum("iteration" in line for line in run.lines)) for run in runs)]
     phases = dict.fromkeys(k for run in runs for line in run.lines for k in line if k.startswith("seconds/"))
     for phase in (name for name in phases if name != "seconds/total"):
-        yield [f"time: {phase.removeprefix('seconds/')}", *(_sum(run, phase, " s") for run in runs)]
+        yield [f"time: {phase.removeprefix('seconds/')}", *(_sum(run, phase, ",.1f", " s") for run in runs)]
     for key, label in TOKENS.items():
         if any(key in line for run in runs for line in run.lines):
             yield [label, *(_sum(run, key) for run in runs)]
 
 
-def _sum(run: Run, key: str, unit: str = "") -> str:
+def _sum(run: Run, key: str, form: str = ",.0f", unit: str = "") -> str:
     values = [line[key] for line in run.lines if line.get(key) is not None]
-    return f"{sum(values):,.0f}{unit}" if values else MISSING
+    return f"{sum(values):{form}}{unit}" if values else MISSING

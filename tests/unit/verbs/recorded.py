@@ -58,17 +58,27 @@ def run(
     stages: Mapping[str, Sequence[bool]] | None = None,
     finished: bool = True,
 ) -> RunDir:
-    """The record of a run of generalpoints_ppo with settings `words`; which deals each stage solved, for each variant."""
+    """The record of a run of generalpoints_ppo with settings `words`; which deals each stage solved."""
     config = compose(["experiment=generalpoints_ppo", "dtype=float32", *words])
     run_dir = RunDir.create(folder, config.name, config.seed, to_yaml(config))
     run_dir.write_versions()
     run_dir.write_sittings([Sitting(60.0, 0)])
     for i in range(3):
         run_dir.append_metrics(
-            {"stage": "rl", "iteration": i, "success": 0.1 + i / 20, "reward": float(i), "kl_reference": i / 100}
+            {
+                "stage": "rl",
+                "iteration": i,
+                "success": 0.1 + i / 20,
+                "reward": float(i),
+                "kl_reference": i / 100,
+            }
             | {"tokens/sampled": 1000, "tokens/trained": 500, "seconds/rollout": 2.0, "seconds/total": 3.0}
         )
-    stages = {"before": [True] * 10 + [False] * 30, "after": [True] * 25 + [False] * 15} if stages is None else stages
+    stages = (
+        {"before": [True] * 10 + [False] * 30, "after": [True] * 25 + [False] * 15}
+        if stages is None
+        else stages
+    )
     results: dict[str, Any] = {}
     for stage, solved in stages.items():
         for variant in VARIANTS:

@@ -31,7 +31,9 @@ class Counting(gymnasium.Env[str, str]):
     variants = (PlainVariant("only", False, "two answers"),)
     broken = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         self.answers: list[str] = []
         return "count", {"instance": f"seed {seed}"}
 
@@ -118,8 +120,12 @@ def test_a_message_that_does_not_fit_changes_nothing(chat: Chat, tmp_path: Path)
 def test_the_environment_asks_and_judges_turn_by_turn(chat: Chat, tmp_path: Path) -> None:
     shown, seen = talked(chat, tmp_path, "", "", env=ENV)
     first = shown.index("count")
-    assert first < shown.index("answer 1") < shown.index("MORE, reward +0, not solved") < shown.index("answer 2")
-    assert shown.index("answer 2") < shown.index("DONE, reward +1, solved") < shown.index("the episode is over")
+    assert (
+        first < shown.index("answer 1") < shown.index("MORE, reward +0, not solved") < shown.index("answer 2")
+    )
+    assert (
+        shown.index("answer 2") < shown.index("DONE, reward +1, solved") < shown.index("the episode is over")
+    )
     assert "you said answer 1" in seen[1], "Enter says the feedback to the model"
     assert len(seen) == 3, "and once it is over the next instance begins"
     assert shown.count("only, instance seed") == 2
@@ -142,7 +148,9 @@ def test_a_full_context_ends_the_episode_and_is_said(chat: Chat, tmp_path: Path)
     assert len(seen) == 2
 
 
-def test_an_environment_that_fails_is_named(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_fails_is_named(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Counting, "broken", True)
     with pytest.raises(verb.RolloutError, match="failed in step: ValueError: no such move"):
         talked(chat, tmp_path, env=ENV)
@@ -202,5 +210,3 @@ def test_help_needs_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
         verb.main(["--help"])
     assert ended.value.code == 0
     assert "--temperature" in capsys.readouterr().out
-
-

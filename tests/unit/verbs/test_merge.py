@@ -69,7 +69,10 @@ def test_the_folder_is_laid_out_as_its_source(sharded: Path, adapter: Path, tmp_
     assert ours["weight_map"] == theirs["weight_map"]
     assert ours["metadata"]["total_size"] * 2 == theirs["metadata"]["total_size"]
     assert json.loads((target / "config.json").read_bytes())["dtype"] == "bfloat16"
-    assert AutoTokenizer.from_pretrained(target).chat_template == AutoTokenizer.from_pretrained(sharded).chat_template
+    assert (
+        AutoTokenizer.from_pretrained(target).chat_template
+        == AutoTokenizer.from_pretrained(sharded).chat_template
+    )
     assert AutoModelForCausalLM.from_pretrained(target, dtype="auto").dtype == torch.bfloat16
 
 
@@ -92,7 +95,9 @@ def test_hub_models_keep_their_id_and_others_are_named_by_their_folder(name: str
     assert name_for_loading(name, TINY if name == "tiny" else Path("/m")) == expected
 
 
-def test_a_folder_that_is_spelt_as_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_spelt_as_a_hub_id_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert name_for_loading("owner/name", tmp_path / "owner" / "name") == str(tmp_path / "owner" / "name")
