@@ -42,7 +42,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
             tmp_path_factory.mktemp("verbs") / "run",
             *("experiment=generalpoints_ppo", "dtype=float32", "rollout.workers=1", "rollout.episodes=16"),
             *("sft.steps=2", "algo.iterations=1", "algo.critic_warmup=0", f"eval.episodes={EPISODES}"),
-            *("eval.greedy=false", "eval.start=false", f"eval_variants=[{VARIANT}]", "tracking.wandb=disabled"),
+            *(
+                "eval.greedy=false",
+                "eval.start=false",
+                f"eval_variants=[{VARIANT}]",
+                "tracking.wandb=disabled",
+            ),
         ).folder
     )
 
@@ -76,7 +81,9 @@ def test_pefts_one_liner(run: RunDir, recorded: list[Trajectory]) -> None:
     assert gap(model, recorded) < TIGHT
 
 
-def test_plain_transformers_on_the_merged_model(run: RunDir, recorded: list[Trajectory], tmp_path: Path) -> None:
+def test_plain_transformers_on_the_merged_model(
+    run: RunDir, recorded: list[Trajectory], tmp_path: Path
+) -> None:
     assert merge.main([str(run.path), str(tmp_path / "merged")]) == 0
     assert gap(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto"), recorded) < TIGHT
 
@@ -97,7 +104,16 @@ def server(
         port = free.getsockname()[1]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rlpost.verbs.serve", str(run.path), "--port", str(port), "--threads", "1"],
+            [
+                sys.executable,
+                "-m",
+                "rlpost.verbs.serve",
+                str(run.path),
+                "--port",
+                str(port),
+                "--threads",
+                "1",
+            ],
             env=os.environ | {"TMPDIR": str(temporary)},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -153,7 +169,9 @@ def test_the_server_gives_the_recorded_logprobs_and_leaves_nothing(
         max_tokens=1,
         extra_body={"return_token_ids": True},
     )
-    assert (chat.model_extra or {})["prompt_token_ids"] == list(question.context_ids), "the chat template is kept"
+    assert (chat.model_extra or {})["prompt_token_ids"] == list(question.context_ids), (
+        "the chat template is kept"
+    )
     (own,) = temporary.iterdir()
     assert (own / "model" / "config.json").is_file()
     process.send_signal(signal.SIGINT)
