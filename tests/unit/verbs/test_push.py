@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import huggingface_hub
 import pytest
 import yaml
@@ -190,7 +191,19 @@ def test_a_private_push_goes_into_no_public_repository(
     assert hub.files
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError("no route to the hub"), OSError("offline mode is on")])
+def test_a_hub_that_is_not_there_is_told_by_the_real_client(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        api = partial(huggingface_hub.HfApi, endpoint=endpoint, token="hf_x")
+        monkeypatch.setattr(huggingface_hub, "HfApi", api)
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+        assert "the hub did not take it ([Errno 111]" in refused(capsys, 1, run_dir.path, "me/mine")
+
+
+@pytest.mark.parametrize("error", [OSError("offline mode is on")])
 def test_a_hub_that_refuses_is_told_in_a_sentence(
     error: Exception, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
