@@ -46,19 +46,25 @@ def find(folder: Path, model: str | None = None) -> Policy:
     if is_run(folder):
         run_dir = RunDir(folder)
         settings = settings_of(run_dir)
-        if not (run_dir.adapter / ADAPTER_CONFIG).is_file():
-            raise OutputError(
-                f"{folder}\n  reason: the run has no adapter/: it trained none (task={settings.task.value}), or ended"
-                " before its first swap\n  remedy: name a run that has trained, or go on with this one:"
-                f" python -m rlpost.run resume={folder}"
-            )
-        return Policy(run_dir.adapter, _model(model or settings.model, folder, model is None), settings)
+        adapter = adapter_of(run_dir, settings)
+        return Policy(adapter, _model(model or settings.model, folder, model is None), settings)
     if (folder / ADAPTER_CONFIG).is_file():
         return Policy(folder, _model(model or _base_of(folder), folder, model is None), None)
     raise OutputError(
         f"{folder}\n  reason: it is neither a run (config.yaml, trajectories/) nor an adapter ({ADAPTER_CONFIG})\n"
         "  remedy: name the folder that a run printed, or its adapter/"
     )
+
+
+def adapter_of(run_dir: RunDir, settings: Config) -> Path:
+    """Where a run's adapter lies. Raises OutputError for a run that has none."""
+    if not (run_dir.adapter / ADAPTER_CONFIG).is_file():
+        raise OutputError(
+            f"{run_dir.path}\n  reason: the run has no adapter/: it trained none (task={settings.task.value}), or ended"
+            " before its first swap\n  remedy: name a run that has trained, or go on with this one:"
+            f" python -m rlpost.run resume={run_dir.path}"
+        )
+    return run_dir.adapter
 
 
 def is_run(folder: Path) -> bool:

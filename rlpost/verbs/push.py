@@ -20,12 +20,12 @@ from rlpost.errors import ConfigError, OutputError
 from rlpost.record.files import publish_folder
 from rlpost.record.run_dir import RunDir
 from rlpost.verbs import command_line, model_card, policy
-from rlpost.verbs.policy import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from rlpost.config.schema import Config
+    from rlpost.weights.adapters import Adapter
 
 FOLDER = "push"
 CARD = "README.md"
@@ -87,11 +87,7 @@ def written(repo: str, run_dir: RunDir) -> Path:
     from rlpost.weights.adapters import Adapter
 
     config = policy.settings_of(run_dir)
-    if not (run_dir.adapter / ADAPTER_CONFIG).is_file():
-        raise OutputError(
-            f"{run_dir.path}\n  reason: the run has no adapter/\n  remedy: name a run that has trained"
-        )
-    adapter = Adapter.load(run_dir.adapter)
+    adapter = Adapter.load(policy.adapter_of(run_dir, config))
     base = {"base_model_name_or_path": model_card.base_of(config).name}
     public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version)
     card = model_card.card(repo, run_dir, config)
@@ -100,10 +96,7 @@ def written(repo: str, run_dir: RunDir) -> Path:
     return folder
 
 
-def _fill(adapter: object, card: bytes, config: Config, folder: Path) -> None:
-    from rlpost.weights.adapters import Adapter
-
-    assert isinstance(adapter, Adapter)
+def _fill(adapter: Adapter, card: bytes, config: Config, folder: Path) -> None:
     adapter.write(folder)
     (folder / CARD).write_bytes(card)
     settings, _ = model_card.public_settings(config)

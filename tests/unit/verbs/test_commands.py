@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost.verbs.command_line import printable
+from rlpost.verbs.command_line import exit_code, printable
 
 PAGE = Path(__file__).parents[3] / "docs" / "after-training.md"
 COMMANDS = sorted(set(re.findall(r"python -m (rlpost\.verbs\.[^`\n]+)", PAGE.read_text(encoding="utf-8"))))
@@ -47,3 +47,11 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_nothing_that_a_terminal_obeys_is_left(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_ctrl_c_ends_a_verb_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_code(interrupted) == 130
+    assert capsys.readouterr().err == "Stopped.\n"

@@ -200,6 +200,7 @@ def test_a_hub_that_is_not_there_is_told_by_the_real_client(
         api = partial(huggingface_hub.HfApi, endpoint=endpoint, token="hf_x")
         monkeypatch.setattr(huggingface_hub, "HfApi", api)
         monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         assert "the hub did not take it ([Errno 111]" in refused(capsys, 1, run_dir.path, "me/mine")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where temporary folders go."""
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Where temporary folders go: a short path, as sockets need."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-    return Path(tempfile.mkdtemp(prefix="verbs-", dir="/tmp"))
+    with tempfile.TemporaryDirectory(prefix="verbs-", dir="/tmp") as name:
+        yield Path(name)
 
 
 def started(
@@ -97,7 +99,6 @@ def test_a_signal_ends_the_server_its_children_and_the_copy(
     assert process.returncode == code, output
     assert not is_alive(int(child))
     assert list(place.iterdir()) == []
-    place.rmdir()
 
 
 def test_a_server_that_fails_is_said_and_a_given_folder_stays(
@@ -109,7 +110,6 @@ def test_a_server_that_fails_is_said_and_a_given_folder_stays(
     assert "vLLM's server ended with code 3" in output
     assert (tmp_path / "kept" / "model.safetensors").is_file()
     assert list(place.iterdir()) == []
-    place.rmdir()
 
 
 def test_the_server_has_the_engines_settings_and_the_users_options_last(
@@ -133,7 +133,6 @@ def test_the_server_has_the_engines_settings_and_the_users_options_last(
         assert expected in told
     assert told.index("--max-num-seqs 128") < told.index("--max-num-seqs 7")
     assert "--worker-extension-cls" not in told
-    place.rmdir()
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | Path) -> str:
