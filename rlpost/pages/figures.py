@@ -33,6 +33,9 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "++")
 GREYS = ("0.25", "0.75", "0.95", "0.55", "0.85", "0.65", "1.0", "0.45")
 LINES = (("black", "-", "o"), ("0.45", "--", "s"))
+# Of evaluations: white markers on grey lines, each kind with a shape and dashes of its own.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+DASHES = ("-", "--", "-.", ":")
 SMOOTH = 5  # points of the trailing mean
 SMOOTH_FROM = 12  # points from which on it is drawn
 
@@ -63,11 +66,41 @@ def curve(title: str, series: Sequence[Series], x_label: str, percent: bool = Fa
         return drawn(figure, f"{title}. " + " ".join(_said(line, percent) for line in series))
 
 
-def stacked_bar(title: str, parts: Mapping[str, float]) -> Image:
-    """One bar, its parts side by side in the order given; values in seconds."""
-    total = sum(parts.values())
+def evaluations(title: str, series: Sequence[Series], x_label: str) -> Image:
+    """Shares at single points of a run, in percent; a series is known by its marker and dashes, not by a colour."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(8.2, 1.7)
+        figure, axes = canvas(3.9, 2.5 + 0.18 * len(series))
+        for i, line in enumerate(series):
+            look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
+            axes.plot(
+                line.xs, line.ys, color="0.25", markerfacecolor="white", markersize=6, label=line.label, **look
+            )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        # Room for whole markers at 0% and 100%.
+        axes.set_ylim(-0.03, min(1.05, max(0.1, 1.15 * max(max(line.ys) for line in series))))
+        figure.legend(frameon=False, fontsize=8, loc="outside lower left", handlelength=3.2)
+        return drawn(figure, f"{title}. " + " ".join(_told_by_point(line) for line in series))
+
+
+def thinned(line: Series, most: int) -> Series:
+    """At most `most` points: where there are more, means of equally many neighbours (the last group may be smaller)."""
+    if len(line.ys) <= most:
+        return line
+    size = -(-len(line.ys) // most)
+    groups = [slice(i, i + size) for i in range(0, len(line.ys), size)]
+    xs, ys = ([sum(v[g]) / len(v[g]) for g in groups] for v in (line.xs, line.ys))
+    return Series(line.label, xs, ys)
+
+
+def stacked_bar(title: str, parts: Mapping[str, float], columns: int = 4) -> Image:
+    """One bar, its parts side by side in the order given; values in seconds. `columns`, of the legend, set its width:
+    4 fill a page, 2 are legible on a telephone."""
+    total, rows = sum(parts.values()), -(-len(parts) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas(2.05 * columns, 1.7 if rows <= 2 else 1.2 + 0.25 * rows)
         begun = 0.0
         for i, (label, value) in enumerate(parts.items()):
             look: dict[str, Any] = {"facecolor": GREYS[i % len(GREYS)], "hatch": HATCHES[i % len(HATCHES)]}
@@ -80,7 +113,7 @@ def stacked_bar(title: str, parts: Mapping[str, float]) -> Image:
         axes.set_xlim(0, total)
         axes.set_xlabel("seconds")
         axes.legend(
-            frameon=False, fontsize=8, ncol=4, loc="lower left", bbox_to_anchor=(0, 1.0), handleheight=1.4
+            frameon=False, fontsize=8, ncol=columns, loc="lower left", bbox_to_anchor=(0, 1.0), handleheight=1.4
         )
         said = ", ".join(f"{label} {value:.1f} s" for label, value in parts.items())
         return drawn(figure, f"{title}: {said}.")
@@ -141,6 +174,11 @@ def _said(line: Series, percent: bool) -> str:
     form = ".1%" if percent else ".4g"
     ends = f"{line.ys[0]:{form}} at {line.xs[0]:g} to {line.ys[-1]:{form}} at {line.xs[-1]:g}"
     return f"{line.label}: from {ends}, lowest {min(line.ys):{form}}, highest {max(line.ys):{form}}."
+
+
+def _told_by_point(line: Series) -> str:
+    points = ", ".join(f"{y:.1%} at {x:g}" for x, y in zip(line.xs, line.ys, strict=True))
+    return f"{line.label}: {points}."
 
 
 def drawn(figure: Figure, said: str) -> Image:

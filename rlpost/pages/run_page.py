@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost.pages import figures, render
+from rlpost.pages import evaluation_curve, figures, render
 from rlpost.pages.console import duration
 from rlpost.pages.figures import Series
 from rlpost.pages.images import Image
@@ -88,13 +88,14 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         error=run_error.read(run_dir.path),
         iterations=len(_values(lines, "iteration", "seconds/total").xs),
         facts=_facts(finished),
-        failed=_failed(lines),
+        failed=failed_episodes(lines),
         headlines=headlines(summary),
         table=_table(summary),
         measure=measure_of(summary),
         steps=has_steps(summary),
         stages=stages_of(summary),
-        curves=list(_curves(lines)),
+        evaluations=evaluation_curve.drawn(run_dir, lines),
+        curves=list(curves(lines)),
         time=_time(lines),
         outcomes=list(_outcome_bars(summary)),
         turns=_by_turn(summary),
@@ -137,7 +138,7 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     return facts
 
 
-def _failed(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def failed_episodes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the iterations' lines tell of episodes that say nothing of the policy, over the whole run."""
     played = [line for line in lines if line.get("episodes")]
     sums = {kind: sum(line.get(kind) or 0 for line in played) for kind in failures.KINDS}
@@ -166,30 +167,37 @@ def _values(lines: Sequence[Mapping[str, Any]], x: str, key: str, label: str = "
     return Series(label, [line[x] for line in kept], [line[key] for line in kept])
 
 
-def _curves(lines: Sequence[dict[str, Any]]) -> Iterator[Image]:
+def curves(lines: Sequence[Mapping[str, Any]], most: int | None = None) -> Iterator[Image]:
+    """One figure a quantity of training that the lines of metrics.jsonl have, of `most` points (none: of all)."""
     # A person counts iterations from 1, as the console does; the record and its files count from 0.
-    lines = [line | {"iteration": line["iteration"] + 1} if "iteration" in line else line for line in lines]
+    lines = [{**line, "iteration": line["iteration"] + 1} if "iteration" in line else line for line in lines]
     for spec in CURVES:
         series = [_values(lines, "iteration", key, label) for key, label in spec.keys.items()]
-        if drawn := [line for line in series if line.ys]:
+        if drawn := [_thinned(line, most) for line in series if line.ys]:
             yield figures.curve(spec.title, drawn, "iteration", spec.percent)
     steps = [{**line, "step": i} for i, line in enumerate((m for m in lines if "loss" in m), start=1)]
     if (supervised := _values(steps, "step", "loss", "loss")).ys:
-        yield figures.curve("Supervised loss, nats per token", [supervised], "step")
+        yield figures.curve("Supervised loss, nats per token", [_thinned(supervised, most)], "step")
+
+
+def _thinned(line: Series, most: int | None) -> Series:
+    return line if most is None else figures.thinned(line, most)
 
 
 def _time(lines: Sequence[Mapping[str, Any]]) -> Image | None:
-    """The sum of each phase over the whole run, longest first and `other` last."""
+    """The sum of each phase over the whole run."""
+    parts = phase_seconds(lines)
+    return figures.stacked_bar("Where the time went", parts) if sum(parts.values()) else None
+
+
+def phase_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of each phase over all lines, longest first and `other` last."""
     sums: dict[str, float] = {}
     for line in lines:
         for key in (k for k in line if k.startswith("seconds/") and k != "seconds/total"):
-            sums[key.removeprefix("seconds/")] = sums.get(key.removeprefix("seconds/"), 0.0) + (
-                line[key] or 0.0
-            )
-    parts = dict(sorted(sums.items(), key=lambda item: (item[0] == "other", -item[1])))
-    if not sum(parts.values()):
-        return None
-    return figures.stacked_bar("Where the time went", parts)
+            phase = key.removeprefix("seconds/")
+            sums[phase] = sums.get(phase, 0.0) + (line[key] or 0.0)
+    return dict(sorted(sums.items(), key=lambda item: (item[0] == "other", -item[1])))
 
 
 def _main_decoding(summary: Mapping[str, Any], variant: str) -> str:
