@@ -26,9 +26,7 @@ def figure(found: Sequence[Series], lines: Sequence[Line]) -> Image | None:
     return figures.evaluations("Success when evaluated", found, f"finished {_steps_of(lines)[0]}s")
 
 
-def series(
-    run_dir: RunDir, lines: Sequence[Line], success: Callable[[Path], float | None]
-) -> list[Series]:
+def series(run_dir: RunDir, lines: Sequence[Line], success: Callable[[Path], float | None]) -> list[Series]:
     """One a (variant, decoding), its points in the order of the run.
 
     Args:

@@ -73,7 +73,13 @@ def evaluations(title: str, series: Sequence[Series], x_label: str) -> Image:
         for i, line in enumerate(series):
             look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
             axes.plot(
-                line.xs, line.ys, color="0.25", markerfacecolor="white", markersize=6, label=line.label, **look
+                line.xs,
+                line.ys,
+                color="0.25",
+                markerfacecolor="white",
+                markersize=6,
+                label=line.label,
+                **look,
             )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(x_label)
@@ -113,7 +119,12 @@ def stacked_bar(title: str, parts: Mapping[str, float], columns: int = 4) -> Ima
         axes.set_xlim(0, total)
         axes.set_xlabel("seconds")
         axes.legend(
-            frameon=False, fontsize=8, ncol=columns, loc="lower left", bbox_to_anchor=(0, 1.0), handleheight=1.4
+            frameon=False,
+            fontsize=8,
+            ncol=columns,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            handleheight=1.4,
         )
         said = ", ".join(f"{label} {value:.1f} s" for label, value in parts.items())
         return drawn(figure, f"{title}: {said}.")

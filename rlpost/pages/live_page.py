@@ -31,7 +31,14 @@ LONGEST_PAUSE_S = 60.0  # between two drawings, whatever they cost
 POINTS = 300  # of a curve
 LATE_LEAST_S = 60.0  # without a line before a run is called late
 LATE_TIMES = 3.0  # and this many times the longest of its lately recorded laps
-BROKEN = (RlpostError, OSError, ValueError, TypeError, KeyError, AttributeError)  # of a record, by whoever wrote it
+BROKEN = (
+    RlpostError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+)  # of a record, by whoever wrote it
 SETTINGS = (
     *("name", "task", "algo.name", "env", "model", "adapter", "train_variant", "eval_variants", "seed"),
     *("dtype", "algo.iterations", "algo.learning_rate", "algo.kl_coef", "rollout.group_size"),
@@ -47,9 +54,10 @@ class LiveRun:
         self.run_dir = RunDir(folder)
         self._now = now
         self._metrics = Following(self.run_dir.metrics)
+        self._settings_read: tuple[int, DictConfig] | None = None
         self._figures = _Seldom(now)
         self._shares: dict[Path, tuple[tuple[int, int], float | None]] = {}
-        self._latest: tuple[tuple[Path, int] | None, dict[str, Any]] = (None, {})
+        self._latest: tuple[tuple[Path, int] | None, bytes] = (None, b"")
 
     @property
     def title(self) -> str:
@@ -83,7 +91,11 @@ class LiveRun:
         return self._metrics.read()
 
     def _config(self) -> DictConfig:
-        return self.run_dir.read_config()
+        """config.yaml, which a resumed run may write anew."""
+        written = self.run_dir.config.stat().st_mtime_ns
+        if self._settings_read is None or self._settings_read[0] != written:
+            self._settings_read = (written, self.run_dir.read_config())
+        return self._settings_read[1]
 
     def _age(self) -> float | None:
         """Seconds since the last line; None before the first."""
@@ -106,7 +118,7 @@ class LiveRun:
                     ("success", "success", "{:.1%}"),
                     ("reward", "reward", "{:.3f}"),
                     ("KL", "kl_reference", "{:.4f}"),
-                    ("loss", "loss", "{:.4f}"),
+                    *(() if _last(lines, "iteration") is not None else (("loss", "loss", "{:.4f}"),)),
                 )
                 if (value := _last(lines, key)) is not None
             ],
@@ -118,10 +130,14 @@ class LiveRun:
         if state is State.FAILED and (error := run_error.read(self.run_dir.path)):
             said.append(f"The run failed with {error}")
         if state is State.STOPPED:
-            said.append("The run was stopped or killed: it left neither a summary nor an error, and no process works.")
+            said.append(
+                "The run was stopped or killed: it left neither a summary nor an error, and no process works."
+            )
         age, limit = self._age(), late_after(lines)
         if state in (State.RUNNING, State.UNKNOWN) and age is not None and age > limit:
-            said.append(f"No line for {duration(age)}: the longest of the last took {duration(limit / LATE_TIMES)}.")
+            said.append(
+                f"No line for {duration(age)}: the longest of the last took {duration(limit / LATE_TIMES)}."
+            )
         if failed := run_page.failed_episodes(lines):
             said.append(f"Episodes that say nothing of the policy were left out: {'; '.join(failed)}.")
         if lost := sum(line.get("non_finite") or 0 for line in lines):
@@ -160,8 +176,9 @@ class LiveRun:
             return render.render("live_episodes.html.jinja", where=None, episodes={})
         key = (path, path.stat().st_mtime_ns)
         if self._latest[0] != key:
-            self._latest = (key, {"where": path.stem, "episodes": right_and_wrong(path)})
-        return render.render("live_episodes.html.jinja", **self._latest[1])
+            shown = {"where": path.stem, "episodes": right_and_wrong(path)}
+            self._latest = (key, render.render("live_episodes.html.jinja", **shown))
+        return self._latest[1]
 
     def _latest_file(self, lines: Sequence[Line]) -> Path | None:
         """The episodes of the iteration that is being learnt from, else of the last one, else of an evaluation."""
@@ -204,7 +221,9 @@ def _told(make: Callable[[], bytes]) -> bytes:
     try:
         return make()
     except BROKEN as error:
-        return render.render("live_warnings.html.jinja", said=[f"This cannot be shown: {type(error).__name__}: {error}"])
+        return render.render(
+            "live_warnings.html.jinja", said=[f"This cannot be shown: {type(error).__name__}: {error}"]
+        )
 
 
 def _draw_time(lines: Sequence[Line]) -> bytes:
@@ -278,7 +297,11 @@ def _progress(lines: Sequence[Line], config: DictConfig) -> str:
     if done:
         counted = f"{name} {done}{'' if total is None else f' of {total}'}"
         stage = str(lines[-1].get("stage"))
-        return counted if stage in ("rl", "sft") else f"{counted}, then {_STAGES.get(stage, f'evaluation ({stage})')}"
+        return (
+            counted
+            if stage in ("rl", "sft")
+            else f"{counted}, then {_STAGES.get(stage, f'evaluation ({stage})')}"
+        )
     if not lines:
         return "starting: no line yet"
     if (step := _last(lines, "step")) is not None:
@@ -300,10 +323,14 @@ def _time_left(lines: Sequence[Line], config: DictConfig) -> str | None:
     """By the mean of the last iterations (steps), and of the evaluation that follows them; None where nobody knows."""
     name, total = _total(config)
     key = "iteration" if name == "iteration" else "step"
-    took = [line["seconds/total"] for line in lines if line.get(key) is not None and line.get("seconds/total")]
+    took = [
+        line["seconds/total"] for line in lines if line.get(key) is not None and line.get("seconds/total")
+    ]
     if total is None or not _done(lines, name) or not took:
         return None
-    evaluation = next((line.get("seconds/evaluation") or 0.0 for line in lines if line.get("stage") == "before"), 0.0)
+    evaluation = next(
+        (line.get("seconds/evaluation") or 0.0 for line in lines if line.get("stage") == "before"), 0.0
+    )
     return duration(statistics.fmean(took[-WINDOW:]) * max(0, total - _done(lines, name)) + evaluation)
 
 

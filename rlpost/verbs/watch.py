@@ -20,9 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.watch", description=main.__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help="as the run printed it, at work or not")
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0, the default: a free one")
-    parser.add_argument("--every", type=int, default=5, metavar="SECONDS", help="between two looks (default 5)")
     parser.add_argument(
-        "--wait", type=float, default=60.0, metavar="SECONDS", help="for a folder that is not there yet (default 60)"
+        "--every", type=int, default=5, metavar="SECONDS", help="between two looks (default 5)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for a folder that is not there yet (default 60)",
     )
     asked = parser.parse_args(argv)
     return command_line.exit_code(partial(_watch, asked.folder, asked.port, asked.every, asked.wait))
@@ -44,12 +50,18 @@ def _watch(folder: Path, port: int, every: int, wait: float) -> int:
 
 def _refuse(port: int, every: int, wait: float) -> None:
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port {port}\n  reason: it is no port\n  remedy: 1 to 65535, or 0 for a free one")
+        raise ConfigError(
+            f"--port {port}\n  reason: it is no port\n  remedy: 1 to 65535, or 0 for a free one"
+        )
     least, most = EVERY_S
     if not least <= every <= most:
-        raise ConfigError(f"--every {every}\n  reason: it is out of range\n  remedy: {least} to {most} seconds")
+        raise ConfigError(
+            f"--every {every}\n  reason: it is out of range\n  remedy: {least} to {most} seconds"
+        )
     if not 0 <= wait < float("inf"):
-        raise ConfigError(f"--wait {wait}\n  reason: a wait needs an end\n  remedy: a number of seconds, 0 or more")
+        raise ConfigError(
+            f"--wait {wait}\n  reason: a wait needs an end\n  remedy: a number of seconds, 0 or more"
+        )
 
 
 def wait_for(folder: Path, seconds: float) -> None:

@@ -150,9 +150,15 @@ def test_what_a_model_wrote_stays_text(page: Page) -> None:
 def test_figures_are_told_in_words(page: Page) -> None:
     pictures = page.all("img")
     assert_told(page)
-    assert len(pictures) == 8 + 1 + 1 + 2  # curves, supervised loss, time, outcomes of two variants
+    # Evaluations, curves, supervised loss, time, outcomes of two variants.
+    assert len(pictures) == 1 + 8 + 1 + 1 + 2
     labels = " ".join(picture["alt"] or "" for picture in pictures)
     assert "success: from 12.5% at 1 to 60.0% at 20, lowest 12.5%, highest 60.0%." in labels
+    # 4, 28, 2 and 3 of 40 deals.
+    assert (
+        "faces_10, sampled: 10.0% at 0, 70.0% at 20. faces_11_12_13, sampled: 5.0% at 0, 7.5% at 20."
+        in labels
+    )
     assert "rollout 100.0 s, update 60.0 s, sft 10.0 s, other 10.0 s." in labels
     assert "before: CORRECT 5.0%, SYNTAX 50.0%, WRONG_VALUE 45.0%" in labels
 
@@ -175,6 +181,36 @@ def test_the_page_of_ones_own_data_speaks_of_neither_rules_nor_deals(started: Ru
     assert "row 0: not solved" in shown
     assert "default (not trained), sampled" in shown
     assert not re.search(r"\brules?\b|\bdeals?\b", shown.partition("config.yaml")[0], re.IGNORECASE)
+
+
+def test_evaluations_on_the_way_stand_where_they_were_made(started: RunDir) -> None:
+    for i in range(1, 5):
+        started.append_metrics(metrics_line(i))
+    for stage, solved in {
+        "before": {0},
+        "warm": {0, 1},
+        "iteration-000001": {0, 1, 2},
+        "after": set(),
+    }.items():
+        started.write_evaluation(stage, "faces_10", "greedy", deals(solved, "faces_10", n=4))
+    labels = " ".join(picture["alt"] or "" for picture in page_of(started).all("img"))
+    assert "faces_10, greedy: 25.0% at 0, 50.0% at 0, 75.0% at 2, 0.0% at 4." in labels
+
+
+def test_one_evaluation_is_no_curve(started: RunDir) -> None:
+    started.write_evaluation("before", "faces_10", "greedy", deals({0}, "faces_10", n=4))
+    assert not [i for i in page_of(started).all("img") if "evaluated" in (i["alt"] or "")]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.integers(1, 60))
+def test_a_thinned_curve_has_few_points_and_the_same_mean(values: list[float], most: int) -> None:
+    line = figures.Series("x", list(range(len(values))), values)
+    thin = figures.thinned(line, most)
+    assert len(thin.xs) == len(thin.ys) <= most
+    size = -(-len(values) // most)
+    weights = [min(size, len(values) - i) for i in range(0, len(values), size)]
+    total = math.fsum(w * y for w, y in zip(weights, thin.ys, strict=True))
+    assert math.isclose(total, math.fsum(values), rel_tol=1e-9, abs_tol=1e-3)
 
 
 @pytest.mark.parametrize("lines", [1, 2])

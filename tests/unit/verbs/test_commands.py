@@ -13,7 +13,7 @@ from rlpost.verbs.command_line import exit_code, printable
 
 PAGE = Path(__file__).parents[3] / "docs" / "after-training.md"
 COMMANDS = sorted(set(re.findall(r"python -m (rlpost\.verbs\.[^`\n]+)", PAGE.read_text(encoding="utf-8"))))
-VERBS = ("chat", "compare_runs", "merge", "push", "serve")
+VERBS = ("chat", "compare_runs", "merge", "push", "serve", "watch")
 
 
 def test_the_page_has_every_verb() -> None:
