@@ -52,8 +52,9 @@ def is_held(folder: Path) -> bool | None:
     if found is None or found[2] != socket.gethostname():
         return None
     try:
-        return psutil.Process(int(found[1])).create_time() <= locked + _CLOCKS_S
+        began: float = psutil.Process(int(found[1])).create_time()
     except psutil.NoSuchProcess:
         return False
-    except (psutil.Error, OverflowError):
+    except psutil.Error:
         return None
+    return began <= locked + _CLOCKS_S

@@ -138,7 +138,8 @@ def serving(folder: Path, port: int, every: int) -> Iterator[Server]:
         server = Server(folder, port, every)
     except OSError as error:
         raise OutputError(
-            f"--port {port}\n  reason: it cannot be had ({error.strerror or error})\n  remedy: leave --port out for a free one"
+            f"--port {port}\n  reason: it cannot be had ({error.strerror or error})\n"
+            "  remedy: leave --port out for a free one"
         ) from error
     with server:
         yield server
