@@ -64,6 +64,13 @@ class LiveRun:
         folder = self.run_dir.path.resolve()
         return f"{folder.parent.name} / {folder.name}"
 
+    def config(self) -> DictConfig:
+        """config.yaml, which a resumed run may write anew."""
+        written = self.run_dir.config.stat().st_mtime_ns
+        if self._settings_read is None or self._settings_read[0] != written:
+            self._settings_read = (written, self.run_dir.read_config())
+        return self._settings_read[1]
+
     def fragments(self) -> dict[str, bytes]:
         """HTML by the fragment's name. What a broken record says no more of is told in its place."""
         made = {
@@ -82,20 +89,13 @@ class LiveRun:
         success = _last(lines, "success")
         return {
             "state": state.value,
-            "progress": _progress(lines, self._config()),
+            "progress": _progress(lines, self.config()),
             "success": "-" if success is None else f"{success:.1%}",
             "age": _ago(self._age()),
         }
 
     def _lines(self) -> list[dict[str, Any]]:
         return self._metrics.read()
-
-    def _config(self) -> DictConfig:
-        """config.yaml, which a resumed run may write anew."""
-        written = self.run_dir.config.stat().st_mtime_ns
-        if self._settings_read is None or self._settings_read[0] != written:
-            self._settings_read = (written, self.run_dir.read_config())
-        return self._settings_read[1]
 
     def _age(self) -> float | None:
         """Seconds since the last line; None before the first."""
@@ -105,7 +105,7 @@ class LiveRun:
             return None
 
     def _status(self) -> bytes:
-        lines, config, state = self._lines(), self._config(), state_of(self.run_dir)
+        lines, config, state = self._lines(), self.config(), state_of(self.run_dir)
         return render.render(
             "live_status.html.jinja",
             state=state.value,
@@ -189,7 +189,7 @@ class LiveRun:
         return next(reversed(self.run_dir.evaluations().values()), None)
 
     def _settings(self) -> bytes:
-        config = self._config()
+        config = self.config()
         chosen = {key: OmegaConf.select(config, key) for key in SETTINGS}
         return render.render(
             "live_settings.html.jinja",

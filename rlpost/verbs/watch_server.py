@@ -14,103 +14,25 @@ import contextlib
 import hashlib
 import json
 import secrets
-import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from omegaconf import OmegaConf
-
-from rlpost.compare.cells import CellFiles
-from rlpost.errors import OutputError, RlpostError
+from rlpost.errors import OutputError
 from rlpost.pages import render
-from rlpost.pages.live_page import LiveRun
-from rlpost.record.run_dir import RunDir
+from rlpost.verbs.watched import View, Watched
 
 ADDRESS = "127.0.0.1"
-REQUEST_S = 30.0  # that a client has to send its request, and a request to wait for another one's page
+REQUEST_S = 30.0  # that a client has to send its request
 HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",  # the address holds the token
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "frame-ancestors 'none'",
 }
-
-
-@dataclass(frozen=True)
-class View:
-    """What one page shows."""
-
-    title: str
-    fragments: Mapping[str, bytes]
-    up: str | None = None  # the address of the page above it
-
-
-class Watched:
-    """The views of a folder, by the parts of a path: () is the folder's own, ("cells", NAME) a cell's."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._run = LiveRun(folder)
-        self._cells: dict[str, LiveRun] = {}
-        self._lock = threading.Lock()
-
-    def view(self, parts: tuple[str, ...]) -> View | None:
-        """None where there is no such page. Raises TimeoutError where other requests take too long."""
-        if not self._lock.acquire(timeout=REQUEST_S):
-            raise TimeoutError
-        try:
-            return self._view(parts)
-        finally:
-            self._lock.release()
-
-    def _view(self, parts: tuple[str, ...]) -> View | None:
-        if not self._is_comparison():
-            return View(self._run.title, self._run.fragments()) if parts == () else None
-        names = self._names()
-        if parts == ():
-            cells = [self._row(name) for name in names]
-            return View(self._run.title, {"cells": render.render("live_cells.html.jinja", cells=cells)})
-        if len(parts) == 2 and parts[0] == "cells" and parts[1] in names and self._begun(parts[1]):
-            cell = self._cell(parts[1])
-            return View(cell.title, cell.fragments(), up="../../")
-        return None
-
-    def _is_comparison(self) -> bool:
-        if (self._folder / "cells").is_dir():
-            return True
-        try:
-            return str(OmegaConf.select(RunDir(self._folder).read_config(), "task")) == "compare"
-        except (RlpostError, OSError):
-            return False
-
-    def _names(self) -> list[str]:
-        """Every cell that was planned."""
-        return sorted(path.stem for path in (self._folder / "cells").glob("*.yaml"))
-
-    def _begun(self, name: str) -> bool:
-        return CellFiles(self._folder, name).run_dir.config.is_file()
-
-    def _cell(self, name: str) -> LiveRun:
-        if name not in self._cells:
-            self._cells[name] = LiveRun(CellFiles(self._folder, name).run_dir.path)
-        return self._cells[name]
-
-    def _row(self, name: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": name, "error": None, "address": None}
-        if not self._begun(name):
-            row |= {"state": "waiting", "progress": "-", "success": "-", "age": ""}
-        else:
-            row |= {**self._cell(name).progress(), "address": f"cells/{quote(name, safe='')}/"}
-        try:
-            ended = CellFiles(self._folder, name).read_ended()
-        except RlpostError as error:
-            return row | {"error": str(error)}
-        return row if ended is None else row | {"state": ended.status.value, "error": ended.error}
 
 
 class Server(ThreadingHTTPServer):

@@ -98,7 +98,16 @@ MAY_IMPORT = {
         *("cluster", "config", "learner", "pages", "record"),
         *("rollout", "rollout.engine", "validate", "weights"),
     },
-    "verbs": {"compare", "config", "pages", "record", "rollout", "rollout.engine", "weights"},
+    "verbs": {
+        "compare",
+        "compare.design",
+        "config",
+        "pages",
+        "record",
+        "rollout",
+        "rollout.engine",
+        "weights",
+    },
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
         *("config", "pages", "record", "validate", "weights"),

@@ -209,31 +209,53 @@ def test_no_path_leads_to_a_file(tmp_path: Path) -> None:
         assert get(url, f"{base}cells/a/")[0] == 200
 
 
+def comparison(folder: Path) -> None:
+    """Of PPO and SFT with two seeds: a start that is done, one cell at work, one that failed, three that wait."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text("task: compare\ncompare: {seeds: [0, 1], arms: [sft, ppo]}\n")
+    ended = {"init-0": ("done", None), "sft-0": ("failed", "OutputError: <b>full</b>")}
+    for name in ("init-0", "ppo-0", "sft-0"):
+        recorded.run(folder / "cells" / name, "algo.iterations=4", finished=False)
+        (folder / "cells" / f"{name}.yaml").write_text("name: x\n")
+    for name, (status, error) in ended.items():
+        record = {"status": status, "error": error, "seconds": 1.0}
+        (folder / "cells" / f"{name}.json").write_text(json.dumps(record))
+
+
 def test_the_page_of_a_comparison(tmp_path: Path) -> None:
-    for name in ("ppo-0", "sft-0", "ppo-1"):
-        (tmp_path / "cells").mkdir(exist_ok=True)
-        (tmp_path / "cells" / f"{name}.yaml").write_text("name: x\n")
-    recorded.run(tmp_path / "cells" / "ppo-0", "algo.iterations=3", finished=False)
-    recorded.run(tmp_path / "cells" / "sft-0", finished=False)
-    failed = {"status": "failed", "error": "OutputError: <b>full</b>", "seconds": 1.0}
-    (tmp_path / "cells" / "sft-0.json").write_text(json.dumps(failed))
-    with served(tmp_path) as url:
+    comparison(tmp_path)
+    with locks.held(tmp_path), locks.held(tmp_path / "cells" / "ppo-0"), served(tmp_path) as url:
         page = Page(get(url)[1])
-        (link, _) = (a["href"] or "" for a in page.all("a"))
-        cell = Page(get(url, urlsplit(url).path + link)[1])
-    rows = " ".join(page.text.split())
-    assert "ppo-0running or stoppediteration 3 of 320.0%last line" in rows.replace("of 3 2", "of 32")
-    assert "sft-0failedOutputError: <b>full</b>" in rows
-    assert "ppo-1waiting" in rows
-    assert link == "cells/ppo-0/"
-    assert "iteration 3 of 3" in cell.text
+        links = [a["href"] or "" for a in page.all("a")]
+        cell = Page(get(url, urlsplit(url).path + links[2])[1])
+        assert get(url, f"{urlsplit(url).path}cells/init-1/")[0] == 404
+    rows = [" ".join(row.split()) for row in page.text.partition("cellstate")[2].split("\n") if row.strip()]
+    assert "running: 2 of 6 cells have ended." in page.text
+    assert [row.partition("last line")[0] for row in rows[1:7]] == [
+        "init-0doneiteration 3 of 420.0%",
+        "sft-0failedOutputError: <b>full</b>iteration 3 of 420.0%",
+        "ppo-0runningiteration 3 of 420.0%",
+        *("init-1waiting--", "sft-1waiting--", "ppo-1waiting--"),
+    ]
+    assert links == ["cells/init-0/", "cells/sft-0/", "cells/ppo-0/"]
+    assert "running: iteration 3 of 4" in " ".join(cell.text.split())
     assert [a["href"] for a in cell.all("a")] == ["../../"]
 
 
-def test_a_comparison_of_which_no_cell_has_begun(tmp_path: Path) -> None:
+def test_a_comparison_that_has_ended_or_failed(tmp_path: Path) -> None:
+    comparison(tmp_path)
     (tmp_path / "config.yaml").write_text("task: compare\n")
     with served(tmp_path) as url:
-        assert "No cell has begun." in Page(get(url)[1]).text
+        assert "running or stopped: 2 of 3 cells have ended." in Page(get(url)[1]).text
+        (tmp_path / "cells" / "ppo-0.json").write_text(
+            json.dumps({"status": "done", "error": None, "seconds": 1.0})
+        )
+        assert "finished: 3 of 3 cells have ended." in Page(get(url)[1]).text
+        with pytest.raises(OutputError), run_error.kept(tmp_path):
+            raise OutputError("x")
+        text = Page(get(url)[1]).text
+    assert "failed: 3 of 3" in text
+    assert "The comparison ended with OutputError: x" in text
 
 
 def test_a_failed_run_says_with_what(run_dir: RunDir) -> None:
@@ -365,6 +387,23 @@ def test_the_command_waits_for_its_run_and_ends_with_ctrl_c(tmp_path: Path) -> N
         guard.cancel()
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_comparison_in_a_browser(tmp_path: Path, width: int) -> None:
+    """Its table may scroll in its own box; the page does not."""
+    comparison(tmp_path / "comparison")
+    chromium()
+    with served(tmp_path / "comparison") as url:
+        asyncio.run(_fits(url, tmp_path, width))
+
+
+async def _fits(url: str, folder: Path, width: int) -> None:
+    async with opened(folder) as tab:
+        await tab.open(url, width)
+        assert await tab.eval("document.documentElement.scrollWidth <= innerWidth")
+        assert await tab.eval("document.querySelectorAll('tbody tr').length") == 6
+        assert tab.said == []
 
 
 @pytest.mark.parametrize("width", [400, 1280])
