@@ -99,14 +99,8 @@ MAY_IMPORT = {
         *("rollout", "rollout.engine", "validate", "weights"),
     },
     "verbs": {
-        "compare",
-        "compare.design",
-        "config",
-        "pages",
-        "record",
-        "rollout",
-        "rollout.engine",
-        "weights",
+        *("compare", "compare.design", "config", "pages", "record"),
+        *("rollout", "rollout.engine", "weights"),
     },
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
