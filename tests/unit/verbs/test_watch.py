@@ -422,6 +422,8 @@ async def _looked_at(url: str, run_dir: RunDir, folder: Path, width: int) -> Non
         outside = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth)"
         assert await tab.eval(f"{outside}.length") == 0
         assert await tab.eval("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt)")
+        # Without the browser's own anchoring, which not every browser has.
+        await tab.eval("document.documentElement.style.overflowAnchor = 'none'")
         await tab.eval("document.getElementById('config').open = true")
         await tab.eval("document.getElementById('episode-1').open = false")
         await tab.eval("document.querySelector('#episode-2 summary').focus()")
