@@ -103,7 +103,7 @@ class LoraConfig:
     kind: AdapterKind = AdapterKind.lora  # kind of adapter
     rank: int = 32  # rank of each module's update
     alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
-    target_modules: str = "all-linear"  # or a comma-separated list of module names such as q_proj,v_proj
+    target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
 
 
 @dataclass
@@ -141,16 +141,12 @@ class AlgoConfig:
     clip: float = 0.2  # clips the probability ratio at 1 - clip (and at 1 + clip, unless clip_high is given)
     clip_high: float | None = None  # clips the probability ratio at 1 + clip_high; none: as clip
     ratio_ceiling: float | None = None  # above this ratio the clipped term alone counts
-    thought_weight: float = (
-        1.0  # weight of log-probs before rollout.answer_marker in a turn's ratio (ppo_turn)
-    )
+    thought_weight: float = 1.0  # weight of log-probs before rollout.answer_marker in a turn's ratio
     value_clip: float = 0.5  # how far a value may move from its estimate at rollout
     value_coef: float = 0.5  # weight of the critic's loss
     entropy_coef: float = 0.0  # weight of the entropy bonus; 0: none
     kl: KlPlace = KlPlace.reward  # where the divergence from the reference is penalised
-    kl_estimator: KlEstimator = (
-        KlEstimator.k1
-    )  # how KL(policy || reference) is estimated from one sampled token
+    kl_estimator: KlEstimator = KlEstimator.k1  # estimate of KL(policy || reference), token by token
     kl_coef: float = 0.02  # weight of the KL penalty; with kl_target, its first value
     kl_target: float | None = None  # nats per token that kl_coef is steered to; none: it stays as it is
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
@@ -171,9 +167,7 @@ class RolloutConfig:
     workers: int = 1  # Ray actors, one vLLM engine each
     episodes: int = 128  # a whole iteration's batch, over all workers
     group_size: int = 1  # episodes that share one instance
-    temperature: float = (
-        1.0  # of the distribution that answers are sampled from, in training and in evaluation
-    )
+    temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
     max_new_tokens: int = 128  # tokens of one answer at most
     max_model_len: int = 1024  # tokens of an episode at most: prompt and all turns
     answer_marker: str | None = None  # text from which on an answer is answer, and no longer thought
@@ -282,7 +276,7 @@ class Config:
     # variants of the environment that are evaluated
     eval_variants: list[str] = field(default_factory=lambda: ["faces_10", "faces_11_12_13"])
     seed: int = 0  # decides the episodes, the first adapter and the order of minibatches
-    output_dir: str | None = None  # none: outputs/<name>/<time>-<seed>
+    output_dir: str | None = None  # folder of the run; none: outputs/<name>/<time>-<seed>
     resume: str | None = None  # run directory to go on with
     lora: LoraConfig = field(default_factory=LoraConfig)
     sft: SftConfig = field(default_factory=SftConfig)
