@@ -34,7 +34,10 @@ def main(words: Sequence[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(words).shell
-    print((resources.files("rlpost.command") / "completion_scripts" / f"rlpost.{shell}").read_text("utf-8"), end="")
+    print(
+        (resources.files("rlpost.command") / "completion_scripts" / f"rlpost.{shell}").read_text("utf-8"),
+        end="",
+    )
     return 0
 
 

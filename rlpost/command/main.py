@@ -91,7 +91,9 @@ def _print_help(console: Console) -> None:
     console.print("Usage: rlpost VERB ...   or   rlpost [experiment=]NAME [key=value ...]\n\nVerbs:")
     console.print(run.two_columns({name: verb.does for name, verb in VERBS.items()}))
     console.print("\nExperiments:")
-    console.print(run.two_columns({each.name: each.summary for each in experiments().values()}, one_line=True))
+    console.print(
+        run.two_columns({each.name: each.summary for each in experiments().values()}, one_line=True)
+    )
     console.print("\nExamples:")
     console.print(run.two_columns(EXAMPLES))
     console.print("\nrlpost VERB --help tells more of a verb; rlpost --version prints the version.")

@@ -96,14 +96,18 @@ def _plain(value: Any) -> Any:
 
 def _print(chosen: Sequence[Setting], console: Console) -> None:
     for setting in chosen:
-        console.print(Text.assemble((f"{setting.key}={typed(setting.default)}", "bold"), f"  {setting.allowed}"))
+        console.print(
+            Text.assemble((f"{setting.key}={typed(setting.default)}", "bold"), f"  {setting.allowed}")
+        )
         lines = [setting.meaning]
         lines += [f"{name}: {meaning}" for name, meaning in setting.choices.items() if meaning]
         if setting.defaults_by_algorithm:
             rows = (f"algo={name} {typed(value)}" for name, value in setting.defaults_by_algorithm.items())
             lines.append(f"default under {', '.join(rows)}")
         for line in lines:
-            console.print(textwrap.fill(line, console.width, initial_indent=_INDENT, subsequent_indent=_INDENT))
+            console.print(
+                textwrap.fill(line, console.width, initial_indent=_INDENT, subsequent_indent=_INDENT)
+            )
 
 
 def typed(value: Any) -> str:

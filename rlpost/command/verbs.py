@@ -29,7 +29,9 @@ VERBS: dict[str, Verb] = {
     "report": Verb("rlpost.report:main", "write the page of a run or of a comparison: rlpost report RUN"),
     "list": Verb("rlpost.envs.list:main", "list the environments and their variants"),
     "play": Verb("rlpost.envs.play:main", "play an environment at the terminal: rlpost play generalpoints"),
-    "check": Verb("rlpost.envs.check:main", "check an environment as its author: rlpost check my_module:MyEnv"),
+    "check": Verb(
+        "rlpost.envs.check:main", "check an environment as its author: rlpost check my_module:MyEnv"
+    ),
     "settings": Verb("rlpost.command.settings:main", "print settings with default, range and meaning"),
     "completion": Verb(
         "rlpost.command.completion:main", "print the script that completes words in bash, zsh or fish"

@@ -60,7 +60,9 @@ def resolve(name: str) -> Path:
         return check_folder(_from_hub(name))
     question = did_you_mean(name, ["tiny", SMOLLM2])
     asked = f" {question[0].upper()}{question[1:]}" if question else ""
-    raise ModelError(f"model={name} is no folder, no hub id (owner/name) and no bundled model.{asked} {WAYS_OUT}")
+    raise ModelError(
+        f"model={name} is no folder, no hub id (owner/name) and no bundled model.{asked} {WAYS_OUT}"
+    )
 
 
 def check_folder(folder: Path) -> Path:
