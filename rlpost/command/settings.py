@@ -24,7 +24,6 @@ from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError
 from rlpost.validate.checks import OPTIONAL_RANGES, RANGES
 
-
 _INDENT = "    "
 
 
