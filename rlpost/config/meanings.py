@@ -49,7 +49,8 @@ def comments(source: str) -> dict[str, dict[str, str]]:
 
 def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
     """Comments by line number: those beside code, and those that have their line to themselves."""
-    beside, alone = {}, {}
+    beside: dict[int, str] = {}
+    alone: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             own_line = not token.line[: token.start[1]].strip()
@@ -58,8 +59,11 @@ def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def _assigned(statement: ast.stmt) -> Iterator[str]:
-    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else []
-    targets += statement.targets if isinstance(statement, ast.Assign) else []
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    elif isinstance(statement, ast.Assign):
+        targets = statement.targets
     yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
