@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
         remedy = did_you_mean(asked.prefix, list(schema())) or "rlpost settings: all of them"
         raise ConfigError(f"{asked.prefix}\n  reason: no setting begins so\n  remedy: {remedy}")
     if asked.json:
-        print(json.dumps([dataclasses.asdict(setting) for setting in chosen], indent=1))
+        plain_console().out(json.dumps([dataclasses.asdict(setting) for setting in chosen], indent=1))
     else:
         _print(chosen, plain_console())
     return 0
