@@ -24,6 +24,7 @@ from typing import Any
 
 import filelock
 
+from rlpost.config.keys import did_you_mean
 from rlpost.errors import ModelError
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
@@ -57,7 +58,11 @@ def resolve(name: str) -> Path:
         return check_folder(Path(name).expanduser().resolve())
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return check_folder(_from_hub(name))
-    raise ModelError(f"model={name} is no folder, no hub id (owner/name) and no bundled model. {WAYS_OUT}")
+    question = did_you_mean(name, ["tiny", SMOLLM2])
+    asked = f" {question[0].upper()}{question[1:]}" if question else ""
+    raise ModelError(
+        f"model={name} is no folder, no hub id (owner/name) and no bundled model.{asked} {WAYS_OUT}"
+    )
 
 
 def check_folder(folder: Path) -> Path:

@@ -102,6 +102,7 @@ MAY_IMPORT = {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
         *("config", "pages", "record", "validate", "weights"),
     },
+    "command": {"config", "validate", "rlpost.run"},  # verbs are imported by name, when chosen
 }
 EVERYBODYS = {"rlpost.envs", "rlpost.types", "rlpost.errors", "rlpost.seeds"}
 
