@@ -98,6 +98,7 @@ MAY_IMPORT = {
         *("cluster", "config", "learner", "pages", "record"),
         *("rollout", "rollout.engine", "validate", "weights"),
     },
+    "verbs": {"config", "pages", "record", "rollout", "rollout.engine", "weights"},
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
         *("config", "pages", "record", "validate", "weights"),
