@@ -26,12 +26,15 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "report": Verb("rlpost.report:main", "write the page of a run or of a comparison: rlpost report RUN"),
+    "report": Verb("rlpost.report:main", "write the page of a run or of a comparison"),
     "list": Verb("rlpost.envs.list:main", "list the environments and their variants"),
     "play": Verb("rlpost.envs.play:main", "play an environment at the terminal: rlpost play generalpoints"),
-    "check": Verb(
-        "rlpost.envs.check:main", "check an environment as its author: rlpost check my_module:MyEnv"
-    ),
+    "check": Verb("rlpost.envs.check:main", "check an environment as its author"),
+    "chat": Verb("rlpost.verbs.chat:main", "talk with a trained policy, or watch it play"),
+    "merge": Verb("rlpost.verbs.merge:main", "write a trained policy as a whole model"),
+    "serve": Verb("rlpost.verbs.serve:main", "serve a trained policy by vLLM's OpenAI-compatible server"),
+    "push": Verb("rlpost.verbs.push:main", "send an adapter with a model card to the Hugging Face hub"),
+    "compare-runs": Verb("rlpost.verbs.compare_runs:main", "put several runs on one page"),
     "settings": Verb("rlpost.command.settings:main", "print settings with default, range and meaning"),
     "completion": Verb(
         "rlpost.command.completion:main", "print the script that completes words in bash, zsh or fish"

@@ -131,12 +131,13 @@ def test_what_is_no_run_is_refused_by_name(
     (tmp_path / "empty").mkdir()
     file = tmp_path / "page.html"
     err = refused(capsys, 1, a.path, tmp_path / "empty", tmp_path / "gone", "-o", file)
-    assert f"{tmp_path / 'empty'}, {tmp_path / 'gone'}" in err
+    assert all(str(tmp_path / name) in recorded.unframed(err) for name in ("empty", "gone"))
     assert "no run" in err
     assert "named twice" in refused(capsys, 2, a.path, tmp_path / "empty" / ".." / "a", "-o", file)
     assert "nothing to be compared with" in refused(capsys, 2, a.path, "-o", file)
     assert "the page is HTML" in refused(capsys, 2, a.path, tmp_path / "b", "-o", a.config)
     path = a.trajectories_file("eval-after-faces_10-sampled")
     path.write_text("no json\n")
-    assert f"{path}" in refused(capsys, 1, a.path, recorded.run(tmp_path / "d").path, "-o", file)
+    err = refused(capsys, 1, a.path, recorded.run(tmp_path / "d").path, "-o", file)
+    assert str(path) in recorded.unframed(err)
     assert not file.exists()
