@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-ExpertTurn = tuple[str, str, bool]
+from rlpost.envs.messages import Said
+
+ExpertTurn = tuple[Said, str, bool]
 """(observation, answer, learn): `learn` is False for a wrong attempt, which is context only."""
 
 
@@ -49,6 +51,19 @@ class Expert(Protocol):
 
 
 @runtime_checkable
+class Taught(Protocol):
+    """An environment whose right answers are a list. Supervised fine-tuning goes through it in epochs."""
+
+    def lessons(self, variant: str, split: str) -> Sequence[tuple[str, Sequence[ExpertTurn]]]:
+        """(instance, conversation) of each; empty where there are none to learn from."""
+
+
+def is_scored(env: object) -> bool:
+    """Whether episodes can be played: an environment that cannot score answers says so with `scores = False`."""
+    return bool(getattr(env, "scores", True))
+
+
+@runtime_checkable
 class Finite(Protocol):
     """An environment that knows how many instances it has. Evaluation plays none of them twice."""
 
@@ -60,7 +75,7 @@ class Finite(Protocol):
 class Listed(Protocol):
     """An environment whose prompts are a list, which can be looked through before any is played."""
 
-    def prompts(self, variant: str, split: str) -> Sequence[tuple[str, str]]:
+    def prompts(self, variant: str, split: str) -> Sequence[tuple[str, Said]]:
         """(where it stands, what `reset` says) of each."""
 
     def remarks(self) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -14,6 +14,7 @@ from gymnasium.error import ResetNeeded
 
 from rlpost.envs.base import ExpertTurn, VariantInfo
 from rlpost.envs.choices import Mode
+from rlpost.envs.messages import Said
 from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.reset_options import variant_and_split
 from rlpost.envs.splits import Split
@@ -29,7 +30,7 @@ def instance_of(text: str) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    observation: str
+    observation: Said
     instance: str
     data: Any  # what the scorer needs
 
@@ -39,9 +40,10 @@ class Verdict:
     reward: float
     outcome: str
     success: bool
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the reward, by name, where it has several
 
 
-class OneTurn(gymnasium.Env[str, str], ABC):
+class OneTurn(gymnasium.Env[Said, str], ABC):
     """Ask, hear one answer, score it; the episode is over. Subclasses say which question and which score.
 
     `reset` takes options `variant` (by default the first that is not held out) and `split`.
@@ -71,7 +73,7 @@ class OneTurn(gymnasium.Env[str, str], ABC):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Said, dict[str, Any]]:
         first = next(name for name, variant in self._variants.items() if not variant.held_out)
         variant, split = variant_and_split(options, self._variants, first, Mode.MENDED)
         super().reset(seed=seed)
@@ -86,7 +88,9 @@ class OneTurn(gymnasium.Env[str, str], ABC):
         verdict = self.grade(self.question, action)
         self._over = True
         feedback = "Correct." if verdict.success else "Not correct."
-        info = {"outcome": verdict.outcome, "success": verdict.success}
+        info: dict[str, Any] = {"outcome": verdict.outcome, "success": verdict.success}
+        if verdict.parts:
+            info["parts"] = dict(verdict.parts)
         return feedback, verdict.reward, True, False, info
 
 

@@ -54,6 +54,9 @@ class Turn:
     reward: float
     outcome: str  # the environment's name for what happened, e.g. CORRECT
     thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
+    parts: tuple[
+        tuple[str, float], ...
+    ] = ()  # (name, value) of what `reward` is made of, where it has several parts
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Collector:
     def _replied(self, episode: Episode, reply: Reply) -> None:
         completion = episode.completion
         assert completion is not None, "a reply is to an answer"
-        episode.record(reply.reward, reply.outcome, self._thought_tokens(completion))
+        episode.record(reply.reward, reply.outcome, self._thought_tokens(completion), reply.parts)
         episode.success, episode.ending = reply.success, reply.ending
         if reply.ending is None:
             episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -35,6 +35,7 @@ class Reply:
     ending: Ending | None
     outcome: str
     success: bool
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
@@ -66,7 +67,17 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success)
+    parts = _parts(info.get("parts", {}))
+    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success, parts)
+
+
+def _parts(parts: object) -> tuple[tuple[str, float], ...]:
+    """`info["parts"]`, the reward's parts by name. Raises TypeError and ValueError for what are none."""
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"the info of step has parts of type {type(parts).__name__}: give a dict of numbers by name"
+        )
+    return tuple((_in_utf8(str(name)), _finite(float(value))) for name, value in parts.items())
 
 
 def _finite(reward: float) -> float:
@@ -103,7 +114,9 @@ class Episode:
         self.observation, self.context_ids = observation, context_ids
         self.token_ids = (*self.token_ids, *context_ids)
 
-    def record(self, reward: float, outcome: str, thought_tokens: int) -> None:
+    def record(
+        self, reward: float, outcome: str, thought_tokens: int, parts: tuple[tuple[str, float], ...] = ()
+    ) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
@@ -119,6 +132,7 @@ class Episode:
                 reward=reward,
                 outcome=outcome,
                 thought_tokens=thought_tokens,
+                parts=parts,
             )
         )
 
