@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from rlpost.envs.messages import Said
 
@@ -88,6 +88,20 @@ class Rehearsed(Protocol):
 
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
         """A few cheap calls, each with its name; what a call raises is a fault."""
+
+
+@runtime_checkable
+class WithTools(Protocol):
+    """An environment whose answers may call tools. The model's chat template says to the model what there is.
+
+    What an answer calls is the environment's to read (rlpost.envs.tool_calls has a parser), and so is the result, which
+    it says as a message of the role "tool". The tools may differ between instances: they are read after every `reset`.
+    """
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Each as chat templates take them: {"type": "function", "function": {"name", "description", "parameters"}},
+        the parameters as a JSON schema."""
 
 
 @runtime_checkable

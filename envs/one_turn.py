@@ -14,18 +14,18 @@ from gymnasium.error import ResetNeeded
 
 from rlpost.envs.base import ExpertTurn, VariantInfo
 from rlpost.envs.choices import Mode
-from rlpost.envs.messages import Said
+from rlpost.envs.messages import Said, readable
 from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.reset_options import variant_and_split
 from rlpost.envs.splits import Split
-from rlpost.envs.texts import AnyText
+from rlpost.envs.texts import AnySaid, AnyText
 
 _MAX_OBSERVATION = 10_000_000  # characters
 
 
-def instance_of(text: str) -> str:
+def instance_of(said: Said) -> str:
     """What an instance is called: a hash of what is asked, so that equal questions are one instance everywhere."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(readable(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class OneTurn(gymnasium.Env[Said, str], ABC):
     """
 
     def __init__(self, variants: Mapping[str, VariantInfo]) -> None:
-        self.observation_space = AnyText(_MAX_OBSERVATION)
+        self.observation_space = AnySaid(_MAX_OBSERVATION)
         self.action_space = AnyText(MAX_ANSWER)
         self._variants = variants
         self._rng = random.Random()

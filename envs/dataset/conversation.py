@@ -11,7 +11,6 @@ assistant in `messages`, and the completion alone where there is one; all else i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ def asked(row: Row, settings: Settings) -> Asked:
         raise BadRow("no message of the user comes before the answer")
     told = _instructed(prompt, settings.instruction)
     lesson = _lesson((*told, *said[len(prompt) :]), learnt_from) if len(prompt) < len(said) else ()
-    return Asked(_plain(told), _instance(prompt), row, lesson)
+    return Asked(_plain(told), instance_of(_plain(prompt)), row, lesson)
 
 
 def _conversation(row: Row, settings: Settings) -> tuple[tuple[Message, ...], int]:
@@ -149,7 +148,7 @@ def _instructed(prompt: tuple[Message, ...], instruction: str) -> tuple[Message,
 
 
 def _lesson(said: Sequence[Message], learnt_from: int) -> tuple[ExpertTurn, ...]:
-    """A turn for each message of the assistant: what was said since the one before it, its text, whether to learn it."""
+    """A turn for each message of the assistant: what was said since the last one, its text, whether to learn it."""
     turns, context = list[ExpertTurn](), list[Message]()
     for number, each in enumerate(said):
         if each.role == "assistant":
@@ -163,14 +162,6 @@ def _lesson(said: Sequence[Message], learnt_from: int) -> tuple[ExpertTurn, ...]
 def _plain(said: tuple[Message, ...]) -> Said:
     """A single message of the user is plain text."""
     return said[0].text if len(said) == 1 and said[0].role == "user" else said
-
-
-def _instance(prompt: tuple[Message, ...]) -> str:
-    """By what is asked, so that a text is the same instance as the message that holds it."""
-    plain = _plain(prompt)
-    return instance_of(
-        plain if isinstance(plain, str) else json.dumps([[each.role, each.text] for each in prompt])
-    )
 
 
 def _roles(said: Sequence[Message]) -> str:

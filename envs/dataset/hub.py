@@ -36,7 +36,7 @@ def parsed(source: str) -> HubId:
 
 
 def read(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of each. Refused for what cannot be had. No code of the data set's is run: `datasets` 4 runs none."""
+    """(place, row) of each. Refused for what cannot be had. The data set brings no code: `datasets` 4 runs none."""
     wanted = parsed(source)
     try:
         import datasets

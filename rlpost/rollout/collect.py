@@ -107,7 +107,8 @@ class Collector:
             self._failed(episode, call)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
-            episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
+            messages, tools = call.result.messages, call.result.tools
+            episode.show(messages, self._chat.prompt_ids(messages, tools))
         else:
             self._replied(episode, call.result)
         self._ask(batch, call.name)
@@ -131,12 +132,12 @@ class Collector:
         episode.record(reply.reward, reply.outcome, self._thought_tokens(completion), reply.parts)
         episode.success, episode.ending = reply.success, reply.ending
         if reply.ending is None:
-            episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))
+            episode.show(reply.messages, self._chat.feedback_ids(reply.messages, completion.finish))
 
     def _ask(self, batch: _Batch, key: str) -> None:
         """Submit the episode's next turn, or retire it when it is over."""
         episode = batch.live[key]
-        if episode.ending is None and len(episode.token_ids) >= self._engine.max_model_len:
+        if episode.ending is None and len(episode.conversation) >= self._engine.max_model_len:
             episode.ending = Ending.CONTEXT_FULL
         if episode.ending is not None:
             batch.done[key] = batch.live.pop(key)
@@ -144,7 +145,7 @@ class Collector:
                 self._idle.append((episode.env, episode.thread))
             return
         dice = derive(episode.spec.seed, len(episode.turns))
-        self._engine.submit(key, episode.token_ids, batch.sampling, dice)
+        self._engine.submit(key, episode.conversation, batch.sampling, dice)
         batch.decoding.add(key)
 
     def _thought_tokens(self, completion: Completion) -> int:

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium
 
 from rlpost.envs import adapter
+from rlpost.envs.messages import Message, Said, messages_of, readable
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
+from rlpost.types import Ending, EpisodeSpec, ModelInput, Trajectory, Turn
 
-Env = gymnasium.Env[str, str]
+Env = gymnasium.Env[Any, str]
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,16 @@ class Opening:
     """What an environment says first."""
 
     env: Env
-    observation: str
+    messages: tuple[Message, ...]
     instance: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Reply:
     """What an environment says to an answer; `ending` is none while the episode goes on."""
 
-    feedback: str
+    messages: tuple[Message, ...]
     reward: float
     ending: Ending | None
     outcome: str
@@ -58,7 +61,8 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     options = {"variant": spec.variant, "split": spec.split}
     observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
-    return Opening(env, _in_utf8(observation), _in_utf8(str(adapter.field(info, "instance", "reset"))))
+    instance = _in_utf8(str(adapter.field(info, "instance", "reset")))
+    return Opening(env, _messages(observation), instance, adapter.tools_of(env))
 
 
 def replied(env: Env, answer: str) -> Reply:
@@ -68,7 +72,7 @@ def replied(env: Env, answer: str) -> Reply:
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
     parts = _parts(info.get("parts", {}))
-    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success, parts)
+    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, parts)
 
 
 def _parts(parts: object) -> tuple[tuple[str, float], ...]:
@@ -86,6 +90,13 @@ def _finite(reward: float) -> float:
     return reward
 
 
+def _messages(said: Said) -> tuple[Message, ...]:
+    messages = messages_of(said)
+    for message in messages:
+        _in_utf8(message.text)
+    return messages
+
+
 def _in_utf8(text: str) -> str:
     """`text`, which tokenizers and files take as UTF-8. Raises ValueError for a lone surrogate."""
     text.encode()
@@ -100,9 +111,9 @@ class Episode:
     env: Env | None  # none until the environment has opened, and after it failed
     thread: EnvThread  # the environment's own
     instance: str = ""
-    observation: str = ""
+    observation: str = ""  # readable, of the messages since the last answer
     context_ids: tuple[int, ...] = ()  # appended since the last answer
-    token_ids: tuple[int, ...] = ()  # the whole conversation, the present context included
+    conversation: ModelInput = ModelInput(())  # all of it, the present context included
     turns: list[Turn] = field(default_factory=list)
     success: bool = False
     ending: Ending | None = None
@@ -110,9 +121,9 @@ class Episode:
     completion: Completion | None = None
     answer: str = ""
 
-    def show(self, observation: str, context_ids: tuple[int, ...]) -> None:
-        self.observation, self.context_ids = observation, context_ids
-        self.token_ids = (*self.token_ids, *context_ids)
+    def show(self, messages: tuple[Message, ...], context_ids: tuple[int, ...]) -> None:
+        self.observation, self.context_ids = readable(messages), context_ids
+        self.conversation = self.conversation.followed_by(context_ids)
 
     def record(
         self, reward: float, outcome: str, thought_tokens: int, parts: tuple[tuple[str, float], ...] = ()
@@ -120,7 +131,7 @@ class Episode:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
-        self.token_ids = (*self.token_ids, *completion.token_ids)
+        self.conversation = self.conversation.followed_by(completion.token_ids)
         self.turns.append(
             Turn(
                 context_ids=self.context_ids,

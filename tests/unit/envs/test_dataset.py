@@ -422,7 +422,7 @@ def test_a_module_of_the_standard_library_is_no_environment_and_not_imported() -
 
 
 def test_what_is_needed_is_said(path: str) -> None:
-    with pytest.raises(Refused, match="path= is missing; give env_args.path=FILE"):
+    with pytest.raises(Refused, match=r"path= is missing; give env_args.path=FILE"):
         registry.make("dataset", score="exact")
     env = registry.make("dataset", path=path)
     env.reset(seed=0)
