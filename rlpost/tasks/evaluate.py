@@ -15,6 +15,7 @@ from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
+from rlpost.tasks import held_out
 from rlpost.tasks.canary import canary_ids, plain_peft_canary
 from rlpost.tasks.session import Session, open_session, publish
 from rlpost.weights.adapters import Adapter
@@ -53,7 +54,14 @@ def _variant(
 
 
 def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
-    """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl."""
+    """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl.
+
+    Where the environment scores nothing, the stage measures the held-out loss (rlpost/tasks/held_out.py) and plays
+    nothing: its result is empty.
+    """
+    if not held_out.scored(session.cfg):
+        held_out.evaluate_stage(session, stage)
+        return {}
     with session.clock.phase("evaluation"):
         evaluation = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
     session.tracker.log_evaluation(evaluation)
@@ -65,7 +73,8 @@ def evaluate_stage_once(session: Session, stage: str) -> None:
     """`evaluate_stage`, unless a run that is resumed has its results already."""
     cfg = session.cfg
     wanted = {(stage, variant, decoding) for variant in cfg.eval_variants for decoding in decodings(cfg)}
-    if not wanted <= session.run_dir.evaluations().keys():
+    played = wanted <= session.run_dir.evaluations().keys()
+    if not played and stage not in held_out.losses(session.run_dir.read_metrics()):
         evaluate_stage(session, stage)
 
 

@@ -12,10 +12,13 @@ from functools import partial
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
 from rlpost.envs.base import Listed
+from rlpost.envs.messages import Said, messages_of
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import living
 from rlpost.validate.environment import TRAINING
+
+_FRAME = 64  # tokens that a template puts around one more message, at most
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class _Prompts:
 
     variant: str
     split: str
-    texts: Sequence[tuple[str, str]]
+    texts: Sequence[tuple[str, Said]]
 
 
 def remarks(cfg: Config, chat: Chat) -> list[str]:
@@ -52,7 +55,7 @@ def _played(cfg: Config) -> list[tuple[str, str]]:
 def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
     limit, room = cfg.rollout.max_model_len, cfg.rollout.max_new_tokens
     frame = len(chat.prompt_ids(""))
-    could = [(where, text) for where, text in prompts.texts if frame + len(text.encode()) + room > limit]
+    could = [(where, text) for where, text in prompts.texts if frame + _most(text) + room > limit]
     tokens = {where: len(chat.prompt_ids(text)) for where, text in could}
     unfit = {where: n for where, n in tokens.items() if n >= limit}
     of = f"of {len(prompts.texts)} prompts of {prompts.variant} ({prompts.split})"
@@ -65,3 +68,9 @@ def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
         yield f"{told}. Their episodes end at once, as not solved: raise rollout.max_model_len={limit} or shorten them."
     if tight := sum(n + room > limit for n in tokens.values()) - len(unfit):
         yield f"{tight} {of} leave less room than rollout.max_new_tokens={room} for an answer."
+
+
+def _most(said: Said) -> int:
+    """Tokens that a prompt has at most, but for a first template's: bytes, and a template's for each message."""
+    messages = messages_of(said)
+    return sum(len(each.text.encode()) for each in messages) + _FRAME * (len(messages) - 1)

@@ -67,9 +67,12 @@ class Session:
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # of a resumed run
 
-    def book(self, stage: str) -> None:
-        """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run."""
-        self.run_dir.append_metrics({"stage": stage, **self.clock.lap()})
+    def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
+        """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run.
+
+        `measured` joins the line.
+        """
+        self.run_dir.append_metrics({"stage": stage, **(measured or {}), **self.clock.lap()})
 
     def sittings(self) -> tuple[Sitting, ...]:
         """Every start that worked on the run, this one last."""

@@ -13,7 +13,7 @@ from rlpost.compare.design.types import SFT
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.envs import adapter, registry
-from rlpost.envs.base import Expert, Rehearsed, VariantInfo
+from rlpost.envs.base import Expert, Rehearsed, VariantInfo, is_scored
 from rlpost.envs.errors import Refused, UnknownEnvironment
 from rlpost.envs.own import told
 from rlpost.errors import RolloutError
@@ -59,7 +59,8 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
     refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
     try:
         refusals = refusals or list(_instances(config, thread, env))
-        yield from (*refusals, *_expert(config, env), *_rehearsals(config, thread, env))
+        yield from (*refusals, *_expert(config, env), *_unscored(config, env))
+        yield from _rehearsals(config, thread, env)
         _in_time(config, thread, "close", env.close)
     except _Hangs as hangs:
         yield hangs.refusal
@@ -141,6 +142,18 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
             config.sft.steps,
             f"the environment {config.env} has no expert answers to learn from",
             f"sft.steps=0, or {give}" if config.task is Task.rl else give,
+        )
+
+
+def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
+    """Whether answers are scored, where episodes are played."""
+    if config.task is not Task.sft and not is_scored(env.unwrapped):
+        yield refusal(
+            "env_args.score",
+            config.env_args.get("score"),
+            f"task={config.task.value} plays episodes, and nothing scores their answers",
+            "env_args.score=my_module:score (or exact, number, math, code), or task=sft to learn from the data's own"
+            " answers",
         )
 
 
