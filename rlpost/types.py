@@ -63,7 +63,7 @@ class Turn:
     context_ids: tuple[int, ...]  # environment tokens appended before the answer (turn 0: the whole prompt)
     answer_ids: tuple[int, ...]  # tokens as sampled, end-of-turn token included when the model wrote it
     logprobs: tuple[float, ...]  # log pi(token) under the sampling distribution, one per answer id
-    # What the environment said: a text of the user's as it is; other roles, or several messages, each below its "[role]".
+    # What the environment said: one text of the user as it is; other roles, or several messages, each below "[role]".
     observation: str
     answer: str  # answer_ids as text, without special tokens; a stop string that ended it is part of it
     finish: Finish

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 from rlpost.envs.base import ExpertTurn
@@ -98,7 +99,7 @@ def _messages(value: object, field: str, role: Role = "user") -> tuple[Message, 
     roles = [each.role for each in said]
     if roles[0] == "assistant" and role != "assistant":
         raise BadRow(f"{field!r} begins with a message of the assistant")
-    if ("assistant", "assistant") in zip(roles, roles[1:], strict=False):
+    if ("assistant", "assistant") in pairwise(roles):
         raise BadRow(f"{field!r} has two messages of the assistant, one right after the other")
     return said
 

@@ -107,8 +107,8 @@ class Collector:
             self._failed(episode, call)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
-            messages, tools = call.result.messages, call.result.tools
-            episode.show(messages, self._chat.prompt_ids(messages, tools))
+            messages, episode.tools = call.result.messages, call.result.tools
+            episode.show(messages, self._chat.prompt_ids(messages, episode.tools))
         else:
             self._replied(episode, call.result)
         self._ask(batch, call.name)
@@ -132,7 +132,8 @@ class Collector:
         episode.record(reply.reward, reply.outcome, self._thought_tokens(completion), reply.parts)
         episode.success, episode.ending = reply.success, reply.ending
         if reply.ending is None:
-            episode.show(reply.messages, self._chat.feedback_ids(reply.messages, completion.finish))
+            ids = self._chat.feedback_ids(reply.messages, completion.finish, episode.tools)
+            episode.show(reply.messages, ids)
 
     def _ask(self, batch: _Batch, key: str) -> None:
         """Submit the episode's next turn, or retire it when it is over."""

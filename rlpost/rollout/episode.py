@@ -111,9 +111,10 @@ class Episode:
     env: Env | None  # none until the environment has opened, and after it failed
     thread: EnvThread  # the environment's own
     instance: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()  # that its prompt declares
     observation: str = ""  # readable, of the messages since the last answer
     context_ids: tuple[int, ...] = ()  # appended since the last answer
-    conversation: ModelInput = ModelInput(())  # all of it, the present context included
+    conversation: ModelInput = field(default=ModelInput(()))  # all of it, the present context included
     turns: list[Turn] = field(default_factory=list)
     success: bool = False
     ending: Ending | None = None

@@ -5,29 +5,28 @@ Only prompts that could be too long are encoded: a prompt has no more tokens tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
 from rlpost.envs.base import Listed
-from rlpost.envs.messages import Said, messages_of
+from rlpost.envs.messages import Message, Role, Said, messages_of
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import living
 from rlpost.validate.environment import TRAINING
 
-_FRAME = 64  # tokens that a template puts around one more message, at most
-
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Of one variant and split: (where it stands, its text)."""
+    """Of one variant and split: (where it stands, what is said)."""
 
     variant: str
     split: str
-    texts: Sequence[tuple[str, Said]]
+    listed: Sequence[tuple[str, Said]]
 
 
 def remarks(cfg: Config, chat: Chat) -> list[str]:
@@ -54,15 +53,15 @@ def _played(cfg: Config) -> list[tuple[str, str]]:
 
 def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
     limit, room = cfg.rollout.max_model_len, cfg.rollout.max_new_tokens
-    frame = len(chat.prompt_ids(""))
-    could = [(where, text) for where, text in prompts.texts if frame + _most(text) + room > limit]
-    tokens = {where: len(chat.prompt_ids(text)) for where, text in could}
+    most = partial(_most_tokens, functools.cache(partial(_frame, chat)))
+    could = [(where, said) for where, said in prompts.listed if most(messages_of(said)) + room > limit]
+    tokens = {where: len(chat.prompt_ids(said)) for where, said in could}
     unfit = {where: n for where, n in tokens.items() if n >= limit}
-    of = f"of {len(prompts.texts)} prompts of {prompts.variant} ({prompts.split})"
+    of = f"of {len(prompts.listed)} prompts of {prompts.variant} ({prompts.split})"
     if unfit:
         where, longest = max(unfit.items(), key=lambda each: each[1])
         told = f"{len(unfit)} {of} do not fit; the longest has {longest} tokens ({where})"
-        if len(unfit) == len(prompts.texts):
+        if len(unfit) == len(prompts.listed):
             remedy = "raise it as far as the model allows, or shorten them"
             raise ConfigError(refusal("rollout.max_model_len", limit, told, remedy))
         yield f"{told}. Their episodes end at once, as not solved: raise rollout.max_model_len={limit} or shorten them."
@@ -70,7 +69,11 @@ def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
         yield f"{tight} {of} leave less room than rollout.max_new_tokens={room} for an answer."
 
 
-def _most(said: Said) -> int:
-    """Tokens that a prompt has at most, but for a first template's: bytes, and a template's for each message."""
-    messages = messages_of(said)
-    return sum(len(each.text.encode()) for each in messages) + _FRAME * (len(messages) - 1)
+def _frame(chat: Chat, roles: tuple[Role, ...]) -> int:
+    """Tokens of a prompt of these roles in which nothing is said."""
+    return len(chat.prompt_ids([Message.of(role, "") for role in roles]))
+
+
+def _most_tokens(frame: Callable[[tuple[Role, ...]], int], messages: tuple[Message, ...]) -> int:
+    roles = tuple(message.role for message in messages)
+    return frame(roles) + sum(len(message.text.encode()) for message in messages)

@@ -79,7 +79,7 @@ def _iterate(session: Session, state: TrainingState, stall: Stall) -> dict[str, 
     """One iteration; returns its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, state.steps
     with clock.phase("rollout"):
-        sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
+        sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, tuple(cfg.rollout.stop))
         collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
     with clock.phase("record"):  # before the update, so that the episodes which break one can be looked at
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
