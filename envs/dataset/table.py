@@ -168,10 +168,10 @@ def _scorable(question: Asked, settings: Settings) -> Asked:
 
 
 def _refuse_no_tests(row: Row, field: str) -> None:
-    from rlpost.envs.scorers.code_tests import tests_of
+    from rlpost.envs.scorers.code_tests import read_tests
 
     try:
-        tests_of(row.get(field))
+        read_tests(row.get(field))
     except ValueError as error:
         raise BadRow(f"its field {field!r} is {_shown(row, field)}, but must be tests: {error}") from error
 

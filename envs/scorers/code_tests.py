@@ -8,14 +8,15 @@ without spaces at the ends of lines and of the whole.
 from __future__ import annotations
 
 import re
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rlpost.envs.scorers.sandbox import FAILED, PASSED, TIMEOUT, Limits, run
 
 NO_CODE = "NO_CODE"
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"[ \t]*```[ \t]*([\w+-]*)[ \t]*")
 _PYTHON = ("", "python", "python3", "py")
 
 Tests = str | tuple[tuple[str, str], ...]
@@ -24,7 +25,7 @@ Tests = str | tuple[tuple[str, str], ...]
 
 def passed(answer: str, tests: object, limits: Limits) -> tuple[float, str]:
     """1 and PASSED, or 0 and what came instead. Raises ValueError for what is no test, OSError without a sandbox."""
-    wanted, code = tests_of(tests), code_in(answer)
+    wanted, code = read_tests(tests), code_in(answer)
     if code is None:
         return 0.0, NO_CODE
     outcome = run(code, limits, wanted).outcome if isinstance(wanted, str) else _printed(code, wanted, limits)
@@ -33,13 +34,26 @@ def passed(answer: str, tests: object, limits: Limits) -> tuple[float, str]:
 
 def code_in(answer: str) -> str | None:
     """The last block between ``` that is Python by its label or has none; None where there is no such block."""
-    blocks = [
-        code for language, code in _BLOCK.findall(answer) if language.lower() in _PYTHON and code.strip()
-    ]
-    return blocks[-1] if blocks else None
+    blocks = [code for language, code in _blocks(answer) if language.lower() in _PYTHON and code.strip()]
+    return textwrap.dedent(blocks[-1]) if blocks else None
 
 
-def tests_of(value: object) -> Tests:
+def _blocks(answer: str) -> Iterator[tuple[str, str]]:
+    """Label and content of each block that is closed, line by line: no text makes it slow."""
+    label: str | None = None
+    content: list[str] = []
+    for line in answer.split("\n"):
+        fence = _FENCE.fullmatch(line.rstrip("\r"))
+        if fence is None:
+            content.append(line)
+        elif label is None:
+            label, content = fence[1], []
+        else:
+            yield label, "".join(f"{each}\n" for each in content)
+            label, content = (fence[1], []) if fence[1] else (None, [])
+
+
+def read_tests(value: object) -> Tests:
     """Raises ValueError where these are no tests, or there is none."""
     if isinstance(value, str) and value.strip():
         return value

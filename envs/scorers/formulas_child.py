@@ -11,10 +11,12 @@ from typing import Any
 def outcome(answer: str, right: str) -> str:
     from math_verify import parse, verify
 
-    def formulas(text: str) -> Any:
-        return parse(text, parsing_timeout=None)
+    def formulas(text: str) -> list[Any]:
+        """Without the texts in which no formula was found, by which `verify` would compare letters."""
+        return [found for found in parse(text, parsing_timeout=None) if not isinstance(found, str)]
 
-    wanted = formulas(right) or formulas(f"${right}$")
+    bare = "\\" in right and "$" not in right and "\\boxed" not in right  # LaTeX, of which a part would be found
+    wanted = formulas(f"${right}$" if bare else right) or formulas(f"${right}$")
     if not wanted:
         return "NO_FORMULA"
     said = formulas(answer)

@@ -24,6 +24,7 @@ from rlpost.record.summary import (
     changes,
     entry_of,
     has_steps,
+    held_out_told,
     measure_of,
     role,
     rows_of,
@@ -173,6 +174,10 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
             table.add_row("", "", SUCCESS.name, *map(Text, map(share, entries)))
         if has_steps(summary):
             table.add_row("", "", "right steps", *map(step_share, entries))
+    for variant, told in held_out_told(summary).items():
+        console.print(f"held-out loss of {variant}, nats per token: {told}", soft_wrap=True)
+    if not stages:
+        return
     console.print(table)
     for sentence in changes(summary):
         console.print(sentence, soft_wrap=True)

@@ -10,7 +10,7 @@ from rlpost.envs import registry
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import RunDir
-from rlpost.record.summary import main_decoding
+from rlpost.record.summary import held_out_losses, main_decoding
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
@@ -74,7 +74,7 @@ def evaluate_stage_once(session: Session, stage: str) -> None:
     cfg = session.cfg
     wanted = {(stage, variant, decoding) for variant in cfg.eval_variants for decoding in decodings(cfg)}
     played = wanted <= session.run_dir.evaluations().keys()
-    if not played and stage not in held_out.losses(session.run_dir.read_metrics()):
+    if not played and stage not in held_out_losses(session.run_dir.read_metrics()):
         evaluate_stage(session, stage)
 
 

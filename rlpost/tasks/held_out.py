@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
-from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.envs.base import Taught, is_scored
+from rlpost.record.summary import HELD_OUT
 from rlpost.rollout.env_threads import living
 from rlpost.seeds import derive
 from rlpost.tasks.session import Session
 from rlpost.types import Example
-
-_PREFIX = "held_out/"
 
 
 def scored(cfg: Config) -> bool:
@@ -44,24 +41,13 @@ def evaluate_stage(session: Session, stage: str) -> None:
             session.progress.stage(f"held-out loss ({stage}): {variant}")
             examples = _examples(session, variant)
             found = session.learner.sft_loss(examples)
-            measured |= {f"{_PREFIX}{variant}/{key}": value for key, value in found.items()}
-            measured[f"{_PREFIX}{variant}/examples"] = float(len(examples))
+            measured |= {f"{HELD_OUT}{variant}/{key}": value for key, value in found.items()}
+            measured[f"{HELD_OUT}{variant}/examples"] = float(len(examples))
             session.progress.note(
                 f"held-out loss ({stage}): {variant} {found['loss']:.4f} nats per token, of {len(examples)} answers"
             )
     session.tracker.log(measured)
     session.book(stage, measured)
-
-
-def losses(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By stage and variant, of the lines of metrics.jsonl."""
-    found: dict[str, dict[str, float]] = {}
-    for line in lines:
-        for key, value in line.items():
-            if key.startswith(_PREFIX) and key.endswith("/loss"):
-                variant = key.removeprefix(_PREFIX).removesuffix("/loss")
-                found.setdefault(str(line["stage"]), {})[variant] = value
-    return found
 
 
 def _examples(session: Session, variant: str) -> list[Example]:

@@ -73,11 +73,6 @@ class ExpertData:
         if not isinstance(taught, Taught):
             return ()
         lessons = list(self._asked(partial(taught.lessons, cfg.train_variant, "train")))
-        if cfg.sft.examples > len(lessons):
-            raise ConfigError(
-                f"sft.examples={cfg.sft.examples}: {cfg.train_variant} has {len(lessons)} answers to learn from;"
-                " give no more, or 0 for all."
-            )
         wanted = cfg.sft.examples or len(lessons)
         return random.Random(derive(cfg.seed, "sft data set")).sample(lessons, wanted)
 
