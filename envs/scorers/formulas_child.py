@@ -15,7 +15,9 @@ def outcome(answer: str, right: str) -> str:
         """Without the texts in which no formula was found, by which `verify` would compare letters."""
         return [found for found in parse(text, parsing_timeout=None) if not isinstance(found, str)]
 
-    bare = "\\" in right and "$" not in right and "\\boxed" not in right  # LaTeX, of which a part would be found
+    bare = (
+        "\\" in right and "$" not in right and "\\boxed" not in right
+    )  # LaTeX, of which a part would be found
     wanted = formulas(f"${right}$" if bare else right) or formulas(f"${right}$")
     if not wanted:
         return "NO_FORMULA"

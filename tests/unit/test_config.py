@@ -748,13 +748,17 @@ class TestValidate:
 
     @pytest.mark.parametrize("task", ["rl", "eval", "dry_run"])
     def test_to_play_episodes_a_data_set_needs_a_scorer(self, task: str, taught: str) -> None:
-        with pytest.raises(ConfigError, match=r"env_args.score=null\n  reason: task=.* nothing scores their answers"):
+        with pytest.raises(
+            ConfigError, match=r"env_args.score=null\n  reason: task=.* nothing scores their answers"
+        ):
             run.prepare(["experiment=own_sft", f"env_args.path={taught}", f"task={task}"])
         assert run.prepare(["experiment=own_sft", f"env_args.path={taught}"]).task is Task.sft
 
     def test_more_examples_than_a_data_set_has_are_refused(self, taught: str) -> None:
         named = ["experiment=own_sft", f"env_args.path={taught}", "env_args.eval_share=0.5"]
-        with pytest.raises(ConfigError, match=r"sft.examples=41\n  reason: default has \d+ answers to learn from"):
+        with pytest.raises(
+            ConfigError, match=r"sft.examples=41\n  reason: default has \d+ answers to learn from"
+        ):
             run.prepare([*named, "sft.examples=41"])
         assert run.prepare([*named, "sft.examples=3"]).sft.examples == 3
 
@@ -788,7 +792,7 @@ class TestValidate:
         ("body", "cause"),
         [
             ("return int(answer)", "to {rows}:1: ValueError: invalid literal for int() with base 10: '' (scored.py:2)"),
-            ("return None", "to {rows}:1: TypeError: score=scored:score returned None: must be a bool"),
+            ("return None", "to {rows}:1: ValueError: score=scored:score: applies to no part"),
             ("return answer == row['answr']", "to {rows}:1: KeyError: 'answr' (scored.py:2)"),
             ("return float('nan') if answer else 0", "of the answer '1' to {rows}:1: ValueError: "),
             ("import signal as s; s.signal(s.SIGALRM, s.SIG_DFL)", "signals such as signal.alarm do not work"),

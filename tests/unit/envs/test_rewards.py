@@ -180,9 +180,9 @@ def test_ready_scorers_join_and_leave_out_rows_without_their_field(path: str, tm
     mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reward, info = said(str(mixed), "it is 7", "number", "code")
     assert (reward, info["parts"], info["outcome"]) == (1.0, {"number": 1.0}, "CORRECT")
-    with pytest.raises(Refused, match="9 rows cannot be used: .*its field 'answer' is missing"):
+    with pytest.raises(Refused, match=r"9 rows cannot be used: .*its field 'answer' is missing"):
         registry.make("dataset", path=str(mixed), score="number")
     with pytest.raises(
-        Refused, match="9 rows cannot be used: .*its field 'tests' is missing .* but must be tests"
+        Refused, match=r"9 rows cannot be used: .*its field 'tests' is missing .* but must be tests"
     ):
         registry.make("dataset", path=str(mixed), score="code")

@@ -209,7 +209,7 @@ def test_formulas_are_compared(said: str, right: str, outcome: str) -> None:
 
 @needs_math_verify
 def test_a_right_answer_without_a_formula_is_the_rows_fault() -> None:
-    with pytest.raises(ValueError, match="finds no formula in the row's answer '?'"):
+    with pytest.raises(ValueError, match=r"finds no formula in the row's answer '\?'"):
         formulas.compared("1", "?", 20.0)
 
 
