@@ -220,7 +220,8 @@ class TestDataSet:
             "def broken(answer):\n    raise LookupError('no judge')\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
-        talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2 ="}]
+        said = [("user", "1 + 1 ="), ("assistant", "2"), ("user", "2 + 2 =")]
+        talk = [{"role": role, "content": content} for role, content in said]
         (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk, "answer": "4"}) + "\n")
         return str(tmp_path / "rows.jsonl")
 
@@ -236,9 +237,8 @@ class TestDataSet:
         first, *_ = self.played(chat, path, "4", *names)
         (turn,) = first.turns
         assert (turn.reward, turn.parts, turn.outcome) == (1.5, (("right", 1.0), ("short", 0.5)), "CORRECT")
-        assert turn.context_ids == chat.prompt_ids(
-            (Message.of("system", "Be brief."), Message.of("user", "2 + 2 ="))
-        )
+        talk = (Message.of("user", "1 + 1 ="), Message.of("assistant", "2"), Message.of("user", "2 + 2 ="))
+        assert turn.context_ids == chat.prompt_ids(talk)
         assert self.played(chat, path, "long", *names)[0].turns[0].parts == (("right", 0.0),)
 
     def test_a_scorer_that_fails_on_every_answer_stops_the_run_by_name(self, chat: Chat, path: str) -> None:
