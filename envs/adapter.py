@@ -88,7 +88,7 @@ def tools_of(env: gymnasium.Env[Any, str]) -> tuple[Mapping[str, Any], ...]:
 
 def _is_json(value: object) -> bool:
     try:
-        json.dumps(value, allow_nan=False).encode()
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
         return False
     return True

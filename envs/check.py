@@ -143,7 +143,7 @@ def _replay(env: Env, observation: Said, talk: list[ExpertTurn], seed: int) -> f
         observation, reward, terminated, truncated, info = env.step(answer)
         over = terminated or truncated
         earned = float(reward) if learn else 0.0
-        wrong = learn and earned <= 0
+        wrong = learn and (earned <= 0 if over else earned < 0)  # a call of a tool may earn nothing yet
         _require(not wrong, f"seed {seed}: {info['outcome']} ({earned:+g}) for the expert's {answer[:80]!r}")
         total += earned
     _require(terminated and bool(info["success"]), f"seed {seed}: the expert does not succeed")

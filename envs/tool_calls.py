@@ -1,4 +1,4 @@
-"""Reads tool calls in the form that Qwen and Hermes models write: <tool_call>{"name": ..., "arguments": {...}}</tool_call>.
+"""Reads tool calls as Qwen and Hermes models write them: <tool_call>{"name": ..., "arguments": {...}}</tool_call>.
 
 What an answer says beside its calls is no fault, and neither is an answer without any. Everything else has a name.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from rlpost.envs.parsing import MAX_ANSWER
 
 BEGIN, END = "<tool_call>", "</tool_call>"
-_CALL = re.compile(f"{BEGIN}(.*?)(?:{END}|$)", re.DOTALL)
+_CALL = re.compile(rf"{BEGIN}(.*?)(?:{END}|\Z)", re.DOTALL)
 
 
 class Malformed(Enum):

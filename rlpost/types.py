@@ -67,12 +67,13 @@ class Turn:
     observation: str
     answer: str  # answer_ids as text, without special tokens; a stop string that ended it is part of it
     finish: Finish
-    reward: float
+    reward: float  # what is learnt from
     outcome: str  # the environment's name for what happened, e.g. CORRECT
+    policy_version: int  # of the adapter that sampled answer_ids; 0 is the bare base model
     thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
-    parts: tuple[
-        tuple[str, float], ...
-    ] = ()  # (name, value) of what `reward` is made of, where it has several parts
+    env_reward: float | None = None  # the environment's, where algo.reward_function gave `reward`; else none
+    # (name, value) of what the environment's reward is made of, where it has several parts
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,6 @@ class Trajectory:
     episode: int  # index within the iteration's batch
     group: int  # episodes of one group share the instance
     seed: int
-    adapter_version: int
     turns: tuple[Turn, ...]
     ending: Ending
     success: bool
@@ -102,6 +102,11 @@ class Trajectory:
         return list(
             chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in self.turns)
         )
+
+    @property
+    def policy_version(self) -> int | None:
+        """The oldest policy that sampled a turn; none where nothing was sampled."""
+        return min((t.policy_version for t in self.turns), default=None)
 
     @property
     def total_reward(self) -> float:

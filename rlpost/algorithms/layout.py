@@ -23,7 +23,7 @@ from rlpost.config.presets import Aggregation
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     episodes_N: Tensor
     turns_N: Tensor
     opens_N: Tensor  # bool
@@ -35,7 +35,7 @@ class Layout:
     @classmethod
     def of(
         cls, turns: Sequence[Sequence[int]], groups: Sequence[int], thoughts: Sequence[Sequence[int]]
-    ) -> Layout:
+    ) -> TokenLayout:
         """`turns[b]` are the lengths of episode b's turns, `thoughts[b]` how many of each turn's first tokens are
         thought, `groups[b]` any number its group shares. Raises ValueError for a turn without tokens."""
         lengths_U = torch.tensor([n for episode in turns for n in episode])

@@ -127,7 +127,12 @@ class Episode:
         self.conversation = self.conversation.followed_by(context_ids)
 
     def record(
-        self, reward: float, outcome: str, thought_tokens: int, parts: tuple[tuple[str, float], ...] = ()
+        self,
+        reward: float,
+        outcome: str,
+        policy_version: int,
+        thought_tokens: int,
+        parts: tuple[tuple[str, float], ...] = (),
     ) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
@@ -143,12 +148,13 @@ class Episode:
                 finish=completion.finish,
                 reward=reward,
                 outcome=outcome,
+                policy_version=policy_version,
                 thought_tokens=thought_tokens,
                 parts=parts,
             )
         )
 
-    def trajectory(self, env_name: str, adapter_version: int) -> Trajectory:
+    def trajectory(self, env_name: str) -> Trajectory:
         assert self.ending is not None, "only an episode that is over is a trajectory"
         spec = self.spec
         return Trajectory(
@@ -160,7 +166,6 @@ class Episode:
             episode=spec.episode,
             group=spec.group,
             seed=spec.seed,
-            adapter_version=adapter_version,
             turns=tuple(self.turns),
             ending=self.ending,
             success=self.success,

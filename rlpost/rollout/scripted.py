@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlpost.errors import SwapError
 from rlpost.rollout.chat import Chat
@@ -31,6 +31,9 @@ class ScriptedEngine:
     def step(self) -> list[tuple[str, Completion]]:
         queue, self._queue = self._queue, []
         return [(key, self._complete(prompt, sampling, seed)) for key, prompt, sampling, seed in queue]
+
+    def abort(self, keys: Sequence[str]) -> None:
+        self._queue = [request for request in self._queue if request[0] not in keys]
 
     def _complete(self, prompt: ModelInput, sampling: Sampling, seed: int) -> Completion:
         ids, finish = self._chat.written(self._script(self._chat.text(prompt.token_ids), seed), sampling.stop)

@@ -24,13 +24,13 @@ def rehearse(cfg: Config, chat: Chat) -> None:
     """
     for opening, reply in _heard(cfg):
         chat.prompt_ids(opening.messages, opening.tools)
-        if reply.ending is None:
+        if reply is not None and reply.ending is None:
             chat.feedback_ids(reply.messages, Finish.STOP, opening.tools)
 
 
-def _heard(cfg: Config) -> list[tuple[Opening, Reply]]:
+def _heard(cfg: Config) -> list[tuple[Opening, Reply | None]]:
     """Until the environment fails."""
-    heard = list[tuple[Opening, Reply]]()
+    heard = list[tuple[Opening, Reply | None]]()
     make_env = partial(registry.make, cfg.env, **cfg.env_args)
     with (
         suppress(Exception),  # an environment may raise anything
@@ -38,7 +38,8 @@ def _heard(cfg: Config) -> list[tuple[Opening, Reply]]:
     ):
         for spec in _specs(cfg):
             opening = ask(partial(opened, make_env, env, spec))
-            heard.append((opening, ask(partial(replied, env, ""))))
+            heard.append((opening, None))
+            heard[-1] = (opening, ask(partial(replied, env, "")))
     return heard
 
 

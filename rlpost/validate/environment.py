@@ -130,6 +130,7 @@ def _reset(env: gymnasium.Env[Any, str], seed: int, options: dict[str, str]) -> 
     """A reset. Raises what it raises, and Refused for what is not as the rollouts need it."""
     _, info = adapter.opened(env.reset(seed=seed, options=options))
     adapter.field(info, "instance", "reset")
+    adapter.tools_of(env)
 
 
 def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:

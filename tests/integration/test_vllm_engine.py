@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM
 
 from rlpost.errors import RolloutError, SwapError
+from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.engine.vllm_engine import VllmEngine
-from rlpost.types import Canary, Finish
+from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.peft_merge import PeftLayers
+from tests.peft_kinds import MERGED, save, trained
 
 pytestmark = pytest.mark.integration
 
@@ -111,7 +115,7 @@ def drain(engine: VllmEngine, count: int = 1) -> dict[str, Completion]:
 
 def sample(engine: VllmEngine, sampling: Sampling, seeds: dict[str, int]) -> dict[str, Completion]:
     for key, seed in seeds.items():
-        engine.submit(key, (*PROMPT, 100 + seed % 7), sampling, seed)
+        engine.submit(key, ModelInput((*PROMPT, 100 + seed % 7)), sampling, seed)
     return drain(engine, len(seeds))
 
 
@@ -146,10 +150,10 @@ def test_a_seed_decides_its_tokens_whoever_else_is_there(engine: VllmEngine) -> 
 def test_requests_may_join_while_others_run(engine: VllmEngine) -> None:
     sampling = Sampling(1.0, 16)
     alone = sample(engine, sampling, {"late": 5})["late"]
-    engine.submit("early", (*PROMPT, 101), sampling, 1)
+    engine.submit("early", ModelInput((*PROMPT, 101)), sampling, 1)
     for _ in range(4):
         assert engine.step() == []
-    engine.submit("late", (*PROMPT, 105), sampling, 5)
+    engine.submit("late", ModelInput((*PROMPT, 105)), sampling, 5)
     done = drain(engine, 2)
     assert set(done) == {"early", "late"}
     assert done["late"].token_ids == alone.token_ids
@@ -157,7 +161,7 @@ def test_requests_may_join_while_others_run(engine: VllmEngine) -> None:
 
 def test_scoring_meanwhile_loses_no_completion(engine: VllmEngine, base: Any) -> None:
     for i in range(3):
-        engine.submit(f"r{i}", PROMPT, Sampling(1.0, 1), i)
+        engine.submit(f"r{i}", ModelInput(PROMPT), Sampling(1.0, 1), i)
     scores = engine.score(PROMPT)
     torch.testing.assert_close(torch.tensor(scores), logprobs(base, PROMPT), rtol=0, atol=TIGHT)
     assert set(drain(engine, 3)) == {"r0", "r1", "r2"}
@@ -183,8 +187,32 @@ def test_an_answer_ends_by_its_end_token_or_by_length(engine: VllmEngine) -> Non
     assert min(finishes.values()) > 0  # a random model ends one answer in eight or so within 64 tokens
 
 
+def test_an_answer_ends_with_a_stop_string_and_its_tokens_are_as_sampled(
+    engine: VllmEngine, base: Any, random_model: Path
+) -> None:
+    """The witnesses: the same dice without the string, cut by our own look at the text; transformers' log-probs."""
+    chat, seeds = Chat.load(random_model), {f"{i}": i for i in range(16)}
+    whole = sample(engine, Sampling(1.0, 48), seeds)
+    (stop, *_) = re.findall(r"[!-~]{2}", chat.text(whole["3"].token_ids)[8:])
+    stopped = sample(engine, Sampling(1.0, 48, (stop,)), seeds)
+    for key, done in stopped.items():
+        ids = next(
+            (whole[key].token_ids[:n] for n in range(49) if stop in chat.text(whole[key].token_ids[:n])),
+            whole[key].token_ids,
+        )
+        assert done.token_ids == ids
+        ended = stop in chat.text(ids)
+        assert done.finish is (Finish.STOP_STRING if ended else whole[key].finish)
+        assert chat.text(ids).endswith(stop) is ended
+        context = (*PROMPT, 100 + int(key) % 7)
+        expected = logprobs(base, (*context, *ids))[len(PROMPT) :]
+        torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
+    assert stopped["3"].finish is Finish.STOP_STRING
+    assert len(stopped["3"].token_ids) < len(whole["3"].token_ids)
+
+
 def test_an_answer_stops_where_the_context_is_full(engine: VllmEngine) -> None:
-    engine.submit("full", tuple([9] * 250), Sampling(0.0, 64), 0)
+    engine.submit("full", ModelInput(tuple([9] * 250)), Sampling(0.0, 64), 0)
     done = drain(engine)["full"]
     assert (len(done.token_ids), done.finish) == (6, Finish.LENGTH)
 
@@ -192,17 +220,31 @@ def test_an_answer_stops_where_the_context_is_full(engine: VllmEngine) -> None:
 @pytest.mark.parametrize("length", [0, 256, 300])
 def test_a_prompt_that_does_not_fit_is_refused(engine: VllmEngine, length: int) -> None:
     with pytest.raises(RolloutError, match=f"{length} tokens.*256"):
-        engine.submit("long", tuple([9] * length), Sampling(0.0, 4), 0)
+        engine.submit("long", ModelInput(tuple([9] * length)), Sampling(0.0, 4), 0)
     with pytest.raises(RolloutError, match=f"{length} tokens"):
         engine.score(tuple([9] * length))
     assert engine.step() == []
 
 
 def test_a_key_in_use_is_refused(engine: VllmEngine) -> None:
-    engine.submit("twice", PROMPT, Sampling(0.0, 2), 0)
+    engine.submit("twice", ModelInput(PROMPT), Sampling(0.0, 2), 0)
     with pytest.raises(RolloutError, match="twice"):
-        engine.submit("twice", PROMPT, Sampling(0.0, 2), 0)
+        engine.submit("twice", ModelInput(PROMPT), Sampling(0.0, 2), 0)
     drain(engine)
+
+
+def test_aborted_requests_are_forgotten_and_their_keys_are_free(engine: VllmEngine) -> None:
+    """One that decodes, one that is done and was not fetched, and one that nobody submitted; others go on."""
+    sampling = Sampling(1.0, 12)
+    alone = sample(engine, sampling, {"stays": 5})
+    for key, seed, length in (("goes", 4, 200), ("done", 6, 1), ("stays", 5, 12)):
+        engine.submit(key, (*PROMPT, 100 + seed % 7), Sampling(1.0, length), seed)
+    while not engine._finished:
+        engine._advance()
+    engine.abort(["goes", "done", "unknown"])
+    assert drain(engine) == alone
+    assert sample(engine, sampling, {"goes": 5})["goes"] == alone["stays"]
+    assert engine.step() == []
 
 
 def test_more_prompts_than_one_step_takes(engine: VllmEngine) -> None:
@@ -210,7 +252,7 @@ def test_more_prompts_than_one_step_takes(engine: VllmEngine) -> None:
     dice = random.Random(0)
     prompts = {f"p{i}": tuple(dice.randrange(4, 260) for _ in range(240)) for i in range(36)}
     for key, prompt in prompts.items():
-        engine.submit(key, prompt, Sampling(1.0, 2), 1)
+        engine.submit(key, ModelInput(prompt), Sampling(1.0, 2), 1)
     assert set(drain(engine, len(prompts))) == set(prompts)
 
 
@@ -244,6 +286,92 @@ def test_a_swap_serves_what_peft_computes(
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
 
 
+OF_PEFT = ["rank pattern", "rank pattern, DoRA", "OFT", "VeRA", "LoHa", "IA3"]
+
+
+def of_peft(folder: Path, case: str, saved: Path, version: int) -> tuple[PeftModel, Adapter]:
+    """A PEFT model of a kind that rlpost has no line for, and its adapter as PEFT saves it."""
+    model = trained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), MERGED[case], version)
+    return model, dataclasses.replace(Adapter.load(save(model, saved)), version=version)
+
+
+@pytest.mark.parametrize("case", OF_PEFT)
+def test_a_kind_that_only_peft_knows_is_swapped_in_and_proven(
+    engine: VllmEngine, base: Any, random_model: Path, tmp_path: Path, case: str
+) -> None:
+    model, adapter = of_peft(random_model, case, tmp_path, 7)
+    check = canary(model)
+    moved = (torch.tensor(check.logprobs) - logprobs(base, check.token_ids)).abs().mean()
+    assert moved > 10 * TIGHT
+    report = engine.swap(adapter, check, max_gap=TIGHT)
+    assert (report.version, report.fingerprint) == (7, adapter.fingerprint)
+    assert report.modules_bound == report.modules_expected == 18  # three modules in each of six blocks
+    assert report.canary_gap < TIGHT
+    torch.testing.assert_close(
+        torch.tensor(engine.score(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
+    )
+
+
+@pytest.mark.parametrize("case", ["rank pattern", "OFT", "VeRA"])
+def test_a_wrong_tensor_of_such_a_kind_is_refused_and_the_old_version_lives(
+    engine: VllmEngine, policy_a: tuple[PeftModel, Adapter], random_model: Path, tmp_path: Path, case: str
+) -> None:
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+    before = engine.score(PROMPT)
+    model, adapter = of_peft(random_model, case, tmp_path, 8)
+    module = "layers.2.self_attn.q_proj"
+    name = next(name for name in sorted(adapter.tensors) if module in name)
+
+    def refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
+        with pytest.raises(SwapError, match=f"(?s)Version 8 was not taken.*{reason}.*Live is version 1"):
+            engine.swap(Adapter.create(adapter.config, tensors, 8), canary(model), TIGHT)
+        assert engine.score(PROMPT) == before
+
+    refused({**adapter.tensors, name: 3 * adapter.tensors[name] + 0.5}, "On the canary")
+    refused({key: value for key, value in adapter.tensors.items() if module not in key}, module)
+    refused({**adapter.tensors, name: adapter.tensors[name][..., :-1].contiguous()}, module)
+    flipped = adapter.tensors[name].clone()
+    flipped.view(torch.int32).view(-1)[0] ^= 1
+    with pytest.raises(SwapError, match=r"(?s)Version 8.*did not arrive whole.*Live is version 1"):
+        engine.swap(dataclasses.replace(adapter, tensors={**adapter.tensors, name: flipped}), None, TIGHT)
+    assert engine.score(PROMPT) == before
+
+
+def test_a_merge_that_fails_midway_leaves_the_old_version(
+    engine: VllmEngine,
+    policy_a: tuple[PeftModel, Adapter],
+    random_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+    before = engine.score(PROMPT)
+    model, adapter = of_peft(random_model, "OFT", tmp_path, 10)
+    merged = PeftLayers.merged
+
+    def spoiled(layers: PeftLayers, module: str, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if module == "model.layers.3.mlp.down_proj":
+            base = base[:-1]
+        return merged(layers, module, base, out)
+
+    monkeypatch.setattr(PeftLayers, "merged", spoiled)
+    with pytest.raises(SwapError, match=r"(?s)Version 10 .*layers\.3\.mlp\.down_proj.*Live is version 1"):
+        engine.swap(adapter, canary(model), TIGHT)
+    assert engine.score(PROMPT) == before
+
+
+def test_kinds_follow_each_other_and_each_leaves_the_base(
+    engine: VllmEngine, policy_b: tuple[PeftModel, Adapter], random_model: Path, tmp_path: Path
+) -> None:
+    """OFT, a LoRA on other modules, OFT: the same to the bit."""
+    model, adapter = of_peft(random_model, "OFT", tmp_path, 9)
+    scores = []
+    for one, its in ((model, adapter), policy_b, (model, adapter)):
+        engine.swap(its, canary(one), TIGHT)
+        scores.append(engine.score(PROMPT))
+    assert scores[0] == scores[2] != scores[1]
+
+
 def test_a_b_a_is_a_to_the_bit(
     engine: VllmEngine, policy_a: tuple[PeftModel, Adapter], policy_b: tuple[PeftModel, Adapter]
 ) -> None:
@@ -262,7 +390,7 @@ def test_cached_prompts_of_the_old_version_are_forgotten(
     prompt = tuple(range(4, 204))
     for model, adapter in (policy_a, policy_b):
         engine.swap(adapter, None, TIGHT)
-        engine.submit("cached", prompt, Sampling(0.0, 1), 0)
+        engine.submit("cached", ModelInput(prompt), Sampling(0.0, 1), 0)
         done = drain(engine)["cached"]
         expected = logprobs(model, (*prompt, *done.token_ids))[-1:]
         torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
@@ -386,7 +514,7 @@ def test_a_restore_that_fails_says_so(
 
 
 def test_a_swap_waits_for_no_request(engine: VllmEngine, policy_a: tuple[PeftModel, Adapter]) -> None:
-    engine.submit("live", PROMPT, Sampling(0.0, 4), 0)
+    engine.submit("live", ModelInput(PROMPT), Sampling(0.0, 4), 0)
     with pytest.raises(SwapError, match="1 requests are live"):
         engine.swap(policy_a[1], None, TIGHT)
     drain(engine)

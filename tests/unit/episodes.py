@@ -26,7 +26,7 @@ def turn(
     parts: tuple[tuple[str, float], ...] = (),
 ) -> Turn:
     answer_ids, logprobs = tuple(range(tokens)), tuple(-0.5 for _ in range(tokens))
-    return Turn((7, 8, 9), answer_ids, logprobs, observation, answer, finish, reward, outcome, parts=parts)
+    return Turn((7, 8, 9), answer_ids, logprobs, observation, answer, finish, reward, outcome, 4, parts=parts)
 
 
 def episode(
@@ -46,7 +46,6 @@ def episode(
         episode=index,
         group=index,
         seed=1000 + index,
-        adapter_version=4,
         turns=turns,
         ending=ending,
         success=success,
@@ -64,6 +63,8 @@ turns = st.builds(
     finish=st.sampled_from(Finish),
     reward=numbers,
     outcome=texts,
+    policy_version=st.integers(),
+    env_reward=st.none() | numbers,
     parts=st.dictionaries(texts, numbers, max_size=2).map(lambda parts: tuple(parts.items())),
 )
 trajectories = st.builds(
@@ -76,7 +77,6 @@ trajectories = st.builds(
     episode=st.integers(),
     group=st.integers(),
     seed=st.integers(0, 2**64),
-    adapter_version=st.integers(),
     turns=st.lists(turns, max_size=3).map(tuple),
     ending=st.sampled_from(Ending),
     success=st.booleans(),

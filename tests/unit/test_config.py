@@ -459,6 +459,15 @@ class TestCodeThatARecordNames:
             compose([resume, "env=dataset"])
         assert compose([resume, score]).env_args["score"] == "no_such_module:score"
 
+    def test_a_reward_function_is_refused_with_its_file_and_the_remedy_works(self, record: Path) -> None:
+        reward = "algo.reward_function=hostile_module:rewards"
+        resume = self.written(record, reward)
+        with pytest.raises(ConfigError, match=f"command line as well: {reward}") as caught:
+            run.prepare([resume])
+        assert str(record / "hostile_module.py") in str(caught.value)
+        assert compose([resume, reward]).algo.reward_function == "hostile_module:rewards"
+        assert compose([resume, "algo.reward_function=null"]).algo.reward_function is None
+
     def test_a_cluster_is_refused_and_the_remedy_works(self, record: Path) -> None:
         """What a cluster answers is unpickled in the driver."""
         resume, address = self.written(record, "ray.address=head:6379"), "ray.address=head:6379"
@@ -638,6 +647,10 @@ class TestValidate:
             (["algo.thought_weight=0.5"], "does not take its ratio over a turn"),
             (["algo=ppo_turn", "algo.thought_weight=0.5"], "nothing tells thought from answer"),
             (["rollout.answer_marker=''"], "every answer begins with it"),
+            (["rollout.system_prompt=' '"], "it says nothing"),
+            (["rollout.stop=['']"], "one is empty, or stands twice"),
+            (["rollout.stop=[a,a]"], "one is empty, or stands twice"),
+            (["rollout.template_args={a b: 1}"], "rollout.template_args=a b\n  reason: no template can read"),
             (["algo.kl=loss"], "noise and no penalty"),
             (["algo=dapo", "algo.kl_target=0.01"], "nothing to steer"),
             (["algo.kl_target=0.01", "algo.kl_coef=0"], "0 stays 0"),

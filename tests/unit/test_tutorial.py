@@ -57,12 +57,13 @@ SAID = {  # what a reader should see of each block
     3: ("dry run", "expert"),
     4: ("200 answers: reward", "success 100.0%", "brief: "),
     5: ("none in both",),
+    6: ("succeeds on 10 of 10", "[system]", "CALL (+0): [tool]\n3\n", "NO_SUM"),
 }
 
 
 def test_every_block_is_run() -> None:
     assert len(blocks("sh")) == len(SAID)
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 6
 
 
 @pytest.mark.parametrize("number", sorted(SAID))
