@@ -36,7 +36,7 @@ class Family:
     module: str  # a Source
     form: str  # how one is named
     summary: str
-    code: tuple[str, ...] = ()  # arguments that may name a function, as module:name
+    code: tuple[str, ...] = ()  # arguments that may name functions, as module:name
 
 
 class Source(Protocol):
@@ -66,7 +66,10 @@ ENTRIES: dict[str, Entry] = {
 
 FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the name of one
     "dataset": Family(
-        "rlpost.envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score=", ("score",)
+        "rlpost.envs.dataset",
+        "dataset",
+        "prompts of a file or the hub, scored by functions: path=, score=",
+        ("score",),
     ),
     "reasoning_gym:": Family(
         "rlpost.envs.reasoning_gym",
@@ -128,12 +131,19 @@ def make(name: str, **args: Any) -> Env:
 
 
 def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
-    """What an environment of this name would import that is not bundled, by who names it: `env`, or an argument."""
+    """What an environment of this name would import that is not bundled, by who names it: `env`, or an argument.
+
+    Several of one argument are as the command line has them: [rewards:right,rewards:short].
+    """
     before, colon, _ = name.partition(":")
     family = FAMILIES.get(before + colon)
     if family is None:
         return {"env": name} if colon else {}
-    return {key: str(args[key]) for key in family.code if ":" in str(args.get(key, ""))}
+    named = {key: args[key] for key in family.code if ":" in str(args.get(key, ""))}
+    return {
+        key: str(value) if isinstance(value, str) else f"[{','.join(map(str, value))}]"
+        for key, value in named.items()
+    }
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

@@ -72,6 +72,8 @@ class Turn:
     policy_version: int  # of the adapter that sampled answer_ids; 0 is the bare base model
     thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
     env_reward: float | None = None  # the environment's, where algo.reward_function gave `reward`; else none
+    # (name, value) of what the environment's reward is made of, where it has several parts
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ def import_roots(modules: Iterable[Path]) -> list[Path]:
 
 def _references(cfg: Config) -> Iterator[str]:
     """Modules named as `module:name`, which are loaded by now."""
-    for value in (cfg.env, *cfg.env_args.values()):
+    named = [cfg.env]
+    for value in cfg.env_args.values():
+        named += value if isinstance(value, list) else [value]
+    for value in named:
         module, colon, _ = str(value).partition(":")
         if colon and module in sys.modules:
             yield module

@@ -57,6 +57,10 @@ class LearnerGroup:
         """One supervised step; `step` counts from 0."""
         return self._call("sft_step", list(examples), step)
 
+    def sft_loss(self, examples: Sequence[Example]) -> dict[str, float]:
+        """`loss`: the mean negative log-likelihood per loss token, in nats, without a step; `tokens`: how many."""
+        return self._call("sft_loss", list(examples))
+
     def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
         """One update by `algo.name`; `iteration` counts from 0. See rlpost.learner.update."""
         return self._call("update_rl", list(trajectories), iteration)

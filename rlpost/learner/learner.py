@@ -48,6 +48,11 @@ class Learner:
     def sft_step(self, examples: Sequence[Example], step: int) -> Metrics:
         return update.sft_step(self.backend, examples, self.cfg, step)
 
+    def sft_loss(self, examples: Sequence[Example]) -> Metrics:
+        """The policy's mean negative log-likelihood per loss token, and how many tokens these are."""
+        logprobs_N = self._logprobs([Row(e.token_ids, e.loss_mask) for e in examples], temperature=1.0)
+        return {"loss": -float(logprobs_N.double().mean()), "tokens": float(len(logprobs_N))}
+
     def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
         """An update with the KL coefficient that is in force; afterwards it moves towards `algo.kl_target`."""
         algo = replace(self.cfg.algo, kl_coef=self.kl_coef)

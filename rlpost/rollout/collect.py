@@ -165,7 +165,8 @@ class Collector:
     def _replied(self, episode: Episode, reply: Reply, policy_version: int) -> None:
         completion = episode.completion
         assert completion is not None, "a reply is to an answer"
-        episode.record(reply.reward, reply.outcome, policy_version, self._thought_tokens(completion))
+        thoughts = self._thought_tokens(completion)
+        episode.record(reply.reward, reply.outcome, policy_version, thoughts, reply.parts)
         episode.success, episode.ending = reply.success, reply.ending
         episode.final_answer = reply.final_answer
         if reply.ending is None:

@@ -40,6 +40,7 @@ class Reply:
     outcome: str
     success: bool
     final_answer: str | None  # the answer in canonical form, where the environment gives one
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
@@ -73,8 +74,17 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    final = _told(info, "answer")
-    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final)
+    final, parts = _told(info, "answer"), _parts(info.get("parts", {}))
+    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final, parts)
+
+
+def _parts(parts: object) -> tuple[tuple[str, float], ...]:
+    """`info["parts"]`, the reward's parts by name. Raises TypeError and ValueError for what are none."""
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"the info of step has parts of type {type(parts).__name__}: give a dict of numbers by name"
+        )
+    return tuple((_in_utf8(str(name)), _finite(float(value))) for name, value in parts.items())
 
 
 def _finite(reward: float) -> float:
@@ -134,7 +144,14 @@ class Episode:
         self.observation, self.context_ids = readable(messages), context_ids
         self.conversation = self.conversation.followed_by(context_ids)
 
-    def record(self, reward: float, outcome: str, policy_version: int, thought_tokens: int) -> None:
+    def record(
+        self,
+        reward: float,
+        outcome: str,
+        policy_version: int,
+        thought_tokens: int,
+        parts: tuple[tuple[str, float], ...] = (),
+    ) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
@@ -151,6 +168,7 @@ class Episode:
                 outcome=outcome,
                 policy_version=policy_version,
                 thought_tokens=thought_tokens,
+                parts=parts,
             )
         )
 

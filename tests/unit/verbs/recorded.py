@@ -92,9 +92,3 @@ def run(
         summary |= {"swap_seconds_median": 0.03, "logprob_gap_mean": 0.001, "canary_gap_mean": 0.0005}
         run_dir.write_summary(summary | {"gains": gains(run_dir, summary)})
     return run_dir
-
-
-def unframed(printed: str) -> str:
-    """An error's text without its frame, each line of it after the one before: long paths are cut at the width."""
-    inside = [line[2:-2].rstrip() for line in printed.splitlines() if line.startswith("│")]
-    return "".join(inside)

@@ -147,8 +147,7 @@ def test_a_base_that_has_moved_is_named_with_the_way_out(
     moved = recorded.adapter_for(sharded, str(tmp_path / "gone"))
     moved.save(tmp_path / "adapter")
     said = refused(capsys, tmp_path / "adapter", tmp_path / "merged")
-    assert str(tmp_path / "gone") in recorded.unframed(said)
-    assert "which is not there" in said
+    assert f"it was trained on {tmp_path / 'gone'}, which is not there" in said
     assert "--model FOLDER" in said
     assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--model", str(sharded)]) == 0
     nameless = Adapter.create({**moved.config, "base_model_name_or_path": None}, moved.tensors, 0)
