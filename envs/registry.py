@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -36,7 +37,9 @@ class Family:
     module: str  # a Source
     form: str  # how one is named
     summary: str
-    code: tuple[str, ...] = ()  # arguments that may name a function, as module:name
+    code: tuple[
+        str, ...
+    ] = ()  # arguments that may name a function, as module:name, or hold a command's words
 
 
 class Source(Protocol):
@@ -67,6 +70,12 @@ ENTRIES: dict[str, Entry] = {
 FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the name of one
     "dataset": Family(
         "rlpost.envs.dataset", "dataset", "prompts of a file, scored by a function: path=, score=", ("score",)
+    ),
+    "agent": Family(
+        "rlpost.envs.agent",
+        "agent",
+        "a program of your own that asks over HTTP: path=, and agent= or command=",
+        ("agent", "score", "command"),
     ),
     "reasoning_gym:": Family(
         "rlpost.envs.reasoning_gym",
@@ -133,7 +142,9 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     family = FAMILIES.get(before + colon)
     if family is None:
         return {"env": name} if colon else {}
-    return {key: str(args[key]) for key in family.code if ":" in str(args.get(key, ""))}
+    named = {key: args[key] for key in family.code if key in args}
+    commands = {key: shlex.join(map(str, v)) for key, v in named.items() if isinstance(v, (list, tuple))}
+    return {key: str(value) for key, value in named.items() if ":" in str(value)} | commands
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

@@ -14,9 +14,10 @@ markup), `a` are tokens the model sampled (its end-of-turn token included).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
+from itertools import chain, pairwise
 
 
 class Finish(str, Enum):
@@ -54,6 +55,19 @@ class Turn:
     reward: float
     outcome: str  # the environment's name for what happened, e.g. CORRECT
     thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
+    opens_sample: bool = (
+        False  # context_ids are a whole prompt, not appended to the turn before (agents, turn 1 on)
+    )
+
+
+def token_ids(turns: Iterable[Turn]) -> list[int]:
+    """All tokens of turns, in order."""
+    return list(chain.from_iterable((*t.context_ids, *t.answer_ids) for t in turns))
+
+
+def loss_mask(turns: Iterable[Turn]) -> list[int]:
+    """1 for each of their tokens that the model chose, else 0."""
+    return list(chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in turns))
 
 
 @dataclass(frozen=True)
@@ -76,13 +90,17 @@ class Trajectory:
 
     @property
     def token_ids(self) -> list[int]:
-        return list(chain.from_iterable((*t.context_ids, *t.answer_ids) for t in self.turns))
+        return token_ids(self.turns)
 
     @property
     def loss_mask(self) -> list[int]:
-        return list(
-            chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in self.turns)
-        )
+        return loss_mask(self.turns)
+
+    @property
+    def samples(self) -> list[tuple[Turn, ...]]:
+        """The turns by conversation, each a row of the learner's: one, but for agents that rewrite their history."""
+        begins = [i for i, turn in enumerate(self.turns) if i == 0 or turn.opens_sample]
+        return [self.turns[i:j] for i, j in pairwise([*begins, len(self.turns)])]
 
     @property
     def total_reward(self) -> float:

@@ -55,7 +55,10 @@ def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
 
 def _where(reference: str) -> str:
     """The file of the module, or of the package that it is in, found without importing anything."""
-    top_level = reference.partition(":")[0].partition(".")[0]
+    module = reference.partition(":")[0]
+    if not all(part.isidentifier() for part in module.split(".")):
+        return "a command"
+    top_level = module.partition(".")[0]
     spec = PathFinder.find_spec(top_level)
     if spec is None:
         return f"there is no module {top_level} here"

@@ -67,6 +67,7 @@ def _from_turn(turn: Turn) -> dict[str, Any]:
         "answer_ids": list(turn.answer_ids),
         "logprobs": [_to_number(x) for x in turn.logprobs],
         "thought_tokens": turn.thought_tokens,
+        "opens_sample": turn.opens_sample,
     }
 
 

@@ -44,6 +44,11 @@ class Chat:
 
         return cls(AutoTokenizer.from_pretrained(model_folder))
 
+    @property
+    def tokenizer(self) -> Any:
+        """Whose chat template this is."""
+        return self._tokenizer
+
     def prompt_ids(self, observation: str) -> tuple[int, ...]:
         """The first user turn, up to where the model's answer begins."""
         return self._encode(self.prompt_text, observation)

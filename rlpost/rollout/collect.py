@@ -7,6 +7,9 @@
 No more episodes are live than the engine decodes at once. `reset` and `step` run in threads (see env_threads.py),
 while other episodes decode, those of one environment in one thread from the first to the last. An environment that
 raises or misses its deadline ends its own episode, with a named ending, and is not used again; the batch goes on.
+
+An environment that asks (envs/asking.py) is a program of the user's: it says each time which conversation is to be
+answered, and hears the answer with its tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from rlpost.envs.asking import Asking, Heard, Refusal
+from rlpost.rollout.agents.dialogue import Dialogue
+from rlpost.rollout.agents.rendering import Renderer
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Completion, Engine, Sampling
 from rlpost.rollout.env_threads import Call, EnvThread, EnvThreads
@@ -54,6 +60,7 @@ class Collector:
         self._env_timeout_s = env_timeout_s
         self._threads = EnvThreads(env_name, env_timeout_s)
         self._idle: list[tuple[Env, EnvThread]] = []
+        self._renderer = Renderer(chat.tokenizer)
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, adapter_version: int
@@ -98,7 +105,12 @@ class Collector:
         episode = batch.live[key]
         episode.completion, episode.answer = completion, self._chat.text(completion.token_ids)
         assert episode.env is not None, "what has answered was opened"
-        self._threads.submit(Call(key, partial(replied, episode.env, episode.answer), episode.thread))
+        if episode.dialogue is None:
+            work: Callable[[], Heard | Reply] = partial(replied, episode.env, episode.answer)
+        else:
+            answer = episode.dialogue.answered(completion, episode.answer)
+            work = partial(_asking(episode.env).answered, answer)
+        self._threads.submit(Call(key, work, episode.thread))
 
     def _take(self, batch: _Batch, call: Call) -> None:
         """What the environment has said, or that it failed; then the next turn."""
@@ -107,16 +119,43 @@ class Collector:
             self._failed(episode, call)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
+            if isinstance(call.result.env.unwrapped, Asking):
+                episode.dialogue = Dialogue(self._renderer, self._chat.eos_id, self._engine.max_model_len)
+                self._threads.submit(Call(call.name, _asking(call.result.env).start, episode.thread))
+                return
             episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
+        elif isinstance(call.result, Heard):
+            if refusal := self._heard(batch, episode, call.result):
+                assert episode.env is not None, "who asks was opened"
+                work = partial(_asking(episode.env).refused, refusal)
+                self._threads.submit(Call(call.name, work, episode.thread))
+                return
         else:
             self._replied(episode, call.result)
         self._ask(batch, call.name)
+
+    def _heard(self, batch: _Batch, episode: Episode, heard: Heard) -> Refusal | None:
+        """What a program did after an answer or a refusal; why its next request is refused, if it is."""
+        if episode.completion is not None:
+            episode.record(0.0, heard.outcome, self._thought_tokens(episode.completion))
+        if heard.request is None:
+            episode.end(Ending(heard.over.value), heard.reward, heard.outcome, heard.success)
+            return None
+        assert episode.dialogue is not None, "who asks has a dialogue"
+        placed = episode.dialogue.ask(heard.request, batch.sampling)
+        if isinstance(placed, Refusal):
+            return placed
+        episode.show_request(placed)
+        return None
 
     def _failed(self, episode: Episode, call: Call) -> None:
         self._threads.retire(episode.thread, None if episode.env is None else episode.env.close)
         episode.env = None
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
-        episode.error = self._told(call, "reset" if episode.completion is None else "step")
+        asked = "reset" if episode.completion is None else "step"
+        episode.error = self._told(
+            call, asked if episode.dialogue is None else "the agent's next call or end"
+        )
         if episode.completion is not None:
             episode.record(0.0, episode.ending.name, self._thought_tokens(episode.completion))
 
@@ -144,9 +183,16 @@ class Collector:
                 self._idle.append((episode.env, episode.thread))
             return
         dice = derive(episode.spec.seed, len(episode.turns))
-        self._engine.submit(key, episode.token_ids, batch.sampling, dice)
+        sampling = batch.sampling if episode.dialogue is None else episode.dialogue.sampling(batch.sampling)
+        self._engine.submit(key, episode.token_ids, sampling, dice)
         batch.decoding.add(key)
 
     def _thought_tokens(self, completion: Completion) -> int:
         marker = self._answer_marker
         return 0 if marker is None else self._chat.thought_tokens(completion.token_ids, marker)
+
+
+def _asking(env: Env) -> Asking:
+    asking = env.unwrapped
+    assert isinstance(asking, Asking), "only what asks is asked so"
+    return asking

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import gymnasium
 
 from rlpost.envs import adapter
+from rlpost.rollout.agents.dialogue import Dialogue
+from rlpost.rollout.agents.recording import Placed
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
@@ -98,10 +100,17 @@ class Episode:
     error: str | None = None
     completion: Completion | None = None
     answer: str = ""
+    dialogue: Dialogue | None = None  # of an environment that asks
+    opens_sample: bool = False  # the present context is a whole prompt that begins a further sample
 
     def show(self, observation: str, context_ids: tuple[int, ...]) -> None:
         self.observation, self.context_ids = observation, context_ids
         self.token_ids = (*self.token_ids, *context_ids)
+
+    def show_request(self, placed: Placed) -> None:
+        """A whole conversation, which may be another than the last."""
+        self.observation, self.context_ids = placed.observation, placed.context_ids
+        self.token_ids, self.opens_sample = placed.prompt_ids, placed.opens_sample
 
     def record(self, reward: float, outcome: str, thought_tokens: int) -> None:
         """The last answer becomes a turn."""
@@ -119,12 +128,20 @@ class Episode:
                 reward=reward,
                 outcome=outcome,
                 thought_tokens=thought_tokens,
+                opens_sample=self.opens_sample,
             )
         )
+
+    def end(self, ending: Ending, reward: float, outcome: str, success: bool) -> None:
+        """The program has ended that asks; its last turn earns the reward."""
+        self.ending, self.success = ending, success
+        if self.turns:
+            self.turns[-1] = replace(self.turns[-1], reward=reward, outcome=outcome)
 
     def trajectory(self, env_name: str, adapter_version: int) -> Trajectory:
         assert self.ending is not None, "only an episode that is over is a trajectory"
         spec = self.spec
+        turns = self.turns if self.dialogue is None else self.dialogue.ordered(self.turns)
         return Trajectory(
             env=env_name,
             variant=spec.variant,
@@ -135,7 +152,7 @@ class Episode:
             group=spec.group,
             seed=spec.seed,
             adapter_version=adapter_version,
-            turns=tuple(self.turns),
+            turns=tuple(turns),
             ending=self.ending,
             success=self.success,
             error=self.error,
