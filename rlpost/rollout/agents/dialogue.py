@@ -25,8 +25,13 @@ class Dialogue:
             return refusal
         try:
             placed = self._recording.place(request)
-        except NotRendered as error:
-            return Refusal(str(error), "tools" if request.tools else "messages")
+        except (
+            Exception
+        ) as error:  # the template is the model's, the messages are the program's: the run goes on
+            reason = str(error) if isinstance(error, NotRendered) else f"{type(error).__name__}: {error}"
+            return Refusal(
+                f"the conversation has no tokens: {reason}", "tools" if request.tools else "messages"
+            )
         if len(placed.prompt_ids) >= self._max_model_len:
             return Refusal(
                 f"the conversation has {len(placed.prompt_ids)} tokens; rollout.max_model_len ="
