@@ -40,6 +40,28 @@ def appends(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> di
     return {"reward": 2.0, "success": True}
 
 
+def converses(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> float:
+    client, messages = client_of(base_url, api_key), list[Any]()
+    for text in (task["prompt"], *MORE["then"]):
+        messages += [user(text)]
+        messages += [ask(client, model, messages)]
+    return 1.0
+
+
+def converses_by_stream(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> float:
+    """The same, from the pieces of a stream."""
+    client, messages = client_of(base_url, api_key), list[Any]()
+    for text in (task["prompt"], *MORE["then"]):
+        messages += [user(text)]
+        stream = client.chat.completions.create(model=model, messages=messages, stream=True, logprobs=True)
+        pieces = [piece for piece in stream if piece.choices]
+        SEEN.append(pieces[0])
+        messages += [
+            {"role": "assistant", "content": "".join(p.choices[0].delta.content or "" for p in pieces)}
+        ]
+    return 1.0
+
+
 def rewrites(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> bool:
     """Two turns, then a history in other words, then one more turn of that, and a branch of the first."""
     client = client_of(base_url, api_key)

@@ -63,6 +63,7 @@ turns = st.builds(
     finish=st.sampled_from(Finish),
     reward=numbers,
     outcome=texts,
+    opens_sample=st.booleans(),
 )
 trajectories = st.builds(
     Trajectory,

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ["torch", "vllm", "ray", "deepspeed", "transformers", "peft", "wandb", "triton"]
+HEAVY = ["torch", "vllm", "ray", "deepspeed", "transformers", "peft", "wandb", "triton", "aiohttp"]
 DOORS = {
     "vllm": {"rlpost/rollout/engine/vllm_engine.py"},
     "deepspeed": {"rlpost/learner/deepspeed_backend.py"},
     "wandb": {"rlpost/record/tracking.py"},
     "triton": {"rlpost/kernels/linear_logprob_triton.py"},
+    "aiohttp": {"envs/agent/server.py"},
 }
 
 
@@ -39,6 +40,7 @@ def loaded_by(code: str) -> set[str]:
         "from rlpost.run import prepare; prepare(['experiment=generalpoints_ppo'])",
         "import rlpost.weights.models, rlpost.record.tracking, rlpost.types, rlpost.errors",
         "import rlpost.envs; from rlpost.envs import registry; registry.make('generalpoints').reset(seed=0)",
+        "import rlpost.envs.agent.env, rlpost.envs.agent.settings",
     ],
 )
 def test_light_paths_import_nothing_heavy(code: str) -> None:
@@ -136,8 +138,9 @@ def test_environments_import_nothing_of_rlpost() -> None:
 
 @pytest.mark.parametrize("library", sorted(DOORS))
 def test_each_heavy_library_has_one_door(library: str) -> None:
-    users = {path for path, tree in sources("rlpost") if library in imports(tree)}
-    assert users <= DOORS[library]
+    everything = (*sources("rlpost"), *sources("envs"))
+    users = {path for path, tree in everything if library in imports(tree)}
+    assert users == DOORS[library]
 
 
 def test_only_the_cluster_starts_ray() -> None:
