@@ -84,10 +84,12 @@ def _head_times(setup: Setup) -> None:
 
 def attention(setup: Setup) -> None:
     """The path that a GPU takes, wherever it is run."""
-    from rlpost.learner.model.packed_attention import Layout, Segment, _fused, packed_attention
+    from rlpost.learner.model.packed_attention import AttentionLayout, Segment, _fused, packed_attention
 
     prefix = Segment(0, 70, None)
-    mixed = Layout.of([prefix, Segment(70, 300, prefix), Segment(370, 9, prefix), Segment(379, 41, None)])
+    mixed = AttentionLayout.of(
+        [prefix, Segment(70, 300, prefix), Segment(370, 9, prefix), Segment(379, 41, None)]
+    )
     dtype = getattr(torch, setup.dtype)
     mine = [x.to(setup.device, dtype).requires_grad_() for x in _heads(setup, 420)]
     exact = [x.detach().cpu().double().requires_grad_() for x in mine]
@@ -101,7 +103,7 @@ def attention(setup: Setup) -> None:
     print(
         f"  output, gradients of q, k, v: {', '.join(f'{gap:.1e}' for gap in gaps)}; {CLOSE[dtype]} is wanted"
     )
-    _attention_time(setup, _fused, Layout.of([Segment(0, setup.row, None)]), scaling)
+    _attention_time(setup, _fused, AttentionLayout.of([Segment(0, setup.row, None)]), scaling)
     assert max(gaps) <= CLOSE[dtype], "packed attention differs"
 
 

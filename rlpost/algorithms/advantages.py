@@ -73,35 +73,35 @@ def discounted_sums(values_BS: Tensor, factor: float) -> Tensor:
     return sums_BS
 
 
-def group_normalized(scores_M: Tensor, groups_M: Tensor) -> Tensor:
-    """(score - mean) / standard deviation within each group (arXiv 2402.03300, section 4.1.2).
+def group_normalized(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
+    """(reward - mean) / standard deviation within each group (arXiv 2402.03300, section 4.1.2).
 
-    The deviation is the sample's (n - 1), as in TRL and verl; the paper does not say. Equal scores give exact zeros.
+    The deviation is the sample's (n - 1), as in TRL and verl; the paper does not say. Equal rewards give exact zeros.
     """
-    centred_M = group_centred(scores_M, groups_M)
+    centred_M = group_centred(rewards_M, groups_M)
     square_M = _sums(centred_M.square(), groups_M) / (_sizes(groups_M) - 1.0).clamp_min(1.0)
     return centred_M / (square_M.sqrt() + DEVIATION_FLOOR)
 
 
-def group_centred(scores_M: Tensor, groups_M: Tensor) -> Tensor:
-    """score - mean of its group (arXiv 2503.20783). Equal scores give exact zeros."""
-    means_M = _sums(scores_M, groups_M) / _sizes(groups_M)
-    return (scores_M - means_M).masked_fill(flat(scores_M, groups_M), 0.0)
+def group_centred(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
+    """reward - mean of its group (arXiv 2503.20783). Equal rewards give exact zeros."""
+    means_M = _sums(rewards_M, groups_M) / _sizes(groups_M)
+    return (rewards_M - means_M).masked_fill(flat(rewards_M, groups_M), 0.0)
 
 
-def leave_one_out(scores_M: Tensor, groups_M: Tensor) -> Tensor:
-    """score - mean of its group's others (arXiv 2402.14740, section 2.2); zero where there is no other."""
+def leave_one_out(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
+    """reward - mean of its group's others (arXiv 2402.14740, section 2.2); zero where there is no other."""
     sizes_M = _sizes(groups_M)
-    others_M = (_sums(scores_M, groups_M) - scores_M) / (sizes_M - 1.0).clamp_min(1.0)
-    return (scores_M - others_M).masked_fill(flat(scores_M, groups_M), 0.0)
+    others_M = (_sums(rewards_M, groups_M) - rewards_M) / (sizes_M - 1.0).clamp_min(1.0)
+    return (rewards_M - others_M).masked_fill(flat(rewards_M, groups_M), 0.0)
 
 
-def flat(scores_M: Tensor, groups_M: Tensor) -> Tensor:
-    """Whether all members of an entry's group have the same score (within EQUAL_WITHIN of the largest size), bool
+def flat(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
+    """Whether all members of an entry's group have the same reward (within EQUAL_WITHIN of the largest size), bool
     (M,); true of groups of one."""
     count = int(groups_M.max()) + 1 if groups_M.numel() else 0
     low, high = (
-        scores_M.new_zeros(count).scatter_reduce(0, groups_M, scores_M, how, include_self=False)
+        rewards_M.new_zeros(count).scatter_reduce(0, groups_M, rewards_M, how, include_self=False)
         for how in ("amin", "amax")
     )
     return (high - low <= EQUAL_WITHIN * torch.maximum(low.abs(), high.abs()))[groups_M]

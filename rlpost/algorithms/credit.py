@@ -17,7 +17,7 @@ from torch import Tensor
 from rlpost.algorithms import losses, rewards
 from rlpost.algorithms.advantages import explained_variance, flat, moments, whiten
 from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
-from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.layout import TokenLayout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE, Algorithm, Ratio
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards, RolloutIS
@@ -34,7 +34,7 @@ class TrainingBatch:
     Without `old_logprobs_N` the old policy is the present one: the update has one step.
     """
 
-    layout: Layout
+    layout: TokenLayout
     sampling_N: Tensor
     old_logprobs_N: Tensor | None
     advantages_N: Tensor
@@ -51,11 +51,11 @@ class TrainingBatch:
 
 
 def assign_credit(
-    trajectories: Sequence[Trajectory], scores: dict[str, Tensor], cfg: Config
+    trajectories: Sequence[Trajectory], outputs: dict[str, Tensor], cfg: Config
 ) -> tuple[TrainingBatch, Metrics]:
     """Advantages and returns of every sampled token, with the diagnostics of the start of the update.
 
-    `scores` are (N,), where there are any: the policy's log-probs, the critic's values, the reference's log-probs.
+    `outputs` are (N,), by role, where computed: the policy's and reference's log-probs, the critic's values.
 
     Raises LearnerError for a reward or sampling log-prob that is not finite, and for a turn without tokens.
     """
@@ -63,32 +63,32 @@ def assign_credit(
     layout = _layout(trajectories)
     sampling_N = torch.tensor([x for t in trajectories for turn in t.turns for x in turn.logprobs])
     if algo.old_logprobs is OldLogprobs.engine:
-        scores = {**scores, POLICY: sampling_N}
-    rewards_N, metrics = _rewards(trajectories, layout, scores, cfg)
+        outputs = {**outputs, POLICY: sampling_N}
+    rewards_N, metrics = _rewards(trajectories, layout, outputs, cfg)
     if not (torch.isfinite(sampling_N).all() and torch.isfinite(rewards_N).all()):
         raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
-    estimate = _estimate(row, rewards_N, scores.get(CRITIC), layout, algo)
+    estimate = _estimate(row, rewards_N, outputs.get(CRITIC), layout, algo)
     metrics |= (
-        _gap(sampling_N, scores, algo) | _divergence(scores, algo) | _summary(estimate, scores.get(CRITIC))
+        _gap(sampling_N, outputs, algo) | _divergence(outputs, algo) | _summary(estimate, outputs.get(CRITIC))
     )
     batch = TrainingBatch(
         layout,
         sampling_N,
-        scores.get(POLICY),
+        outputs.get(POLICY),
         _whitened(estimate) if algo.whiten_advantages else estimate.advantages_N,
         estimate.returns_N,
         estimate.value_mask_N,
         torch.ones_like(sampling_N),
         torch.where(layout.thoughts_N, algo.thought_weight, 1.0),
-        scores.get(CRITIC),
-        scores.get(REFERENCE),
+        outputs.get(CRITIC),
+        outputs.get(REFERENCE),
     )
     return _with_rollout_is(batch, sampling_N, row, algo, metrics)
 
 
-def _layout(trajectories: Sequence[Trajectory]) -> Layout:
+def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
     try:
-        return Layout.of(
+        return TokenLayout.of(
             [[len(turn.answer_ids) for turn in t.turns] for t in trajectories],
             [t.group for t in trajectories],
             [[turn.thought_tokens for turn in t.turns] for t in trajectories],
@@ -99,7 +99,7 @@ def _layout(trajectories: Sequence[Trajectory]) -> Layout:
 
 
 def _rewards(
-    trajectories: Sequence[Trajectory], layout: Layout, scores: dict[str, Tensor], cfg: Config
+    trajectories: Sequence[Trajectory], layout: TokenLayout, outputs: dict[str, Tensor], cfg: Config
 ) -> tuple[Tensor, Metrics]:
     """Of tokens; and the share of groups that tell nothing, as all their episodes earned the same."""
     algo = cfg.algo
@@ -116,7 +116,7 @@ def _rewards(
         earned_U = rewards.normalized(earned_U, layout)
     rewards_N = rewards.placed(earned_U, layout, algo.rewards)
     if algo.kl is KlPlace.reward:
-        policy_N, reference_N = scores[POLICY], scores[REFERENCE]
+        policy_N, reference_N = outputs[POLICY], outputs[REFERENCE]
         rewards_N = rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
     return rewards_N, metrics
 
@@ -127,7 +127,7 @@ def _share_of_groups(marked_B: Tensor, groups_B: Tensor) -> float:
 
 
 def _estimate(
-    row: Algorithm, rewards_N: Tensor, values_N: Tensor | None, layout: Layout, algo: AlgoConfig
+    row: Algorithm, rewards_N: Tensor, values_N: Tensor | None, layout: TokenLayout, algo: AlgoConfig
 ) -> Estimate:
     if values_N is not None:
         return with_critic(row.estimator, rewards_N, values_N, layout, algo.gamma, algo.gae_lambda)
@@ -139,21 +139,21 @@ def _whitened(estimate: Estimate) -> Tensor:
     return whiten(estimate.advantages_N, *moments(estimate.advantages_N[estimate.value_mask_N]))
 
 
-def _gap(sampling_N: Tensor, scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
-    """Of engine and learner, if the learner has scored the batch; else the update's first pass tells it."""
-    if POLICY not in scores or algo.old_logprobs is OldLogprobs.engine:
+def _gap(sampling_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
+    """The gap of engine and learner, if the policy's log-probs are known; else the update's first pass tells it."""
+    if POLICY not in outputs or algo.old_logprobs is OldLogprobs.engine:
         return {}
-    gap = losses.engine_gap(sampling_N, scores[POLICY], sampling_N.numel())
+    gap = losses.engine_gap(sampling_N, outputs[POLICY], sampling_N.numel())
     return {name: value.item() for name, value in gap.items()}
 
 
-def _divergence(scores: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
+def _divergence(outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
     """From the reference, if the batch's log-probs are known; else the update's first pass tells it."""
-    if REFERENCE not in scores:
+    if REFERENCE not in outputs:
         return {}
     metrics = {"kl_coef": algo.kl_coef}
-    if POLICY in scores:
-        metrics["kl_reference"] = losses.kl_k3(scores[POLICY], scores[REFERENCE]).mean().item()
+    if POLICY in outputs:
+        metrics["kl_reference"] = losses.kl_k3(outputs[POLICY], outputs[REFERENCE]).mean().item()
     return metrics
 
 
@@ -176,7 +176,9 @@ def _with_rollout_is(
     """With the weights for what the engine sampled, in the unit in which the algorithm takes its ratio."""
     if algo.rollout_is is RolloutIS.none:
         return batch, metrics
-    assert batch.old_logprobs_N is not None, "rollout importance sampling makes the learner score the batch"
+    assert batch.old_logprobs_N is not None, (
+        "rollout importance sampling makes the learner compute its log-probs first"
+    )
     log_ratio_N = losses.log_ratios(batch.old_logprobs_N, sampling_N, batch.units_N(row.ratio), row.ratio)
     weights_N, is_metrics = losses.rollout_is_weights(log_ratio_N, algo.rollout_is, algo.rollout_is_cap)
     batch = replace(batch, rollout_is_weights_N=weights_N)

@@ -20,7 +20,7 @@ from rlpost.algorithms.advantages import (
     group_normalized,
     leave_one_out,
 )
-from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.layout import TokenLayout
 from rlpost.config.presets import Estimator
 
 GroupBaseline = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +41,7 @@ class Estimate:
 
 
 def with_critic(
-    which: Estimator, rewards_N: Tensor, values_N: Tensor, layout: Layout, gamma: float, lam: float
+    which: Estimator, rewards_N: Tensor, values_N: Tensor, layout: TokenLayout, gamma: float, lam: float
 ) -> Estimate:
     """GAE, per token or per turn (arXiv 2501.17161: a turn is one action, and its value is that of the state
     before its first token)."""
@@ -56,9 +56,9 @@ def with_critic(
 
 
 def without_critic(
-    which: Estimator, rewards_N: Tensor, layout: Layout, gamma: float, by_turn: bool
+    which: Estimator, rewards_N: Tensor, layout: TokenLayout, gamma: float, by_turn: bool
 ) -> Estimate:
-    """Returns, or scores against those of the same group; `by_turn` scores turns instead of whole episodes."""
+    """Returns, or rewards against those of the same group; `by_turn` compares turns instead of whole episodes."""
     all_N = torch.ones_like(layout.opens_N)
     returns_N = _rewards_to_come(rewards_N, layout, gamma)
     if which is Estimator.returns:
@@ -71,7 +71,7 @@ def without_critic(
     return Estimate(advantages_B.to(rewards_N.dtype)[layout.episodes_N], returns_N, all_N)
 
 
-def _process_supervision(rewards_N: Tensor, layout: Layout, baseline: GroupBaseline) -> Tensor:
+def _process_supervision(rewards_N: Tensor, layout: TokenLayout, baseline: GroupBaseline) -> Tensor:
     """Each turn's reward against all turns of its group; a token's advantage is the sum from its turn on
     (arXiv 2402.03300, section 4.1.3)."""
     scored_U = baseline(layout.per_turn(rewards_N.double()), layout.groups_U)
@@ -81,7 +81,7 @@ def _process_supervision(rewards_N: Tensor, layout: Layout, baseline: GroupBasel
     return discounted_sums(scored_BK, 1.0)[mask_BK].to(rewards_N.dtype)[layout.turns_N]
 
 
-def _rewards_to_come(rewards_N: Tensor, layout: Layout, gamma: float) -> Tensor:
+def _rewards_to_come(rewards_N: Tensor, layout: TokenLayout, gamma: float) -> Tensor:
     mask_BS = _mask(layout.lengths_B)
     rewards_BS = torch.zeros(mask_BS.shape, dtype=rewards_N.dtype).masked_scatter(mask_BS, rewards_N)
     return discounted_sums(rewards_BS, gamma)[mask_BS]

@@ -27,7 +27,7 @@ from rlpost.config.presets import Aggregation
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     episodes_N: Tensor
     turns_N: Tensor
     opens_N: Tensor  # bool
@@ -44,7 +44,7 @@ class Layout:
         groups: Sequence[int],
         thoughts: Sequence[Sequence[int]],
         opens: Sequence[Sequence[bool]] | None = None,
-    ) -> Layout:
+    ) -> TokenLayout:
         """`turns[b]` are the lengths of episode b's turns, `thoughts[b]` how many of each turn's first tokens are
         thought, `groups[b]` any number its group shares, `opens[b]` whether each turn opens a sample (none: the first
         alone; it always does). Raises ValueError for a turn without tokens."""

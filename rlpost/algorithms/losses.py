@@ -144,7 +144,7 @@ def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tupl
 
     truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w within [1 / cap, cap], else 0.
 
-    Metrics, over all tokens: engine_weight_mean, engine_weight_max (both before the cap), engine_weight_capped
+    Metrics, over all tokens: rollout_is/weight_mean, rollout_is/weight_max (both before the cap), rollout_is/capped
     (share of tokens that the cap or mask changed).
     """
     weights_N = ratios(log_ratio_N.detach())
@@ -154,9 +154,9 @@ def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tupl
         outside_N = (weights_N > cap) | (weights_N < 1.0 / cap)
         kept_N = weights_N.masked_fill(outside_N, 0.0)
     metrics = {
-        "engine_weight_mean": weights_N.mean(),
-        "engine_weight_max": weights_N.max(),
-        "engine_weight_capped": (kept_N != weights_N).float().mean(),
+        "rollout_is/weight_mean": weights_N.mean(),
+        "rollout_is/weight_max": weights_N.max(),
+        "rollout_is/capped": (kept_N != weights_N).float().mean(),
     }
     return kept_N, metrics
 

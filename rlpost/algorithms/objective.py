@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
     values_N: Tensor | None = None  # the critic's
 
     def of(self, role: str) -> Tensor:
-        """The log-probs of POLICY or REFERENCE, the values of CRITIC, whose pass was made."""
+        """What the pass of `role` gave: log-probs of POLICY or REFERENCE, values of CRITIC."""
         outputs = {POLICY: self.logprobs_N, REFERENCE: self.reference_N, CRITIC: self.values_N}[role]
         assert outputs is not None, f"the {role} made no pass"
         return outputs
@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, losses.Metrics]]
 
 
-def roles_to_score(algo: AlgoConfig, one_sample: bool = True) -> tuple[str, ...]:
+def roles_to_compute(algo: AlgoConfig, one_sample: bool = True) -> tuple[str, ...]:
     """The roles whose log-probs or values of every token must be known before the update, in which every episode is
     `one_sample`, or some are several."""
     policy = (POLICY,) if _needs_old_logprobs(algo) else ()
@@ -56,8 +56,8 @@ def critic_steps_once(algo: AlgoConfig) -> bool:
 
 
 def _needs_old_logprobs(algo: AlgoConfig) -> bool:
-    """Whether the learner must score the batch before its first step: not when there is but one step, whose own
-    forward pass gives the same numbers, unless they are wanted earlier."""
+    """Whether the policy's log-probs must be computed before the first step. If there is one step only, its own
+    forward pass gives them, unless something needs them earlier."""
     if algo.old_logprobs is OldLogprobs.engine:
         return False
     early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none

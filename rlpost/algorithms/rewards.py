@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms.advantages import VARIANCE_FLOOR, moments, varies
-from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.layout import TokenLayout
 from rlpost.algorithms.losses import KL_ESTIMATORS
 from rlpost.config.schema import KlEstimator, Rewards
 
@@ -23,7 +23,7 @@ def overlong(lengths_U: Tensor, limit: int, buffer: int, price: float) -> Tensor
     return -price * over_U.clamp(0.0, 1.0)
 
 
-def normalized(rewards_U: Tensor, layout: Layout) -> Tensor:
+def normalized(rewards_U: Tensor, layout: TokenLayout) -> Tensor:
     """Rewards over the standard deviation of the batch's episode totals; not shifted, so 0 stays 0.
 
     Where all totals are equal there is no scale to take, and rewards stay as they are (as scikit-learn's StandardScaler
@@ -35,7 +35,7 @@ def normalized(rewards_U: Tensor, layout: Layout) -> Tensor:
     return torch.where(varies(mean, variance), rewards_U * torch.rsqrt(variance + VARIANCE_FLOOR), rewards_U)
 
 
-def placed(rewards_U: Tensor, layout: Layout, where: Rewards) -> Tensor:
+def placed(rewards_U: Tensor, layout: TokenLayout, where: Rewards) -> Tensor:
     """Rewards of turns on tokens, (N,): each on its turn's last token, or all of an episode on its very last."""
     ends_U = layout.lengths_U.cumsum(0) - 1
     if where is Rewards.outcome:

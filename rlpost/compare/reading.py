@@ -63,7 +63,7 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         plan.seed,
         Status.DONE,
         str(run_dir.path.relative_to(folder)),
-        points=tuple(Point(share, compute, found) for share, compute, found in scored),
+        points=tuple(Point(share, compute, evaluations) for share, compute, evaluations in scored),
     )
     has_base = plan.arm == INIT and cfg.eval.start and cfg.adapter is None
     base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None
@@ -81,11 +81,11 @@ def unread(plan: CellPlan, ended: Ended | None) -> Cell:
 
 def trained_on(run_dir: RunDir) -> frozenset[str]:
     """Every instance of the run's supervised examples and of its training episodes, from its record."""
-    found = {instance for line in run_dir.read_examples() for instance in line["instances"]}
+    instances = {instance for line in run_dir.read_examples() for instance in line["instances"]}
     for path in run_dir.trajectories.glob("iteration-*.jsonl"):
         with path.open("rb") as file:
-            found |= {json.loads(line)["instance"] for line in file}
-    return frozenset(found)
+            instances |= {json.loads(line)["instance"] for line in file}
+    return frozenset(instances)
 
 
 def evaluated_on(cell: Cell) -> frozenset[str]:

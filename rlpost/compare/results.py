@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlpost.compare.design.types import Cell, Comparison, Evaluation, Point, Role, Status, VariantInfo
+from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Evaluation, Point, Role, Status
 from rlpost.errors import OutputError
 from rlpost.record.compute import Compute
 from rlpost.record.files import write_atomic
@@ -39,20 +39,22 @@ def _comparison(record: Mapping[str, Any]) -> Comparison:
     return _made(
         Comparison,
         record,
-        variants=lambda found: {name: _made(VariantInfo, each, role=Role) for name, each in found.items()},
+        variants=lambda given: {
+            name: _made(ComparedVariant, each, role=Role) for name, each in given.items()
+        },
         arms=tuple,
         seeds=tuple,
-        cells=lambda found: tuple(map(_cell, found)),
-        base=lambda found: None if found is None else _evaluations(found),
+        cells=lambda given: tuple(map(_cell, given)),
+        base=lambda given: None if given is None else _evaluations(given),
     )
 
 
 def _cell(record: Mapping[str, Any]) -> Cell:
-    return _made(Cell, record, status=Status, points=lambda found: tuple(map(_point, found)))
+    return _made(Cell, record, status=Status, points=lambda given: tuple(map(_point, given)))
 
 
 def _point(record: Mapping[str, Any]) -> Point:
-    return _made(Point, record, compute=lambda found: _made(Compute, found), evaluations=_evaluations)
+    return _made(Point, record, compute=lambda given: _made(Compute, given), evaluations=_evaluations)
 
 
 def _evaluations(record: Mapping[str, Any]) -> dict[str, Evaluation]:

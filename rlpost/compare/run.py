@@ -18,7 +18,7 @@ from rich.console import Console
 from rlpost.cluster import precision
 from rlpost.compare import results
 from rlpost.compare.design.plan import plan, quickened
-from rlpost.compare.design.types import INIT, Cell, Comparison, Role, Status, VariantInfo
+from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison, Role, Status
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
@@ -139,8 +139,8 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
     def cell_of(name: str, otherwise: Cell) -> Cell:
         if name not in runner.read:
             return otherwise
-        found = runner.read[name].cell
-        return found if stepwise else without_step_accuracy(found)
+        cell = runner.read[name].cell
+        return cell if stepwise else without_step_accuracy(cell)
 
     bases = [read.base for read in runner.read.values() if read.base is not None]
     known = {variant.name: variant for variant in registry.variants(cfg.env, **cfg.env_args)}
@@ -149,7 +149,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         env=cfg.env,
         model=cfg.model,
         train_variant=cfg.train_variant,
-        variants={v: VariantInfo(_role(known[v], cfg), known[v].summary) for v in cfg.eval_variants},
+        variants={v: ComparedVariant(_role(known[v], cfg), known[v].summary) for v in cfg.eval_variants},
         arms=tuple(cfg.compare.arms),
         seeds=tuple(cfg.compare.seeds),
         matched_on=cfg.compare.match_on.value,

@@ -152,8 +152,8 @@ def _check_paired(read: Read, others: Mapping[str, Read]) -> None:
     known: dict[str, Sequence[str]] = {}
     for cell in (*(other.cell for other in others.values()), read.cell):
         for point in cell.points:
-            for variant, found in point.evaluations.items():
-                if known.setdefault(variant, found.instances) != found.instances:
+            for variant, evaluation in point.evaluations.items():
+                if known.setdefault(variant, evaluation.instances) != evaluation.instances:
                     raise RlpostError(
                         f"its evaluation of {variant} has other instances than the cells before"
                     )

@@ -20,7 +20,7 @@ from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import Row
 from rlpost.learner.rendezvous import Rendezvous
-from rlpost.learner.steps import Batch, Metrics, score
+from rlpost.learner.steps import Batch, Metrics, compute_outputs
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 
@@ -99,7 +99,7 @@ class Learner:
     def _logprobs(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
         batch = Batch.of(rows, budget)
-        logprobs, _ = score(self.backend, batch, (roles.POLICY,), budget, temperature)
+        logprobs, _ = compute_outputs(self.backend, batch, (roles.POLICY,), budget, temperature)
         return logprobs[roles.POLICY]
 
     def _of(self, adapter: str) -> list[torch.nn.Parameter]:

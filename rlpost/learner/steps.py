@@ -1,4 +1,4 @@
-"""Outputs of the model over packed rows on this rank: scores without gradient, and one optimizer step.
+"""What the model gives for packed rows on this rank: log-probs and values without gradient, and one optimizer step.
 
     rows ─▶ Batch (N loss tokens in all) ─▶ this rank's micro-batches ─▶ DeepSpeedBackend ─▶ added up over ranks
 
@@ -58,7 +58,7 @@ class Share:
     tokens: int
 
 
-def score(
+def compute_outputs(
     backend: DeepSpeedBackend, batch: Batch, roles: tuple[str, ...], budget: int, temperature: float
 ) -> tuple[dict[str, Tensor], int]:
     """Run `roles` over the batch without gradients.

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.credit import TrainingBatch, assign_credit
-from rlpost.algorithms.objective import Outputs, critic_steps_once, minibatch_loss, roles_to_score
+from rlpost.algorithms.objective import Outputs, critic_steps_once, minibatch_loss, roles_to_compute
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import Row
-from rlpost.learner.steps import Batch, Metrics, score, take_step
+from rlpost.learner.steps import Batch, Metrics, compute_outputs, take_step
 from rlpost.types import Example, Trajectory, loss_mask, token_ids
 
 
@@ -49,21 +49,21 @@ def update_rl(
     batch, rows_B = _batch(kept, budget)
     one_sample = len(batch.rows) == len(kept)
     critic_first = critic_steps_once(cfg.algo) and one_sample
-    roles = roles_to_score(cfg.algo, one_sample)
-    scores, tokens_scored = score(backend, batch, roles, budget, temperature)
-    scored = time.perf_counter()
+    roles = roles_to_compute(cfg.algo, one_sample)
+    outputs, tokens_computed = compute_outputs(backend, batch, roles, budget, temperature)
+    computed = time.perf_counter()
     steps = list[Metrics]()
     if critic_first:
-        scores[CRITIC], step = _critic_step(backend, batch, kept, scores, cfg, iteration)
+        outputs[CRITIC], step = _critic_step(backend, batch, kept, outputs, cfg, iteration)
         steps.append(step)
-    training_batch, metrics = assign_credit(kept, scores, cfg)
+    training_batch, metrics = assign_credit(kept, outputs, cfg)
     steps += _epochs(backend, batch, rows_B, training_batch, cfg, iteration, critic_first)
     metrics |= _of_the_update(steps) | {
         "tokens": float(batch.tokens),
-        "tokens/scored": float(tokens_scored),
+        "tokens/scored": float(tokens_computed),
         "episodes_left_out": float(len(trajectories) - len(kept)),
-        "seconds_logprobs": scored - started,
-        "seconds_update": time.perf_counter() - scored,
+        "seconds_logprobs": computed - started,
+        "seconds_update": time.perf_counter() - computed,
     }
     return metrics
 
@@ -81,7 +81,7 @@ def _critic_step(
     backend: DeepSpeedBackend,
     batch: Batch,
     episodes: Sequence[Trajectory],
-    scores: dict[str, Tensor],
+    known: dict[str, Tensor],
     cfg: Config,
     iteration: int,
 ) -> tuple[Tensor, Metrics]:
@@ -95,7 +95,7 @@ def _critic_step(
 
     def loss_of(outputs: Outputs, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
         values_N[slots_N] = outputs.of(CRITIC).detach().cpu()
-        training_batch, _ = assign_credit(episodes, {**scores, CRITIC: values_N}, cfg)
+        training_batch, _ = assign_credit(episodes, {**known, CRITIC: values_N}, cfg)
         return minibatch_loss(training_batch, all_episodes, cfg)(outputs, slots_N)
 
     all_episodes, where = range(len(episodes)), f"iteration {iteration + 1}, the critic's step"

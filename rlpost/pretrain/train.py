@@ -37,12 +37,12 @@ ATTENTION = "eager"  # short rows: plain products beat the CPU's fused attention
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelledTokens:
     token_ids: list[int]
     labels: list[int]  # the token itself where it is learnt, IGNORE elsewhere
 
 
-def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
+def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> LabelledTokens:
     """Token ids in the chat template's layout; answers to learn (end of turn included) carry labels."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
 
@@ -57,7 +57,7 @@ def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Row:
         reply = [*plain(message.assistant), end]
         ids += context + reply
         labels += [IGNORE] * len(context) + (reply if message.learn else [IGNORE] * len(reply))
-    return Row(ids, labels)
+    return LabelledTokens(ids, labels)
 
 
 def batches(
@@ -70,7 +70,7 @@ def batches(
         rows = sorted(
             (encode(corpus.conversation(rng), tokenizer) for _ in range(POOL)), key=lambda r: len(r.labels)
         )
-        cuts: list[list[Row]] = [[]]
+        cuts: list[list[LabelledTokens]] = [[]]
         for row in rows:
             if len(row.labels) * (len(cuts[-1]) + 1) > batch_tokens:
                 cuts.append([])

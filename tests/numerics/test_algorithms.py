@@ -53,7 +53,7 @@ class Numbers:
 
     def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[TrainingBatch, dict[str, float]]:
         known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference}
-        scores = {name: known[name].float() for name in objective.roles_to_score(cfg.algo)}
+        scores = {name: known[name].float() for name in objective.roles_to_compute(cfg.algo)}
         return assign_credit(episodes, scores, cfg)
 
     def loss(self, credit: TrainingBatch, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
@@ -233,7 +233,7 @@ def test_rollout_is_weights_multiply_the_surrogate(name: AlgoName, kind: Rollout
     numbers.old = torch.tensor([x for t in episodes for turn in t.turns for x in turn.logprobs])
     credit, metrics = numbers.credit(episodes, cfg)
     assert torch.equal(credit.rollout_is_weights_N, torch.ones(len(numbers.old)))
-    assert metrics["engine_weight_capped"] == 0.0
+    assert metrics["rollout_is/capped"] == 0.0
     gaps = 0.6 * torch.randn(len(numbers.old), generator=torch.Generator().manual_seed(4))
     numbers.old = numbers.old + gaps
     credit, _ = numbers.credit(episodes, cfg)
@@ -286,7 +286,7 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         old = table.detach()[arms]
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32)}
-        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_score(cfg.algo)}, cfg)
+        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_compute(cfg.algo)}, cfg)
         roles = objective.Outputs(table[arms], torch.zeros(32))
         if TABLE[cfg.algo.name].critic:
             roles = roles._replace(values_N=value.expand(32))

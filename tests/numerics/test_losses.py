@@ -99,12 +99,12 @@ def test_engine_weights_by_hand() -> None:
     log_ratio = torch.tensor([3.0, 1.5, 0.4]).log()
     kept, metrics = losses.rollout_is_weights(log_ratio, RolloutIS.truncate, 2.0)
     torch.testing.assert_close(kept, torch.tensor([2.0, 1.5, 0.4]))
-    assert metrics["engine_weight_capped"].item() == pytest.approx(1 / 3)
-    assert metrics["engine_weight_mean"].item() == pytest.approx(4.9 / 3)
-    assert metrics["engine_weight_max"].item() == pytest.approx(3.0)
+    assert metrics["rollout_is/capped"].item() == pytest.approx(1 / 3)
+    assert metrics["rollout_is/weight_mean"].item() == pytest.approx(4.9 / 3)
+    assert metrics["rollout_is/weight_max"].item() == pytest.approx(3.0)
     kept, metrics = losses.rollout_is_weights(log_ratio, RolloutIS.mask, 2.0)
     torch.testing.assert_close(kept, torch.tensor([0.0, 1.5, 0.0]))
-    assert metrics["engine_weight_capped"].item() == pytest.approx(2 / 3)
+    assert metrics["rollout_is/capped"].item() == pytest.approx(2 / 3)
 
 
 def test_value_loss_by_hand() -> None:

@@ -10,11 +10,13 @@ import torch
 from rlpost.algorithms import rewards
 from rlpost.algorithms.adaptive_kl import steered
 from rlpost.algorithms.estimators import without_critic
-from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.layout import TokenLayout
 from rlpost.config.presets import Aggregation, Estimator
 from rlpost.config.schema import KlEstimator, Rewards
 
-LAYOUT = Layout.of([[2, 1], [3]], [4, 4], [[1, 0], [3]])  # the worked example of rlpost.algorithms.layout
+LAYOUT = TokenLayout.of(
+    [[2, 1], [3]], [4, 4], [[1, 0], [3]]
+)  # the worked example of rlpost.algorithms.layout
 
 
 def test_layout_by_hand() -> None:
@@ -25,12 +27,12 @@ def test_layout_by_hand() -> None:
     assert LAYOUT.groups_B.tolist() == [0, 0]
     assert LAYOUT.lengths_B.tolist() == [3, 3]
     with pytest.raises(ValueError, match="no sampled token"):
-        Layout.of([[2, 0]], [0], [[0, 0]])
+        TokenLayout.of([[2, 0]], [0], [[0, 0]])
 
 
 def test_samples_of_one_episode_by_hand() -> None:
     """The first episode is two samples, of turns of 2 and 1, and of 2 tokens; the second is one."""
-    layout = Layout.of([[2, 1, 2], [3]], [4, 4], [[0, 0, 0], [0]], [[True, False, True], [True]])
+    layout = TokenLayout.of([[2, 1, 2], [3]], [4, 4], [[0, 0, 0], [0]], [[True, False, True], [True]])
     assert layout.samples_N.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert layout.episodes_N.tolist() == [0] * 5 + [1] * 3
     assert layout.lengths_B.tolist() == [5, 3]
@@ -43,7 +45,7 @@ def test_samples_of_one_episode_by_hand() -> None:
 
 def test_group_statistics_count_episodes_and_not_samples() -> None:
     """Rewards 1 (an episode of three samples) and 0: the group's mean is 1/2, and not 3/4."""
-    layout = Layout.of([[1, 1, 1], [2]], [0, 0], [[0, 0, 0], [0]], [[True, True, True], [True]])
+    layout = TokenLayout.of([[1, 1, 1], [2]], [0, 0], [[0, 0, 0], [0]], [[True, True, True], [True]])
     rewards_N = rewards.placed(torch.tensor([0.0, 0.0, 1.0, 0.0]), layout, Rewards.turn)
     for which, expected in (
         (Estimator.group_centred, [0.5] * 3 + [-0.5] * 2),
@@ -59,7 +61,7 @@ def test_group_statistics_count_episodes_and_not_samples() -> None:
 
 
 def test_weights_by_hand() -> None:
-    layout = Layout.of([[2, 1], [3], [2]], [0, 0, 1], [[0, 0], [0], [0]])
+    layout = TokenLayout.of([[2, 1], [3], [2]], [0, 0, 1], [[0, 0], [0], [0]])
 
     def of(aggregation: Aggregation) -> list[float]:
         return layout.weights([0, 2], aggregation, 10).tolist()
@@ -97,7 +99,7 @@ def test_equal_rewards_have_no_scale_and_stay(value: float) -> None:
     """One turn each, or the same total in two turns, whose sum may be a unit in the last place off."""
     for count in range(1, 65):
         turns = [[1, 1] if i % 2 else [1] for i in range(count)]
-        layout = Layout.of(turns, [0] * count, [[0] * len(t) for t in turns])
+        layout = TokenLayout.of(turns, [0] * count, [[0] * len(t) for t in turns])
         earned = torch.tensor([x for t in turns for x in ([0.3 * value, 0.7 * value] if t[1:] else [value])])
         assert torch.equal(rewards.normalized(earned, layout), earned)
 

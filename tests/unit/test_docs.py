@@ -14,7 +14,7 @@ import torch
 
 from rlpost.algorithms import rewards
 from rlpost.algorithms.estimators import with_critic, without_critic
-from rlpost.algorithms.layout import Layout
+from rlpost.algorithms.layout import TokenLayout
 from rlpost.config.compose import compose
 from rlpost.config.presets import Estimator
 from rlpost.config.schema import Config, Rewards
@@ -147,7 +147,7 @@ def test_the_worked_episode_of_the_concepts_is_as_computed() -> None:
     ]
     assert f"has {prompt + first + between + second} tokens. {first + second} of them" in page
 
-    layout = Layout.of([[first, second], [first, second]], [0, 0], [[0, 0], [0, 0]])
+    layout = TokenLayout.of([[first, second], [first, second]], [0, 0], [[0, 0], [0, 0]])
     earned_U = 0.2 * torch.tensor([-1.0, 5.0, -1.0, -1.0])
     by_turn_N = rewards.placed(earned_U, layout, Rewards.turn)
     gae_N = with_critic(Estimator.gae, by_turn_N, torch.zeros_like(by_turn_N), layout, 1.0, 0.95).advantages_N

@@ -74,7 +74,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class VariantInfo:
+class ComparedVariant:
     role: Role
     summary: str  # what it tests
 
@@ -89,7 +89,7 @@ class Comparison:
     env: str
     model: str
     train_variant: str
-    variants: Mapping[str, VariantInfo]
+    variants: Mapping[str, ComparedVariant]
     arms: tuple[str, ...]  # without INIT
     seeds: tuple[int, ...]
     matched_on: str  # flops, tokens or device_seconds

@@ -9,15 +9,15 @@ from rlpost.compare.design.types import Comparison
 from rlpost.compare.report import sentences
 from rlpost.compare.report.sentences import Finding
 from rlpost.compare.statistics.causes import Causes, causes
+from rlpost.compare.statistics.directions import ContrastResult, Direction, direction_of
 from rlpost.compare.statistics.estimates import Difference, Success, contrasts, differences, successes
-from rlpost.compare.statistics.verdicts import Row, Verdict, verdict_of
 
 
 @dataclass(frozen=True)
 class Findings:
     problems: tuple[str, ...]  # cells that failed or miss, then what each contrast lacks for it
     answers: tuple[Finding, ...]  # the questions' answers, then remarks on them
-    verdicts: tuple[Row, ...]  # every contrast on every variant, the pairless included
+    contrasts: tuple[ContrastResult, ...]  # every contrast on every variant, the pairless included
     successes: tuple[Success, ...]
     differences: tuple[Difference, ...]
     causes: tuple[Causes, ...]
@@ -51,12 +51,12 @@ def _is_last(each: Success | Causes, among: Sequence[Success | Causes]) -> bool:
     return each.share == max(other.share for other in among if other.arm == each.arm)
 
 
-def _rows(comparison: Comparison, found: Sequence[Difference]) -> Iterator[Row]:
+def _rows(comparison: Comparison, differences: Sequence[Difference]) -> Iterator[ContrastResult]:
     """Every contrast on every variant at the last share."""
-    last = max((each.share for each in found), default=None)
-    ends = {(each.arm, each.baseline, each.variant): each for each in found if each.share == last}
+    last = max((each.share for each in differences), default=None)
+    ends = {(each.arm, each.baseline, each.variant): each for each in differences if each.share == last}
     for arm, baseline in contrasts(comparison):
         for variant, info in comparison.variants.items():
             each = ends.get((arm, baseline, variant))
-            verdict = Verdict.UNKNOWN if each is None else verdict_of(each.simultaneous)
-            yield Row(variant, info.role, arm, baseline, verdict, each)
+            direction = Direction.UNKNOWN if each is None else direction_of(each.simultaneous)
+            yield ContrastResult(variant, info.role, arm, baseline, direction, each)

@@ -86,13 +86,13 @@ def _gallery(comparison: Comparison, folder: Path, own_code: bool) -> Gallery | 
 
 def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dict[str, list[Deal]]:
     """By variant, a few instances as every arm played them at its end."""
-    run_dirs, found = _run_dirs(comparison, folder), {}
+    run_dirs, samples = _run_dirs(comparison, folder), {}
     for variant in comparison.variants:
         played = {arm: _last(run_dir, variant) for arm, run_dir in run_dirs.items()}
         deals = choose({arm: episodes for arm, episodes in played.items() if episodes}, DEALS)
         if deals:
-            found[variant] = [gallery.illustrated(deal) for deal in deals] if gallery else deals
-    return found
+            samples[variant] = [gallery.illustrated(deal) for deal in deals] if gallery else deals
+    return samples
 
 
 def _last(run_dir: RunDir, variant: str) -> list[Trajectory]:

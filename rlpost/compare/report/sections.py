@@ -15,8 +15,8 @@ from rlpost.compare.report import pictures
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
+from rlpost.compare.statistics.directions import ContrastResult, Direction
 from rlpost.compare.statistics.estimates import Success, rate_of
-from rlpost.compare.statistics.verdicts import Row, Verdict
 from rlpost.envs.causes import ORDER, RULE_MISREAD
 from rlpost.pages.images import Image
 from rlpost.record.summary import MISSING
@@ -29,10 +29,10 @@ def results(view: View) -> Iterator[Section]:
     if not view.findings.successes:
         return
     yield _success(view)
-    if view.findings.verdicts:
+    if view.findings.contrasts:
         yield _differences(view)
     yield _causes(view)
-    if any(len(found.by_turn) > 1 for found in view.findings.successes):
+    if any(len(success.by_turn) > 1 for success in view.findings.successes):
         yield _turns(view)
     for unit, name in UNITS.items():
         if unit != view.comparison.matched_on and (curves := tuple(_curves(view, unit))):
@@ -71,18 +71,18 @@ def _success_table(view: View) -> Table:
     return Table(("rule", "in training", *columns), tuple(rows), len(columns))
 
 
-def _bare(found: Evaluation | None) -> str:
+def _bare(evaluation: Evaluation | None) -> str:
     """The model as it came: one policy, so that its interval is of the instances alone."""
-    return MISSING if found is None else percent(rate_of({0: found}))
+    return MISSING if evaluation is None else percent(rate_of({0: evaluation}))
 
 
-def _rate(view: View, found: Success | None) -> str:
-    if found is None:
+def _rate(view: View, success: Success | None) -> str:
+    if success is None:
         return MISSING
-    said = f"{percent(found.rate)}\n{len(found.seeds)} {'seed' if len(found.seeds) == 1 else 'seeds'}"
-    if found.missing:
-        said += f", {len(found.missing)} missing"
-    steps = view.step_accuracies(found)
+    said = f"{percent(success.rate)}\n{len(success.seeds)} {'seed' if len(success.seeds) == 1 else 'seeds'}"
+    if success.missing:
+        said += f", {len(success.missing)} missing"
+    steps = view.step_accuracies(success)
     return f"{said}\nright steps {fmean(steps):.1%}" if steps and view.has_steps else said
 
 
@@ -104,7 +104,7 @@ def _line(view: View, arm: str, variant: str, unit: str) -> Line:
     way = [] if start is None or 0.0 in view.shares(arm, variant) else [(0.0, start)]
     for share in view.shares(arm, variant):
         way.append((fmean(view.spent(arm, share, unit)), view.at(arm, variant, share)))
-    seeds = sorted({seed for _, found in way for seed in found.seeds})
+    seeds = sorted({seed for _, success in way for seed in success.seeds})
     faint = [[(x, s.per_seed[s.seeds.index(seed)]) for x, s in way if seed in s.seeds] for seed in seeds]
     return Line(arm, [x for x, _ in way], [s.rate for _, s in way], faint)
 
@@ -144,7 +144,7 @@ def _difference_table(view: View) -> Table:
     head = (
         "rule",
         "difference",
-        "verdict",
+        "direction",
         "points [all rules]",
         "[alone]",
         "p",
@@ -152,28 +152,28 @@ def _difference_table(view: View) -> Table:
         "seeds",
     )
     rows = tuple(
-        (view.heading(variant) if number == 0 else "", row.contrast, _verdict(row), *_numbers(row))
+        (view.heading(variant) if number == 0 else "", row.contrast, _direction(row), *_numbers(row))
         for variant in view.variants
         for number, row in enumerate(view.rows(variant))
     )
     return Table(head, rows, 5)
 
 
-def _verdict(row: Row) -> str:
-    return "no pair" if row.verdict is Verdict.UNKNOWN else row.verdict.value
+def _direction(row: ContrastResult) -> str:
+    return "no pair" if row.direction is Direction.UNKNOWN else row.direction.value
 
 
-def _numbers(row: Row) -> tuple[str, ...]:
-    found = row.difference
-    if found is None:
+def _numbers(row: ContrastResult) -> tuple[str, ...]:
+    difference = row.difference
+    if difference is None:
         return (MISSING,) * 5
-    left_out = f"\nleft out: {', '.join(map(str, found.left_out))}" if found.left_out else ""
+    left_out = f"\nleft out: {', '.join(map(str, difference.left_out))}" if difference.left_out else ""
     return (
-        points(found.simultaneous, found.estimate.value),
-        points(found.estimate),
-        f"{found.p_corrected:.2g}",
-        f"{found.wins} / {found.losses}",
-        f"{len(found.seeds)}{left_out}",
+        points(difference.simultaneous, difference.estimate.value),
+        points(difference.estimate),
+        f"{difference.p_corrected:.2g}",
+        f"{difference.wins} / {difference.losses}",
+        f"{len(difference.seeds)}{left_out}",
     )
 
 
@@ -187,13 +187,13 @@ def _causes(view: View) -> Section:
             " memorization figure."
         )
     # The points of a budget come in order, so that the last one stays.
-    found = {(each.arm, each.variant): each for each in sorted(view.findings.causes, key=lambda c: c.share)}
-    order = _ordered(cause for each in found.values() for cause in each.shares)
+    causes = {(each.arm, each.variant): each for each in sorted(view.findings.causes, key=lambda c: c.share)}
+    order = _ordered(cause for each in causes.values() for cause in each.shares)
     groups = {
         view.heading(variant): [
-            Bar(arm, {cause: found[arm, variant].shares.get(cause, 0.0) for cause in order})
+            Bar(arm, {cause: causes[arm, variant].shares.get(cause, 0.0) for cause in order})
             for arm in view.arms
-            if (arm, variant) in found
+            if (arm, variant) in causes
         ]
         for variant in view.variants
     }
@@ -202,30 +202,30 @@ def _causes(view: View) -> Section:
         {g: bars for g, bars in groups.items() if bars},
         RULE_MISREAD if measured else None,
     )
-    tables = (_memorization_table(view, found),) if measured else ()
+    tables = (_memorization_table(view, causes),) if measured else ()
     return Section("What went wrong", reading, (drawn,), tables)
 
 
 def _ordered(causes: Iterable[str]) -> list[str]:
     """Those that are known first, in their order."""
-    found = dict.fromkeys(causes)
-    return [c for c in ORDER if c in found] + sorted(c for c in found if c not in ORDER)
+    present = dict.fromkeys(causes)
+    return [c for c in ORDER if c in present] + sorted(c for c in present if c not in ORDER)
 
 
-def _memorization_table(view: View, found: Mapping[tuple[str, str], Causes]) -> Table:
+def _memorization_table(view: View, causes: Mapping[tuple[str, str], Causes]) -> Table:
     rows = [
-        (view.heading(variant), *(_memorized(found.get((arm, variant))) for arm in view.arms))
+        (view.heading(variant), *(_memorized(causes.get((arm, variant))) for arm in view.arms))
         for variant in view.variants
     ]
     return Table(("old rule applied, of the failures", *view.arms), tuple(rows), len(view.arms))
 
 
-def _memorized(found: Causes | None) -> str:
-    if found is None:
+def _memorized(causes: Causes | None) -> str:
+    if causes is None:
         return MISSING
-    if found.memorization is None:
+    if causes.memorization is None:
         return "no failures"
-    return f"{percent(found.memorization)}\nof {found.failures} failures"
+    return f"{percent(causes.memorization)}\nof {causes.failures} failures"
 
 
 def _turns(view: View) -> Section:
@@ -234,14 +234,14 @@ def _turns(view: View) -> Section:
         " one before (where an episode has several steps: attempts at one step). The gain is the last share less the"
         " first."
     )
-    most = max(len(found.by_turn) for found in view.findings.successes)
+    most = max(len(success.by_turn) for success in view.findings.successes)
     shown = sorted({turn for turn in (*TURNS, most) if turn <= most})
     rows, drawn = [], list[Image]()
     for variant in view.variants:
-        ends = {arm: found for arm in view.arms if (found := view.last(arm, variant)) is not None}
-        for number, (arm, found) in enumerate(ends.items()):
-            rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(found, shown)))
-        shares = {arm: found.by_turn for arm, found in ends.items()}
+        ends = {arm: success for arm in view.arms if (success := view.last(arm, variant)) is not None}
+        for number, (arm, success) in enumerate(ends.items()):
+            rows.append((view.heading(variant) if number == 0 else "", arm, *_by_turn(success, shown)))
+        shares = {arm: success.by_turn for arm, success in ends.items()}
         if shares:
             drawn.append(pictures.turns(view.heading(variant), shares))
     table = Table(
@@ -250,9 +250,9 @@ def _turns(view: View) -> Section:
     return Section("Gain per verification turn", reading, tuple(drawn), (table,), grid=True)
 
 
-def _by_turn(found: Success, turns: list[int]) -> list[str]:
+def _by_turn(success: Success, turns: list[int]) -> list[str]:
     """After its longest episode an arm solves nothing more."""
-    shares = [found.by_turn[min(turn, len(found.by_turn)) - 1] for turn in turns]
+    shares = [success.by_turn[min(turn, len(success.by_turn)) - 1] for turn in turns]
     return [*(f"{share:.1%}" for share in shares), f"{100 * (shares[-1] - shares[0]):+.1f}"]
 
 

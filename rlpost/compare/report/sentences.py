@@ -9,9 +9,9 @@ from statistics import median
 
 from rlpost.compare.design.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
 from rlpost.compare.statistics.causes import BROKEN, Causes, measures_memorization
+from rlpost.compare.statistics.directions import Change, ContrastResult, Direction, held_out_change
 from rlpost.compare.statistics.estimates import Success, contrasts
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.compare.statistics.verdicts import Change, Row, Verdict, held_out_change
 
 
 class Question(StrEnum):
@@ -97,7 +97,7 @@ def percent(interval: Interval) -> str:
     return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 
-def problems(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
+def problems(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[str]:
     """Every cell that is not done, then what each contrast lacks for it."""
     cells = {(cell.arm, cell.seed): cell for cell in comparison.cells}
     for arm in (INIT, *comparison.arms):
@@ -118,27 +118,27 @@ def problems(comparison: Comparison, rows: Sequence[Row]) -> Iterator[str]:
 
 def _broken(cell: Cell) -> Iterator[str]:
     """Episodes that the environment ended, which say nothing of the policy."""
-    for variant, found in cell.points[-1].evaluations.items() if cell.points else ():
-        if count := sum(outcome in BROKEN for outcome in found.outcomes):
+    for variant, evaluation in cell.points[-1].evaluations.items() if cell.points else ():
+        if count := sum(outcome in BROKEN for outcome in evaluation.outcomes):
             yield (
-                f"BROKEN: the environment ended {count} of {len(found.outcomes)} episodes of {cell.arm}, seed"
+                f"BROKEN: the environment ended {count} of {len(evaluation.outcomes)} episodes of {cell.arm}, seed"
                 f" {cell.seed}, on {variant}; they count as not solved."
             )
 
 
-def _left_out(arm: str, baseline: str, rows: Sequence[Row]) -> Iterator[str]:
-    found = [row.difference for row in rows if row.difference is not None]
-    if not found:
+def _left_out(arm: str, baseline: str, rows: Sequence[ContrastResult]) -> Iterator[str]:
+    differences = [row.difference for row in rows if row.difference is not None]
+    if not differences:
         yield f"NOT COMPARED: {arm} - {baseline}: no seed has both."
         return
-    seeds = sorted({seed for each in found for seed in each.left_out})
+    seeds = sorted({seed for each in differences for seed in each.left_out})
     if seeds:
         left = ", ".join(map(str, seeds))
-        kept = min(len(each.seeds) for each in found)
+        kept = min(len(each.seeds) for each in differences)
         yield f"FEWER SEEDS: {arm} - {baseline} is of {_seeds(kept)}; left out, as one of the two is missing: {left}."
 
 
-def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[Finding]:
+def answers(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[Finding]:
     """Did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
     if not any(info.held_out for info in comparison.variants.values()):
         yield Finding(
@@ -154,35 +154,35 @@ def answers(comparison: Comparison, rows: Sequence[Row]) -> Iterator[Finding]:
             yield _who_is_ahead(arm, mine, comparison.matched_on)
 
 
-def _did_it_memorize(rows: Sequence[Row]) -> Finding:
+def _did_it_memorize(rows: Sequence[ContrastResult]) -> Finding:
     change = held_out_change(rows)
     answer, text = _MEMORIZED[change]
-    learned = any(row.role is Role.TRAINED and row.verdict is Verdict.UP for row in rows)
+    learned = any(row.role is Role.TRAINED and row.direction is Direction.UP for row in rows)
     if change in (Change.DOWN, Change.PARTLY_DOWN) and not learned:
         answer, text = _NOT_LEARNED
     headline = f"Did SFT memorize? {text}{_in_one_seed(rows)}."
     return Finding(headline, _details(rows), Question.MEMORIZED, answer)
 
 
-def _did_it_generalize(arm: str, rows: Sequence[Row]) -> Finding:
+def _did_it_generalize(arm: str, rows: Sequence[ContrastResult]) -> Finding:
     answer, text = _GENERALIZED[held_out_change(rows)]
     headline = f"Did RL ({arm_name(arm)}) generalize? {text.format(arm=arm_name(arm))}{_in_one_seed(rows)}."
     return Finding(headline, _details(rows), Question.GENERALIZED, answer)
 
 
-def _who_is_ahead(arm: str, rows: Sequence[Row], matched_on: str) -> Finding:
+def _who_is_ahead(arm: str, rows: Sequence[ContrastResult], matched_on: str) -> Finding:
     answer, text = _AHEAD[held_out_change(rows)]
     told, matched = text.format(arm=arm_name(arm)), UNITS.get(matched_on, matched_on)
     headline = f"{arm_name(arm)} against SFT, at equal {matched}: {told}{_in_one_seed(rows)}."
     return Finding(headline, _details(rows), Question.AHEAD, answer)
 
 
-def _in_one_seed(rows: Sequence[Row]) -> str:
+def _in_one_seed(rows: Sequence[ContrastResult]) -> str:
     paired = {len(row.difference.seeds) for row in rows if row.difference is not None}
     return ", in the one training seed that there is" if paired == {1} else ""
 
 
-def _details(rows: Sequence[Row]) -> str:
+def _details(rows: Sequence[ContrastResult]) -> str:
     """Every variant with its interval, the trained one first."""
     told = []
     for row in sorted(rows, key=lambda row: row.role.place):
@@ -193,13 +193,15 @@ def _details(rows: Sequence[Row]) -> str:
     return "; ".join(told) + "."
 
 
-def certainty(comparison: Comparison, rows: Sequence[Row], ends: Sequence[Success]) -> Iterator[Finding]:
+def certainty(
+    comparison: Comparison, rows: Sequence[ContrastResult], ends: Sequence[Success]
+) -> Iterator[Finding]:
     """How sure: what the intervals are of, and what they could not have seen."""
-    found = [row.difference for row in rows if row.difference is not None]
-    if not found:
+    differences = [row.difference for row in rows if row.difference is not None]
+    if not differences:
         return
-    widths = [(each.simultaneous.high - each.simultaneous.low) / 2 for each in found]
-    fewest = min(len(each.seeds) for each in found)
+    widths = [(each.simultaneous.high - each.simultaneous.low) / 2 for each in differences]
+    fewest = min(len(each.seeds) for each in differences)
     instances = sorted({each.distinct for each in ends})
     played = f"{instances[0]}" if len(instances) == 1 else f"{instances[0]} to {instances[-1]}"
     variants, width = len(comparison.variants), 100 * median(widths)
@@ -239,8 +241,10 @@ def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[Finding]:
     for each in ends:
         if comparison.variants[each.variant].held_out:
             gains.setdefault(each.arm, []).append(each.by_turn[-1] - each.by_turn[0])
-    if any(gain > 0 for found in gains.values() for gain in found):
-        told = (f"{arm_name(arm)} {100 * sum(found) / len(found):+.1f}" for arm, found in gains.items())
+    if any(gain > 0 for of_seeds in gains.values() for gain in of_seeds):
+        told = (
+            f"{arm_name(arm)} {100 * sum(of_seeds) / len(of_seeds):+.1f}" for arm, of_seeds in gains.items()
+        )
         yield Finding(
             f"Verification turns after the first add, in points, mean of the held-out rules: {', '.join(told)}."
         )

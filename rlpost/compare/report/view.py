@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from rlpost.compare.design.types import INIT, Comparison, Point
 from rlpost.compare.report.findings import Findings
+from rlpost.compare.statistics.directions import ContrastResult
 from rlpost.compare.statistics.estimates import Success
 from rlpost.compare.statistics.intervals import Interval
-from rlpost.compare.statistics.verdicts import Row
 from rlpost.pages.images import Image
 
 
@@ -39,7 +39,7 @@ class View:
         names = comparison.variants
         self.variants = sorted(names, key=lambda v: names[v].role.place)
         self.arms = (INIT, *comparison.arms)
-        self.has_steps = any(any(self.step_accuracies(found)) for found in findings.successes)
+        self.has_steps = any(any(self.step_accuracies(success)) for success in findings.successes)
         self._successes = {(s.arm, s.variant, s.share): s for s in findings.successes}
 
     def role(self, variant: str) -> str:
@@ -61,18 +61,18 @@ class View:
         shares = self.shares(arm, variant)
         return self.at(arm, variant, shares[-1]) if shares else None
 
-    def rows(self, variant: str) -> list[Row]:
-        """The verdicts on a rule."""
-        return [row for row in self.findings.verdicts if row.variant == variant]
+    def rows(self, variant: str) -> list[ContrastResult]:
+        """The directions on a rule."""
+        return [row for row in self.findings.contrasts if row.variant == variant]
 
     def spent(self, arm: str, share: float, unit: str) -> list[float]:
         """By seed, since init."""
         return [float(getattr(point.compute, unit)) for point in self._points(arm, share).values()]
 
-    def step_accuracies(self, found: Success) -> list[float]:
+    def step_accuracies(self, success: Success) -> list[float]:
         """By seed, of those that have one."""
-        points = self._points(found.arm, found.share)
-        every = [points[seed].evaluations[found.variant].step_accuracy for seed in found.seeds]
+        points = self._points(success.arm, success.share)
+        every = [points[seed].evaluations[success.variant].step_accuracy for seed in success.seeds]
         return [accuracy for accuracy in every if accuracy is not None]
 
     def _points(self, arm: str, share: float) -> dict[int, Point]:

@@ -66,10 +66,10 @@ def causes(comparison: Comparison) -> list[Causes]:
 
 
 def _causes(declared: Mapping[str, str], measured: bool, key: Key, seeds: BySeed) -> Causes:
-    found = Counter(each for evaluation in seeds.values() for each in _of(declared, evaluation))
+    counts = Counter(each for evaluation in seeds.values() for each in _of(declared, evaluation))
     failed_SN = 1 - table(seeds, lambda evaluation: evaluation.successes)
     misread_SN = table(seeds, lambda evaluation: (each == RULE_MISREAD for each in _of(declared, evaluation)))
-    shares = {cause: found[cause] / found.total() for cause in sorted(found, key=_rank)}
+    shares = {cause: counts[cause] / counts.total() for cause in sorted(counts, key=_rank)}
     memorization = ratio(misread_SN, failed_SN, instances_of(seeds)) if measured else None
     return Causes(*key, shares, int(failed_SN.sum()), memorization)
 

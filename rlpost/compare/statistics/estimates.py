@@ -106,18 +106,18 @@ def differences(comparison: Comparison) -> list[Difference]:
     """Every arm - INIT, and every other arm - sft, on each variant at each share; those without a pair are not there.
 
     The variants of one contrast at one share are corrected together, by Bonferroni: it gives intervals as well as
-    p-values, so that the verdict, the interval and the p-value of a difference always agree.
+    p-values, so that the direction, the interval and the p-value of a difference always agree.
 
     Raises ComparisonError where two evaluations of a variant hold different instances.
     """
-    found = by_key(comparison)
-    shares = sorted({share for arm, _, share in found if arm != INIT})
+    evaluations = by_key(comparison)
+    shares = sorted({share for arm, _, share in evaluations if arm != INIT})
     return [
         each
         for contrast in contrasts(comparison)
         for share in shares
         for variant in comparison.variants
-        for each in _paired(comparison, found, contrast, variant, share)
+        for each in _paired(comparison, evaluations, contrast, variant, share)
     ]
 
 
@@ -128,13 +128,17 @@ def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _paired(
-    comparison: Comparison, found: dict[Key, BySeed], contrast: tuple[str, str], variant: str, share: float
+    comparison: Comparison,
+    evaluations: dict[Key, BySeed],
+    contrast: tuple[str, str],
+    variant: str,
+    share: float,
 ) -> Iterator[Difference]:
     """The difference, if there is any pair."""
     arm, baseline = contrast
-    starts = (seeds for (name, on, _), seeds in found.items() if (name, on) == (INIT, variant))
-    others = next(starts, {}) if baseline == INIT else found.get((baseline, variant, share), {})
-    mine = found.get((arm, variant, share), {})
+    starts = (seeds for (name, on, _), seeds in evaluations.items() if (name, on) == (INIT, variant))
+    others = next(starts, {}) if baseline == INIT else evaluations.get((baseline, variant, share), {})
+    mine = evaluations.get((arm, variant, share), {})
     if mine.keys() & others.keys():
         yield _difference(comparison, (arm, variant, share), baseline, mine, others)
 

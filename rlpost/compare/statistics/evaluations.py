@@ -20,21 +20,21 @@ def by_key(comparison: Comparison) -> dict[Key, BySeed]:
     are not those of the variant's others: nothing could be paired.
     """
     cells = _cells(comparison)
-    found: dict[Key, BySeed] = {}
+    evaluations: dict[Key, BySeed] = {}
     for arm in (INIT, *comparison.arms):
         for variant in comparison.variants:
             for share in _shares(cells, arm, variant):
-                found[arm, variant, share] = dict(_of(comparison.seeds, cells, arm, variant, share))
+                evaluations[arm, variant, share] = dict(_of(comparison.seeds, cells, arm, variant, share))
     for variant in comparison.variants:
-        _check({key: seeds for key, seeds in found.items() if key[1] == variant})
-    return found
+        _check({key: seeds for key, seeds in evaluations.items() if key[1] == variant})
+    return evaluations
 
 
 def _cells(comparison: Comparison) -> dict[tuple[str, int], Cell]:
-    found = {(cell.arm, cell.seed): cell for cell in comparison.cells if cell.status is Status.DONE}
+    evaluations = {(cell.arm, cell.seed): cell for cell in comparison.cells if cell.status is Status.DONE}
     if len({(cell.arm, cell.seed) for cell in comparison.cells}) != len(comparison.cells):
         raise ComparisonError(f"{comparison.name}: two cells have the same arm and seed; each may run once")
-    return found
+    return evaluations
 
 
 def _shares(cells: dict[tuple[str, int], Cell], arm: str, variant: str) -> list[float]:
@@ -52,9 +52,9 @@ def _of(
                 yield seed, point.evaluations[variant]
 
 
-def _check(found: dict[Key, BySeed]) -> None:
+def _check(evaluations: dict[Key, BySeed]) -> None:
     first: tuple[str, ...] | None = None
-    for (arm, variant, share), seeds in found.items():
+    for (arm, variant, share), seeds in evaluations.items():
         for seed, evaluation in seeds.items():
             what = f"{arm}, seed {seed}, {variant} at {share:.0%}"
             fields = (evaluation.successes, evaluation.outcomes, evaluation.solved_at)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rlpost.kernels.adapted_linear import Pair, adapted_linear
 from rlpost.kernels.elementwise import rms_norm, rotary, swiglu
-from rlpost.learner.model.packed_attention import Layout, check_window, packed_attention
+from rlpost.learner.model.packed_attention import AttentionLayout, check_window, packed_attention
 
 FAMILIES = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
@@ -129,7 +129,7 @@ def _layer_forward(
     hidden_states: Tensor,
     *,
     position_embeddings: tuple[Tensor, Tensor],
-    layout: Layout,
+    layout: AttentionLayout,
     **unused: Any,
 ) -> Tensor:
     """transformers' layer interface: (1, T, H) to (1, T, H).
@@ -147,7 +147,7 @@ def _layer_forward(
 
 
 def _attended(
-    attention: Any, parts: _Parts, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, layout: Layout
+    attention: Any, parts: _Parts, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, layout: AttentionLayout
 ) -> Tensor:
     check_window(getattr(attention, "sliding_window", None), layout)
     D = attention.head_dim

@@ -61,7 +61,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Layout:
+class AttentionLayout:
     """Who sees whom in a packed micro-batch."""
 
     blocks: tuple[Block, ...]
@@ -69,7 +69,7 @@ class Layout:
     longest: int  # tokens of the longest sequence
 
     @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Layout:
+    def of(cls, segments: Sequence[Segment]) -> AttentionLayout:
         pieces = [piece for segment in segments for piece in _pieces(segment)]
         pieces.sort(key=lambda p: (-len(p.queries), -len(p.keys), p.queries.start))
         grouped = list(_blocks(pieces))
@@ -85,12 +85,12 @@ class Layout:
         longest = max(segment.first + segment.length for segment in segments)
         return cls(tuple(_block(block) for block in grouped), order_T, longest)
 
-    def to(self, device: torch.device) -> Layout:
+    def to(self, device: torch.device) -> AttentionLayout:
         def moved(tensor: Tensor | None) -> Any:
             return tensor.to(device) if tensor is not None else None
 
         blocks = (Block(*(moved(getattr(b, n)) for n in b.__dataclass_fields__)) for b in self.blocks)
-        return Layout(tuple(blocks), self.order_T.to(device), self.longest)
+        return AttentionLayout(tuple(blocks), self.order_T.to(device), self.longest)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ def _block(pieces: Sequence[_Piece]) -> Block:
     )
 
 
-def packed_attention(q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: Layout, scaling: float) -> Tensor:
+def packed_attention(
+    q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout, scaling: float
+) -> Tensor:
     """softmax(scaling q k^T over the keys each query sees) v, as (T, h, D)."""
     if q_ThD.is_cuda:
         return _fused(q_ThD, k_TgD, v_TgD, layout, scaling)
@@ -149,7 +151,7 @@ def packed_attention(q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: Layout
     return out_ThD
 
 
-def _fused(q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: Layout, scaling: float) -> Tensor:
+def _fused(q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout, scaling: float) -> Tensor:
     outs = []
     for block in layout.blocks:
         S = block.bias_SCK.shape[0]
@@ -170,7 +172,7 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: Layout, scaling: float
+        ctx: Any, q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout, scaling: float
     ) -> Tensor:
         outs, kept = [], []
         g = k_TgD.shape[1]
@@ -231,7 +233,7 @@ def _put(x: Tensor, S: int, g: int, m: int) -> Tensor:
     return x.view(S, g, -1, m, x.shape[-1]).permute(0, 3, 1, 2, 4).reshape(S * m, -1, x.shape[-1])
 
 
-def check_window(sliding_window: int | None, layout: Layout) -> None:
+def check_window(sliding_window: int | None, layout: AttentionLayout) -> None:
     """Raises ModelError if a layer that sees only so many tokens back would not see all of a sequence."""
     if sliding_window is not None and sliding_window < layout.longest:
         raise ModelError(
@@ -247,7 +249,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: AttentionLayout,
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,

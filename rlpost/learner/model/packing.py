@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlpost.errors import LearnerError
-from rlpost.learner.model.packed_attention import Layout, Segment
+from rlpost.learner.model.packed_attention import AttentionLayout, Segment
 from rlpost.learner.model.prefixes import Group, share_prefixes
 
 PADDING_ID = 0  # any valid id: an empty micro-batch computes one token, which is never scored
@@ -43,7 +43,7 @@ class MicroBatch:
 
     input_ids_T: Tensor
     positions_T: Tensor
-    layout: Layout  # who sees whom
+    layout: AttentionLayout  # who sees whom
     columns_N: Tensor  # where the hidden state lies that predicts the token: that of the token before it
     targets_N: Tensor  # the token itself
     slots_N: Tensor  # its index in the flat numbering of the whole batch
@@ -165,4 +165,4 @@ def collate(rows: Sequence[Row], starts: Sequence[int], groups: Sequence[Group])
         add([PADDING_ID], None)
     by_field = torch.tensor(columns_targets_slots, dtype=torch.long).reshape(-1, 3).unbind(1)
     positions_T = torch.cat([torch.arange(s.first, s.first + s.length) for s in segments])
-    return MicroBatch(torch.tensor(tokens), positions_T, Layout.of(segments), *by_field)
+    return MicroBatch(torch.tensor(tokens), positions_T, AttentionLayout.of(segments), *by_field)

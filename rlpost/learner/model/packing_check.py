@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlpost.errors import ModelError
-from rlpost.learner.model.packed_attention import Layout
+from rlpost.learner.model.packed_attention import AttentionLayout
 from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.model.prefixes import Group
 
@@ -67,7 +67,7 @@ def _states(body: Any, group: Group) -> Tensor:
 def _runs_without_layout(body: Any) -> bool:
     """A model that has attention of its own takes anything for a layout."""
     try:
-        hidden_states(body, replace(_packed(Group(0, (0,))), layout=cast(Layout, None)))
+        hidden_states(body, replace(_packed(Group(0, (0,))), layout=cast(AttentionLayout, None)))
     except AttributeError:
         return False
     return True

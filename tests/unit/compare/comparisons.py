@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Point, Role, Status, VariantInfo
+from rlpost.compare.design.types import (
+    INIT,
+    Cell,
+    ComparedVariant,
+    Comparison,
+    Evaluation,
+    Point,
+    Role,
+    Status,
+)
 from rlpost.envs import registry
 from rlpost.record.compute import Compute
 
@@ -48,8 +57,8 @@ def comparison(
         "env": "generalpoints",
         "model": "tiny",
         "train_variant": variants[0],
-        "variants": {name: VariantInfo(Role.HELD_OUT, f"about {name}") for name in variants}
-        | {variants[0]: VariantInfo(Role.TRAINED, f"about {variants[0]}")},
+        "variants": {name: ComparedVariant(Role.HELD_OUT, f"about {name}") for name in variants}
+        | {variants[0]: ComparedVariant(Role.TRAINED, f"about {variants[0]}")},
         "arms": arms,
         "seeds": tuple(seeds),
         "matched_on": "flops",

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlpost.compare.design.types import INIT, Comparison, Role, VariantInfo
+from rlpost.compare.design.types import INIT, ComparedVariant, Comparison, Role
 from rlpost.compare.report import sentences
 from rlpost.compare.report.findings import Findings, findings
 from rlpost.compare.report.sentences import Answer, Question
-from rlpost.compare.statistics.verdicts import Change, Row, Verdict, held_out_change
+from rlpost.compare.statistics.directions import Change, ContrastResult, Direction, held_out_change
 from tests.unit.compare.comparisons import Table, comparison, done, evaluation, failed, missing, of_tables
 
 N = 200
@@ -40,15 +40,15 @@ def _found(sft: tuple[float, ...], ppo: tuple[float, ...], seeds: int = 3) -> Fi
 
 def test_the_papers_finding() -> None:
     found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5))
-    verdicts = {(row.contrast, row.variant): row.verdict for row in found.verdicts}
-    assert verdicts == {
-        ("sft - init", "trained"): Verdict.UP,
-        ("sft - init", "faces"): Verdict.DOWN,
-        ("sft - init", "target"): Verdict.DOWN,
-        **{("ppo - init", variant): Verdict.UP for variant in VARIANTS},
-        ("ppo - sft", "trained"): Verdict.DOWN,
-        ("ppo - sft", "faces"): Verdict.UP,
-        ("ppo - sft", "target"): Verdict.UP,
+    directions = {(row.contrast, row.variant): row.direction for row in found.contrasts}
+    assert directions == {
+        ("sft - init", "trained"): Direction.UP,
+        ("sft - init", "faces"): Direction.DOWN,
+        ("sft - init", "target"): Direction.DOWN,
+        **{("ppo - init", variant): Direction.UP for variant in VARIANTS},
+        ("ppo - sft", "trained"): Direction.DOWN,
+        ("ppo - sft", "faces"): Direction.UP,
+        ("ppo - sft", "target"): Direction.UP,
     }
     assert found.problems == ()
     assert found.sentences[0].startswith(
@@ -89,7 +89,7 @@ def test_answers_about_rl(ppo: tuple[float, ...], told: str) -> None:
     assert _found((0.3, 0.3, 0.3), ppo).sentences[1].startswith(f"Did RL (PPO) generalize? {told}")
 
 
-# What the held-out rules' verdicts say together, and what follows for each question. With it, `learned`: whether the
+# What the held-out rules' directions say together, and what follows for each question. With it, `learned`: whether the
 # trained rule went up, which counts for memorizing alone.
 CHANGES = [
     ("up up", Change.UP, Answer.NO, Answer.YES),
@@ -103,23 +103,26 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("verdicts", "change", "memorized", "gained"), CHANGES)
+@pytest.mark.parametrize(("directions", "change", "memorized", "gained"), CHANGES)
 def test_one_decision_answers_all_three_questions(
-    verdicts: str, change: Change, memorized: Answer, gained: Answer
+    directions: str, change: Change, memorized: Answer, gained: Answer
 ) -> None:
-    def rows(trained: Verdict) -> list[Row]:
+    def rows(trained: Direction) -> list[ContrastResult]:
         held_out = [
-            Row(f"h{i}", Role.HELD_OUT, "x", INIT, Verdict(v), None) for i, v in enumerate(verdicts.split())
+            ContrastResult(f"h{i}", Role.HELD_OUT, "x", INIT, Direction(v), None)
+            for i, v in enumerate(directions.split())
         ]
-        elsewhere = Row("e", Role.SAME_RULE, "x", INIT, Verdict.DOWN, None)  # speaks for no held-out rule
-        return [Row("t", Role.TRAINED, "x", INIT, trained, None), *held_out, elsewhere]
+        elsewhere = ContrastResult(
+            "e", Role.SAME_RULE, "x", INIT, Direction.DOWN, None
+        )  # speaks for no held-out rule
+        return [ContrastResult("t", Role.TRAINED, "x", INIT, trained, None), *held_out, elsewhere]
 
-    assert held_out_change(rows(Verdict.UP)) is change
-    assert sentences._did_it_memorize(rows(Verdict.UP)).answer is memorized
+    assert held_out_change(rows(Direction.UP)) is change
+    assert sentences._did_it_memorize(rows(Direction.UP)).answer is memorized
     unlearned = Answer.NO if change in (Change.DOWN, Change.PARTLY_DOWN) else memorized
-    assert sentences._did_it_memorize(rows(Verdict.UNCLEAR)).answer is unlearned
-    assert sentences._did_it_generalize("ppo", rows(Verdict.UP)).answer is gained
-    assert sentences._who_is_ahead("ppo", rows(Verdict.UP), "flops").answer is gained
+    assert sentences._did_it_memorize(rows(Direction.UNCLEAR)).answer is unlearned
+    assert sentences._did_it_generalize("ppo", rows(Direction.UP)).answer is gained
+    assert sentences._who_is_ahead("ppo", rows(Direction.UP), "flops").answer is gained
 
 
 def test_a_finding_is_data() -> None:
@@ -136,7 +139,7 @@ def test_a_finding_is_data() -> None:
 
 def test_brackets_are_those_of_the_differences() -> None:
     found = _found(sft=(0.6, 0.1, 0.1), ppo=(0.5, 0.5, 0.5))
-    row = next(row for row in found.verdicts if (row.contrast, row.variant) == ("sft - init", "faces"))
+    row = next(row for row in found.contrasts if (row.contrast, row.variant) == ("sft - init", "faces"))
     assert row.difference is not None
     ends = row.difference.simultaneous
     text = f"faces (held out): {100 * ends.value:+.1f} points [{100 * ends.low:+.1f}, {100 * ends.high:+.1f}]"
@@ -170,7 +173,7 @@ def test_failed_and_missing_cells_come_first_and_are_named() -> None:
         "NOT COMPARED: ppo - init: no seed has both.",
         "NOT COMPARED: ppo - sft: no seed has both.",
     )
-    assert {row.verdict for row in found.verdicts if row.arm == "ppo"} == {Verdict.UNKNOWN}
+    assert {row.direction for row in found.contrasts if row.arm == "ppo"} == {Direction.UNKNOWN}
     assert any("generalize? Unknown: no seed has both PPO and its start" in s for s in found.sentences)
 
 
@@ -199,7 +202,7 @@ def test_other_cities_under_the_trained_rule_are_no_held_out_rule() -> None:
     tables: dict[str, Table] = {"v": [[0] * 60], "h": [[1] * 60], "elsewhere": [[0] * 60]}
     learnt: dict[str, Table] = {"v": [[1] * 60], "h": [[0] * 60], "elsewhere": [[1] * 60]}
     roles = {"v": Role.TRAINED, "h": Role.HELD_OUT, "elsewhere": Role.SAME_RULE}
-    infos = {name: VariantInfo(role, name) for name, role in roles.items()}
+    infos = {name: ComparedVariant(role, name) for name, role in roles.items()}
     told = findings(replace(of_tables({INIT: tables, "sft": learnt}), variants=infos)).sentences
     assert told[0].startswith(
         "Did SFT memorize? Yes: it gained on the trained rule and lost on held-out ones"

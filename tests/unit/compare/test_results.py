@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlpost.compare import results
-from rlpost.compare.design.types import Cell, Comparison, Evaluation, Point, Role, Status, VariantInfo
+from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Evaluation, Point, Role, Status
 from rlpost.errors import OutputError
 from rlpost.record.compute import Compute
 
@@ -19,7 +19,10 @@ COMPARISON = Comparison(
     env="generalpoints",
     model="tiny",
     train_variant="a",
-    variants={"a": VariantInfo(Role.TRAINED, "trained"), "b": VariantInfo(Role.SAME_RULE, "held out")},
+    variants={
+        "a": ComparedVariant(Role.TRAINED, "trained"),
+        "b": ComparedVariant(Role.SAME_RULE, "held out"),
+    },
     arms=("sft", "ppo"),
     seeds=(0, 1),
     matched_on="flops",

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rlpost.compare.design.types import INIT
+from rlpost.compare.statistics.directions import Direction, direction_of
 from rlpost.compare.statistics.estimates import Difference, differences, successes
 from rlpost.compare.statistics.intervals import Interval, difference, wilson
-from rlpost.compare.statistics.verdicts import Verdict, verdict_of
 from rlpost.errors import ComparisonError
 from tests.unit.compare.comparisons import comparison, done, evaluation, failed, missing, of_tables
 
@@ -106,13 +106,13 @@ def test_correction_for_the_number_of_variants() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(tables, tables, st.integers(1, 7))
-def test_verdict_interval_and_p_value_agree(a: np.ndarray, b: np.ndarray, variants: int) -> None:
+def test_direction_interval_and_p_value_agree(a: np.ndarray, b: np.ndarray, variants: int) -> None:
     """Whatever the tables, and on however many variants: one correction, one conclusion."""
     names = [f"v{i}" for i in range(variants)]
     found = differences(of_tables({INIT: dict.fromkeys(names, a), "sft": dict.fromkeys(names, b)}))
     assert len(found) == variants
     for each in found:
-        clear = verdict_of(each.simultaneous) is not Verdict.UNCLEAR
+        clear = direction_of(each.simultaneous) is not Direction.UNCLEAR
         assert (
             clear == (each.p_corrected < 0.05) == (not each.simultaneous.low <= 0 <= each.simultaneous.high)
         )

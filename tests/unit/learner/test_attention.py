@@ -24,7 +24,7 @@ from rlpost.errors import ModelError
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model import packed_attention as attention
 from rlpost.learner.model.actor_critic import ActorCritic
-from rlpost.learner.model.packed_attention import Layout, Segment, packed_attention
+from rlpost.learner.model.packed_attention import AttentionLayout, Segment, packed_attention
 from rlpost.learner.model.packing import Row, collate, plan_micro_batches, slot_starts
 from tests.learner_data import VOCAB, plain_attention
 
@@ -178,7 +178,7 @@ def test_attention_by_definition(path: Callable[..., torch.Tensor], monkeypatch:
         torch.randn(22, n, 3, generator=generator, dtype=torch.float64, requires_grad=True)
         for n in (4, 2, 2, 4)
     )
-    found = path(q, k, v, Layout.of(segments), 0.7)
+    found = path(q, k, v, AttentionLayout.of(segments), 0.7)
     expected = _dense(q, k, v, segments, 0.7)
     torch.testing.assert_close(found, expected)
     grads = torch.autograd.grad((found * slopes.detach()).sum(), (q, k, v))
@@ -188,7 +188,7 @@ def test_attention_by_definition(path: Callable[..., torch.Tensor], monkeypatch:
 def test_scores_grow_with_what_is_seen() -> None:
     """One prompt of 1,000 tokens, 64 answers of 100: a T x T mask would hold 54 million entries."""
     root = Segment(0, 1000, None)
-    layout = Layout.of([root, *(Segment(1000 + 100 * i, 100, root) for i in range(64))])
+    layout = AttentionLayout.of([root, *(Segment(1000 + 100 * i, 100, root) for i in range(64))])
     needed = 1000 * 1001 // 2 + 64 * (100 * 1000 + 100 * 101 // 2)
     computed = sum(block.bias_SCK.numel() for block in layout.blocks)
     assert needed < computed < 1.25 * needed

@@ -22,7 +22,7 @@ from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.schema import Dtype
 from rlpost.errors import ModelError
 from rlpost.learner.model import actor_critic, packing_check
-from rlpost.learner.model.packed_attention import Layout
+from rlpost.learner.model.packed_attention import AttentionLayout
 
 ENDS: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES: dict[str, Any] = {**ENDS, "hidden_size": 32}
@@ -86,8 +86,10 @@ def test_layers_that_do_not_hand_the_layout_on(llama: Any) -> None:
 
 def test_rows_that_see_one_another_are_found(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a layout that forgets where segments begin."""
-    whole = Layout.of
-    monkeypatch.setattr(Layout, "of", lambda s: whole([packed_into_one(s)]) if len(s) > 1 else whole(s))
+    whole = AttentionLayout.of
+    monkeypatch.setattr(
+        AttentionLayout, "of", lambda s: whole([packed_into_one(s)]) if len(s) > 1 else whole(s)
+    )
     with pytest.raises(ModelError, match="see one another"):
         packing_check.check_packing(llama)
 

@@ -1,4 +1,4 @@
-"""What the intervals at the end of the budget say of each contrast: on each variant, and over the held-out rules."""
+"""Which way each contrast went at the end of the budget, by its interval: on each variant, on all held-out rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlpost.compare.statistics.estimates import Difference
 from rlpost.compare.statistics.intervals import Interval
 
 
-class Verdict(StrEnum):
+class Direction(StrEnum):
     """What a simultaneous 95% interval says of a difference."""
 
     UP = "up"  # the whole interval lies above zero
@@ -20,21 +20,21 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"  # there is no pair to compare
 
 
-def verdict_of(interval: Interval) -> Verdict:
+def direction_of(interval: Interval) -> Direction:
     if interval.low > 0:
-        return Verdict.UP
-    return Verdict.DOWN if interval.high < 0 else Verdict.UNCLEAR
+        return Direction.UP
+    return Direction.DOWN if interval.high < 0 else Direction.UNCLEAR
 
 
 @dataclass(frozen=True)
-class Row:
+class ContrastResult:
     """One variant and one contrast, `arm - baseline`."""
 
     variant: str
     role: Role
     arm: str
     baseline: str
-    verdict: Verdict
+    direction: Direction
     difference: Difference | None  # None: no seed has both
 
     @property
@@ -47,7 +47,7 @@ class Row:
 
 
 class Change(StrEnum):
-    """The verdicts of one contrast on all held-out rules, taken together."""
+    """The directions of one contrast on all held-out rules, taken together."""
 
     UP = "up on every rule"
     PARTLY_UP = "up on some rules, down on none"
@@ -58,16 +58,16 @@ class Change(StrEnum):
     UNKNOWN = "no pair on any rule"
 
 
-def held_out_change(rows: Sequence[Row]) -> Change:
-    """Of one contrast; rows of variants that are not held out are passed over."""
-    verdicts = [row.verdict for row in rows if row.held_out]
-    up, down = verdicts.count(Verdict.UP), verdicts.count(Verdict.DOWN)
-    if verdicts.count(Verdict.UNKNOWN) == len(verdicts):
+def held_out_change(rows: Sequence[ContrastResult]) -> Change:
+    """The change of one contrast. Variants that are not held out do not count."""
+    directions = [row.direction for row in rows if row.held_out]
+    up, down = directions.count(Direction.UP), directions.count(Direction.DOWN)
+    if directions.count(Direction.UNKNOWN) == len(directions):
         return Change.UNKNOWN
     if up and down:
         return Change.MIXED
     if up:
-        return Change.UP if up == len(verdicts) else Change.PARTLY_UP
+        return Change.UP if up == len(directions) else Change.PARTLY_UP
     if down:
-        return Change.DOWN if down == len(verdicts) else Change.PARTLY_DOWN
+        return Change.DOWN if down == len(directions) else Change.PARTLY_DOWN
     return Change.UNCLEAR
