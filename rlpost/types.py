@@ -52,12 +52,12 @@ class Turn:
     observation: str  # what the environment showed
     answer: str  # answer_ids as text, without special tokens
     finish: Finish
-    reward: float
+    reward: float  # what is learnt from
     outcome: str  # the environment's name for what happened, e.g. CORRECT
+    policy_version: int  # of the adapter that sampled answer_ids; 0 is the bare base model
     thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
-    opens_sample: bool = (
-        False  # context_ids are a whole prompt, not appended to the turn before (agents, turn 1 on)
-    )
+    env_reward: float | None = None  # the environment's, where algo.reward_function gave `reward`; else none
+    opens_sample: bool = False  # agents: context_ids are a whole prompt, not appended to the turn before
 
 
 def token_ids(turns: Iterable[Turn]) -> list[int]:
@@ -82,7 +82,6 @@ class Trajectory:
     episode: int  # index within the iteration's batch
     group: int  # episodes of one group share the instance
     seed: int
-    adapter_version: int
     turns: tuple[Turn, ...]
     ending: Ending
     success: bool
@@ -101,6 +100,11 @@ class Trajectory:
         """The turns by conversation, each a row of the learner's: one, but for agents that rewrite their history."""
         begins = [i for i, turn in enumerate(self.turns) if i == 0 or turn.opens_sample]
         return [self.turns[i:j] for i, j in pairwise([*begins, len(self.turns)])]
+
+    @property
+    def policy_version(self) -> int | None:
+        """The oldest policy that sampled a turn; none where nothing was sampled."""
+        return min((t.policy_version for t in self.turns), default=None)
 
     @property
     def total_reward(self) -> float:

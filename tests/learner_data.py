@@ -73,7 +73,7 @@ def random_turn(rng: random.Random, context: int) -> Turn:
     answer_ids = tuple(rng.randrange(VOCAB) for _ in range(count))
     logprobs = tuple(-4.0 + 0.1 * rng.random() for _ in range(count))
     reward = rng.choice([-1.0, 0.0, 5.0])
-    return Turn(context_ids, answer_ids, logprobs, "", "", Finish.STOP, reward, "CORRECT")
+    return Turn(context_ids, answer_ids, logprobs, "", "", Finish.STOP, reward, "CORRECT", 0)
 
 
 def random_episodes(
@@ -85,9 +85,7 @@ def random_episodes(
     for i in range(count):
         turns = [random_turn(rng, rng.randint(6, 12) if k == 0 else 3) for k in range(rng.randint(1, 3))]
         found.append(
-            Trajectory(
-                "e", "v", "train", "i", 0, i, i // group_size, i, 0, tuple(turns), ending, success=False
-            )
+            Trajectory("e", "v", "train", "i", 0, i, i // group_size, i, tuple(turns), ending, success=False)
         )
     return found
 

@@ -1,15 +1,21 @@
-"""The one way to wait for an actor: with a deadline, and the first failure ends the wait and names who failed."""
+"""The one way to wait for an actor: with a deadline, and the first failure ends the wait and names who failed.
+
+An actor's method answers once, or, called with num_returns="streaming", as often as it yields.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import ray
 from ray import exceptions as ray_errors
 
 from rlpost.errors import ClusterError, RlpostError
+
+Asked: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
+"""What was asked of an actor: for one answer, or for a stream of them."""
 
 
 class ActorLostError(ClusterError):
@@ -44,12 +50,11 @@ def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str])
     return [answers[ref] for ref in refs]
 
 
-def first_answered(
-    deadlines: Mapping[ray.ObjectRef, float], timeout_s: float, who: Mapping[ray.ObjectRef, str]
-) -> ray.ObjectRef:
-    """The next of several to be answered, or to fail; waits until the earliest deadline (of time.monotonic).
+def first_answered(deadlines: Mapping[Asked, float], timeout_s: float, who: Mapping[Asked, str]) -> Asked:
+    """The next of several to be answered, to fail or, of a stream, to end; waits until the earliest deadline.
 
-    Raises DeadlineError, naming all whose deadline is over: `timeout_s` seconds after each was asked.
+    Deadlines are of time.monotonic, `timeout_s` seconds after each was asked, and a stream's is for all of it.
+    Raises DeadlineError, naming all whose deadline is over.
     """
     earliest = min(deadlines.values())
     done, _ = ray.wait(list(deadlines), num_returns=1, timeout=max(0.0, earliest - time.monotonic()))
@@ -57,6 +62,30 @@ def first_answered(
         return done[0]
     late = max(earliest, time.monotonic())
     raise _silent([who[ref] for ref, deadline in deadlines.items() if deadline <= late], timeout_s)
+
+
+def take(asked: Asked, timeout_s: float, who: str) -> tuple[list[Any], bool]:
+    """The answer that `first_answered` found, and whether it is the last; no answer where a stream has ended.
+
+    Raises like get_all. What a stream's actor yielded before it died is lost if it was not taken by then.
+    """
+    if isinstance(asked, ray.ObjectRefGenerator):
+        try:
+            return [_value(next(asked), timeout_s, who)], False
+        except StopIteration:
+            return [], True
+    return [_value(asked, timeout_s, who)], True
+
+
+def cancel(asked: Iterable[Asked]) -> None:
+    """Nobody waits for these any more. One that has begun goes on, unless its method asks `is_cancelled`."""
+    for each in asked if ray.is_initialized() else ():
+        ray.cancel(each)
+
+
+def is_cancelled() -> bool:
+    """In an actor's method: whether its caller has cancelled it."""
+    return bool(ray.get_runtime_context().is_canceled())
 
 
 def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> None:

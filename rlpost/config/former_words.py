@@ -1,7 +1,8 @@
 """Settings and words of earlier commits: what they are called now. The one place that knows them.
 
-A record (config.yaml, metrics.jsonl, the settings in a checkpoint) that an earlier commit wrote is translated as it is
-read. What a user types, on the command line or in an experiment's file, is refused with the word of today.
+A record (config.yaml, metrics.jsonl, trajectories, the settings in a checkpoint) that an earlier commit wrote is
+translated as it is read. What a user types, on the command line or in an experiment's file, is refused with the word of
+today.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ def translated_line(line: dict[str, Any]) -> dict[str, Any]:
     """A line of metrics.jsonl in today's words."""
     stage = line.get("stage")
     return {**line, "stage": STAGES[stage]} if isinstance(stage, str) and stage in STAGES else line
+
+
+def translated_episode(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a trajectories file: earlier commits wrote one `adapter_version` an episode, not one a turn."""
+    now = dict(line)
+    if "adapter_version" in now:
+        version = now.pop("adapter_version")
+        now["turns"] = [{"policy_version": version, **turn} for turn in now["turns"]]
+    return now
 
 
 def refuse_former(settings: Iterable[tuple[str, Any]], where: str) -> None:

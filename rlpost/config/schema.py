@@ -128,6 +128,7 @@ class AlgoConfig:
     name: AlgoName = AlgoName.ppo
     iterations: int = 40
     rewards: Rewards = Rewards.turn
+    reward_function: str | None = None  # module:function that gives an iteration's episodes other rewards
     reward_scale: float = 0.2  # rewards are multiplied by it before anything else
     normalize_rewards: bool = False  # divide by the standard deviation of the batch's episode totals
     overlong_buffer: int = 0  # last tokens of rollout.max_new_tokens in which an answer pays; 0: no penalty

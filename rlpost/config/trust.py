@@ -1,9 +1,9 @@
 """Whose code a run may import: rlpost's own, and what the command line names.
 
-A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment and of
-a scorer, and a cluster, whose answers are pickles. Who owns its files proves nothing: a downloaded folder is the
-downloader's. So whoever resumes a run on such code names it again, and has then said what is trusted. What the command
-line names by `experiment=FILE` is trusted, as a script would be.
+A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment, of a
+scorer and of a reward function, and a cluster, whose answers are pickles. Who owns its files proves nothing: a
+downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has then said what is
+trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) ->
 
 def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
     """Key, value, and what it would bring to run."""
-    for key, reference in named_code(config.env, config.env_args).items():
+    code = named_code(config.env, config.env_args)
+    if config.algo.reward_function is not None:
+        code["algo.reward_function"] = config.algo.reward_function
+    for key, reference in code.items():
         yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
     if config.ray.address not in (None, "auto"):
         yield (

@@ -17,7 +17,7 @@ SCORED = "tokens/scored"  # through the learner without gradient (policy, refere
 TRAINED = "tokens/trained"  # through the learner forward and backward (policy, critic), each pass
 INFERENCE = (PROMPT, SAMPLED, SCORED)
 KEYS = (*INFERENCE, TRAINED)
-DEVICE_PHASES = ("seconds/rollout", "seconds/logprobs", "seconds/update", "seconds/swap")
+DEVICE_PHASES = ("seconds/rollout", "seconds/rewards", "seconds/logprobs", "seconds/update", "seconds/swap")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Compute:
     flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
     tokens: int  # generated, scored and trained on, each pass once
     device_seconds: (
-        float  # of rollout, learner and swap, on a clock: all of a run's devices are held throughout
+        float  # of rollout, rewards, learner and swap, on a clock: all of a run's devices are held throughout
     )
 
 

@@ -11,6 +11,7 @@ import json
 import math
 from typing import Any
 
+from rlpost.config.former_words import translated_episode
 from rlpost.types import Ending, Finish, Trajectory, Turn
 
 
@@ -34,7 +35,6 @@ def to_line(trajectory: Trajectory) -> bytes:
             "episode": t.episode,
             "group": t.group,
             "seed": t.seed,
-            "adapter_version": t.adapter_version,
             "success": t.success,
             "reward": _to_number(t.total_reward),
             "ending": t.ending.value,
@@ -48,7 +48,7 @@ def from_line(line: bytes) -> Trajectory:
     """Inverse of `to_line`. Raises ValueError for anything `to_line` did not write."""
     record = json.loads(line)
     try:
-        fields = dict(record)
+        fields = translated_episode(record)
         fields.pop("reward")
         turns = tuple(_to_turn(turn) for turn in fields.pop("turns"))
         return Trajectory(turns=turns, ending=Ending(fields.pop("ending")), **fields)
@@ -57,15 +57,18 @@ def from_line(line: bytes) -> Trajectory:
 
 
 def _from_turn(turn: Turn) -> dict[str, Any]:
+    env_reward = {} if turn.env_reward is None else {"env_reward": _to_number(turn.env_reward)}
     return {
         "observation": turn.observation,
         "answer": turn.answer,
         "outcome": turn.outcome,
         "reward": _to_number(turn.reward),
+        **env_reward,
         "finish": turn.finish.value,
         "context_ids": list(turn.context_ids),
         "answer_ids": list(turn.answer_ids),
         "logprobs": [_to_number(x) for x in turn.logprobs],
+        "policy_version": turn.policy_version,
         "thought_tokens": turn.thought_tokens,
         "opens_sample": turn.opens_sample,
     }
@@ -73,6 +76,8 @@ def _from_turn(turn: Turn) -> dict[str, Any]:
 
 def _to_turn(record: dict[str, Any]) -> Turn:
     fields = dict(record)
+    if "env_reward" in fields:
+        fields["env_reward"] = _from_number(fields["env_reward"])
     return Turn(
         context_ids=tuple(fields.pop("context_ids")),
         answer_ids=tuple(fields.pop("answer_ids")),

@@ -25,6 +25,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episodes": float(episodes),
         "success": sum(t.success for t in trajectories) / episodes,
         "reward": sum(t.total_reward for t in trajectories) / episodes,
+        **_env_reward(trajectories),
         "partly_right": sum(not t.success and _partly_right(t) for t in trajectories) / episodes,
         "turns": len(answers) / episodes,
         "tokens/prompt": float(sum(len(turn.context_ids) for turn in answers)),
@@ -82,7 +83,7 @@ def step_accuracy(trajectories: Sequence[Trajectory]) -> float | None:
 
 def is_right(turn: Turn) -> bool:
     """A step that the environment rewards."""
-    return turn.reward > 0
+    return (turn.reward if turn.env_reward is None else turn.env_reward) > 0
 
 
 def right_share(trajectories: Sequence[Trajectory]) -> float | None:
@@ -120,6 +121,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def _partly_right(failed: Trajectory) -> bool:
     """Whether an answer that ended its episode unsolved was paid for: the environment grades answers."""
     return failed.ending is Ending.TERMINATED and bool(failed.turns) and is_right(failed.turns[-1])
+
+
+def _env_reward(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The environment's mean reward, where a reward function gave another."""
+    given = [turn.env_reward for turn in _answers(trajectories) if turn.env_reward is not None]
+    return {"env_reward": sum(given) / len(trajectories)} if given else {}
 
 
 def _counted(trajectories: Sequence[Trajectory]) -> int:

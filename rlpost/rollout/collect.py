@@ -8,6 +8,8 @@ No more episodes are live than the engine decodes at once. `reset` and `step` ru
 while other episodes decode, those of one environment in one thread from the first to the last. An environment that
 raises or misses its deadline ends its own episode, with a named ending, and is not used again; the batch goes on.
 
+Episodes are handed over as they end. Whoever wants no more of them closes the stream: the live ones then end as well.
+
 An environment that asks (envs/asking.py) is a program of the user's: it says each time which conversation is to be
 answered, and hears the answer with its tokens.
 """
@@ -15,7 +17,7 @@ answered, and hears the answer with its tokens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,6 +31,9 @@ from rlpost.rollout.episode import Env, Episode, Opening, Reply, opened, replied
 from rlpost.seeds import derive
 from rlpost.types import Ending, EpisodeSpec, Trajectory
 
+Ended = list[tuple[int, Trajectory]]
+"""Episodes that have just ended, each with its place among the specs that were asked for."""
+
 
 @dataclass
 class _Batch:
@@ -36,9 +41,10 @@ class _Batch:
 
     waiting: deque[tuple[str, EpisodeSpec]]
     sampling: Sampling
+    policy_version: int
     live: dict[str, Episode] = field(default_factory=dict)
     decoding: set[str] = field(default_factory=set)
-    done: dict[str, Episode] = field(default_factory=dict)
+    ended: list[tuple[str, Episode]] = field(default_factory=list)  # and not handed over
 
 
 class Collector:
@@ -63,22 +69,51 @@ class Collector:
         self._renderer = Renderer(chat.tokenizer)
 
     def collect(
-        self, specs: Sequence[EpisodeSpec], sampling: Sampling, adapter_version: int
+        self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
     ) -> list[Trajectory]:
-        """Play every spec to its end; trajectories in the order of `specs`, none missing.
+        """All of `stream`, in the order of `specs`."""
+        places = (pair for ended in self.stream(specs, sampling, policy_version) for pair in ended)
+        return [trajectory for _, trajectory in sorted(places, key=lambda pair: pair[0])]
+
+    def stream(
+        self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
+    ) -> Generator[Ended]:
+        """Play every spec to its end, none missing. Yields after each step of the engine what has ended, often nothing.
+
+        `policy_version` is that of the engine's adapter. Closed early, it ends the live episodes, for which it waits
+        rollout.env_timeout_s at most: an environment that is being asked is asked to the end.
 
         Raises RolloutError when so many calls of the environment hang that it must be taken for broken.
         """
-        batch = _Batch(deque((str(i), spec) for i, spec in enumerate(specs)), sampling)
-        while batch.waiting or batch.live:
-            while self._has_room(batch):
-                self._begin(batch, *batch.waiting.popleft())
-            for call in self._threads.finished(bool(batch.decoding)):
-                self._take(batch, call)
-            if batch.decoding and not self._has_room(batch):
-                for key, completion in self._engine.step():
-                    self._answered(batch, key, completion)
-        return [batch.done[str(i)].trajectory(self._env_name, adapter_version) for i in range(len(specs))]
+        batch = _Batch(deque((str(i), spec) for i, spec in enumerate(specs)), sampling, policy_version)
+        try:
+            while batch.waiting or batch.live:
+                self._advance(batch)
+                ended, batch.ended = batch.ended, []
+                yield [(int(key), episode.trajectory(self._env_name)) for key, episode in ended]
+        except GeneratorExit:
+            self._abandon(batch)
+            raise
+
+    def _advance(self, batch: _Batch) -> None:
+        """Begin what there is room for, hear what environments have said, and decode a step."""
+        while self._has_room(batch):
+            self._begin(batch, *batch.waiting.popleft())
+        for call in self._threads.finished(bool(batch.decoding)):
+            self._hear(batch, call)
+            self._ask(batch, call.name)
+        if batch.decoding and not self._has_room(batch):
+            for key, completion in self._engine.step():
+                self._answered(batch, key, completion)
+
+    def _abandon(self, batch: _Batch) -> None:
+        """End the live episodes, so that nothing of them comes up in the next batch."""
+        self._engine.abort(sorted(batch.decoding))
+        while calls := self._threads.finished(decoding=False):
+            for call in calls:
+                self._hear(batch, call)
+        for episode in batch.live.values():
+            self._rest(episode)
 
     def close(self) -> list[str]:
         """Close the environments, in their threads, within rollout.env_timeout_s each; what went wrong."""
@@ -112,43 +147,40 @@ class Collector:
             work = partial(_asking(episode.env).answered, answer)
         self._threads.submit(Call(key, work, episode.thread))
 
-    def _take(self, batch: _Batch, call: Call) -> None:
-        """What the environment has said, or that it failed; then the next turn."""
-        episode = batch.live[call.name]
+    def _hear(self, batch: _Batch, call: Call) -> None:
+        """What the environment has said, or that it failed."""
+        episode, version = batch.live[call.name], batch.policy_version
         if call.timed_out or call.error is not None:
-            self._failed(episode, call)
+            self._failed(episode, call, version)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
             if isinstance(call.result.env.unwrapped, Asking):
                 episode.dialogue = Dialogue(self._renderer, self._chat.eos_id, self._engine.max_model_len)
-                self._threads.submit(Call(call.name, _asking(call.result.env).start, episode.thread))
+                episode.next = _asking(call.result.env).start
                 return
             episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
         elif isinstance(call.result, Heard):
-            if refusal := self._heard(batch, episode, call.result):
-                assert episode.env is not None, "who asks was opened"
-                work = partial(_asking(episode.env).refused, refusal)
-                self._threads.submit(Call(call.name, work, episode.thread))
-                return
+            self._heard(batch, episode, call.result)
         else:
-            self._replied(episode, call.result)
-        self._ask(batch, call.name)
+            self._replied(episode, call.result, version)
 
-    def _heard(self, batch: _Batch, episode: Episode, heard: Heard) -> Refusal | None:
-        """What a program did after an answer or a refusal; why its next request is refused, if it is."""
+    def _heard(self, batch: _Batch, episode: Episode, heard: Heard) -> None:
+        """What a program did after an answer or a refusal."""
         if episode.completion is not None:
-            episode.record(0.0, heard.outcome, self._thought_tokens(episode.completion))
+            thought_tokens = self._thought_tokens(episode.completion)
+            episode.record(0.0, heard.outcome, batch.policy_version, thought_tokens)
         if heard.request is None:
             episode.end(Ending(heard.over.value), heard.reward, heard.outcome, heard.success)
-            return None
+            return
         assert episode.dialogue is not None, "who asks has a dialogue"
+        assert episode.env is not None, "who asks was opened"
         placed = episode.dialogue.ask(heard.request, batch.sampling)
         if isinstance(placed, Refusal):
-            return placed
-        episode.show_request(placed)
-        return None
+            episode.next = partial(_asking(episode.env).refused, placed)
+        else:
+            episode.show_request(placed)
 
-    def _failed(self, episode: Episode, call: Call) -> None:
+    def _failed(self, episode: Episode, call: Call, policy_version: int) -> None:
         self._threads.retire(episode.thread, None if episode.env is None else episode.env.close)
         episode.env = None
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
@@ -157,17 +189,18 @@ class Collector:
             call, asked if episode.dialogue is None else "the agent's next call or end"
         )
         if episode.completion is not None:
-            episode.record(0.0, episode.ending.name, self._thought_tokens(episode.completion))
+            thought_tokens = self._thought_tokens(episode.completion)
+            episode.record(0.0, episode.ending.name, policy_version, thought_tokens)
 
     def _told(self, call: Call, what: str) -> str:
         if call.timed_out:
             return f"{what} took longer than rollout.env_timeout_s={self._env_timeout_s:g}"
         return f"{type(call.error).__name__}: {call.error}"
 
-    def _replied(self, episode: Episode, reply: Reply) -> None:
+    def _replied(self, episode: Episode, reply: Reply, policy_version: int) -> None:
         completion = episode.completion
         assert completion is not None, "a reply is to an answer"
-        episode.record(reply.reward, reply.outcome, self._thought_tokens(completion))
+        episode.record(reply.reward, reply.outcome, policy_version, self._thought_tokens(completion))
         episode.success, episode.ending = reply.success, reply.ending
         if reply.ending is None:
             episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))
@@ -178,14 +211,22 @@ class Collector:
         if episode.ending is None and len(episode.token_ids) >= self._engine.max_model_len:
             episode.ending = Ending.CONTEXT_FULL
         if episode.ending is not None:
-            batch.done[key] = batch.live.pop(key)
-            if episode.env is not None:
-                self._idle.append((episode.env, episode.thread))
+            batch.ended.append((key, batch.live.pop(key)))
+            self._rest(episode)
+            return
+        if episode.next is not None:
+            work, episode.next = episode.next, None
+            self._threads.submit(Call(key, work, episode.thread))
             return
         dice = derive(episode.spec.seed, len(episode.turns))
         sampling = batch.sampling if episode.dialogue is None else episode.dialogue.sampling(batch.sampling)
         self._engine.submit(key, episode.token_ids, sampling, dice)
         batch.decoding.add(key)
+
+    def _rest(self, episode: Episode) -> None:
+        """The environment of an episode that is over may play another one, unless it failed."""
+        if episode.env is not None:
+            self._idle.append((episode.env, episode.thread))
 
     def _thought_tokens(self, completion: Completion) -> int:
         marker = self._answer_marker

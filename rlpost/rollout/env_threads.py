@@ -75,10 +75,13 @@ class EnvThread(threading.Thread):
         assert self.ident is not None
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
 
-    def within(self, timeout_s: float, what: str, work: Callable[[], T]) -> T:
+    def within(
+        self, timeout_s: float, what: str, work: Callable[[], T], setting: str = "rollout.env_timeout_s"
+    ) -> T:
         """The result of `work`, done here while the caller waits.
 
-        Raises RolloutError, which names `what`, when it takes longer than `timeout_s`; the thread is then given up.
+        Raises RolloutError, which names `what` and the `setting` of the deadline, when it takes longer than
+        `timeout_s`; the thread is then given up.
         Also where it calls sys.exit, which is not the program's end. Else raises what the work raises.
         """
         call, over = Call(what, work, self), threading.Event()
@@ -92,7 +95,7 @@ class EnvThread(threading.Thread):
         over.wait(min(threading.TIMEOUT_MAX, timeout_s))  # it takes no longer one
         if call.settle():
             self.interrupt()
-            raise RolloutError(f"{what} gave no answer within rollout.env_timeout_s={timeout_s:g}")
+            raise RolloutError(f"{what} gave no answer within {setting}={timeout_s:g}")
         if isinstance(call.error, SystemExit):
             raise RolloutError(f"{what} called sys.exit({call.error.code!r})") from call.error
         if call.error is not None:
@@ -322,10 +325,10 @@ def living(
         thread.end()
 
 
-def within(timeout_s: float, what: str, work: Callable[[], T]) -> T:
+def within(timeout_s: float, what: str, work: Callable[[], T], setting: str = "rollout.env_timeout_s") -> T:
     """The result of `work`, done in a thread of its own; see EnvThread.within."""
     thread = EnvThread()
     try:
-        return thread.within(timeout_s, what, work)
+        return thread.within(timeout_s, what, work, setting)
     finally:
         thread.end()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import gymnasium
 
 from rlpost.envs import adapter
+from rlpost.envs.asking import Heard
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.recording import Placed
 from rlpost.rollout.engine.protocol import Completion
@@ -101,7 +102,8 @@ class Episode:
     completion: Completion | None = None
     answer: str = ""
     dialogue: Dialogue | None = None  # of an environment that asks
-    opens_sample: bool = False  # the present context is a whole prompt that begins a further sample
+    next: Callable[[], Heard] | None = None  # to be called in its thread before anything is sampled
+    opens_sample: bool = False  # the present context is a whole prompt that begins a sample
 
     def show(self, observation: str, context_ids: tuple[int, ...]) -> None:
         self.observation, self.context_ids = observation, context_ids
@@ -112,7 +114,7 @@ class Episode:
         self.observation, self.context_ids = placed.observation, placed.context_ids
         self.token_ids, self.opens_sample = placed.prompt_ids, placed.opens_sample
 
-    def record(self, reward: float, outcome: str, thought_tokens: int) -> None:
+    def record(self, reward: float, outcome: str, policy_version: int, thought_tokens: int) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
@@ -127,6 +129,7 @@ class Episode:
                 finish=completion.finish,
                 reward=reward,
                 outcome=outcome,
+                policy_version=policy_version,
                 thought_tokens=thought_tokens,
                 opens_sample=self.opens_sample,
             )
@@ -138,7 +141,7 @@ class Episode:
         if self.turns:
             self.turns[-1] = replace(self.turns[-1], reward=reward, outcome=outcome)
 
-    def trajectory(self, env_name: str, adapter_version: int) -> Trajectory:
+    def trajectory(self, env_name: str) -> Trajectory:
         assert self.ending is not None, "only an episode that is over is a trajectory"
         spec = self.spec
         turns = self.turns if self.dialogue is None else self.dialogue.ordered(self.turns)
@@ -151,7 +154,6 @@ class Episode:
             episode=spec.episode,
             group=spec.group,
             seed=spec.seed,
-            adapter_version=adapter_version,
             turns=tuple(turns),
             ending=self.ending,
             success=self.success,

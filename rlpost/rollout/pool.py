@@ -1,9 +1,14 @@
-"""The rollout workers as the loops see them: one batch of episodes out, one batch of trajectories back.
+"""The rollout workers as the loops see them: one batch of episodes out, groups of trajectories back as they finish.
 
-    collect(specs) ──▶ a share of the specs to each actor ──▶ waits for: every share, at most rollout.timeout_s in all
+    stream(specs)  ──▶ a share of the specs to each actor ──▶ its episodes, as they end ──▶ whole groups, as they are
+                       every share must be played within rollout.timeout_s
                        an actor dies ──▶ a new one starts, takes the live adapter, plays the same share again, in a
                                          time of its own; so does the next, if that one dies, while restarts are left
+    collect(specs) ──▶ all groups of the stream, in the order of the specs
     swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it go back to the version before
+
+A share is played again as a whole, groups included that were handed over before: the engine rounds alike only in equal
+batches, so the episodes are those of a run that lost nobody.
 
 Which actor plays an episode does not matter: the episode's seed decides its dice. The episodes of a group go to one
 actor, whose engine computes their common prompt once.
@@ -13,7 +18,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,16 +27,17 @@ from typing import Any
 
 import ray
 
-from rlpost.cluster.actor_calls import ActorLostError, first_answered, get, get_all
+from rlpost.cluster.actor_calls import ActorLostError, Asked, cancel, first_answered, get, get_all, take
 from rlpost.config.schema import Config
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
 from rlpost.rollout.engine.settings import engine_environment
+from rlpost.rollout.groups import GroupAssembler
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
 
-Ask = Callable[[Any], Any]  # from an actor to what it will answer
+Ask = Callable[[Any], Asked]  # from an actor to what it will answer
 CLOSING_S = 30.0  # for the environments of all workers, whose processes then end in any case
 
 
@@ -68,18 +75,30 @@ class RolloutPool:
         get_all(self._starts, self.cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
-        """Play all episodes; trajectories in the order of `specs`.
+        """Play all episodes; trajectories in the order of `specs`. Raises like `stream`."""
+        with closing(self.stream(specs, sampling)) as stream:
+            groups = {group[0].group: iter(group) for group in stream}
+        return [next(groups[spec.group]) for spec in specs]
+
+    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[list[Trajectory]]:
+        """Play all episodes; every group once, when its last episode is over, its episodes in the order of `specs`.
+
+        The workers are asked when the first group is. They go on while the caller is busy with a group, and their time
+        runs. Closed early (contextlib.closing), the stream has them stop after a step of their engines.
 
         Raises:
             RolloutError: workers died more often than rollout.restarts allows.
-            ClusterError: a worker did not answer within rollout.timeout_s.
+            ClusterError: a worker did not play its share within rollout.timeout_s.
         """
         shares = [share for share in shares_of(specs, len(self._actors)) if share]
-        asks = [_collecting([specs[k] for k in share], sampling) for share in shares]
-        played: dict[int, Trajectory] = {}
-        for share, trajectories in zip(shares, self._answers(asks), strict=True):
-            played.update(zip(share, trajectories, strict=True))
-        return [played[k] for k in range(len(specs))]
+        asks = [_streaming([specs[k] for k in share], sampling) for share in shares]
+        groups = GroupAssembler(specs)
+        with closing(self._answers(asks)) as answers:
+            for i, ended in answers:
+                for k, trajectory in ended:
+                    if group := groups.add(shares[i][k], trajectory):
+                        yield group
+        assert not groups.missing, f"groups {groups.missing} were not played"
 
     def swap(self, adapter: Adapter, canary: Canary) -> PoolSwapReport:
         """Make `adapter` live in every worker, or in none.
@@ -87,7 +106,7 @@ class RolloutPool:
         Raises:
             SwapError: a worker refused it; all serve the version before.
         """
-        reports = self._answers([_swapping(ray.put(adapter), canary)] * len(self._actors), kept=SwapError)
+        reports = self._one_each([_swapping(ray.put(adapter), canary)] * len(self._actors), kept=SwapError)
         refused = self._refusals(reports)
         if refused:
             self._roll_back(adapter)
@@ -112,30 +131,43 @@ class RolloutPool:
             ray.kill(actor)
         self._actors = []
 
-    def _answers(self, asks: Sequence[Ask], kept: type[RlpostError] | None = None) -> list[Any]:
-        """What the first workers answer, one question each; all are asked at once and waited for together.
+    def _one_each(self, asks: Sequence[Ask], kept: type[RlpostError]) -> list[Any]:
+        """The one answer of each worker, in their order; see `_answers`."""
+        answers = dict(self._answers(asks, kept))
+        return [answers[i] for i in range(len(asks))]
+
+    def _answers(
+        self, asks: Sequence[Ask], kept: type[RlpostError] | None = None
+    ) -> Generator[tuple[int, Any]]:
+        """(worker, answer) as the first workers answer, one question each; all are asked at once.
 
         A worker that died is replaced, and its successor asked again. An error of the type `kept` is an answer.
+        Whatever ends this, questions that are still open are cancelled.
         """
         timeout_s = self.cfg.rollout.timeout_s
         workers = {ask(actor): i for i, (ask, actor) in enumerate(zip(asks, self._actors, strict=False))}
         deadlines = dict.fromkeys(workers, time.monotonic() + timeout_s)
-        found: dict[int, Any] = {}
-        while deadlines:
-            ref = first_answered(deadlines, timeout_s, {ref: self._name(i) for ref, i in workers.items()})
-            i = workers[ref]
-            del deadlines[ref]
-            try:
-                found[i] = get(ref, timeout_s, self._name(i))
-            except ActorLostError as error:
-                self._replace(i, error)
-                again = asks[i](self._actors[i])
-                workers[again], deadlines[again] = i, time.monotonic() + timeout_s
-            except RlpostError as error:
-                if kept is None or not isinstance(error, kept):
-                    raise
-                found[i] = error
-        return [found[i] for i in range(len(asks))]
+        try:
+            while deadlines:
+                names = {asked: self._name(i) for asked, i in workers.items()}
+                asked = first_answered(deadlines, timeout_s, names)
+                i, over = workers[asked], True
+                answers: list[Any] = []
+                try:
+                    answers, over = take(asked, timeout_s, self._name(i))
+                except ActorLostError as error:
+                    self._replace(i, error)
+                    again = asks[i](self._actors[i])
+                    workers[again], deadlines[again] = i, time.monotonic() + timeout_s
+                except RlpostError as error:
+                    if kept is None or not isinstance(error, kept):
+                        raise
+                    answers = [error]
+                if over:
+                    del deadlines[asked]
+                yield from ((i, answer) for answer in answers)
+        finally:
+            cancel(deadlines)
 
     def _replace(self, i: int, reason: ActorLostError) -> None:
         """A new actor in place i, with the live adapter. Raises RolloutError when too many have died."""
@@ -167,7 +199,7 @@ class RolloutPool:
             return  # no worker may be used after a refused first swap: the run stops
         failure = f"Version {refused.version} was refused, and not every worker is back at {self._live[0].version}: "
         try:
-            answers = self._answers([_swapping(*self._live)] * len(self._actors), kept=SwapError)
+            answers = self._one_each([_swapping(*self._live)] * len(self._actors), kept=SwapError)
         except RlpostError as error:
             raise SwapError(f"{failure}{error}") from error
         if stuck := self._refusals(answers):
@@ -204,9 +236,9 @@ def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:
     return [order[begin:end] for begin, end in pairwise(cuts)]
 
 
-def _collecting(specs: list[EpisodeSpec], sampling: Sampling) -> Ask:
-    """How to ask a worker for these episodes."""
-    return lambda actor: actor.collect.remote(specs, sampling)
+def _streaming(specs: list[EpisodeSpec], sampling: Sampling) -> Ask:
+    """How to ask a worker for these episodes, as they end."""
+    return lambda actor: actor.stream.options(num_returns="streaming").remote(specs, sampling)
 
 
 def _swapping(adapter: Any, canary: Canary) -> Ask:

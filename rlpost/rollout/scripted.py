@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlpost.errors import SwapError
 from rlpost.rollout.chat import Chat
@@ -33,6 +33,9 @@ class ScriptedEngine:
         return [
             (key, self._complete(prompt_ids, sampling, seed)) for key, prompt_ids, sampling, seed in queue
         ]
+
+    def abort(self, keys: Sequence[str]) -> None:
+        self._queue = [request for request in self._queue if request[0] not in keys]
 
     def _complete(self, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> Completion:
         ids = self._chat.answer_ids(self._script(self._chat.text(prompt_ids), seed))

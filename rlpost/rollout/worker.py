@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rlpost.config.schema import Config
 from rlpost.envs import registry
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.collect import Collector
+from rlpost.rollout.collect import Collector, Ended
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
@@ -38,6 +39,10 @@ class RolloutWorker:
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         return self._collector.collect(specs, sampling, self.version)
+
+    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[Ended]:
+        """See `Collector.stream`."""
+        return self._collector.stream(specs, sampling, self.version)
 
     def close(self) -> list[str]:
         """Close the environments; what went wrong."""
@@ -78,8 +83,16 @@ class RolloutActor:
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
         return self._worker.swap(adapter, canary)
 
-    def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
-        return self._worker.collect(specs, sampling)
+    def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Iterator[Ended]:
+        """To be called with num_returns="streaming". Ends after a step of the engine where the call was cancelled."""
+        from rlpost.cluster.actor_calls import is_cancelled  # Ray, which a dry run does without
+
+        with closing(self._worker.stream(specs, sampling)) as stream:
+            for ended in stream:
+                if ended:
+                    yield ended
+                if is_cancelled():
+                    return
 
     def close(self) -> list[str]:
         return self._worker.close()

@@ -1,12 +1,14 @@
 """`task=rl`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
 
-collect (adapter v) ─▶ trajectories ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
+collect (adapter v) ─▶ trajectories ─▶ rewards ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from rlpost.config.schema import Config
@@ -14,6 +16,7 @@ from rlpost.record import failures, metrics
 from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
+from rlpost.rollout.reward_function import Score, reward_function
 from rlpost.tasks import training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.schedule import Schedule
@@ -21,6 +24,7 @@ from rlpost.tasks.session import Session, open_session
 from rlpost.tasks.sft import ExpertData, train_step
 from rlpost.tasks.stall import Stall
 from rlpost.tasks.training_state import TrainingState
+from rlpost.types import EpisodeSpec, Trajectory
 
 
 def run(cfg: Config) -> None:
@@ -63,24 +67,22 @@ def _warm_up(session: Session) -> None:
 
 
 def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
-    stall = Stall(session.cfg.algo)
+    stall, score = Stall(session.cfg.algo), reward_function(session.cfg)
     while True:
         if schedule.due:
             evaluate_stage_once(session, iteration_name(state.steps - 1))
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
-        schedule.add(_iterate(session, state, stall))
+        schedule.add(_iterate(session, state, stall, score))
         if state.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
             training_state.checkpoint(session, state)
 
 
-def _iterate(session: Session, state: TrainingState, stall: Stall) -> dict[str, Any]:
+def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score | None) -> dict[str, Any]:
     """One iteration; returns its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, state.steps
-    with clock.phase("rollout"):
-        sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens)
-        collected = collect(lambda specs: session.pool.collect(specs, sampling), cfg, iteration)
+    collected = collect(partial(_play, session, score), cfg, iteration)
     with clock.phase("record"):  # before the update, so that the episodes which break one can be looked at
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
@@ -98,6 +100,20 @@ def _iterate(session: Session, state: TrainingState, stall: Stall) -> dict[str, 
     return _report(session, state, collected, {**update_metrics, **swap.metrics()}, warning)
 
 
+def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
+    """The episodes with the rewards to learn from: the environment's, unless `score` gives others.
+
+    Dynamic sampling judges by these too, which is why they are given after each of its rounds.
+    """
+    rollout = session.cfg.rollout
+    with session.clock.phase("rollout"):
+        played = session.pool.collect(specs, Sampling(rollout.temperature, rollout.max_new_tokens))
+    if score is None:
+        return played
+    with session.clock.phase("rewards"):
+        return score(played)
+
+
 def _report(
     session: Session,
     state: TrainingState,
@@ -107,7 +123,7 @@ def _report(
 ) -> dict[str, Any]:
     numbers = {
         "iteration": state.steps - 1,
-        "adapter_version": collected.played[0].adapter_version,
+        "adapter_version": min(v for e in collected.played if (v := e.policy_version) is not None),
         **metrics.rollout_metrics(collected.played),
         **collected.metrics,
         **measured,

@@ -6,10 +6,15 @@ Checks yield refusals (key, value, reason, remedy), as those of rlpost.validate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
 from rlpost.config.schema import Config, KlEstimator, KlPlace, OldLogprobs, Rewards, RolloutIS, Task
+from rlpost.envs.errors import Refused
+from rlpost.errors import RolloutError
+from rlpost.rollout.env_threads import within
+from rlpost.rollout.reward_function import DEADLINE, load
 from rlpost.validate.environment import TRAINING
 
 
@@ -220,10 +225,25 @@ def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config],
     return checked
 
 
+def _reward_function(config: Config) -> Iterator[str]:
+    """Whether the user's function can be imported and called, where this run calls it or a dry run stands for one."""
+    reference = config.algo.reward_function
+    if reference is None or config.task not in (Task.rl, Task.compare, Task.dry_run):
+        return
+    key, timeout_s = "algo.reward_function", config.rollout.timeout_s
+    try:
+        within(timeout_s, f"importing {reference}", partial(load, reference), DEADLINE)
+    except RolloutError as error:
+        yield refusal(key, reference, str(error), "load what is slow when the function is first called")
+    except Refused as error:
+        yield refusal(key, reference, error.reason, error.remedy)
+
+
 ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _lengths,
     _deadlines,
     _marker,
+    _reward_function,
     *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs)),
 )

@@ -83,6 +83,12 @@ ALGORITHM_RULES = (
 
 RULES = (
     _Rule(
+        ("algo.reward_function",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "only task=rl learns from rewards; an evaluation shows the environment's",
+        _LEAVE,
+    ),
+    _Rule(
         ("rollout.kv_cache_gib",),
         lambda cfg: cfg.rollout.gpus == 0,
         "it is of engines on CPU, and with rollout.gpus above 0 they run on a GPU",

@@ -217,9 +217,9 @@ def _arms(
     rewards: Callable[[int], float], logprobs: Sequence[float], tokens: Sequence[int]
 ) -> list[Trajectory]:
     """One-token answers to the same prompt: a bandit of as many arms as the vocabulary has tokens."""
-    turns = [Turn(PROMPT, (a,), (logprobs[a],), "", "", Finish.STOP, rewards(a), "PULLED") for a in tokens]
+    turns = [Turn(PROMPT, (a,), (logprobs[a],), "", "", Finish.STOP, rewards(a), "PULLED", 0) for a in tokens]
     return [
-        Trajectory("e", "v", "train", "i", 0, i, i // 8, i, 0, (turn,), Ending.TERMINATED, False)
+        Trajectory("e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, False)
         for i, turn in enumerate(turns)
     ]
 

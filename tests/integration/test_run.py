@@ -160,7 +160,7 @@ def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> N
     model = PeftModel.from_pretrained(base, whole.folder / "adapter").eval()
     gaps = []
     for episode in whole.episodes("eval-after-faces_10-sampled")[:12]:
-        assert episode.adapter_version == ITERATIONS + 1
+        assert episode.policy_version == ITERATIONS + 1
         ids = torch.tensor([episode.token_ids])
         with torch.no_grad():
             table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)

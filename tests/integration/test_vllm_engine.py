@@ -205,6 +205,20 @@ def test_a_key_in_use_is_refused(engine: VllmEngine) -> None:
     drain(engine)
 
 
+def test_aborted_requests_are_forgotten_and_their_keys_are_free(engine: VllmEngine) -> None:
+    """One that decodes, one that is done and was not fetched, and one that nobody submitted; others go on."""
+    sampling = Sampling(1.0, 12)
+    alone = sample(engine, sampling, {"stays": 5})
+    for key, seed, length in (("goes", 4, 200), ("done", 6, 1), ("stays", 5, 12)):
+        engine.submit(key, (*PROMPT, 100 + seed % 7), Sampling(1.0, length), seed)
+    while not engine._finished:
+        engine._advance()
+    engine.abort(["goes", "done", "unknown"])
+    assert drain(engine) == alone
+    assert sample(engine, sampling, {"goes": 5})["goes"] == alone["stays"]
+    assert engine.step() == []
+
+
 def test_more_prompts_than_one_step_takes(engine: VllmEngine) -> None:
     """vLLM 0.32 crashes on CPU when it cuts the prompt of a seeded request in two."""
     dice = random.Random(0)

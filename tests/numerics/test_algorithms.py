@@ -216,7 +216,7 @@ def test_process_supervision_by_hand() -> None:
     """Turn rewards 1, 3 | 2 of one group: mean 2, deviation 1; a turn's advantage sums those from it on."""
     cfg = _config(AlgoName.grpo)
     cfg.algo.rewards, cfg.algo.reward_scale, cfg.algo.kl = Rewards.turn, 1.0, KlPlace.none
-    turn = Turn((1,), (4, 4), (-1.0, -1.0), "", "", Finish.STOP, 1.0, "X")
+    turn = Turn((1,), (4, 4), (-1.0, -1.0), "", "", Finish.STOP, 1.0, "X", 0)
     first = replace(_episodes()[0], turns=(turn, replace(turn, reward=3.0)), group=0)
     second = replace(first, turns=(replace(turn, reward=2.0),))
     credit, _ = assign_credit([first, second], {POLICY: torch.full((6,), -1.0)}, cfg)
@@ -298,5 +298,5 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
 
 
 def _pull(arm: int, i: int, logprob: float) -> Trajectory:
-    turn = Turn((1,), (arm,), (logprob,), "", "", Finish.STOP, 5.0 if arm == BEST else 0.0, "PULLED")
-    return Trajectory("e", "v", "train", "i", 0, i, i // 8, i, 0, (turn,), Ending.TERMINATED, success=False)
+    turn = Turn((1,), (arm,), (logprob,), "", "", Finish.STOP, 5.0 if arm == BEST else 0.0, "PULLED", 0)
+    return Trajectory("e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=False)

@@ -25,7 +25,7 @@ def turn(
     answer: str = "an answer",
 ) -> Turn:
     answer_ids, logprobs = tuple(range(tokens)), tuple(-0.5 for _ in range(tokens))
-    return Turn((7, 8, 9), answer_ids, logprobs, observation, answer, finish, reward, outcome)
+    return Turn((7, 8, 9), answer_ids, logprobs, observation, answer, finish, reward, outcome, 4)
 
 
 def episode(
@@ -45,7 +45,6 @@ def episode(
         episode=index,
         group=index,
         seed=1000 + index,
-        adapter_version=4,
         turns=turns,
         ending=ending,
         success=success,
@@ -64,6 +63,8 @@ turns = st.builds(
     reward=numbers,
     outcome=texts,
     opens_sample=st.booleans(),
+    policy_version=st.integers(),
+    env_reward=st.none() | numbers,
 )
 trajectories = st.builds(
     Trajectory,
@@ -75,7 +76,6 @@ trajectories = st.builds(
     episode=st.integers(),
     group=st.integers(),
     seed=st.integers(0, 2**64),
-    adapter_version=st.integers(),
     turns=st.lists(turns, max_size=3).map(tuple),
     ending=st.sampled_from(Ending),
     success=st.booleans(),

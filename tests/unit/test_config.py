@@ -447,6 +447,15 @@ class TestCodeThatARecordNames:
             compose([resume, "env=dataset"])
         assert compose([resume, score]).env_args["score"] == "no_such_module:score"
 
+    def test_a_reward_function_is_refused_with_its_file_and_the_remedy_works(self, record: Path) -> None:
+        reward = "algo.reward_function=hostile_module:rewards"
+        resume = self.written(record, reward)
+        with pytest.raises(ConfigError, match=f"command line as well: {reward}") as caught:
+            run.prepare([resume])
+        assert str(record / "hostile_module.py") in str(caught.value)
+        assert compose([resume, reward]).algo.reward_function == "hostile_module:rewards"
+        assert compose([resume, "algo.reward_function=null"]).algo.reward_function is None
+
     def test_a_cluster_is_refused_and_the_remedy_works(self, record: Path) -> None:
         """What a cluster answers is unpickled in the driver."""
         resume, address = self.written(record, "ray.address=head:6379"), "ray.address=head:6379"

@@ -12,9 +12,10 @@ from rlpost.config.compose import compose, to_yaml
 from rlpost.config.former_words import KEYS, VALUES, translated
 from rlpost.config.schema import Config
 from rlpost.errors import CheckpointError, ConfigError
-from rlpost.record import checkpoint
+from rlpost.record import checkpoint, jsonl
 from rlpost.record.run_dir import RunDir
 from rlpost.tasks.session import training_settings
+from tests.unit.episodes import episode, turn
 
 PPO = "experiment=generalpoints_ppo"
 FORMER = {
@@ -93,6 +94,18 @@ def test_lines_of_an_earlier_commit_have_the_stage_of_today_also_when_they_are_w
     assert [line["stage"] for line in run_dir.read_metrics()] == ["sft", "rl", "rl"]
     run_dir.truncate_metrics(0)
     assert [json.loads(line)["stage"] for line in run_dir.metrics.read_bytes().splitlines()] == ["sft", "rl"]
+
+
+def test_episodes_of_an_earlier_commit_have_their_policys_version_in_each_turn() -> None:
+    now = json.loads(jsonl.to_line(episode(turn(), turn("CORRECT", 5.0))))
+    former = {**now, "adapter_version": 4}
+    former["turns"] = [{k: v for k, v in each.items() if k != "policy_version"} for each in now["turns"]]
+    assert jsonl.from_line(jsonl.encode(former)) == episode(turn(), turn("CORRECT", 5.0))
+    assert [t.policy_version for t in jsonl.from_line(jsonl.encode(former)).turns] == [4, 4]
+    assert jsonl.from_line(jsonl.encode({**former, "turns": []})).policy_version is None
+    for damaged in ({**former, "turns": 3}, {**former, "turns": [3]}, {**now, "turns": former["turns"]}):
+        with pytest.raises(ValueError, match="not an episode"):
+            jsonl.from_line(jsonl.encode(damaged))
 
 
 def test_a_cell_that_an_earlier_commit_planned_is_the_same_cell(tmp_path: Path) -> None:

@@ -192,8 +192,10 @@ def test_trajectories_on_disk_are_readable_records(run_dir: RunDir) -> None:
     assert first["reward"] == 4.0
     assert first["turns"][0]["answer"] == strange
     assert first["turns"][1]["observation"] == "try again"
-    assert {"env", "variant", "seed", "adapter_version", "instance", "ending", "error"} <= first.keys()
-    assert {"context_ids", "answer_ids", "logprobs", "outcome", "finish"} <= first["turns"][0].keys()
+    assert {"env", "variant", "seed", "instance", "ending", "error"} <= first.keys()
+    assert {"context_ids", "answer_ids", "logprobs", "outcome", "finish", "policy_version"} <= first["turns"][
+        0
+    ].keys()
     assert "é 漢 😀".encode() in path.read_bytes()  # as a person reads it
 
 

@@ -15,13 +15,13 @@ from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.record.metrics import Clock
-from rlpost.record.run_dir import RunDir, Sitting
+from rlpost.record.run_dir import RunDir, Sitting, read_trajectories
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.tasks import rl, training_state
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, publish
 from rlpost.tasks.training_state import TrainingState
-from rlpost.types import EpisodeSpec, Trajectory
+from rlpost.types import Ending, EpisodeSpec, Trajectory
 from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
 
@@ -267,3 +267,68 @@ def test_a_run_whose_rewards_never_differ_is_warned_once(session: Session) -> No
     session.progress.iteration = lambda done, numbers, notes: told.extend(notes)  # type: ignore[method-assign]
     trained(session, 6)
     assert [note.partition(":")[0] for note in told] == ["this run cannot learn as it is"]
+
+
+class TestRewards:
+    """The pool's episodes all earn -1; the function pays for their number."""
+
+    @pytest.fixture
+    def judged(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> list[list[Trajectory]]:
+        """What the learner is given, an iteration after another."""
+        given: list[list[Trajectory]] = []
+        learner = session.learner
+        update = learner.update_rl
+
+        def update_rl(trajectories: list[Trajectory], iteration: int) -> dict[str, float]:
+            given.append(list(trajectories))
+            return update(trajectories, iteration)
+
+        def rewards(played: list[Trajectory]) -> list[Trajectory]:
+            learner.now_ns += 3 * SECOND  # type: ignore[attr-defined]
+            return [replace(t, turns=(replace(t.turns[0], reward=float(t.episode)),)) for t in played]
+
+        monkeypatch.setattr(learner, "update_rl", update_rl)
+        monkeypatch.setattr("rlpost.rollout.reward_function.load", lambda reference: rewards)
+        session.cfg.algo.reward_function = "judge:rewards"
+        return given
+
+    def test_they_are_learnt_from_recorded_and_timed(
+        self, session: Session, judged: list[list[Trajectory]]
+    ) -> None:
+        trained(session, 2)
+        assert [[t.total_reward for t in batch] for batch in judged] == [[0.0, 1.0, 2.0, 3.0]] * 2
+        lines = session.run_dir.read_metrics()
+        assert [line["seconds/rewards"] for line in lines] == [3.0, 3.0]
+        assert [(line["reward"], line["env_reward"]) for line in lines] == [(1.5, -1.0)] * 2
+        written = read_trajectories(session.run_dir.trajectories_file("iteration-000001"))
+        assert written == judged[1]
+        assert {turn.env_reward for t in written for turn in t.turns} == {-1.0}
+
+    def test_dynamic_sampling_judges_by_them(self, session: Session, judged: list[list[Trajectory]]) -> None:
+        session.cfg.algo.dynamic_sampling, session.cfg.rollout.group_size = True, 2
+        session.pool = GroupPool()  # type: ignore[assignment]
+        trained(session, 1)
+        (line,) = session.run_dir.read_metrics()
+        assert (line["refill/rounds"], line["seconds/rewards"]) == (0, 3.0)
+
+    def test_without_a_function_there_is_no_phase_for_it(self, session: Session) -> None:
+        trained(session, 1)
+        (line,) = session.run_dir.read_metrics()
+        assert not {"seconds/rewards", "env_reward"} & line.keys()
+
+
+class GroupPool(Pool):
+    def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
+        return [replace(episode(turn(), index=spec.episode), group=spec.group) for spec in specs]
+
+
+def test_the_line_has_the_oldest_policy_of_the_iteration(session: Session) -> None:
+    class Stale(Pool):
+        def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
+            turns = [replace(turn(), policy_version=version) for version in (7, 5, 6)]
+            broken = episode(ending=Ending.ENV_ERROR, error="no")
+            return [broken, episode(turns[0]), episode(*turns[:2]), episode(turns[2])]
+
+    session.pool = Stale()  # type: ignore[assignment]
+    trained(session, 1)
+    assert [line["adapter_version"] for line in session.run_dir.read_metrics()] == [5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,9 @@ class Engine(Protocol):
 
     def step(self) -> list[tuple[str, Completion]]:
         """Advance by one engine step; return the requests that finished, by key."""
+
+    def abort(self, keys: Sequence[str]) -> None:
+        """Drop requests that are live; `step` returns nothing of them. Their keys may be used again."""
 
     def score(self, token_ids: tuple[int, ...]) -> list[float]:
         """Log-probs of tokens 1.. given their predecessors, at temperature 1."""

@@ -13,7 +13,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,12 @@ class VllmEngine:
             self._advance()
         finished, self._finished = self._finished, []
         return finished
+
+    def abort(self, keys: Sequence[str]) -> None:
+        """See `Engine.abort`."""
+        self._engine.abort_request([key for key in keys if key in self._waiting])
+        self._waiting.difference_update(keys)
+        self._finished = [(key, completion) for key, completion in self._finished if key not in keys]
 
     def score(self, token_ids: tuple[int, ...]) -> list[float]:
         """See `Engine.score`. Other requests that are live advance meanwhile; `step` returns what they yield.

@@ -64,7 +64,7 @@ def play(
     timeout_s, max_live = more.pop("env_timeout_s", 20.0), more.pop("max_live", 2)
     args = {"path": str(tasks), **({"agent": f"tests.agent_programs:{agent}"} if agent else {}), **more}
     collector = Collector(engine, "agent", lambda: registry.make("agent", **args), chat, max_live, timeout_s)
-    played = collector.collect(specs(count), sampling, adapter_version=5)
+    played = collector.collect(specs(count), sampling, 5)
     assert collector.close() == []
     return played
 

@@ -61,10 +61,10 @@ def second_try(text: str, seed: int) -> str:
 
 def test_expert_solves_every_episode_in_order_of_the_specs(chat: Chat) -> None:
     wanted = specs(7)
-    played = collector(chat, solution).collect(wanted, SAMPLING, adapter_version=5)
+    played = collector(chat, solution).collect(wanted, SAMPLING, policy_version=5)
     assert [t.episode for t in played] == list(range(7))
     assert all(t.success and t.ending is Ending.TERMINATED and len(t.turns) == 1 for t in played)
-    assert {t.adapter_version for t in played} == {5}
+    assert {turn.policy_version for t in played for turn in t.turns} == {5}
     assert [t.seed for t in played] == [spec.seed for spec in wanted]
 
 

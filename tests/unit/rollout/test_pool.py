@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,10 @@ from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
 from rlpost.rollout import pool
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
+from rlpost.rollout.groups import GroupAssembler
 from rlpost.rollout.pool import RolloutPool, shares_of
-from rlpost.types import EpisodeSpec
+from rlpost.types import EpisodeSpec, Trajectory
+from tests.unit.episodes import episode, turn
 
 
 def specs_of(groups: list[int]) -> list[EpisodeSpec]:
@@ -51,6 +54,41 @@ def test_fewer_episodes_than_workers_leave_some_idle() -> None:
     assert sorted(map(len, shares_of(specs_of([0, 1]), 3))) == [0, 1, 1]
 
 
+def trajectory(spec: EpisodeSpec, version: int = 1) -> Trajectory:
+    played = episode(replace(turn(), policy_version=version), index=spec.episode)
+    return replace(played, group=spec.group)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> tuple[list[EpisodeSpec], list[int]]:
+    """Specs, and the places of their episodes as they come: workers between one another, some shares twice."""
+    specs = specs_of(draw(st.lists(st.integers(0, 5), max_size=24)))
+    shares = [draw(st.permutations(share)) for share in shares_of(specs, draw(st.integers(1, 4)))]
+    queues = [share[: draw(st.integers(0, len(share)))] + share for share in shares]  # died, and once more
+    order = draw(st.permutations([i for i, queue in enumerate(queues) for _ in queue]))
+    positions = [iter(queue) for queue in queues]
+    return specs, [next(positions[i]) for i in order]
+
+
+@given(arrivals())
+def test_every_group_comes_once_and_whole_however_its_episodes_come(
+    arrived: tuple[list[EpisodeSpec], list[int]],
+) -> None:
+    specs, places = arrived
+    assembler, groups, seen = GroupAssembler(specs), list[list[Trajectory]](), set[int]()
+    for n, place in enumerate(places):
+        seen.add(place)
+        if group := assembler.add(place, trajectory(specs[place], version=n)):
+            groups.append(group)
+            wanted = [k for k, spec in enumerate(specs) if spec.group == group[0].group]
+            assert set(wanted) <= seen
+            assert [t.episode for t in group] == wanted
+            assert [t.policy_version for t in group] == [places.index(k) for k in wanted]  # the first to come
+    numbers = [group[0].group for group in groups]
+    assert sorted(numbers) == sorted({spec.group for spec in specs})
+    assert assembler.missing == []
+
+
 @dataclass(eq=False)
 class Ref:
     """What an actor will answer: a value, an error to be raised, or, after `seconds`, either."""
@@ -65,6 +103,47 @@ class Ref:
 
 
 NEVER = float("inf")
+SAMPLING = Sampling(1.0, 8)
+
+
+class Stream:
+    """What an actor yields: (seconds after it was asked, episodes or an error), in order. Then it ends."""
+
+    def __init__(self, *yields: tuple[float, Any]) -> None:
+        self.yields, self.asked = list(yields), time.monotonic()
+        self.cancelled = False
+
+    @property
+    def ready(self) -> bool:
+        return not self.yields or time.monotonic() >= self.asked + self.yields[0][0]
+
+    def __next__(self) -> Ref:
+        assert self.ready, "the pool waits with a deadline before"
+        if not self.yields:
+            raise StopIteration
+        _, outcome = self.yields.pop(0)
+        if isinstance(outcome, Exception):
+            self.yields = []
+        return Ref(outcome)
+
+
+Plays = Callable[[Sequence[EpisodeSpec]], Stream]
+
+
+def plays(seconds: float = 0.0, dies_after: int | None = None, version: int = 1) -> Plays:
+    """An episode every so many seconds, until all are played or the actor dies."""
+
+    def stream(specs: Sequence[EpisodeSpec]) -> Stream:
+        steps = [((n + 1) * seconds, [(n, trajectory(spec, version))]) for n, spec in enumerate(specs)]
+        if dies_after is not None:
+            steps = [*steps[:dies_after], (dies_after * seconds, died())]
+        return Stream(*steps)
+
+    return stream
+
+
+def hangs(specs: Sequence[EpisodeSpec]) -> Stream:
+    return Stream((NEVER, []))
 
 
 def report(version: int) -> SwapReport:
@@ -80,7 +159,8 @@ class FakeActor:
     """Answers as its script says: by method, what each next call comes to; True where nothing is scripted."""
 
     def __init__(self, **script: list[Any]) -> None:
-        self.script, self.swapped = script, []  # type: ignore[var-annotated]
+        self.script, self.swapped = script, list[Any]()
+        self.asked, self.streams = list[list[int]](), list[Stream]()
         self.killed = False
 
     def _next(self, method: str, default: Any) -> Ref:
@@ -101,15 +181,23 @@ class FakeActor:
         return Method(swap)
 
     @property
-    def collect(self) -> Method:
-        return Method(lambda specs, sampling: self._next("collect", [spec.episode for spec in specs]))
+    def stream(self) -> SimpleNamespace:
+        def stream(specs: Sequence[EpisodeSpec], sampling: Sampling) -> Stream:
+            scripted = self.script.get("stream")
+            self.asked.append([spec.episode for spec in specs])
+            self.streams.append((scripted.pop(0) if scripted else plays())(specs))
+            return self.streams[-1]
+
+        return SimpleNamespace(
+            options=lambda num_returns: Method(stream) if num_returns == "streaming" else None
+        )
 
 
 @pytest.fixture
 def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool, list[FakeActor]]]:
     """A pool on scripted actors, without Ray: the first ones, then their replacements in order."""
 
-    def wait(refs: list[Ref], num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
+    def wait(refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         until = time.monotonic() + timeout
         while not (ready := [ref for ref in refs if ref.ready]) and time.monotonic() < until:
             time.sleep(0.005)
@@ -128,6 +216,9 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool,
     for name, stand_in in (("wait", wait), ("get", get), ("kill", kill), ("put", lambda x: x)):
         monkeypatch.setattr(ray, name, stand_in)
     monkeypatch.setattr(ray, "available_resources", dict)
+    monkeypatch.setattr(ray, "ObjectRefGenerator", Stream)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cancel", lambda stream: setattr(stream, "cancelled", True))
 
     def make(*actors: FakeActor, workers: int, restarts: int = 3) -> tuple[RolloutPool, list[FakeActor]]:
         left = list(actors)
@@ -145,13 +236,13 @@ def died() -> Exception:
     return ray_errors.ActorDiedError()
 
 
-def played(pool: RolloutPool, episodes: int) -> list[Any]:
-    return pool.collect(specs_of(list(range(episodes))), Sampling(1.0, 8))
+def played(pool: RolloutPool, episodes: int) -> list[int]:
+    return [t.episode for t in pool.collect(specs_of(list(range(episodes))), SAMPLING)]
 
 
 def test_a_replacement_that_dies_while_starting_is_replaced_while_restarts_are_left(pool_of: Any) -> None:
     actors = [
-        FakeActor(collect=[died()]),
+        FakeActor(stream=[plays(dies_after=0)]),
         FakeActor(start=[died()]),
         FakeActor(swap=[died()]),
         FakeActor(),
@@ -166,7 +257,10 @@ def test_a_replacement_that_dies_while_starting_is_replaced_while_restarts_are_l
 
 def test_restarts_end_where_replacements_go_on_dying(pool_of: Any) -> None:
     pool, actors = pool_of(
-        FakeActor(collect=[died()]), *(FakeActor(start=[died()]) for _ in range(5)), workers=1, restarts=2
+        FakeActor(stream=[plays(dies_after=0)]),
+        *(FakeActor(start=[died()]) for _ in range(5)),
+        workers=1,
+        restarts=2,
     )
     with pytest.raises(RolloutError, match=r"worker number 3 to be lost; rollout\.restarts=2 allows no more"):
         played(pool, 4)
@@ -174,14 +268,15 @@ def test_restarts_end_where_replacements_go_on_dying(pool_of: Any) -> None:
 
 
 def test_an_actor_that_ray_cannot_reach_is_killed_before_another_takes_its_place(pool_of: Any) -> None:
-    lost = FakeActor(collect=[ray_errors.ActorUnavailableError("no connection", None)])
+    unreachable = ray_errors.ActorUnavailableError("no connection", None)
+    lost = FakeActor(stream=[lambda specs: Stream((0.0, unreachable))])
     pool, _ = pool_of(lost, FakeActor(), workers=1)
     assert played(pool, 2) == [0, 1]
     assert lost.killed
 
 
 def test_all_workers_have_one_deadline_which_names_those_that_are_silent(pool_of: Any) -> None:
-    silent = [FakeActor(collect=[Ref([], NEVER)]) for _ in range(3)]
+    silent = [FakeActor(stream=[hangs]) for _ in range(3)]
     pool, _ = pool_of(silent[0], FakeActor(), *silent[1:], workers=4)
     began = time.monotonic()
     with pytest.raises(
@@ -194,8 +289,105 @@ def test_all_workers_have_one_deadline_which_names_those_that_are_silent(pool_of
 
 def test_a_successor_has_a_deadline_of_its_own(pool_of: Any) -> None:
     """The whole share is played again, however late its first player died."""
-    pool, _ = pool_of(FakeActor(collect=[Ref(died(), 0.2)]), FakeActor(collect=[Ref([0, 1], 0.2)]), workers=1)
+    late = FakeActor(stream=[plays(seconds=0.2, dies_after=1)])
+    pool, _ = pool_of(late, FakeActor(stream=[plays(seconds=0.1)]), workers=1)
     assert played(pool, 2) == [0, 1]
+
+
+def test_groups_come_as_they_finish_and_collect_brings_them_into_the_order_of_the_specs(pool_of: Any) -> None:
+    specs = specs_of([2, 0, 2, 1, 0, 1])  # shares by group: 0, 0, 1 and 1, 2, 2; group 1 is torn
+    slow, fast = FakeActor(stream=[plays(0.04)]), FakeActor(stream=[plays(0.01)])
+    pool, _ = pool_of(slow, fast, workers=2)
+    groups = list(pool.stream(specs, SAMPLING))
+    assert [[t.episode for t in group] for group in groups] == [[0, 2], [1, 4], [3, 5]]
+    assert (slow.asked, fast.asked) == ([[1, 4, 3]], [[5, 0, 2]])
+    assert [t.episode for t in pool.collect(specs, SAMPLING)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_group_is_handed_over_while_other_workers_play(pool_of: Any) -> None:
+    pool, _ = pool_of(FakeActor(stream=[hangs]), FakeActor(), workers=2)
+    with closing(pool.stream(specs_of([0, 0, 1, 1]), SAMPLING)) as stream:
+        assert [t.episode for t in next(stream)] == [2, 3]
+
+
+def test_a_successor_plays_the_whole_share_and_nothing_is_handed_over_twice(pool_of: Any) -> None:
+    """The first actor played groups 0 and 1 and half of 2 before it died."""
+    dies, successor = FakeActor(stream=[plays(dies_after=5)]), FakeActor(stream=[plays(version=2)])
+    pool, _ = pool_of(dies, successor, workers=1)
+    groups = list(pool.stream(specs_of([0, 0, 1, 1, 2, 2, 3, 3]), SAMPLING))
+    assert successor.asked == dies.asked == [list(range(8))]
+    assert [[t.episode for t in group] for group in groups] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [t.policy_version for group in groups for t in group] == [1, 1, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_successor_plays_the_share_of_the_one_that_died(pool_of: Any) -> None:
+    dies, successor = FakeActor(stream=[plays(dies_after=1)]), FakeActor()
+    pool, (first, *_) = pool_of(FakeActor(), dies, successor, workers=2)
+    groups = list(pool.stream(specs_of([0, 1, 1, 2]), SAMPLING))
+    assert (first.asked, successor.asked, dies.asked) == ([[0, 1]], [[2, 3]], [[2, 3]])
+    assert sorted([t.episode for t in group] for group in groups) == [[0], [1, 2], [3]]
+
+
+def test_the_deadline_is_for_a_whole_share_however_many_episodes_came_of_it(pool_of: Any) -> None:
+    trickles = FakeActor(stream=[plays(seconds=0.12)])
+    pool, _ = pool_of(trickles, FakeActor(), workers=2)
+    began = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"No answer within 0\.3 s from: rollout worker 0\. "):
+        played(pool, 20)
+    assert 0.3 <= time.monotonic() - began < 0.5
+
+
+def test_the_time_of_a_busy_caller_costs_no_worker_its_deadline(pool_of: Any) -> None:
+    pool, _ = pool_of(FakeActor(stream=[plays(seconds=0.01)]), workers=1)
+    numbers = []
+    for group in pool.stream(specs_of([0, 1, 2]), SAMPLING):
+        numbers.append(group[0].group)
+        time.sleep(0.2)
+    assert numbers == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["closed", "raised", "late", "dead"])
+def test_whatever_ends_a_stream_no_worker_goes_on(pool_of: Any, how: str) -> None:
+    other = plays(dies_after=0) if how == "dead" else hangs
+    actors = FakeActor(stream=[plays(seconds=0.1)]), FakeActor(stream=[other])
+    pool, _ = pool_of(*actors, workers=2, restarts=0)
+    ends = {"raised": ZeroDivisionError, "late": DeadlineError, "dead": RolloutError}
+
+    def consume() -> None:
+        with closing(pool.stream(specs_of([*range(8)]), SAMPLING)) as stream:
+            for _ in stream:
+                if how == "closed":
+                    return
+                if how == "raised":
+                    raise ZeroDivisionError
+
+    if how in ends:
+        with pytest.raises(ends[how]):
+            consume()
+    else:
+        consume()
+    assert all(actor.streams[0].cancelled for actor in actors)
+
+
+def test_what_a_worker_raises_ends_the_stream_and_stops_the_others(pool_of: Any) -> None:
+    fails = FakeActor(stream=[lambda specs: Stream((0.0, RolloutError("64 calls hang")))])
+    busy = FakeActor(stream=[hangs])
+    pool, _ = pool_of(fails, busy, workers=2)
+    with pytest.raises(RolloutError, match="64 calls hang"):
+        played(pool, 4)
+    assert busy.streams[0].cancelled
+
+
+def test_a_stream_that_ended_is_not_cancelled(pool_of: Any) -> None:
+    pool, (actor,) = pool_of(FakeActor(), workers=1)
+    played(pool, 4)
+    assert not actor.streams[0].cancelled
+
+
+def test_nothing_to_play_asks_nobody(pool_of: Any) -> None:
+    pool, (actor,) = pool_of(FakeActor(), workers=1)
+    assert pool.collect([], SAMPLING) == []
+    assert actor.asked == []
 
 
 def test_a_refused_swap_brings_all_back_in_one_deadline_and_one_that_dies_then_is_replaced(

@@ -16,7 +16,7 @@ from gymnasium.spaces import Text
 
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
-from rlpost.rollout.engine.protocol import Sampling
+from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.rollout.env_threads import Patience
 from rlpost.rollout.scripted import ScriptedEngine
 from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
@@ -97,11 +97,12 @@ class Witness:
         max_live: int = 8,
         timeout_s: float = 30.0,
         kind: Callable[[Trouble], Troubled] = Troubled,
+        engine_kind: type[ScriptedEngine] = ScriptedEngine,
     ) -> None:
         self.kind = kind
         self.envs: list[Troubled] = []
         self.dice: list[int] = []  # of the turns, in the order in which they joined the batch
-        engine = ScriptedEngine(self._say, chat, max_model_len=4096)
+        engine = engine_kind(self._say, chat, max_model_len=4096)
         self.collector = Collector(engine, "troubled", lambda: self._make(trouble), chat, max_live, timeout_s)
 
     def _say(self, text: str, seed: int) -> str:
@@ -293,3 +294,59 @@ def test_what_goes_wrong_while_closing_is_told(chat: Chat, hang: Callable[[], No
         "ZeroDivisionError: integer division or modulo by zero",
         "close took longer than rollout.env_timeout_s=0.3",
     ]
+
+
+def test_episodes_come_as_they_end_and_are_those_of_collect(chat: Chat) -> None:
+    """Two at once: episodes 0 and 1 end while the others wait for a place."""
+    witness = Witness(chat, quiet, max_live=2)
+    passes = list(witness.collector.stream(specs(6), SAMPLING, 7))
+    ended = [pair for each in passes for pair in each]
+    assert sorted(place for place, _ in ended) == list(range(6))
+    assert {place for place, _ in ended[:2]} == {0, 1}
+    assert next(i for i, each in enumerate(passes) if each) <= len(passes) // 2
+    assert {turn.policy_version for _, t in ended for turn in t.turns} == {7}
+    whole = Witness(chat, quiet, max_live=2).collector.collect(specs(6), SAMPLING, 7)
+    assert [t for _, t in sorted(ended, key=lambda pair: pair[0])] == whole
+
+
+class OneByOne(ScriptedEngine):
+    """Answers one request a step, so that the others are live between steps."""
+
+    def step(self) -> list[tuple[str, Completion]]:
+        self._queue, later = self._queue[:1], self._queue[1:]
+        answered = super().step()
+        self._queue = later
+        return answered
+
+
+@pytest.mark.parametrize("passes", range(1, 9, 2))
+@pytest.mark.parametrize("engine_kind", [ScriptedEngine, OneByOne])
+def test_a_stream_that_is_closed_leaves_nothing_to_the_next_one(
+    chat: Chat, passes: int, engine_kind: type[ScriptedEngine]
+) -> None:
+    """Neither a request in the engine nor an environment's answer; the environments are played with again."""
+    sleeps: Trouble = lambda seed, turn: time.sleep(0.02 * (seed % 3))  # noqa: E731
+    witness = Witness(chat, sleeps, max_live=4, engine_kind=engine_kind)
+    stream = witness.collector.stream(specs(12), SAMPLING, 0)
+    for _ in range(passes):
+        next(stream)
+    stream.close()
+    asked = len(witness.dice)
+    played = witness.play(6)
+    assert played == Witness(chat, quiet, max_live=4).play(6)
+    assert len(witness.dice) - asked == 6 * TURNS
+    assert len(witness.envs) <= 4
+
+
+def test_closing_waits_for_an_environment_that_hangs_no_longer_than_its_deadline(
+    chat: Chat, hang: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patience, "MOST_S", 0.05)
+    witness = Witness(chat, lambda seed, turn: hang() if (seed, turn) == (1, 1) else None, timeout_s=1.0)
+    stream = witness.collector.stream(specs(3), SAMPLING, 0)
+    next(stream)
+    next(stream)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 3
+    assert [t.success for t in witness.play(1)] == [True]
