@@ -14,6 +14,7 @@ from benchmarks.subjects import Case, Policy, mean, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
 from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.rollout.engine.vllm_engine import VllmEngine
+from rlpost.types import ModelInput
 
 SEQUENCES = 64
 NEW_TOKENS = 48
@@ -63,7 +64,7 @@ def compare(case: Case) -> str:
 
 def generate(engine: VllmEngine, asked: list[tuple[int, ...]]) -> list[Completion]:
     for i, prompt in enumerate(asked):
-        engine.submit(str(i), prompt, Sampling(1.0, NEW_TOKENS), seed=i)
+        engine.submit(str(i), ModelInput(tuple(prompt)), Sampling(1.0, NEW_TOKENS), seed=i)
     done: dict[str, Completion] = {}
     while len(done) < len(asked):
         done.update(engine.step())

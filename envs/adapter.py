@@ -1,8 +1,9 @@
-"""Any Gymnasium environment with text spaces, given what the rest of the project asks for."""
+"""Any Gymnasium environment that says texts or messages, given what the rest of the project asks for."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
@@ -10,9 +11,10 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.spaces import Text
 
-from rlpost.envs.base import PlainVariant
+from rlpost.envs.base import PlainVariant, WithTools
 from rlpost.envs.choices import choose
 from rlpost.envs.errors import Refused
+from rlpost.envs.messages import Said, messages_of, readable
 from rlpost.envs.splits import Split, split_of
 
 ONLY_VARIANT = PlainVariant("default", False, "the environment as it is")
@@ -34,22 +36,22 @@ def check_interface(env: gymnasium.Env[Any, Any], name: str) -> None:
         )
 
 
-def opened(returned: object) -> tuple[str, dict[str, Any]]:
+def opened(returned: object) -> tuple[Said, dict[str, Any]]:
     """What `reset` returned, if it is (observation, info): a text of two letters would unpack too.
 
-    Raises Refused for another shape and TypeError for an observation that is no text.
+    Raises Refused for another shape, and as `messages_of` does for an observation that is neither text nor messages.
     """
     match returned:
         case (observation, Mapping() as info):
-            return _text(observation), dict(info)
+            return _said(observation), dict(info)
     raise Refused(f"reset returned {_shape(returned)}", "return (observation, info), info a dict")
 
 
-def stepped(returned: Any) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
+def stepped(returned: Any) -> tuple[Said, SupportsFloat, bool, bool, dict[str, Any]]:
     """What `step` returned, if it is (observation, reward, terminated, truncated, info). Raises as `opened` does."""
     match returned:
         case (observation, reward, terminated, truncated, Mapping() as info):
-            return _text(observation), reward, terminated, truncated, dict(info)
+            return _said(observation), reward, terminated, truncated, dict(info)
     raise Refused(
         f"step returned {_shape(returned)}",
         "return (observation, reward, terminated, truncated, info), info a dict",
@@ -66,10 +68,36 @@ def field(info: Mapping[str, Any], name: str, method: str) -> Any:
     return info[name]
 
 
-def _text(observation: object) -> str:
-    if not isinstance(observation, str):
-        raise TypeError(f"the observation is no text but {type(observation).__name__}")
-    return observation
+def tools_of(env: gymnasium.Env[Any, str]) -> tuple[Mapping[str, Any], ...]:
+    """The tools that an environment declares for its present instance (base.WithTools); none for most.
+
+    Raises Refused for a tool that is not a named function as JSON.
+    """
+    inner = env.unwrapped
+    tools = tuple(inner.tools) if isinstance(inner, WithTools) else ()
+    for tool in tools:
+        match tool:
+            case {"type": "function", "function": {"name": str() as name}} if name and _is_json(tool):
+                continue
+        raise Refused(
+            f"the environment declares the tool {tool!r}",
+            'give {"type": "function", "function": {"name": ..., "description": ..., "parameters": JSON schema}}',
+        )
+    return tools
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _said(observation: Any) -> Said:
+    messages_of(observation)
+    said: Said = observation
+    return said
 
 
 def _shape(returned: object) -> str:
@@ -79,7 +107,7 @@ def _shape(returned: object) -> str:
     return type(returned).__name__
 
 
-class Adapted(gymnasium.Wrapper[str, str, str, str]):
+class Adapted(gymnasium.Wrapper[Any, str, Any, str]):
     """An environment that knows nothing of variants and splits, or of names for what came of an answer.
 
     `info["instance"]`, where it gives none, is a hash of the first observation; instances are reset until one is
@@ -87,13 +115,13 @@ class Adapted(gymnasium.Wrapper[str, str, str, str]):
     SUCCESS, FAILURE or CONTINUED. A wrapped environment's own values are kept.
     """
 
-    def __init__(self, env: gymnasium.Env[str, str]) -> None:
+    def __init__(self, env: gymnasium.Env[Any, str]) -> None:
         super().__init__(env)
         self._rng = random.Random()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Said, dict[str, Any]]:
         given = {"variant": ONLY_VARIANT.name, "split": Split.ALL.value, **(options or {})}
         if given["variant"] != ONLY_VARIANT.name:
             raise ValueError(f"variant={given['variant']!r}: this environment has only {ONLY_VARIANT.name!r}")
@@ -103,7 +131,7 @@ class Adapted(gymnasium.Wrapper[str, str, str, str]):
         for _ in range(MAX_RESETS):
             observation, info = opened(self.env.reset(seed=self._rng.randrange(2**31)))
             if "instance" not in info:
-                told = observation.encode("utf-8", "surrogatepass")
+                told = readable(observation).encode("utf-8", "surrogatepass")
                 info = {**info, "instance": hashlib.sha256(told).hexdigest()[:16]}
             if split is Split.ALL or split_of(str(info["instance"])) is split:
                 return observation, info
@@ -111,7 +139,7 @@ class Adapted(gymnasium.Wrapper[str, str, str, str]):
             f"none of {MAX_RESETS} instances is of split {split.value!r}: there are too few; use 'all'"
         )
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[Said, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = stepped(self.env.step(action))
         if "success" not in info:
             info["success"] = bool(terminated and float(reward) > 0)

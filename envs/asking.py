@@ -26,6 +26,7 @@ class Request:
     tools: tuple[Mapping[str, Any], ...] = ()  # OpenAI's form
     max_tokens: int | None = None  # of the answer
     temperature: float | None = None
+    stop: tuple[str, ...] | None = None  # texts that end an answer
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-ExpertTurn = tuple[str, str, bool]
+from rlpost.envs.messages import Said
+
+ExpertTurn = tuple[Said, str, bool]
 """(observation, answer, learn): `learn` is False for a wrong attempt, which is context only."""
 
 
@@ -60,7 +62,7 @@ class Finite(Protocol):
 class Listed(Protocol):
     """An environment whose prompts are a list, which can be looked through before any is played."""
 
-    def prompts(self, variant: str, split: str) -> Sequence[tuple[str, str]]:
+    def prompts(self, variant: str, split: str) -> Sequence[tuple[str, Said]]:
         """(where it stands, what `reset` says) of each."""
 
     def remarks(self) -> list[str]:
@@ -73,6 +75,20 @@ class Rehearsed(Protocol):
 
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
         """A few cheap calls, each with its name; what a call raises is a fault."""
+
+
+@runtime_checkable
+class WithTools(Protocol):
+    """An environment whose answers may call tools. The model's chat template says to the model what there is.
+
+    What an answer calls is the environment's to read (rlpost.envs.tool_calls has a parser), and so is the result, which
+    it says as a message of the role "tool". The tools may differ between instances: they are read after every `reset`.
+    """
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Each as chat templates take them: {"type": "function", "function": {"name", "description", "parameters"}},
+        the parameters as a JSON schema."""
 
 
 @runtime_checkable

@@ -30,10 +30,11 @@ from rich.text import Text
 from rlpost.envs.base import Expert, ExpertTurn, Listed, VariantInfo
 from rlpost.envs.command_line import env_arguments
 from rlpost.envs.errors import hint
+from rlpost.envs.messages import Said, messages_of, readable
 from rlpost.envs.registry import forms, make, refuse_overlap, variants
 from rlpost.envs.terminal import plain_console
 
-Env = gymnasium.Env[str, str]
+Env = gymnasium.Env[Any, str]
 T = TypeVar("T")
 
 HOSTILE = (
@@ -129,19 +130,20 @@ def gymnasium_checker(subject: Subject) -> str:
     return "nothing to say"
 
 
-def _replay(env: Env, observation: str, talk: list[ExpertTurn], seed: int) -> float:
+def _replay(env: Env, observation: Said, talk: list[ExpertTurn], seed: int) -> float:
     """Give the expert's answers; the reward of those to be learned. CheckFailed unless it goes as the expert says."""
     total, over = 0.0, False
     for shown, answer, learn in talk:
         _require(not over, f"seed {seed}: the episode ends before the expert does")
+        seen, played = readable(shown), readable(observation)
         _require(
-            shown == observation,
-            f"seed {seed}: the expert saw {shown[:80]!r}, the player {observation[:80]!r}",
+            messages_of(shown) == messages_of(observation),
+            f"seed {seed}: the expert saw {seen[:80]!r}, the player {played[:80]!r}",
         )
         observation, reward, terminated, truncated, info = env.step(answer)
         over = terminated or truncated
         earned = float(reward) if learn else 0.0
-        wrong = learn and earned <= 0
+        wrong = learn and (earned <= 0 if over else earned < 0)  # a call of a tool may earn nothing yet
         _require(not wrong, f"seed {seed}: {info['outcome']} ({earned:+g}) for the expert's {answer[:80]!r}")
         total += earned
     _require(terminated and bool(info["success"]), f"seed {seed}: the expert does not succeed")

@@ -29,8 +29,16 @@ Part = Text  # a union, as soon as there are images
 
 @dataclass(frozen=True)
 class Message:
+    """What one role says. Raises Refused for a role that is not of ROLES and for parts that are no tuple of `Part`."""
+
     role: Role
     parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise Refused(f"a message of the role {self.role!r}", f"give one of {', '.join(ROLES)}")
+        if not (isinstance(self.parts, tuple) and all(isinstance(part, Part) for part in self.parts)):
+            raise Refused(f"the parts of a message are {self.parts!r}", "write Message.of(role, text)")
 
     @classmethod
     def of(cls, role: Role, text: str) -> Message:
@@ -50,14 +58,25 @@ def messages_of(said: Said) -> tuple[Message, ...]:
 
     Raises TypeError for anything else, and Refused where nothing is said.
     """
+    if not isinstance(said, (str, Message, Sequence)):
+        raise TypeError(f"the observation is no text but {type(said).__name__}")
     if isinstance(said, str):
         return (Message.of("user", said),)
-    if isinstance(said, Message):
-        return (said,)
-    messages = tuple(said)
+    messages = (said,) if isinstance(said, Message) else tuple(said)
     wrong = [type(each).__name__ for each in messages if not isinstance(each, Message)]
     if wrong:
-        raise TypeError(f"an environment says text or messages, not {wrong[0]}")
+        raise TypeError(f"an observation of several messages holds {wrong[0]}, which is no Message")
     if not messages:
-        raise Refused("no message", "say at least one")
+        raise Refused("the observation holds no message", "say at least one")
     return messages
+
+
+def readable(said: Said) -> str:
+    """`said` for a person: the text alone where it is one message of the user, else each text under its role.
+
+    Raises as `messages_of` does.
+    """
+    messages = messages_of(said)
+    if [message.role for message in messages] == ["user"]:
+        return messages[0].text
+    return "\n".join(f"[{message.role}]\n{message.text}" for message in messages)

@@ -14,22 +14,23 @@ from gymnasium.error import ResetNeeded
 
 from rlpost.envs.base import ExpertTurn, VariantInfo
 from rlpost.envs.choices import Mode
+from rlpost.envs.messages import Said, readable
 from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.reset_options import variant_and_split
 from rlpost.envs.splits import Split
-from rlpost.envs.texts import AnyText
+from rlpost.envs.texts import AnySaid, AnyText
 
 _MAX_OBSERVATION = 10_000_000  # characters
 
 
-def instance_of(text: str) -> str:
+def instance_of(said: Said) -> str:
     """What an instance is called: a hash of what is asked, so that equal questions are one instance everywhere."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(readable(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Question:
-    observation: str
+    observation: Said
     instance: str
     data: Any  # what the scorer needs
 
@@ -41,14 +42,14 @@ class Verdict:
     success: bool
 
 
-class OneTurn(gymnasium.Env[str, str], ABC):
+class OneTurn(gymnasium.Env[Said, str], ABC):
     """Ask, hear one answer, score it; the episode is over. Subclasses say which question and which score.
 
     `reset` takes options `variant` (by default the first that is not held out) and `split`.
     """
 
     def __init__(self, variants: Mapping[str, VariantInfo]) -> None:
-        self.observation_space = AnyText(_MAX_OBSERVATION)
+        self.observation_space = AnySaid(_MAX_OBSERVATION)
         self.action_space = AnyText(MAX_ANSWER)
         self._variants = variants
         self._rng = random.Random()
@@ -71,7 +72,7 @@ class OneTurn(gymnasium.Env[str, str], ABC):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Said, dict[str, Any]]:
         first = next(name for name, variant in self._variants.items() if not variant.held_out)
         variant, split = variant_and_split(options, self._variants, first, Mode.MENDED)
         super().reset(seed=seed)

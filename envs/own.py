@@ -46,7 +46,7 @@ def load(reference: str, refused: type[Refused] = Refused) -> Any:
         raise refused(f"{reference} cannot be imported: {told(error)}", _IMPORTABLE) from error
 
 
-def _class(reference: str) -> type[gymnasium.Env[str, str]]:
+def _class(reference: str) -> type[gymnasium.Env[Any, str]]:
     found = load(reference, UnknownEnvironment)
     if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
         raise UnknownEnvironment(
@@ -79,7 +79,7 @@ def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
         )
 
 
-def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
     """An environment of a class of one's own; adapted (envs/adapter.py) where it declares no variants."""
     env_class = _class(reference)
     known_arguments(reference, env_class, args)

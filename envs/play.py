@@ -16,6 +16,7 @@ import gymnasium
 
 from rlpost.envs.base import Expert, Pictured, Playable
 from rlpost.envs.command_line import env_arguments
+from rlpost.envs.messages import readable
 from rlpost.envs.registry import forms, make, variants
 
 _HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D ends.\n"
@@ -24,7 +25,7 @@ _HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D en
 class _AsTyped:
     """A player of any environment: a line is the answer, and the hint is the expert's, where there is one."""
 
-    def __init__(self, env: gymnasium.Env[str, str]) -> None:
+    def __init__(self, env: gymnasium.Env[Any, str]) -> None:
         self._env = env
 
     def read_line(self, line: str) -> str:
@@ -52,20 +53,20 @@ def _draw(player: Playable, target: Path | None) -> None:
 
 
 def _attempt(
-    env: gymnasium.Env[str, str], player: Playable, line: str, rng: random.Random, score: _Score
+    env: gymnasium.Env[Any, str], player: Playable, line: str, rng: random.Random, score: _Score
 ) -> bool:
     """One answer given and shown; whether the episode is over."""
     feedback, reward, terminated, truncated, info = env.step(player.read_line(line))
     score.points += float(reward)
     score.solved += info["success"]
-    print(f"  {info['outcome']} ({float(reward):+g}): {feedback}")
+    print(f"  {info['outcome']} ({float(reward):+g}): {readable(feedback)}")
     if truncated:
         print(f"  No attempts left. One solution: {player.hint(rng)}")
     return terminated or truncated
 
 
 def _play_deal(
-    env: gymnasium.Env[str, str],
+    env: gymnasium.Env[Any, str],
     player: Playable,
     rng: random.Random,
     score: _Score,
@@ -85,7 +86,7 @@ def _play_deal(
 
 
 def play(
-    env: gymnasium.Env[str, str], options: dict[str, Any], seed: int | None, picture: Path | None = None
+    env: gymnasium.Env[Any, str], options: dict[str, Any], seed: int | None, picture: Path | None = None
 ) -> None:
     """Deal after deal until the input ends; EOFError and KeyboardInterrupt end it politely."""
     inner = env.unwrapped
@@ -98,7 +99,7 @@ def play(
         while True:
             prompt, _ = env.reset(seed=seed if score.deals == 0 else None, options=options)
             score.deals += 1
-            print(prompt)
+            print(readable(prompt))
             _play_deal(env, player, rng, score, picture)
             print(f"  {score}\n")
     except (EOFError, KeyboardInterrupt):

@@ -20,7 +20,7 @@ from rlpost.envs import own
 from rlpost.envs.base import VariantInfo
 from rlpost.envs.errors import UnknownEnvironment
 
-Env = gymnasium.Env[str, str]
+Env = gymnasium.Env[Any, str]
 
 
 @dataclass(frozen=True)

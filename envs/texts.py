@@ -6,6 +6,8 @@ import string
 
 from gymnasium.spaces import Text
 
+from rlpost.envs.messages import messages_of
+
 ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n")
 """The characters that Gymnasium's text spaces list; any string may be given to `step` all the same."""
 
@@ -18,6 +20,17 @@ class AnyText(Text):
 
     def contains(self, x: object) -> bool:
         return isinstance(x, str) and len(x) <= self.max_length
+
+
+class AnySaid(AnyText):
+    """The observations of an environment that says messages, or texts: no more than `max_length` characters in all."""
+
+    def contains(self, x: object) -> bool:
+        try:
+            messages = messages_of(x)  # type: ignore[arg-type]  # anything may be asked of a space
+        except (TypeError, ValueError):
+            return False
+        return sum(len(message.text) for message in messages) <= self.max_length
 
 
 def retry(feedback: str) -> str:

@@ -24,6 +24,7 @@ class Finish(str, Enum):
     """Why a model's answer ended."""
 
     STOP = "stop"  # the model ended its turn
+    STOP_STRING = "stop_string"  # it wrote one of rollout.stop, and no end of turn
     LENGTH = "length"  # it reached max_new_tokens, or the context was full
 
 
@@ -43,14 +44,29 @@ class Ending(str, Enum):
 
 
 @dataclass(frozen=True)
+class ModelInput:
+    """What an engine generates after."""
+
+    token_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Tokens of the model's context that it takes."""
+        return len(self.token_ids)
+
+    def followed_by(self, token_ids: tuple[int, ...]) -> ModelInput:
+        return ModelInput((*self.token_ids, *token_ids))
+
+
+@dataclass(frozen=True)
 class Turn:
     """One observation and the model's answer to it."""
 
     context_ids: tuple[int, ...]  # environment tokens appended before the answer (turn 0: the whole prompt)
     answer_ids: tuple[int, ...]  # tokens as sampled, end-of-turn token included when the model wrote it
     logprobs: tuple[float, ...]  # log pi(token) under the sampling distribution, one per answer id
-    observation: str  # what the environment showed
-    answer: str  # answer_ids as text, without special tokens
+    # What the environment said: one text of the user as it is; other roles, or several messages, each below "[role]".
+    observation: str
+    answer: str  # answer_ids as text, without special tokens; a stop string that ended it is part of it
     finish: Finish
     reward: float  # what is learnt from
     outcome: str  # the environment's name for what happened, e.g. CORRECT

@@ -18,7 +18,7 @@ from rlpost.envs.base import VariantInfo
 from rlpost.envs.dataset.table import load
 
 
-def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
     """Refused (a ValueError) for bad arguments, files and rows."""
     return AgentEnv(Settings.checked(args))
 

@@ -15,6 +15,7 @@ from rlpost.envs.asking import CONTEXT_LENGTH_EXCEEDED, Answer, Heard, Over, Ref
 from rlpost.envs.dataset.scoring import scorer
 from rlpost.envs.dataset.table import load
 from rlpost.envs.errors import Refused
+from rlpost.envs.messages import Said
 from rlpost.envs.one_turn import OneTurn, Question, Verdict
 from rlpost.envs.splits import Split
 
@@ -61,7 +62,7 @@ class AgentEnv(OneTurn):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Said, dict[str, Any]]:
         self._stop()
         return super().reset(seed=seed, options=options)
 

@@ -72,6 +72,7 @@ def read(body: Mapping[str, Any]) -> tuple[Request, Form]:
         tools=_tools(given.get("tools", [])),
         max_tokens=_max_tokens(given),
         temperature=_temperature(given.get("temperature")),
+        stop=_stop(given.get("stop")),
     )
     return request, _form(given)
 
@@ -118,7 +119,6 @@ _ONLY: dict[str, tuple[Callable[[object], bool], str]] = {
     "logit_bias": (_is({}), _NEVER),
     "response_format": (_is({"type": "text"}), "output is not constrained: " + _NEVER),
     "seed": (lambda value: False, "each call's dice come from its episode's own seed; leave it out"),
-    "stop": (_is([]), "stop strings are not offered; cut the answer in the agent"),
     "top_logprobs": (_is(0), "only the log-probs of sampled tokens are kept"),
     "tool_choice": (_is("auto", "none"), "no call is forced: " + _NEVER),
     "parallel_tool_calls": (_is(True), "output is not constrained: " + _NEVER),
@@ -127,7 +127,7 @@ _ONLY: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 _FIELDS = {
     *("model", "messages", "tools", "max_tokens", "max_completion_tokens", "temperature"),
-    *("stream", "stream_options", "logprobs"),
+    *("stop", "stream", "stream_options", "logprobs"),
     *_ONLY,
 }
 
@@ -202,6 +202,13 @@ def _temperature(given: object) -> float | None:
     if given is not None and not _is_number(given):
         raise Refused("temperature: must be a finite number", "temperature")
     return None if given is None else float(given)  # type: ignore[arg-type]
+
+
+def _stop(given: object) -> tuple[str, ...] | None:
+    texts = [given] if isinstance(given, str) else given
+    if texts is None or (isinstance(texts, list) and all(isinstance(each, str) for each in texts)):
+        return None if texts is None else tuple(texts)
+    raise Refused("stop: must be a text or a list of texts", "stop")
 
 
 def _form(given: Mapping[str, Any]) -> Form:

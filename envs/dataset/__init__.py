@@ -13,7 +13,7 @@ from rlpost.envs.dataset.settings import Settings
 from rlpost.envs.dataset.table import load
 
 
-def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
     """Refused (a ValueError) for bad arguments, files and rows."""
     settings = Settings.checked(args)
     return Dataset(settings) if settings.expert is None else Taught(settings)

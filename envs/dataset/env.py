@@ -11,6 +11,7 @@ from rlpost.envs.dataset.scoring import compares, is_answer, scorer, verdict
 from rlpost.envs.dataset.settings import Settings
 from rlpost.envs.dataset.table import load
 from rlpost.envs.errors import Refused
+from rlpost.envs.messages import Said
 from rlpost.envs.one_turn import Demonstrates, OneTurn, Question, Verdict
 from rlpost.envs.splits import Split
 
@@ -38,7 +39,7 @@ class Dataset(OneTurn):
         """The different prompts among the rows."""
         return len({question.instance for question in self._table.questions(variant, Split(split))})
 
-    def prompts(self, variant: str, split: str) -> list[tuple[str, str]]:
+    def prompts(self, variant: str, split: str) -> list[tuple[str, Said]]:
         return [(item.where, item.question.observation) for item in self._table.dealt(variant, Split(split))]
 
     def remarks(self) -> list[str]:

@@ -29,7 +29,7 @@ def _task(name: str, settings: Mapping[str, Any]) -> TaskOf:
     return task(name.partition(":")[2], settings)
 
 
-def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
     """Refused (a ValueError) for an unknown task or setting, or where the package is not installed."""
     settings, answer_tag = _settings(args)
     found = _task(name, settings)

@@ -18,12 +18,15 @@ KEYS = {
     "algo.engine_correction_cap": "algo.rollout_is_cap",
 }
 VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms ran as task=ppo too
+ADDED: Mapping[str, Mapping[str, Any]] = {  # by group: settings that a record may lack, and what it ran with
+    "rollout.": {"stop": [], "template_args": {}},
+}
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 
 
 def translated(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a record, nested, in today's words; `prefix` is for the groups within them."""
-    now = {}
+    now = dict(ADDED.get(prefix, {}))
     for name, value in settings.items():
         key = f"{prefix}{name}"
         today, value = _today(key, translated(value, f"{key}.") if isinstance(value, dict) else value)

@@ -59,13 +59,18 @@ def describe(kind: type) -> str:
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The settings of a nested mapping, by dotted key; what is free-form stays whole."""
-    free_form = {key for key, kind in schema().items() if kind is dict}
     for key, value in settings.items():
         path = f"{prefix}{key}"
-        if isinstance(value, dict) and path not in free_form:
+        if isinstance(value, dict) and not free_form(path):
             yield from leaves(value, f"{path}.")
         else:
             yield path, value
+
+
+def free_form(key: str) -> bool:
+    """Whether a dotted key is a mapping whose names are the user's, such as env_args, or within one."""
+    parts = key.split(".")
+    return any(schema().get(".".join(parts[: n + 1])) is dict for n in range(len(parts)))
 
 
 def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:

@@ -2,8 +2,8 @@
 
 Everything after the first `=` is the value. A setting that is a text has it as typed: 1.10 stays 1.10. What a number,
 a switch or a choice makes of its text is OmegaConf's business. `[a,b]` and `{a: 1}` are read as YAML where a setting
-is a list, a group or free-form (env_args); a free-form word that spells a number, true or false is that. `null` is no
-value, whatever the setting; in quotes, a value is the text between them, whatever that is.
+is a list, a group or free-form (env_args, rollout.template_args); a free-form word that spells a number, true or false
+is that. `null` is no value, whatever the setting; in quotes, a value is the text between them, whatever that is.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rlpost.config.keys import refusal, schema
+from rlpost.config.keys import free_form, refusal, schema
 from rlpost.config.yaml_files import parse_flow, parse_scalar, parse_texts
 from rlpost.errors import ConfigError
 
-FREE_FORM = "env_args"
 SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.quick"}
 
 
@@ -60,7 +59,7 @@ def _value(key: str, typed: str) -> Any:
         return typed[1:-1]
     if typed.lower() == "null":
         return None
-    kind = dict if key.partition(".")[0] == FREE_FORM else schema().get(key)
+    kind = dict if free_form(key) else schema().get(key)
     if typed[:1] in ("[", "{") and (kind in (dict, list) or dataclasses.is_dataclass(kind)):
         try:
             return parse_texts(typed) if kind is list else parse_flow(typed)

@@ -172,6 +172,12 @@ class RolloutConfig:
     max_new_tokens: int = 128  # of one answer
     max_model_len: int = 1024  # prompt and all turns
     answer_marker: str | None = None  # text from which on an answer is answer, and no longer thought
+    # Said before what the environment says first; for templates with a system role.
+    system_prompt: str | None = None
+    # Texts at which an answer ends, with the token that completes one; the text stays part of the answer.
+    stop: list[str] = field(default_factory=list)
+    # Given to the model's chat template, which must read them: {enable_thinking: false}.
+    template_args: dict[str, Any] = field(default_factory=dict)
     max_num_seqs: int = 128  # decoded at once by one engine
     kv_cache_gib: float = 1.0  # KV cache of one engine on CPU
     gpu_memory_utilization: float = 0.4  # share of a GPU that one engine may take

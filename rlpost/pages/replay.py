@@ -84,7 +84,7 @@ def _alt(deal: Deal, policy: str) -> str:
     return f"Picture of how {instance} stood at the end, {policy}; the answers below say the same in words."
 
 
-def picture(env: gymnasium.Env[str, str], episode: Trajectory, env_seed: int) -> str | None:
+def picture(env: gymnasium.Env[Any, str], episode: Trajectory, env_seed: int) -> str | None:
     """The end of an episode as an SVG document; None where the environment draws nothing.
 
     Also None where `env_seed` no longer deals the recorded instance, as after a change to the environment.

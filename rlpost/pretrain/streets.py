@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlpost.envs.choices import Mode
+from rlpost.envs.messages import readable
 from rlpost.envs.navigation.actions import turned
 from rlpost.envs.navigation.expert import demonstrate
 from rlpost.envs.navigation.geometry import (
@@ -137,7 +138,7 @@ def walk(rng: random.Random) -> Conversation:
     texts = Texts(PromptStyle.SHORT, form, Mode.MENDED, trip, rule)
     session = OnRail(mended_rail(trip, rule, rng), rule, Mode.MENDED, verify_iter=2)
     turns = demonstrate(session, texts, rng.random() < 1 / 3, rng)
-    talk = tuple(Message(observation, answer, learn) for observation, answer, learn in turns)
+    talk = tuple(Message(readable(observation), answer, learn) for observation, answer, learn in turns)
     return _renamed(talk, rng) if rng.random() < 0.25 else talk
 
 

@@ -1,70 +1,104 @@
-"""Between an environment's texts and the model's tokens. A conversation is only ever appended to.
+"""Between what an environment says and the model's tokens. A conversation is only ever appended to.
 
     prompt_ids("Make 24 ...")        <|user|>Make 24 ...<|end|><|assistant|>
     the model's own tokens           {"cards": ...}<|end|>
     feedback_ids("You failed ...")   <|user|>You failed ...<|end|><|assistant|>
 
 What the model sampled is never decoded and encoded again. Control tokens come from the template alone: a text that
-spells one (`<|end|>`) is encoded as the letters it is made of, whoever wrote it.
+spells one (`<|end|>`) is encoded as the letters it is made of, whoever wrote it: an environment in any role, a tool's
+description, the system prompt.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlpost.errors import ModelError
+from rlpost.config.keys import refusal
+from rlpost.config.schema import RolloutConfig
+from rlpost.envs.base import ExpertTurn
+from rlpost.envs.messages import Message, Said, messages_of
+from rlpost.errors import ConfigError, ModelError
+from rlpost.rollout.chat_template import ChatTemplate, Tools
 from rlpost.types import Example, Finish
 
-_ANSWER = "rlpost-answer-mark"  # stands for an answer while the template is taken apart
+_Layout = Callable[[Sequence[Message], Tools], str]  # a part of a conversation's text
 
 
 class Chat:
-    """The chat template of one tokenizer, taken apart once.
+    """One tokenizer and its chat template, under the settings of `rollout` that decide what a conversation looks like:
+    `system_prompt`, `template_args` and `stop`.
 
     Raises:
         ModelError: no chat template, or one that does not end an assistant's turn with the tokenizer's eos.
+        ConfigError: a setting that is not for this model.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, settings: RolloutConfig | None = None) -> None:
+        settings = settings or RolloutConfig()
         self._tokenizer = tokenizer
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"{tokenizer.name_or_path} has no chat template; rlpost needs one to build prompts."
-            )
+        self._template = ChatTemplate(tokenizer, settings)
         self.eos_id: int = tokenizer.eos_token_id
         self._control = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._stop, self._template_args = tuple(settings.stop), dict(settings.template_args)
         self._check_turn_end()
+        self._refuse_stop()
 
     @classmethod
-    def load(cls, model_folder: Path) -> Chat:
+    def load(cls, model_folder: Path, settings: RolloutConfig | None = None) -> Chat:
+        """That of a model's folder, under `cfg.rollout`."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(model_folder))
+        return cls(AutoTokenizer.from_pretrained(model_folder), settings)
 
     @property
     def tokenizer(self) -> Any:
         """Whose chat template this is."""
         return self._tokenizer
 
-    def prompt_ids(self, observation: str) -> tuple[int, ...]:
-        """The first user turn, up to where the model's answer begins."""
-        return self._encode(self.prompt_text, observation)
+    @property
+    def template_args(self) -> dict[str, Any]:
+        """rollout.template_args."""
+        return self._template_args
 
-    def prompt_text(self, observation: str) -> str:
+    def prompt_ids(self, said: Said, tools: Tools = ()) -> tuple[int, ...]:
+        """What an environment says first, with the system prompt and the tools, up to where the answer begins.
+
+        Raises ModelError where the template cannot say it, ConfigError for a second system prompt.
+        """
+        messages = self._template.opening(messages_of(said))
+        self._template.check_opening(messages, tools)
+        return self._encode(self._template.prompt, messages, tools)
+
+    def prompt_text(self, said: Said, tools: Tools = ()) -> str:
         """The text that `prompt_ids` encodes."""
-        return self._render([_user(observation)])
+        return self._template.prompt(self._template.opening(messages_of(said)), tools)
 
-    def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
-        """What stands between two answers: a user turn, and before it the end of the turn if the model wrote none."""
-        ids = self._encode(self._after_answer, feedback)
+    def feedback_ids(self, said: Said, finish: Finish, tools: Tools = ()) -> tuple[int, ...]:
+        """What stands between two answers: messages, and before them the end of the turn if the model wrote none.
+
+        `tools` are those of the prompt. Raises ModelError where the template does not append it to what was played.
+        """
+        messages = messages_of(said)
+        self._template.check_feedback(messages, tools)
+        ids = self._encode(self._template.after_answer, messages, tools)
         return ids[1:] if finish is Finish.STOP else ids
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
-        """An answer as a model that writes it would sample it, end of turn included."""
-        return (*self._ids(answer, plain=True), self.eos_id)
+        """An answer as a model that writes it would sample it: up to a stop string, or with the end of its turn."""
+        return self.written(answer, self._stop)[0]
+
+    def written(self, answer: str, stop: Sequence[str]) -> tuple[tuple[int, ...], Finish]:
+        """The tokens of an answer up to the one that completes any of `stop`, else the end of the turn included."""
+        ids = self._ids(answer, plain=True)
+        if any(text in self.text(ids) for text in stop):
+            return ids[
+                : _least(len(ids), lambda n: any(s in self.text(ids[:n]) for s in stop))
+            ], Finish.STOP_STRING
+        return (*ids, self.eos_id), Finish.STOP
 
     def text(self, answer_ids: Sequence[int]) -> str:
         """An answer's text, without special tokens."""
@@ -78,54 +112,57 @@ class Chat:
         start = self.text(answer_ids).find(marker)
         if start < 0:
             return len(answer_ids)
-        low, high = (
-            0,
-            len(answer_ids),
-        )  # the first `low` tokens end at or before the marker, the first `high` after
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if len(self.text(answer_ids[:middle])) <= start else (low, middle)
-        return low
+        return _least(len(answer_ids), lambda n: len(self.text(answer_ids[:n])) > start) - 1
 
-    def example(self, conversation: Sequence[tuple[str, str, bool]]) -> Example:
+    def example(self, conversation: Sequence[ExpertTurn], tools: Tools = ()) -> Example:
         """A supervised example of (observation, answer, learn) turns, laid out exactly as a rollout would be."""
         ids: list[int] = []
         mask: list[int] = []
-        for turn, (observation, answer, learn) in enumerate(conversation):
-            context = self.feedback_ids(observation, Finish.STOP) if turn else self.prompt_ids(observation)
-            reply = self.answer_ids(answer)
+        finish: Finish | None = None  # of the answer before
+        for said, answer, learn in conversation:
+            context = self.feedback_ids(said, finish, tools) if finish else self.prompt_ids(said, tools)
+            reply, finish = self.written(answer, self._stop)
             ids += (*context, *reply)
             mask += [0] * len(context) + [int(learn)] * len(reply)
         return Example(tuple(ids), tuple(mask))
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def _encode(self, layout: _Layout, messages: Sequence[Message], tools: Tools) -> tuple[int, ...]:
+        """The tokens of a part of the conversation; its control tokens are the template's own.
 
-    def _encode(self, layout: Callable[[str], str], content: str) -> tuple[int, ...]:
-        """The tokens of `layout(content)`, a part of the chat template; its control tokens are the template's own.
-
-        In one piece, as the tokenizer was trained, unless `content` brings control tokens of its own.
+        In one piece, as the tokenizer was trained, unless a message or a tool brings control tokens of its own.
         """
-        whole = self._ids(layout(content))
-        if self._controls(whole) == self._controls(self._ids(layout("x"))):
+        spelt = "\0".join(
+            (*(message.text for message in messages), json.dumps(list(tools), ensure_ascii=False))
+        )
+        hide = self._hiding(_unused_in(spelt))
+        whole = self._ids(layout(messages, tools))
+        bland = [Message.of(message.role, "x") for message in messages]
+        if self._controls(whole) == self._controls(self._ids(layout(bland, _changed(tools, hide)))):
             return whole
-        return self._encode_apart(layout, content)
+        hidden = [Message.of(message.role, hide(message.text)) for message in messages]
+        return self._encode_apart(layout(hidden, _changed(tools, hide)), _unused_in(spelt))
 
-    def _encode_apart(self, layout: Callable[[str], str], content: str) -> tuple[int, ...]:
-        """With what `content` spells hidden while the template's control tokens are found.
+    def _encode_apart(self, hidden: str, mark: str) -> tuple[int, ...]:
+        """The tokens of a text in which what messages spell is hidden, so that the control tokens are the template's.
 
         The text is cut at those, as the tokenizer itself would; what is between them is encoded as plain text.
         """
         ids_of = {text: i for i, text in self._control.items()}
-        longest_first = sorted(ids_of, key=len, reverse=True)
-        control = re.compile("|".join(map(re.escape, longest_first)))
-        mark = _unused_in(content)
-        hidden = control.sub(lambda found: f"{mark}{ids_of[found.group()]}{mark}", content)
         ids: list[int] = []
-        for part in re.split(f"({control.pattern})", layout(hidden)):
+        for part in re.split(f"({self._spellings().pattern})", hidden):
             shown = re.sub(f"{mark}([0-9]+){mark}", lambda found: self._control[int(found[1])], part)
             ids += [ids_of[part]] if part in ids_of else self._ids(shown, plain=True)
         return tuple(ids)
+
+    def _hiding(self, mark: str) -> Callable[[str], str]:
+        """Replaces what spells a control token by its number between two marks."""
+        ids_of = {text: i for i, text in self._control.items()}
+        pattern = self._spellings()
+        return lambda text: pattern.sub(lambda found: f"{mark}{ids_of[found.group()]}{mark}", text)
+
+    def _spellings(self) -> re.Pattern[str]:
+        """Any control token's text, the longest where one begins with another."""
+        return re.compile("|".join(map(re.escape, sorted(self._control.values(), key=len, reverse=True))))
 
     def _ids(self, text: str, plain: bool = False) -> tuple[int, ...]:
         """`plain`: a control token's spelling is text."""
@@ -134,12 +171,8 @@ class Chat:
     def _controls(self, ids: Sequence[int]) -> list[int]:
         return [i for i in ids if i in self._control]
 
-    def _after_answer(self, feedback: str) -> str:
-        messages = [_user("x"), {"role": "assistant", "content": _ANSWER}, _user(feedback)]
-        return self._render(messages).partition(_ANSWER)[2]
-
     def _check_turn_end(self) -> None:
-        ids = self._ids(self._after_answer("x"))
+        ids = self._ids(self._template.after_answer([Message.of("user", "x")]))
         if not ids or ids[0] != self.eos_id:
             raise ModelError(
                 f"The chat template of {self._tokenizer.name_or_path} does not end an assistant's turn with the"
@@ -147,9 +180,32 @@ class Chat:
                 " ends. Set eos_token to the template's end-of-turn token in tokenizer_config.json."
             )
 
+    def _refuse_stop(self) -> None:
+        for text in self._stop:
+            if found := self._spellings().search(text):
+                reason = f"{found.group()} is a control token of the model, which is no text of an answer"
+                remedy = "leave it out: the end of a turn ends an answer anyway"
+                raise ConfigError(refusal("rollout.stop", text, reason, remedy))
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
+
+def _least(high: int, holds: Callable[[int], bool]) -> int:
+    """The least of 1 to `high` for which `holds`, which holds for `high` and from the least on."""
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON with every text in it, keys included, as `change` has it."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _changed(each, change) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_changed(each, change) for each in value]
+    return value
 
 
 def _unused_in(text: str) -> str:

@@ -66,7 +66,7 @@ class Collector:
         self._env_timeout_s = env_timeout_s
         self._threads = EnvThreads(env_name, env_timeout_s)
         self._idle: list[tuple[Env, EnvThread]] = []
-        self._renderer = Renderer(chat.tokenizer)
+        self._renderer = Renderer(chat.tokenizer, chat.template_args)
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
@@ -158,7 +158,8 @@ class Collector:
                 episode.dialogue = Dialogue(self._renderer, self._chat.eos_id, self._engine.max_model_len)
                 episode.next = _asking(call.result.env).start
                 return
-            episode.show(call.result.observation, self._chat.prompt_ids(call.result.observation))
+            messages, episode.tools = call.result.messages, call.result.tools
+            episode.show(messages, self._chat.prompt_ids(messages, episode.tools))
         elif isinstance(call.result, Heard):
             self._heard(batch, episode, call.result)
         else:
@@ -203,12 +204,13 @@ class Collector:
         episode.record(reply.reward, reply.outcome, policy_version, self._thought_tokens(completion))
         episode.success, episode.ending = reply.success, reply.ending
         if reply.ending is None:
-            episode.show(reply.feedback, self._chat.feedback_ids(reply.feedback, completion.finish))
+            ids = self._chat.feedback_ids(reply.messages, completion.finish, episode.tools)
+            episode.show(reply.messages, ids)
 
     def _ask(self, batch: _Batch, key: str) -> None:
         """Submit the episode's next turn, or retire it when it is over."""
         episode = batch.live[key]
-        if episode.ending is None and len(episode.token_ids) >= self._engine.max_model_len:
+        if episode.ending is None and len(episode.conversation) >= self._engine.max_model_len:
             episode.ending = Ending.CONTEXT_FULL
         if episode.ending is not None:
             batch.ended.append((key, batch.live.pop(key)))
@@ -220,7 +222,7 @@ class Collector:
             return
         dice = derive(episode.spec.seed, len(episode.turns))
         sampling = batch.sampling if episode.dialogue is None else episode.dialogue.sampling(batch.sampling)
-        self._engine.submit(key, episode.token_ids, sampling, dice)
+        self._engine.submit(key, episode.conversation, sampling, dice)
         batch.decoding.add(key)
 
     def _rest(self, episode: Episode) -> None:

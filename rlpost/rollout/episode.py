@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import gymnasium
 
 from rlpost.envs import adapter
 from rlpost.envs.asking import Heard
+from rlpost.envs.messages import Message, Said, messages_of, readable
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.recording import Placed
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
-from rlpost.types import Ending, EpisodeSpec, Trajectory, Turn
+from rlpost.types import Ending, EpisodeSpec, ModelInput, Trajectory, Turn
 
-Env = gymnasium.Env[str, str]
+Env = gymnasium.Env[Any, str]
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,16 @@ class Opening:
     """What an environment says first."""
 
     env: Env
-    observation: str
+    messages: tuple[Message, ...]
     instance: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Reply:
     """What an environment says to an answer; `ending` is none while the episode goes on."""
 
-    feedback: str
+    messages: tuple[Message, ...]
     reward: float
     ending: Ending | None
     outcome: str
@@ -60,7 +63,8 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     options = {"variant": spec.variant, "split": spec.split}
     observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
-    return Opening(env, _in_utf8(observation), _in_utf8(str(adapter.field(info, "instance", "reset"))))
+    instance = _in_utf8(str(adapter.field(info, "instance", "reset")))
+    return Opening(env, _messages(observation), instance, adapter.tools_of(env))
 
 
 def replied(env: Env, answer: str) -> Reply:
@@ -69,13 +73,20 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    return Reply(_in_utf8(feedback), _finite(float(reward)), ending, outcome, success)
+    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success)
 
 
 def _finite(reward: float) -> float:
     if not math.isfinite(reward):
         raise ValueError(f"the reward is {reward}")
     return reward
+
+
+def _messages(said: Said) -> tuple[Message, ...]:
+    messages = messages_of(said)
+    for message in messages:
+        _in_utf8(message.text)
+    return messages
 
 
 def _in_utf8(text: str) -> str:
@@ -92,9 +103,10 @@ class Episode:
     env: Env | None  # none until the environment has opened, and after it failed
     thread: EnvThread  # the environment's own
     instance: str = ""
-    observation: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()  # that its prompt declares
+    observation: str = ""  # readable, of the messages since the last answer
     context_ids: tuple[int, ...] = ()  # appended since the last answer
-    token_ids: tuple[int, ...] = ()  # the whole conversation, the present context included
+    conversation: ModelInput = field(default=ModelInput(()))  # all of it, the present context included
     turns: list[Turn] = field(default_factory=list)
     success: bool = False
     ending: Ending | None = None
@@ -105,20 +117,20 @@ class Episode:
     next: Callable[[], Heard] | None = None  # to be called in its thread before anything is sampled
     opens_sample: bool = False  # the present context is a whole prompt that begins a sample
 
-    def show(self, observation: str, context_ids: tuple[int, ...]) -> None:
-        self.observation, self.context_ids = observation, context_ids
-        self.token_ids = (*self.token_ids, *context_ids)
+    def show(self, messages: tuple[Message, ...], context_ids: tuple[int, ...]) -> None:
+        self.observation, self.context_ids = readable(messages), context_ids
+        self.conversation = self.conversation.followed_by(context_ids)
 
     def show_request(self, placed: Placed) -> None:
         """A whole conversation, which may be another than the last."""
         self.observation, self.context_ids = placed.observation, placed.context_ids
-        self.token_ids, self.opens_sample = placed.prompt_ids, placed.opens_sample
+        self.conversation, self.opens_sample = ModelInput(placed.prompt_ids), placed.opens_sample
 
     def record(self, reward: float, outcome: str, policy_version: int, thought_tokens: int) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
-        self.token_ids = (*self.token_ids, *completion.token_ids)
+        self.conversation = self.conversation.followed_by(completion.token_ids)
         self.turns.append(
             Turn(
                 context_ids=self.context_ids,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rlpost.errors import SwapError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
-from rlpost.types import Canary, Finish
+from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter, fingerprint
 
 LOGPROB = -1.0  # of every token a script "samples"
@@ -23,25 +23,22 @@ class ScriptedEngine:
         self.max_model_len = max_model_len
         self.versions: list[int] = []  # of the adapters swapped in, in order
         self._script, self._chat = script, chat
-        self._queue: list[tuple[str, tuple[int, ...], Sampling, int]] = []
+        self._queue: list[tuple[str, ModelInput, Sampling, int]] = []
 
-    def submit(self, key: str, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> None:
-        self._queue.append((key, prompt_ids, sampling, seed))
+    def submit(self, key: str, prompt: ModelInput, sampling: Sampling, seed: int) -> None:
+        self._queue.append((key, prompt, sampling, seed))
 
     def step(self) -> list[tuple[str, Completion]]:
         queue, self._queue = self._queue, []
-        return [
-            (key, self._complete(prompt_ids, sampling, seed)) for key, prompt_ids, sampling, seed in queue
-        ]
+        return [(key, self._complete(prompt, sampling, seed)) for key, prompt, sampling, seed in queue]
 
     def abort(self, keys: Sequence[str]) -> None:
         self._queue = [request for request in self._queue if request[0] not in keys]
 
-    def _complete(self, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> Completion:
-        ids = self._chat.answer_ids(self._script(self._chat.text(prompt_ids), seed))
-        kept = ids[: min(sampling.max_new_tokens, self.max_model_len - len(prompt_ids))]
-        finish = Finish.STOP if len(kept) == len(ids) else Finish.LENGTH
-        return Completion(kept, (LOGPROB,) * len(kept), finish)
+    def _complete(self, prompt: ModelInput, sampling: Sampling, seed: int) -> Completion:
+        ids, finish = self._chat.written(self._script(self._chat.text(prompt.token_ids), seed), sampling.stop)
+        kept = ids[: min(sampling.max_new_tokens, self.max_model_len - len(prompt))]
+        return Completion(kept, (LOGPROB,) * len(kept), finish if len(kept) == len(ids) else Finish.LENGTH)
 
     def score(self, token_ids: tuple[int, ...]) -> list[float]:
         return [LOGPROB] * (len(token_ids) - 1)

@@ -78,7 +78,7 @@ class RolloutActor:
 
     def start(self, cfg: Config, model_folder: str) -> None:
         folder = Path(model_folder)
-        self._worker = RolloutWorker(cfg, start_engine(cfg, folder), Chat.load(folder))
+        self._worker = RolloutWorker(cfg, start_engine(cfg, folder), Chat.load(folder, cfg.rollout))
 
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
         return self._worker.swap(adapter, canary)

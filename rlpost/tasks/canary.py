@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlpost.config.schema import Config
 from rlpost.envs import registry
+from rlpost.envs.adapter import tools_of
 from rlpost.envs.base import Expert
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import within
@@ -37,11 +38,11 @@ def _conversation(cfg: Config, chat: Chat) -> tuple[int, ...]:
     env = registry.make(cfg.env, **cfg.env_args)
     seed = derive(cfg.eval.seed, "canary")
     observation, _ = env.reset(seed=seed, options={"variant": cfg.train_variant, "split": "train"})
-    expert = env.unwrapped
+    expert, tools = env.unwrapped, tools_of(env)
     if isinstance(expert, Expert):
-        ids = chat.example(expert.expert(False, random.Random(seed))).token_ids
+        ids = chat.example(expert.expert(False, random.Random(seed)), tools).token_ids
     else:
-        ids = chat.prompt_ids(observation)
+        ids = chat.prompt_ids(observation, tools)
     env.close()
     return ids[: min(MAX_TOKENS, cfg.rollout.max_model_len - 1)]
 

@@ -10,7 +10,7 @@ earn success and fit `rollout.max_new_tokens`, and whether an episode in which e
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,7 +53,7 @@ def run(cfg: Config) -> None:
     """
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
-    console, chat = plain_console(), Chat.load(model_folder)
+    console, chat = plain_console(), Chat.load(model_folder, cfg.rollout)
     table, notes = _table(cfg), list[str]()
     for specs in _specs(cfg):
         played = play_silently(cfg, chat, specs)
@@ -72,7 +72,7 @@ def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list
     """Episodes of a player who answers nothing, so that every attempt and every feedback is seen."""
     engine = ScriptedEngine(lambda conversation, seed: "", chat, cfg.rollout.max_model_len)
     worker = RolloutWorker(cfg, engine, chat)
-    played = worker.collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens))
+    played = worker.collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens, tuple(cfg.rollout.stop)))
     worker.close()
     return played
 
@@ -86,17 +86,25 @@ def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares 
     with living(cfg.env, cfg.env_args, timeout_s, "played by its expert") as (env, ask):
         if not isinstance(expert := env.unwrapped, Expert):
             return None
-        played = [ask(partial(_played_by_expert, env, expert, spec)) for spec in specs]
+        as_sampled = partial(_as_sampled, chat) if cfg.rollout.stop else str
+        played = [ask(partial(_played_by_expert, env, expert, spec, as_sampled)) for spec in specs]
     longest = max((len(chat.answer_ids(answer)) for answers, _ in played for answer in answers), default=0)
     return Shares(sum(success for _, success in played) / len(specs), longest)
 
 
-def _played_by_expert(env: Env, expert: Expert, spec: EpisodeSpec) -> tuple[list[str], bool]:
+def _as_sampled(chat: Chat, answer: str) -> str:
+    """An answer up to a stop string, as the environment would see it."""
+    return chat.text(chat.answer_ids(answer))
+
+
+def _played_by_expert(
+    env: Env, expert: Expert, spec: EpisodeSpec, as_sampled: Callable[[str], str]
+) -> tuple[list[str], bool]:
     """The expert's answers, and whether they solve the episode."""
     env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
     answers, success = list[str](), False
     for _, answer, _ in expert.expert(False, random.Random(spec.seed)):
-        _, _, terminated, truncated, info = env.step(answer)
+        _, _, terminated, truncated, info = env.step(as_sampled(answer))
         answers.append(answer)
         success = bool(info["success"])
         if terminated or truncated:

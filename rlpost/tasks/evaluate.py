@@ -71,10 +71,10 @@ def evaluate_stage_once(session: Session, stage: str) -> None:
 
 def decodings(cfg: Config) -> dict[str, Sampling]:
     """The decodings that the configuration asks for, by name."""
-    limit = cfg.rollout.max_new_tokens
+    limit, stop = cfg.rollout.max_new_tokens, tuple(cfg.rollout.stop)
     wanted = {
-        "greedy": (cfg.eval.greedy, Sampling(0.0, limit)),
-        "sampled": (cfg.eval.sampled, Sampling(cfg.rollout.temperature, limit)),
+        "greedy": (cfg.eval.greedy, Sampling(0.0, limit, stop)),
+        "sampled": (cfg.eval.sampled, Sampling(cfg.rollout.temperature, limit, stop)),
     }
     return {name: sampling for name, (asked, sampling) in wanted.items() if asked}
 

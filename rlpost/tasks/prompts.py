@@ -5,13 +5,15 @@ Only prompts that could be too long are encoded: a prompt has no more tokens tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
 from rlpost.envs.base import Listed
+from rlpost.envs.messages import Message, Role, Said, messages_of
 from rlpost.errors import ConfigError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import living
@@ -20,11 +22,11 @@ from rlpost.validate.environment import TRAINING
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Of one variant and split: (where it stands, its text)."""
+    """Of one variant and split: (where it stands, what is said)."""
 
     variant: str
     split: str
-    texts: Sequence[tuple[str, str]]
+    listed: Sequence[tuple[str, Said]]
 
 
 def remarks(cfg: Config, chat: Chat) -> list[str]:
@@ -51,17 +53,27 @@ def _played(cfg: Config) -> list[tuple[str, str]]:
 
 def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
     limit, room = cfg.rollout.max_model_len, cfg.rollout.max_new_tokens
-    frame = len(chat.prompt_ids(""))
-    could = [(where, text) for where, text in prompts.texts if frame + len(text.encode()) + room > limit]
-    tokens = {where: len(chat.prompt_ids(text)) for where, text in could}
+    most = partial(_most_tokens, functools.cache(partial(_frame, chat)))
+    could = [(where, said) for where, said in prompts.listed if most(messages_of(said)) + room > limit]
+    tokens = {where: len(chat.prompt_ids(said)) for where, said in could}
     unfit = {where: n for where, n in tokens.items() if n >= limit}
-    of = f"of {len(prompts.texts)} prompts of {prompts.variant} ({prompts.split})"
+    of = f"of {len(prompts.listed)} prompts of {prompts.variant} ({prompts.split})"
     if unfit:
         where, longest = max(unfit.items(), key=lambda each: each[1])
         told = f"{len(unfit)} {of} do not fit; the longest has {longest} tokens ({where})"
-        if len(unfit) == len(prompts.texts):
+        if len(unfit) == len(prompts.listed):
             remedy = "raise it as far as the model allows, or shorten them"
             raise ConfigError(refusal("rollout.max_model_len", limit, told, remedy))
         yield f"{told}. Their episodes end at once, as not solved: raise rollout.max_model_len={limit} or shorten them."
     if tight := sum(n + room > limit for n in tokens.values()) - len(unfit):
         yield f"{tight} {of} leave less room than rollout.max_new_tokens={room} for an answer."
+
+
+def _frame(chat: Chat, roles: tuple[Role, ...]) -> int:
+    """Tokens of a prompt of these roles in which nothing is said."""
+    return len(chat.prompt_ids([Message.of(role, "") for role in roles]))
+
+
+def _most_tokens(frame: Callable[[tuple[Role, ...]], int], messages: tuple[Message, ...]) -> int:
+    roles = tuple(message.role for message in messages)
+    return frame(roles) + sum(len(message.text.encode()) for message in messages)

@@ -107,7 +107,8 @@ def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -
     """
     rollout = session.cfg.rollout
     with session.clock.phase("rollout"):
-        played = session.pool.collect(specs, Sampling(rollout.temperature, rollout.max_new_tokens))
+        sampling = Sampling(rollout.temperature, rollout.max_new_tokens, tuple(rollout.stop))
+        played = session.pool.collect(specs, sampling)
     if score is None:
         return played
     with session.clock.phase("rewards"):

@@ -39,6 +39,7 @@ from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.prompts import remarks
+from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
 from rlpost.validate.model import check_model
 from rlpost.weights import models
@@ -112,7 +113,8 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
-    chat = Chat.load(model_folder)
+    chat = Chat.load(model_folder, cfg.rollout)
+    rehearse(cfg, chat)
     ids = canary_ids(cfg, chat)
     for remark in remarks(cfg, chat):
         console.print(remark, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from rlpost.config.schema import Config
 from rlpost.envs import registry
+from rlpost.envs.adapter import tools_of
 from rlpost.envs.base import Expert
 from rlpost.errors import ConfigError
 from rlpost.record.run_dir import step_name
@@ -82,7 +83,7 @@ class ExpertData:
         expert = self._env.unwrapped
         assert isinstance(expert, Expert)
         conversation = expert.expert(rng.random() < cfg.sft.revision_share, rng)
-        return self._chat.example(conversation), str(info["instance"])
+        return self._chat.example(conversation, tools_of(self._env)), str(info["instance"])
 
 
 def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:

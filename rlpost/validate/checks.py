@@ -262,6 +262,20 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
+def _conversation(config: Config) -> Iterator[str]:
+    """What can be said without the model; the rest is refused by its chat template (rlpost/rollout/chat.py)."""
+    rollout = config.rollout
+    if rollout.system_prompt is not None and not rollout.system_prompt.strip():
+        yield refusal("rollout.system_prompt", repr(rollout.system_prompt), "it says nothing", "give null")
+    if not all(rollout.stop) or len(set(rollout.stop)) != len(rollout.stop):
+        yield refusal("rollout.stop", rollout.stop, "one is empty, or stands twice", "name each text once")
+    for name in rollout.template_args:
+        if not str(name).isidentifier():
+            yield refusal(
+                "rollout.template_args", name, "no template can read such a name", "give a name: a word"
+            )
+
+
 def _tiny_base(config: Config) -> Iterator[str]:
     recipe = config.tiny_base
     if recipe.heads >= 1 and recipe.hidden_size % (2 * recipe.heads):
@@ -287,5 +301,6 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
+    _conversation,
     _tiny_base,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 
@@ -108,7 +108,7 @@ def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Ite
         yield refusal("eval_variants", config.eval_variants, "empty, or one stands twice", "name each once")
 
 
-def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) -> Iterator[str]:
+def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) -> Iterator[str]:
     """Whether there is anything to train and to evaluate on. Raises _Hangs."""
     wanted = [("eval_variants", name, "eval") for name in config.eval_variants]
     if config.task in TRAINING:
@@ -125,13 +125,14 @@ def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) 
             )
 
 
-def _reset(env: gymnasium.Env[str, str], seed: int, options: dict[str, str]) -> None:
+def _reset(env: gymnasium.Env[Any, str], seed: int, options: dict[str, str]) -> None:
     """A reset. Raises what it raises, and Refused for what is not as the rollouts need it."""
     _, info = adapter.opened(env.reset(seed=seed, options=options))
     adapter.field(info, "instance", "reset")
+    adapter.tools_of(env)
 
 
-def _expert(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
+def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
     """Whether there is anything to learn from under supervision, where that is asked for."""
     asked = config.sft.steps > 0 or (config.task is Task.compare and SFT in config.compare.arms)
     if config.task in TRAINING and asked and not isinstance(env.unwrapped, Expert):
@@ -144,7 +145,7 @@ def _expert(config: Config, env: gymnasium.Env[str, str]) -> Iterator[str]:
         )
 
 
-def _rehearsals(config: Config, thread: EnvThread, env: gymnasium.Env[str, str]) -> Iterator[str]:
+def _rehearsals(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) -> Iterator[str]:
     """What the environment calls of the user's, until something is wrong or time is up. Raises _Hangs."""
     deadline = time.monotonic() + config.rollout.env_timeout_s
     for what, call in env.unwrapped.rehearsals() if isinstance(env.unwrapped, Rehearsed) else ():

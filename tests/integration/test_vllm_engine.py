@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM
 
 from rlpost.errors import RolloutError, SwapError
+from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.engine.vllm_engine import VllmEngine
-from rlpost.types import Canary, Finish
+from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter, merged_weight
 
 pytestmark = pytest.mark.integration
@@ -111,7 +113,7 @@ def drain(engine: VllmEngine, count: int = 1) -> dict[str, Completion]:
 
 def sample(engine: VllmEngine, sampling: Sampling, seeds: dict[str, int]) -> dict[str, Completion]:
     for key, seed in seeds.items():
-        engine.submit(key, (*PROMPT, 100 + seed % 7), sampling, seed)
+        engine.submit(key, ModelInput((*PROMPT, 100 + seed % 7)), sampling, seed)
     return drain(engine, len(seeds))
 
 
@@ -146,10 +148,10 @@ def test_a_seed_decides_its_tokens_whoever_else_is_there(engine: VllmEngine) -> 
 def test_requests_may_join_while_others_run(engine: VllmEngine) -> None:
     sampling = Sampling(1.0, 16)
     alone = sample(engine, sampling, {"late": 5})["late"]
-    engine.submit("early", (*PROMPT, 101), sampling, 1)
+    engine.submit("early", ModelInput((*PROMPT, 101)), sampling, 1)
     for _ in range(4):
         assert engine.step() == []
-    engine.submit("late", (*PROMPT, 105), sampling, 5)
+    engine.submit("late", ModelInput((*PROMPT, 105)), sampling, 5)
     done = drain(engine, 2)
     assert set(done) == {"early", "late"}
     assert done["late"].token_ids == alone.token_ids
@@ -157,7 +159,7 @@ def test_requests_may_join_while_others_run(engine: VllmEngine) -> None:
 
 def test_scoring_meanwhile_loses_no_completion(engine: VllmEngine, base: Any) -> None:
     for i in range(3):
-        engine.submit(f"r{i}", PROMPT, Sampling(1.0, 1), i)
+        engine.submit(f"r{i}", ModelInput(PROMPT), Sampling(1.0, 1), i)
     scores = engine.score(PROMPT)
     torch.testing.assert_close(torch.tensor(scores), logprobs(base, PROMPT), rtol=0, atol=TIGHT)
     assert set(drain(engine, 3)) == {"r0", "r1", "r2"}
@@ -183,8 +185,32 @@ def test_an_answer_ends_by_its_end_token_or_by_length(engine: VllmEngine) -> Non
     assert min(finishes.values()) > 0  # a random model ends one answer in eight or so within 64 tokens
 
 
+def test_an_answer_ends_with_a_stop_string_and_its_tokens_are_as_sampled(
+    engine: VllmEngine, base: Any, random_model: Path
+) -> None:
+    """The witnesses: the same dice without the string, cut by our own look at the text; transformers' log-probs."""
+    chat, seeds = Chat.load(random_model), {f"{i}": i for i in range(16)}
+    whole = sample(engine, Sampling(1.0, 48), seeds)
+    (stop, *_) = re.findall(r"[!-~]{2}", chat.text(whole["3"].token_ids)[8:])
+    stopped = sample(engine, Sampling(1.0, 48, (stop,)), seeds)
+    for key, done in stopped.items():
+        ids = next(
+            (whole[key].token_ids[:n] for n in range(49) if stop in chat.text(whole[key].token_ids[:n])),
+            whole[key].token_ids,
+        )
+        assert done.token_ids == ids
+        ended = stop in chat.text(ids)
+        assert done.finish is (Finish.STOP_STRING if ended else whole[key].finish)
+        assert chat.text(ids).endswith(stop) is ended
+        context = (*PROMPT, 100 + int(key) % 7)
+        expected = logprobs(base, (*context, *ids))[len(PROMPT) :]
+        torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
+    assert stopped["3"].finish is Finish.STOP_STRING
+    assert len(stopped["3"].token_ids) < len(whole["3"].token_ids)
+
+
 def test_an_answer_stops_where_the_context_is_full(engine: VllmEngine) -> None:
-    engine.submit("full", tuple([9] * 250), Sampling(0.0, 64), 0)
+    engine.submit("full", ModelInput(tuple([9] * 250)), Sampling(0.0, 64), 0)
     done = drain(engine)["full"]
     assert (len(done.token_ids), done.finish) == (6, Finish.LENGTH)
 
@@ -192,16 +218,16 @@ def test_an_answer_stops_where_the_context_is_full(engine: VllmEngine) -> None:
 @pytest.mark.parametrize("length", [0, 256, 300])
 def test_a_prompt_that_does_not_fit_is_refused(engine: VllmEngine, length: int) -> None:
     with pytest.raises(RolloutError, match=f"{length} tokens.*256"):
-        engine.submit("long", tuple([9] * length), Sampling(0.0, 4), 0)
+        engine.submit("long", ModelInput(tuple([9] * length)), Sampling(0.0, 4), 0)
     with pytest.raises(RolloutError, match=f"{length} tokens"):
         engine.score(tuple([9] * length))
     assert engine.step() == []
 
 
 def test_a_key_in_use_is_refused(engine: VllmEngine) -> None:
-    engine.submit("twice", PROMPT, Sampling(0.0, 2), 0)
+    engine.submit("twice", ModelInput(PROMPT), Sampling(0.0, 2), 0)
     with pytest.raises(RolloutError, match="twice"):
-        engine.submit("twice", PROMPT, Sampling(0.0, 2), 0)
+        engine.submit("twice", ModelInput(PROMPT), Sampling(0.0, 2), 0)
     drain(engine)
 
 
@@ -224,7 +250,7 @@ def test_more_prompts_than_one_step_takes(engine: VllmEngine) -> None:
     dice = random.Random(0)
     prompts = {f"p{i}": tuple(dice.randrange(4, 260) for _ in range(240)) for i in range(36)}
     for key, prompt in prompts.items():
-        engine.submit(key, prompt, Sampling(1.0, 2), 1)
+        engine.submit(key, ModelInput(prompt), Sampling(1.0, 2), 1)
     assert set(drain(engine, len(prompts))) == set(prompts)
 
 
@@ -276,7 +302,7 @@ def test_cached_prompts_of_the_old_version_are_forgotten(
     prompt = tuple(range(4, 204))
     for model, adapter in (policy_a, policy_b):
         engine.swap(adapter, None, TIGHT)
-        engine.submit("cached", prompt, Sampling(0.0, 1), 0)
+        engine.submit("cached", ModelInput(prompt), Sampling(0.0, 1), 0)
         done = drain(engine)["cached"]
         expected = logprobs(model, (*prompt, *done.token_ids))[-1:]
         torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
@@ -400,7 +426,7 @@ def test_a_restore_that_fails_says_so(
 
 
 def test_a_swap_waits_for_no_request(engine: VllmEngine, policy_a: tuple[PeftModel, Adapter]) -> None:
-    engine.submit("live", PROMPT, Sampling(0.0, 4), 0)
+    engine.submit("live", ModelInput(PROMPT), Sampling(0.0, 4), 0)
     with pytest.raises(SwapError, match="1 requests are live"):
         engine.swap(policy_a[1], None, TIGHT)
     drain(engine)

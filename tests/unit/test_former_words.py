@@ -9,7 +9,7 @@ import pytest
 
 from rlpost.compare.cells import CellFiles, refuse_changes
 from rlpost.config.compose import compose, to_yaml
-from rlpost.config.former_words import KEYS, VALUES, translated
+from rlpost.config.former_words import ADDED, KEYS, VALUES, translated
 from rlpost.config.schema import Config
 from rlpost.errors import CheckpointError, ConfigError
 from rlpost.record import checkpoint, jsonl
@@ -83,6 +83,20 @@ def test_a_record_of_an_earlier_commit_is_gone_on_with(tmp_path: Path) -> None:
     resumed.algo.clip = 0.2
     with pytest.raises(CheckpointError, match=r"configuration: algo\.clip=0\.2 \(was 0\.3\)\n"):
         checkpoint.latest(run_dir, training_settings(resumed))
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: Path) -> None:
+    cfg = compose([PPO])
+    run_dir = RunDir.create(tmp_path / "run", "name", 0, to_yaml(cfg))
+    then = training_settings(cfg)
+    for names in ADDED.values():
+        for name in names:
+            del then["rollout"][name]
+    checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)
+    assert checkpoint.latest(run_dir, training_settings(cfg)).progress == {"steps": 2}
+    cfg.rollout.stop = ["."]
+    with pytest.raises(CheckpointError, match=r"configuration: rollout\.stop=\["):
+        checkpoint.latest(run_dir, training_settings(cfg))
 
 
 def test_lines_of_an_earlier_commit_have_the_stage_of_today_also_when_they_are_written_again(

@@ -19,7 +19,7 @@ from rlpost.types import Example
 class CharacterChat:
     """A token a character, so that equal examples are equal conversations."""
 
-    def example(self, conversation: Sequence[tuple[str, str, bool]]) -> Example:
+    def example(self, conversation: Sequence[tuple[str, str, bool]], tools: Sequence[Any] = ()) -> Example:
         text = "".join(f"{observation}|{answer}|" for observation, answer, _ in conversation)
         return Example(tuple(map(ord, text)), (1,) * len(text))
 

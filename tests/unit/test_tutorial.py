@@ -55,12 +55,13 @@ SAID = {  # what a reader should see of each block
     1: ("dry run", "100%"),
     2: ("succeeds on 10 of 10", "100%", "hard"),
     3: ("none in both",),
+    4: ("succeeds on 10 of 10", "[system]", "CALL (+0): [tool]\n3\n", "NO_SUM"),
 }
 
 
 def test_every_block_is_run() -> None:
     assert len(blocks("sh")) == len(SAID)
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
 
 
 @pytest.mark.parametrize("number", sorted(SAID))

@@ -59,7 +59,7 @@ class Dialogue:
             token_ids=completion.token_ids,
             logprobs=completion.logprobs,
             tokens=self._renderer.token_texts(completion.token_ids),
-            stopped=completion.finish is Finish.STOP,
+            stopped=completion.finish is not Finish.LENGTH,
         )
 
     def ordered(self, turns: list[Turn]) -> list[Turn]:
@@ -79,5 +79,9 @@ def _other_sampling(request: Request, sampling: Sampling) -> Refusal | None:
             f"max_tokens: rollout.max_new_tokens is {sampling.max_new_tokens}; give no more, or leave it out",
             "max_tokens",
             "unsupported_value",
+        )
+    if request.stop is not None and set(request.stop) != set(sampling.stop):
+        return Refusal(
+            f"stop: rollout.stop is {list(sampling.stop)}; leave it out", "stop", "unsupported_value"
         )
     return None

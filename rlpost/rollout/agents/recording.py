@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlpost.envs import messages as said
 from rlpost.envs.asking import Request
+from rlpost.envs.messages import readable
 from rlpost.rollout.agents.rendering import Message, Renderer
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.types import Finish, Turn
@@ -103,7 +105,4 @@ def _begins(request: Request, known: _Answered) -> bool:
 
 
 def _told(messages: tuple[Message, ...]) -> str:
-    """For readers: a user's message as it is, else every message with its role."""
-    if [message["role"] for message in messages] == ["user"]:
-        return str(messages[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return readable([said.Message.of(message["role"], message["content"]) for message in messages])

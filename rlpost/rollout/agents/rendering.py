@@ -21,8 +21,8 @@ class NotRendered(ValueError):
 class Renderer:
     """The chat template of one tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, template_args: Mapping[str, Any]) -> None:
+        self._tokenizer, self._args = tokenizer, dict(template_args)
         control = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._ids_of = control
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
@@ -58,7 +58,11 @@ class Renderer:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=answer
+                    list(messages),
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=answer,
+                    **self._args,
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlpost.types import Canary, Finish
+from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter
 
 
@@ -17,6 +17,7 @@ class Sampling:
 
     temperature: float
     max_new_tokens: int
+    stop: tuple[str, ...] = ()  # texts at which an answer ends, with the token that completes one
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Engine(Protocol):
 
     max_model_len: int
 
-    def submit(self, key: str, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> None:
+    def submit(self, key: str, prompt: ModelInput, sampling: Sampling, seed: int) -> None:
         """Queue one request, whose answer ends where the context is full at the latest.
 
         `seed` alone decides its dice, whatever else is in the batch.

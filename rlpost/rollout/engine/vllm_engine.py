@@ -24,7 +24,7 @@ from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
 from rlpost.rollout.engine.settings import EngineSettings, engine_environment
 from rlpost.rollout.engine.swap import WORKER_EXTENSION, BindReport
-from rlpost.types import Canary, Finish
+from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter
 
 __all__ = ["EngineSettings", "VllmEngine"]
@@ -70,12 +70,12 @@ class VllmEngine:
         self._live = _Live()
         self._warm_up()
 
-    def submit(self, key: str, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int) -> None:
+    def submit(self, key: str, prompt: ModelInput, sampling: Sampling, seed: int) -> None:
         """See `Engine.submit`. Raises RolloutError when the prompt leaves no room for a token, or the key is taken."""
-        room = self.max_model_len - len(prompt_ids)
-        if room < 1 or not prompt_ids:
+        room = self.max_model_len - len(prompt)
+        if room < 1 or not len(prompt):
             raise RolloutError(
-                f"Request {key!r}: a prompt of {len(prompt_ids)} tokens does not fit rollout.max_model_len ="
+                f"Request {key!r}: a prompt of {len(prompt)} tokens does not fit rollout.max_model_len ="
                 f" {self.max_model_len} with room to answer. Raise it or shorten the prompt."
             )
         if key in self._waiting:
@@ -85,10 +85,11 @@ class VllmEngine:
             max_tokens=min(sampling.max_new_tokens, room),
             seed=seed % _SEEDS,
             logprobs=0,
-            detokenize=False,
+            stop=list(sampling.stop),
+            detokenize=bool(sampling.stop),  # vLLM looks for them in the text; the tokens stay as sampled
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
-        self._add(key, prompt_ids, params)
+        self._add(key, prompt, params)
 
     def step(self) -> list[tuple[str, Completion]]:
         """See `Engine.step`."""
@@ -121,7 +122,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
-        self._add(_SCORE, token_ids, params)
+        self._add(_SCORE, ModelInput(token_ids), params)
         scored = None
         while scored is None:
             scored = self._advance()
@@ -156,8 +157,8 @@ class VllmEngine:
             seconds=time.perf_counter() - started,
         )
 
-    def _add(self, key: str, prompt_ids: tuple[int, ...], params: Any) -> None:
-        self._engine.add_request(key, self._vllm.tokens_input(list(prompt_ids)), params)
+    def _add(self, key: str, prompt: ModelInput, params: Any) -> None:
+        self._engine.add_request(key, self._vllm.tokens_input(list(prompt.token_ids)), params)
         self._waiting.add(key)
 
     def _advance(self) -> Any | None:
@@ -213,7 +214,7 @@ class VllmEngine:
     def _warm_up(self) -> None:
         """The first batch pays for first uses (kernels, caches); let it be this one."""
         for i in range(4):
-            self.submit(f"warm-up {i}", (1, 2, 3, 4), Sampling(1.0, 4), seed=i)
+            self.submit(f"warm-up {i}", ModelInput((1, 2, 3, 4)), Sampling(1.0, 4), seed=i)
         while self._waiting:
             self.step()
         self.score((1, 2, 3, 4))
@@ -226,7 +227,10 @@ def _completion(output: Any) -> Completion:
         raise RolloutError(f"vLLM ended a request with {output.finish_reason!r}.")
     ids = tuple(output.token_ids)
     logprobs = tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True))
-    return Completion(ids, logprobs, Finish(output.finish_reason))
+    at_string = isinstance(
+        output.stop_reason, str
+    )  # which stop string; vLLM gives none for the end of a turn
+    return Completion(ids, logprobs, Finish.STOP_STRING if at_string else Finish(output.finish_reason))
 
 
 @dataclass(frozen=True)

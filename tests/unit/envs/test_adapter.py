@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
-from rlpost.envs import check, registry
+from rlpost.envs import adapter, check, registry
 from rlpost.envs.adapter import Adapted
 from rlpost.envs.errors import Refused
+from rlpost.envs.messages import Message, Text, readable
 from rlpost.envs.splits import Split, split_of
+from rlpost.envs.texts import AnySaid
 from rlpost.errors import ConfigError
 from rlpost.rollout.episode import opened, replied
 from rlpost.run import prepare
@@ -213,6 +216,69 @@ def test_a_run_on_such_an_environment_stops_at_its_start(own: str, opening: str,
     named = [f"env={own}:DeclaredReturning", f"env_args={{opening: {opening}}}"]
     with pytest.raises(ConfigError, match=told):
         prepare(["experiment=own_ppo", *named, "train_variant=mine", "eval_variants=[mine]"])
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "told"),
+    [
+        (7, TypeError, "the observation is no text but int"),
+        (b"text", TypeError, "an observation of several messages holds int, which is no Message"),
+        (["a"], TypeError, "an observation of several messages holds str"),
+        ((), Refused, "the observation holds no message"),
+    ],
+)
+def test_what_is_neither_text_nor_messages_is_told(said: Any, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        adapter.opened((said, {}))
+    with pytest.raises(error, match=told):
+        adapter.stepped((said, 0.0, True, False, {}))
+    assert said not in AnySaid(100)
+
+
+def test_messages_are_taken_and_read_by_a_person() -> None:
+    said = [Message.of("system", "Add."), Message.of("user", "1+1")]
+    assert adapter.opened((said, {}))[0] is said
+    assert said in AnySaid(7)
+    assert said not in AnySaid(6)
+    assert readable(said) == "[system]\nAdd.\n[user]\n1+1"
+    assert readable("1+1") == readable(Message.of("user", "1+1")) == "1+1"
+    assert readable(Message.of("tool", "2")) == "[tool]\n2"
+
+
+@pytest.mark.parametrize(
+    ("role", "parts", "told"),
+    [
+        ("developer", (Text("x"),), "the role 'developer'"),
+        ("user", "x", "parts of a message are 'x'"),
+        ("user", ("x",), "parts of a message are"),
+    ],
+)
+def test_a_message_of_another_role_or_without_parts_is_refused(role: Any, parts: Any, told: str) -> None:
+    with pytest.raises(Refused, match=told):
+        Message(role, parts)
+
+
+class Tooled(gymnasium.Env[str, str]):
+    def __init__(self, *tools: Any) -> None:
+        self.tools = tools
+
+
+def test_tools_are_named_functions_as_json() -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    assert adapter.tools_of(Tooled(tool)) == (tool,)
+    assert adapter.tools_of(gymnasium.make("Taxi-v4")) == ()
+    function = {"name": "add"}
+    for wrong in (
+        function,
+        {"type": "function", "function": {"name": ""}},
+        {"type": "tool", "function": function},
+        {"type": "function", "function": {**function, "parameters": {1, 2}}},
+        {"type": "function", "function": {**function, "maximum": float("nan")}},
+        {"type": "function", "function": {**function, "description": "\ud800"}},
+        "add",
+    ):
+        with pytest.raises(Refused, match="the environment declares the tool"):
+            adapter.tools_of(Tooled(tool, wrong))
 
 
 def test_an_adapted_environment_whose_observation_is_no_text_is_told(own: str) -> None:

@@ -107,7 +107,7 @@ def test_what_is_appended_is_one_sample_with_the_tokens_as_sampled(chat: Chat, t
     assert (played.success, played.turns[-1].outcome) == (True, "CORRECT")
     first, second, third = played.turns
     assert first.context_ids == encoded(
-        chat, user("Be brief.") + user(first.observation.partition("user: ")[2]) + "<|assistant|>"
+        chat, user("Be brief.") + user(first.observation.partition("[user]\n")[2]) + "<|assistant|>"
     )
     assert second.context_ids == chat.feedback_ids("and then?", Finish.STOP)
     assert third.context_ids == chat.feedback_ids("and <|end|> in the end?", Finish.STOP)
@@ -290,6 +290,7 @@ REFUSED = [
     ({"n": 2}, "n"),
     ({"top_p": 0.9}, "top_p"),
     ({"stop": ["x"]}, "stop"),
+    ({"stop": 5}, "stop"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"presence_penalty": 0.1}, "presence_penalty"),
@@ -325,6 +326,14 @@ def test_what_changes_nothing_is_taken(chat: Chat, tasks: Path, more: dict[str, 
     (played,) = play(chat, tasks, "asks_more")
     assert len(agent_programs.SEEN) == 1
     assert played.ending is Ending.TERMINATED
+
+
+def test_the_runs_stop_strings_end_answers_and_may_be_named(chat: Chat, tasks: Path) -> None:
+    agent_programs.MORE.update(stop=["##", "sw"])
+    (played,) = play(chat, tasks, "asks_more", sampling=Sampling(1.0, 200, ("sw", "##")))
+    (turn,) = played.turns
+    assert (turn.answer, turn.finish) == ("answer"[:4], Finish.STOP_STRING)
+    assert agent_programs.SEEN[0].choices[0].finish_reason == "stop"
 
 
 def test_a_shorter_answer_may_be_asked_for(chat: Chat, tasks: Path) -> None:

@@ -14,6 +14,7 @@ import gymnasium
 import pytest
 from gymnasium.spaces import Text
 
+from rlpost.envs.messages import Said, readable
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Completion, Sampling
@@ -58,13 +59,14 @@ class Letters(Chat):
     def __init__(self) -> None:
         """No tokenizer."""
 
-    def prompt_ids(self, observation: str) -> tuple[int, ...]:
-        return tuple(map(ord, observation))
+    def prompt_ids(self, said: Said, tools: Sequence[Any] = ()) -> tuple[int, ...]:
+        return tuple(map(ord, readable(said)))
 
-    answer_ids = prompt_ids
+    def written(self, answer: str, stop: Sequence[str]) -> tuple[tuple[int, ...], Finish]:
+        return self.prompt_ids(answer), Finish.STOP
 
-    def feedback_ids(self, feedback: str, finish: Finish) -> tuple[int, ...]:
-        return self.prompt_ids(feedback)
+    def feedback_ids(self, said: Said, finish: Finish, tools: Sequence[Any] = ()) -> tuple[int, ...]:
+        return self.prompt_ids(said)
 
     def text(self, token_ids: Sequence[int]) -> str:
         return "".join(map(chr, token_ids))

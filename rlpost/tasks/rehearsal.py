@@ -1,0 +1,52 @@
+"""Before Ray starts: whether the model's chat template can write what the environment says, and append it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+
+from rlpost.config.schema import Config
+from rlpost.envs import registry
+from rlpost.envs.asking import Asking
+from rlpost.rollout.chat import Chat
+from rlpost.rollout.env_threads import living
+from rlpost.rollout.episode import Opening, Reply, opened, replied
+from rlpost.rollout.specs import evaluation_specs, training_specs
+from rlpost.types import EpisodeSpec, Finish
+from rlpost.validate.environment import TRAINING
+
+
+def rehearse(cfg: Config, chat: Chat) -> None:
+    """Open one episode of each variant, give an empty answer, and make tokens of what the environment says.
+
+    Raises ModelError where the chat template cannot say it, or rewrites what was said before; ConfigError where the
+    environment has a system message beside rollout.system_prompt. What goes wrong in the environment is not told here:
+    the rollouts name it, with their episode.
+    """
+    for opening, reply in _heard(cfg):
+        chat.prompt_ids(opening.messages, opening.tools)
+        if reply is not None and reply.ending is None:
+            chat.feedback_ids(reply.messages, Finish.STOP, opening.tools)
+
+
+def _heard(cfg: Config) -> list[tuple[Opening, Reply | None]]:
+    """Until the environment fails."""
+    heard = list[tuple[Opening, Reply | None]]()
+    make_env = partial(registry.make, cfg.env, **cfg.env_args)
+    with (
+        suppress(Exception),  # an environment may raise anything
+        living(cfg.env, cfg.env_args, cfg.rollout.env_timeout_s, "rehearsed") as (env, ask),
+    ):
+        if isinstance(env.unwrapped, Asking):
+            return heard  # a program says what it likes; what cannot be appended is a sample of its own
+        for spec in _specs(cfg):
+            opening = ask(partial(opened, make_env, env, spec))
+            heard.append((opening, None))
+            heard[-1] = (opening, ask(partial(replied, env, "")))
+    return heard
+
+
+def _specs(cfg: Config) -> list[EpisodeSpec]:
+    """The first episode of each variant that is played."""
+    trained = training_specs(cfg, 0)[:1] if cfg.task in TRAINING else []
+    return trained + [spec for variant in cfg.eval_variants for spec in evaluation_specs(cfg, variant, [0])]
