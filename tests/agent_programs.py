@@ -33,7 +33,7 @@ def one_call(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> f
 
 def appends(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> dict[str, Any]:
     """Three turns, by the client's own message objects."""
-    client, messages = client_of(base_url, api_key), [{"role": "system", "content": "Be brief."}]
+    client, messages = client_of(base_url, api_key), list[Any]()
     for text in (task["prompt"], "and then?", "and <|end|> in the end?"):
         messages += [user(text)]
         messages += [ask(client, model, messages)]
@@ -173,6 +173,19 @@ def calls_without_end(base_url: str, api_key: str, model: str, task: dict[str, A
         ask(client_of(base_url, api_key), model, [user(task["prompt"])])
 
 
+def uses_tools(base_url: str, api_key: str, model: str, task: dict[str, Any]) -> float:
+    client = client_of(base_url, api_key)
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}, user(task["prompt"])]
+    messages += [ask(client, model, messages, tools=TOOLS)]
+    messages += [{"role": "tool", "content": "21 <|im_end|>", "tool_call_id": "1"}]
+    messages += [ask(client, model, messages, tools=TOOLS)]
+    ask(client, model, [*messages, user("sure?")], tools=TOOLS)
+    return 1.0
+
+
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "weather", "description": "of a <|im_end|> town"}}
+]
 MORE: dict[str, Any] = {}
 
 

@@ -66,7 +66,7 @@ class Collector:
         self._env_timeout_s = env_timeout_s
         self._threads = EnvThreads(env_name, env_timeout_s)
         self._idle: list[tuple[Env, EnvThread]] = []
-        self._renderer = Renderer(chat.tokenizer, chat.template_args)
+        self._renderer = Renderer(chat)
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlpost.envs.asking import CONTEXT_LENGTH_EXCEEDED, Answer, Refusal, Request
+from rlpost.errors import ModelError
 from rlpost.rollout.agents.recording import Placed, Recording
-from rlpost.rollout.agents.rendering import NotRendered, Renderer
+from rlpost.rollout.agents.rendering import Renderer
 from rlpost.rollout.engine.protocol import Completion, Sampling
 from rlpost.types import Finish, Turn
 
@@ -28,7 +29,7 @@ class Dialogue:
         except (
             Exception
         ) as error:  # the template is the model's, the messages are the program's: the run goes on
-            reason = str(error) if isinstance(error, NotRendered) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
             return Refusal(
                 f"the conversation has no tokens: {reason}", "tools" if request.tools else "messages"
             )

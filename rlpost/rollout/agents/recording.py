@@ -52,7 +52,7 @@ class Recording:
         self._samples: list[int] = []  # of each answer, in order
 
     def place(self, request: Request) -> Placed:
-        """Where a request belongs. Raises NotRendered."""
+        """Where a request belongs. Raises ModelError."""
         begun = [known for known in self._known if _begins(request, known)]
         for known in sorted(begun, key=lambda each: (-len(each.messages), not self._newest(each))):
             placed = self._after(known, request)

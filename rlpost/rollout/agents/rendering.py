@@ -1,122 +1,85 @@
-"""Whole conversations of any roles, in the tokens of the model's chat template.
+"""Whole conversations of programs that ask, in the tokens of the model's chat template.
 
 As in rlpost/rollout/chat.py: control tokens come from the template alone, whoever wrote a message.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from rlpost.envs import messages as said
+from rlpost.rollout.chat import Chat, changed_json
 
 Message = Mapping[str, Any]
+Change = Callable[[str], str]
 
-
-class NotRendered(ValueError):
-    """The chat template cannot show these messages or tools."""
+_WITH_ROLE: Mapping[str, tuple[said.Role, ...]] = {
+    "system": ("system", "user"),
+    "assistant": ("user", "assistant", "user"),
+    "tool": ("user", "assistant", "tool"),
+}
 
 
 class Renderer:
-    """The chat template of one tokenizer."""
+    """The conversations of a `chat`."""
 
-    def __init__(self, tokenizer: Any, template_args: Mapping[str, Any]) -> None:
-        self._tokenizer, self._args = tokenizer, dict(template_args)
-        control = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self._ids_of = control
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+    def __init__(self, chat: Chat) -> None:
+        self._chat, self._template = chat, chat.template
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Message]) -> tuple[int, ...]:
-        """A conversation up to where the model's answer begins. Raises NotRendered."""
-        hiding = _Hiding(self._control, self._ids_of, (messages, tools))
-        return self._encode(self._render(hiding.hidden(messages), hiding.hidden(tools), True), hiding)
+        """A conversation up to where the model's answer begins.
+
+        Raises ModelError where the chat template refuses it, confuses a role with another, or leaves the tools out.
+        """
+        self._check(messages, tools)
+
+        def layout(change: Change) -> str:
+            return self._template.render(changed_json(messages, change), changed_json(tools, change))
+
+        return self._chat.encoded(layout, _spelt(messages, tools))
 
     def tail(
         self, messages: Sequence[Message], answer: int, tools: Sequence[Message]
     ) -> tuple[int, ...] | None:
         """What comes after message number `answer`, an assistant's, up to where the next answer begins.
 
-        None where the template writes the messages before it otherwise than it did when they were all there was: the
-        conversation is then not an older one with something appended. Raises NotRendered.
+        None where the template writes that answer otherwise than it was said (it drops its thinking), or the messages
+        before it otherwise than when they were all there was: the conversation is then not an older one with something
+        appended. Space around an answer does not count. Raises as `prompt_ids` does.
         """
-        hiding = _Hiding(self._control, self._ids_of, (messages, tools))
-        shown, shown_tools = hiding.hidden(messages), hiding.hidden(tools)
-        shown[answer] = {**shown[answer], "content": hiding.answer}
-        head, found, rest = self._render(shown, shown_tools, True).partition(hiding.answer)
-        if not found or not head.startswith(self._render(shown[:answer], shown_tools, False)):
+        self._check(messages, tools)
+        spelt = _spelt(messages, tools)
+        mark = next(mark for mark in map(chr, range(0xF800, 0xF900)) if mark not in spelt)
+
+        def parts(change: Change) -> tuple[str, str, str]:
+            shown = changed_json(messages, change)
+            shown[answer] = {**shown[answer], "content": mark}
+            return self._template.render(shown, changed_json(tools, change)).partition(mark)
+
+        head, found, rest = parts(str)
+        if not found or not head.startswith(self._template.render(messages[:answer], tools, answer=False)):
             return None
-        return self._encode(rest, hiding)
+        whole, text = self._template.render(messages, tools), str(messages[answer]["content"])
+        if not (whole.startswith(head) and whole.endswith(rest)):
+            return None
+        if whole[len(head) : len(whole) - len(rest)].strip() != text.strip():
+            return None
+        return self._chat.encoded(lambda change: parts(change)[2], spelt)
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Each token's text by itself, special ones spelt out; a part of a character is U+FFFD."""
-        return tuple(str(self._tokenizer.decode([i])) for i in ids)
+        """See Chat.token_texts."""
+        return self._chat.token_texts(ids)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Message], answer: bool) -> str:
-        if tools and "tools" not in str(self._tokenizer.chat_template):
-            raise NotRendered("the model's chat template does not show tools; describe them in a message")
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=list(tools) or None,
-                    tokenize=False,
-                    add_generation_prompt=answer,
-                    **self._args,
-                )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise NotRendered(f"the model's chat template does not take these messages: {error}") from error
-
-    def _encode(self, text: str, hiding: _Hiding) -> tuple[int, ...]:
-        """In one piece, as the tokenizer was trained, unless a message spells a control token."""
-        if not hiding.needed:
-            return self._plain(text, False)
-        ids: list[int] = []
-        for part in re.split(f"({self._control.pattern})", text):
-            ids += [self._ids_of[part]] if part in self._ids_of else self._plain(hiding.revealed(part), True)
-        return tuple(ids)
-
-    def _plain(self, text: str, spelt: bool) -> tuple[int, ...]:
-        """`spelt`: a control token's spelling is text."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=spelt))
+    def _check(self, messages: Sequence[Message], tools: Sequence[Message]) -> None:
+        """What is well is remembered by the template."""
+        for role in {message["role"] for message in messages} & _WITH_ROLE.keys():
+            roles = _WITH_ROLE[role]
+            self._template.check_opening([said.Message.of(each, "x") for each in roles], tools)
+        if tools:
+            self._template.check_opening([said.Message.of("user", "x")], tools)
 
 
-class _Hiding:
-    """Control tokens that `said` spells, hidden by a character that it does not have while the template is applied.
-
-    `answer` is another such character, which stands for an answer.
-    """
-
-    def __init__(self, control: re.Pattern[str], ids_of: Mapping[str, int], said: Any) -> None:
-        self._control, self._ids_of = control, ids_of
-        self._texts = {i: text for text, i in ids_of.items()}
-        texts = "".join(_texts(said))
-        unused = (mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in texts)
-        self._mark, self.answer = next(unused), next(unused)
-        self.needed = control.search(texts) is not None
-
-    def hidden(self, said: Sequence[Message]) -> list[dict[str, Any]]:
-        return [{key: self._hidden(value) for key, value in each.items()} for each in said]
-
-    def _hidden(self, value: Any) -> Any:
-        if isinstance(value, str):
-            mark = self._mark
-            return self._control.sub(lambda found: f"{mark}{self._ids_of[found.group()]}{mark}", value)
-        if isinstance(value, Mapping):
-            return {self._hidden(key): self._hidden(each) for key, each in value.items()}
-        return [self._hidden(each) for each in value] if isinstance(value, list) else value
-
-    def revealed(self, text: str) -> str:
-        return re.sub(f"{self._mark}([0-9]+){self._mark}", lambda found: self._texts[int(found[1])], text)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in nested mappings and sequences."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, Sequence):
-        for each in value:
-            yield from _texts(each)
+def _spelt(messages: Sequence[Message], tools: Sequence[Message]) -> str:
+    return json.dumps([list(messages), list(tools)], ensure_ascii=False)

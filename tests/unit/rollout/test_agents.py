@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rlpost.rollout.scripted import LOGPROB, ScriptedEngine
 from rlpost.seeds import derive
 from rlpost.types import Ending, EpisodeSpec, Finish, Trajectory
 from tests import agent_programs
+from tests.unit.chat_templates import QWEN3, chatml
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=200)
 Script = Callable[[str, int], str]
@@ -73,10 +74,6 @@ def user(text: str) -> str:
     return f"<|user|>{text}<|end|>"
 
 
-def encoded(chat: Chat, text: str) -> tuple[int, ...]:
-    return tuple(chat.tokenizer.encode(text, add_special_tokens=False))
-
-
 def told(answer: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
     """What a completion says of its prompt, its tokens and their log-probs."""
     choice = answer.choices[0]
@@ -106,9 +103,7 @@ def test_what_is_appended_is_one_sample_with_the_tokens_as_sampled(chat: Chat, t
     assert [turn.reward for turn in played.turns] == [0.0, 0.0, 2.0]
     assert (played.success, played.turns[-1].outcome) == (True, "CORRECT")
     first, second, third = played.turns
-    assert first.context_ids == encoded(
-        chat, user("Be brief.") + user(first.observation.partition("[user]\n")[2]) + "<|assistant|>"
-    )
+    assert first.context_ids == chat.prompt_ids(first.observation)
     assert second.context_ids == chat.feedback_ids("and then?", Finish.STOP)
     assert third.context_ids == chat.feedback_ids("and <|end|> in the end?", Finish.STOP)
     whole = tuple(played.token_ids)
@@ -152,7 +147,7 @@ def test_a_rewritten_history_is_a_sample_of_its_own(chat: Chat, tasks: Path) -> 
     (played,) = play(chat, tasks, "rewrites")
     task = next(turn.observation for turn in played.turns)
     texts = [
-        chat.tokenizer.decode(sum(((*t.context_ids, *t.answer_ids) for t in s), ())) for s in played.samples
+        _with_controls(chat, sum(((*t.context_ids, *t.answer_ids) for t in s), ())) for s in played.samples
     ]
     said = [answer.choices[0].message.content for answer in agent_programs.SEEN]
     a = "<|assistant|>"
@@ -176,6 +171,42 @@ def test_a_rewritten_history_is_a_sample_of_its_own(chat: Chat, tasks: Path) -> 
     rows = [tuple(sum(((*t.context_ids, *t.answer_ids) for t in s), ())) for s in played.samples]
     for prompt, ids, _ in seen:
         assert any(row[: len(prompt) + len(ids)] == (*prompt, *ids) for row in rows)
+
+
+def _with_controls(chat: Chat, ids: Sequence[int]) -> str:
+    return "".join(chat.token_texts(ids))
+
+
+def test_roles_and_tools_are_the_templates_own(tasks: Path) -> None:
+    """What spells a control token is text; a result that is appended goes on with the sample."""
+    chat = Chat(chatml(QWEN3))
+    (played,) = play(chat, tasks, "uses_tools")
+    assert (played.error, [len(s) for s in played.samples]) == (None, [3])
+    (first, second, third), im_end = played.turns, chat.eos_id
+    assert first.context_ids.count(im_end) == 2, "of system and user alone"
+    assert '"weather"' in _with_controls(chat, first.context_ids)
+    told = "\n<|im_start|>user\n<tool_response>\n21 <|im_end|>\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    assert _with_controls(chat, second.context_ids) == told
+    assert second.context_ids.count(im_end) == 1
+    assert _with_controls(chat, third.context_ids) == (
+        "\n<|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_an_answer_whose_thinking_the_template_drops_begins_a_new_sample(tasks: Path) -> None:
+    chat = Chat(chatml(QWEN3))
+    (played,) = play(chat, tasks, "appends", script=lambda text, seed: f"<think>hm</think>{seed % 100}")
+    assert [len(s) for s in played.samples] == [1, 1, 1]
+    assert "hm" not in _with_controls(chat, played.turns[2].context_ids)
+    assert [t.answer for t in played.turns] == [
+        f"<think>hm</think>{derive(played.seed, i) % 100}" for i in range(3)
+    ]
+
+
+def test_a_role_that_the_template_confuses_is_refused(chat: Chat, tasks: Path) -> None:
+    (played,) = play(chat, tasks, "uses_tools")
+    assert played.ending is Ending.ENV_ERROR
+    assert "it writes the role system as it writes user" in str(played.error)
 
 
 def test_calls_side_by_side_are_branches(chat: Chat, tasks: Path) -> None:
