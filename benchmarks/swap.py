@@ -2,8 +2,13 @@
 
     python -m benchmarks.swap [--models tiny smollm2-135m] [--dtypes float32 bfloat16] [--threads 1]
 
-Both end with the same weights live. The swap also fingerprints, probes every layer it wrote, drops the prefix
-cache and scores a canary of 32 tokens; the reload proves nothing.
+All sides end with the same weights live; the last line says whether the engine then scores a canary the same.
+
+    swap             merge, write in place, fingerprint, probe every layer, drop the prefix cache, score a canary
+    write            the same without prefix cache and canary
+    reload           vLLM's loader is given the adapted modules alone (merged as in a swap); it proves nothing
+    reload all       the same, and every other weight of the checkpoint
+    canary alone     what the swap's proof on 32 tokens takes
 """
 
 from __future__ import annotations
@@ -13,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
 from rlpost.rollout.engine.protocol import SwapReport
 from rlpost.rollout.engine.vllm_engine import VllmEngine
-from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.adapters import Adapter
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import weight_update
 
 ANY_GAP = 10.0  # the canary is scored, but its gap is benchmarks.decode's business
 
@@ -34,41 +40,73 @@ def compare(case: Case) -> str:
     policy = Policy.random(settings.model, case.dtype)
     canary = policy.canary(sum(prompts(settings.model, 4), ()))
     reports: list[SwapReport] = []
+    scores: dict[str, list[float]] = {}
+
+    def in_engine(method: Any, *args: Any) -> int:
+        engine._engine.collective_rpc(method, args=args)
+        return 1
 
     def swap() -> int:
         reports.append(engine.swap(policy.adapter, canary, ANY_GAP))
         return 1
 
-    def reload() -> int:
-        engine._engine.collective_rpc(reload_merged, args=(settings.model, policy.adapter))
+    def scored(name: str) -> int:
+        engine._engine.reset_prefix_cache()
+        scores[name] = engine.score(canary.token_ids)
         return 1
 
-    def score() -> int:
-        engine.score(canary.token_ids)
-        return 1
-
-    sides = {"swap": Side(swap), "reload": Side(reload), "canary alone": Side(score)}
+    sides = {
+        "swap": Side(swap),
+        "write": Side(lambda: in_engine("rlpost_write", policy.adapter)),
+        "reload": Side(lambda: in_engine(reload, settings.model, policy.adapter, False)),
+        "reload all": Side(lambda: in_engine(reload, settings.model, policy.adapter, True)),
+        "canary alone": Side(lambda: scored("canary alone")),
+    }
+    scored("base")
     times = in_turns(sides, case.repeats, warm_ups=2)
+    for name in ("write", "reload", "reload all"):
+        engine._engine.collective_rpc("rlpost_write", args=(None,))
+        sides[name].run()
+        scored(name)
     last = reports[-1]
     return "\n".join(
         [
             *(f"  {timing}" for timing in times.values()),
-            f"  swap / reload: {ratio(times['swap'], times['reload'])}",
+            *(
+                f"  {a} / {b}: {ratio(times[a], times[b])}"
+                for a, b in (("write", "reload"), ("write", "reload all"), ("swap", "reload"))
+            ),
             f"  {last.modules_bound} of {last.modules_expected} modules bound, rounding loss {last.rounding_loss:.3g}",
+            *(
+                f"  canary after {name}: {_farthest(scores[name], scores['write']):.2g} from write's at most"
+                for name in ("base", "reload", "reload all")
+            ),
         ]
     )
 
 
-def reload_merged(worker: Any, folder: Path, adapter: Adapter) -> None:
-    """Inside the worker: hand vLLM every parameter of the checkpoint, adapted modules merged."""
-    worker.model_runner.reload_weights(weights_iterator=merged(folder, adapter, worker.model_config.dtype))
+def _farthest(these: list[float], those: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(these, those, strict=True))
 
 
-def merged(folder: Path, adapter: Adapter, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    adapted = set(adapter.modules)
-    for name, weight in load_file(folder / "model.safetensors").items():  # memory-mapped
-        module = name.removesuffix(".weight")
-        yield name, (merged_weight(adapter, module, weight) if module in adapted else weight).to(dtype)
+def reload(worker: Any, folder: Path, adapter: Adapter, everything: bool) -> None:
+    """Inside the worker: hand vLLM merged weights under their names in the checkpoint."""
+    weights = merged(folder, adapter, worker.model_config.dtype, everything)
+    worker.model_runner.reload_weights(weights_iterator=weights)
+
+
+def merged(
+    folder: Path, adapter: Adapter, dtype: torch.dtype, everything: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    base = BaseWeights(folder)
+    update = weight_update(adapter, base)
+    yield from ((name, weight.to(dtype)) for name, weight in update)
+    if everything:
+        yield from (
+            (name, weight.to(dtype))
+            for name, weight in base.items()
+            if name.removesuffix(".weight") not in update.shapes
+        )
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ class Trajectory:
     ending: Ending
     success: bool
     error: str | None = None  # what the environment failed with, when ending.broken
+    difficulty: str | None = None  # of the instance, where the environment says it at reset
+    final_answer: str | None = None  # the last answer in the environment's canonical form, where it says one
 
     @property
     def token_ids(self) -> list[int]:

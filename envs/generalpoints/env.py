@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from typing import Any
 
@@ -29,6 +30,10 @@ from rlpost.envs.texts import ASCII, retry
 
 _MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
 
+_SOLVED_AT_RESET = 4  # cards: 3 ms; five take 130 ms
+# (most solutions, words for so many), the hardest first; each holds a fair share of the deals of four cards.
+_DIFFICULTIES = ((0, "none"), (1, "1"), (5, "2 to 5"), (12, "6 to 12"), (math.inf, "13 or more"))
+
 
 class GeneralPoints(gymnasium.Env[str, str]):
     """Combine cards with + - * / to reach a target, with feedback and further attempts (arXiv 2501.17161).
@@ -44,7 +49,8 @@ class GeneralPoints(gymnasium.Env[str, str]):
         solutions: that the expert shows of a deal: `any`, another each time, or always the same `one`.
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
-    `instance`, `ranks`, `values`; that of `step` has `outcome`, `success` and `attempt` (from 1).
+    `instance`, `ranks`, `values` and `difficulty` (how many solutions there are; None in training and of five cards);
+    that of `step` has `outcome`, `success` and `attempt` (from 1).
 
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments and options, DealError for a variant that cannot be dealt.
@@ -92,6 +98,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
             "instance": self.deal.instance,
             "ranks": list(self.deal.ranks),
             "values": list(self.deal.values),
+            "difficulty": self._difficulty(split),
         }
         return self._first_observation(), info
 
@@ -140,6 +147,13 @@ class GeneralPoints(gymnasium.Env[str, str]):
 
     def _first_observation(self) -> str:
         return prompt(self.settings.prompt, self.deal.variant, self.deal.ranks, self._rule)
+
+    def _difficulty(self, split: Split) -> str | None:
+        """How many solutions the deal has; None where a reset should not wait for the solver."""
+        if split is Split.TRAIN or len(self.deal.values) > _SOLVED_AT_RESET:
+            return None
+        solutions = len(self._solutions())
+        return next(f"solutions: {words}" for most, words in _DIFFICULTIES if solutions <= most)
 
     def _stated_rule(self, split: Split) -> str | None:
         """None: in the fixed words, as in evaluation unless the variant says otherwise."""

@@ -49,8 +49,9 @@ class Navigation(gymnasium.Env[str, str]):
         data: a folder of published routes or an OpenStreetMap extract (.osm); empty for generated cities.
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
-    `instance` and `legs`; that of `step` has `outcome`, `success`, `attempt` (at this place,
-    from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said before).
+    `instance`, `legs` and `difficulty` (the number of legs); that of `step` has `outcome`, `success`, `attempt` (at
+    this place, from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said
+    before).
 
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments, options and data, TripError for a variant without routes.
@@ -102,7 +103,8 @@ class Navigation(gymnasium.Env[str, str]):
             self._rng = random.Random(seed)
         trip = self._draw(variant, split)
         self._begin(trip, variant.rule)
-        info = {"instance": trip.instance, "legs": len(trip.legs)}
+        legs = len(trip.legs)
+        info = {"instance": trip.instance, "legs": legs, "difficulty": f"legs: {legs}"}
         return self.texts.first(self.session.now), info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

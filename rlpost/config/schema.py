@@ -209,7 +209,8 @@ class LearnerConfig:
 
 @dataclass
 class EvalConfig:
-    episodes: int = 256  # per variant and decoding
+    episodes: int = 256  # instances per variant and decoding
+    samples: int = 1  # sampled episodes of each instance; from 2 on there are pass@k and majority@k
     greedy: bool = True
     sampled: bool = True
     start: bool = True  # evaluate before training too
@@ -249,8 +250,10 @@ class RayConfig:
 
 @dataclass
 class TrackingConfig:
+    backends: list[str] = field(default_factory=lambda: ["wandb"])  # any of wandb, tensorboard, mlflow
     wandb: str = "auto"  # auto: WANDB_MODE, else online when a key is there; or online, offline, disabled
-    project: str = "rlpost"
+    mlflow_uri: str | None = None  # none: MLFLOW_TRACKING_URI, else a database in the run directory
+    project: str = "rlpost"  # wandb's project, MLflow's experiment
     checkpoint_every: int = 10  # iterations
 
 

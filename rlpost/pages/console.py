@@ -17,14 +17,17 @@ from rich.text import Text
 
 from rlpost.record import failures
 from rlpost.record.summary import (
+    AT_K,
     MISSING,
     REWARD,
     SUCCESS,
     Measure,
+    at_k_share,
     changes,
     entry_of,
     has_steps,
     measure_of,
+    most_samples,
     role,
     rows_of,
     share,
@@ -154,7 +157,8 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
     """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated.
 
     Where the environment grades answers, it is the mean reward, and success is a row below. Where episodes have
-    several steps, so is the share of right ones. Below it stands what changed on the same instances.
+    several steps, so is the share of right ones; where each instance was played several times, pass@k and majority@k of
+    all its samples. Below it stands what changed on the same instances.
     """
     stages, measure = stages_of(summary), measure_of(summary)
     title = f"{measure.name.capitalize()}, with 95% intervals"
@@ -173,6 +177,8 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
             table.add_row("", "", SUCCESS.name, *map(Text, map(share, entries)))
         if has_steps(summary):
             table.add_row("", "", "right steps", *map(step_share, entries))
+        for name, k in most_samples(summary, variant, decoding):
+            table.add_row("", "", f"{AT_K[name]}{k}", *(at_k_share(entry, name, k) for entry in entries))
     console.print(table)
     for sentence in changes(summary):
         console.print(sentence, soft_wrap=True)

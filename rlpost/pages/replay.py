@@ -72,9 +72,7 @@ class Gallery:
         """In an environment of its own, so that all its life is in one thread."""
         env = registry.make(self._name, **self._args)
         try:
-            return picture(
-                env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.episode)
-            )
+            return picture(env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.group))
         finally:
             env.close()
 

@@ -27,8 +27,11 @@ from rlpost.record.gains import gains
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import (
+    AT_K,
     DECODINGS,
     STAGES,
+    at_k_share,
+    difficulties_of,
     entry_of,
     has_steps,
     headlines,
@@ -36,6 +39,7 @@ from rlpost.record.summary import (
     measure_of,
     role,
     rows_of,
+    samples_of,
     stages_of,
 )
 from rlpost.types import Trajectory
@@ -94,6 +98,8 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         time=_time(lines),
         outcomes=list(_outcome_bars(summary)),
         turns=_by_turn(summary),
+        samples=_samples(summary),
+        difficulties=_by_difficulty(summary),
         deals=_deals(run_dir, summary, gallery),
         no_pictures=gallery.failure if gallery else None,
         config=config_yaml,
@@ -106,9 +112,10 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
 def _recovered(run_dir: RunDir, config: DictConfig) -> dict[str, Any]:
     """What summary.json would say of the evaluations before and after training that a stopped run got to."""
     stages: dict[str, Any] = {}
+    marker = OmegaConf.select(config, "rollout.answer_marker")
     for (stage, variant, decoding), path in run_dir.evaluations().items():
         if stage in STAGES and (episodes := read_trajectories(path)):
-            stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes)
+            stages.setdefault(stage, {}).setdefault(variant, {})[decoding] = evaluation(episodes, marker)
     summary = {"eval": stages, "variants": {}, "train_variant": OmegaConf.select(config, "train_variant")}
     return summary | {"gains": gains(run_dir, summary)}
 
@@ -225,6 +232,41 @@ def _by_turn(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     # After the longest episode of its stage nothing more is solved.
     return [
         {**row, "shares": row["shares"] + row["shares"][-1:] * (longest - len(row["shares"]))} for row in rows
+    ]
+
+
+def _samples(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of pass@k and majority@k; empty where each instance was played once."""
+    return [
+        {
+            "variant": variant,
+            "decoding": decoding,
+            "figure": f"{AT_K[name]}{k}",
+            "shares": [
+                at_k_share(entry_of(summary, stage, variant, decoding), name, k)
+                for stage in stages_of(summary)
+            ],
+        }
+        for variant, decoding, name, k in samples_of(summary)
+    ]
+
+
+def _by_difficulty(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of success by difficulty; empty where the environment does not say how difficult an instance is."""
+    return [
+        {
+            "variant": variant,
+            "decoding": decoding,
+            "difficulty": difficulty,
+            "entries": [
+                ((entry_of(summary, stage, variant, decoding) or {}).get("by_difficulty") or {}).get(
+                    difficulty
+                )
+                for stage in stages_of(summary)
+            ],
+        }
+        for variant, decoding in rows_of(summary)
+        for difficulty in difficulties_of(summary, variant, decoding)
     ]
 
 

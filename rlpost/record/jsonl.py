@@ -39,6 +39,8 @@ def to_line(trajectory: Trajectory) -> bytes:
             "reward": _to_number(t.total_reward),
             "ending": t.ending.value,
             "error": t.error,
+            "difficulty": t.difficulty,
+            "final_answer": t.final_answer,
             "turns": [_from_turn(turn) for turn in t.turns],
         }
     )

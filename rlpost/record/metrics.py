@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlpost.record import failures
+from rlpost.record.pass_at_k import by_instance, majorities, passes
 from rlpost.types import Ending, Finish, Trajectory, Turn
 
 NANO = 1e-9
@@ -38,21 +40,17 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """The result of one (variant, decoding), as JSON. Raises ValueError for an empty batch."""
+def evaluation(trajectories: Sequence[Trajectory], answer_marker: str | None = None) -> dict[str, Any]:
+    """The result of one (variant, decoding), as JSON. Raises ValueError for an empty batch.
+
+    `answer_marker`: rollout.answer_marker, after which the text is that votes for majority@k.
+    """
     n, answers = _counted(trajectories), _answers(trajectories)
-    solved = sum(t.success for t in trajectories)
-    instances = len({t.instance or t.episode for t in trajectories})  # one that broke before may have no name
-    low, high = wilson(solved * instances / n, instances)
     failed = [t for t in trajectories if not t.success]
     rewards = [t.total_reward for t in trajectories]
     reward_low, reward_high = mean_interval(rewards)
     return {
-        "n": n,
-        "instances": instances,
-        "success": solved / n,
-        "low": low,
-        "high": high,
+        **_solved(trajectories),
         "success_by_turn": _success_by_turn(trajectories),
         "step_accuracy": step_accuracy(trajectories),
         "reward": sum(rewards) / n,
@@ -68,7 +66,45 @@ def evaluation(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "env_timeouts": sum(t.ending is Ending.ENV_TIMEOUT for t in trajectories),
         "unfit": sum(map(failures.is_unfit, trajectories)),
         "first_failure": failures.first_cause(trajectories),
+        **_by_k(trajectories, answer_marker),
+        **_by_difficulty(trajectories),
     }
+
+
+def _solved(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """How many episodes and instances, and the share solved with its interval."""
+    n, instances = len(trajectories), len(by_instance(trajectories))
+    solved = sum(t.success for t in trajectories)
+    low, high = wilson(solved * instances / n, instances)
+    return {"n": n, "instances": instances, "success": solved / n, "low": low, "high": high}
+
+
+def _by_k(trajectories: Sequence[Trajectory], answer_marker: str | None) -> dict[str, Any]:
+    """`pass_at` and `majority_at` by k, where each instance was played several times as a group."""
+    if max(Counter(t.group for t in trajectories).values()) == 1:
+        return {}
+    instances = by_instance(trajectories)
+    return {
+        "pass_at": passes(instances, exact_interval),
+        "majority_at": majorities(instances, answer_marker, exact_interval),
+    }
+
+
+def _by_difficulty(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """`by_difficulty`, where the environment says how difficult an instance is; an episode without one is left out."""
+    difficulties = {t.difficulty for t in trajectories if t.difficulty is not None}
+    if not difficulties:
+        return {}
+    each = {
+        d: [t for t in trajectories if t.difficulty == d] for d in sorted(difficulties, key=_number_first)
+    }
+    return {"by_difficulty": {difficulty: _solved(played) for difficulty, played in each.items()}}
+
+
+def _number_first(text: str) -> list[tuple[float, str]]:
+    """Sorts texts by the numbers in them: "legs: 2" before "legs: 10", and 0.5 before 2."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
 def step_accuracy(trajectories: Sequence[Trajectory]) -> float | None:
@@ -103,11 +139,21 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     An instance that was played several times is one trial, with a share of successes: the answers to one question are
     no independent ones.
     """
+    return _share_interval(successes, n, "wilson")
+
+
+def exact_interval(successes: float, n: int) -> tuple[float, float]:
+    """95% exact interval of a share (Clopper and Pearson, 1934): at least 95% at every share, where `wilson` has 95% on
+    average over shares and less near 0 and 1, where pass@k often is. Raises as `wilson` does."""
+    return _share_interval(successes, n, "beta")
+
+
+def _share_interval(successes: float, n: int, method: str) -> tuple[float, float]:
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes of {n} are no share")
     from statsmodels.stats.proportion import proportion_confint  # two seconds to import
 
-    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    low, high = proportion_confint(successes, n, alpha=0.05, method=method)
     return float(low), float(high)
 
 

@@ -8,7 +8,7 @@ STAGE is before (the bare model), warm (after the warm start) or after; only tho
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ from rlpost.config.schema import EvalConfig
 
 STAGES = ("before", "warm", "after")  # the bare model, after the warm start, at the end
 DECODINGS = ("greedy", "sampled")
+AT_K = {"pass_at": "pass@", "majority_at": "majority@"}  # keys of an evaluation, and what they are called
 MISSING = "-"
 UNPLAYED = {
     "context_full": "outgrew the context",
@@ -120,6 +121,46 @@ def step_share(entry: Mapping[str, Any] | None) -> str:
     """61.2%: the share of right steps."""
     accuracy = None if entry is None else entry.get("step_accuracy")
     return MISSING if accuracy is None else f"{accuracy:.1%}"
+
+
+def shown_ks(by_k: Iterable[str]) -> list[str]:
+    """Of the keys of `pass_at` or `majority_at` the powers of two and the last: all would fill a page."""
+    ks = sorted(map(int, by_k))
+    return [str(k) for k in ks if k & (k - 1) == 0 or k == ks[-1]]
+
+
+def at_k_names(summary: Summary, variant: str, decoding: str) -> list[tuple[str, str]]:
+    """(pass_at or majority_at, k) from k = 2 on (k = 1 is success) that some stage has for a variant and decoding."""
+    entries = [entry_of(summary, stage, variant, decoding) or {} for stage in stages_of(summary)]
+    names: dict[tuple[str, str], None] = {}
+    for name in AT_K:
+        for by_k in (entry.get(name) or {} for entry in entries):
+            names |= {(name, k): None for k in shown_ks(by_k) if k != "1"}
+    return list(names)
+
+
+def most_samples(summary: Summary, variant: str, decoding: str) -> list[tuple[str, str]]:
+    """Of `at_k_names` those with the greatest k: pass@k and majority@k of all samples."""
+    greatest = {name: (name, k) for name, k in at_k_names(summary, variant, decoding)}
+    return list(greatest.values())
+
+
+def samples_of(summary: Summary) -> list[tuple[str, str, str, str]]:
+    """(variant, decoding, pass_at or majority_at, k) of every row of a page's table of samples."""
+    rows = [(row, at_k_names(summary, *row)) for row in rows_of(summary)]
+    return [(*row, name, k) for row, names in rows for name, k in names]
+
+
+def difficulties_of(summary: Summary, variant: str, decoding: str) -> list[str]:
+    """The difficulties of the instances that some stage played, in the order of an evaluation."""
+    entries = [entry_of(summary, stage, variant, decoding) or {} for stage in stages_of(summary)]
+    return list(dict.fromkeys(name for entry in entries for name in entry.get("by_difficulty") or {}))
+
+
+def at_k_share(entry: Entry | None, name: str, k: str) -> str:
+    """41.2% [35, 48]: pass@k or majority@k with its interval in percent."""
+    found = ((entry or {}).get(name) or {}).get(k)
+    return MISSING if found is None else SUCCESS.shown({**found, "success": found["value"]})
 
 
 def unplayed(entry: Mapping[str, Any]) -> list[str]:

@@ -1,165 +1,152 @@
-"""Metrics to Weights & Biases, when wanted. The only import of wandb; metrics.jsonl does not depend on it.
+"""A run's metrics to the trackers that `tracking.backends` names; metrics.jsonl does not depend on them.
 
-A tracker never stops a run: the first failure (no network, full disk, broken install) is warned about once with
-its reason, and tracking is off from then on. Nor does it hold one up: what is not uploaded a minute after the end
-stays on the disk, for `wandb sync`.
+    Trackers ─▶ wandb        rlpost/record/trackers/wandb_backend.py
+             ─▶ tensorboard  rlpost/record/trackers/tensorboard_backend.py
+             ─▶ mlflow       rlpost/record/trackers/mlflow_backend.py
+
+A tracker never stops a run: the first failure (no network, full disk, broken install) is warned about once with its
+reason, and that tracker is off from then on. Nor does it hold one up: every wait has a deadline.
 """
 
 from __future__ import annotations
 
 import logging
-import netrc
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any, Protocol
 
 from rlpost.config.schema import Config
-from rlpost.record.files import write_atomic
-from rlpost.record.summary import DECODINGS
+from rlpost.record.summary import DECODINGS, shown_ks
+from rlpost.record.trackers.backend import Backend
+from rlpost.record.trackers.mlflow_backend import wanted_uri
+from rlpost.record.trackers.secrets import without_secrets, without_users
+from rlpost.record.trackers.wandb_backend import resolve_mode
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["online", "offline", "disabled"]
-
-MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
-WANDB_MODES: dict[str, Mode] = {**MODES, "run": "online", "dryrun": "offline"}  # of the variable WANDB_MODE
-DEFAULT_HOST = "api.wandb.ai"
-DEADLINE_S = 60  # of wandb's start, and of its last uploads
-ID_FILE = (
-    "wandb-id.txt"  # in the run directory, so that a run that is resumed online goes on in its wandb run
-)
+Start = Callable[[Config, Path, Mapping[str, Any]], Backend]
 
 
-def has_wandb_key() -> bool:
-    """Whether wandb could log online: a key in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ["NETRC"]) if "NETRC" in os.environ else Path.home() / ".netrc"
-    host = os.environ.get("WANDB_BASE_URL", DEFAULT_HOST)
-    try:
-        return netrc.netrc(path).authenticators(host.rpartition("://")[2].rstrip("/")) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+class Tracker(Protocol):
+    """Where a run's figures go beside its record. No method raises."""
 
+    def log(self, metrics: Mapping[str, float], over: str) -> None:
+        """Send metrics, to be drawn over the key `over` of theirs: each kind of step begins at 0."""
 
-def resolve_mode(wanted: str) -> Mode:
-    """What a tracking.wandb value stands for: `auto` is WANDB_MODE, else online with a key and offline without one.
-
-    Raises KeyError for a WANDB_MODE that is none, which validation has refused.
-    """
-    if wanted != "auto":
-        return MODES[wanted]
-    if said := os.environ.get("WANDB_MODE"):
-        return WANDB_MODES[said]
-    return "online" if has_wandb_key() else "offline"
-
-
-class Tracker:
-    """One wandb run with all its files under `run_dir`/wandb; does nothing when disabled."""
-
-    def __init__(self, config: Config, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """`settings` is the resolved configuration as plain data, to show beside the metrics."""
-        self._run: Any = None
-        self._known: set[str] = set()  # keys whose axis wandb has been told
-        mode = resolve_mode(config.tracking.wandb)
-        if mode == "disabled":
-            return
-        try:
-            self._run = _start(config, run_dir, settings, mode)
-        except Exception as error:  # whatever a foreign service throws, the run goes on
-            self._give_up("start", error)
-
-    def log(self, metrics: Mapping[str, float], over: str | None = None) -> None:
-        """Send metrics, to be drawn over the key `over` of theirs, without one over wandb's own count.
-
-        That count cannot be ours: it never goes back, while supervised steps and iterations each begin at 0.
-        """
-        if self._run is None:
-            return
-        try:
-            if over is not None:
-                self._define(metrics, over)
-            self._run.log(dict(metrics))
-        except Exception as error:
-            self._give_up("log", error)
-
-    def log_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Send the result of an evaluation, by variant: the success in each decoding."""
-        self.log(
-            {
-                f"eval/{variant}/{decoding}/success": entry[decoding]["success"]
-                for variant, entry in evaluation.items()
-                for decoding in DECODINGS
-                if decoding in entry
-            }
-        )
-
-    def _define(self, metrics: Iterable[str], over: str) -> None:
-        for key in sorted({*metrics} - self._known):
-            self._run.define_metric(key, step_metric=None if key == over else over)
-            self._known.add(key)
+    def log_evaluation(self, evaluation: Mapping[str, Any], over: str, finished: int) -> None:
+        """Send the result of an evaluation, by variant, to be drawn over `over` at `finished` iterations or steps."""
 
     def finish(self) -> None:
-        """Flush and end the run; safe to call twice."""
-        run, self._run = self._run, None
-        if run is None:
-            return
-        try:
-            run.finish()
-        except Exception as error:
-            self._give_up("finish", error)
-
-    def _give_up(self, doing: str, error: Exception) -> None:
-        self._run = None
-        reason = (str(error).splitlines() or [""])[0]
-        logger.warning(
-            "wandb could not %s (%s: %s): tracking is off, the run goes on and metrics.jsonl has every figure",
-            doing,
-            type(error).__name__,
-            reason,
-        )
+        """Send what is left and end; may be called twice."""
 
 
-def _identity(run_dir: Path, mode: Mode) -> tuple[str, str]:
-    """What wandb knows this start by: id and name.
+class Trackers:
+    """The trackers of a run; each is dropped at its first failure."""
 
-    A run that is resumed online goes on in its wandb run. Offline each start is a wandb run of its own, numbered:
-    `wandb sync` sends a folder from line 0 on, whatever `resume` was (wandb 0.31 does not write it to the folder),
-    so that the second of one id would erase the first.
-    """
-    if mode == "offline":
-        earlier = len(list(run_dir.glob("wandb/*run-*")))
-        return uuid4().hex, f"{run_dir.name}-{earlier + 1}" if earlier else run_dir.name
-    path = run_dir / ID_FILE
-    if not path.is_file():
-        write_atomic(path, uuid4().hex.encode())
-    return path.read_text(encoding="utf-8"), run_dir.name
+    def __init__(self, backends: Mapping[str, Backend]) -> None:
+        self._backends = dict(backends)
+
+    @classmethod
+    def start(cls, config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Trackers:
+        """`settings` is the resolved configuration as plain data, to show beside the metrics, but for its secrets."""
+        shown, started = without_secrets(dict(settings)), {}
+        for name in wanted(config):
+            try:
+                started[name] = KINDS[name].start(config, run_dir, shown)
+            except Exception as error:  # whatever a foreign service throws, the run goes on
+                _warn(name, "start", error)
+        return cls(started)
+
+    def log(self, metrics: Mapping[str, float], over: str) -> None:
+        self._each("log", lambda backend: backend.log(metrics, over))
+
+    def log_evaluation(self, evaluation: Mapping[str, Any], over: str, finished: int) -> None:
+        self.log({over: finished, **evaluation_figures(evaluation)}, over)
+
+    def finish(self) -> None:
+        self._each("finish", lambda backend: backend.finish())
+        self._backends.clear()
+
+    def _each(self, doing: str, call: Callable[[Backend], None]) -> None:
+        for name, backend in list(self._backends.items()):
+            try:
+                call(backend)
+            except Exception as error:
+                del self._backends[name]
+                _warn(name, doing, error)
 
 
-def _start(config: Config, run_dir: Path, settings: Mapping[str, Any], mode: Mode) -> Any:
-    os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported, before any Settings
-    import wandb
+def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """By eval/VARIANT/DECODING/FIGURE the success, and of several samples pass@k and majority@k for some k."""
+    figures = {}
+    for variant, entry in evaluation.items():
+        for decoding in (d for d in DECODINGS if d in entry):
+            figures[f"eval/{variant}/{decoding}/success"] = entry[decoding]["success"]
+            for name in ("pass_at", "majority_at"):
+                by_k = entry[decoding].get(name) or {}
+                for k in shown_ks(by_k):
+                    figures[f"eval/{variant}/{decoding}/{name}_{k}"] = by_k[k]["value"]
+    return figures
 
-    run_id, name = _identity(run_dir, mode)
-    return wandb.init(
-        project=config.tracking.project,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        name=name,
-        group=config.name,
-        dir=str(run_dir),
-        config=dict(settings),
-        mode=mode,
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            quiet=True,
-            init_timeout=DEADLINE_S,
-            finish_timeout=DEADLINE_S,
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=True,
-        ),
+
+def _warn(name: str, doing: str, error: Exception) -> None:
+    reason = without_users((str(error).splitlines() or [""])[0])
+    logger.warning(
+        "%s could not %s (%s: %s): it is off from here on, the run goes on and metrics.jsonl has every figure",
+        name,
+        doing,
+        type(error).__name__,
+        reason,
     )
+
+
+def _wandb(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Backend:
+    from rlpost.record.trackers.wandb_backend import WandbBackend
+
+    return WandbBackend(config, run_dir, settings)
+
+
+def _tensorboard(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Backend:
+    from rlpost.record.trackers.tensorboard_backend import TensorBoardBackend
+
+    return TensorBoardBackend(run_dir, settings)
+
+
+def _mlflow(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Backend:
+    from rlpost.record.trackers.mlflow_backend import start
+
+    return start(config, run_dir, settings)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tracker that can be named: how it starts, the modules it needs, and how to get them."""
+
+    start: Start
+    modules: Callable[[Config], Sequence[str]]
+    install: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "wandb": Kind(_wandb, lambda config: ("wandb",), "pip install wandb"),
+    "tensorboard": Kind(_tensorboard, lambda config: ("tensorboard",), "pip install tensorboard"),
+    "mlflow": Kind(
+        _mlflow,
+        # A server keeps its own database; the run's own one needs these.
+        lambda config: ("mlflow",) if wanted_uri(config) else ("mlflow", "sqlalchemy", "alembic"),
+        "pip install mlflow",
+    ),
+}
+
+
+def wanted(config: Config) -> list[str]:
+    """The trackers that the configuration asks for; wandb counts as not asked for where its mode is disabled."""
+    names = config.tracking.backends
+    return [name for name in names if name != "wandb" or resolve_mode(config.tracking.wandb) != "disabled"]
+
+
+def missing_modules(config: Config, name: str) -> list[str]:
+    """What a tracker needs and is not installed."""
+    return [module for module in KINDS[name].modules(config) if find_spec(module) is None]

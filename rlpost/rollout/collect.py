@@ -159,6 +159,7 @@ class Collector:
                 episode.next = _asking(call.result.env).start
                 return
             messages, episode.tools = call.result.messages, call.result.tools
+            episode.difficulty = call.result.difficulty
             episode.show(messages, self._chat.prompt_ids(messages, episode.tools))
         elif isinstance(call.result, Heard):
             self._heard(batch, episode, call.result)
@@ -203,6 +204,7 @@ class Collector:
         assert completion is not None, "a reply is to an answer"
         episode.record(reply.reward, reply.outcome, policy_version, self._thought_tokens(completion))
         episode.success, episode.ending = reply.success, reply.ending
+        episode.final_answer = reply.final_answer
         if reply.ending is None:
             ids = self._chat.feedback_ids(reply.messages, completion.finish, episode.tools)
             episode.show(reply.messages, ids)

@@ -29,6 +29,7 @@ class Opening:
     env: Env
     messages: tuple[Message, ...]
     instance: str
+    difficulty: str | None
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -41,6 +42,7 @@ class Reply:
     ending: Ending | None
     outcome: str
     success: bool
+    final_answer: str | None  # the answer in canonical form, where the environment gives one
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
@@ -64,7 +66,8 @@ def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     options = {"variant": spec.variant, "split": spec.split}
     observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
     instance = _in_utf8(str(adapter.field(info, "instance", "reset")))
-    return Opening(env, _messages(observation), instance, adapter.tools_of(env))
+    told = _told(info, "difficulty")
+    return Opening(env, _messages(observation), instance, told, adapter.tools_of(env))
 
 
 def replied(env: Env, answer: str) -> Reply:
@@ -73,7 +76,8 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success)
+    final = _told(info, "answer")
+    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final)
 
 
 def _finite(reward: float) -> float:
@@ -87,6 +91,19 @@ def _messages(said: Said) -> tuple[Message, ...]:
     for message in messages:
         _in_utf8(message.text)
     return messages
+
+
+def _told(info: Mapping[str, Any], name: str) -> str | None:
+    """What the environment may say in a word or a number, as text; None where it says nothing.
+
+    Raises TypeError for anything else: a list or a dict would make a category of its own for almost every instance.
+    """
+    value = info.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"info[{name!r}] is no word and no number but {type(value).__name__}")
+    return _in_utf8(value if isinstance(value, str) else f"{value:.12g}")
 
 
 def _in_utf8(text: str) -> str:
@@ -109,6 +126,8 @@ class Episode:
     conversation: ModelInput = field(default=ModelInput(()))  # all of it, the present context included
     turns: list[Turn] = field(default_factory=list)
     success: bool = False
+    difficulty: str | None = None
+    final_answer: str | None = None
     ending: Ending | None = None
     error: str | None = None
     completion: Completion | None = None
@@ -170,4 +189,6 @@ class Episode:
             ending=self.ending,
             success=self.success,
             error=self.error,
+            difficulty=self.difficulty,
+            final_answer=self.final_answer,
         )

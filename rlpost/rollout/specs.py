@@ -32,22 +32,35 @@ def group_specs(cfg: Config, iteration: int, groups: Sequence[int]) -> list[Epis
     ]
 
 
-def evaluation_specs(cfg: Config, variant: str, episodes: Sequence[int]) -> list[EpisodeSpec]:
-    """Fixed instances of a variant, by number (rlpost/rollout/instances.py): the same for every run and adapter."""
+def evaluation_specs(
+    cfg: Config, variant: str, instances: Sequence[int], samples: int = 1
+) -> list[EpisodeSpec]:
+    """Fixed instances of a variant, by number (rlpost/rollout/instances.py): the same for every run and adapter.
+
+    Each is played `samples` times, as a group of that number, with different dice.
+    """
     return [
         EpisodeSpec(
             variant=variant,
             split="eval",
             iteration=-1,
-            episode=episode,
-            group=episode,
-            env_seed=evaluation_env_seed(cfg.eval.seed, variant, episode),
-            seed=derive(cfg.eval.seed, "dice", variant, episode),
+            episode=instance * samples + sample,
+            group=instance,
+            env_seed=evaluation_env_seed(cfg.eval.seed, variant, instance),
+            seed=_evaluation_dice(cfg.eval.seed, variant, instance, sample),
         )
-        for episode in episodes
+        for instance in instances
+        for sample in range(samples)
     ]
 
 
-def evaluation_env_seed(seed: int, variant: str, episode: int) -> int:
-    """What the environment is reset with for an evaluation's episode, where eval.seed is `seed`."""
-    return derive(seed, "instance", variant, episode)
+def evaluation_env_seed(seed: int, variant: str, instance: int) -> int:
+    """What the environment is reset with for an evaluation's instance (its group), where eval.seed is `seed`."""
+    return derive(seed, "instance", variant, instance)
+
+
+def _evaluation_dice(seed: int, variant: str, instance: int, sample: int) -> int:
+    """A sample's dice do not depend on how many are drawn, and the first has those of an evaluation of one sample."""
+    if sample == 0:
+        return derive(seed, "dice", variant, instance)
+    return derive(seed, "dice of sample", sample, variant, instance)

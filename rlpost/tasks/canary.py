@@ -57,8 +57,8 @@ def plain_peft_canary(model_folder: Path, adapter_folder: Path, token_ids: tuple
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=_stored_dtype(model_folder))
-    _compute_in_float32(base)
     model = PeftModel.from_pretrained(base, adapter_folder).eval()
+    _compute_in_float32(model)
     ids_1T = torch.tensor([token_ids])
     with torch.no_grad():
         logprobs_TV = model(input_ids=ids_1T).logits[0, :-1].float().log_softmax(-1)
@@ -76,9 +76,20 @@ def _stored_dtype(model_folder: Path) -> torch.dtype:
 
 
 def _compute_in_float32(model: nn.Module) -> None:
-    """Each module's own parameters are in fp32 while it computes, and as they were before and after."""
+    """Each module's own parameters are in fp32 while it computes, and as they were before and after.
+
+    A layer of PEFT is widened with all that is in it: some kinds compute with the weight of the layer inside.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inside: set[nn.Module] = set()
     for module in model.modules():
-        stored = {name: each.data for name, each in module.named_parameters(recurse=False)}
+        if module in inside:
+            continue
+        is_adapted = isinstance(module, BaseTunerLayer)
+        if is_adapted:
+            inside.update(module.modules())
+        stored = {name: each.data for name, each in module.named_parameters(recurse=is_adapted)}
         module.register_forward_pre_hook(partial(_widen, stored))
         module.register_forward_hook(partial(_restore, stored))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlpost.config.schema import Config
+from rlpost.config.schema import Config, Task
 from rlpost.envs import registry
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
@@ -38,35 +38,44 @@ def _variant(
     results: dict[str, Any] = {}
     for decoding, sampling in decodings(cfg).items():
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
-        specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant))
+        samples = cfg.eval.samples if sampling.temperature > 0 else 1  # greedy answers are all alike
+        specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant), samples)
         played = pool.collect(specs, sampling)
         path = run_dir.write_evaluation(stage, variant, decoding, played)
         what = f"evaluation ({stage}): {variant}, {decoding}"
         failures.refuse_all(played, f"{what} (its episodes: {path})")
         for note in failures.notes(played):
             progress.note(f"{what}: {note}")
-        results[decoding] = metrics.evaluation(played)
+        results[decoding] = metrics.evaluation(played, cfg.rollout.answer_marker)
         if results[decoding]["graded"]:
             progress.lead_with_reward()
     headline = results[main_decoding(results)]
     return {**{key: headline[key] for key in HEADLINE}, **results}
 
 
-def evaluate_stage(session: Session, stage: str) -> dict[str, Any]:
-    """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl."""
+def evaluate_stage(session: Session, stage: str, finished: int) -> dict[str, Any]:
+    """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl.
+
+    `finished`: iterations (task=sft: steps) before it, over which trackers draw what it found.
+    """
     with session.clock.phase("evaluation"):
         evaluation = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
-    session.tracker.log_evaluation(evaluation)
+    session.tracker.log_evaluation(evaluation, axis(session.cfg), finished)
     session.book(stage)
     return evaluation
 
 
-def evaluate_stage_once(session: Session, stage: str) -> None:
+def evaluate_stage_once(session: Session, stage: str, finished: int) -> None:
     """`evaluate_stage`, unless a run that is resumed has its results already."""
     cfg = session.cfg
     wanted = {(stage, variant, decoding) for variant in cfg.eval_variants for decoding in decodings(cfg)}
     if not wanted <= session.run_dir.evaluations().keys():
-        evaluate_stage(session, stage)
+        evaluate_stage(session, stage, finished)
+
+
+def axis(cfg: Config) -> str:
+    """What trackers call the number of finished iterations or supervised steps, which evaluations are drawn over."""
+    return "eval/steps" if cfg.task is Task.sft else "eval/iterations"
 
 
 def decodings(cfg: Config) -> dict[str, Sampling]:
@@ -99,7 +108,7 @@ def run(cfg: Config) -> None:
             canary = plain_peft_canary(session.model_folder, folder, ids)
             swaps.append(session.pool.swap(Adapter.load(folder), canary))
         results = evaluate(cfg, session.pool, session.run_dir, session.progress, stage)
-        session.tracker.log_evaluation(results)
+        session.tracker.log_evaluation(results, axis(cfg), 0)
         publish(
             session,
             {stage: results},

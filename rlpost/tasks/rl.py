@@ -46,14 +46,14 @@ def _begin(session: Session) -> TrainingState:
     cfg = session.cfg
     if cfg.eval.start:
         began = time.monotonic()
-        state.evaluations["before"] = evaluate_stage(session, "before")
+        state.evaluations["before"] = evaluate_stage(session, "before", 0)
         session.progress.closing(time.monotonic() - began)
     _warm_up(session)
     session.learner.set_reference()
     with session.clock.phase("swap"):
         training_state.swap(session, state)
     if cfg.eval.start and (cfg.sft.steps > 0 or cfg.adapter is not None):
-        state.evaluations["warm"] = evaluate_stage(session, "warm")
+        state.evaluations["warm"] = evaluate_stage(session, "warm", 0)
     training_state.checkpoint(session, state)
     return state
 
@@ -70,7 +70,7 @@ def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
     stall, score = Stall(session.cfg.algo), reward_function(session.cfg)
     while True:
         if schedule.due:
-            evaluate_stage_once(session, iteration_name(state.steps - 1))
+            evaluate_stage_once(session, iteration_name(state.steps - 1), state.steps)
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
@@ -107,8 +107,9 @@ def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -
     """
     rollout = session.cfg.rollout
     with session.clock.phase("rollout"):
-        sampling = Sampling(rollout.temperature, rollout.max_new_tokens, tuple(rollout.stop))
-        played = session.pool.collect(specs, sampling)
+        played = session.pool.collect(
+            specs, Sampling(rollout.temperature, rollout.max_new_tokens, tuple(rollout.stop))
+        )
     if score is None:
         return played
     with session.clock.phase("rewards"):

@@ -34,7 +34,7 @@ from rlpost.record.files import write_atomic
 from rlpost.record.gains import gains
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
-from rlpost.record.tracking import Tracker
+from rlpost.record.tracking import Tracker, Trackers
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
@@ -120,7 +120,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
         console.print(remark, soft_wrap=True)
     run_dir = stack.enter_context(_run_dir(cfg))
     console.print(f"run directory: {run_dir.path}", soft_wrap=True)
-    tracker = Tracker(cfg, run_dir.path, plain(cfg))
+    tracker = Trackers.start(cfg, run_dir.path, plain(cfg))
     stack.callback(tracker.finish)
     progress = Progress(console, steps_of(cfg))
     stack.callback(progress.close)

@@ -120,7 +120,7 @@ def _begin(session: Session) -> TrainingState:
     if session.cfg.eval.start:
         if session.cfg.adapter is not None:
             training_state.swap(session, state)
-        state.evaluations["before"] = evaluate_stage(session, "before")
+        state.evaluations["before"] = evaluate_stage(session, "before", 0)
     return state
 
 
@@ -134,7 +134,7 @@ def _steps(session: Session, schedule: Schedule, state: TrainingState, data: Exp
     while True:
         if schedule.due:
             training_state.swap(session, state)
-            evaluate_stage_once(session, step_name(state.steps - 1))
+            evaluate_stage_once(session, step_name(state.steps - 1), state.steps)
         if schedule.over:
             return
         session.progress.stage(f"supervised step {schedule.next}")

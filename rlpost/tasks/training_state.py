@@ -106,7 +106,7 @@ def _check_lines(run_dir: RunDir, state: TrainingState, step_key: str) -> None:
 
 def finish(session: Session, state: TrainingState) -> None:
     """Evaluate what was trained, and publish all that was measured."""
-    state.evaluations["after"] = evaluate_stage(session, "after")
+    state.evaluations["after"] = evaluate_stage(session, "after", state.steps)
     publish(
         session,
         state.evaluations,

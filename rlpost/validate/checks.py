@@ -19,13 +19,16 @@ from rlpost.cluster.addresses import host_and_port
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
-from rlpost.record.tracking import MODES, WANDB_MODES, has_wandb_key, resolve_mode
+from rlpost.record.trackers.secrets import without_users
+from rlpost.record.trackers.wandb_backend import MODES, WANDB_MODES, has_wandb_key, resolve_mode
+from rlpost.record.tracking import KINDS, missing_modules
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.unread import unread
 
 WANDB_CHOICES = ("auto", *MODES)
+MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ RANGES: dict[str, Range] = {
     "learner.gpus": SHARE,
     "learner.timeout_s": POSITIVE,
     "eval.episodes": COUNT,
+    "eval.samples": Range(1, 256),
     "eval.every": NOT_NEGATIVE,
     "eval.seed": Range(0, 2**31 - 1),
     "compare.points": COUNT,
@@ -174,6 +178,13 @@ def _evaluation(config: Config) -> Iterator[str]:
         yield refusal(
             "eval.sampled", False, "eval.greedy is false too: nothing to evaluate", "set one to true"
         )
+    if config.task is Task.compare and config.eval.samples > 1:
+        yield refusal(
+            "eval.samples",
+            config.eval.samples,
+            "a comparison plays each instance once a seed, and pairs by that",
+            "give 1, and evaluate a cell's adapter with task=eval",
+        )
 
 
 def _adapter(config: Config) -> Iterator[str]:
@@ -217,6 +228,39 @@ def _resume(config: Config, folder: Path) -> Iterator[str]:
 
 
 def _tracking(config: Config) -> Iterator[str]:
+    names = config.tracking.backends
+    if unknown := [name for name in names if name not in KINDS]:
+        choices = ", ".join(KINDS)
+        yield refusal("tracking.backends", names, f"unknown: {', '.join(unknown)}", f"give some of {choices}")
+    elif len(set(names)) < len(names):
+        yield refusal("tracking.backends", names, "one is named twice", "name each once")
+    else:
+        yield from _wandb(config) if "wandb" in names else ()
+        yield from _installed(config)
+        yield from _mlflow(config) if "mlflow" in names else ()
+
+
+def _installed(config: Config) -> Iterator[str]:
+    """Refusals of trackers whose packages are missing: a run of a day must not show so in its last line."""
+    for name in config.tracking.backends:
+        if name == "wandb" and config.tracking.wandb == "disabled":
+            continue
+        if missing := missing_modules(config, name):
+            reason = f"{name} needs what is not installed: {', '.join(missing)}"
+            remedy = f"{KINDS[name].install}, or leave {name} out"
+            yield refusal("tracking.backends", config.tracking.backends, reason, remedy)
+
+
+def _mlflow(config: Config) -> Iterator[str]:
+    uri = config.tracking.mlflow_uri
+    if uri is not None and not re.match(rf"(?:{'|'.join(MLFLOW_SCHEMES)})(?:\+\w+)?(?::|$)", uri):
+        remedy = (
+            "give http://host:5000, sqlite:////folder/mlflow.db, or null for a database in the run directory"
+        )
+        yield refusal("tracking.mlflow_uri", without_users(uri), "neither a server nor a database", remedy)
+
+
+def _wandb(config: Config) -> Iterator[str]:
     mode, said = config.tracking.wandb, os.environ.get("WANDB_MODE")
     if mode not in WANDB_CHOICES:
         yield refusal("tracking.wandb", mode, "unknown", "give one of " + ", ".join(WANDB_CHOICES))

@@ -1,8 +1,8 @@
 """Refuses what does not fit the model: `lora.target_modules` and the adapter that a run starts from or evaluates.
 
 This needs the model's files, so it follows `checks`. It runs before Ray starts: nobody waits for engines that end at
-their first swap. Names and shapes of modules decide. The adapter's own `base_model_name_or_path` is only shown, since
-folders get renamed.
+their first swap. Names and shapes of modules decide, and whether the adapter can be merged at all. The adapter's own
+`base_model_name_or_path` is only shown, since folders get renamed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
@@ -18,6 +19,8 @@ from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import check_start, named
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
 ALL = "all-linear"
 _SHOWN = 3  # modules named in a message
@@ -30,7 +33,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
 
     Raises:
         ConfigError: lora.target_modules names what the model does not have, or what engines do not swap.
-        AdapterError: the adapter is broken, not supported, of another model, or not what lora.* describes.
+        AdapterError: the adapter is broken, not supported, of another model, no merge, or not what lora.* describes.
         ModelError: the model's files cannot be read.
     """
     if cfg.lora.target_modules == ALL and cfg.adapter is None:
@@ -41,9 +44,17 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
-    _check_fit(adapter, cfg, layers)
     if cfg.task in TRAINING:
         check_start(adapter.config, cfg.lora)
+    try:
+        update = weight_update(adapter, BaseWeights(model_folder))
+    except AdapterError as error:
+        raise AdapterError(
+            f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
+        ) from error
+    _check_fit(adapter, update, cfg, layers)
+    check_merges(update)
+    if cfg.task in TRAINING:
         _check_start_modules(adapter, cfg, layers)
 
 
@@ -64,34 +75,34 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
         raise ConfigError("\n".join(refusals))
 
 
-def _check_fit(adapter: Adapter, cfg: Config, layers: Layers) -> None:
+def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     wrong = [
-        f"{module} is {_shape(adapter, module)} there and {layers.get(module, 'absent')} here"
-        for module in adapter.modules
-        if layers.get(module) != _shape(adapter, module)
+        f"{module} is {shape} there and {layers.get(module, 'absent')} here"
+        for module, shape in update.shapes.items()
+        if layers.get(module) != shape
     ]
-    reason = (
-        f"{len(wrong)} of its {len(adapter.modules)} modules do not fit: {_some(wrong)}" if wrong else None
-    )
-    reason = reason or _of_fewer_blocks(adapter, layers)
+    reason = f"{len(wrong)} of its {len(update.shapes)} modules do not fit: {_some(wrong)}" if wrong else None
+    reason = reason or _of_fewer_blocks(adapter.config, update.shapes, layers)
     if reason is not None:
-        base = adapter.config.get("base_model_name_or_path") or "a model that it does not name"
         raise AdapterError(
-            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {base}, and {reason}."
-            " Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
+            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
+            f" and {reason}. Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
         )
 
 
-def _of_fewer_blocks(adapter: Adapter, layers: Layers) -> str | None:
+def _base_of(adapter: Adapter) -> str:
+    return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
+
+
+def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers: Layers) -> str | None:
     """Why an adapter whose every module fits is of another model: it knows the first blocks alone, and not by intent.
 
     A regular expression, exceptions, or PEFT's `layers_to_transform` are an intent.
     """
-    settings = adapter.config
     chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
     if chosen or not isinstance(settings.get("target_modules"), list):
         return None
-    its, blocks = _blocks(adapter.modules), _blocks(layers)
+    its, blocks = _blocks(modules), _blocks(layers)
     if its != set(range(len(its))) or len(its) >= len(blocks):
         return None
     return (
@@ -126,11 +137,6 @@ def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
 def _targets(cfg: Config) -> list[str]:
     names = cfg.lora.target_modules
     return [] if names == ALL else names.split(",")
-
-
-def _shape(adapter: Adapter, module: str) -> tuple[int, int]:
-    factors = adapter.factors(module)
-    return factors.B.shape[0], factors.A.shape[1]
 
 
 def _some(found: list[str]) -> str:

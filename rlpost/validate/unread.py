@@ -106,6 +106,30 @@ RULES = (
         "it is of engines on a GPU, and with rollout.gpus=0 they run on CPU",
         f"{_LEAVE}; rollout.kv_cache_gib is the CPU's",
     ),
+    _Rule(
+        ("eval.samples",),
+        lambda cfg: cfg.eval.sampled,
+        "eval.sampled=false: greedy answers to one instance are all alike",
+        f"{_LEAVE}, or eval.sampled=true",
+    ),
+    _Rule(
+        ("tracking.wandb",),
+        lambda cfg: "wandb" in cfg.tracking.backends,
+        "tracking.backends does not name wandb",
+        f"{_LEAVE}, or add wandb to tracking.backends",
+    ),
+    _Rule(
+        ("tracking.mlflow_uri",),
+        lambda cfg: "mlflow" in cfg.tracking.backends,
+        "tracking.backends does not name mlflow",
+        f"{_LEAVE}, or add mlflow to tracking.backends",
+    ),
+    _Rule(
+        ("tracking.project",),
+        lambda cfg: bool({"wandb", "mlflow"} & {*cfg.tracking.backends}),
+        "it is of wandb and mlflow, and tracking.backends names neither",
+        f"{_LEAVE}, or add one to tracking.backends",
+    ),
 )
 
 

@@ -1,12 +1,18 @@
-"""What adapter_config.json may say: an allow list, each setting with the values under which a plain merge is right.
+"""What adapter_config.json may say.
 
-`adapters.merged_weight` follows LoRA, rsLoRA and DoRA. Any other setting of PEFT may make the same tensors
-stand for another weight, so a setting that is not listed passes only where it is off (null, false or empty): PEFT
-writes every setting that its version has, used or not.
+LoRA has an allow list, each setting with the values under which a merge is right: `adapters.merged_weight` follows
+LoRA, rsLoRA and DoRA, and PEFT's own merge follows ranks and alphas by module. Any other setting of PEFT may make the
+same tensors stand for another weight, so a setting that is not listed passes only where it is off (null, false or
+empty): PEFT writes every setting that its version has, used or not.
+
+Of other kinds no setting is known here. Those that LoRA has too follow LoRA's rules (so nothing beside linear layers is
+adapted, and no bias). Their own are PEFT's business, whose merge is compared with what its layers compute
+(`rlpost.weights.peft_merge`).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,19 +33,26 @@ KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
+# Kinds that look like adapters of linear layers to PEFT's own classes, and are more than that.
+_MORE_THAN_A_MERGE = {
+    "POLY": "it mixes its parts by the number of a task, which comes with each input",
+    "SHADOW": "it runs a second model beside the base",
+    "XLORA": "it mixes several adapters by what the input is",
+}
+# Settings that mean another thing in each kind, though LoRA has one of the name.
+_KINDS_OWN = frozenset({"peft_type", "r", "rank_pattern", "alpha_pattern"})
+
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raises AdapterError for another kind of adapter than LoRA, and for a setting that a plain merge does not follow.
+    """Raises AdapterError for a kind of adapter that is no merge, and for a setting that a merge does not follow.
 
     A setting that is absent has PEFT's default: older versions do not write `use_rslora` and `use_dora`.
     """
     if "peft_type" not in config:
         raise AdapterError("The adapter config lacks peft_type; it is not PEFT's.")
     if config["peft_type"] != "LORA":
-        raise AdapterError(
-            f"The adapter is of PEFT's kind {config['peft_type']!r}, which is not supported: its tensors are not"
-            " LoRA's. Train a LoRA adapter (rsLoRA and DoRA are taken too)."
-        )
+        _check_other_kind(config)
+        return
     missing = [key for key in ("r", "lora_alpha") if key not in config]
     if missing:
         raise AdapterError(f"The adapter config lacks {', '.join(missing)}; it is not PEFT's.")
@@ -49,6 +62,13 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
     """Raises AdapterError unless a start adapter has the rank, the scaling and the kind that `lora` asks for."""
+    patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
+    if config["peft_type"] != "LORA" or patterns:
+        what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
+        raise AdapterError(
+            f"The start adapter {what}, and a run trains LoRA's family with one rank and alpha (lora.kind, lora.rank,"
+            " lora.alpha). Start without an adapter, or evaluate this one: task=eval."
+        )
     kind = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}
     its = {"r": config["r"], "lora_alpha": config["lora_alpha"], **kind}
     asked = {"r": lora.rank, "lora_alpha": lora.alpha, **KIND_SETTINGS[lora.kind]}
@@ -60,6 +80,33 @@ def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
             f" {', '.join(f'{key}={asked[key]}' for key in differing)}. Give those it was trained with:"
             f" lora.kind={name.value} lora.rank={its['r']} lora.alpha={its['lora_alpha']}"
         )
+
+
+def _check_other_kind(config: Mapping[str, Any]) -> None:
+    """By PEFT's own table of kinds, which is imported here alone: it takes seconds, and LoRA needs none of it."""
+    from peft import LoraConfig as PeftLora
+    from peft import __version__
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    kind = config["peft_type"]
+    its = f"The adapter is of PEFT's kind {kind!r}"
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise AdapterError(f"{its}, which PEFT {__version__} does not have.")
+    own = set(inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[kind]).parameters)
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+    reason = _MORE_THAN_A_MERGE.get(kind)
+    if "target_modules" not in own or not isinstance(tuner, type) or not issubclass(tuner, BaseTuner):
+        reason = reason or "it does not change the weights of linear layers (prompts, prefixes and the like)"
+    if reason is not None:
+        raise AdapterError(
+            f"{its}, which cannot be merged into an engine's weights: {reason}. Train a kind that adapts linear layers,"
+            " such as LoRA or OFT."
+        )
+    shared = set(inspect.signature(PeftLora).parameters) - _KINDS_OWN
+    for key, value in config.items():
+        if key in shared or key not in own:
+            _check_setting(key, value)
 
 
 def named(names: Iterable[str], module: str) -> bool:
@@ -91,6 +138,10 @@ def _are(kind: type | Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(holds(item) for item in value)
 
 
+def _maps_to(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(holds(item) for item in value.values())
+
+
 def _or(*choices: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: any(holds(value) for holds in choices)
 
@@ -112,6 +163,11 @@ _RULES: dict[str, _Rule] = {
     "lora_alpha": _Rule(_is_number, "a finite number"),
     "use_rslora": _FLAG,
     "use_dora": _FLAG,
+    # Other values for the modules that a pattern names; PEFT merges these.
+    "rank_pattern": _Rule(
+        _or(_is_off, _maps_to(lambda value: _is_count(value) and value >= 1)), "ranks from 1 by module"
+    ),
+    "alpha_pattern": _Rule(_or(_is_off, _maps_to(_is_number)), "finite numbers by module"),
     # Which modules are adapted: the tensors say that themselves, and are compared with the model.
     "target_modules": _NAMES,
     "exclude_modules": _NAMES,

@@ -1,7 +1,8 @@
-"""The adapter as a value: PEFT config, tensors, version and fingerprint, and the weight it stands for.
+"""The adapter as a value: PEFT config, tensors, version and fingerprint, and the weight that a LoRA stands for.
 
 `Adapter` is what travels from the learner to every generator and what lies in `adapter/` on disk, in PEFT's
-own format. `merged_weight` is the definition of what an engine must hold after a swap.
+own format. `merged_weight` is the definition of what an engine must hold after a swap of a LoRA, rsLoRA or DoRA of one
+rank. `rlpost.weights.update` gives that weight for every kind of adapter.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _NAME = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
 )
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INDICES = (torch.int32, torch.int64)  # kinds other than LoRA may save which weights they change
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -55,7 +57,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`tensors` carry PEFT's saved names: base_model.model.<module>.lora_A.weight and so on, on the CPU."""
+    """`tensors` carry PEFT's saved names: base_model.model.<module>.lora_A.weight and so on, on the CPU.
+
+    `scaling`, `modules`, `factors` and `shape` are for LoRA's family; what other kinds' tensors mean is PEFT's to say.
+    """
 
     config: Mapping[str, Any]  # as in adapter_config.json
     tensors: Mapping[str, torch.Tensor]
@@ -69,12 +74,19 @@ class Adapter:
         The tensors are copied, so that the learner's next step cannot change an adapter already handed out.
 
         Raises:
-            AdapterError: an unsupported PEFT type or setting, an unknown tensor, shapes that do not fit.
+            AdapterError: an unsupported PEFT type or setting, a tensor that is no weight; for LoRA's family also an
+                unknown tensor, and shapes that do not fit.
         """
         plain = json.loads(json.dumps(dict(config), default=_plain))
         own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         _check(plain, own)
         return cls(plain, own, version, fingerprint(own))
+
+    @property
+    def has_formula(self) -> bool:
+        """Whether `merged_weight` is its policy: LoRA, rsLoRA or DoRA of one rank and one alpha."""
+        patterns = (self.config.get(key) for key in ("rank_pattern", "alpha_pattern"))
+        return self.config["peft_type"] == "LORA" and not any(patterns)
 
     @property
     def scaling(self) -> float:
@@ -101,6 +113,11 @@ class Adapter:
             self.tensors[f"{prefix}.lora_B.weight"],
             self.tensors.get(f"{prefix}.lora_magnitude_vector"),
         )
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(out, in) of the weight that `module` must have."""
+        factors = self.factors(module)
+        return factors.B.shape[0], factors.A.shape[1]
 
     def save(self, folder: Path) -> None:
         """Write PEFT's two files into `folder`, which appears whole or not at all; one that is there is replaced.
@@ -147,23 +164,27 @@ def merged_weight(
     m * (W0 + s B A) / ||W0 + s B A||, the norm over each output row.
 
     Args:
-        base: W0, [out, in], any float dtype, on the device the result shall be on.
-        out: fp32 buffer [out, in] for the result.
+        base: W0, [out, in], any float dtype.
+        out: fp32 buffer [out, in] for the result, on any device; without one the result is on the base's.
 
     Raises:
-        AdapterError: the adapter has no such module, or its shapes do not fit the base.
+        AdapterError: the adapter has no such module, its shapes do not fit the base, or it has other ranks or alphas
+            for some modules, which this formula does not know.
     """
-    factors = adapter.factors(module)
-    expected = (factors.B.shape[0], factors.A.shape[1])
+    if not adapter.has_formula:
+        raise AdapterError(
+            "merged_weight is LoRA's of one rank and alpha; weight_update takes other adapters."
+        )
+    factors, expected = adapter.factors(module), adapter.shape(module)
     if base.shape != expected:
         raise AdapterError(
             f"Module {module!r}: the base weight is {tuple(base.shape)}, the adapter's is {expected}."
         )
-    A, B = (t.to(base.device, torch.float32) for t in (factors.A, factors.B))
     merged = torch.empty(base.shape, dtype=torch.float32, device=base.device) if out is None else out
+    A, B = (t.to(merged.device, torch.float32) for t in (factors.A, factors.B))
     merged.copy_(base).addmm_(B, A, alpha=adapter.scaling)
     if factors.magnitude is not None:
-        magnitude = factors.magnitude.to(base.device, torch.float32)
+        magnitude = factors.magnitude.to(merged.device, torch.float32)
         merged.mul_((magnitude / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1))
     return merged
 
@@ -192,8 +213,15 @@ def _check(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> No
     check_settings(config)
     if not tensors:
         raise AdapterError("The adapter has no tensors.")
+    is_lora = config["peft_type"] == "LORA"
     for name, tensor in tensors.items():
-        _check_values(name, tensor)
+        if is_lora or tensor.dtype not in _INDICES:
+            _check_values(name, tensor)
+    if is_lora:
+        _check_lora(config, tensors)
+
+
+def _check_lora(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     wanted = {"lora_A.weight", "lora_B.weight"}
     if config.get("use_dora", False):
         wanted.add("lora_magnitude_vector")
@@ -202,9 +230,9 @@ def _check(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> No
             raise AdapterError(
                 f"Module {module!r} has {sorted(parts)}; its config asks for {sorted(wanted)}."
             )
-        _check_shapes(
-            module, {part: tensors[f"base_model.model.{module}.{part}"] for part in parts}, config["r"]
-        )
+        # Which module has which rank of a pattern is PEFT's to say, and compared when its layers are built.
+        rank = None if config.get("rank_pattern") else config["r"]
+        _check_shapes(module, {part: tensors[f"base_model.model.{module}.{part}"] for part in parts}, rank)
 
 
 def _check_values(name: str, tensor: torch.Tensor) -> None:
@@ -221,11 +249,12 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def _check_shapes(module: str, parts: Mapping[str, torch.Tensor], rank: int) -> None:
+def _check_shapes(module: str, parts: Mapping[str, torch.Tensor], rank: int | None) -> None:
     A, B = parts["lora_A.weight"], parts["lora_B.weight"]
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] != (rank or A.shape[0]):
         raise AdapterError(
-            f"Module {module!r}: A {tuple(A.shape)} and B {tuple(B.shape)} are not of rank {rank}."
+            f"Module {module!r}: A {tuple(A.shape)} and B {tuple(B.shape)} are not of"
+            f" {'one rank' if rank is None else f'rank {rank}'}."
         )
     magnitude = parts.get("lora_magnitude_vector")
     if magnitude is not None and magnitude.shape != B.shape[:1]:

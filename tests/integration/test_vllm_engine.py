@@ -27,6 +27,8 @@ from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.peft_merge import PeftLayers
+from tests.peft_kinds import MERGED, save, trained
 
 pytestmark = pytest.mark.integration
 
@@ -282,6 +284,92 @@ def test_a_swap_serves_what_peft_computes(
     done = sample(engine, Sampling(1.0, 12), {"a": 7})["a"]
     expected = logprobs(model, (*PROMPT, 100, *done.token_ids))[len(PROMPT) :]
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
+
+
+OF_PEFT = ["rank pattern", "rank pattern, DoRA", "OFT", "VeRA", "LoHa", "IA3"]
+
+
+def of_peft(folder: Path, case: str, saved: Path, version: int) -> tuple[PeftModel, Adapter]:
+    """A PEFT model of a kind that rlpost has no line for, and its adapter as PEFT saves it."""
+    model = trained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), MERGED[case], version)
+    return model, dataclasses.replace(Adapter.load(save(model, saved)), version=version)
+
+
+@pytest.mark.parametrize("case", OF_PEFT)
+def test_a_kind_that_only_peft_knows_is_swapped_in_and_proven(
+    engine: VllmEngine, base: Any, random_model: Path, tmp_path: Path, case: str
+) -> None:
+    model, adapter = of_peft(random_model, case, tmp_path, 7)
+    check = canary(model)
+    moved = (torch.tensor(check.logprobs) - logprobs(base, check.token_ids)).abs().mean()
+    assert moved > 10 * TIGHT
+    report = engine.swap(adapter, check, max_gap=TIGHT)
+    assert (report.version, report.fingerprint) == (7, adapter.fingerprint)
+    assert report.modules_bound == report.modules_expected == 18  # three modules in each of six blocks
+    assert report.canary_gap < TIGHT
+    torch.testing.assert_close(
+        torch.tensor(engine.score(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
+    )
+
+
+@pytest.mark.parametrize("case", ["rank pattern", "OFT", "VeRA"])
+def test_a_wrong_tensor_of_such_a_kind_is_refused_and_the_old_version_lives(
+    engine: VllmEngine, policy_a: tuple[PeftModel, Adapter], random_model: Path, tmp_path: Path, case: str
+) -> None:
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+    before = engine.score(PROMPT)
+    model, adapter = of_peft(random_model, case, tmp_path, 8)
+    module = "layers.2.self_attn.q_proj"
+    name = next(name for name in sorted(adapter.tensors) if module in name)
+
+    def refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
+        with pytest.raises(SwapError, match=f"(?s)Version 8 was not taken.*{reason}.*Live is version 1"):
+            engine.swap(Adapter.create(adapter.config, tensors, 8), canary(model), TIGHT)
+        assert engine.score(PROMPT) == before
+
+    refused({**adapter.tensors, name: 3 * adapter.tensors[name] + 0.5}, "On the canary")
+    refused({key: value for key, value in adapter.tensors.items() if module not in key}, module)
+    refused({**adapter.tensors, name: adapter.tensors[name][..., :-1].contiguous()}, module)
+    flipped = adapter.tensors[name].clone()
+    flipped.view(torch.int32).view(-1)[0] ^= 1
+    with pytest.raises(SwapError, match=r"(?s)Version 8.*did not arrive whole.*Live is version 1"):
+        engine.swap(dataclasses.replace(adapter, tensors={**adapter.tensors, name: flipped}), None, TIGHT)
+    assert engine.score(PROMPT) == before
+
+
+def test_a_merge_that_fails_midway_leaves_the_old_version(
+    engine: VllmEngine,
+    policy_a: tuple[PeftModel, Adapter],
+    random_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+    before = engine.score(PROMPT)
+    model, adapter = of_peft(random_model, "OFT", tmp_path, 10)
+    merged = PeftLayers.merged
+
+    def spoiled(layers: PeftLayers, module: str, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if module == "model.layers.3.mlp.down_proj":
+            base = base[:-1]
+        return merged(layers, module, base, out)
+
+    monkeypatch.setattr(PeftLayers, "merged", spoiled)
+    with pytest.raises(SwapError, match=r"(?s)Version 10 .*layers\.3\.mlp\.down_proj.*Live is version 1"):
+        engine.swap(adapter, canary(model), TIGHT)
+    assert engine.score(PROMPT) == before
+
+
+def test_kinds_follow_each_other_and_each_leaves_the_base(
+    engine: VllmEngine, policy_b: tuple[PeftModel, Adapter], random_model: Path, tmp_path: Path
+) -> None:
+    """OFT, a LoRA on other modules, OFT: the same to the bit."""
+    model, adapter = of_peft(random_model, "OFT", tmp_path, 9)
+    scores = []
+    for one, its in ((model, adapter), policy_b, (model, adapter)):
+        engine.swap(its, canary(one), TIGHT)
+        scores.append(engine.score(PROMPT))
+    assert scores[0] == scores[2] != scores[1]
 
 
 def test_a_b_a_is_a_to_the_bit(

@@ -80,4 +80,6 @@ trajectories = st.builds(
     ending=st.sampled_from(Ending),
     success=st.booleans(),
     error=st.none() | texts,
+    difficulty=st.none() | texts,
+    final_answer=st.none() | texts,
 )

@@ -13,6 +13,16 @@ from transformers import AutoModelForCausalLM
 from rlpost.config.schema import Config
 from rlpost.rollout.chat import Chat
 from rlpost.tasks.canary import MAX_TOKENS, canary_ids, plain_peft_canary
+from rlpost.weights.adapters import Adapter
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import weight_update
+from tests.learner_data import write_small_model
+from tests.peft_kinds import MERGED, save, trained
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
 
 
 def test_the_canary_is_the_same_for_every_seed_and_fits(random_model: Path) -> None:
@@ -59,3 +69,22 @@ def test_a_saved_adapter_is_scored_in_fp32_and_its_base_held_as_it_is_stored(
     assert list(canary.logprobs) == table.gather(1, ids[0, 1:, None])[:, 0].tolist()
     kept = {name: each.dtype for name, each in held[0].named_parameters() if "lora_" not in name}
     assert set(kept.values()) == {stored}
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", MERGED)
+def test_the_canary_of_every_kind_is_that_of_the_merged_model(
+    case: str, stored: torch.dtype, small: Path, tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(small, dtype=stored).save_pretrained(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    folder = save(trained(base, MERGED[case]), tmp_path / "adapter")
+    ids = tuple(range(5, 45))
+    canary = plain_peft_canary(tmp_path / "model", folder, ids)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    update = weight_update(Adapter.load(folder), BaseWeights(tmp_path / "model"))
+    merged.load_state_dict(dict(update), strict=False)
+    with torch.no_grad():
+        table = merged(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    expected = table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(canary.logprobs), expected, rtol=0, atol=1e-4)

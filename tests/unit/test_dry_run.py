@@ -70,3 +70,10 @@ def test_prompts_that_do_not_fit_are_counted_and_told(
     run(cfg)
     shown = capsys.readouterr().out
     assert "8 of 8 episodes (100%) unfit: the prompt does not fit rollout.max_model_len" in shown
+
+
+def test_the_expert_is_cut_at_a_stop_string_as_a_model_would_be(cfg: Config, random_model: Path) -> None:
+    cfg.rollout.stop = ['"formula"']
+    found = ask_expert(cfg, Chat.load(random_model, cfg.rollout), training_specs(cfg, 0))
+    assert found is not None
+    assert found.solved == 0.0

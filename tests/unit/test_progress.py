@@ -156,6 +156,15 @@ def test_right_steps_have_a_row_where_episodes_have_several() -> None:
     assert rows == [["right", "steps", *shares] for shares in (["-", "-"], ["0.0%", "62.5%"], ["-", "-"])]
 
 
+def test_samples_have_rows_of_the_greatest_k() -> None:
+    console, sampled = plain(), summary()
+    by_k = {str(k): {"value": k / 10, "low": 0.05, "high": 0.9} for k in range(1, 5)}
+    sampled["eval"]["after"]["faces_10"]["sampled"] |= {"pass_at": by_k, "majority_at": by_k}
+    results_table(console, sampled)
+    rows = [line.split() for line in printed(console).splitlines() if "@" in line]
+    assert rows == [["pass@4", "-", "40.0%", "[5,", "90]"], ["majority@4", "-", "40.0%", "[5,", "90]"]]
+
+
 def test_a_stage_without_some_variant_shows_a_dash() -> None:
     console, partial = plain(), summary()
     partial["eval"]["warm"] = {"faces_10": {"greedy": entry(0.01, 0.0, 0.02)}}

@@ -428,3 +428,25 @@ def test_a_graded_run_leads_with_the_mean_reward(started: RunDir) -> None:
     shown = page_of(started).text
     assert "faces_10 (trained), sampled: mean reward 0.300 [0.300, 0.300] (before)" in shown
     assert shown.index("Mean reward of an episode") > shown.index("solved 0.0% [0, 79]")
+
+
+def test_samples_and_difficulties_have_tables_of_their_own(started: RunDir, page: Page) -> None:
+    """Eight instances, twice each; four are solved at the first try alone, by an answer that the second lacks."""
+    samples = [
+        replace(
+            each,
+            episode=2 * each.episode + i,
+            success=each.success and i == 0,
+            difficulty=f"legs: {each.group % 2 + 1}",
+            final_answer=str(i),
+        )
+        for each in deals({1, 2, 3, 4}, "faces_10", n=8)
+        for i in range(2)
+    ]
+    started.write_evaluation("before", "faces_10", "sampled", samples)
+    told = page_of(started).text
+    assert "pass@250.0% [16, 84]" in told  # two cells
+    assert "majority@225.0% [3, 65]" in told
+    assert "legs: 125.0% [5, 70]of 8 episodes, 4 instances" in told
+    assert "Several samples of each instance" not in page.text
+    assert "Success by difficulty" not in page.text

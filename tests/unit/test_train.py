@@ -269,6 +269,36 @@ def test_a_run_whose_rewards_never_differ_is_warned_once(session: Session) -> No
     assert [note.partition(":")[0] for note in told] == ["this run cannot learn as it is"]
 
 
+def test_evaluations_are_drawn_over_the_iterations_that_were_finished_before(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second iteration and the end; a resumed run goes on after those that stand."""
+    sent: list[tuple[str, int]] = []
+
+    def log_evaluation(evaluation: object, over: str, finished: int) -> None:
+        sent.append((over, finished))
+
+    def evaluate(cfg: Config, pool: object, run_dir: RunDir, progress: object, stage: str) -> dict[str, Any]:
+        for variant in cfg.eval_variants:
+            for decoding in ("greedy", "sampled"):
+                run_dir.write_evaluation(stage, variant, decoding, [episode(turn(), variant=variant)])
+        return {}
+
+    monkeypatch.setattr("rlpost.tasks.evaluate.evaluate", evaluate)
+    monkeypatch.setattr(training_state, "publish", silent)
+    session.tracker.log_evaluation = log_evaluation  # type: ignore[method-assign]
+    session.console, session.cfg.eval.every = Console(), 2
+    training_state.finish(session, trained(session, 5))
+    assert sent == [("eval/iterations", finished) for finished in (2, 4, 5)]
+    sent.clear()
+    schedule = Schedule(session.cfg, 7, TINY)
+    state = training_state.resume(session, "iteration", live=False)
+    schedule.replay(session.run_dir.read_metrics(), "iteration")
+    rl._train(session, schedule, state)
+    training_state.finish(session, state)
+    assert sent == [("eval/iterations", finished) for finished in (6, 7)]
+
+
 class TestRewards:
     """The pool's episodes all earn -1; the function pays for their number."""
 

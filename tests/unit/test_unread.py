@@ -52,6 +52,10 @@ def refused(*overrides: str) -> str:
             "rollout.kv_cache_gib=2.0\n  reason: nothing reads it: it is of",
         ),
         (["rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
+        (["eval.samples=4", "eval.sampled=false"], "greedy answers to one instance are all alike"),
+        (["tracking.backends=[]", "tracking.wandb=offline"], "tracking.backends does not name wandb"),
+        (["tracking.mlflow_uri='http://h:1'"], "tracking.backends does not name mlflow"),
+        (["tracking.backends=[]", "tracking.project=x"], "it is of wandb and mlflow"),
         (["task=eval", "rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
         (
             ["task=compare", "arms=[sft,grpo,rloo]", "algo.gae_lambda=0.5"],

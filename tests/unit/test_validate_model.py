@@ -24,6 +24,7 @@ from rlpost.validate.model import check_model
 from rlpost.weights import models
 from rlpost.weights.models import TINY
 from tests.learner_data import write_small_model
+from tests.peft_kinds import MERGED, save, trained
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -113,6 +114,29 @@ def test_every_kind_is_taken_by_the_settings_that_name_it(
 ) -> None:
     lora = replace(LORA, kind=kind)
     check_model(config(Task.sft, lora, adapted(lora)), small)
+
+
+@pytest.mark.parametrize("case", ["rank pattern", "OFT", "VeRA"])
+def test_a_kind_that_only_peft_merges_is_taken_to_evaluate_and_not_to_start_from(
+    case: str, small: Path, tmp_path: Path
+) -> None:
+    model = trained(AutoModelForCausalLM.from_pretrained(small), MERGED[case])
+    adapter = save(model, tmp_path / "adapter")
+    check_model(config(Task.eval, adapter=adapter), small)
+    with pytest.raises(AdapterError, match=r"The start adapter .*task=eval"):
+        check_model(config(Task.rl, adapter=adapter), small)
+    for name, sizes in {"wider": {"hidden_size": 48}, "deeper": {"num_hidden_layers": 3}}.items():
+        other = llama(tmp_path / name, **sizes)
+        with pytest.raises(AdapterError, match=r"trained on .*small-model.* does not fit model=small\. PEFT"):
+            check_model(config(Task.eval, adapter=adapter), other)
+
+
+def test_an_adapter_that_peft_cannot_merge_is_refused_before_anything_starts(
+    small: Path, tmp_path: Path
+) -> None:
+    model = trained(AutoModelForCausalLM.from_pretrained(small), {"peft_type": "LILY"})
+    with pytest.raises(AdapterError, match="cannot merge an adapter of kind LILY"):
+        check_model(config(Task.eval, adapter=save(model, tmp_path / "adapter")), small)
 
 
 @pytest.mark.parametrize("task", PLAYING)

@@ -23,7 +23,8 @@ import torch
 from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
 from rlpost.rollout.engine.settings import EngineSettings, engine_environment
-from rlpost.rollout.engine.swap import WORKER_EXTENSION, BindReport
+from rlpost.rollout.engine.swap import WORKER_EXTENSION
+from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter
 
@@ -138,7 +139,7 @@ class VllmEngine:
             raise SwapError(f"{len(self._waiting)} requests are live; finish them before a swap.")
         started = time.perf_counter()
         try:
-            bound = self._bind(adapter)
+            written = self._write(adapter)
             scores, gap = self._canary_gap(canary, max_gap)
         except Exception as error:
             self._restore(error)
@@ -149,11 +150,11 @@ class VllmEngine:
         self._live = _Live(adapter, canary, tuple(scores))
         return SwapReport(
             version=adapter.version,
-            fingerprint=bound.fingerprint,
-            modules_bound=bound.modules_bound,
-            modules_expected=bound.modules_expected,
+            fingerprint=written.fingerprint,
+            modules_bound=written.modules_bound,
+            modules_expected=written.modules_expected,
             canary_gap=gap,
-            rounding_loss=bound.rounding_loss,
+            rounding_loss=written.rounding_loss,
             seconds=time.perf_counter() - started,
         )
 
@@ -174,8 +175,8 @@ class VllmEngine:
                 self._finished.append((output.request_id, _completion(output.outputs[0])))
         return scored
 
-    def _bind(self, adapter: Adapter | None) -> BindReport:
-        report: BindReport = self._engine.collective_rpc("rlpost_bind", args=(adapter,))[0]
+    def _write(self, adapter: Adapter | None) -> WriteReport:
+        report: WriteReport = self._engine.collective_rpc("rlpost_write", args=(adapter,))[0]
         if not self._engine.reset_prefix_cache():
             raise SwapError("vLLM did not drop its prefix cache.")
         return report
@@ -197,7 +198,7 @@ class VllmEngine:
         """Bring back what was live before, proven by probes and by the scores its own canary had."""
         live = self._live
         try:
-            self._bind(live.adapter)
+            self._write(live.adapter)
             moved = 0.0
             if live.canary is not None:
                 again = self.score(live.canary.token_ids)

@@ -196,6 +196,30 @@ def test_a_step_of_another_shape_is_refused(own: str, name: str, returned: objec
         replied(registry.make(f"{own}:{name}", reply=returned), "x")
 
 
+@pytest.mark.parametrize(("value", "text"), [("hard", "hard"), (3, "3"), (0.5, "0.5"), (None, None)])
+def test_difficulty_and_final_answer_are_words_or_numbers(own: str, value: object, text: str | None) -> None:
+    env = registry.make(
+        f"{own}:DeclaredReturning",
+        opening=("a", {"instance": "i", "difficulty": value}),
+        reply=("no", 0.0, True, False, {"outcome": "O", "success": True, "answer": value}),
+    )
+    assert opened(lambda: env, None, SPEC).difficulty == text
+    assert replied(env, "x").final_answer == text
+
+
+@pytest.mark.parametrize("value", [True, ["a"], {"a": 1}])
+def test_other_difficulties_and_final_answers_are_refused(own: str, value: object) -> None:
+    env = registry.make(
+        f"{own}:DeclaredReturning",
+        opening=("a", {"instance": "i", "difficulty": value}),
+        reply=("no", 0.0, True, False, {"outcome": "O", "success": True, "answer": value}),
+    )
+    with pytest.raises(TypeError, match=r"info\['difficulty'\] is no word"):
+        opened(lambda: env, None, SPEC)
+    with pytest.raises(TypeError, match=r"info\['answer'\] is no word"):
+        replied(env, "x")
+
+
 def test_a_declared_environment_that_leaves_out_what_it_owes_is_refused(own: str) -> None:
     env = registry.make(f"{own}:DeclaredReturning", opening=("a", {}), reply=("no", 0.0, True, False, {}))
     with pytest.raises(Refused, match="the info of reset has no 'instance'"):

@@ -97,6 +97,30 @@ def test_reset_shows_the_cards_and_names_the_instance() -> None:
     assert split_of(info["instance"]) is Split.EVAL
 
 
+@pytest.mark.parametrize(
+    ("values", "difficulty"),
+    [
+        ((3, 3, 8, 8), "solutions: 1"),
+        ((1, 1, 1, 1), "solutions: none"),
+        ((1, 2, 3, 4), "solutions: 13 or more"),
+    ],
+)
+def test_difficulty_is_how_many_solutions_there_are(values: tuple[int, ...], difficulty: str) -> None:
+    """3 3 8 8 has 8 / (3 - 8 / 3) alone; no four ones make 24."""
+    env = GeneralPoints()
+    env.reset(seed=0)
+    env._deal = Deal(VARIANTS["faces_10"], tuple(map(str, values)), values)
+    assert env._difficulty(Split.EVAL) == difficulty
+    assert env._difficulty(Split.TRAIN) is None, "training waits for no solver"
+
+
+def test_reset_says_the_difficulty_of_an_evaluation() -> None:
+    _, info = GeneralPoints().reset(seed=5, options={"variant": "faces_10", "split": "eval"})
+    assert info["difficulty"].startswith("solutions: ")
+    _, info = GeneralPoints().reset(seed=5, options={"variant": "five_cards", "split": "eval"})
+    assert info["difficulty"] is None
+
+
 def test_splits_by_default_are_train_and_in_compat_all() -> None:
     mended, compat = GeneralPoints(), GeneralPoints(mode="compat")
     drawn = {env: {split_of(env.reset(seed=s)[1]["instance"]) for s in range(40)} for env in (mended, compat)}

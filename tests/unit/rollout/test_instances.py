@@ -75,3 +75,21 @@ def test_what_draws_do_not_show_is_not_played(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(registry, "make", counts_four)
     assert len(evaluation_episodes(cfg, "hard")) == 3
     instances._episodes.cache_clear()
+
+
+def test_samples_of_an_instance_are_it_with_other_dice(tmp_path: Path) -> None:
+    """Each instance stays one; its first sample has the dice that it has alone, whatever the number of samples."""
+    cfg = data_set(tmp_path, 5, 40)
+    numbers = evaluation_episodes(cfg, "hard")
+    one, three, four = (evaluation_specs(cfg, "hard", numbers, samples) for samples in (1, 3, 4))
+    env = registry.make(cfg.env, **cfg.env_args)
+    options = {"variant": "hard", "split": "eval"}
+    names = [env.reset(seed=spec.env_seed, options=options)[1]["instance"] for spec in three]
+    assert [names.count(name) for name in dict.fromkeys(names)] == [3] * 5
+    assert [spec.env_seed for spec in three[::3]] == [spec.env_seed for spec in one]
+    assert [spec.seed for spec in three[::3]] == [spec.seed for spec in one]
+    assert len({spec.seed for spec in three}) == len({spec.episode for spec in three}) == 15
+    dice = {(spec.group, spec.episode - 4 * spec.group): spec.seed for spec in four}
+    assert all(dice[spec.group, spec.episode - 3 * spec.group] == spec.seed for spec in three)
+    for spec in three:  # so that a record is replayed
+        assert spec.env_seed == evaluation_env_seed(cfg.eval.seed, "hard", spec.group)

@@ -1,4 +1,4 @@
-"""The merger on plain layers, as a GPU engine has them: no vLLM needed."""
+"""The in-place writer on plain layers, as a GPU engine has them: no vLLM needed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rlpost.errors import SwapError
-from rlpost.rollout.engine.swap import BaseWeights, Merger
+from rlpost.errors import ModelError, SwapError
+from rlpost.rollout.engine.in_place import InPlaceWriter
+from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.weights.adapters import Adapter, merged_weight
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import weight_update
 
 WIDTH, RANK = 64, 4
 ROWS = {"a.q_proj": 1024, "a.k_proj": 512, "a.o_proj": 2048}
@@ -72,14 +75,18 @@ def adapter(version: int, modules: list[str], size: float = 0.3) -> Adapter:
     return Adapter.create({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}, tensors, version)
 
 
+def write(writer: InPlaceWriter, folder: Path, new: Adapter | None) -> WriteReport:
+    return writer.write(None if new is None else weight_update(new, BaseWeights(folder)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_module_holds_base_plus_delta_and_the_rest_the_base(
     base: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype
 ) -> None:
     model = Model(base, dtype)
-    merger = Merger(model, BaseWeights(folder))
+    writer = InPlaceWriter(model, BaseWeights(folder))
     for new in (adapter(1, ["a.q_proj", "a.o_proj"]), adapter(2, ["a.k_proj"]), adapter(3, list(ROWS)), None):
-        report = merger.bind(new)
+        report = write(writer, folder, new)
         adapted = () if new is None else new.modules
         assert (report.modules_bound, report.modules_expected) == (len(adapted), len(adapted))
         for name, weight in base.items():
@@ -91,7 +98,7 @@ def test_the_rounding_loss_is_the_share_of_the_update_that_bfloat16_drops(
     base: dict[str, torch.Tensor], folder: Path
 ) -> None:
     """Against all rows in float64; a tenth apart at most, since the engine measures every eighth row."""
-    merger = Merger(Model(base, torch.bfloat16), BaseWeights(folder))
+    writer = InPlaceWriter(Model(base, torch.bfloat16), BaseWeights(folder))
     for size in (0.3, 0.01):
         new = adapter(1, list(ROWS), size)
         lost, whole = 0.0, 0.0
@@ -101,8 +108,9 @@ def test_the_rounding_loss_is_the_share_of_the_update_that_bfloat16_drops(
             merged = weight.double() + delta
             lost += float((merged.bfloat16().double() - merged).square().sum())
             whole += float(delta.square().sum())
-        assert merger.bind(new).rounding_loss == pytest.approx((lost / whole) ** 0.5, rel=0.1)
-    assert Merger(Model(base, torch.float32), BaseWeights(folder)).bind(new).rounding_loss == 0.0
+        assert write(writer, folder, new).rounding_loss == pytest.approx((lost / whole) ** 0.5, rel=0.1)
+    exact = InPlaceWriter(Model(base, torch.float32), BaseWeights(folder))
+    assert write(exact, folder, new).rounding_loss == 0.0
 
 
 def test_an_unmergeable_layer_is_named(base: dict[str, torch.Tensor], folder: Path) -> None:
@@ -110,7 +118,7 @@ def test_an_unmergeable_layer_is_named(base: dict[str, torch.Tensor], folder: Pa
     model.a.get_submodule("o_proj").quant_method = object()
     before = model.live("a.q_proj").clone()
     with pytest.raises(SwapError, match=r"1 of 3 adapted modules.*a\.o_proj"):
-        Merger(model, BaseWeights(folder)).bind(adapter(1, list(ROWS)))
+        write(InPlaceWriter(model, BaseWeights(folder)), folder, adapter(1, list(ROWS)))
     assert torch.equal(model.live("a.q_proj"), before)
 
 
@@ -118,7 +126,7 @@ def test_a_packed_kernel_that_is_not_known_is_refused(base: dict[str, torch.Tens
     model = Model(base, torch.float32)
     model.a.get_submodule("o_proj").weight = nn.Parameter(torch.empty(0), requires_grad=False)
     with pytest.raises(SwapError, match=r"a\.o_proj: unknown packed kernel"):
-        Merger(model, BaseWeights(folder)).bind(adapter(1, ["a.o_proj"]))
+        write(InPlaceWriter(model, BaseWeights(folder)), folder, adapter(1, ["a.o_proj"]))
 
 
 def test_base_weights_come_from_all_shards(base: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -130,5 +138,5 @@ def test_base_weights_come_from_all_shards(base: dict[str, torch.Tensor], tmp_pa
     for name, weight in base.items():
         assert torch.equal(weights[f"{name}.weight"], weight)
     (tmp_path / "part-1.safetensors").unlink()
-    with pytest.raises(SwapError, match=r"part-1\.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"part-1\.safetensors is missing"):
         BaseWeights(tmp_path)

@@ -1,0 +1,1 @@
+"""The services that show a run's metrics, one file each; rlpost/record/tracking.py chooses among them."""

@@ -1,0 +1,178 @@
+"""Adapters of any kind that PEFT merges: PEFT builds its layers on the base's linear layers, and its merge is taken.
+
+Nothing here knows a kind. What makes a result believable is checked for whatever kind comes:
+
+    what the layers then hold is what the file has, tensor by tensor      so no tensor is ignored and none is missing
+    building the layers leaves W0 as it is                                 so the adapter belongs to this base
+    the layer's own forward equals the merged linear layer's, at random   so a merge is all that the adapter does
+    the layer's bias is as before                                          an engine's bias is not rewritten
+
+The layers of a module tree that is nothing but the checkpoint's linear layers share the memory-mapped checkpoint; one
+of them at a time is widened to fp32. Memory: the adapter, twice, and one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from rlpost.errors import AdapterError
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.models import linear_layers
+
+_NAME = "default"  # PEFT's name for a model's only adapter
+_QUESTIONS = 4  # random inputs on which a layer's forward and its merged weight are compared
+_TOLERANCE = 1e-4  # of the largest output: two orders of adding up in fp32
+_SHOWN = 3  # names in a message
+
+
+class PeftLayers:
+    """PEFT's layers with an adapter's tensors, on the linear layers of a checkpoint."""
+
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights):
+        """`config` as in adapter_config.json, `tensors` by PEFT's saved names.
+
+        Raises:
+            AdapterError: PEFT cannot build such layers there, they do not hold `tensors`, or they change the base.
+        """
+        self._kind = str(config["peft_type"])
+        self._dice = torch.Generator().manual_seed(0)
+        own = BaseWeights(base.folder)  # a mapping of its own, in case PEFT writes into a weight
+        try:
+            model = _build(config, tensors, own)
+        except Exception as error:  # PEFT's kinds raise whatever they like, from KeyError to ImportError
+            raise AdapterError(
+                f"PEFT cannot put this adapter of kind {self._kind} on the model's linear layers: {_line(error)}."
+                " Is it of another model, or does it adapt embeddings, the head or norms, which engines do not swap?"
+            ) from error
+        self._check_tensors(tensors, get_peft_model_state_dict(model, save_embedding_layers=False))
+        self._layers: dict[str, Any] = {
+            name: layer
+            for name, layer in model.get_base_model().named_modules()
+            if isinstance(layer, BaseTunerLayer) and f"{name}.weight" in base
+        }
+        if not self._layers:
+            raise AdapterError(f"This adapter of kind {self._kind} adapts none of the model's linear layers.")
+        changed = [
+            name
+            for name, layer in self._layers.items()
+            if not torch.equal(layer.get_base_layer().weight, base[f"{name}.weight"])
+        ]
+        if changed:
+            raise AdapterError(
+                f"PEFT's start of this adapter of kind {self._kind} changes the base in {len(changed)} modules"
+                f" ({_some(changed)}), so the adapter belongs to that base and not to the model's own weights. Train it"
+                " with a start that leaves the base alone."
+            )
+        self.shapes: dict[str, tuple[int, int]] = {
+            name: tuple(layer.get_base_layer().weight.shape) for name, layer in self._layers.items()
+        }
+
+    @torch.no_grad()
+    def merged(self, module: str, base: Tensor, out: Tensor | None = None) -> Tensor:
+        """See `rlpost.weights.update.WeightUpdate.merged`.
+
+        Raises:
+            AdapterError: no such module, or another shape; PEFT has no merge for it; or the merge is not what the layer
+                computes.
+        """
+        if module not in self._layers or base.shape != self.shapes[module]:
+            raise AdapterError(
+                f"Module {module!r}: the adapter has no weight of shape {tuple(base.shape)} for it."
+            )
+        layer = self._layers[module]
+        linear = layer.get_base_layer()
+        stored, bias = linear.weight.data, None if linear.bias is None else linear.bias.detach().clone()
+        linear.weight.data = base.to("cpu", torch.float32, copy=True)
+        inputs = torch.randn(_QUESTIONS, base.shape[1], generator=self._dice)
+        try:
+            asked = layer(inputs)
+            layer.merge(safe_merge=True)
+            weight, moved = linear.weight.data, bias is not None and not torch.equal(linear.bias, bias)
+        except Exception as error:  # as above
+            raise AdapterError(
+                f"Module {module!r}: PEFT cannot merge an adapter of kind {self._kind} into a linear layer:"
+                f" {_line(error)}"
+            ) from error
+        finally:
+            layer.merged_adapters.clear()  # its base is put back without PEFT's arithmetic, which would round
+            linear.weight.data = stored
+            if bias is not None:
+                linear.bias.data = bias
+        if moved:
+            raise AdapterError(
+                f"Module {module!r}: merging an adapter of kind {self._kind} changes the layer's bias, which engines do"
+                " not swap. Leave modules with a bias out of target_modules."
+            )
+        self._check_forward(module, asked, nn.functional.linear(inputs, weight, bias))
+        return weight if out is None else out.copy_(weight)
+
+    def _check_tensors(self, saved: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+        """Whether the layers hold the file's tensors, and nothing that a file would have besides."""
+        differing = [
+            name
+            for name in sorted(saved.keys() | held.keys())
+            if name not in saved
+            or name not in held
+            or not torch.equal(saved[name].float(), held[name].detach().cpu().float())
+        ]
+        if differing:
+            raise AdapterError(
+                f"PEFT's layers of kind {self._kind} on this model do not hold what the adapter's file has:"
+                f" {len(differing)} tensors differ or are on one side alone ({_some(differing)}). Is the adapter of"
+                " another model, or saved by another version of PEFT? (Embeddings and the head cannot be adapted.)"
+            )
+
+    def _check_forward(self, module: str, asked: Tensor, merged: Tensor) -> None:
+        apart = float((asked - merged).abs().max() / merged.abs().max().clamp_min(1e-30))
+        if not apart <= _TOLERANCE:
+            raise AdapterError(
+                f"Module {module!r}: an adapter of kind {self._kind} computes something else than its merged weight"
+                f" ({apart:.2g} of the largest output apart on random inputs; {_TOLERANCE} is rounding). Only adapters"
+                " whose merge is all that they do can be served."
+            )
+
+
+def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights) -> PeftModel:
+    """PEFT's model over the linear layers. What PEFT draws at random meanwhile leaves the process's dice alone."""
+    # A task would ask for methods of a language model; PEFT's layers are the same without.
+    settings = {**config, "task_type": None, "inference_mode": True}
+    with torch.random.fork_rng(devices=[]):
+        model = PeftModel(_linear_layers(base), PeftConfig.from_peft_type(**settings), _NAME)
+        set_peft_model_state_dict(model, dict(tensors), _NAME)
+    return model.eval()
+
+
+def _linear_layers(base: BaseWeights) -> nn.Module:
+    """A tree of the checkpoint's linear layers at their own names, which computes nothing as a whole."""
+    root = nn.Module()
+    for name, (rows, columns) in linear_layers(base.folder).items():
+        *path, leaf = name.split(".")
+        parent = root
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        has_bias = f"{name}.bias" in base
+        layer = nn.Linear(columns, rows, bias=has_bias, device="meta")
+        layer.weight = nn.Parameter(base[f"{name}.weight"], requires_grad=False)
+        if has_bias:
+            layer.bias = nn.Parameter(base[f"{name}.bias"].float(), requires_grad=False)
+        parent.add_module(leaf, layer)
+    return root
+
+
+def _line(error: Exception) -> str:
+    """The error in a line of bounded length: PEFT lists every parameter of another shape."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300].rstrip(".")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
