@@ -113,7 +113,10 @@ class Collector:
             for call in calls:
                 self._hear(batch, call)
         for episode in batch.live.values():
-            self._rest(episode)
+            if episode.dialogue is None or episode.env is None:
+                self._rest(episode)
+            else:  # whose program would wait for an answer
+                self._threads.retire(episode.thread, episode.env.close)
 
     def close(self) -> list[str]:
         """Close the environments, in their threads, within rollout.env_timeout_s each; what went wrong."""

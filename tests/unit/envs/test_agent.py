@@ -13,12 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rlpost.config.schema import Config
+from rlpost.config.trust import refuse_unnamed_code
 from rlpost.envs import registry
 from rlpost.envs.agent.conversation import Conversation, End, Reward
 from rlpost.envs.agent.requests import MODEL, Form, Refused, parsed, read, reward_of
 from rlpost.envs.agent.server import Server, server
 from rlpost.envs.asking import Answer, Request
 from rlpost.envs.base import Finite
+from rlpost.errors import ConfigError
 
 GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 ANSWER = Answer("hi", (1, 2), (3, 4), (-0.5, -0.25), ("h", "i"))
@@ -304,3 +307,10 @@ def test_a_record_names_its_code(tasks: Path) -> None:
     assert registry.own_code("agent", args) == {"command": "python x.py"}
     named = {"agent": "mine:agent", "score": "mine:score", "path": "a:b"}
     assert registry.own_code("agent", named) == {"agent": "mine:agent", "score": "mine:score"}
+
+
+def test_a_record_with_a_command_is_not_resumed_unnamed(tmp_path: Path) -> None:
+    config = Config(env="agent", env_args={"command": ["python", "x.py"], "path": "tasks.jsonl"})
+    with pytest.raises(ConfigError, match=r"env_args.command=python x.py.*\n.*a command"):
+        refuse_unnamed_code(config, [], tmp_path)
+    refuse_unnamed_code(config, ["env_args.command"], tmp_path)

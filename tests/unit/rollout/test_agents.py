@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -278,7 +279,7 @@ def test_an_agent_that_hangs_times_out_and_ends(chat: Chat, tasks: Path) -> None
     assert (played.ending, len(played.turns)) == (Ending.ENV_TIMEOUT, 1)
     assert played.error == "the agent's next call or end took longer than rollout.env_timeout_s=0.5"
     deadline = time.monotonic() + 10
-    while any(t.name == "agent" and t.is_alive() for t in __import__("threading").enumerate()):
+    while any(t.name == "agent" and t.is_alive() for t in threading.enumerate()):
         assert time.monotonic() < deadline, "the agent's thread lives on"
         time.sleep(0.05)
 
@@ -290,9 +291,23 @@ def test_an_agent_that_comes_late_is_answered_no_more(chat: Chat, tasks: Path) -
     deadline = time.monotonic() + 10
     while not agent_programs.SEEN and time.monotonic() < deadline:
         time.sleep(0.05)
-        if not any(t.name == "agent" for t in __import__("threading").enumerate()):
+        if not any(t.name == "agent" for t in threading.enumerate()):
             break  # the exception of its end reached it first
     assert all(error.status_code == 401 for error in agent_programs.SEEN)
+
+
+def test_an_agent_whose_batch_is_given_up_is_ended(chat: Chat, tasks: Path) -> None:
+    args = {"path": str(tasks), "agent": "tests.agent_programs:calls_without_end"}
+    engine = ScriptedEngine(numbered, chat, 2048)
+    collector = Collector(engine, "agent", lambda: registry.make("agent", **args), chat, 2, 20.0)
+    stream = collector.stream(specs(1), SAMPLING, 0)
+    for _ in range(3):
+        assert next(stream) == []
+    stream.close()
+    deadline = time.monotonic() + 10
+    while any(t.name == "agent" and t.is_alive() for t in threading.enumerate()):
+        assert time.monotonic() < deadline, "the agent's thread waits for an answer"
+        time.sleep(0.05)
 
 
 def test_a_full_context_is_told_and_named(chat: Chat, tasks: Path) -> None:
