@@ -159,9 +159,7 @@ def _from_home(path: str) -> str:
 def _readable(error: OmegaConfBaseException, typed: list[Override]) -> ConfigError:
     key, reason, known = str(error.full_key).partition("[")[0], str(error).splitlines()[0], schema()
     if key not in known:
-        return ConfigError(
-            f"reason: {reason}\n  remedy: see rlpost/config/schema.py for every setting and its type"
-        )
+        return ConfigError(f"reason: {reason}\n  remedy: rlpost settings: every setting and its type")
     words = [o.typed for o in typed if o.key == key]
     value = words[-1] if words else getattr(error, "value", "as in the experiment's file")
     sweep = (

@@ -6,7 +6,6 @@ comment of one sentence, which the listing shows. `defaults: [OTHER]` in it buil
 
 from __future__ import annotations
 
-import sysconfig
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +27,17 @@ class Experiment:
     summary: str  # first comment line of the file
 
 
-def experiments_folder() -> Path:
-    """The checkout's experiments/, or the installed copy of it.
-
-    Raises ConfigError when neither is there.
-    """
-    checkout = Path(__file__).resolve().parents[2] / "experiments"
-    installed = Path(sysconfig.get_path("data")) / "share" / "rlpost" / "experiments"
-    for folder in (checkout, installed):
-        if any(folder.glob("*.yaml")):
-            return folder
-    raise ConfigError(f"No experiments found: neither {checkout} nor {installed} holds a YAML file.")
+FOLDER = Path(__file__).resolve().parents[1] / "experiments"  # in a checkout a link to ../experiments
 
 
 def experiments() -> dict[str, Experiment]:
-    """Every experiment that `experiment=` accepts, by name."""
+    """Every experiment that `experiment=` accepts, by name. Raises ConfigError where the installation has none."""
     by_name = {}
-    for path in sorted(experiments_folder().glob("*.yaml")):
+    for path in sorted(FOLDER.resolve().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         by_name[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
+    if not by_name:
+        raise ConfigError(f"No experiments found: {FOLDER} holds no YAML file. Install rlpost again.")
     return by_name
 
 

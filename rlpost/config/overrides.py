@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rlpost.config.experiments import experiments
 from rlpost.config.keys import free_form, refusal, schema
 from rlpost.config.yaml_files import parse_flow, parse_scalar, parse_texts
 from rlpost.errors import ConfigError
@@ -46,10 +47,12 @@ def override(key: str, value: object) -> str:
 def _parse(word: str) -> Override:
     key, equals, typed = word.partition("=")
     if not equals or key[:1] in ("+", "~") or not all(key.split(".")):
-        raise ConfigError(
-            f"{word}\n  reason: not of the form key=value\n"
-            "  remedy: write key=value; every setting already exists (start once for each value to sweep)"
+        remedy = (
+            f"write experiment={word}, or: rlpost {word}"
+            if word in experiments()
+            else "write key=value; every setting already exists (start once for each value to sweep)"
         )
+        raise ConfigError(f"{word}\n  reason: not of the form key=value\n  remedy: {remedy}")
     key = SHORT.get(key, key)
     return Override(key, typed, _value(key, typed))
 

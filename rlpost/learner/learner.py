@@ -23,6 +23,7 @@ from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.steps import Batch, Metrics, compute_outputs
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.models import name_for_loading
 
 REFERENCE_FILE = "reference.safetensors"
 KL_FILE = "kl.json"  # the coefficient, where algo.kl_target steers it
@@ -38,6 +39,7 @@ class Learner:
         if len(canary_ids) < 2:
             raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
         self.cfg, self.rendezvous, self.canary_ids = cfg, rendezvous, tuple(canary_ids)
+        self.base_name = name_for_loading(cfg.model, model_folder)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
         self.model = actor_critic.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, adapters_for(cfg), start)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
@@ -71,7 +73,7 @@ class Learner:
         row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
         logprobs_N = self._logprobs([row], temperature=1.0)
         config = self.model.peft.peft_config[roles.POLICY].to_dict() | {
-            "base_model_name_or_path": self.cfg.model
+            "base_model_name_or_path": self.base_name
         }
         return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 

@@ -124,9 +124,10 @@ class Adapter:
 
         Raises OutputError when it cannot be written; the old one is then untouched.
         """
-        publish_folder(Path(folder), self._fill)
+        publish_folder(Path(folder), self.write)
 
-    def _fill(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
+        """Write the two files into a folder that is there; see `save`."""
         metadata = {"format": "pt", "version": str(self.version), "fingerprint": self.fingerprint}
         # Not by `save_file`: a full disk is no OSError there.
         (folder / WEIGHTS_FILE).write_bytes(save(dict(self.tensors), metadata))

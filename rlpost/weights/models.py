@@ -24,6 +24,7 @@ from typing import Any
 
 import filelock
 
+from rlpost.config.keys import did_you_mean
 from rlpost.errors import ModelError
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
@@ -36,6 +37,8 @@ CONVERSION_TIMEOUT_S = 900.0
 
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.txt"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 WAYS_OUT = (
     "Without a network these work: model=tiny (bundled), model=/path/to/folder (config.json, tokenizer, "
@@ -55,9 +58,26 @@ def resolve(name: str) -> Path:
         return check_folder(_smollm2())
     if name.startswith(("/", ".", "~")) or Path(name).is_dir():
         return check_folder(Path(name).expanduser().resolve())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if _HUB_ID.fullmatch(name):
         return check_folder(_from_hub(name))
-    raise ModelError(f"model={name} is no folder, no hub id (owner/name) and no bundled model. {WAYS_OUT}")
+    question = did_you_mean(name, ["tiny", SMOLLM2])
+    asked = f" {question[0].upper()}{question[1:]}" if question else ""
+    raise ModelError(
+        f"model={name} is no folder, no hub id (owner/name) and no bundled model.{asked} {WAYS_OUT}"
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `resolve` would look for the model on the hub."""
+    return not name.startswith((".", "~")) and not Path(name).is_dir() and bool(_HUB_ID.fullmatch(name))
+
+
+def name_for_loading(name: str, folder: Path) -> str:
+    """What transformers and PEFT load a model by that `resolve` found in `folder`: its hub id, else the folder.
+
+    An adapter's `base_model_name_or_path`. The names of bundled and converted models are known to rlpost alone.
+    """
+    return name if is_hub_id(name) else str(folder)
 
 
 def check_folder(folder: Path) -> Path:

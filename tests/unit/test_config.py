@@ -494,7 +494,7 @@ class TestRefusedCompositions:
             ("algo.gama=1", "algo.gama=1", "did you mean algo.gamma"),
             ("gamma=1", "gamma=1", "did you mean algo.gamma"),
             ("learner.episodes=1", "learner.episodes=1", "rollout.episodes"),
-            ("xyzzy=1", "xyzzy=1", "see rlpost/config/schema.py"),
+            ("xyzzy=1", "xyzzy=1", "rlpost settings: every setting"),
             ("algo.gamma=high", "algo.gamma=high", "give a number"),
             ("algo.gamma=null", "algo.gamma=null", "give a number"),
             ("seed=1.5", "seed=1.5", "give a whole number"),
@@ -513,6 +513,7 @@ class TestRefusedCompositions:
             ("~seed", "~seed", "write key=value"),
             ("seed", "seed", "key=value"),
             ("a b", "a b", "key=value"),
+            ("tiny_base", "tiny_base", "write experiment=tiny_base"),
         ],
     )
     def test_names_key_value_reason_and_remedy(self, override: str, key: str, hint: str) -> None:

@@ -100,10 +100,12 @@ MAY_IMPORT = {
         *("cluster", "config", "learner", "pages", "record"),
         *("rollout", "rollout.engine", "validate", "weights"),
     },
+    "verbs": {"config", "pages", "record", "rollout", "rollout.engine", "weights"},
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
         *("config", "pages", "record", "validate", "weights"),
     },
+    "command": {"config", "validate", "rlpost.run"},  # verbs are imported by name, when chosen
 }
 EVERYBODYS = {"rlpost.envs", "rlpost.types", "rlpost.errors", "rlpost.seeds"}
 

@@ -28,7 +28,7 @@ from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter
 
-__all__ = ["EngineSettings", "VllmEngine"]
+__all__ = ["EngineSettings", "VllmEngine", "engine_args"]
 
 _SCORE = "\0score"  # key of scoring requests; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
@@ -253,7 +253,7 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         from vllm.v1.sample import sampler
 
         sampler.batched_count_greater_than = _unranked
-        names = _engine_args(settings, torch.cuda.is_available())
+        names = engine_args(settings, torch.cuda.is_available())
         args = EngineArgs(**names, distributed_executor_backend=_executor())
         gc.freeze()  # vLLM collects garbage five times at start; spare it the modules just loaded
         with _threads(settings.threads):
@@ -282,8 +282,8 @@ def _executor() -> type:
     return InMemory
 
 
-def _engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
-    """vLLM's own names and values."""
+def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's own names and values: of an engine here, and of a server (rlpost/verbs/serve.py)."""
     args: dict[str, Any] = {
         "model": str(settings.model),
         "dtype": settings.dtype,
