@@ -409,7 +409,7 @@ def test_a_command_plays_and_leaves_nothing(chat: Chat, tasks: Path, tmp_path: P
     program, pids = tmp_path / "my_agent.py", tmp_path / "pids"
     program.write_text(COMMAND)
     command = [sys.executable, str(program), str(pids), way]
-    (played,) = play(chat, tasks, None, command=command, env_timeout_s=8.0 if way == "hangs" else 30.0)
+    (played,) = play(chat, tasks, None, command=command, env_timeout_s=15.0 if way == "hangs" else 30.0)
     expected = {"ends": Ending.TERMINATED, "fails": Ending.ENV_ERROR, "hangs": Ending.ENV_TIMEOUT}
     assert played.ending is expected[way]
     assert len(played.turns) == 1
