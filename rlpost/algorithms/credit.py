@@ -47,7 +47,7 @@ class TrainingBatch:
 
     def units_N(self, ratio: Ratio) -> Tensor:
         """The number that tokens of one ratio share."""
-        return self.layout.turns_N if ratio is Ratio.turn else self.layout.episodes_N
+        return self.layout.turns_N if ratio is Ratio.turn else self.layout.samples_N
 
 
 def assign_credit(
@@ -92,6 +92,7 @@ def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
             [[len(turn.answer_ids) for turn in t.turns] for t in trajectories],
             [t.group for t in trajectories],
             [[turn.thought_tokens for turn in t.turns] for t in trajectories],
+            [[turn.opens_sample for turn in t.turns] for t in trajectories],
         )
     except ValueError as error:
         raise LearnerError(f"the batch cannot be learnt from: {error}") from error

@@ -40,17 +40,18 @@ class Outputs(NamedTuple):
 LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, losses.Metrics]]
 
 
-def roles_to_compute(algo: AlgoConfig) -> tuple[str, ...]:
-    """The roles whose log-probs or values of every token must be known before the update."""
+def roles_to_compute(algo: AlgoConfig, one_sample: bool = True) -> tuple[str, ...]:
+    """The roles whose log-probs or values of every token must be known before the update, in which every episode is
+    `one_sample`, or some are several."""
     policy = (POLICY,) if _needs_old_logprobs(algo) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
-    critic = (CRITIC,) if TABLE[algo.name].critic and not critic_steps_once(algo) else ()
+    critic = (CRITIC,) if TABLE[algo.name].critic and not (one_sample and critic_steps_once(algo)) else ()
     return (*policy, *reference, *critic)
 
 
 def critic_steps_once(algo: AlgoConfig) -> bool:
-    """Whether the critic takes one step an update: its forward pass then gives the values that advantages are
-    made of, and no pass before is needed."""
+    """Whether the critic takes one step an update: its forward pass can then give the values that advantages are
+    made of, and no pass before is needed, where every episode is one sample."""
     return TABLE[algo.name].critic and (algo.critic_epochs or algo.epochs) * algo.minibatches == 1
 
 

@@ -28,7 +28,7 @@ from rlpost.config.schema import AlgoConfig, Config
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import Row
 from rlpost.learner.steps import Batch, Metrics, compute_outputs, take_step
-from rlpost.types import Example, Trajectory
+from rlpost.types import Example, Trajectory, loss_mask, token_ids
 
 
 def learnable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
@@ -46,17 +46,18 @@ def update_rl(
     started = time.perf_counter()
     kept = learnable(trajectories)
     budget, temperature = cfg.learner.micro_batch_tokens, cfg.rollout.temperature
-    batch = Batch.of([Row(t.token_ids, t.loss_mask) for t in kept], budget)
-    outputs, tokens_computed = compute_outputs(
-        backend, batch, roles_to_compute(cfg.algo), budget, temperature
-    )
+    batch, rows_B = _batch(kept, budget)
+    one_sample = len(batch.rows) == len(kept)
+    critic_first = critic_steps_once(cfg.algo) and one_sample
+    roles = roles_to_compute(cfg.algo, one_sample)
+    outputs, tokens_computed = compute_outputs(backend, batch, roles, budget, temperature)
     computed = time.perf_counter()
     steps = list[Metrics]()
-    if critic_steps_once(cfg.algo):
+    if critic_first:
         outputs[CRITIC], step = _critic_step(backend, batch, kept, outputs, cfg, iteration)
         steps.append(step)
     training_batch, metrics = assign_credit(kept, outputs, cfg)
-    steps += _epochs(backend, batch, training_batch, cfg, iteration)
+    steps += _epochs(backend, batch, rows_B, training_batch, cfg, iteration, critic_first)
     metrics |= _of_the_update(steps) | {
         "tokens": float(batch.tokens),
         "tokens/scored": float(tokens_computed),
@@ -65,6 +66,15 @@ def update_rl(
         "seconds_update": time.perf_counter() - computed,
     }
     return metrics
+
+
+def _batch(episodes: Sequence[Trajectory], budget: int) -> tuple[Batch, list[list[int]]]:
+    """A row a sample, and which rows each episode has."""
+    samples = [(b, sample) for b, episode in enumerate(episodes) for sample in episode.samples]
+    rows_B: list[list[int]] = [[] for _ in episodes]
+    for row, (b, _) in enumerate(samples):
+        rows_B[b].append(row)
+    return Batch.of([Row(token_ids(turns), loss_mask(turns)) for _, turns in samples], budget), rows_B
 
 
 def _critic_step(
@@ -77,8 +87,9 @@ def _critic_step(
 ) -> tuple[Tensor, Metrics]:
     """The critic's only step of an update; returns the values (N,) before it, whole on every rank.
 
-    A micro-batch holds whole episodes, and an episode's returns depend on its own values alone: so the loss of a
-    micro-batch can be had from its own forward pass, while the values of others are not known yet.
+    A micro-batch holds whole episodes, where each is one sample, and an episode's returns depend on its own values
+    alone: so the loss of a micro-batch can be had from its own forward pass, while the values of others are not known
+    yet.
     """
     values_N = torch.zeros(batch.tokens)
 
@@ -96,12 +107,18 @@ def _critic_step(
 
 
 def _epochs(
-    backend: DeepSpeedBackend, batch: Batch, training_batch: TrainingBatch, cfg: Config, iteration: int
+    backend: DeepSpeedBackend,
+    batch: Batch,
+    rows_B: Sequence[Sequence[int]],
+    training_batch: TrainingBatch,
+    cfg: Config,
+    iteration: int,
+    critic_stepped: bool,
 ) -> list[Metrics]:
     """The optimizer steps of an update, but for a critic's that has taken its only one."""
     algo, steps = cfg.algo, list[Metrics]()
     epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
-    if TABLE[algo.name].critic and not critic_steps_once(algo):
+    if TABLE[algo.name].critic and not critic_stepped:
         epochs[CRITIC] = algo.critic_epochs or algo.epochs
     for epoch in range(max(epochs.values())):
         roles = tuple(name for name, count in epochs.items() if epoch < count)
@@ -109,10 +126,9 @@ def _epochs(
             learning_rates = _learning_rates(algo, iteration, epoch * algo.minibatches + k, roles)
             loss = minibatch_loss(training_batch, episodes, cfg)
             where = f"iteration {iteration + 1}, epoch {epoch + 1}, minibatch {k + 1}"
+            rows = [row for b in episodes for row in rows_B[b]]
             steps.append(
-                take_step(
-                    backend, batch, episodes, roles, loss, learning_rates, cfg.rollout.temperature, where
-                )
+                take_step(backend, batch, rows, roles, loss, learning_rates, cfg.rollout.temperature, where)
             )
     return steps
 
