@@ -132,9 +132,8 @@ def _wrong_attempt(deal: Deal, rng: random.Random) -> tuple[Expression, tuple[in
         attempt = random_combination(tuple(values), rng)
         if attempt.value != deal.variant.target or sorted(values) != sorted(deal.values):
             return attempt, tuple(values)
-        values = [
-            rng.randint(1, MAX_NUMBER) for _ in values
-        ]  # every combination hits the target, so draw other numbers
+        # Every combination hits the target, so draw other numbers.
+        values = [rng.randint(1, MAX_NUMBER) for _ in values]
 
 
 def revise(rng: random.Random) -> Conversation:

@@ -3,6 +3,7 @@
 No conversation states a rule that a registered variant (trained or held out) uses in its task, so neither kind of rule
 has an advantage. The base model first meets J, Q, K as 10 or as 11, 12, 13, and a route to be walked by the compass or
 by left and right, in a run.
+"""
 
 from __future__ import annotations
 
