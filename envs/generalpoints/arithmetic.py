@@ -15,8 +15,7 @@ _TOKEN = re.compile(r"\d+|[-+*/()]")
 
 
 def tokens(formula: str) -> list[str]:
-    """The runs of decimal digits, operators and parentheses. Other characters are ignored, so check characters
-    first."""
+    """The runs of decimal digits, operators and parentheses. Other characters are skipped, so check them first."""
     return _TOKEN.findall(formula)
 
 

@@ -80,8 +80,7 @@ def _solutions(numbers: tuple[int, ...], target: int) -> tuple[str, ...]:
 
 
 def published_solutions(values: tuple[int, ...], target: int) -> tuple[str, ...]:
-    """The stored solution texts for four values, without spaces, sorted. Raises ValueError for another number of
-    values."""
+    """The stored solution texts for four values, without spaces, sorted. Raises ValueError unless there are four."""
     if len(values) != CARDS:
         raise ValueError(f"published solutions exist for {CARDS} cards, not for {len(values)}")
     return _solutions(tuple(sorted(values)), target)

@@ -28,8 +28,7 @@ def turned(word: str) -> Action:
 
 
 def read_action(text: str) -> Action | None:
-    """The action in a text, in upper or lower case, with spaces or quotes inside the parentheses; None if there is
-    none."""
+    """The action in a text, in either case, with spaces or quotes inside the parentheses; None if there is none."""
     match = _CALL.fullmatch(text.lower())
     if match is None:
         return None

@@ -29,8 +29,7 @@ def moved(city: City, pose: Pose, action: Action, rule: Rule) -> Pose | None:
 
 
 def plan(city: City, pose: Pose, goals: frozenset[int], rule: Rule) -> list[Action]:
-    """The shortest list of actions to one of the goals, with the final stop (breadth first). Raises ValueError if no
-    path exists."""
+    """The shortest list of actions to a goal, with the final stop (breadth first). Raises ValueError without a path."""
     moves = (FORWARD, *map(turned, rule.words))
     reached: dict[Pose, tuple[Pose, Action] | None] = {pose: None}
     waiting = [pose]

@@ -27,8 +27,7 @@ def open_source(data: str) -> Source:
 
 @lru_cache(maxsize=4)
 def _source(path: Path, folder: Path, state: tuple[object, ...]) -> Source:
-    """Read the source. `folder`, to which the path is relative, and `state` only serve as cache keys for unchanged
-    files."""
+    """Read the source. `folder` (the base of relative paths) and `state` are only cache keys for unchanged files."""
     if path.is_dir():
         return PublishedRoutes.load(path)
     if path.name.endswith((".osm", ".xml")):

@@ -73,8 +73,7 @@ def _sightings(sheet: _Sheet, trip: Trip) -> Iterator[str]:
 
 
 def svg(trip: Trip, walked: tuple[Place, ...]) -> str:
-    """An SVG document: streets and landmarks, the instructed route (broad, blue), the way walked so far (dashed,
-    red)."""
+    """An SVG document: streets and landmarks, instructed route (broad, blue), way walked so far (dashed, red)."""
     way = _places(trip)
     sheet = _Sheet((*way, *walked, *(trip.city.nodes if trip.city is not None else ())))
     ground = _city(sheet, trip.city) if trip.city is not None else _sightings(sheet, trip)

@@ -106,8 +106,7 @@ def _initial_heading(value: object) -> int:
 
 
 def read_route(route: object) -> Route:
-    """One object of route_infos.json. A missing init_heading is 0, as published. Raises ValueError that says what is
-    missing."""
+    """One object of route_infos.json, with init_heading 0 if missing, as published. ValueError says what is missing."""
     origin = _position(_nested(route, "start_place", "relocated_geocode"))
     geocodes, milestones = (
         _nested(route, "route_results", "geocode_list"),
@@ -175,8 +174,7 @@ class PublishedRoutes:
         return cls(read_routes(folder / ROUTES), read_panoramas(folder / PANORAMAS))
 
     def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
-        """Any route of the split; `max_legs` only applies to generated routes. Raises ValueError for a variant of
-        generated cities."""
+        """Any route of the split; `max_legs` is for generated routes. Raises ValueError for generated-only variants."""
         refuse_generated_only(variant)
         fitting = [r for r in self._routes if split is Split.ALL or split_of(r.trip.instance) is split]
         if not fitting:

@@ -46,8 +46,7 @@ def _with_place_between(place: Place, leg: Leg, rng: random.Random) -> list[View
 
 
 def mended_rail(trip: Trip, rule: Words, rng: random.Random) -> list[Entry]:
-    """Every node on the route, and at most one place between nodes per leg. Observations are true; turns wrap
-    around."""
+    """Every node on the route, and at most one place between nodes per leg. Observations are true; turns wrap."""
     here, entries = trip.start, []
     for number, leg in enumerate(trip.legs):
         entries.append(_entry(here, turned(rule.word(here.facing, leg.heading)), 2 * number + 1))
@@ -71,8 +70,7 @@ def _standing(place: Place, panoramas: tuple[Place, ...] | None) -> Place:
 
 
 def _published_between(start: Place, node: Place, trip: Trip, rng: random.Random) -> Iterator[Place]:
-    """The places between the start and a node. The leg's length is measured to the node itself, its end is the node's
-    panorama."""
+    """The places from the start to a node. The leg's length is measured to the node, its end is the node's panorama."""
     if distance(start, node) <= MIN_LEG:
         return
     end = _standing(node, trip.panoramas)

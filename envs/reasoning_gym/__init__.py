@@ -30,8 +30,7 @@ def _task(name: str, settings: Mapping[str, Any]) -> TaskOf:
 
 
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
-    """The environment of a task. Raises Refused (a ValueError) for an unknown task or setting, or if the package is not
-    installed."""
+    """The environment of a task. Raises Refused (a ValueError) for an unknown task or setting or a missing package."""
     settings, answer_tag = _settings(args)
     found = _task(name, settings)
     return Answered(found, answer_tag) if found.has_answers else ReasoningGym(found, answer_tag)

@@ -140,8 +140,7 @@ def _guard(name: str, dataset_class: type) -> Callable[[str], bool] | None:
 def _levels(
     name: str, config_class: Any, curriculum: Any, given: dict[str, Any]
 ) -> Iterator[tuple[PlainVariant, Any]]:
-    """The task with the given settings, then the levels of its curriculum. The first is for training; harder ones are
-    held out.
+    """The task with the given settings, then its curriculum's levels: the first for training, harder ones held out.
 
     Levels that the task's own checks refuse are left out, since some curricula go beyond their task.
     """

@@ -56,8 +56,7 @@ def _sampled_first(mask_BT: Tensor) -> Tensor:
 
 
 def _reversed_scan(rewards_BS: Tensor, values_BS: Tensor, gamma: float, lam: float) -> Tensor:
-    """GAE along the last dimension. Padding is on the right, with zero reward and value, so it passes on advantage
-    zero."""
+    """GAE along the last dimension. Padding is on the right, with reward and value 0, so it passes on advantage 0."""
     next_values_BS = torch.cat([values_BS[:, 1:], torch.zeros_like(values_BS[:, :1])], dim=1)
     return discounted_sums(rewards_BS + gamma * next_values_BS - values_BS, gamma * lam)
 

@@ -139,8 +139,7 @@ def _whitened(estimate: Estimate) -> Tensor:
 
 
 def _gap(sampling_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
-    """The gap between engine and learner, if the policy's log-probs are known; else the first training pass measures
-    it."""
+    """The gap of engine and learner, if the policy's log-probs are known; else the first training pass measures it."""
     if POLICY not in outputs or algo.old_logprobs is OldLogprobs.engine:
         return {}
     gap = losses.engine_gap(sampling_N, outputs[POLICY], sampling_N.numel())

@@ -84,8 +84,7 @@ def log_ratios(
 
 
 def ratios(log_ratio_N: Tensor) -> Tensor:
-    """exp of the log ratio. Above LOG_RATIO_LIMIT it is constant without a gradient, as under a dual clip, so it is
-    finite."""
+    """exp of the log ratio. Above LOG_RATIO_LIMIT it is a finite constant without gradient, as under a dual clip."""
     return log_ratio_N.clamp_max(LOG_RATIO_LIMIT).exp()
 
 

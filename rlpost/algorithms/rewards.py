@@ -36,8 +36,7 @@ def normalized(rewards_U: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def placed(rewards_U: Tensor, layout: TokenLayout, where: Rewards) -> Tensor:
-    """Turn rewards placed on tokens, (N,): each on the last token of its turn, or an episode's sum on its last
-    token."""
+    """Turn rewards placed on tokens, (N,): each on its turn's last token, or an episode's sum on its last token."""
     ends_U = layout.lengths_U.cumsum(0) - 1
     if where is Rewards.outcome:
         ends_U = (layout.lengths_B.cumsum(0) - 1)[layout.episodes_U]

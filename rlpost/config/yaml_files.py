@@ -70,8 +70,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
-    """Reads numbers, true and false as in YAML 1.2. In PyYAML's version, 1.1, `yes` is true, 12:30 is 750, 1e-3 is
-    text.
+    """Reads numbers, true and false as in YAML 1.2. In PyYAML's 1.1 `yes` is true, 12:30 is 750, 1e-3 is text.
 
     Records quote the texts that 1.1 would read as something else, so both versions read them alike.
     """

@@ -148,8 +148,7 @@ class DeepSpeedBackend:
             yield
 
     def save(self, folder: Path) -> None:
-        """Write the trainable parameters and the optimizer's state into `folder`, which must exist. All ranks call
-        it."""
+        """Write the trainable parameters and the optimizer's state into the existing `folder`. All ranks call it."""
         self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
@@ -173,8 +172,7 @@ class DeepSpeedBackend:
 
 @contextmanager
 def _data_only() -> Iterator[None]:
-    """A context in which `torch.load` refuses every object that is not a tensor or a record of DeepSpeed's optimizer
-    files.
+    """A context in which `torch.load` accepts only tensors and the records of DeepSpeed's own optimizer files.
 
     DeepSpeed loads with `weights_only=False`, which runs any code in the file, and a run may come from someone else.
     """
@@ -249,8 +247,7 @@ def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig)
 
 
 def _config(cfg: LearnerConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration. GroupedAdamW clips, boundaries are set explicitly, the model sets its own
-    precision."""
+    """DeepSpeed's configuration. GroupedAdamW clips, boundaries are set explicitly, the model sets its precision."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

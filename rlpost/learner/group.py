@@ -91,8 +91,7 @@ class LearnerGroup:
         return self._answers(refs, method, self.cfg.learner.timeout_s)[0]
 
     def _answers(self, refs: list[Any], what: str, timeout_s: float) -> list[Any]:
-        """All ranks' answers in order. The first error, death or missed deadline raises an error and breaks the
-        group."""
+        """All ranks' answers in order. The first error, death or missed deadline raises and breaks the group."""
         who = [f"learner rank {rank} (asked to {what})" for rank in range(len(refs))]
         try:
             return _watched(refs, timeout_s, who)

@@ -99,8 +99,7 @@ def _invented(rng: random.Random) -> str:
 
 
 def other_rule(rng: random.Random) -> Wording:
-    """A rule that is not registered. Most have known words; the others have invented words, given by their order
-    alone."""
+    """A rule that is not registered: mostly with known words, else with invented ones that have only their order."""
     known = BY_TURN if rng.random() < 0.5 else BY_COMPASS
     if rng.random() < 0.8:
         return Wording(rng.choice(known))
@@ -120,8 +119,7 @@ def random_trip(rng: random.Random) -> Trip:
 
 
 def _renamed(talk: Conversation, rng: random.Random) -> Conversation:
-    """The conversation with invented names of landmarks, so that the model learns to copy names, not to remember
-    them."""
+    """The conversation with invented names of landmarks, so that the model learns to copy names, not to recall them."""
     names: dict[str, str] = {}
 
     def other(match: re.Match[str]) -> str:

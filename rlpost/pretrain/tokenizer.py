@@ -52,8 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def add_phrases(tokenizer: PreTrainedTokenizerFast, phrases: Sequence[str]) -> None:
-    """Add each phrase as one token, unless it already is one. The encoding of texts without the phrases stays the
-    same."""
+    """Add each phrase as one token, unless it already is one. Texts without the phrases are encoded as before."""
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
 
 

@@ -135,8 +135,7 @@ class MasterOptimizer:
 
 
 def learning_rate_at(progress: float, peak: float) -> float:
-    """The learning rate: warm-up over the first 2%, constant, linear decay to zero over the last third. `progress` is
-    in [0, 1]."""
+    """Warm-up over the first 2%, constant, linear decay to zero over the last third. `progress` is in [0, 1]."""
     return peak * min(progress / 0.02, 1.0, (1.0 - progress) * 3.0)
 
 
@@ -227,8 +226,7 @@ def _train(
 
 
 def _return_free_memory() -> None:
-    """Return freed memory to the system. Batches of changing shapes fragment glibc's heap, which grew to 10 GB within
-    20 minutes (measured)."""
+    """Return freed memory to the system: batches of changing shapes made glibc's heap grow to 10 GB in 20 minutes."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

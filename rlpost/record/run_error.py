@@ -59,8 +59,7 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path) -> RunError | None:
-    """The error that `kept` wrote to the folder; None if there is none. Raises OutputError if `kept` did not write
-    it."""
+    """The error that `kept` wrote; None if there is none. Raises OutputError if `kept` did not write the file."""
     path = folder / FILE
     if not path.is_file():
         return None

@@ -239,8 +239,7 @@ class EnvThreads:
         return bool(self._fresh) and self._patience.seconds > 0
 
     def _staff(self) -> None:
-        """Set the gate's width: every open call if environments waited; else a few, plus one for each call that hangs
-        on."""
+        """Set the gate's width: every open call if environments waited; else a few beside the older calls."""
         wanted = (
             len(self._open) if self._patience.much_used else len(self._open) - len(self._fresh) + self._few
         )

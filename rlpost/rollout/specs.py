@@ -60,8 +60,7 @@ def evaluation_env_seed(seed: int, variant: str, instance: int) -> int:
 
 
 def _evaluation_dice(seed: int, variant: str, instance: int, sample: int) -> int:
-    """The seed of a sample. It does not depend on how many are drawn; a single-sample evaluation uses the first
-    one's."""
+    """The seed of a sample, which does not depend on how many are drawn. Single-sample evaluations use sample 0."""
     if sample == 0:
         return derive(seed, "dice", variant, instance)
     return derive(seed, "dice of sample", sample, variant, instance)

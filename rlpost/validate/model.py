@@ -95,8 +95,7 @@ def _base_of(adapter: Adapter) -> str:
 
 
 def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers: Layers) -> str | None:
-    """The reason why an adapter whose modules all fit belongs to another model: it has the first blocks only, by
-    accident.
+    """Why an adapter whose modules all fit belongs to another model: it has the first blocks only, by accident.
 
     With a regular expression, exceptions, or PEFT's `layers_to_transform` it is deliberate.
     """

@@ -85,8 +85,7 @@ def parameters(folder: Path) -> int:
 
 
 def stored_dtypes(folder: Path) -> set[str]:
-    """The dtypes of a folder's stored weights, named as in safetensors: F32, BF16. Raises ModelError as
-    `parameters`."""
+    """The dtypes of the stored weights, named as in safetensors: F32, BF16. Raises ModelError like `parameters`."""
     return {entry["dtype"] for entry in _stored(folder).values()}
 
 
@@ -140,8 +139,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file. Its format: a length of 8 bytes, little-endian, then that many bytes of
-    JSON."""
+    """The header of a safetensors file: a length of 8 bytes, little-endian, then that many bytes of JSON."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -249,8 +247,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
 
 
 def _check_turn_end(folder: Path) -> None:
-    """Raises ModelError unless the tokenizer has a chat template and stops at the end of a turn, so that answers
-    end."""
+    """Raises ModelError unless the tokenizer has a chat template and stops at the end of a turn."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

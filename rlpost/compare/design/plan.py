@@ -71,8 +71,7 @@ def plan(cfg: Config) -> list[CellPlan]:
 
 
 def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[float]) -> Config:
-    """The whole configuration of a cell's run. `amounts` is the compute the reference spent; unused for the
-    reference."""
+    """The whole configuration of a cell's run. `amounts`: the reference's compute, unused for the reference itself."""
     if cell.arm == INIT:
         return _init(cfg, cell, folder)
     # Done first, because only the comparison's own configuration knows which settings the user named.

@@ -64,8 +64,7 @@ def _markdown(view: View, shown: list[Section]) -> bytes:
 
 
 def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
-    """The run directories by arm, all with one seed: the first that is done for as many arms as any. The report shows
-    their episodes."""
+    """The run directories by arm, of the first seed that is done for as many arms as any; its episodes are shown."""
     by_seed = {
         seed: {
             cell.arm: RunDir(folder / cell.run_dir)

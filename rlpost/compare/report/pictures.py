@@ -53,8 +53,7 @@ class Bar:
 
 
 def lines(title: str, arms: Sequence[Line], start: Interval | None, x_label: str) -> Image:
-    """Success rates over x: each arm is a heavy line in its band, its seeds faint lines; `start`, which all arms share,
-    is dotted across."""
+    """Success rates over x: an arm is a heavy line in its band, its seeds faint lines, `start` (of all arms) dotted."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(4.3, 2.9)
         if start is not None:
@@ -137,8 +136,7 @@ def short(x: float) -> str:
 
 
 def forest(title: str, groups: Mapping[str, Sequence[Contrast]]) -> Image:
-    """Differences in points by variant. Heavy bars hold for one difference alone, thin bars for all differences at
-    once."""
+    """Differences in points by variant. Heavy bars hold for one difference alone, thin bars for all of them at once."""
     rows = [(group, contrast) for group, contrasts in groups.items() for contrast in contrasts]
     labels = list(dict.fromkeys(contrast.label for _, contrast in rows))
     places = _spaced([group for group, _ in rows])

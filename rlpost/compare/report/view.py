@@ -57,8 +57,7 @@ class View:
         return self._successes[arm, variant, share]
 
     def last(self, arm: str, variant: str) -> Success | None:
-        """The success at the end of the budget, or at the last point that a seed reached; None if nothing was
-        evaluated."""
+        """The success at the end of the budget, or at the last point that a seed reached; None without evaluations."""
         shares = self.shares(arm, variant)
         return self.at(arm, variant, shares[-1]) if shares else None
 

@@ -1,5 +1,4 @@
-"""The direction of each contrast at the end of the budget, from its interval: on each variant, and over all held-out
-rules."""
+"""The direction of each contrast at the end of the budget, on each variant and over all held-out rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Intervals for the mean of a table of seeds by instances, with both as crossed random effects. docs/comparison.md
-derives them.
+"""Intervals for the mean of a table of seeds by instances, both random and crossed (see docs/comparison.md).
 
 Shapes: S seeds, N evaluated instances, C distinct ones.
 """

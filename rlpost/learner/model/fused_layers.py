@@ -40,8 +40,7 @@ class Projections:
         return adapted_linear(x_TI, weight_OI, bias_O, self._pairs())
 
     def _stacked(self) -> tuple[Tensor, Tensor | None]:
-        """The weights as one tensor. It is rebuilt if the modules no longer hold views of it because they were
-        moved."""
+        """The weights as one tensor. It is rebuilt if the modules were moved and no longer hold views of it."""
         if len(self.bases) == 1:
             return self.bases[0].weight, self.bases[0].bias
         held = self.weight_OI

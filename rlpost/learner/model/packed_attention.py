@@ -194,8 +194,7 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """dS = P (dP - sum P dP), with dP = dO v^T. A key's gradients add up over all queries that see it, in
-        float32."""
+        """dS = P (dP - sum P dP), with dP = dO v^T. A key's gradient is the float32 sum over all queries that see it."""
         q_ThD, k_TgD, v_TgD, *kept = ctx.saved_tensors
         g, wide = k_TgD.shape[1], torch.promote_types(k_TgD.dtype, torch.float32)
         q_grads = []
