@@ -22,7 +22,7 @@ from rlpost.compare.statistics.intervals import LEVEL, Floats, difference
 
 RESAMPLES = 500
 LEVELS = ((0.30, 0.30), (0.40, 0.30), (0.05, 0.03))  # success rates of arm and baseline
-SEED_SDS = (0.0, 0.15, 0.4)  # at a success rate of 30%: 0, 3.6 and 9 points
+SEED_SDS = (0.0, 0.15, 0.4)  # 0, 3.6 and 9 points at a success rate of 30%
 
 
 @dataclass(frozen=True)

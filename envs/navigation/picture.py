@@ -10,7 +10,7 @@ from rlpost.envs.navigation.geometry import Place
 from rlpost.envs.navigation.trips import Trip
 
 _MARGIN = 80.0  # m of margin, into which names at the edge may extend
-_BELOW = 16.0  # m: a mark is below its place, where no landmark's name is
+_BELOW = 16.0  # m from a place down to its mark, away from landmarks' names
 _STYLE = (
     "text{font:11px sans-serif}.street{stroke:#c8c8c8;stroke-width:7;stroke-linecap:round}"
     ".way{stroke:#7aa6da;stroke-width:7;fill:none}"

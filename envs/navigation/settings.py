@@ -28,7 +28,7 @@ class Settings:
     answer_form: AnswerForm
     verify_iter: int  # graded attempts at each place
     movement: Movement
-    max_legs: int  # of routes for training
+    max_legs: int  # longest route for training
     data: str  # folder of published routes or file of an OpenStreetMap extract; empty: generated cities
 
     @staticmethod

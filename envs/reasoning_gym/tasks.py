@@ -19,7 +19,7 @@ from rlpost.envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
 DEFAULT = "default"
 _OURS = ("seed", "size")  # settings of a task: `reset` draws the seed, and instances never end
 _DIFFER = "with equal seeds its generator asks different questions in different processes"
-_UNUSED = {  # as of 0.1.25
+_UNUSED = {  # as of reasoning-gym 0.1.25
     "composite": "it mixes other tasks; train on those",
     "isomorphic_strings": _DIFFER,
     "knight_swap": _DIFFER,

@@ -47,7 +47,7 @@ class Ended:
 
     status: Status
     error: str | None
-    seconds: float  # of the last start only
+    seconds: float  # duration of the last start only
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class GroupAssembler:
         self._places: dict[int, list[int]] = {}
         for place, spec in enumerate(specs):
             self._places.setdefault(spec.group, []).append(place)
-        self._held: dict[int, Trajectory] = {}  # by index, of incomplete groups
+        self._held: dict[int, Trajectory] = {}  # episodes of incomplete groups, by index in `specs`
 
     @property
     def missing(self) -> list[int]:

@@ -96,7 +96,7 @@ class PeftLayers:
             asked = layer(inputs)
             layer.merge(safe_merge=True)
             weight, moved = linear.weight.data, bias is not None and not torch.equal(linear.bias, bias)
-        except Exception as error:  # as above
+        except Exception as error:  # PEFT may raise anything, see above
             raise AdapterError(
                 f"Module {module!r}: PEFT cannot merge an adapter of kind {self._kind} into a linear layer:"
                 f" {_line(error)}"

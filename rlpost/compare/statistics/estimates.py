@@ -30,14 +30,14 @@ class Success:
 
     arm: str
     variant: str
-    share: float  # of the compute budget
+    share: float  # share of the compute budget
     rate: Interval  # 95%: Wilson, on the effective number of trials of the seeds and instances
     solved: int
     episodes: int  # seeds x instances
     distinct: int  # distinct instances: a deal that was drawn twice counts once
     seeds: tuple[int, ...]  # the seeds in the mean
     missing: tuple[int, ...]  # seeds of the comparison that failed or have not run
-    per_seed: tuple[float, ...]  # in the order of `seeds`
+    per_seed: tuple[float, ...]  # success rates in the order of `seeds`
     by_turn: tuple[float, ...]  # entry k: share solved within k + 1 verification turns
 
 

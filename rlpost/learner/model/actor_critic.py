@@ -63,10 +63,8 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=kind, local_files_only=True, attn_implementation=PACKED
         )
-    except (
-        KeyError,
-        ValueError,
-    ) as error:  # what transformers raises for attention that a model does not take
+    except (KeyError, ValueError) as error:
+        # transformers raises these for attention that a model does not support.
         raise ModelError(
             f"model {folder.name}: the architecture {family} does not take packed attention"
             f" ({type(error).__name__}: {error});"

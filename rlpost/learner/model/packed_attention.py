@@ -56,7 +56,7 @@ class Block:
 
     queries: Tensor  # (S * C,) indices of packed tokens
     keys: Tensor  # (S * K,)
-    bias_SCK: Tensor  # 0 where the query sees the key, -inf where not; bfloat16, in which both are exact
+    bias_SCK: Tensor  # 0 if the query sees the key, else -inf; both are exact in bfloat16
     real: Tensor | None  # (S * C,) False for padding; None if there is no padding
 
 
@@ -194,7 +194,7 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """dS = P (dP - sum P dP), with dP = dO v^T. A key's gradient is the float32 sum over all queries that see it."""
+        """dS = P (dP - sum P dP), with dP = dO v^T. A key's gradient is a float32 sum over the queries that see it."""
         q_ThD, k_TgD, v_TgD, *kept = ctx.saved_tensors
         g, wide = k_TgD.shape[1], torch.promote_types(k_TgD.dtype, torch.float32)
         q_grads = []
