@@ -104,7 +104,7 @@ def policy_loss(
     2501.17161). clipped_weight: clip(r) A log pi, with no gradient through the clipped ratio (arXiv 2506.13585,
     equation 4).
 
-    Metrics: clip_fraction (tokens whose ratio is clipped, with the clipped term in effect), ratio_max.
+    Metrics: clip_fraction (tokens whose ratio the clip changed; with `clipped` only if that term counts), ratio_max.
     """
     ratio_N = ratios(log_ratio_N)
     bounded_N = ratio_N.clamp(1.0 - clip.low, 1.0 + clip.high)

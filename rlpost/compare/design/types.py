@@ -13,9 +13,8 @@ from enum import StrEnum
 
 from rlpost.record.compute import Compute
 
-INIT = (
-    "init"  # the pseudo-arm that every other starts from: the warm-started adapter, scored at its only point
-)
+# The pseudo-arm from which every other arm starts: the warm-started adapter, evaluated at its only point.
+INIT = "init"
 SFT = "sft"  # the arm without an algorithm
 UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
 """The names of the fields of `Compute` in reports."""

@@ -117,7 +117,7 @@ def problems(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator
 
 
 def _broken(cell: Cell) -> Iterator[str]:
-    """The number of episodes that the environment broke off, which say nothing about the policy."""
+    """The number of episodes that the environment ended, by variant; they say nothing about the policy."""
     for variant, evaluation in cell.points[-1].evaluations.items() if cell.points else ():
         if count := sum(outcome in BROKEN for outcome in evaluation.outcomes):
             yield (

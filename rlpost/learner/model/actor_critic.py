@@ -117,9 +117,8 @@ class ActorCritic(nn.Module):
 
     def _prepare(self) -> None:
         for layer in self.layers:
-            layer.cast_input_dtype_enabled = (
-                False  # autocast chooses the dtype, which avoids a copy of the activations
-            )
+            # Autocast chooses the dtype, which avoids a copy of the activations.
+            layer.cast_input_dtype_enabled = False
         for name, parameter in self.peft.named_parameters():
             owner = adapter_of(name)
             parameter.requires_grad_(owner in self.trained)
