@@ -2,10 +2,10 @@
 
 This module knows no kind in particular. It checks the result of every kind in the same way:
 
-    the layers hold the file's tensors, one by one                         so none is ignored and none is missing
-    building the layers does not change W0                                 so the adapter belongs to this base
+    the layers hold the file's tensors, one by one                        so none is ignored and none is missing
+    building the layers does not change W0                                so the adapter belongs to this base
     the layer's own forward equals the merged linear layer's, at random   so the adapter does nothing but the merge
-    the layer's bias is unchanged                                          because an engine's bias is not rewritten
+    the layer's bias is unchanged                                         because an engine's bias is not rewritten
 
 The module tree has only the checkpoint's linear layers, which share the memory-mapped checkpoint; one layer at a time
 is widened to fp32. Memory: two copies of the adapter, and one layer.
