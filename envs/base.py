@@ -51,6 +51,19 @@ class Expert(Protocol):
 
 
 @runtime_checkable
+class Taught(Protocol):
+    """An environment whose right answers are a list. Supervised fine-tuning goes through it in epochs."""
+
+    def lessons(self, variant: str, split: str) -> Sequence[tuple[str, Sequence[ExpertTurn]]]:
+        """(instance, conversation) of each; empty where there are none to learn from."""
+
+
+def is_scored(env: object) -> bool:
+    """Whether episodes can be played: an environment that cannot score answers says so with `scores = False`."""
+    return bool(getattr(env, "scores", True))
+
+
+@runtime_checkable
 class Finite(Protocol):
     """An environment that knows how many instances it has. Evaluation plays none of them twice."""
 

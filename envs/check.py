@@ -305,7 +305,7 @@ def _table(name: str, found: list[Finding]) -> Table:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rlpost.envs.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost check", description=__doc__)
     parser.add_argument("env", help=f"which environment: {forms()}")
     parser.add_argument("--instances", type=int, default=50, help="of each variant")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")

@@ -56,7 +56,7 @@ def reasoning_gym_tasks() -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rlpost.envs.list", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost list", description=__doc__)
     parser.add_argument("env", nargs="?", help="of which environment; all, where left out")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of the environment")
     arguments = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -40,6 +40,7 @@ class Verdict:
     reward: float
     outcome: str
     success: bool
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the reward, by name, where it has several
 
 
 class OneTurn(gymnasium.Env[Said, str], ABC):
@@ -87,7 +88,9 @@ class OneTurn(gymnasium.Env[Said, str], ABC):
         verdict = self.grade(self.question, action)
         self._over = True
         feedback = "Correct." if verdict.success else "Not correct."
-        info = {"outcome": verdict.outcome, "success": verdict.success}
+        info: dict[str, Any] = {"outcome": verdict.outcome, "success": verdict.success}
+        if verdict.parts:
+            info["parts"] = dict(verdict.parts)
         return feedback, verdict.reward, True, False, info
 
 

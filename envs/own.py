@@ -1,6 +1,6 @@
-"""What a user brings by `module:name`: an environment's class, or a function that scores answers.
+"""Loads the user's own code, named by `module:name`: an environment's class, or a function that scores answers.
 
-Their code may raise anything, so whatever it raises while it is imported or called becomes a refusal that says where.
+Such code may raise anything, so every error during its import or call becomes a refusal that names the place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _IMPORTABLE = "write module:name, importable from here: start in its folder, or 
 
 
 def told(error: BaseException) -> str:
-    """What was raised, and the last line of code outside this file on the way to it."""
+    """The error, and the last line of code outside this file that led to it."""
     files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     elsewhere = [(name, line) for name, line in files if name != __file__ and not name.startswith("<frozen")]
     where = f" ({Path(elsewhere[-1][0]).name}:{elsewhere[-1][1]})" if elsewhere else ""
@@ -31,9 +31,9 @@ def told(error: BaseException) -> str:
 
 
 def load(reference: str, refused: type[Refused] = Refused) -> Any:
-    """What `module:name` names. Raises `refused` where it cannot be imported, and for the standard library.
+    """The object that `module:name` names. Raises `refused` if it cannot be imported or is in the standard library.
 
-    Functions there take anything: `cProfile:run` would run an answer as code.
+    Functions of the standard library accept anything: `cProfile:run` would run an answer as code.
     """
     module, _, name = reference.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
@@ -56,7 +56,7 @@ def _class(reference: str) -> type[gymnasium.Env[Any, str]]:
 
 
 def _declared(reference: str) -> list[VariantInfo]:
-    """What a class lists as `variants`; empty where it has none."""
+    """The list `variants` of a class; empty if it has none."""
     found = list(getattr(_class(reference), "variants", ()))
     for each in found:
         if not all(hasattr(each, field) for field in ("name", "held_out", "summary")):
@@ -68,7 +68,7 @@ def _declared(reference: str) -> list[VariantInfo]:
 
 
 def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
-    """ValueError where an environment's constructor does not take an argument, naming those it takes."""
+    """Raises ValueError if an environment's constructor does not accept an argument; names those it accepts."""
     parameters = inspect.signature(env_class).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return
@@ -80,7 +80,7 @@ def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
 
 
 def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
-    """An environment of a class of one's own; adapted (envs/adapter.py) where it declares no variants."""
+    """An environment of the user's class. It is adapted (envs/adapter.py) if it declares no variants."""
     env_class = _class(reference)
     known_arguments(reference, env_class, args)
     try:
@@ -92,12 +92,12 @@ def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
 
 
 def variants(reference: str, args: Mapping[str, Any]) -> list[VariantInfo]:
-    """Those that the class declares, else the only one of an adapted environment."""
+    """The variants that the class declares, else the only one of an adapted environment."""
     return _declared(reference) or [ONLY_VARIANT]
 
 
 def causes(reference: str) -> Mapping[str, str]:
-    """What the class declares as `causes`; empty where it declares none."""
+    """The mapping `causes` of the class; empty if it has none."""
     found = getattr(_class(reference), "causes", {})
     if not isinstance(found, Mapping) or not all(
         isinstance(text, str) for pair in found.items() for text in pair

@@ -107,7 +107,7 @@ def play(
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rlpost.envs.play", description=_HELP)
+    parser = argparse.ArgumentParser(prog="rlpost play", description=_HELP)
     parser.add_argument("env", help=f"which environment: {forms()}")
     parser.add_argument("--variant", help="which rule; an unknown one lists what there is")
     parser.add_argument("--seed", type=int, help="deals the same cards again")

@@ -16,7 +16,7 @@ from rlpost.record.run_dir import RunDir
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a run or of a comparison, finished or not; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlpost.report", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost report", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="as the run printed it")
     parser.add_argument(
         "--own-code",

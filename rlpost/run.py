@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from rlpost import __version__
 from rlpost.config.compose import compose, named_by
 from rlpost.config.experiments import experiments
 from rlpost.config.schema import Config, Task
@@ -34,6 +35,7 @@ ENTRY_POINTS = {
     Task.tiny_base: "rlpost.pretrain.train:run",
 }
 
+FLAGS = {"-h", "--help", "help", "list", "--version"}
 USAGE = "python -m rlpost.run experiment=NAME [key=value ...]"
 EXAMPLES = {
     "model=smollm2-135m": "another model: tiny, smollm2-135m, a local folder or a hub id",
@@ -63,17 +65,20 @@ def main(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Exceptions that are not RlpostError keep their traceback."""
     console, sigterm = plain_console(stderr=True), Sigterm()
     try:
-        if not argv or set(argv) & {"-h", "--help", "help", "list"}:
+        if "--version" in argv:
+            print(f"rlpost {__version__}")
+            return 0
+        if not argv or set(argv) & FLAGS:
             _print_usage(plain_console() if argv else console)
             return 0 if argv else 2
         config = prepare(argv)
         signal.signal(signal.SIGTERM, sigterm)
         dispatch(config)
     except ConfigError as error:
-        _print_error(console, "settings refused", str(error))
+        print_error(console, "settings refused", str(error))
         return 2
     except RlpostError as error:
-        _print_error(console, type(error).__name__, str(error))
+        print_error(console, type(error).__name__, str(error))
         return 1
     except KeyboardInterrupt:
         console.print("Stopped by SIGTERM." if sigterm.received else "Stopped.", style="yellow")
@@ -98,21 +103,24 @@ def dispatch(config: Config) -> None:
 
 def _print_usage(console: Console) -> None:
     console.print(Text.assemble(("Usage:", "bold"), f" {USAGE}\n\nExperiments (experiments/*.yaml):"))
-    console.print(_two_columns({each.name: each.summary for each in experiments().values()}))
+    console.print(two_columns({each.name: each.summary for each in experiments().values()}))
     console.print("\nOverrides:")
-    console.print(_two_columns(EXAMPLES))
-    console.print("\nEvery setting, its default and its meaning: rlpost/config/schema.py")
+    console.print(two_columns(EXAMPLES))
+    console.print("\nEvery setting, its default, range and meaning: rlpost settings [PREFIX]")
 
 
-def _two_columns(rows: Mapping[str, str]) -> Table:
+def two_columns(rows: Mapping[str, str], one_line: bool = False) -> Table:
+    """Words and what they do, side by side; with `one_line`, what is too long for the console ends in an ellipsis."""
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
-    table.add_column(no_wrap=True, style="bold")
+    table.add_column(no_wrap=True, style="bold", min_width=max(map(len, rows)))
+    table.add_column(no_wrap=one_line)
     for left, right in rows.items():
         table.add_row(left, right)
     return table
 
 
-def _print_error(console: Console, title: str, message: str) -> None:
+def print_error(console: Console, title: str, message: str) -> None:
+    """An error as the user sees it: a red frame with its kind as the title."""
     panel = Panel(Text(message), title=Text(title), title_align="left", border_style="red", expand=False)
     console.print(panel)
 

@@ -1,4 +1,4 @@
-"""`env=dataset`: prompts of a file on disk, each answered once and scored by a function (envs/registry.py)."""
+"""`env=dataset`: prompts of a file, each answered once and scored by functions (envs/registry.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rlpost.envs.dataset.table import load
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
     """Refused (a ValueError) for bad arguments, files and rows."""
     settings = Settings.checked(args)
-    return Dataset(settings) if settings.expert is None else Taught(settings)
+    table = load(settings)
+    return Taught(settings, table) if table.teaches else Dataset(settings, table)
 
 
 def variants(name: str, args: Mapping[str, Any]) -> list[VariantInfo]:

@@ -1,32 +1,37 @@
-"""A data set of prompts with a scoring function, as an environment of one turn."""
+"""A data set of prompts with scoring functions, as an environment of one turn."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from rlpost.envs.base import ExpertTurn
+from rlpost.envs.dataset.conversation import Asked
 from rlpost.envs.dataset.remarks import remarks
-from rlpost.envs.dataset.scoring import compares, is_answer, scorer, verdict
+from rlpost.envs.dataset.rewards import Scorer
+from rlpost.envs.dataset.scoring import READY, is_answer
 from rlpost.envs.dataset.settings import Settings
-from rlpost.envs.dataset.table import load
+from rlpost.envs.dataset.table import Item, Table
 from rlpost.envs.errors import Refused
 from rlpost.envs.messages import Said
-from rlpost.envs.one_turn import Demonstrates, OneTurn, Question, Verdict
+from rlpost.envs.one_turn import OneTurn, Question, Verdict
 from rlpost.envs.splits import Split
 
 
 class Dataset(OneTurn):
-    """A row's prompt, one answer, its score. See envs/dataset/settings.py for the arguments.
+    """A row's prompt, one answer, its reward. See envs/dataset/settings.py for the arguments.
 
-    A scorer that raises, or returns what is no score, lets `step` raise: the rollout counts the episode as broken.
+    A function that raises, or returns what is no reward, lets `step` raise: the rollout counts the episode as broken.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self._table, self._score = settings, load(settings), scorer(settings)
+    def __init__(self, settings: Settings, table: Table) -> None:
+        self._settings, self._table = settings, table
+        self._score = Scorer(settings, table.fields)
+        self.scores = bool(settings.score)
         super().__init__(self._table.variants)
 
-    def draw(self, variant: str, split: Split, rng: random.Random) -> Question:
+    def draw(self, variant: str, split: Split, rng: random.Random) -> Asked:
         questions = self._table.questions(variant, split)
         if not questions:
             raise Refused(
@@ -46,28 +51,45 @@ class Dataset(OneTurn):
         return remarks(self._table)
 
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
-        """A user's scorer, asked of a few rows: for no answer, and for the row's own where it has one."""
-        if compares(self._settings):
+        """The functions, asked of a few rows: for no answer, and for the row's own where it has one."""
+        if set(self._settings.score) <= {"exact", "number"}:
             return []
         return [
             (
-                f"score={self._settings.score} of the answer {answer[:40]!r} to {item.where}",
+                f"score={','.join(self._settings.score)} of the answer {answer[:40]!r} to {item.where}",
                 partial(self.grade, item.question, answer),
             )
             for item in self._table.samples()
-            for answer in ("", *self._own_answer(item.question))
+            for answer in ("", *self._own_answer(item))
         ]
 
-    def _own_answer(self, question: Question) -> list[str]:
-        given = question.data.get(self._settings.expert or self._settings.answer)
+    def _own_answer(self, item: Item) -> list[str]:
+        if item.question.lesson:
+            return [item.question.lesson[-1][1]]
+        given = item.question.data.get(self._settings.answer)
         return [str(given)] if is_answer(given) else []
 
     def grade(self, question: Question, answer: str) -> Verdict:
-        return verdict(self._score(answer, question.data), self._settings)
+        assert isinstance(question, Asked), "questions are drawn here"
+        if not self.scores:
+            raise Refused(
+                "no score= is given", "env_args.score=my_module:score, or one of " + ", ".join(READY)
+            )
+        return self._score(answer, question)
+
+    def close(self) -> None:
+        self._score.close()
 
 
-class Taught(Demonstrates, Dataset):
-    """A data set whose rows hold a whole right answer."""
+class Taught(Dataset):
+    """A data set whose rows hold right answers."""
 
-    def right_answer(self, question: Question) -> str:
-        return str(question.data[self._settings.expert])
+    def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
+        """The row's conversation. Nothing is revised: `revision` changes nothing."""
+        question = self.question
+        assert isinstance(question, Asked), "questions are drawn here"
+        return list(question.lesson)
+
+    def lessons(self, variant: str, split: str) -> Sequence[tuple[str, Sequence[ExpertTurn]]]:
+        asked = self._table.questions(variant, Split(split))
+        return [(question.instance, question.lesson) for question in asked]

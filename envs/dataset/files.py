@@ -1,4 +1,4 @@
-"""Rows of a file on disk, each with the place it stands at, so that a bad one can be found."""
+"""Rows of a file, a folder or the hub, each with the place it stands at, so that a bad one can be found."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rlpost.envs.dataset import hub
 from rlpost.envs.errors import Refused
 
 Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the row
 
 _NARROW: dict[str, type[np.floating[Any]]] = {"float": np.float32, "halffloat": np.float16}  # Arrow's names
-_FORMS = "name a .jsonl file (an object a line), a .parquet or .arrow file, or a folder of save_to_disk"
+_FORMS = (
+    "name a .jsonl file (an object a line), a .parquet, .arrow or .feather file, a folder of save_to_disk, or a data"
+    " set of the hub: hf:OWNER/NAME"
+)
 
 
-def read(path: Path) -> Iterator[Located]:
+def read(source: str) -> Iterator[Located]:
     """The rows of a data set. Refused for what cannot be read, naming file and line."""
-    if not path.exists():
+    path = Path(source)
+    if source.startswith(hub.PREFIX):
+        yield from hub.read(source)
+    elif not path.exists():
         raise Refused(f"{path}: there is no such file or folder, seen from {Path.cwd()}", _FORMS)
-    if path.is_dir():
+    elif path.is_dir():
         yield from _read_folder(path)
     elif path.suffix in (".jsonl", ".ndjson"):
         yield from _read_jsonl(path)
-    elif path.suffix in (".parquet", ".arrow"):
+    elif path.suffix in (".parquet", ".arrow", ".feather"):
         yield from _read_columns([path])
     else:
         raise Refused(f"{path}: is of no kind that can be read", _FORMS)

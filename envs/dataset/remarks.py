@@ -40,9 +40,9 @@ def _named(pair: tuple[Item, Item]) -> str:
 def _answer(table: Table, item: Item) -> object:
     settings, row = table.settings, item.question.data
     given = row.get(settings.answer)
-    if settings.score == "number":
+    if "number" in settings.score and given is not None:
         return answer_number(given, settings)
-    return given if given is not None or settings.expert is None else row[settings.expert]
+    return given if given is not None else item.question.lesson
 
 
 def _gaps(table: Table) -> Iterator[str]:

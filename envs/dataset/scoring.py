@@ -1,111 +1,27 @@
-"""From an answer and a row to a verdict: by a function of the user's, or by comparison with the row's answer."""
+"""The ready scorers: comparison with a row's answer, as text, number or formula, and a row's tests of code."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
-import math
-import sys
 from collections.abc import Callable
-from decimal import Decimal
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
-from rlpost.envs import own
+from rlpost.envs.dataset.conversation import Row
 from rlpost.envs.dataset.numbers import is_number, number_in, number_of, whole_number
 from rlpost.envs.dataset.settings import Settings
-from rlpost.envs.errors import Refused
-from rlpost.envs.one_turn import Verdict
 
-Row = dict[str, Any]
-Score = Callable[[str, Row], Any]
-"""(the model's answer, the row) -> bool, reward, or (reward, outcome); see `verdict`."""
-
-_DEFINE = "define it as: def score(answer: str, row: dict) -> float"
-
-
-def scorer(settings: Settings) -> Score:
-    """The function that `score` names. Refused where it cannot be imported or takes other arguments."""
-    built_in = {"exact": _exact, "number": _numeric}
-    if settings.score in built_in:
-        return built_in[settings.score](settings)
-    if ":" not in settings.score:
-        raise Refused(
-            f"score={settings.score!r}: is neither {' nor '.join(built_in)} nor a function",
-            "write my_module:my_function",
-        )
-    function = own.load(settings.score)
-    _refuse_no_scorer(settings.score, function)
-    try:
-        inspect.signature(function).bind("answer", {})
-    except (TypeError, ValueError) as error:
-        raise Refused(
-            f"score={settings.score}: cannot be called with an answer and a row: {error}",
-            _DEFINE,
-        ) from error
-    return lambda answer, row: function(answer, copy.deepcopy(row))  # what it does to a row stays with it
-
-
-def _refuse_no_scorer(reference: str, found: Any) -> None:
-    """Refused for a class, and for what the user's module merely imported from the standard library."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    home = str(getattr(found, "__module__", None) or "").partition(".")[0]
-    if isinstance(found, type) or home in sys.stdlib_module_names:
-        what = "a class" if isinstance(found, type) else f"of Python's module {home}"
-        raise Refused(f"score={reference}: is no scorer but {what}", _DEFINE)
+Compare = Callable[[str, Row], tuple[float, str]]
+"""(the model's answer, the row) -> reward and outcome."""
 
 
 def compares(settings: Settings) -> bool:
     """Whether rows need an answer to be compared with."""
-    return settings.score in ("exact", "number")
+    return not {"exact", "number", "math"}.isdisjoint(settings.score)
 
 
-def verdict(result: object, settings: Settings) -> Verdict:
-    """What a scorer returned, in one form: a bool or a number, alone or with the name of an outcome.
-
-    A number may be whatever holds one and has `.item()`: NumPy's, a tensor or an array of one element. TypeError or
-    ValueError where it is none, or is not finite.
-    """
-    outcome = None
-    reward = result
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str) and result[1]:
-        reward, outcome = result
-    value = _number(reward)
-    if value is None:
-        raise TypeError(
-            f"score={settings.score} returned {_shown(result)}: must be a bool, a number, or (number, outcome)"
-        )
-    if not math.isfinite(value):
-        raise ValueError(f"score={settings.score} returned {_shown(result)}: must be finite")
-    success = value >= settings.success_at
-    return Verdict(value, outcome or ("CORRECT" if success else "PARTIAL" if value > 0 else "WRONG"), success)
-
-
-def _number(reward: object) -> float | None:
-    """None where it is no number; infinite where it is one that no float holds."""
-    if not isinstance(reward, (Real, Decimal)) and callable(item := getattr(reward, "item", None)):
-        try:
-            reward = item()
-        except Exception:  # of more than one element, or an `item` of another kind
-            return None
-    if not isinstance(reward, (Real, Decimal)):
-        return None
-    try:
-        return float(reward)
-    except OverflowError:
-        return math.inf
-    except ValueError:  # a signalling NaN
-        return math.nan
-
-
-def _shown(result: object) -> str:
-    try:
-        return repr(result)[:200]
-    except Exception:  # it is the scorer's own object
-        return f"an object of {type(result).__name__}"
+def applies(row: Row, field: str, settings: Settings) -> bool:
+    """Whether a ready scorer that reads `field` scores a row: one of several leaves rows without it to the others."""
+    return len(settings.score) == 1 or row.get(field) is not None
 
 
 def after_marker(text: str, marker: str | None) -> str | None:
@@ -136,7 +52,7 @@ def answer_number(value: object, settings: Settings) -> Fraction | None:
     return number_of(value)
 
 
-def _exact(settings: Settings) -> Score:
+def _exact(settings: Settings) -> Compare:
     def equal(said: str, given: Any) -> bool:
         """A text is compared letter by letter; a number, whose spelling no row holds, as a number."""
         if isinstance(given, str):
@@ -156,7 +72,7 @@ def _exact(settings: Settings) -> Score:
     return score
 
 
-def _numeric(settings: Settings) -> Score:
+def _numeric(settings: Settings) -> Compare:
     def score(answer: str, row: Row) -> tuple[float, str]:
         said = after_marker(answer, settings.marker)
         value = None if said is None else number_in(said, last=settings.marker is None)
@@ -167,3 +83,44 @@ def _numeric(settings: Settings) -> Score:
         return float(right), "CORRECT" if right else "WRONG"
 
     return score
+
+
+def _math(settings: Settings) -> Compare:
+    from rlpost.envs.scorers.formulas import compared, refuse_missing
+
+    refuse_missing()
+
+    def score(answer: str, row: Row) -> tuple[float, str]:
+        return compared(answer, answer_text(row[settings.answer], settings), settings.time_limit_s)
+
+    return score
+
+
+def _code(settings: Settings) -> Compare:
+    from rlpost.envs.scorers.code_tests import passed
+    from rlpost.envs.scorers.sandbox import Limits
+
+    limits = Limits(settings.time_limit_s, settings.memory_mib)
+
+    def score(answer: str, row: Row) -> tuple[float, str]:
+        return passed(answer, row[settings.tests], limits)
+
+    return score
+
+
+_READY: dict[str, Callable[[Settings], Compare]] = {
+    "exact": _exact,
+    "number": _numeric,
+    "math": _math,
+    "code": _code,
+}
+READY = tuple(_READY)
+
+
+def ready(name: str, settings: Settings) -> Callable[[str, Row], tuple[float, str] | None]:
+    """The scorer of a name of READY. It returns None for a row that it does not apply to.
+
+    Raises Refused where a package that it needs is not installed.
+    """
+    compare, field = _READY[name](settings), settings.tests if name == "code" else settings.answer
+    return lambda answer, row: compare(answer, row) if applies(row, field, settings) else None

@@ -16,25 +16,33 @@ class Settings:
     """The arguments of `env=dataset`.
 
     Args:
-        path: a JSONL file, a Parquet or Arrow file, or a folder written by `datasets.Dataset.save_to_disk`.
-        score: `my_module:score`, called as score(answer, row) and returning a bool, a reward, or (reward, outcome);
-            or `exact` or `number`, which compare with the field `answer`.
+        path: a JSONL, Parquet or Arrow file, a folder written by `datasets.Dataset.save_to_disk`, or a data set of the
+            hub: hf:OWNER/NAME[:CONFIG][@REVISION][#SPLIT].
+        score: `my_module:function` (envs/dataset/rewards.py says what one is given and may return), or `exact`,
+            `number` or `math`, which compare with the field `answer`, or `code`, which runs the field `tests`; or a
+            list of these. Without one, a data set serves task=sft alone.
+        weights: a factor for each function of a list; 1 each where none is given.
         held_out_path: further rows, only for evaluation: the variant `held_out`.
-        prompt, answer: fields of a row.
+        prompt, messages, answer, tests: fields of a row. `prompt` or `messages` may be null: not to be looked for.
         instruction: said after every prompt.
         marker: text after which `exact` and `number` read, in the model's answer and in the row's.
         variant: field that names a row's variant; without it all rows of `path` are the variant `default`.
         held_out: variants that are only for evaluation.
-        expert: field that holds a whole right answer, from which supervised fine-tuning learns.
+        expert: field that holds a whole right answer, from which supervised fine-tuning learns. Without it, that is
+            the field `completion`, or the assistant's messages.
         eval_share: share of the other variants' prompts that is kept for evaluation, chosen by hash.
         success_at: least reward that counts as success.
+        time_limit_s, memory_mib: what `code` and `math` may take for one answer.
     """
 
     path: str
-    score: str
+    score: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     held_out_path: str | None = None
-    prompt: str = "prompt"
+    prompt: str | None = "prompt"
+    messages: str | None = "messages"
     answer: str = "answer"
+    tests: str = "tests"
     instruction: str = ""
     marker: str | None = None
     variant: str | None = None
@@ -42,6 +50,8 @@ class Settings:
     expert: str | None = None
     eval_share: float = EVAL_SHARE
     success_at: float = 1.0
+    time_limit_s: float = 5.0
+    memory_mib: float = 512.0
 
     @classmethod
     def checked(cls, args: Mapping[str, Any]) -> Settings:
@@ -55,6 +65,9 @@ class Settings:
             )
         if settings.marker == "":
             raise Refused("marker='': it is empty", "leave it out, or give a text such as '####'")
+        if settings.prompt is None and settings.messages is None:
+            raise Refused("prompt=None and messages=None: no field is left to ask", "name one of the two")
+        _refuse_weights(settings)
         return settings
 
 
@@ -62,12 +75,21 @@ def _refuse_names(args: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(Settings)]
     if unknown := sorted(args.keys() - set(known)):
         raise Refused(f"dataset: unknown argument {', '.join(unknown)}", f"there are: {', '.join(known)}")
-    for needed in ("path", "score"):
-        if needed not in args:
-            raise Refused(
-                f"dataset: {needed}= is missing",
-                "give env_args.path=FILE and env_args.score=my_module:score (or exact, or number)",
-            )
+    if "path" not in args:
+        raise Refused(
+            "dataset: path= is missing",
+            "give env_args.path=FILE, and to play episodes env_args.score=my_module:score (or exact, number, ...)",
+        )
+
+
+def _refuse_weights(settings: Settings) -> None:
+    if twice := {name for name in settings.score if settings.score.count(name) > 1}:
+        raise Refused(f"score={list(settings.score)}: {min(twice)} stands twice", "name each once")
+    if settings.weights and len(settings.weights) != len(settings.score):
+        raise Refused(
+            f"weights={list(settings.weights)}: are {len(settings.weights)}, for {len(settings.score)} functions",
+            "give one for each function of score=",
+        )
 
 
 def _checked(key: str, value: object) -> Any:
@@ -87,6 +109,31 @@ def _names(key: str, value: object) -> tuple[str, ...]:
     raise Refused(f"{key}={value!r}: are no names", "give a list: [hard,harder]")
 
 
+def _scorers(key: str, value: object) -> tuple[str, ...]:
+    """A list may come as YAML reads [a:b,c]: of names alone, each with its colon."""
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, Sequence) and names and all(isinstance(name, str) and name for name in names):
+        return tuple(names)
+    raise Refused(
+        f"{key}={value!r}: names no scoring functions",
+        "give one, my_module:score, or a list: [rewards:a,rewards:b]",
+    )
+
+
+def _weights(key: str, value: object) -> tuple[float, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_number(key, each) for each in value)
+    raise Refused(f"{key}={value!r}: is no list", "give a number for each function: [1,0.2]")
+
+
+def _positive(key: str, value: object) -> float:
+    if (number := _number(key, value)) > 0:
+        return number
+    raise Refused(f"{key}={value!r}: out of range", "give a number above 0")
+
+
 def _share(key: str, value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
         return float(value)
@@ -99,8 +146,12 @@ def _number(key: str, value: object) -> float:
     raise Refused(f"{key}={value!r}: is no finite number", "give a number")
 
 
-_MAY_BE_NONE = {field.name for field in fields(Settings) if field.default is None}
+_MAY_BE_NONE = {field.name for field in fields(Settings) if field.default is None} | {"prompt", "messages"}
 _CHECKS: dict[str, Callable[[str, object], object]] = {
+    "score": _scorers,
+    "weights": _weights,
+    "time_limit_s": _positive,
+    "memory_mib": _positive,
     "held_out": _names,
     "eval_share": _share,
     "success_at": _number,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 from rlpost.envs.base import PlainVariant
+from rlpost.envs.dataset.conversation import Asked, BadRow, Row, asked
 from rlpost.envs.dataset.files import read
-from rlpost.envs.dataset.scoring import Row, answer_number, compares, is_answer
+from rlpost.envs.dataset.scoring import answer_number, applies, compares, is_answer
 from rlpost.envs.dataset.settings import Settings
 from rlpost.envs.errors import Refused
-from rlpost.envs.one_turn import Question, instance_of
 from rlpost.envs.splits import Split, split_of
 
 DEFAULT, HELD_OUT = "default", "held_out"
 _MOST_NAMED = 5
 _READING = threading.Lock()
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_TRIED = 8
 
 
@@ -28,7 +25,7 @@ _MOST_TRIED = 8
 class Item:
     where: str
     variant: str
-    question: Question  # its data is the row
+    question: Asked
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,14 @@ class Table:
         source = self.settings.held_out_path if variant == HELD_OUT else None
         return f"{trained} rows to train on, {held_out} to evaluate on, of {source or self.settings.path}"
 
-    def questions(self, variant: str, split: Split) -> tuple[Question, ...]:
+    def questions(self, variant: str, split: Split) -> tuple[Asked, ...]:
         return self._questions.get((variant, split), ())
 
     def dealt(self, variant: str, split: Split) -> tuple[Item, ...]:
         return self._dealt.get((variant, split), ())
 
     @cached_property
-    def _questions(self) -> dict[tuple[str, Split], tuple[Question, ...]]:
+    def _questions(self) -> dict[tuple[str, Split], tuple[Asked, ...]]:
         return {key: tuple(item.question for item in items) for key, items in self._dealt.items()}
 
     @cached_property
@@ -73,6 +70,16 @@ class Table:
             for split in (self.split(item), Split.ALL):
                 dealt.setdefault((item.variant, split), []).append(item)
         return {key: tuple(items) for key, items in dealt.items()}
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """Those that some row has."""
+        return frozenset(field for item in self.items for field in item.question.data)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether rows have answers to learn from: all do, or none does."""
+        return bool(self.items[0].question.lesson)
 
     def samples(self) -> list[Item]:
         """A few rows to try a scorer on: one of every variant, one of every set of fields that rows have."""
@@ -110,65 +117,67 @@ def _items(settings: Settings) -> Iterator[Item]:
     """Every row, or none: bad ones are refused together."""
     bad = []
     for where, row, variant in _located(settings):
-        if problem := _problem(row, variant, settings):
+        try:
+            question = asked(row, settings)
+            yield Item(where, _variant(row, variant, settings), _scorable(question, settings))
+        except BadRow as problem:
             bad.append(f"{where}: {problem}")
-        else:
-            yield Item(where, str(variant), _question(row, settings))
     if bad:
-        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
         raise Refused(
-            f"{len(bad)} rows cannot be used: {'; '.join(bad[:_MOST_NAMED])}{more}",
-            "mend or remove them, or name other fields: prompt=, answer=, variant=, expert=",
+            f"{len(bad)} rows cannot be used: {_named(bad)}",
+            "mend or remove them, or name other fields: prompt=, messages=, answer=, variant=, expert=",
         )
+
+
+def _named(places: list[str]) -> str:
+    more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
+    return f"{'; '.join(places[:_MOST_NAMED])}{more}"
 
 
 def _located(settings: Settings) -> Iterator[tuple[str, Row, object]]:
     """Each row with where it stands and its variant, which may be none."""
-    for where, row in read(Path(settings.path)):
+    for where, row in read(settings.path):
         yield where, row, DEFAULT if settings.variant is None else row.get(settings.variant)
     if settings.held_out_path is not None:
-        for where, row in read(Path(settings.held_out_path)):
+        for where, row in read(settings.held_out_path):
             yield where, row, HELD_OUT
 
 
-def _problem(row: Row, variant: object, settings: Settings) -> str | None:
-    """Why a row cannot be used; None where it can."""
-    needed = [settings.prompt, *([settings.expert] if settings.expert else [])]
-    for field in needed:
-        if not _is_text(row.get(field)):
-            return f"its field {field!r} is {_shown(row, field)}, but must be a text"
-        if _SURROGATE.search(row[field]):
-            return f"its field {field!r} holds half a surrogate pair, which no tokenizer takes"
-    if not _is_text(variant):
-        return f"its field {settings.variant!r} is {_shown(row, settings.variant)}, but must name its variant"
-    return _wrong_answer(row, settings) if compares(settings) else None
-
-
-def _wrong_answer(row: Row, settings: Settings) -> str | None:
-    answer = row.get(settings.answer)
-    if not is_answer(answer):
-        return f"its field {settings.answer!r} is {_shown(row, settings.answer)}, but must be an answer"
-    if settings.score == "number" and answer_number(answer, settings) is None:
-        return f"its field {settings.answer!r} has no number: {str(answer)[:40]!r}"
-    return None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _shown(row: Row, field: str | None) -> str:
-    return (
-        repr(row[field])[:40]
-        if field is not None and field in row
-        else f"missing (there are {', '.join(row)})"
+def _variant(row: Row, variant: object, settings: Settings) -> str:
+    if isinstance(variant, str) and variant.strip():
+        return variant
+    raise BadRow(
+        f"its field {settings.variant!r} is {_shown(row, str(settings.variant))}, but must name its variant"
     )
 
 
-def _question(row: Row, settings: Settings) -> Question:
-    prompt = row[settings.prompt]
-    told = f"{prompt}\n{settings.instruction}" if settings.instruction else prompt
-    return Question(told, instance_of(prompt), row)
+def _scorable(question: Asked, settings: Settings) -> Asked:
+    """Raises BadRow for a row that a ready scorer cannot score."""
+    row = question.data
+    if compares(settings) and applies(row, settings.answer, settings):
+        answer = row.get(settings.answer)
+        if not is_answer(answer):
+            raise BadRow(
+                f"its field {settings.answer!r} is {_shown(row, settings.answer)}, but must be an answer"
+            )
+        if "number" in settings.score and answer_number(answer, settings) is None:
+            raise BadRow(f"its field {settings.answer!r} has no number: {str(answer)[:40]!r}")
+    if "code" in settings.score and applies(row, settings.tests, settings):
+        _refuse_no_tests(row, settings.tests)
+    return question
+
+
+def _refuse_no_tests(row: Row, field: str) -> None:
+    from rlpost.envs.scorers.code_tests import read_tests
+
+    try:
+        read_tests(row.get(field))
+    except ValueError as error:
+        raise BadRow(f"its field {field!r} is {_shown(row, field)}, but must be tests: {error}") from error
+
+
+def _shown(row: Row, field: str) -> str:
+    return repr(row[field])[:40] if field in row else f"missing (there are {', '.join(row)})"
 
 
 def _refuse_missing(table: Table) -> None:
@@ -176,6 +185,13 @@ def _refuse_missing(table: Table) -> None:
     if missing := [name for name in settings.held_out if name not in variants]:
         raise Refused(
             f"held_out={missing}: no row is of that variant", f"there are: {', '.join(variants) or 'none'}"
+        )
+    without = [item.where for item in table.items if not item.question.lesson]
+    if 0 < len(without) < len(table.items):
+        raise Refused(
+            f"{len(without)} of {len(table.items)} rows have no answer to learn from, and others have:"
+            f" {_named(without)}",
+            "give one to all or to none: in the field completion, the one that expert= names, or as the last message",
         )
     if not any(table.questions(name, Split.TRAIN) for name in variants):
         raise Refused(

@@ -1,12 +1,11 @@
-"""The experiments that `experiment=` accepts, and the settings in a file of one.
+"""The experiments that `experiment=` accepts, and the settings in their files.
 
-An experiment is a flat YAML file that holds only what differs from the layers below it; its first line is a
-comment of one sentence, which the listing shows. `defaults: [OTHER]` in it builds on another experiment's file.
+An experiment is a flat YAML file with only the settings that differ from the layers below it. Its first line is a
+comment of one sentence, which the listing shows. `defaults: [OTHER]` makes it build on another experiment's file.
 """
 
 from __future__ import annotations
 
-import sysconfig
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,35 +24,27 @@ BASES = "defaults"  # key of an experiment's file
 class Experiment:
     name: str
     path: Path
-    summary: str  # first comment line of the file
+    summary: str  # the first comment line of the file
 
 
-def experiments_folder() -> Path:
-    """The checkout's experiments/, or the installed copy of it.
-
-    Raises ConfigError when neither is there.
-    """
-    checkout = Path(__file__).resolve().parents[2] / "experiments"
-    installed = Path(sysconfig.get_path("data")) / "share" / "rlpost" / "experiments"
-    for folder in (checkout, installed):
-        if any(folder.glob("*.yaml")):
-            return folder
-    raise ConfigError(f"No experiments found: neither {checkout} nor {installed} holds a YAML file.")
+FOLDER = Path(__file__).resolve().parents[1] / "experiments"  # in a checkout a link to ../experiments
 
 
 def experiments() -> dict[str, Experiment]:
-    """Every experiment that `experiment=` accepts, by name."""
+    """Every experiment that `experiment=` accepts, by name. Raises ConfigError where the installation has none."""
     by_name = {}
-    for path in sorted(experiments_folder().glob("*.yaml")):
+    for path in sorted(FOLDER.resolve().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         by_name[path.stem] = Experiment(path.stem, path, first.removeprefix("#").strip())
+    if not by_name:
+        raise ConfigError(f"No experiments found: {FOLDER} holds no YAML file. Install rlpost again.")
     return by_name
 
 
 def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's settings over those of the experiments it builds on."""
+    """A file's settings, over those of the experiments that it builds on."""
     settings = read_mapping(path)
-    refuse_marks(leaves(settings), where=str(path))  # OmegaConf would merge a '???' away
+    refuse_marks(leaves(settings), where=str(path))  # OmegaConf would drop a '???' when merging
     bases = settings.pop(BASES, [])
     known = experiments()
     layers: list[Any] = []

@@ -79,7 +79,7 @@ def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> No
     for key, value in settings:
         kind = known.get(key)
         if kind is None:
-            remedy = did_you_mean(key, list(known)) or "see rlpost/config/schema.py for every setting"
+            remedy = did_you_mean(key, list(known)) or "rlpost settings: every setting"
             raise ConfigError(refusal(key, value, f"there is no such setting ({where})", remedy))
         if dataclasses.is_dataclass(kind):
             raise ConfigError(

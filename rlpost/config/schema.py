@@ -100,10 +100,10 @@ class Reference(Enum):
 
 @dataclass
 class LoraConfig:
-    kind: AdapterKind = AdapterKind.lora
-    rank: int = 32
+    kind: AdapterKind = AdapterKind.lora  # kind of adapter
+    rank: int = 32  # rank of each module's update
     alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
-    target_modules: str = "all-linear"  # or a comma-separated list of module names such as q_proj,v_proj
+    target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
 
 
 @dataclass
@@ -116,8 +116,8 @@ class SftConfig:
         0  # size of the data set, which is gone through again and again; 0: fresh examples without end
     )
     batch_size: int = 64  # examples an optimizer step
-    learning_rate: float = 1e-3
-    warmup_steps: int = 5
+    learning_rate: float = 1e-3  # peak, after sft.warmup_steps
+    warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
     revision_share: float = 0.3  # share of examples that are a revision after a wrong answer and its feedback
 
 
@@ -125,40 +125,40 @@ class SftConfig:
 class AlgoConfig:
     """Reinforcement learning. `algo=NAME` chooses an algorithm with its own defaults, which are laid over these."""
 
-    name: AlgoName = AlgoName.ppo
-    iterations: int = 40
-    rewards: Rewards = Rewards.turn
+    name: AlgoName = AlgoName.ppo  # which algorithm; `algo=NAME` is the same
+    iterations: int = 40  # each plays rollout.episodes and updates the adapter
+    rewards: Rewards = Rewards.turn  # which tokens carry the rewards
     reward_function: str | None = None  # module:function that gives an iteration's episodes other rewards
     reward_scale: float = 0.2  # rewards are multiplied by it before anything else
     normalize_rewards: bool = False  # divide by the standard deviation of the batch's episode totals
     overlong_buffer: int = 0  # last tokens of rollout.max_new_tokens in which an answer pays; 0: no penalty
     overlong_penalty: float = 1.0  # reward that an answer of full length loses, before scaling
-    whiten_advantages: bool = True  # to mean 0 and variance 1 over the batch
+    whiten_advantages: bool = True  # scale advantages to mean 0 and variance 1 over the batch
     gamma: float = 1.0  # discount per sampled token (ppo_turn: per turn); feedback tokens are skipped
-    gae_lambda: float = 0.95  # with a critic
+    gae_lambda: float = 0.95  # lambda of GAE, for algorithms with a critic
     epochs: int = 2  # passes over an iteration's episodes
     minibatches: int = 2  # optimizer steps a pass; groups stay whole
     critic_epochs: int | None = None  # passes of the critic; none: as many as the policy's
-    clip: float = 0.2  # of the probability ratio, below 1 (and above, unless clip_high is given)
-    clip_high: float | None = None  # above 1; none: as clip
+    clip: float = 0.2  # clips the probability ratio at 1 - clip (and at 1 + clip, unless clip_high is given)
+    clip_high: float | None = None  # clips the probability ratio at 1 + clip_high; none: as clip
     ratio_ceiling: float | None = None  # above this ratio the clipped term alone counts
-    thought_weight: float = 1.0  # of log-probs before rollout.answer_marker in a turn's ratio (ppo_turn)
-    value_clip: float = 0.5  # of the value's move from its estimate at rollout
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    kl: KlPlace = KlPlace.reward
-    kl_estimator: KlEstimator = KlEstimator.k1
-    kl_coef: float = 0.02
+    thought_weight: float = 1.0  # weight of log-probs before rollout.answer_marker in a turn's ratio
+    value_clip: float = 0.5  # how far a value may move from its estimate at rollout
+    value_coef: float = 0.5  # weight of the critic's loss
+    entropy_coef: float = 0.0  # weight of the entropy bonus; 0: none
+    kl: KlPlace = KlPlace.reward  # where the divergence from the reference is penalised
+    kl_estimator: KlEstimator = KlEstimator.k1  # estimate of KL(policy || reference), token by token
+    kl_coef: float = 0.02  # weight of the KL penalty; with kl_target, its first value
     kl_target: float | None = None  # nats per token that kl_coef is steered to; none: it stays as it is
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
-    reference: Reference = Reference.start
-    old_logprobs: OldLogprobs = OldLogprobs.learner
-    rollout_is: RolloutIS = RolloutIS.none
-    rollout_is_cap: float = 2.0
+    reference: Reference = Reference.start  # policy that the KL is measured from
+    old_logprobs: OldLogprobs = OldLogprobs.learner  # who computes the old policy's log-probs
+    rollout_is: RolloutIS = RolloutIS.none  # importance weights of learner to engine
+    rollout_is_cap: float = 2.0  # bound of the importance weights
     dynamic_sampling: bool = False  # replace groups whose episodes all earned the same
     max_refills: int = 3  # rounds of replacement an iteration; groups still flat then stay, counted
-    learning_rate: float = 3e-4  # policy adapter
-    critic_learning_rate: float = 1e-3  # critic adapter and value head
+    learning_rate: float = 3e-4  # of the policy's adapter
+    critic_learning_rate: float = 1e-3  # of the critic's adapter and value head
     warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
     critic_warmup: int = 2  # first iterations that update the critic alone
 
@@ -168,9 +168,9 @@ class RolloutConfig:
     workers: int = 1  # Ray actors, one vLLM engine each
     episodes: int = 128  # a whole iteration's batch, over all workers
     group_size: int = 1  # episodes that share one instance
-    temperature: float = 1.0
-    max_new_tokens: int = 128  # of one answer
-    max_model_len: int = 1024  # prompt and all turns
+    temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
+    max_new_tokens: int = 128  # tokens of one answer at most
+    max_model_len: int = 1024  # tokens of an episode at most: prompt and all turns
     answer_marker: str | None = None  # text from which on an answer is answer, and no longer thought
     # Said before what the environment says first; for templates with a system role.
     system_prompt: str | None = None
@@ -178,8 +178,8 @@ class RolloutConfig:
     stop: list[str] = field(default_factory=list)
     # Given to the model's chat template, which must read them: {enable_thinking: false}.
     template_args: dict[str, Any] = field(default_factory=dict)
-    max_num_seqs: int = 128  # decoded at once by one engine
-    kv_cache_gib: float = 1.0  # KV cache of one engine on CPU
+    max_num_seqs: int = 128  # episodes that one engine decodes at once
+    kv_cache_gib: float = 1.0  # GiB of KV cache of one engine on CPU
     gpu_memory_utilization: float = 0.4  # share of a GPU that one engine may take
     cpus: float = 1.0  # Ray CPUs and compute threads of a worker
     gpus: float = 0.0  # share of a GPU that Ray sets aside for a worker
@@ -195,12 +195,13 @@ class RolloutConfig:
 @dataclass
 class LearnerConfig:
     workers: int = 1  # DeepSpeed ranks
-    zero_stage: int = 0
+    zero_stage: int = 0  # DeepSpeed ZeRO: 0 none; shards optimizer states (1), gradients (2), parameters (3)
     micro_batch_tokens: int = 8192  # distinct tokens of one forward and backward pass, without padding
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # decoupled weight decay of AdamW
+    # decay rates of AdamW's two moments, each at least 0 and below 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0
-    gradient_checkpointing: bool = False
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to it
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     cpus: float = 1.0  # Ray CPUs a rank claims
     threads: int = 2  # compute threads a rank uses while the engines sleep
     gpus: float = 0.0  # share of a GPU that Ray sets aside for a rank
@@ -211,8 +212,8 @@ class LearnerConfig:
 class EvalConfig:
     episodes: int = 256  # instances per variant and decoding
     samples: int = 1  # sampled episodes of each instance; from 2 on there are pass@k and majority@k
-    greedy: bool = True
-    sampled: bool = True
+    greedy: bool = True  # evaluate greedy decoding
+    sampled: bool = True  # evaluate answers sampled at rollout.temperature
     start: bool = True  # evaluate before training too
     every: int = 0  # evaluate each so many iterations (task=sft: steps) as well; 0: only before and after
     seed: int = 20250126  # fixed: every run and checkpoint sees the same deals
@@ -222,7 +223,7 @@ class EvalConfig:
 class BudgetConfig:
     """Compute, since training began, at which task=rl and task=sft evaluate; the last amount ends the training."""
 
-    measure: Measure = Measure.flops
+    measure: Measure = Measure.flops  # unit of budget.amounts
     amounts: list[float] = field(default_factory=list)  # rising; empty: algo.iterations, sft.steps decide
 
 
@@ -232,14 +233,14 @@ class CompareConfig:
 
     # sft and algorithms, the first of which sets the budget of the others
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # what the arms spend alike
     concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs bear
     # Settings that every arm keeps, whatever its algorithm's default: those that were named (noted by `compose`).
     named: list[str] = field(default_factory=list)
     quick: bool = False  # the first seed alone, and quick_iterations for algo.iterations
-    quick_iterations: int = 16
+    quick_iterations: int = 16  # algo.iterations of a quick comparison
 
 
 @dataclass
@@ -254,37 +255,38 @@ class TrackingConfig:
     wandb: str = "auto"  # auto: WANDB_MODE, else online when a key is there; or online, offline, disabled
     mlflow_uri: str | None = None  # none: MLFLOW_TRACKING_URI, else a database in the run directory
     project: str = "rlpost"  # wandb's project, MLflow's experiment
-    checkpoint_every: int = 10  # iterations
+    checkpoint_every: int = 10  # iterations between checkpoints
 
 
 @dataclass
 class TinyBaseConfig:
     """The recipe of the bundled base model; see rlpost/assets/tiny/README.md for what made the shipped file."""
 
-    minutes: float = 75.0  # of training; the learning-rate schedule follows the clock
+    minutes: float = 75.0  # minutes of training; the learning-rate schedule follows the clock
     start: str | None = None  # model folder of an earlier training to go on from, tokenizer included
-    vocab_size: int = 512
-    hidden_size: int = 256
-    layers: int = 6
-    heads: int = 4
-    intermediate_size: int = 768
-    batch_tokens: int = 8192
-    learning_rate: float = 3e-3
+    vocab_size: int = 512  # entries of the tokenizer that is trained
+    hidden_size: int = 256  # width of the model
+    layers: int = 6  # transformer blocks
+    heads: int = 4  # attention heads a block
+    intermediate_size: int = 768  # width of the feed-forward part
+    batch_tokens: int = 8192  # tokens an optimizer step
+    learning_rate: float = 3e-3  # peak of the schedule
 
 
 @dataclass
 class Config:
-    task: Task = Task.rl
-    name: str = "run"  # of the experiment; names the output folder
+    task: Task = Task.rl  # what the run does
+    name: str = "run"  # the experiment's name, which the output folder has
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
     dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml has what was chosen
     adapter: str | None = None  # folder of a PEFT adapter to start from (or to evaluate)
     env: str = "generalpoints"  # a registered environment
     env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the environment
-    train_variant: str = "faces_10"
+    train_variant: str = "faces_10"  # variant of the environment that is trained on
+    # variants of the environment that are evaluated
     eval_variants: list[str] = field(default_factory=lambda: ["faces_10", "faces_11_12_13"])
-    seed: int = 0
-    output_dir: str | None = None  # none: outputs/<name>/<time>-<seed>
+    seed: int = 0  # decides the episodes, the first adapter and the order of minibatches
+    output_dir: str | None = None  # folder of the run; none: outputs/<name>/<time>-<seed>
     resume: str | None = None  # run directory to go on with
     lora: LoraConfig = field(default_factory=LoraConfig)
     sft: SftConfig = field(default_factory=SftConfig)

@@ -26,6 +26,7 @@ from rlpost.record.summary import (
     changes,
     entry_of,
     has_steps,
+    held_out_told,
     measure_of,
     most_samples,
     role,
@@ -179,6 +180,10 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
             table.add_row("", "", "right steps", *map(step_share, entries))
         for name, k in most_samples(summary, variant, decoding):
             table.add_row("", "", f"{AT_K[name]}{k}", *(at_k_share(entry, name, k) for entry in entries))
+    for variant, told in held_out_told(summary).items():
+        console.print(f"held-out loss of {variant}, nats per token: {told}", soft_wrap=True)
+    if not stages:
+        return
     console.print(table)
     for sentence in changes(summary):
         console.print(sentence, soft_wrap=True)

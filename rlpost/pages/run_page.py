@@ -35,6 +35,7 @@ from rlpost.record.summary import (
     entry_of,
     has_steps,
     headlines,
+    held_out_told,
     main_decoding,
     measure_of,
     role,
@@ -135,7 +136,9 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
         )
     if summary.get("canary_gap_mean") is not None:
         facts["engine-to-learner log-prob gap of canaries, mean"] = f"{summary['canary_gap_mean']:.4f} nats"
-    return facts
+    return facts | {
+        f"held-out loss of {v}, nats per token": told for v, told in held_out_told(summary).items()
+    }
 
 
 def failed_episodes(lines: Sequence[Mapping[str, Any]]) -> list[str]:

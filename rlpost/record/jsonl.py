@@ -72,6 +72,8 @@ def _from_turn(turn: Turn) -> dict[str, Any]:
         "logprobs": [_to_number(x) for x in turn.logprobs],
         "policy_version": turn.policy_version,
         "thought_tokens": turn.thought_tokens,
+        **({"parts": {name: _to_number(value) for name, value in turn.parts}} if turn.parts else {}),
+        "opens_sample": turn.opens_sample,
     }
 
 
@@ -85,6 +87,7 @@ def _to_turn(record: dict[str, Any]) -> Turn:
         logprobs=tuple(_from_number(x) for x in fields.pop("logprobs")),
         reward=_from_number(fields.pop("reward")),
         finish=Finish(fields.pop("finish")),
+        parts=tuple((name, _from_number(value)) for name, value in fields.pop("parts", {}).items()),
         **fields,
     )
 

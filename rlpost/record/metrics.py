@@ -34,6 +34,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "tokens/sampled": float(sum(t.answer_tokens for t in trajectories)),
         "answer_tokens": _mean_tokens(answers),
         "cut_share": _cut_share(answers),
+        **_parts(answers),
         **{f"outcome/{name}": n / len(answers) for name, n in _outcomes(answers).items()},
         **{f"ending/{ending.value}": endings[ending] / episodes for ending in Ending},
         **{kind: float(count) for kind, count in failures.counts(trajectories).items()},
@@ -68,6 +69,7 @@ def evaluation(trajectories: Sequence[Trajectory], answer_marker: str | None = N
         "first_failure": failures.first_cause(trajectories),
         **_by_k(trajectories, answer_marker),
         **_by_difficulty(trajectories),
+        **({"parts": parts} if (parts := _parts(answers)) else {}),
     }
 
 
@@ -195,6 +197,16 @@ def _cut_share(answers: Sequence[Turn]) -> float:
 
 def _outcomes(answers: Sequence[Turn]) -> dict[str, int]:
     return dict(sorted(Counter(turn.outcome for turn in answers).items()))
+
+
+def _parts(answers: Sequence[Turn]) -> dict[str, float]:
+    """By name of a reward's part: its mean over the answers that it applies to, and the share of answers that are."""
+    values: dict[str, list[float]] = {}
+    for turn in answers:
+        for name, value in turn.parts:
+            values.setdefault(name, []).append(value)
+    means = {f"reward/{name}": statistics.fmean(each) for name, each in sorted(values.items())}
+    return means | {f"applies/{name}": len(each) / len(answers) for name, each in sorted(values.items())}
 
 
 def _success_by_turn(trajectories: Sequence[Trajectory]) -> list[float]:

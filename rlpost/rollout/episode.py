@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
 
 from rlpost.envs import adapter
+from rlpost.envs.asking import Heard
 from rlpost.envs.messages import Message, Said, messages_of, readable
+from rlpost.rollout.agents.dialogue import Dialogue
+from rlpost.rollout.agents.recording import Placed
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.types import Ending, EpisodeSpec, ModelInput, Trajectory, Turn
@@ -40,6 +43,7 @@ class Reply:
     outcome: str
     success: bool
     final_answer: str | None  # the answer in canonical form, where the environment gives one
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
@@ -73,8 +77,17 @@ def replied(env: Env, answer: str) -> Reply:
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
     success = bool(adapter.field(info, "success", "step"))
-    final = _told(info, "answer")
-    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final)
+    final, parts = _told(info, "answer"), _parts(info.get("parts", {}))
+    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final, parts)
+
+
+def _parts(parts: object) -> tuple[tuple[str, float], ...]:
+    """`info["parts"]`, the reward's parts by name. Raises TypeError and ValueError for what are none."""
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"the info of step has parts of type {type(parts).__name__}: give a dict of numbers by name"
+        )
+    return tuple((_in_utf8(str(name)), _finite(float(value))) for name, value in parts.items())
 
 
 def _finite(reward: float) -> float:
@@ -129,12 +142,27 @@ class Episode:
     error: str | None = None
     completion: Completion | None = None
     answer: str = ""
+    dialogue: Dialogue | None = None  # of an environment that asks
+    next: Callable[[], Heard] | None = None  # to be called in its thread before anything is sampled
+    opens_sample: bool = False  # the present context is a whole prompt that begins a sample
 
     def show(self, messages: tuple[Message, ...], context_ids: tuple[int, ...]) -> None:
         self.observation, self.context_ids = readable(messages), context_ids
         self.conversation = self.conversation.followed_by(context_ids)
 
-    def record(self, reward: float, outcome: str, policy_version: int, thought_tokens: int) -> None:
+    def show_request(self, placed: Placed) -> None:
+        """A whole conversation, which may be another than the last."""
+        self.observation, self.context_ids = placed.observation, placed.context_ids
+        self.conversation, self.opens_sample = ModelInput(placed.prompt_ids), placed.opens_sample
+
+    def record(
+        self,
+        reward: float,
+        outcome: str,
+        policy_version: int,
+        thought_tokens: int,
+        parts: tuple[tuple[str, float], ...] = (),
+    ) -> None:
         """The last answer becomes a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
@@ -151,12 +179,22 @@ class Episode:
                 outcome=outcome,
                 policy_version=policy_version,
                 thought_tokens=thought_tokens,
+                parts=parts,
+                opens_sample=self.opens_sample,
             )
         )
+
+    def end(self, ending: Ending, heard: Heard) -> None:
+        """End the episode of a program that asks. Its last turn earns the reward."""
+        self.ending, self.success = ending, heard.success
+        if self.turns:
+            last, parts = self.turns[-1], _parts(heard.parts)
+            self.turns[-1] = replace(last, reward=heard.reward, outcome=heard.outcome, parts=parts)
 
     def trajectory(self, env_name: str) -> Trajectory:
         assert self.ending is not None, "only an episode that is over is a trajectory"
         spec = self.spec
+        turns = self.turns if self.dialogue is None else self.dialogue.ordered(self.turns)
         return Trajectory(
             env=env_name,
             variant=spec.variant,
@@ -166,7 +204,7 @@ class Episode:
             episode=spec.episode,
             group=spec.group,
             seed=spec.seed,
-            turns=tuple(self.turns),
+            turns=tuple(turns),
             ending=self.ending,
             success=self.success,
             error=self.error,

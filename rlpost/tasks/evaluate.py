@@ -10,11 +10,12 @@ from rlpost.envs import registry
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import RunDir
-from rlpost.record.summary import main_decoding
+from rlpost.record.summary import held_out_losses, main_decoding
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
 from rlpost.rollout.pool import PoolSwapReport, RolloutPool
 from rlpost.rollout.specs import evaluation_specs
+from rlpost.tasks import held_out
 from rlpost.tasks.canary import canary_ids, plain_peft_canary
 from rlpost.tasks.session import Session, open_session, publish
 from rlpost.weights.adapters import Adapter
@@ -56,8 +57,14 @@ def _variant(
 def evaluate_stage(session: Session, stage: str, finished: int) -> dict[str, Any]:
     """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl.
 
+    Where the environment scores nothing, the stage measures the held-out loss (rlpost/tasks/held_out.py) and plays
+    nothing: its result is empty.
+
     `finished`: iterations (task=sft: steps) before it, over which trackers draw what it found.
     """
+    if not held_out.scored(session.cfg):
+        held_out.evaluate_stage(session, stage, axis(session.cfg), finished)
+        return {}
     with session.clock.phase("evaluation"):
         evaluation = evaluate(session.cfg, session.pool, session.run_dir, session.progress, stage)
     session.tracker.log_evaluation(evaluation, axis(session.cfg), finished)
@@ -69,7 +76,8 @@ def evaluate_stage_once(session: Session, stage: str, finished: int) -> None:
     """`evaluate_stage`, unless a run that is resumed has its results already."""
     cfg = session.cfg
     wanted = {(stage, variant, decoding) for variant in cfg.eval_variants for decoding in decodings(cfg)}
-    if not wanted <= session.run_dir.evaluations().keys():
+    played = wanted <= session.run_dir.evaluations().keys()
+    if not played and stage not in held_out_losses(session.run_dir.read_metrics()):
         evaluate_stage(session, stage, finished)
 
 

@@ -34,6 +34,7 @@ from rlpost.record.files import write_atomic
 from rlpost.record.gains import gains
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
+from rlpost.record.summary import held_out_losses
 from rlpost.record.tracking import Tracker, Trackers
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.pool import RolloutPool
@@ -68,9 +69,12 @@ class Session:
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # of a resumed run
 
-    def book(self, stage: str) -> None:
-        """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run."""
-        self.run_dir.append_metrics({"stage": stage, **self.clock.lap()})
+    def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
+        """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run.
+
+        `measured` joins the line.
+        """
+        self.run_dir.append_metrics({"stage": stage, **(measured or {}), **self.clock.lap()})
 
     def sittings(self) -> tuple[Sitting, ...]:
         """Every start that worked on the run, this one last."""
@@ -174,6 +178,8 @@ def publish(
         "canary_gap_mean": statistics.fmean(canary_gaps) if canary_gaps else None,
         "workers_replaced": sum(each.workers_replaced for each in sittings),
     }
+    if losses := held_out_losses(session.run_dir.read_metrics()):
+        summary["held_out_loss"] = losses
     summary["gains"] = gains(session.run_dir, summary)
     session.run_dir.write_summary(summary)
     session.progress.close()

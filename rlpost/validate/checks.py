@@ -41,8 +41,9 @@ class Range:
         return (self.low < value if self.low_open else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
-        bound = f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
-        return bound if self.high == math.inf else f"{bound} and at most {self.high:g}"
+        low, high = f"{self.low:.10g}", f"{self.high:.10g}"  # a seed's highest value has ten digits
+        bound = f"above {low}" if self.low_open else f"at least {low}"
+        return bound if self.high == math.inf else f"{bound} and at most {high}"
 
 
 COUNT = Range(1)

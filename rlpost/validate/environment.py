@@ -13,7 +13,7 @@ from rlpost.compare.design.types import SFT
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.envs import adapter, registry
-from rlpost.envs.base import Expert, Rehearsed, VariantInfo
+from rlpost.envs.base import Expert, Rehearsed, Taught, VariantInfo, is_scored
 from rlpost.envs.errors import Refused, UnknownEnvironment
 from rlpost.envs.own import told
 from rlpost.errors import RolloutError
@@ -23,8 +23,8 @@ from rlpost.rollout.env_threads import EnvThread
 TRAINING = (Task.rl, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
 _NAME_ONE = (
-    "env=my_module:MyEnv, env=dataset or env=reasoning_gym:TASK, with train_variant= and eval_variants= where it has"
-    " variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
+    "env=my_module:MyEnv, env=dataset, env=agent or env=reasoning_gym:TASK, with train_variant= and eval_variants="
+    " where it has variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
 )
 _MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
 
@@ -59,7 +59,8 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
     refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
     try:
         refusals = refusals or list(_instances(config, thread, env))
-        yield from (*refusals, *_expert(config, env), *_rehearsals(config, thread, env))
+        yield from (*refusals, *_expert(config, env), *_unscored(config, env))
+        yield from _rehearsals(config, thread, env)
         _in_time(config, thread, "close", env.close)
     except _Hangs as hangs:
         yield hangs.refusal
@@ -136,12 +137,32 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
     """Whether there is anything to learn from under supervision, where that is asked for."""
     asked = config.sft.steps > 0 or (config.task is Task.compare and SFT in config.compare.arms)
     if config.task in TRAINING and asked and not isinstance(env.unwrapped, Expert):
-        give = "give it some: a method `expert`, or for a data set env_args.expert=FIELD"
+        give = (
+            "give it some: a method `expert`, or for a data set rows with a completion or messages of the assistant,"
+            " or env_args.expert=FIELD"
+        )
         yield refusal(
             "sft.steps",
             config.sft.steps,
             f"the environment {config.env} has no expert answers to learn from",
             f"sft.steps=0, or {give}" if config.task is Task.rl else give,
+        )
+    elif config.task in TRAINING and asked and config.sft.examples and isinstance(env.unwrapped, Taught):
+        lessons = len(env.unwrapped.lessons(config.train_variant, "train"))
+        if config.sft.examples > lessons:
+            told = f"{config.train_variant} has {lessons} answers to learn from"
+            yield refusal("sft.examples", config.sft.examples, told, "give no more, or 0 for all")
+
+
+def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
+    """Whether answers are scored, where episodes are played."""
+    if config.task is not Task.sft and not is_scored(env.unwrapped):
+        yield refusal(
+            "env_args.score",
+            config.env_args.get("score"),
+            f"task={config.task.value} plays episodes, and nothing scores their answers",
+            "env_args.score=my_module:score (or exact, number, math, code), or task=sft to learn from the data's own"
+            " answers",
         )
 
 

@@ -1,4 +1,4 @@
-"""Talk with a trained policy at a terminal: python -m rlpost.verbs.chat RUN [--env] [--variant V] [--temperature T].
+"""Talk with a trained policy at a terminal: rlpost chat RUN [--env] [--variant V] [--temperature T].
 
 The engine, the chat template and the adapter's merge are those of a rollout. With --env the model plays the run's own
 environment, the instances of its evaluations in their order and with their dice; its verdict stands below each answer.
@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,16 @@ from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
 from rlpost.config.trust import named_code
 from rlpost.envs import registry
+from rlpost.envs.messages import Said, readable
 from rlpost.errors import ConfigError, RolloutError
 from rlpost.rollout.engine.settings import engine_environment
-from rlpost.verbs import command_line, policy
-from rlpost.verbs.command_line import printable
+from rlpost.verbs import policy
 from rlpost.verbs.policy import Policy
+from rlpost.verbs.printable import printable
 
 if TYPE_CHECKING:
     from rlpost.rollout.chat import Chat
+    from rlpost.rollout.chat_template import Tools
     from rlpost.rollout.engine.protocol import Engine, Sampling
     from rlpost.rollout.episode import Reply
     from rlpost.verbs.conversation import Answer, Conversation
@@ -37,9 +38,9 @@ HELP = "Type a message; an empty line begins anew; Ctrl-D ends."
 ENV_HELP = "Enter: the next turn, or the next instance; text: your own message instead; Ctrl-D ends."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Talk with a run's policy at a terminal; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.chat", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost chat", description=main.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument(
         "--env", action="store_true", help="the run's environment asks, and judges each answer"
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="import the environment that the record names, if it is none of rlpost's",
     )
     asked = parser.parse_args(argv)
-    return command_line.exit_code(partial(_chat, asked))
+    _chat(asked)
+    return 0
 
 
 def _chat(asked: argparse.Namespace) -> None:
@@ -67,10 +69,11 @@ def _chat(asked: argparse.Namespace) -> None:
     from rlpost.rollout.chat import Chat
     from rlpost.rollout.engine.protocol import Sampling
 
-    chat = Chat.load(trained.model_folder)
+    chat = Chat.load(trained.model_folder, config.rollout)
     print(f"starting vLLM on {trained.model_folder.name} with {trained.adapter_folder} ...", flush=True)
     with suppress(KeyboardInterrupt):
-        sampling = Sampling(config.rollout.temperature, config.rollout.max_new_tokens)
+        rollout = config.rollout
+        sampling = Sampling(rollout.temperature, rollout.max_new_tokens, tuple(rollout.stop))
         talk(Talk(config, _engine(config, trained), chat, sampling, asked.seed), asked.env)
 
 
@@ -221,22 +224,25 @@ class _Game:
         from rlpost.rollout.episode import opened
 
         opening = self._asked("reset", lambda: opened(lambda: self._env, self._env, self._spec))
-        said = opening.observation
-        self._talk.show(f"\n{self._spec.variant}, instance {opening.instance}\n{said}")
+        said: Said = opening.messages
+        self._talk.show(f"\n{self._spec.variant}, instance {opening.instance}\n{readable(said)}")
         while True:
-            feedback = self._turn(said)
+            feedback = self._turn(said, opening.tools)
             line = _next(self._talk)
-            if not line and feedback is None:
+            if line:
+                said = line
+            elif feedback is not None:
+                said = feedback
+            else:
                 return
-            said = line or str(feedback)
 
-    def _turn(self, message: str) -> str | None:
-        """The model's answer to a message and what the environment says to it; none where the episode is over."""
+    def _turn(self, said: Said, tools: Tools) -> Said | None:
+        """What the environment says to the model's answer to `said`; none where the episode is over."""
         from rlpost.rollout.episode import replied
         from rlpost.verbs.conversation import ContextFull
 
         try:
-            answer = self._conversation.say(message)
+            answer = self._conversation.say(said, tools)
         except ContextFull as full:
             self._over = True
             self._talk.show(f"({full}; the episode is over: Enter for the next instance)")
@@ -247,13 +253,14 @@ class _Game:
             return None
         reply = self._asked("step", lambda: replied(self._env, answer.text))
         self._judge(reply)
-        return None if self._over else str(reply.feedback)
+        feedback: Said = reply.messages
+        return None if self._over else feedback
 
     def _judge(self, reply: Reply) -> None:
         verdict = "solved" if reply.success else "not solved"
         self._talk.show(f"  {reply.outcome}, reward {reply.reward:+g}, {verdict}")
-        if reply.feedback:
-            self._talk.show(f"\n{reply.feedback}")
+        if feedback := readable(reply.messages):
+            self._talk.show(f"\n{feedback}")
         if reply.ending is not None:
             self._over = True
             self._talk.show(f"  (the episode is over: {reply.ending.value}; Enter for the next instance)")
@@ -269,7 +276,3 @@ class _Game:
             raise RolloutError(
                 f"The environment {name} failed in {what}: {type(error).__name__}: {error}"
             ) from error
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

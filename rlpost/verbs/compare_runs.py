@@ -1,28 +1,27 @@
-"""Several runs on one page: python -m rlpost.verbs.compare_runs A B ... [-o FILE.html]."""
+"""Several runs on one page: rlpost compare-runs A B ... [-o FILE.html]."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rlpost.errors import ConfigError
 from rlpost.record.files import write_atomic
-from rlpost.verbs import command_line
 
 PAGE = Path("compare-runs.html")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Write one self-contained page about several runs, finished or not; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.compare_runs", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost compare-runs", description=main.__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run directories; the first is the baseline"
     )
     parser.add_argument("-o", "--output", type=Path, default=PAGE, metavar="FILE.html", help="written anew")
     asked = parser.parse_args(argv)
-    return command_line.exit_code(partial(_compare, asked.runs, asked.output))
+    _compare(asked.runs, asked.output)
+    return 0
 
 
 def _compare(folders: Sequence[Path], output: Path) -> None:
@@ -44,7 +43,3 @@ def _refuse(folders: Sequence[Path]) -> None:
     if len(set(places)) < len(places):
         twice = next(folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1)
         raise ConfigError(f"{twice}\n  reason: it is named twice\n  remedy: name each run once")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlpost.envs.messages import Said
 from rlpost.rollout.chat import Chat
+from rlpost.rollout.chat_template import Tools
 from rlpost.rollout.engine.protocol import Engine, Sampling
 from rlpost.seeds import derive
-from rlpost.types import Finish
+from rlpost.types import Finish, ModelInput
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class Conversation:
         self.token_ids: tuple[int, ...] = ()
         self.turns = 0
 
-    def say(self, message: str) -> Answer:
-        """Append a message and the model's answer. Raises ContextFull."""
+    def say(self, said: Said, tools: Tools = ()) -> Answer:
+        """Append what is said and the model's answer. `tools`: those that the prompt describes. Raises ContextFull."""
         if self._finish is None:
-            context = self._chat.prompt_ids(message)
+            context = self._chat.prompt_ids(said, tools)
         else:
-            context = self._chat.feedback_ids(message, self._finish)
+            context = self._chat.feedback_ids(said, self._finish, tools)
         prompt_ids = (*self.token_ids, *context)
         if len(prompt_ids) >= self._engine.max_model_len:
             raise ContextFull(
@@ -43,7 +45,7 @@ class Conversation:
                 f" rollout.max_model_len={self._engine.max_model_len} with an answer"
             )
         key = str(self.turns)
-        self._engine.submit(key, prompt_ids, self._sampling, derive(self._seed, self.turns))
+        self._engine.submit(key, ModelInput(prompt_ids), self._sampling, derive(self._seed, self.turns))
         finished = dict(self._engine.step())
         while key not in finished:  # ends: an answer has at most rollout.max_new_tokens
             finished = dict(self._engine.step())

@@ -1,4 +1,4 @@
-"""Write a trained policy as a whole model: python -m rlpost.verbs.merge RUN FOLDER [--dtype D] [--model M].
+"""Write a trained policy as a whole model: rlpost merge RUN FOLDER [--dtype D] [--model M].
 
     model's shards (memory-mapped) ─▶ one tensor after another, with the adapter in ─▶ FOLDER: shards of the same names,
     config, tokenizer, chat template, generation config                                index, and the small files
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlpost.errors import AdapterError, ModelError, OutputError
 from rlpost.record.files import publish_folder
-from rlpost.verbs import command_line, policy
+from rlpost.verbs import policy
 from rlpost.verbs.policy import Policy
 from rlpost.weights import models
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlpost.weights.adapters import Adapter
+    from rlpost.weights.update import WeightUpdate
 
 DTYPES = ("float32", "bfloat16", "float16")
 INDEX = "model.safetensors.index.json"
@@ -38,9 +38,9 @@ _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float
 _SHOWN = 3
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Write a run's policy as a model's folder that plain transformers and vLLM load; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.merge", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost merge", description=main.__doc__)
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="run directory, or a folder with a PEFT adapter"
     )
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--model", help="the base, where the record's is not to be found: a folder, a hub id, tiny"
     )
     asked = parser.parse_args(argv)
-    return command_line.exit_code(lambda: _merge(asked))
+    _merge(asked)
+    return 0
 
 
 def _merge(asked: argparse.Namespace) -> None:
@@ -88,13 +89,15 @@ def write_merged(trained: Policy, folder: Path, dtype: str | None = None) -> str
         ModelError: the base is quantized, or a file of it cannot be read.
     """
     from rlpost.weights.adapters import Adapter
+    from rlpost.weights.base_weights import BaseWeights
+    from rlpost.weights.update import weight_update
 
     refuse_existing(folder)
     stored = _stored(trained.model_folder)
     dtype = dtype or trained.dtype or (stored.pop() if len(stored) == 1 else "float32")
-    adapter = Adapter.load(trained.adapter_folder)
-    _check_modules(adapter, trained.model_folder)
-    publish_folder(folder, lambda fresh: _fill(fresh, trained.model_folder, adapter, str(dtype)))
+    update = weight_update(Adapter.load(trained.adapter_folder), BaseWeights(trained.model_folder))
+    _check_modules(update, trained.model_folder)
+    publish_folder(folder, lambda fresh: _fill(fresh, trained.model_folder, update, str(dtype)))
     return str(dtype)
 
 
@@ -109,23 +112,22 @@ def _stored(model_folder: Path) -> set[str]:
     return {_STORED[kind] for kind in kinds}
 
 
-def _check_modules(adapter: Adapter, model_folder: Path) -> None:
+def _check_modules(update: WeightUpdate, model_folder: Path) -> None:
     """Names and shapes of the adapted modules, before anything is written. Raises AdapterError."""
     layers = models.linear_layers(model_folder)
-    wrong = []
-    for module in adapter.modules:
-        factors = adapter.factors(module)
-        its = (factors.B.shape[0], factors.A.shape[1])
-        if layers.get(module) != its:
-            wrong.append(f"{module} is {its} there and {layers.get(module, 'absent')} here")
+    wrong = [
+        f"{module} is {its} there and {layers.get(module, 'absent')} here"
+        for module, its in update.shapes.items()
+        if layers.get(module) != its
+    ]
     if wrong:
         raise AdapterError(
-            f"The adapter is of another model than {model_folder}: {len(wrong)} of its {len(adapter.modules)} modules"
+            f"The adapter is of another model than {model_folder}: {len(wrong)} of its {len(update.shapes)} modules"
             f" do not fit ({'; '.join(wrong[:_SHOWN])}). Give the one that it was trained on: --model MODEL"
         )
 
 
-def _fill(fresh: Path, model_folder: Path, adapter: Adapter, dtype: str) -> None:
+def _fill(fresh: Path, model_folder: Path, update: WeightUpdate, dtype: str) -> None:
     config = _read_json(model_folder / "config.json")
     config.pop("torch_dtype", None)  # the former word for dtype
     _write_json(fresh / "config.json", config | {"dtype": dtype})
@@ -133,14 +135,14 @@ def _fill(fresh: Path, model_folder: Path, adapter: Adapter, dtype: str) -> None
         if path.is_file():
             shutil.copyfile(path, fresh / path.name)
     shards = models.weight_files(model_folder)
-    written = [(shard.name, _write_shard(shard, fresh / shard.name, adapter, dtype)) for shard in shards]
+    written = [(shard.name, _write_shard(shard, fresh / shard.name, update, dtype)) for shard in shards]
     for shard in shards:
         shutil.copymode(fresh / "config.json", fresh / shard.name)  # safetensors' are for their owner alone
     if (model_folder / INDEX).is_file():
         _write_json(fresh / INDEX, _index(written))
 
 
-def _write_shard(shard: Path, target: Path, adapter: Adapter, dtype: str) -> dict[str, int]:
+def _write_shard(shard: Path, target: Path, update: WeightUpdate, dtype: str) -> dict[str, int]:
     """Bytes of every tensor written, by its name."""
     import torch
     from safetensors import SafetensorError, safe_open
@@ -153,8 +155,8 @@ def _write_shard(shard: Path, target: Path, adapter: Adapter, dtype: str) -> dic
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 base = file.get_tensor(name)
                 base = base.to(kind) if base.is_floating_point() else base
-                tensors[name] = merged_tensor(adapter, name, base).to(base.dtype).contiguous()
-        save_file(tensors, target, {"format": "pt", "adapter": adapter.fingerprint})
+                tensors[name] = merged_tensor(update, name, base).to(base.dtype).contiguous()
+        save_file(tensors, target, {"format": "pt", "adapter": update.fingerprint})
     except SafetensorError as error:  # a full disk as well, which is no OSError there
         raise OutputError(
             f"{target}\n  reason: {shard} could not be read or this not be written ({error})\n"
@@ -163,17 +165,10 @@ def _write_shard(shard: Path, target: Path, adapter: Adapter, dtype: str) -> dic
     return {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
 
 
-def merged_tensor(adapter: Adapter, name: str, base: Tensor) -> Tensor:
-    """A tensor of the checkpoint with the adapter in: what alone says how a policy follows from its base.
-
-    fp32 for an adapted module's weight; every other tensor as it is.
-    """
-    from rlpost.weights.adapters import merged_weight
-
+def merged_tensor(update: WeightUpdate, name: str, base: Tensor) -> Tensor:
+    """A tensor of the checkpoint with the adapter in: fp32 for an adapted module's weight, any other as it is."""
     module, _, part = name.rpartition(".")
-    if part != "weight" or module not in adapter.modules:
-        return base
-    return merged_weight(adapter, module, base)
+    return update.merged(module, base) if part == "weight" and module in update.shapes else base
 
 
 def _index(written: Iterable[tuple[str, dict[str, int]]]) -> dict[str, Any]:
@@ -193,7 +188,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Send a run's adapter to the Hugging Face hub: python -m rlpost.verbs.push RUN REPO [--private] [--dry-run].
+"""Send a run's adapter to the Hugging Face hub: rlpost push RUN REPO [--private] [--dry-run].
 
     RUN ─▶ RUN/push/: adapter, model card, settings.yaml ─▶ create_repo, upload_folder (huggingface_hub, its retries)
 
@@ -19,7 +19,7 @@ from rlpost.config.keys import refusal
 from rlpost.errors import ConfigError, OutputError
 from rlpost.record.files import publish_folder
 from rlpost.record.run_dir import RunDir
-from rlpost.verbs import command_line, model_card, policy
+from rlpost.verbs import model_card, policy
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -31,15 +31,16 @@ FOLDER = "push"
 CARD = "README.md"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Send a finished run's adapter, with a model card made from its record, to the hub; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.push", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost push", description=main.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("repo", metavar="REPO", help="owner/name on the hub; made if it is not there")
     parser.add_argument("--private", action="store_true", help="only into a repository that is private")
     parser.add_argument("--dry-run", action="store_true", help="write RUN/push/ to look at, and send nothing")
     asked = parser.parse_args(argv)
-    return command_line.exit_code(partial(_push, asked))
+    _push(asked)
+    return 0
 
 
 def _push(asked: argparse.Namespace) -> None:
@@ -125,7 +126,3 @@ def send(api: HfApi, repo: str, folder: Path, private: bool) -> str:
             f"  remedy: check the name, the token's rights and the network; {folder} holds what was to be sent"
         ) from error
     return str(sent.commit_url)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Serve a trained policy by vLLM's own OpenAI server: python -m rlpost.verbs.serve RUN [--port P] [vLLM options...].
+"""Serve a trained policy by vLLM's own OpenAI server: rlpost serve RUN [--port P] [vLLM options...].
 
     RUN ─▶ merged copy in a temporary folder (or --folder) ─▶ vLLM's server, a process of its own, on 127.0.0.1
 
@@ -26,7 +26,7 @@ from types import FrameType
 from rlpost.errors import ConfigError, ModelError, OutputError
 from rlpost.record.files import writing
 from rlpost.rollout.engine.settings import EngineSettings, engine_environment
-from rlpost.verbs import command_line, policy
+from rlpost.verbs import policy
 from rlpost.verbs.merge import DTYPES, refuse_existing, write_merged
 from rlpost.verbs.policy import Policy
 
@@ -43,10 +43,10 @@ _LONGEST_PLACE = 107 - len("/rlpost-serve-12345678/") - 36  # a socket's path, w
 GRACE_S = 5.0  # for the processes that the server has started, once it has ended
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Serve a run's policy by vLLM's own OpenAI-compatible server, until Ctrl-C or SIGTERM; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m rlpost.verbs.serve",
+        prog="rlpost serve",
         description=main.__doc__,
         epilog="Every other option is vLLM's own (vllm serve --help).",
         allow_abbrev=False,
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads on a CPU")
     asked, options = parser.parse_known_args(argv)
-    return command_line.exit_code(lambda: _serve(asked, options))
+    return _serve(asked, options)
 
 
 def _serve(asked: argparse.Namespace, options: Sequence[str]) -> int:
@@ -249,7 +249,3 @@ def _end(server: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

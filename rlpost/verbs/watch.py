@@ -1,23 +1,23 @@
-"""A live page of a run or a comparison, in the browser: python -m rlpost.verbs.watch RUN."""
+"""A live page of a run or a comparison, in the browser: rlpost watch RUN."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rlpost.errors import ConfigError, OutputError
-from rlpost.verbs import command_line
 
 EVERY_S = (1, 3600)
+WAIT_S = 60.0  # for a folder that is not there yet
 POLL_S = 0.2
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Serve a page of a run, or of a comparison, that follows its record until Ctrl-C; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlpost.verbs.watch", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="rlpost watch", description=main.__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help="as the run printed it, at work or not")
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0, the default: a free one")
     parser.add_argument(
@@ -26,26 +26,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--wait",
         type=float,
-        default=60.0,
+        default=WAIT_S,
         metavar="SECONDS",
-        help="for a folder that is not there yet (default 60)",
+        help="for a folder that is not there yet (default %(default)g)",
     )
     asked = parser.parse_args(argv)
-    return command_line.exit_code(partial(_watch, asked.folder, asked.port, asked.every, asked.wait))
+    _watch(asked.folder, asked.port, asked.every, asked.wait)
+    return 0
 
 
-def _watch(folder: Path, port: int, every: int, wait: float) -> int:
+def _watch(folder: Path, port: int, every: int, wait: float) -> None:
     from rlpost.verbs.watch_server import serving
 
     _refuse(port, every, wait)
     wait_for(folder, wait)
     with serving(folder, port, every) as server:
         print(f"{server.url}\nCtrl-C ends it; the run goes on without it.", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever(poll_interval=POLL_S)
-        except KeyboardInterrupt:
-            return 0
-    return 0
 
 
 def _refuse(port: int, every: int, wait: float) -> None:
@@ -77,7 +75,3 @@ def wait_for(folder: Path, seconds: float) -> None:
             print(f"Waiting up to {seconds:g} s for {folder}/config.yaml ...", flush=True)
             told = True
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

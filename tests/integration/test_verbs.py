@@ -107,7 +107,8 @@ def server(
             [
                 sys.executable,
                 "-m",
-                "rlpost.verbs.serve",
+                "rlpost",
+                "serve",
                 str(run.path),
                 "--port",
                 str(port),
@@ -183,7 +184,7 @@ def test_the_server_gives_the_recorded_logprobs_and_leaves_nothing(
 def test_chat_plays_the_evaluation_again(run: RunDir, recorded: list[Trajectory]) -> None:
     """The same instances, dice and answers, one alone in the batch; the verdicts are the environment's."""
     done = subprocess.run(
-        [sys.executable, "-m", "rlpost.verbs.chat", str(run.path), "--env"],
+        [sys.executable, "-m", "rlpost", "chat", str(run.path), "--env"],
         input="\n\n",
         capture_output=True,
         text=True,

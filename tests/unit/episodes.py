@@ -23,9 +23,10 @@ def turn(
     finish: Finish = Finish.STOP,
     observation: str = "cards",
     answer: str = "an answer",
+    parts: tuple[tuple[str, float], ...] = (),
 ) -> Turn:
     answer_ids, logprobs = tuple(range(tokens)), tuple(-0.5 for _ in range(tokens))
-    return Turn((7, 8, 9), answer_ids, logprobs, observation, answer, finish, reward, outcome, 4)
+    return Turn((7, 8, 9), answer_ids, logprobs, observation, answer, finish, reward, outcome, 4, parts=parts)
 
 
 def episode(
@@ -62,8 +63,10 @@ turns = st.builds(
     finish=st.sampled_from(Finish),
     reward=numbers,
     outcome=texts,
+    opens_sample=st.booleans(),
     policy_version=st.integers(),
     env_reward=st.none() | numbers,
+    parts=st.dictionaries(texts, numbers, max_size=2).map(lambda parts: tuple(parts.items())),
 )
 trajectories = st.builds(
     Trajectory,

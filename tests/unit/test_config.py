@@ -27,6 +27,7 @@ from rlpost.config.experiments import experiments
 from rlpost.config.keys import SEPARATORS, refusal, schema, text_settings
 from rlpost.config.overrides import override
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
+from rlpost.config.trust import named_code
 from rlpost.config.yaml_files import parse_mapping
 from rlpost.envs.generalpoints.env import GeneralPoints
 from rlpost.errors import ClusterError, ConfigError
@@ -85,6 +86,17 @@ def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(rows)
 
 
+@pytest.fixture
+def taught(tmp_path: Path) -> str:
+    """A data set of conversations, with nothing to score by."""
+    talks = [
+        [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": str(n)}] for n in range(40)
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    return str(path)
+
+
 def refused_data_set(rows: str, *overrides: str, experiment: str = "own_ppo") -> str:
     """What validation has against a data set; empty where it has nothing."""
     named = [f"experiment={experiment}", "env=dataset", f"env_args.path={rows}", "env_args.score=exact"]
@@ -100,13 +112,13 @@ class TestExperiments:
         assert to_yaml(compose([f"experiment={name}"])) == golden.read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("name", sorted(experiments()))
-    def test_is_valid_and_named_after_its_file(self, name: str) -> None:
-        named = (
-            ["env=generalpoints", "train_variant=faces_10", "eval_variants=[faces_7]"]
-            if name == "own_ppo"
-            else []
-        )
-        assert run.prepare([f"experiment={name}", *named]).name == name
+    def test_is_valid_and_named_after_its_file(self, name: str, scored: str, taught: str) -> None:
+        named = {
+            "own_ppo": ["env=generalpoints", "train_variant=faces_10", "eval_variants=[faces_7]"],
+            "own_grpo": [f"env_args.path={scored}"],
+            "own_sft": [f"env_args.path={taught}"],
+        }
+        assert run.prepare([f"experiment={name}", *named.get(name, [])]).name == name
 
     @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
     def test_begins_with_one_sentence(self, experiment: object) -> None:
@@ -494,7 +506,7 @@ class TestRefusedCompositions:
             ("algo.gama=1", "algo.gama=1", "did you mean algo.gamma"),
             ("gamma=1", "gamma=1", "did you mean algo.gamma"),
             ("learner.episodes=1", "learner.episodes=1", "rollout.episodes"),
-            ("xyzzy=1", "xyzzy=1", "see rlpost/config/schema.py"),
+            ("xyzzy=1", "xyzzy=1", "rlpost settings: every setting"),
             ("algo.gamma=high", "algo.gamma=high", "give a number"),
             ("algo.gamma=null", "algo.gamma=null", "give a number"),
             ("seed=1.5", "seed=1.5", "give a whole number"),
@@ -513,6 +525,7 @@ class TestRefusedCompositions:
             ("~seed", "~seed", "write key=value"),
             ("seed", "seed", "key=value"),
             ("a b", "a b", "key=value"),
+            ("tiny_base", "tiny_base", "write experiment=tiny_base"),
         ],
     )
     def test_names_key_value_reason_and_remedy(self, override: str, key: str, hint: str) -> None:
@@ -750,6 +763,27 @@ class TestValidate:
         assert "faces" not in str(e.value)
         assert "generalpoints" not in str(e.value)
 
+    @pytest.mark.parametrize("task", ["rl", "eval", "dry_run"])
+    def test_to_play_episodes_a_data_set_needs_a_scorer(self, task: str, taught: str) -> None:
+        with pytest.raises(
+            ConfigError, match=r"env_args.score=null\n  reason: task=.* nothing scores their answers"
+        ):
+            run.prepare(["experiment=own_sft", f"env_args.path={taught}", f"task={task}"])
+        assert run.prepare(["experiment=own_sft", f"env_args.path={taught}"]).task is Task.sft
+
+    def test_more_examples_than_a_data_set_has_are_refused(self, taught: str) -> None:
+        named = ["experiment=own_sft", f"env_args.path={taught}", "env_args.eval_share=0.5"]
+        with pytest.raises(
+            ConfigError, match=r"sft.examples=41\n  reason: default has \d+ answers to learn from"
+        ):
+            run.prepare([*named, "sft.examples=41"])
+        assert run.prepare([*named, "sft.examples=3"]).sft.examples == 3
+
+    def test_scoring_functions_of_a_record_are_trusted_by_name_alone(self, scored: str) -> None:
+        args = {"path": scored, "score": ["scored:right", "exact", "scored:short"]}
+        assert named_code("dataset", args) == {"env_args.score": "[scored:right,exact,scored:short]"}
+        assert named_code("dataset", {"path": scored, "score": ["exact", "math"]}) == {}
+
     @pytest.mark.parametrize("task", ["rl", "sft", "compare"])
     def test_supervised_steps_without_an_expert_are_refused(self, task: str, scored: str) -> None:
         told = refused_data_set(scored, f"task={task}", "sft.steps=3")
@@ -775,7 +809,7 @@ class TestValidate:
         ("body", "cause"),
         [
             ("return int(answer)", "to {rows}:1: ValueError: invalid literal for int() with base 10: '' (scored.py:2)"),
-            ("return None", "to {rows}:1: TypeError: score=scored:score returned None: must be a bool"),
+            ("return None", "to {rows}:1: ValueError: score=scored:score: applies to no part"),
             ("return answer == row['answr']", "to {rows}:1: KeyError: 'answr' (scored.py:2)"),
             ("return float('nan') if answer else 0", "of the answer '1' to {rows}:1: ValueError: "),
             ("import signal as s; s.signal(s.SIGALRM, s.SIG_DFL)", "signals such as signal.alarm do not work"),

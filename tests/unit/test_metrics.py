@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import binomtest
 
 from rlpost.record.metrics import Clock, evaluation, rollout_metrics, step_accuracy, wilson
+from rlpost.record.summary import held_out_losses, held_out_told
 from rlpost.types import Ending, Finish
 from tests.unit.episodes import episode, turn
 
@@ -301,3 +302,36 @@ def test_graded_is_what_pays_for_answers_that_did_not_solve() -> None:
     assert not evaluation([step, full, *BATCH])["graded"]
     assert rollout_metrics([step, full, *BATCH])["partly_right"] == 0
     assert evaluation([partly])["reward_low"] == evaluation([partly])["reward_high"] == 0.3
+
+
+def test_parts_of_rewards_are_means_over_the_answers_that_they_apply_to() -> None:
+    batch = [
+        episode(turn(parts=(("right", 1.0), ("short", -0.5)))),
+        episode(turn(parts=(("right", 0.0),)), turn(parts=(("right", 0.5),))),
+        episode(turn()),
+    ]
+    found = rollout_metrics(batch)
+    assert {key: value for key, value in found.items() if key.startswith(("reward/", "applies/"))} == {
+        "reward/right": 0.5,
+        "reward/short": -0.5,
+        "applies/right": 0.75,
+        "applies/short": 0.25,
+    }
+    assert evaluation(batch)["parts"]["reward/right"] == 0.5
+    assert "parts" not in evaluation(BATCH)
+
+
+def test_held_out_losses_by_stage_and_variant() -> None:
+    lines = [
+        {"stage": "start", "seconds/total": 1.0},
+        {"stage": "before", "held_out/a/b/loss": 2.0, "held_out/a/b/tokens": 9.0},
+        {"stage": "sft", "step": 0, "loss": 1.0},
+        {"stage": "after", "held_out/a/b/loss": 1.25, "held_out/other/loss": 3.0},
+    ]
+    losses = held_out_losses(lines)
+    assert losses == {"before": {"a/b": 2.0}, "after": {"a/b": 1.25, "other": 3.0}}
+    assert held_out_told({"held_out_loss": losses}) == {
+        "a/b": "2.000 before, 1.250 after",
+        "other": "3.000 after",
+    }
+    assert held_out_told({}) == {}

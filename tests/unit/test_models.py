@@ -135,6 +135,14 @@ def test_a_name_that_is_nothing_is_refused() -> None:
         resolve("no-such-model")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("smollm", "smollm2-135m"), ("smollm2", "smollm2-135m"), ("tny", "tiny")]
+)
+def test_a_name_that_is_spelt_like_a_bundled_one_is_asked_after(name: str, meant: str) -> None:
+    with pytest.raises(ModelError, match=rf"model={name} .* Did you mean {meant}\?"):
+        resolve(name)
+
+
 def test_a_hub_id_comes_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +87,44 @@ def test_the_environment_is_made_asked_and_closed_in_one_thread(monkeypatch: pyt
     assert len(seen) == 1 + 8 + 1
     assert len(set(seen)) == 1
     assert threading.get_ident() not in seen
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> dict[str, Any]:
+    """The arguments of a data set of 10 conversations, all to train on but the last."""
+    rows = [{"messages": [{"role": "user", "content": f"p{n}"}, {"role": "assistant", "content": f"a{n}"}]}
+            for n in range(10)]  # fmt: skip
+    for name, part in (("talks.jsonl", rows[:9]), ("other.jsonl", rows[9:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    return {
+        "path": str(tmp_path / "talks.jsonl"),
+        "held_out_path": str(tmp_path / "other.jsonl"),
+        "eval_share": 0,
+    }
+
+
+def of_rows(env_args: dict[str, Any], **sft: Any) -> ExpertData:
+    cfg = Config()
+    cfg.env, cfg.env_args, cfg.train_variant = "dataset", env_args, "default"
+    for name, value in {"batch_size": 4, **sft}.items():
+        setattr(cfg.sft, name, value)
+    return ExpertData(cfg, CharacterChat())  # type: ignore[arg-type]
+
+
+def texts(of: ExpertData, steps: int) -> list[str]:
+    return ["".join(map(chr, ids)) for step in range(steps) for ids in tokens(of, step)]
+
+
+def test_ones_own_answers_are_gone_through_whole_in_each_epoch(talks: dict[str, Any]) -> None:
+    drawn = texts(of_rows(talks), 9)  # 36 examples: 4 epochs of 9 rows
+    epochs = [drawn[k : k + 9] for k in range(0, 36, 9)]
+    assert all(sorted(epoch) == [f"p{n}|a{n}|" for n in range(9)] for epoch in epochs)
+    assert epochs[0] != epochs[1], "in another order"
+    assert texts(of_rows(talks), 9) == drawn
+    assert texts(of_rows(talks, skip=2), 3) == drawn[8:20]
+
+
+def test_a_part_of_ones_own_answers_is_drawn_by_the_seed(talks: dict[str, Any]) -> None:
+    drawn = texts(of_rows(talks, examples=2), 3)
+    assert len(set(drawn)) == 2
+    assert all(len(set(drawn[k : k + 2])) == 2 for k in range(0, 12, 2))

@@ -72,7 +72,7 @@ def test_results_and_progress(name: str, console: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_refusals(name: str) -> None:
     shown = plain()
-    run._print_error(shown, name, f"reason: {name}, row 3")
+    run.print_error(shown, name, f"reason: {name}, row 3")
     run._print_usage(shown)
     assert f"reason: {name}, row 3" in text_of(shown)
     assert f" {name} " in text_of(shown).splitlines()[0]

@@ -54,14 +54,16 @@ SAID = {  # what a reader should see of each block
     0: ("succeeds on 20 of 20", "held out", "mmiirruubbaa"),
     1: ("dry run", "100%"),
     2: ("succeeds on 10 of 10", "100%", "hard"),
-    3: ("none in both",),
-    4: ("succeeds on 10 of 10", "[system]", "CALL (+0): [tool]\n3\n", "NO_SUM"),
+    3: ("dry run", "expert"),
+    4: ("200 answers: reward", "success 100.0%", "brief: "),
+    5: ("none in both",),
+    6: ("succeeds on 10 of 10", "[system]", "CALL (+0): [tool]\n3\n", "NO_SUM"),
 }
 
 
 def test_every_block_is_run() -> None:
     assert len(blocks("sh")) == len(SAID)
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 6
 
 
 @pytest.mark.parametrize("number", sorted(SAID))

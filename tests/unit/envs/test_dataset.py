@@ -19,8 +19,7 @@ import pytest
 from rlpost.envs import check, registry
 from rlpost.envs.base import Expert
 from rlpost.envs.dataset import files, table
-from rlpost.envs.dataset.scoring import verdict
-from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.dataset.rewards import returned
 from rlpost.envs.errors import Refused
 from rlpost.envs.splits import Split, split_of
 
@@ -38,9 +37,12 @@ def graded(answer, row):
     return (0.5, "NEARLY") if answer else numpy.float32(-1)
 
 def nonsense(answer, row):
-    return {"": None, "nan": float("nan"), "text": "1", "pair": (1.0, 2)}[answer]
+    return {"": None, "nan": float("nan"), "text": "1", "pair": (1.0, 2), "part": {"a": "x"}}[answer]
 
-def alone(answer):
+def asks(answer, colour):
+    return True
+
+def places(answer, row, /):
     return True
 
 def spoils(answer, row):
@@ -155,7 +157,8 @@ def test_scores_of_every_kind(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"), [("", TypeError), ("text", TypeError), ("pair", TypeError), ("nan", ValueError)]
+    ("answer", "kind"),
+    [("part", TypeError), ("text", TypeError), ("pair", TypeError), ("nan", ValueError)],
 )
 def test_what_is_no_score_raises(path: str, answer: str, kind: type[Exception]) -> None:
     env = made(path, score="my_scorers:nonsense")
@@ -192,8 +195,8 @@ class OneElement:
     ],
 )
 def test_a_score_is_whatever_holds_one_number(result: object, reward: float) -> None:
-    found = verdict(result, Settings("rows.jsonl", "m:f"))
-    assert (found.reward, found.success) == (reward, reward == 1.0)
+    found = returned(result, "m:f")
+    assert (found.reward, found.parts) == (reward, {})
     assert type(found.reward) is float
     if isinstance(result, tuple):
         assert found.outcome == "CLOSE"
@@ -207,7 +210,9 @@ def test_a_score_is_whatever_holds_one_number(result: object, reward: float) -> 
         (OneElement("1"), TypeError),
         (numpy.str_("1"), TypeError),
         ("1", TypeError),
-        ({"item": 1}, TypeError),
+        ({"item": "1"}, TypeError),
+        ({"item": {"inner": 1}}, TypeError),
+        ({"item": float("nan")}, ValueError),
         ((1.0,), TypeError),
         ((1.0, ""), TypeError),
         (1j, TypeError),
@@ -220,7 +225,7 @@ def test_a_score_is_whatever_holds_one_number(result: object, reward: float) -> 
 )
 def test_what_holds_no_one_number_is_no_score(result: object, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=r"score=m:f returned .*: must be"):
-        verdict(result, Settings("rows.jsonl", "m:f"))
+        returned(result, "m:f")
 
 
 def test_a_scorer_gets_a_dict_of_its_own(tmp_path: Path) -> None:
@@ -339,11 +344,20 @@ def test_bad_rows_are_counted_and_bad_bytes_found(tmp_path: Path) -> None:
     [
         ({"path": "no.jsonl"}, r"no.jsonl: there is no such file or folder, seen from /.*; name a .jsonl file"),
         ({"path": None}, "path=None: is no text"),
-        ({"paht": "x"}, "unknown argument paht; there are: path, score, held_out_path"),
-        ({"score": "right"}, "score='right': is neither exact nor number nor a function"),
+        ({"paht": "x"}, "unknown argument paht; there are: path, score, weights, held_out_path"),
+        ({"score": "right"}, "score='right': is neither exact, number, math, code nor a function"),
+        ({"score": 3}, "score=3: names no scoring functions"),
+        ({"score": []}, r"score=\[\]: names no scoring functions"),
+        ({"score": ["exact", "exact"]}, "exact stands twice"),
+        ({"score": ["exact", "number"], "weights": [1]}, "are 1, for 2 functions"),
+        ({"weights": 1}, "weights=1: is no list"),
+        ({"weights": [True]}, "weights=True: is no finite number"),
+        ({"prompt": None, "messages": None}, "no field is left to ask"),
+        ({"time_limit_s": 0}, "time_limit_s=0: out of range"),
         ({"score": "my_scorers:rigth"}, "my_scorers:rigth cannot be imported: AttributeError"),
-        ({"score": "my_scorers:alone"}, "cannot be called with an answer and a row.*define it as: def score"),
-        ({"score": "my_scorers:number"}, "cannot be called with an answer and a row"),
+        ({"score": "my_scorers:asks"}, "asks for 'colour', which is neither given nor a field.*define it as: def"),
+        ({"score": "my_scorers:places"}, "its parameter answer cannot be given by name"),
+        ({"score": "my_scorers:number"}, "cannot be called"),
         ({"held_out": "hard"}, "without variant= no row has a variant"),
         ({"held_out": ["hard"], "variant": "kind"}, r"held_out=\['hard'\]: no row is of that variant"),
         ({"held_out": ["odd", "even"], "variant": "kind"}, "has 60 rows, none of them to train on"),
@@ -390,7 +404,7 @@ def test_environments_that_are_made_at_the_same_time_read_once(
     reads = []
     original = table.read
 
-    def read_slowly(path: Path) -> Any:
+    def read_slowly(path: str) -> Any:
         reads.append(path)
         time.sleep(0.05)
         return original(path)
@@ -398,7 +412,7 @@ def test_environments_that_are_made_at_the_same_time_read_once(
     monkeypatch.setattr(table, "read", read_slowly)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: made(path), range(8)))
-    assert reads == [Path(path)]
+    assert reads == [path]
 
 
 def test_a_module_of_the_standard_library_is_no_environment_and_not_imported() -> None:
@@ -407,12 +421,13 @@ def test_a_module_of_the_standard_library_is_no_environment_and_not_imported() -
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.parametrize("missing", ["path", "score"])
-def test_what_is_needed_is_said(missing: str) -> None:
-    args = {"path": "x.jsonl", "score": "exact"}
-    del args[missing]
-    with pytest.raises(Refused, match=f"{missing}= is missing; give env_args.path=FILE"):
-        registry.make("dataset", **args)
+def test_what_is_needed_is_said(path: str) -> None:
+    with pytest.raises(Refused, match=r"path= is missing; give env_args.path=FILE"):
+        registry.make("dataset", score="exact")
+    env = registry.make("dataset", path=path)
+    env.reset(seed=0)
+    with pytest.raises(Refused, match=r"no score= is given; env_args.score=my_module:score, or one of exact"):
+        env.step("1")
 
 
 def test_kinds_of_files(tmp_path: Path) -> None:
@@ -460,7 +475,7 @@ def test_parquet_arrow_and_what_save_to_disk_writes(tmp_path: Path) -> None:
         out.write_table(everything)  # fmt: skip
     narrow = pyarrow.table({"prompt": ["a", "b"], "answer": pyarrow.array([0.1, None], pyarrow.float32())})
     parquet.write_table(narrow, tmp_path / "narrow.parquet")
-    assert [row["answer"] for _, row in files.read(tmp_path / "narrow.parquet")] == [0.1, None]
+    assert [row["answer"] for _, row in files.read(str(tmp_path / "narrow.parquet"))] == [0.1, None]
     for path in (folder, tmp_path / "rows.parquet", tmp_path / "rows.arrow"):
         assert prompts(made(str(path)), "default", "all") == {row["prompt"] for row in ROWS}
     with pytest.raises(Refused, match=r"rows.parquet, row 0: its field 'text' is missing"):

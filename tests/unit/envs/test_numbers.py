@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpost.envs.dataset.numbers import is_number, number_in, number_of, whole_number
-from rlpost.envs.dataset.scoring import scorer
+from rlpost.envs.dataset.scoring import ready
 from rlpost.envs.dataset.settings import Settings
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -204,7 +204,7 @@ def test_a_float_is_what_rounds_to_it(said: Fraction, held: float, right: bool) 
 def test_a_rows_own_number_earns_all_and_its_negative_nothing(value: float | int, score: str) -> None:
     """Through a line of JSON, as a row is read, and from an answer written by repr, str or json."""
     row = json.loads(json.dumps({"answer": value}))
-    asked = scorer(Settings("rows.jsonl", score))
+    asked = ready(score, Settings("rows.jsonl", (score,)))
     in_digits = [f"{Decimal(value):f}"] if value == int(value) else []
     for said in [repr(value), str(value), json.dumps(value), *in_digits]:
         assert asked(said, row) == (1.0, "CORRECT")

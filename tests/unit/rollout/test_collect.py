@@ -15,6 +15,9 @@ from gymnasium.spaces import Text
 
 from rlpost.envs import registry
 from rlpost.envs.generalpoints.solver import solve
+from rlpost.envs.messages import Message
+from rlpost.errors import RolloutError
+from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector
 from rlpost.rollout.engine.protocol import Sampling
@@ -193,6 +196,57 @@ def test_what_no_update_or_file_could_take_is_the_environments_error(
     else:
         assert (played.ending, played.success, played.total_reward) == (Ending.ENV_ERROR, False, 0.0)
         assert re.fullmatch(error, played.error or "")
+
+
+@pytest.mark.parametrize("parts", [{"a": math.nan}, {"a": "x"}, [1.0], {LONE: 1.0}])
+def test_parts_that_are_no_numbers_by_name_are_the_environments_error(chat: Chat, parts: object) -> None:
+    class InParts(Says):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            said = super().step(action)
+            return (*said[:4], {**said[4], "parts": parts})
+
+    (played,) = collector(chat, lambda text, seed: "hi", InParts).collect(specs(1), SAMPLING, 0)
+    assert played.ending is Ending.ENV_ERROR
+
+
+class TestDataSet:
+    """Conversations of a file, scored by functions of the user's, through the chat template to trajectories."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        (tmp_path / "conversation_rewards.py").write_text(
+            "def right(answer, row):\n    return answer == row['answer']\n"
+            "async def short(answer):\n    return None if answer == 'long' else 0.5\n"
+            "def broken(answer):\n    raise LookupError('no judge')\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        said = [("user", "1 + 1 ="), ("assistant", "2"), ("user", "2 + 2 =")]
+        talk = [{"role": role, "content": content} for role, content in said]
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk, "answer": "4"}) + "\n")
+        return str(tmp_path / "rows.jsonl")
+
+    def played(self, chat: Chat, path: str, answer: str, *score: str) -> list[Trajectory]:
+        def make() -> Any:
+            return registry.make("dataset", path=path, score=list(score), eval_share=0)
+
+        asked = [EpisodeSpec("default", "train", 0, i, i, i, i) for i in range(3)]
+        return collector(chat, lambda text, seed: answer, make).collect(asked, SAMPLING, 0)
+
+    def test_parts_are_recorded_and_every_message_is_shown(self, chat: Chat, path: str) -> None:
+        names = ("conversation_rewards:right", "conversation_rewards:short")
+        first, *_ = self.played(chat, path, "4", *names)
+        (turn,) = first.turns
+        assert (turn.reward, turn.parts, turn.outcome) == (1.5, (("right", 1.0), ("short", 0.5)), "CORRECT")
+        talk = (Message.of("user", "1 + 1 ="), Message.of("assistant", "2"), Message.of("user", "2 + 2 ="))
+        assert turn.context_ids == chat.prompt_ids(talk)
+        assert self.played(chat, path, "long", *names)[0].turns[0].parts == (("right", 0.0),)
+
+    def test_a_scorer_that_fails_on_every_answer_stops_the_run_by_name(self, chat: Chat, path: str) -> None:
+        played = self.played(chat, path, "4", "conversation_rewards:broken")
+        with pytest.raises(
+            RolloutError, match=r"iteration 1: not one episode was played\n.*LookupError: no judge"
+        ):
+            failures.refuse_all(played, "iteration 1")
 
 
 def test_dice_depend_on_the_address_alone(chat: Chat) -> None:

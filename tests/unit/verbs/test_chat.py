@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import pytest
 
+from rlpost.command.main import main
 from rlpost.envs.base import PlainVariant
 from rlpost.envs.texts import AnyText
 from rlpost.rollout.chat import Chat
@@ -181,14 +182,14 @@ def test_piped_lines(
     monkeypatch.setattr(verb, "_engine", lambda *_: ScriptedEngine(lambda *_: "24", chat))
     typed = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nhello\n"), "utf-8", errors="surrogateescape")
     monkeypatch.setattr(sys, "stdin", typed)
-    assert verb.main([str(run_dir.path), "--temperature", "0"]) == 0
+    assert main(["chat", str(run_dir.path), "--temperature", "0"]) == 0
     said = capsys.readouterr().out
     assert "not said: the line is not UTF-8" in said
     assert said.count("24\n  (") == 1
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | Path) -> str:
-    assert verb.main([str(word) for word in argv]) == code
+    assert main(["chat", *map(str, argv)]) == code
     return capsys.readouterr().err
 
 
@@ -207,6 +208,6 @@ def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_help_needs_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        verb.main(["--help"])
+        main(["chat", "--help"])
     assert ended.value.code == 0
     assert "--temperature" in capsys.readouterr().out

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from rlpost.verbs.command_line import exit_code, printable
+from rlpost.command.main import main
+from rlpost.verbs import watch
+from rlpost.verbs.printable import printable
 
 PAGE = Path(__file__).parents[3] / "docs" / "after-training.md"
-COMMANDS = sorted(set(re.findall(r"python -m (rlpost\.verbs\.[^`\n]+)", PAGE.read_text(encoding="utf-8"))))
-VERBS = ("chat", "compare_runs", "merge", "push", "serve", "watch")
+VERBS = ("chat", "compare-runs", "merge", "push", "serve", "watch")
+COMMANDS = sorted(
+    set(re.findall(rf"rlpost ((?:{'|'.join(VERBS)}) [^`\n]+)", PAGE.read_text(encoding="utf-8")))
+)
 
 
 def test_the_page_has_every_verb() -> None:
-    assert {command.split()[0].removeprefix("rlpost.verbs.") for command in COMMANDS} == set(VERBS)
+    assert {command.split()[0] for command in COMMANDS} == set(VERBS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,18 +30,10 @@ def test_a_command_is_taken_up_to_its_run_which_is_not_here(
     """argparse would end the process at a word that it does not know."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_x")
-    module, *argv = shlex.split(command)
-    assert importlib.import_module(module).main(argv) == 1
+    monkeypatch.setattr(watch, "WAIT_S", 0.1)
+    assert main(shlex.split(command)) == 1
     assert "RUN" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"rlpost.verbs.{verb}").main(["--help"])
-    assert ended.value.code == 0
-    assert f"python -m rlpost.verbs.{verb}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -47,11 +42,3 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_nothing_that_a_terminal_obeys_is_left(text: str, shown: str) -> None:
     assert printable(text) == shown
-
-
-def test_ctrl_c_ends_a_verb_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    assert exit_code(interrupted) == 130
-    assert capsys.readouterr().err == "Stopped.\n"

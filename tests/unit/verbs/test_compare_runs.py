@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rlpost.command.main import main
 from rlpost.record.gains import gain
 from rlpost.record.run_dir import RunDir, iteration_name
 from rlpost.verbs import runs_page
-from rlpost.verbs.compare_runs import main
 from tests.unit.pages import Page, assert_inert, assert_told
 from tests.unit.verbs import recorded
 
@@ -31,7 +31,7 @@ def b(tmp_path: Path) -> RunDir:
 
 def page_of(tmp_path: Path, *runs: RunDir) -> Page:
     file = tmp_path / "page.html"
-    assert main([*(str(run.path) for run in runs), "-o", str(file)]) == 0
+    assert main(["compare-runs", *(str(run.path) for run in runs), "-o", str(file)]) == 0
     html = file.read_text(encoding="utf-8")
     page = Page(html)
     assert_inert(page, html)
@@ -121,7 +121,7 @@ def test_names_are_told_apart(tmp_path: Path) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | Path) -> str:
-    assert main([str(word) for word in argv]) == code
+    assert main(["compare-runs", *map(str, argv)]) == code
     return capsys.readouterr().err
 
 
@@ -138,5 +138,5 @@ def test_what_is_no_run_is_refused_by_name(
     assert "the page is HTML" in refused(capsys, 2, a.path, tmp_path / "b", "-o", a.config)
     path = a.trajectories_file("eval-after-faces_10-sampled")
     path.write_text("no json\n")
-    assert f"{path}" in refused(capsys, 1, a.path, recorded.run(tmp_path / "d").path, "-o", file)
+    assert str(path) in refused(capsys, 1, a.path, recorded.run(tmp_path / "d").path, "-o", file)
     assert not file.exists()

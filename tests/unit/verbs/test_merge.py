@@ -12,6 +12,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlpost.command.main import main
 from rlpost.verbs import merge, policy
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY, name_for_loading
@@ -49,7 +50,7 @@ def adapter(request: pytest.FixtureRequest, sharded: Path, tmp_path_factory: pyt
 def test_plain_transformers_load_the_policy(sharded: Path, adapter: Path, tmp_path: Path) -> None:
     """Against PEFT's forward pass, which merges nothing; and far from the base."""
     target = tmp_path / "merged"
-    assert merge.main([str(adapter), str(target)]) == 0
+    assert main(["merge", str(adapter), str(target)]) == 0
     base = AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.float32)
     bare = logprobs(base)
     expected = logprobs(PeftModel.from_pretrained(base, adapter))
@@ -63,7 +64,7 @@ def test_plain_transformers_load_the_policy(sharded: Path, adapter: Path, tmp_pa
 
 def test_the_folder_is_laid_out_as_its_source(sharded: Path, adapter: Path, tmp_path: Path) -> None:
     target = tmp_path / "merged"
-    merge.main([str(adapter), str(target), "--dtype", "bfloat16"])
+    main(["merge", str(adapter), str(target), "--dtype", "bfloat16"])
     assert {path.name for path in target.iterdir()} == {p.name for p in sharded.iterdir()} - {"README.md"}
     ours, theirs = (json.loads((folder / merge.INDEX).read_bytes()) for folder in (target, sharded))
     assert ours["weight_map"] == theirs["weight_map"]
@@ -107,7 +108,7 @@ def test_a_run_is_merged_in_the_precision_that_it_computed_in(tmp_path: Path) ->
     """The bundled model is stored in bfloat16, the run computed in float32: rounding would lose of the policy."""
     run_dir = recorded.run(tmp_path / "run")
     recorded.adapter_for(TINY, str(TINY)).save(run_dir.adapter)
-    assert merge.main([str(run_dir.path), str(tmp_path / "merged")]) == 0
+    assert main(["merge", str(run_dir.path), str(tmp_path / "merged")]) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert merged.dtype == torch.float32
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
@@ -116,7 +117,7 @@ def test_a_run_is_merged_in_the_precision_that_it_computed_in(tmp_path: Path) ->
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: Path | str) -> str:
-    assert merge.main([str(word) for word in argv]) == 1
+    assert main(["merge", *map(str, argv)]) == 1
     return capsys.readouterr().err
 
 
@@ -148,7 +149,7 @@ def test_a_base_that_has_moved_is_named_with_the_way_out(
     said = refused(capsys, tmp_path / "adapter", tmp_path / "merged")
     assert f"it was trained on {tmp_path / 'gone'}, which is not there" in said
     assert "--model FOLDER" in said
-    assert merge.main([str(tmp_path / "adapter"), str(tmp_path / "merged"), "--model", str(sharded)]) == 0
+    assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--model", str(sharded)]) == 0
     nameless = Adapter.create({**moved.config, "base_model_name_or_path": None}, moved.tensors, 0)
     nameless.save(tmp_path / "nameless")
     assert "it names no base model" in refused(capsys, tmp_path / "nameless", tmp_path / "other")
@@ -161,7 +162,7 @@ def test_a_write_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(merge.shutil, "copyfile", full)
-    assert merge.main([str(adapter), str(tmp_path / "merged")]) == 1
+    assert main(["merge", str(adapter), str(tmp_path / "merged")]) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from rlpost.command.main import main
 from rlpost.config.compose import compose
 from rlpost.record.run_dir import RunDir
-from rlpost.verbs import model_card, policy, push
+from rlpost.verbs import model_card, policy
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.unit.verbs import recorded
@@ -65,7 +66,7 @@ def test_a_dry_run_writes_what_would_be_sent_and_needs_no_token(
     run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = with_hub(monkeypatch, FakeHub(), token=None)
-    assert push.main([str(run_dir.path), "me/mine", "--dry-run"]) == 0
+    assert main(["push", str(run_dir.path), "me/mine", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "nothing was sent" in out
     assert hub.made == []
@@ -78,7 +79,7 @@ def test_what_is_sent_is_the_adapter_bit_for_bit_and_names_no_folder_of_this_mac
     run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = with_hub(monkeypatch, FakeHub())
-    assert push.main([str(run_dir.path), "me/mine"]) == 0
+    assert main(["push", str(run_dir.path), "me/mine"]) == 0
     assert hub.made == [("me/mine", {"private": False, "exist_ok": True})]
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "tiny"
     with safe_open(run_dir.path / "push" / "adapter_model.safetensors", "pt") as file:
@@ -160,7 +161,7 @@ def test_what_a_record_says_stays_text(run_dir: RunDir) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | Path) -> str:
-    assert push.main([str(word) for word in argv]) == code
+    assert main(["push", *map(str, argv)]) == code
     return capsys.readouterr().err
 
 
@@ -187,7 +188,7 @@ def test_a_private_push_goes_into_no_public_repository(
     assert "there and public" in refused(capsys, 1, run_dir.path, "me/mine", "--private")
     assert hub.files == {}
     hub = with_hub(monkeypatch, FakeHub(private=True))
-    assert push.main([str(run_dir.path), "me/mine", "--private"]) == 0
+    assert main(["push", str(run_dir.path), "me/mine", "--private"]) == 0
     assert hub.files
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rlpost.command.main import main
 from rlpost.record.run_dir import RunDir
-from rlpost.verbs import serve
 from rlpost.weights.models import TINY
 from tests.unit.verbs import recorded
 
@@ -33,9 +33,10 @@ time.sleep(120)
 """
 MAIN = """
 import sys
+from rlpost.command.main import main
 from rlpost.verbs import serve
 serve.SERVER, serve.STOP_S, serve.GRACE_S = "stand_in", 1.0, 0.2
-sys.exit(serve.main(sys.argv[1:]))
+sys.exit(main(["serve", *sys.argv[1:]]))
 """
 
 
@@ -136,7 +137,7 @@ def test_the_server_has_the_engines_settings_and_the_users_options_last(
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | Path) -> str:
-    assert serve.main([str(word) for word in argv]) == code
+    assert main(["serve", *map(str, argv)]) == code
     return capsys.readouterr().err
 
 

@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from rlpost.command.main import main
 from rlpost.errors import OutputError
 from rlpost.pages import live_page
 from rlpost.pages.live_page import LiveRun
 from rlpost.record import locks, run_error
 from rlpost.record.run_dir import RunDir, iteration_name
 from rlpost.types import Ending
-from rlpost.verbs.watch import main
 from rlpost.verbs.watch_server import serving
 from tests.unit.browser import chromium, opened
 from tests.unit.episodes import episode, turn
@@ -354,7 +354,7 @@ def test_figures_are_drawn_seldom(held: RunDir, monkeypatch: pytest.MonkeyPatch)
 def test_what_is_refused(
     argv: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path / "none"), *argv]) == code
+    assert main(["watch", str(tmp_path / "none"), *argv]) == code
     assert told in capsys.readouterr().err
 
 
@@ -367,7 +367,7 @@ def test_a_port_that_is_taken(held: RunDir) -> None:
 
 def test_the_command_waits_for_its_run_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "rlpost.verbs.watch", str(folder), "--wait", str(DEADLINE_S)]
+    command = [sys.executable, "-m", "rlpost", "watch", str(folder), "--wait", str(DEADLINE_S)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -1,0 +1,254 @@
+"""From an answer to a verdict: what each scoring function is given, what it may return, and how several are added up.
+
+A function of the user's is given, by the names of its parameters, what it asks for:
+
+    answer     the model's answer, a str
+    prompt     the last message of the user, a str
+    messages   the conversation before the answer: [{"role": ..., "content": ...}, ...]
+    row        the row, a plain dict of its own
+    NAME       any other name: the row's field of that name
+
+A parameter with a default may lack its field. `**others` gets everything. The function may be `async`: several are
+awaited together, in the environment's thread.
+
+What it returns has one meaning:
+
+    a bool, or a finite number (also NumPy's, or a tensor of one element)   its reward
+    a dict of such                                                          parts; their sum is its reward
+    None, alone or in a dict                                                does not apply: left out of the sum
+    (one of these, "OUTCOME")                                               with a name for what happened
+
+The reward of an answer is the sum of weight * reward over the functions that apply. The first of these says whether the
+answer is a success (its own reward, without the weight, is at least `success_at`) and names the outcome. Anything else
+is a failure: what a function raises, returns of another kind, NaN and infinities, and an answer that no function
+applies to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+from rlpost.envs import own
+from rlpost.envs.dataset.conversation import Asked
+from rlpost.envs.dataset.scoring import READY, ready
+from rlpost.envs.dataset.settings import Settings
+from rlpost.envs.errors import Refused
+from rlpost.envs.messages import messages_of
+from rlpost.envs.one_turn import Verdict
+
+Score = Callable[[str, Asked], Any]
+"""(the model's answer, the question) -> what a function returned, or what awaits it."""
+
+_GIVEN = ("answer", "prompt", "messages", "row")
+_DEFINE = "define it as: def score(answer: str, row: dict) -> float"
+_RETURN = "must be a bool, a finite number, a dict of such, None, or one of these with an outcome: (reward, 'OUTCOME')"
+
+
+@dataclass(frozen=True)
+class Function:
+    name: str  # as its part is logged
+    reference: str  # as `score` names it
+    weight: float
+    call: Score
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What one function said of an answer. `reward` is None where it does not apply."""
+
+    reward: float | None
+    parts: Mapping[str, float]  # of a dict
+    outcome: str | None
+
+
+class Scorer:
+    """All functions of a data set. Those that are async run in an event loop of its own, which `close` ends.
+
+    Raises Refused where one cannot be imported, or asks for what is neither given nor a field of any row.
+    """
+
+    def __init__(self, settings: Settings, fields: Collection[str]) -> None:
+        names = _names(settings.score)
+        weights = settings.weights or (1.0,) * len(settings.score)
+        self._functions = [
+            Function(name, reference, weight, _callable(reference, settings, fields))
+            for name, reference, weight in zip(names, settings.score, weights, strict=True)
+        ]
+        self._success_at = settings.success_at
+        self._runner: asyncio.Runner | None = None
+
+    def __call__(self, answer: str, question: Asked) -> Verdict:
+        """Raises what a function raises, TypeError and ValueError for what it should not return."""
+        results = self._awaited([function.call(answer, question) for function in self._functions])
+        pairs = zip(self._functions, results, strict=True)
+        return self._verdict(
+            [(function, returned(result, f"score={function.reference}")) for function, result in pairs]
+        )
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def _awaited(self, results: list[Any]) -> list[Any]:
+        waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}
+        if waiting:
+            self._runner = self._runner or asyncio.Runner()
+            for i, result in zip(waiting, self._runner.run(_together(waiting.values())), strict=True):
+                results[i] = result
+        return results
+
+    def _verdict(self, said: list[tuple[Function, Returned]]) -> Verdict:
+        applying = [(function, each, each.reward) for function, each in said if each.reward is not None]
+        if not applying:
+            names = ", ".join(function.reference for function, _ in said)
+            raise ValueError(
+                f"score={names}: applies to no part of this answer: every function returned None"
+            )
+        reward = sum(function.weight * own for function, _, own in applying)
+        if not math.isfinite(reward):
+            raise ValueError(f"the weighted sum of score={[f.reference for f, _, _ in applying]} is {reward}")
+        _, first, own_reward = applying[0]
+        outcome, success = outcome_of(own_reward, first.outcome, self._success_at)
+        return Verdict(reward, outcome, success, self._parts(applying))
+
+    def _parts(self, applying: Sequence[tuple[Function, Returned, float]]) -> dict[str, float]:
+        """By name; of a single function only those of its dict, since its reward is the answer's."""
+        if len(self._functions) == 1:
+            return dict(applying[0][1].parts)
+        found = dict[str, float]()
+        for function, each, own_reward in applying:
+            found[function.name] = own_reward
+            found |= {f"{function.name}.{part}": value for part, value in each.parts.items()}
+        return found
+
+
+async def _together(waiting: Collection[Awaitable[Any]]) -> list[Any]:
+    return await asyncio.gather(*waiting)
+
+
+def _names(references: Sequence[str]) -> list[str]:
+    """The functions' own names; the whole references where two have one name."""
+    short = [reference.rpartition(":")[2] for reference in references]
+    return short if len(set(short)) == len(short) else [each.replace(":", ".") for each in references]
+
+
+def outcome_of(reward: float, named: str | None, success_at: float) -> tuple[str, bool]:
+    """What a reward is called, unless it was `named`, and whether it is a success."""
+    success = reward >= success_at
+    return named or ("CORRECT" if success else "PARTIAL" if reward > 0 else "WRONG"), success
+
+
+def returned(result: object, told: str) -> Returned:
+    """What a function returned, in one form. TypeError or ValueError where it should not, naming who is `told`."""
+    outcome, value = None, result
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str) and result[1]:
+        value, outcome = result
+    try:
+        if isinstance(value, Mapping):
+            parts = {str(key): number(each) for key, each in value.items() if each is not None}
+            return Returned(math.fsum(parts.values()) if parts else None, parts, outcome)
+        return Returned(None if value is None else number(value), {}, outcome)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{told} returned {_shown(result)}: {_RETURN}") from None
+
+
+def number(reward: object) -> float:
+    """Raises TypeError where it is no number, and ValueError where it is not finite."""
+    if not isinstance(reward, (Real, Decimal)) and callable(item := getattr(reward, "item", None)):
+        try:
+            reward = item()
+        except Exception:  # of more than one element, or an `item` of another kind
+            raise TypeError("no number") from None
+    if not isinstance(reward, (Real, Decimal)):
+        raise TypeError("no number")
+    try:
+        value = float(reward)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
+
+
+def _shown(result: object) -> str:
+    try:
+        return repr(result)[:200]
+    except Exception:  # it is the scorer's own object
+        return f"an object of {type(result).__name__}"
+
+
+def _callable(reference: str, settings: Settings, fields: Collection[str]) -> Score:
+    if reference in READY:
+        of_row = ready(reference, settings)
+        return lambda answer, question: of_row(answer, question.data)
+    if ":" not in reference:
+        raise Refused(
+            f"score={reference!r}: is neither {', '.join(READY)} nor a function",
+            "write my_module:my_function",
+        )
+    function = own.load(reference)
+    _refuse_no_scorer(reference, function)
+    names, everything = _asked_for(reference, function, fields)
+    return functools.partial(_call, reference, function, names, everything)
+
+
+def _refuse_no_scorer(reference: str, found: Any) -> None:
+    """Refused for a class, and for what the user's module merely imported from the standard library."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    home = str(getattr(found, "__module__", None) or "").partition(".")[0]
+    if isinstance(found, type) or home in sys.stdlib_module_names:
+        what = "a class" if isinstance(found, type) else f"of Python's module {home}"
+        raise Refused(f"score={reference}: is no scorer but {what}", _DEFINE)
+
+
+def _asked_for(reference: str, function: Any, fields: Collection[str]) -> tuple[dict[str, bool], bool]:
+    """The parameters by name, with whether each must be given, and whether it takes all others."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise Refused(f"score={reference}: cannot be called: {error}", _DEFINE) from error
+    names = dict[str, bool]()
+    for each in parameters:
+        needed = each.default is inspect.Parameter.empty
+        if each.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+            continue
+        if each.kind is inspect.Parameter.POSITIONAL_ONLY and needed:
+            raise Refused(f"score={reference}: its parameter {each.name} cannot be given by name", _DEFINE)
+        if each.name in (*_GIVEN, *fields):
+            names[each.name] = needed
+        elif needed:
+            known = ", ".join((*_GIVEN, *sorted(fields)))
+            raise Refused(
+                f"score={reference}: asks for {each.name!r}, which is neither given nor a field of the rows",
+                f"a function may ask for: {known}; {_DEFINE}",
+            )
+    return names, any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+
+
+def _call(
+    reference: str, function: Any, names: Mapping[str, bool], everything: bool, answer: str, asked: Asked
+) -> Any:
+    row = copy.deepcopy(asked.data)  # what a function does to a row stays with it
+    said = messages_of(asked.observation)
+    known = {
+        **row,
+        "answer": answer,
+        "prompt": next((each.text for each in reversed(said) if each.role == "user"), ""),
+        "messages": [{"role": each.role, "content": each.text} for each in said],
+        "row": row,
+    }
+    if missing := [name for name, needed in names.items() if needed and name not in known]:
+        raise KeyError(f"score={reference} asks for {missing[0]!r}, which this row lacks")
+    return function(**(known if everything else {name: known[name] for name in names if name in known}))

@@ -1,0 +1,91 @@
+"""Whether the Python code in an answer passes a row's tests.
+
+A row's tests are Python (a text or a list of texts, as `assert f(2) == 4`), which run after the code with its names; or
+pairs of what a program reads and prints: [{"input": "2\n", "output": "4\n"}, ...]. Output is compared line by line,
+without spaces at the ends of lines and of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from rlpost.envs.scorers.sandbox import FAILED, PASSED, TIMEOUT, Limits, run
+
+NO_CODE = "NO_CODE"
+_FENCE = re.compile(r"[ \t]*```[ \t]*([\w+-]*)[ \t]*")
+_PYTHON = ("", "python", "python3", "py")
+
+Tests = str | tuple[tuple[str, str], ...]
+"""Python, or pairs of input and output."""
+
+
+def passed(answer: str, tests: object, limits: Limits) -> tuple[float, str]:
+    """1 and PASSED, or 0 and what came instead. Raises ValueError for what is no test, OSError without a sandbox."""
+    wanted, code = read_tests(tests), code_in(answer)
+    if code is None:
+        return 0.0, NO_CODE
+    outcome = run(code, limits, wanted).outcome if isinstance(wanted, str) else _printed(code, wanted, limits)
+    return float(outcome == PASSED), outcome
+
+
+def code_in(answer: str) -> str | None:
+    """The last block between ``` that is Python by its label or has none; None where there is no such block."""
+    blocks = [code for language, code in _blocks(answer) if language.lower() in _PYTHON and code.strip()]
+    return textwrap.dedent(blocks[-1]) if blocks else None
+
+
+def _blocks(answer: str) -> Iterator[tuple[str, str]]:
+    """Label and content of each block that is closed, line by line: no text makes it slow."""
+    label: str | None = None
+    content: list[str] = []
+    for line in answer.split("\n"):
+        fence = _FENCE.fullmatch(line.rstrip("\r"))
+        if fence is None:
+            content.append(line)
+        elif label is None:
+            label, content = fence[1], []
+        else:
+            yield label, "".join(f"{each}\n" for each in content)
+            label, content = (fence[1], []) if fence[1] else (None, [])
+
+
+def read_tests(value: object) -> Tests:
+    """Raises ValueError where these are no tests, or there is none."""
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        if all(isinstance(each, str) and each.strip() for each in value):
+            return "\n".join(value)
+        return tuple(map(_pair, value))
+    raise ValueError("Python, a list of it, or a list of {input, output}")
+
+
+def _pair(value: object) -> tuple[str, str]:
+    if isinstance(value, Mapping):
+        read, printed = value.get("input"), value.get("output")
+        if isinstance(read, str) and isinstance(printed, str):
+            return read, printed
+    raise ValueError("Python, a list of it, or a list of {input, output}, each a text")
+
+
+def _printed(code: str, pairs: Sequence[tuple[str, str]], limits: Limits) -> str:
+    """The outcome of the first pair that fails; all of them share the time limit."""
+    ends = time.monotonic() + limits.time_s
+    for read, printed in pairs:
+        left = ends - time.monotonic()
+        if left <= 0:
+            return TIMEOUT
+        result = run(code, replace(limits, time_s=left), stdin=read, may_exit=True)
+        if result.outcome != PASSED:
+            return result.outcome
+        if _lines(result.output) != _lines(printed):
+            return FAILED
+    return PASSED
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]

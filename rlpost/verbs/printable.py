@@ -1,0 +1,12 @@
+"""Texts of models, environments and records, which may hold anything, as a terminal may be given them."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey replaced by a mark, and what is not UTF-8 by `?`."""
+    return _CONTROL.sub("\ufffd", text).encode(errors="replace").decode()
