@@ -168,10 +168,11 @@ def test_many_ask_at_once(held: RunDir) -> None:
     assert found == [200] * 8
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", ""])
-def test_another_host_is_refused(held: RunDir, host: str) -> None:
-    with served(held.path) as url:
-        assert get(url, Host=host)[0] == 403
+def test_another_host_is_refused(tmp_path: Path) -> None:
+    others = ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", ""]
+    (tmp_path / "config.yaml").write_text("task: compare\n")
+    with served(tmp_path) as url:
+        assert [get(url, Host=host)[0] for host in others] == [403] * len(others)
         assert get(url, Host=f"localhost:{urlsplit(url).port}")[0] == 200
 
 
