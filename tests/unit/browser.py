@@ -10,10 +10,12 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pytest
+
+if TYPE_CHECKING:
+    import aiohttp
 
 START_S = 60.0  # a browser's start on a busy machine
 ANSWER_S = 60.0
@@ -87,6 +89,8 @@ class Tab:
 @contextlib.asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[Tab]:
     """A browser with one tab; `folder` is for what it writes. It ends with the block."""
+    import aiohttp  # comes with vLLM
+
     command = [chromium(), *OPTIONS, "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}"]
     process = subprocess.Popen(
         [*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
