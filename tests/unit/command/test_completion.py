@@ -14,6 +14,7 @@ from rlpost.command.completion import SHELLS, candidates, main
 from rlpost.command.verbs import VERBS
 from rlpost.config.experiments import experiments
 from rlpost.config.schema import AlgoName
+from rlpost.envs import registry
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,7 +89,7 @@ printf '%s\n' "${COMPREPLY[@]}"
         ("rlpost generalpoints_ppo algo=", sorted(AlgoName.__members__)),
         ("rlpost generalpoints_ppo seed=1 lora.ki", ["lora.kind="]),
         ("rlpost own_ppo env=reasoning_gy", ["reasoning_gym:"]),
-        ("rlpost play ", ["dataset", "generalpoints", "navigation", "reasoning_gym:"]),
+        ("rlpost play ", sorted([*registry.names(), *registry.FAMILIES])),
     ],
 )
 def test_bash_replaces_what_follows_its_last_word_break(program: Path, line: str, replies: list[str]) -> None:
