@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from rlpost.api import Progress, Run, evaluate, open_run, train
     from rlpost.envs.base import Expert, ExpertTurn, Finite, Pictured, PlainVariant, VariantInfo, WithTools
     from rlpost.envs.messages import Message
+    from rlpost.envs.splits import split_of
+    from rlpost.envs.texts import AnyText
     from rlpost.types import Trajectory, Turn
 
 __all__ = [
+    "AnyText",
     "Expert",
     "ExpertTurn",
     "Finite",
@@ -34,6 +37,7 @@ __all__ = [
     "errors",
     "evaluate",
     "open_run",
+    "split_of",
     "train",
 ]
 
@@ -43,6 +47,8 @@ _HOMES = {
         *("Expert", "ExpertTurn", "Finite", "Pictured", "PlainVariant", "VariantInfo", "WithTools"),
     ),
     "rlpost.envs.messages": ("Message",),
+    "rlpost.envs.splits": ("split_of",),
+    "rlpost.envs.texts": ("AnyText",),
     "rlpost.types": ("Trajectory", "Turn"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -232,13 +232,11 @@ class Run:
         named: dict[str, Any] = {
             "task": Task.eval,
             "adapter": self.adapter,
-            "output_dir": None,
-            "resume": None,
             **_named(handover, env, data, reward, None),
         }
         if eval_variants is not None:
             named["eval_variants"] = eval_variants
-        words = _words(self.record.config, None, settings, named)
+        words = _words(self.record.config, None, {"output_dir": None, **(settings or {})}, named)
         if not self._trusted:
             overrides = [word for word in words if isinstance(word, Override)]
             refuse_unnamed_code(compose(words), {each.key for each in overrides}, self.record.config)

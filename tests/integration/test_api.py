@@ -1,0 +1,184 @@
+"""Runs from Python with engines: the page's example as `__main__`, Ctrl-C and resuming, a thread, the notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 900
+SMALL = """
+SMALL = {
+    "algo.iterations": 2, "rollout.episodes": 16, "rollout.group_size": 4, "rollout.max_new_tokens": 12,
+    "rollout.kv_cache_gib": 0.25, "eval.episodes": 8, "eval.greedy": False, "learner.threads": 1, "dtype": "float32",
+}
+"""
+
+
+def printed(folder: Path, program: str) -> str:
+    """What a program prints that is started as a user's script, in its own folder."""
+    script = folder / "script.py"
+    script.write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def example() -> str:
+    """The program of docs/api.md, with fewer and shorter episodes."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    small = program.replace('"algo.iterations": 3,', "**SMALL,").replace(
+        '"eval.episodes": 32', '"eval.episodes": 4'
+    )
+    assert small.count("SMALL") == 1
+    return SMALL + small
+
+
+AFTERWARDS = """
+import json, psutil
+from peft import PeftConfig
+
+reopened = rlpost.open_run(run.path)
+found = {
+    "score": run.settings["env_args"]["score"],
+    "rows": len((run.path / "data.jsonl").read_text().splitlines()),
+    "progress": [reopened.progress.stage, reopened.progress.step, reopened.progress.total],
+    "metrics": [line["reward"] for line in reopened.metrics if "iteration" in line],
+    "rewards": [turn.reward for e in run.episodes("iteration-000001") for turn in e.turns],
+    "again": [right(t.answer, {"answer": str(eval(t.observation.rstrip("= ")))})
+              for e in run.episodes("iteration-000001") for t in e.turns],
+    "adapter": PeftConfig.from_pretrained(run.adapter).peft_type,
+    "findings": run.findings,
+    "evaluated": evaluation.summary["eval"]["after"]["default"]["n"],
+    "children": [child.name() for child in psutil.Process().children(recursive=True)],
+}
+print("FOUND", json.dumps(found))
+"""
+
+
+def found_in(output: str) -> dict[str, Any]:
+    (line,) = [line for line in output.splitlines() if line.startswith("FOUND ")]
+    found: dict[str, Any] = json.loads(line.removeprefix("FOUND "))
+    return found
+
+
+def test_the_pages_example_runs_with_a_function_of_main(tmp_path: Path) -> None:
+    output = printed(tmp_path, example() + AFTERWARDS)
+    found = found_in(output)
+    assert found["score"] == "given:right"
+    assert found["rows"] == 100
+    assert found["progress"] == ["finished", 2, 2]
+    assert len(found["metrics"]) == 2
+    assert found["rewards"] == found["again"]  # the worker's function is this one
+    assert len(found["rewards"]) == 16
+    assert found["adapter"] == "LORA"
+    assert len(found["findings"]) == 1
+    assert found["evaluated"] == 4
+    assert found["children"] == []
+    lines = [line for line in output.splitlines() if re.fullmatch(r"[01] \d\.\d+", line)]
+    assert [line.split()[0] for line in lines] == ["0", "1"]  # on_metrics
+
+
+INTERRUPTED = f"""{SMALL}
+import json, signal, threading
+import gymnasium, psutil
+import rlpost
+
+def in_a_local_scope():
+    table = {{"4": 1.0}}
+
+    def found(answer):
+        return table.get(answer[:1], 0.25)
+
+    class Coin(gymnasium.Env):
+        observation_space = action_space = rlpost.AnyText(100)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return "heads or tails?", {{}}
+
+        def step(self, action):
+            return "", table["4"], True, False, {{}}
+
+    return found, Coin
+
+reward, Coin = in_a_local_scope()
+rows = [{{"prompt": f"{{a}} + {{b}} ="}} for a in range(8) for b in range(8)]
+settings = {{"model": "tiny", "tracking.wandb": "disabled", "output_dir": "mine", "eval.start": False, **SMALL}}
+
+def stop(line):
+    signal.raise_signal(signal.SIGINT)
+
+try:
+    rlpost.train("own_grpo", data=rows, reward=reward, settings=settings, on_metrics=stop)
+    raise AssertionError("Ctrl-C ends a run")
+except KeyboardInterrupt:
+    children = [child.name() for child in psutil.Process().children(recursive=True)]
+    at_the_stop = rlpost.open_run("mine").progress
+run = rlpost.train(resume="mine", reward=reward)
+
+evaluated = []
+coin = {{"eval.episodes": 3, "sft.steps": 0, "eval.greedy": False, "tracking.wandb": "disabled", "dtype": "float32"}}
+thread = threading.Thread(target=lambda: evaluated.append(rlpost.evaluate("own_ppo", env=Coin, settings=coin)))
+thread.start()
+thread.join()
+(name,) = evaluated[0].episode_files
+print("FOUND", json.dumps({{
+    "children": children,
+    "step": at_the_stop.step,
+    "stage": at_the_stop.stage,
+    "iterations": [line["iteration"] for line in run.metrics if "iteration" in line],
+    "rewards": sorted({{t.reward for e in run.episodes("iteration-000000") for t in e.turns}}),
+    "coins": [[t.observation, t.reward] for e in evaluated[0].episodes(name) for t in e.turns],
+    "left": [child.name() for child in psutil.Process().children(recursive=True)],
+}}))
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_record_that_goes_on_and_a_thread_may_run_a_local_class(tmp_path: Path) -> None:
+    found = found_in(printed(tmp_path, INTERRUPTED))
+    assert found["children"] == found["left"] == []
+    assert (found["stage"], found["step"]) == ("rl", 1)
+    assert found["iterations"] == [0, 1]
+    assert set(found["rewards"]) <= {0.25, 1.0}
+    assert found["rewards"]
+    assert found["coins"] == [["heads or tails?", 1.0]] * 3
+
+
+def test_the_notebook_is_stored_without_results() -> None:
+    for cell in notebook()["cells"]:
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Its cells in order as one program: no package that runs notebooks is among the requirements."""
+    cells = ["".join(cell["source"]) for cell in notebook()["cells"] if cell["cell_type"] == "code"]
+    program = "import matplotlib\nmatplotlib.use('Agg')\n\n" + "\n\n".join(cells)
+    output = printed(tmp_path, program)
+    assert "success" in output
+    assert list((tmp_path / "outputs").glob("*/*/report.html"))
+
+
+def notebook() -> dict[str, Any]:
+    path = ROOT / "docs" / "notebooks" / "first_run.ipynb"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
