@@ -105,7 +105,7 @@ def evaluate(
 def open_run(path: str | Path) -> Run:
     """An earlier run, or one that is in progress elsewhere, by its folder. Raises OutputError where that is none."""
     run = Run(Path(path))
-    if not run.record.config.is_file():
+    if not run._record.config.is_file():
         raise OutputError(
             f"{path}\n  reason: it is no run directory (config.yaml is missing)\n"
             "  remedy: name the folder that an earlier run printed"
@@ -131,26 +131,25 @@ class Run:
     _trusted: bool = field(default=False, repr=False)  # whether this process has run the code that it names
 
     @property
-    def record(self) -> RunDir:
-        """The files by name."""
+    def _record(self) -> RunDir:
         return RunDir(self.path)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting, nested, as config.yaml has it."""
-        found = OmegaConf.to_container(self.record.read_config())
+        found = OmegaConf.to_container(self._record.read_config())
         assert isinstance(found, dict)
         return {str(key): value for key, value in found.items()}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: `stage` says of what; those of iterations have `iteration` (docs/metrics.md)."""
-        return self.record.read_metrics()
+        return self._record.read_metrics()
 
     @property
     def adapter(self) -> Path:
         """The trained adapter's folder, which PEFT loads. Raises OutputError where there is none yet."""
-        folder = self.record.adapter
+        folder = self._record.adapter
         if not (folder / "adapter_config.json").is_file():
             raise OutputError(
                 f"{folder}\n  reason: there is no adapter: the run is not finished, or trained none\n"
@@ -161,7 +160,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The result: success by stage, variant and decoding, with intervals; None until the run is finished."""
-        return self.record.read_summary()
+        return self._record.read_summary()
 
     @property
     def findings(self) -> list[str]:
@@ -172,12 +171,12 @@ class Run:
     @property
     def report(self) -> Path:
         """The page of the run. Raises OutputError where it is not written yet."""
-        if not self.record.report.is_file():
+        if not self._record.report.is_file():
             raise OutputError(
-                f"{self.record.report}\n  reason: the run is not finished\n  remedy: rlpost report RUN writes the"
+                f"{self._record.report}\n  reason: the run is not finished\n  remedy: rlpost report RUN writes the"
                 " page of a run in progress"
             )
-        return self.record.report
+        return self._record.report
 
     @property
     def error(self) -> RunError | None:
@@ -196,7 +195,7 @@ class Run:
         ]
         if self.error is not None:
             stage = "failed"
-        elif self.record.summary.is_file():
+        elif self._record.summary.is_file():
             stage = "finished"
         else:
             stage = str(lines[-1]["stage"]) if lines else "start"
@@ -205,14 +204,14 @@ class Run:
     @property
     def episode_files(self) -> list[str]:
         """The names that `episodes` takes: iteration-000002, eval-after-default-greedy and so on."""
-        return sorted(path.stem for path in self.record.trajectories.glob("*.jsonl"))
+        return sorted(path.stem for path in self._record.trajectories.glob("*.jsonl"))
 
     def episodes(self, name: str) -> list[Trajectory]:
         """Episodes as they were played. Raises OutputError for a name that is not in `episode_files`."""
         if name not in self.episode_files:
             there = ", ".join(self.episode_files) or "none"
             raise OutputError(f"{self.path}: {name}\n  reason: no such episodes\n  remedy: there are {there}")
-        return read_trajectories(self.record.trajectories_file(name))
+        return read_trajectories(self._record.trajectories_file(name))
 
     def evaluate(
         self,
@@ -236,10 +235,12 @@ class Run:
         }
         if eval_variants is not None:
             named["eval_variants"] = eval_variants
-        words = _words(self.record.config, None, {"output_dir": None, **(settings or {})}, named)
+        words = _words(self._record.config, None, {"output_dir": None, **(settings or {})}, named)
         if not self._trusted:
             overrides = [word for word in words if isinstance(word, Override)]
-            refuse_unnamed_code(compose(words), {each.key for each in overrides}, self.record.config)
+            # An evaluation calls no reward model.
+            trusted = {"algo.reward_function", *(each.key for each in overrides)}
+            refuse_unnamed_code(compose(words), trusted, self._record.config)
         return _run(words, {**self._objects, **handover.objects}, None, (Task.eval,), None)
 
 
