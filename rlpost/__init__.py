@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rlpost import envs, errors
-    from rlpost.api import Progress, Run, evaluate, open_run, train
+    from rlpost.api import Progress, Run, Started, evaluate, open_run, start, train
     from rlpost.envs.base import Expert, ExpertTurn, Finite, Pictured, PlainVariant, VariantInfo, WithTools
     from rlpost.envs.messages import Message
     from rlpost.envs.splits import split_of
@@ -28,6 +28,7 @@ __all__ = [
     "PlainVariant",
     "Progress",
     "Run",
+    "Started",
     "Trajectory",
     "Turn",
     "VariantInfo",
@@ -38,11 +39,12 @@ __all__ = [
     "evaluate",
     "open_run",
     "split_of",
+    "start",
     "train",
 ]
 
 _HOMES = {
-    "rlpost.api": ("Progress", "Run", "evaluate", "open_run", "train"),
+    "rlpost.api": ("Progress", "Run", "Started", "evaluate", "open_run", "start", "train"),
     "rlpost.envs.base": (
         *("Expert", "ExpertTurn", "Finite", "Pictured", "PlainVariant", "VariantInfo", "WithTools"),
     ),

@@ -19,28 +19,35 @@ from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from omegaconf import OmegaConf
 
+from rlpost import errors
 from rlpost.config.compose import compose
 from rlpost.config.keys import leaves, refusal
 from rlpost.config.overrides import SHORT, Override, Word
 from rlpost.config.schema import Config, Task
 from rlpost.config.trust import refuse_unnamed_code
 from rlpost.envs import caches, given
-from rlpost.errors import ClusterError, ConfigError, OutputError
+from rlpost.errors import ClusterError, ConfigError, OutputError, RlpostError
 from rlpost.record import run_error, tracking
 from rlpost.record.files import write_atomic
-from rlpost.record.run_dir import ROWS, RunDir, read_trajectories, reserved
+from rlpost.record.run_dir import CONSOLE, ROWS, RunDir, read_trajectories, reserved
 from rlpost.record.run_error import RunError
 from rlpost.record.summary import headlines
 from rlpost.run import Sigterm, dispatch, prepare
 from rlpost.types import Trajectory
 from rlpost.validate.checks import folders
 
+if TYPE_CHECKING:
+    from rlpost.background import Process
+
 Rows = Iterable[Mapping[str, Any]]
+TRAINING = (Task.rl, Task.sft)
+STOP_S = 90.0  # that a run has to close its engines and its cluster
+
 Function = Callable[..., Any]
 OnMetrics = Callable[[dict[str, Any]], object]
 
@@ -79,8 +86,30 @@ def train(
     """
     handover = given.Handover()
     words = _words(experiment, resume, settings, _named(handover, env, data, reward, reward_model))
-    rows = None if data is None or isinstance(data, (str, Path)) else data
-    return _run(words, handover.objects, rows, (Task.rl, Task.sft), on_metrics)
+    return _run(words, handover.objects, _rows(data), TRAINING, on_metrics)
+
+
+def start(
+    experiment: str | Path | None = None,
+    *,
+    env: str | type[gymnasium.Env[Any, Any]] | None = None,
+    data: str | Path | Rows | None = None,
+    reward: str | Function | Sequence[str | Function] | None = None,
+    reward_model: str | Function | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: str | Path | None = None,
+) -> Started:
+    """Train in a process of its own; returns at once. Arguments and refusals are those of `train`.
+
+    The run ends with this process, if not before. What it prints is in `console.log` of its folder.
+    """
+    from rlpost.background import Process
+
+    handover = given.Handover()
+    words = _words(experiment, resume, settings, _named(handover, env, data, reward, reward_model))
+    with _prepared(words, handover.objects, _rows(data), TRAINING) as (_, whole, folder):
+        process = Process(whole, handover.objects, folder)
+    return Started(folder, handover.objects, _trusted=True, _process=process)
 
 
 def evaluate(
@@ -98,8 +127,7 @@ def evaluate(
     if adapter is not None:
         named["adapter"] = adapter
     words = _words(experiment, None, settings, named)
-    rows = None if data is None or isinstance(data, (str, Path)) else data
-    return _run(words, handover.objects, rows, (Task.eval,), None)
+    return _run(words, handover.objects, _rows(data), (Task.eval,), None)
 
 
 def open_run(path: str | Path) -> Run:
@@ -185,6 +213,8 @@ class Run:
 
     @property
     def progress(self) -> Progress:
+        if not self._record.config.is_file():  # of a run that `start` has just started
+            return Progress("start" if self.error is None else "failed", 0, None)
         settings, lines = self.settings, self.metrics
         sft = settings["task"] == Task.sft.value
         total: int | None = settings["sft"]["steps"] if sft else settings["algo"]["iterations"]
@@ -242,6 +272,55 @@ class Run:
             trusted = {"algo.reward_function", *(each.key for each in overrides)}
             refuse_unnamed_code(compose(words), trusted, self._record.config)
         return _run(words, {**self._objects, **handover.objects}, None, (Task.eval,), None)
+
+
+@dataclass(frozen=True)
+class Started(Run):
+    """A run in a process of its own."""
+
+    _process: Process | None = field(default=None, repr=False)
+
+    @property
+    def running(self) -> bool:
+        return self._own.exit_code is None
+
+    def wait(self, timeout_s: float | None = None) -> Run:
+        """The run, when it is over. Every wait within it has a deadline of its own.
+
+        Raises:
+            TimeoutError: it is not over after `timeout_s`; it goes on.
+            RlpostError: it failed, with an error of this kind of `rlpost.errors`, or was stopped.
+        """
+        code = self._own.wait(timeout_s)
+        if code is None:
+            raise TimeoutError(f"the run in {self.path} is not over after {timeout_s:g} s")
+        if code == 0:
+            return Run(self.path, self._objects, self._trusted)
+        told = self.error
+        if told is None:
+            raise RlpostError(
+                f"{self.path}\n  reason: the run was stopped, or killed (exit code {code})\n"
+                f"  remedy: train(resume={str(self.path)!r}) goes on with it; {CONSOLE} has what it said"
+            )
+        kind = getattr(errors, told.type, RlpostError)
+        lines = (*told.message, *(f"  {line}" for line in told.remedy))
+        raise kind(
+            "\n".join(lines if kind.__name__ == told.type else (f"{told.type}: {lines[0]}", *lines[1:]))
+        )
+
+    def stop(self) -> None:
+        """End the run as Ctrl-C does, by force after 90 s. It can be resumed. Nothing where it is over."""
+        self._own.stop(STOP_S)
+
+    @property
+    def _own(self) -> Process:
+        assert self._process is not None, "made by `start`"
+        return self._process
+
+
+def _rows(data: str | Path | Rows | None) -> Rows | None:
+    """Rows that are given as objects; None where they are in a file."""
+    return None if isinstance(data, (str, Path)) else data
 
 
 def _named(
@@ -351,10 +430,27 @@ def _run(
     on_metrics: OnMetrics | None,
 ) -> Run:
     """Prepare and run as the command line does."""
+    backends = {} if on_metrics is None else {"on_metrics": _Callback(on_metrics)}
+    with (
+        tracking.also(backends),
+        _sigterm_as_interrupt(),
+        _prepared(words, objects, rows, tasks) as (config, _, folder),
+    ):
+        dispatch(config)
+    return Run(folder, dict(objects), _trusted=True)
+
+
+@contextlib.contextmanager
+def _prepared(
+    words: Sequence[Word], objects: Mapping[str, Any], rows: Rows | None, tasks: Sequence[Task]
+) -> Iterator[tuple[Config, list[Word], Path]]:
+    """The configuration, checked, with the command line that says it and the folder of the run.
+
+    The objects are handed over within the `with`, and no other run of this process begins.
+    """
     from rlpost.cluster.user_modules import refuse_unpicklable
 
-    backends = {} if on_metrics is None else {"on_metrics": _Callback(on_metrics)}
-    with _alone(), given.handed_over(objects), tracking.also(backends), _sigterm_as_interrupt():
+    with _alone(), given.handed_over(objects):
         caches.forget()
         config = compose(words)
         _refuse_task(config, tasks)
@@ -364,16 +460,15 @@ def _run(
                 raise ConfigError(
                     refusal("data", "...", "a resumed run has its rows in its record", "leave data= out")
                 )
-            dispatch(prepare(words))
-            return Run(Path(config.resume), dict(objects), _trusted=True)
+            yield prepare(words), list(words), Path(config.resume)
+            return
         with _folder(config) as folder:
-            more = [Override("output_dir", str(folder), str(folder))]
+            whole = [*words, Override("output_dir", str(folder), str(folder))]
             if rows is not None:
                 path = str((folder / ROWS).resolve())
                 write_atomic(folder / ROWS, _lines(rows))
-                more.append(Override("env_args.path", path, path))
-            dispatch(prepare([*words, *more]))
-        return Run(folder, dict(objects), _trusted=True)
+                whole.append(Override("env_args.path", path, path))
+            yield prepare(whole), whole, folder
 
 
 @contextlib.contextmanager
@@ -414,19 +509,23 @@ def _refuse_task(config: Config, tasks: Sequence[Task]) -> None:
 
 @contextlib.contextmanager
 def _folder(config: Config) -> Iterator[Path]:
-    """The folder of the run to be. It is gone again where no run has begun in it. Raises ConfigError, OutputError."""
+    """The folder of the run to be. It is gone again where an error comes before a run has begun in it.
+
+    Raises ConfigError, OutputError.
+    """
     if refusals := list(folders(config)):
         raise ConfigError("\n".join(refusals))
     was_there = config.output_dir is not None and Path(config.output_dir).is_dir()
     folder = reserved(config.output_dir, config.name, config.seed)
     try:
         yield folder
-    finally:
+    except BaseException:
         if not RunDir(folder).config.is_file():
             (folder / ROWS).unlink(missing_ok=True)
             if not was_there:
                 with contextlib.suppress(OSError):  # whatever else is there by now is not ours
                     folder.rmdir()
+        raise
 
 
 def _lines(rows: Rows) -> bytes:

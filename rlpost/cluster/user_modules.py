@@ -21,6 +21,7 @@ from rlpost.envs import given, own
 from rlpost.errors import ConfigError
 
 _ALWAYS_SHIPPED = ("rlpost",)
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def own_modules(cfg: Config) -> list[Path]:
@@ -58,8 +59,8 @@ def _roots_of_given() -> Iterator[Path]:
     for each in given.table().values():
         module = sys.modules.get(_top_level(str(getattr(each, "__module__", None))))
         location = None if module is None else _location(module)
-        if location is None:
-            yield Path.cwd()  # of a notebook, or an interactive session
+        if location is None or location.is_relative_to(_PACKAGE):
+            yield Path.cwd()  # of a notebook, an interactive session, or a process of rlpost.background
         elif not _installed(location):
             yield location.parent
 

@@ -7,6 +7,7 @@
     examples.jsonl         instances of the supervised steps
     sittings.json          the time of every start        error.json     why it failed (rlpost.record.run_error)
     data.jsonl             the rows, where Python code gave them as a list
+    console.log            what a run prints that `rlpost.start` has started
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
@@ -37,7 +38,7 @@ from rlpost.record.versions import versions
 from rlpost.types import Trajectory
 
 OUTPUTS = Path("outputs")
-ROWS = "data.jsonl"
+ROWS, CONSOLE = "data.jsonl", "console.log"  # may be there before a run
 EvaluationKey = tuple[str, str, str]  # stage, variant, decoding
 _OF_ITERATION = re.compile(r"iteration-(\d+)\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
@@ -79,8 +80,8 @@ def time_stamp() -> str:
 def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
     """A folder that no other process was given, with the folder `first` in it.
 
-    `path`, which may be there and empty (but for ROWS); None: `default`, or where that is taken `default`-2, -3 and so
-    on. Of two processes that ask at once for one `path`, the one that makes `first` gets it.
+    `path`, which may be there and empty (but for ROWS and CONSOLE); None: `default`, or where that is taken
+    `default`-2, -3 and so on. Of two processes that ask at once for one `path`, the one that makes `first` gets it.
 
     Raises OutputError when the folder cannot be written or already holds something.
     """
@@ -98,8 +99,8 @@ def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether a folder is taken: it holds more than the rows that `rlpost.train` writes before a run."""
-    return any(path.name != ROWS for path in folder.iterdir())
+    """Whether a folder is taken: it holds more than the Python API writes before a run."""
+    return any(path.name not in (ROWS, CONSOLE) for path in folder.iterdir())
 
 
 def reserved(path: Path | str | None, name: str, seed: int) -> Path:

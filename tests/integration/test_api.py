@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,7 @@ def printed(folder: Path, program: str) -> str:
 def example() -> str:
     """The program of docs/api.md, with fewer and shorter episodes."""
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    program, _ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     small = program.replace('"algo.iterations": 3,', "**SMALL,").replace(
         '"eval.episodes": 32', '"eval.episodes": 4'
     )
@@ -72,10 +74,9 @@ print("FOUND", json.dumps(found))
 """
 
 
-def found_in(output: str) -> dict[str, Any]:
+def found_in(output: str) -> Any:
     (line,) = [line for line in output.splitlines() if line.startswith("FOUND ")]
-    found: dict[str, Any] = json.loads(line.removeprefix("FOUND "))
-    return found
+    return json.loads(line.removeprefix("FOUND "))
 
 
 def test_the_pages_example_runs_with_a_function_of_main(tmp_path: Path) -> None:
@@ -160,6 +161,85 @@ def test_ctrl_c_leaves_a_record_that_goes_on_and_a_thread_may_run_a_local_class(
     assert set(found["rewards"]) <= {0.25, 1.0}
     assert found["rewards"]
     assert found["coins"] == [["heads or tails?", 1.0]] * 3
+
+
+BACKGROUND = f"""{SMALL}
+import json, time
+import psutil
+import rlpost
+
+rows = [{{"prompt": f"{{a}} + {{b}} ="}} for a in range(8) for b in range(8)]
+
+def half(answer):
+    return 0.5
+
+settings = {{"model": "tiny", "tracking.wandb": "disabled", "eval.start": False, **SMALL, "algo.iterations": 500}}
+broken = rlpost.start("own_grpo", data=rows, reward=half, settings={{**settings, "model": "no/folder/here"}})
+try:
+    broken.wait(120)
+except rlpost.errors.RlpostError as error:
+    failed = [type(error).__name__, broken.progress.stage, str(error)]
+
+run = rlpost.start("own_grpo", data=rows, reward=half, settings=settings)
+deadline = time.monotonic() + 600
+while run.progress.step < 1 and run.running and time.monotonic() < deadline:
+    time.sleep(0.2)
+try:
+    run.wait(0.1)
+except TimeoutError as error:
+    waited = str(error)
+below = psutil.Process().children(recursive=True)
+run.stop()
+try:
+    run.wait(0)
+except rlpost.errors.RlpostError as error:
+    stopped = str(error)
+print("FOUND", json.dumps({{
+    "failed": failed,
+    "waited": waited,
+    "stopped": stopped,
+    "rewards": sorted({{t.reward for e in run.episodes("iteration-000000") for t in e.turns}}),
+    "left": [each.pid for each in below if each.is_running() and each.status() != psutil.STATUS_ZOMBIE],
+    "console": "iteration 1" in (run.path / "console.log").read_text(),
+}}))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_is_followed_and_stopped_and_tells_its_error(tmp_path: Path) -> None:
+    found = found_in(printed(tmp_path, BACKGROUND))
+    assert found["failed"][:2] == ["ModelError", "failed"]
+    assert "no/folder/here" in found["failed"][2]
+    assert "is not over after 0.1 s" in found["waited"]
+    assert "the run was stopped" in found["stopped"]
+    assert found["rewards"] == [0.5]
+    assert found["left"] == []
+    assert found["console"]
+
+
+ORPHAN = f"""{SMALL}
+import time
+import rlpost
+
+settings = {{"model": "tiny", "tracking.wandb": "disabled", "eval.start": False, **SMALL}}
+rows = [{{"prompt": f"{{a}} + {{b}} =", "answer": str(a + b)}} for a in range(8) for b in range(8)]
+run = rlpost.start("own_grpo", data=rows, settings=settings)
+print("FOUND", run._own._process.pid)
+"""
+
+
+def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    pid = int(found_in(printed(tmp_path, ORPHAN)))
+    psutil.wait_procs([process] if (process := _process(pid)) else [], timeout=90)
+    assert _process(pid) is None
+
+
+def _process(pid: int) -> psutil.Process | None:
+    """None where it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid)
+        return None if found.status() == psutil.STATUS_ZOMBIE else found
+    return None
 
 
 def test_the_notebook_is_stored_without_results() -> None:

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import pytest
@@ -24,7 +24,7 @@ from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config
 from rlpost.envs import caches, given, own, registry
 from rlpost.envs.errors import Refused
-from rlpost.errors import ClusterError, ConfigError, OutputError, RolloutError
+from rlpost.errors import ClusterError, ConfigError, OutputError, RlpostError, RolloutError, SwapError
 from rlpost.record.run_dir import RunDir
 from rlpost.record.tracking import Trackers
 from rlpost.rollout.instances import evaluation_episodes
@@ -357,6 +357,56 @@ class TestHandle:
             run.episodes("../config")
         with pytest.raises(OutputError, match="no run directory"):
             rlpost.open_run(tmp_path)
+
+
+class Ended:
+    """Stands for a process that is over."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        self.exit_code = exit_code
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        return self.exit_code
+
+
+class TestStarted:
+    def started(self, folder: Path, exit_code: int | None) -> rlpost.Started:
+        return rlpost.Started(folder, _process=cast("Any", Ended(exit_code)))
+
+    def test_what_is_refused_is_refused_here(self, dispatched: Dispatched, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="out of range"):
+            rlpost.start("own_grpo", data=ROWS, settings={"algo.iterations": 0})
+        assert list(tmp_path.glob("outputs/own_grpo/*")) == []
+
+    def test_words_and_objects_reach_the_process(
+        self, dispatched: Dispatched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+        monkeypatch.setattr("rlpost.background.Process", lambda *call: calls.append(call) or Ended(None))
+        own = lambda answer: 1.0  # noqa: E731
+        started = rlpost.start("own_grpo", data=ROWS, reward=own, settings=QUICK)
+        (words, objects, folder) = calls[0]
+        assert (objects, folder) == ({"function": own}, started.path)
+        assert compose(words).env_args["path"] == str((folder / "data.jsonl").resolve())
+        assert started.running
+        assert started.progress == rlpost.Progress("start", 0, None)
+        with pytest.raises(TimeoutError, match="not over after 2 s"):
+            started.wait(2)
+
+    def test_an_error_of_the_run_is_raised_as_its_kind(self, tmp_path: Path) -> None:
+        (tmp_path / "error.json").write_text(
+            '{"type": "SwapError", "message": ["layer 3", "is wrong"], "remedy": ["remedy: stop"]}'
+        )
+        with pytest.raises(SwapError, match="layer 3\nis wrong\n  remedy: stop"):
+            self.started(tmp_path, 1).wait()
+        (tmp_path / "error.json").write_text('{"type": "KeyError", "message": ["\'x\'"], "remedy": []}')
+        with pytest.raises(RlpostError, match="KeyError: 'x'"):
+            self.started(tmp_path, 1).wait()
+
+    def test_a_run_that_was_stopped_says_how_it_goes_on(self, tmp_path: Path) -> None:
+        with pytest.raises(RlpostError, match="the run was stopped, or killed"):
+            self.started(tmp_path, 143).wait()
+        assert self.started(tmp_path, 0).wait() == rlpost.Run(tmp_path)
 
 
 class TestBare:
