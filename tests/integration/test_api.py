@@ -97,29 +97,15 @@ def test_the_pages_example_runs_with_a_function_of_main(tmp_path: Path) -> None:
 
 
 INTERRUPTED = f"""{SMALL}
-import json, signal, threading
-import gymnasium, psutil
+import json, signal
+import psutil
 import rlpost
 
 def in_a_local_scope():
     table = {{"4": 1.0}}
+    return lambda answer: table.get(answer[:1], 0.25)
 
-    def found(answer):
-        return table.get(answer[:1], 0.25)
-
-    class Coin(gymnasium.Env):
-        observation_space = action_space = rlpost.AnyText(100)
-
-        def reset(self, *, seed=None, options=None):
-            super().reset(seed=seed)
-            return "heads or tails?", {{}}
-
-        def step(self, action):
-            return "", table["4"], True, False, {{}}
-
-    return found, Coin
-
-reward, Coin = in_a_local_scope()
+reward = in_a_local_scope()
 rows = [{{"prompt": f"{{a}} + {{b}} ="}} for a in range(8) for b in range(8)]
 settings = {{"model": "tiny", "tracking.wandb": "disabled", "output_dir": "mine", "eval.start": False, **SMALL}}
 
@@ -133,34 +119,65 @@ except KeyboardInterrupt:
     children = [child.name() for child in psutil.Process().children(recursive=True)]
     at_the_stop = rlpost.open_run("mine").progress
 run = rlpost.train(resume="mine", reward=reward)
-
-evaluated = []
-coin = {{"eval.episodes": 3, "sft.steps": 0, "eval.greedy": False, "tracking.wandb": "disabled", "dtype": "float32"}}
-thread = threading.Thread(target=lambda: evaluated.append(rlpost.evaluate("own_ppo", env=Coin, settings=coin)))
-thread.start()
-thread.join()
-(name,) = evaluated[0].episode_files
 print("FOUND", json.dumps({{
     "children": children,
     "step": at_the_stop.step,
     "stage": at_the_stop.stage,
     "iterations": [line["iteration"] for line in run.metrics if "iteration" in line],
     "rewards": sorted({{t.reward for e in run.episodes("iteration-000000") for t in e.turns}}),
-    "coins": [[t.observation, t.reward] for e in evaluated[0].episodes(name) for t in e.turns],
     "left": [child.name() for child in psutil.Process().children(recursive=True)],
 }}))
 """
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_record_that_goes_on_and_a_thread_may_run_a_local_class(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_record_and_no_process_and_the_run_goes_on(tmp_path: Path) -> None:
     found = found_in(printed(tmp_path, INTERRUPTED))
     assert found["children"] == found["left"] == []
     assert (found["stage"], found["step"]) == ("rl", 1)
     assert found["iterations"] == [0, 1]
     assert set(found["rewards"]) <= {0.25, 1.0}
     assert found["rewards"]
-    assert found["coins"] == [["heads or tails?", 1.0]] * 3
+
+
+THREADED = """
+import json, threading
+import gymnasium, psutil
+import rlpost
+
+def in_a_local_scope():
+    table = {"heads": 0.5}
+
+    class Coin(gymnasium.Env):
+        observation_space = action_space = rlpost.AnyText(100)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return f"toss {self.np_random.integers(1000)}: heads or tails?", {}
+
+        def step(self, action):
+            return "", table["heads"], True, False, {}
+
+    return Coin
+
+settings = {"rollout.workers": 1, "rollout.kv_cache_gib": 0.25, "eval.episodes": 3, "eval.greedy": False}
+settings |= {"tracking.wandb": "disabled", "dtype": "float32"}
+runs = []
+evaluate = lambda: runs.append(rlpost.evaluate("own_ppo", env=in_a_local_scope(), settings=settings))
+thread = threading.Thread(target=evaluate)
+thread.start()
+thread.join()
+(name,) = runs[0].episode_files
+print("FOUND", json.dumps({
+    "coins": [[t.observation.split()[0], t.reward] for e in runs[0].episodes(name) for t in e.turns],
+    "left": [child.name() for child in psutil.Process().children(recursive=True)],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_runs_a_class_of_a_local_scope(tmp_path: Path) -> None:
+    assert found_in(printed(tmp_path, THREADED)) == {"coins": [["toss", 0.5]] * 3, "left": []}
 
 
 BACKGROUND = f"""{SMALL}
