@@ -235,20 +235,29 @@ def test_a_run_in_the_background_is_followed_and_stopped_and_tells_its_error(tmp
 
 
 ORPHAN = f"""{SMALL}
-import time
+import json, time
 import rlpost
 
 settings = {{"model": "tiny", "tracking.wandb": "disabled", "eval.start": False, **SMALL}}
 rows = [{{"prompt": f"{{a}} + {{b}} =", "answer": str(a + b)}} for a in range(8) for b in range(8)]
 run = rlpost.start("own_grpo", data=rows, settings=settings)
-print("FOUND", run._own._process.pid)
+deadline = time.monotonic() + 300
+while "starting Ray" not in (run.path / "console.log").read_text() and time.monotonic() < deadline:
+    time.sleep(0.1)
+print("FOUND", json.dumps({{"pid": run._own._process.pid, "running": run.running, "folder": str(run.path.resolve())}}))
 """
 
 
 def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    pid = int(found_in(printed(tmp_path, ORPHAN)))
-    psutil.wait_procs([process] if (process := _process(pid)) else [], timeout=90)
-    assert _process(pid) is None
+    found = found_in(printed(tmp_path, ORPHAN))
+    assert found["running"]
+    if process := _process(found["pid"]):
+        psutil.wait_procs([process], timeout=90)
+    assert _process(found["pid"]) is None
+    folder = Path(found["folder"])
+    assert (folder / "config.yaml").is_file()
+    assert not (folder / "summary.json").exists()
+    assert not (folder / "error.json").exists()  # it did not fail: it was stopped
 
 
 def _process(pid: int) -> psutil.Process | None:
