@@ -1,11 +1,11 @@
-"""How often the intervals of a comparison hold the truth: simulated comparisons whose true difference is known.
+"""Coverage of a comparison's intervals: simulated comparisons whose true difference is known.
 
     python -m benchmarks.coverage
 
-Outcomes follow a probit model of seeds, instances and dice. Prints, for each truth, the coverage and mean width of the
-interval that a comparison reports beside those of other methods, from the same simulated tables.
+Outcomes follow a probit model of seeds, instances and random sampling. For each truth it prints the coverage and the
+mean width of the interval that a comparison reports, beside those of other methods, from the same simulated tables.
 
-Shapes: S seeds, N instances, K kinds of their values, R resamples.
+Shapes: S seeds, N instances, K kinds of instances with equal values, R resamples.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from scipy.stats import norm, ttest_1samp
 from rlpost.compare.statistics.intervals import LEVEL, Floats, difference
 
 RESAMPLES = 500
-LEVELS = ((0.30, 0.30), (0.40, 0.30), (0.05, 0.03))  # chances of arm and baseline
-SEED_SDS = (0.0, 0.15, 0.4)  # of a chance of 30%: 0, 3.6 and 9 points
+LEVELS = ((0.30, 0.30), (0.40, 0.30), (0.05, 0.03))  # success rates of arm and baseline
+SEED_SDS = (0.0, 0.15, 0.4)  # 0, 3.6 and 9 points at a success rate of 30%
 
 
 @dataclass(frozen=True)
 class Truth:
-    """`arm` and `baseline` succeed with these probabilities, over all seeds, instances and dice.
+    """`arm` and `baseline` succeed with these probabilities, over all seeds, instances and random draws.
 
-    Standard deviations are of the latent normal, where the dice have 1: seeds (of each arm by itself), how hard an
-    instance is (for both alike) and how it suits an arm.
+    Standard deviations are those of the latent normal, in which the sampling of answers has 1: seeds (separately for
+    each arm), the difficulty of an instance (the same for both) and how well an instance suits an arm.
     """
 
     seeds: int
@@ -43,7 +43,7 @@ class Truth:
 
 
 def play(truth: Truth, rng: np.random.Generator) -> Floats:
-    """Differences of paired outcomes, (S, N)."""
+    """The differences of paired outcomes, (S, N)."""
     S, N = truth.seeds, truth.instances
     scale = (1 + truth.seed_sd**2 + truth.difficulty_sd**2 + truth.suits_sd**2) ** 0.5
     difficulty_N = truth.difficulty_sd * rng.standard_normal(N)
@@ -57,7 +57,7 @@ def play(truth: Truth, rng: np.random.Generator) -> Floats:
 
 
 def coverage(truth: Truth, simulations: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Share of simulated comparisons whose 95% interval holds the true difference, and its mean width."""
+    """The share of simulated comparisons whose 95% interval contains the true difference, and its mean width."""
     return _covered(truth, [difference(play(truth, rng)).interval() for _ in range(simulations)])
 
 
@@ -69,10 +69,10 @@ def _covered(truth: Truth, intervals: list[tuple[float, float]]) -> tuple[float,
 
 
 def bootstrap(values_SN: Floats, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95% percentile interval of the mean; seeds, then instances drawn with replacement (Owen, 2007).
+    """95% percentile interval of the mean. Seeds, and then instances, are drawn with replacement (Owen, 2007).
 
-    A drawn instance is drawn for all seeds alike, as all were scored on it. Instances of the same values (K kinds) are
-    drawn together, as it comes to the same and takes a fraction of the time.
+    An instance is drawn for all seeds together, because all were evaluated on it. Instances with the same values (K
+    kinds) are drawn together, which gives the same result in a fraction of the time.
     """
     rng = np.random.default_rng(seed)
     S, N = values_SN.shape
@@ -85,7 +85,7 @@ def bootstrap(values_SN: Floats, seed: int, resamples: int = RESAMPLES) -> tuple
 
 
 def _nested(values_SN: Floats, seed: int) -> tuple[float, float]:
-    """Percentile interval, seeds drawn, then instances for each drawn seed by itself."""
+    """Percentile interval. Seeds are drawn, and then instances separately for each drawn seed."""
     rng = np.random.default_rng(seed)
     S, N = values_SN.shape
     drawn_RS = rng.integers(S, size=(RESAMPLES, S))
@@ -97,9 +97,9 @@ def _nested(values_SN: Floats, seed: int) -> tuple[float, float]:
 
 
 def _seeds_only(values_SN: Floats) -> tuple[float, float]:
-    """A t interval of the seeds' means."""
+    """A t interval over the means of the seeds."""
     if len(values_SN) == 1:
-        return -np.inf, np.inf  # one seed says nothing of seeds
+        return -np.inf, np.inf  # one seed gives no information about other seeds
     low, high = ttest_1samp(values_SN.mean(axis=1), 0).confidence_interval()
     return float(low), float(high)
 

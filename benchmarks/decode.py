@@ -1,8 +1,8 @@
-"""Decoding with a live (merged) adapter against the bare base, and how far engine and learner are apart.
+"""Decoding speed with a merged adapter against the bare base, and the log-prob gap between engine and learner.
 
     python -m benchmarks.decode [--models tiny smollm2-135m] [--dtypes float32 bfloat16] [--threads 1]
 
-Claims: adapter speed at least 0.95 of base speed; mean |log-prob difference| of engine and learner on sampled
+Claims: adapter speed at least 0.95 of base speed; mean |log-prob difference| between engine and learner on sampled
 tokens at most 0.02 in float32 and 0.06 in bfloat16.
 """
 
@@ -72,7 +72,7 @@ def generate(engine: VllmEngine, asked: list[tuple[int, ...]]) -> list[Completio
 
 
 def gap(policy: Policy, prompt: tuple[int, ...], done: Completion) -> float:
-    """Mean |log-prob difference| over the sampled tokens of one answer."""
+    """The mean |log-prob difference| over the sampled tokens of one answer."""
     learner = policy.logprobs((*prompt, *done.token_ids))[len(prompt) - 1 :]
     return mean([abs(a - b) for a, b in zip(learner, done.logprobs, strict=True)])
 

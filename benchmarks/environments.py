@@ -1,9 +1,9 @@
-"""Steps and resets a second of every registered environment on one core, played by its own expert.
+"""Steps and resets per second of every registered environment on one core, played by its own expert.
 
     python -m benchmarks.environments [--episodes 300] [--seed 0]
 
-Claim: environments cost under 1% of an iteration. The table gives the milliseconds of an episode (one reset and its
-steps) beside what an iteration of 64 episodes then costs; hold that against an iteration's seconds in
+Claim: environments cost under 1% of an iteration. The table gives the milliseconds per episode (one reset and its
+steps), and the cost of an iteration of 64 episodes, to be compared with the seconds of an iteration in
 docs/results/learner.md.
 """
 
@@ -26,7 +26,7 @@ ITERATION = 64  # episodes
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU seconds: what else the machine does is not counted."""
+    """CPU seconds, which exclude other work of the machine."""
 
     episodes: int
     steps: int
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(env: gymnasium.Env[str, str], variant: str, episodes: int, seed: int) -> Cost:
-    """Play episodes on seeds that no other variant has, so that nothing is found in a cache."""
+    """Play episodes with seeds that no other variant uses, so that no cache helps."""
     rng, steps = random.Random(f"{variant}:{seed}"), 0
     teacher = env.unwrapped
     assert isinstance(teacher, Expert)

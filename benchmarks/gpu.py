@@ -1,4 +1,4 @@
-"""One command for a short time on a GPU: every part by itself, within its deadline, whatever becomes of the others.
+"""Runs all GPU measurements in a short time: each part separately, with its own deadline, even if others fail.
 
     python -m benchmarks.gpu [--parts model kernels ...] [--limit 540] [--device cpu --toy]
 
@@ -7,13 +7,13 @@ Parts, in this order:
     kernels    the Triton head against its definition in float64, then its time and memory against full logits
     attention  packed attention against float64 on the CPU, then its time on one row of 16,384 tokens
     learner    tokens/s of forward, backward and AdamW, rank 16, rows of 16,384 tokens, beside prime-rl's published
-               figure; what the GPU spent the time on
+               figure; the operations on which the GPU spent the time
     iteration  two iterations of experiment=generalpoints_ppo, engine and learner on one GPU
     swap       benchmarks.swap: a proven swap against vLLM's own reload
     decode     benchmarks.decode: adapter against base, engine against learner
     compiled   the same with rollout.enforce_eager=false: CUDA graphs
-The parts before iteration need no vLLM, Ray or DeepSpeed. `--device cpu --toy` runs the same code on a tiny model
-(Triton interpreted), to find plain errors before there is a GPU.
+The parts before iteration need no vLLM, Ray or DeepSpeed. `--device cpu --toy` runs the same code on a tiny model (with
+Triton interpreted), to find simple errors without a GPU.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from benchmarks import gpu_kernels, gpu_parts
 from benchmarks.gpu_parts import THREADS, Setup
 from benchmarks.subjects import for_engines
 
-GRACE_S = 20.0  # for a part that is stopped to end its own processes
-CPU_PATIENCE = 10  # times the deadlines, which are a GPU's
+GRACE_S = 20.0  # seconds for a stopped part to end its own processes
+CPU_PATIENCE = 10  # factor on the deadlines, which are for a GPU
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--toy", action="store_true", help="a tiny model and short rows")
     parser.add_argument("--limit", type=float, default=540, help="seconds for all parts together")
-    # Given to a part's own process: run it here.
+    # Set in a part's own process: run that part here.
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder is not None:
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def _all_parts(args: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """How each part ended."""
+    """How each part ended, by name."""
     ends, stop = dict[str, str](), time.monotonic() + args.limit
     patience = CPU_PATIENCE if args.device == "cpu" else 1
     options = ["--device", args.device, *(["--toy"] if args.toy else []), "--folder", str(folder)]
@@ -94,7 +94,7 @@ def _all_parts(args: argparse.Namespace, folder: Path) -> dict[str, str]:
 
 
 def _attempt(name: str, options: list[str], seconds: float) -> str:
-    """Run a part in a process group of its own. One that fails has said why."""
+    """Run a part in its own process group. A part that fails prints the reason."""
     if seconds <= 0:
         return "FAILED: no time was left"
     command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--parts", name, *options]
@@ -111,7 +111,7 @@ def _attempt(name: str, options: list[str], seconds: float) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group to end, which a run does with all its processes, and then make it."""
+    """Ask the process group to end (a run then ends all its processes), and kill it if it does not."""
     os.killpg(process.pid, signal.SIGTERM)
     stop = time.monotonic() + GRACE_S
     with contextlib.suppress(ProcessLookupError):

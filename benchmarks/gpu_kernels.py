@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu_parts import Setup
 from benchmarks.timing import Side, in_turns, ratio
 
-# relative L2 distance to float64 of log-probs, entropies, gradients and attention's outputs
+# Relative L2 distance to float64, for log-probs, entropies, gradients and outputs of attention.
 CLOSE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
@@ -27,7 +27,7 @@ def kernels(setup: Setup) -> None:
 
 
 def _head(setup: Setup, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, head and targets of N positions, width H, V words."""
+    """Hidden states, head and targets: N positions, width H, V words."""
     N, H, V = shape
     dice = torch.Generator(setup.device).manual_seed(V)
     random = {"generator": dice, "device": setup.device}
@@ -83,7 +83,7 @@ def _head_times(setup: Setup) -> None:
 
 
 def attention(setup: Setup) -> None:
-    """The path that a GPU takes, wherever it is run."""
+    """Check and time the attention path of a GPU, on the setup's device."""
     from rlpost.learner.model.packed_attention import AttentionLayout, Segment, _fused, packed_attention
 
     prefix = Segment(0, 70, None)

@@ -1,4 +1,4 @@
-"""The parts of benchmarks.gpu that use a model: each takes a Setup, prints what it found and raises what is wrong."""
+"""The parts of benchmarks.gpu that use a model. Each takes a Setup, prints its results and raises if one is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.timing import Side, in_turns
 from rlpost.algorithms import roles
 from rlpost.weights.models import TINY
 
-THREADS = min(8, max(1, (os.cpu_count() or 2) // 2))  # of the parts that compute on the CPU as well
+THREADS = min(8, max(1, (os.cpu_count() or 2) // 2))  # for parts that also compute on the CPU
 PRIME_RL = 13_342  # tokens/s: Qwen3-0.6B, LoRA of rank 16, rows of 16,384 tokens, one H100 80 GB
 RANK = 16
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -40,7 +40,7 @@ SMALL = FAMILY | {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 32,  # the least that vLLM attends with on a CPU
+    "head_dim": 32,  # the smallest size that vLLM supports on a CPU
     "intermediate_size": 128,
     "vocab_size": 1024,
 }
@@ -48,11 +48,11 @@ SMALL = FAMILY | {
 
 @dataclass(frozen=True)
 class Setup:
-    """What all parts share."""
+    """The settings that all parts share."""
 
     device: str
     toy: bool
-    folder: Path  # of the model
+    folder: Path  # the model's folder
 
     @property
     def dtype(self) -> str:
@@ -60,21 +60,21 @@ class Setup:
 
     @property
     def row(self) -> int:
-        """Tokens of a long row."""
+        """The number of tokens of a long row."""
         return 512 if self.toy else 16_384
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The model's, in transformers' names."""
+        """The model's shape, in transformers' names."""
         return SMALL if self.toy else QWEN3
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def peak(self) -> str:
-        """Most memory that tensors had since the last call."""
+        """The peak memory of tensors since the last call."""
         if self.device != "cuda":
             return "memory not measured"
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -126,7 +126,7 @@ def _learner(setup: Setup, checkpointing: bool) -> None:
 
 
 def _learner_step(setup: Setup, model: Any) -> Callable[[], int]:
-    """One optimizer step on one long row, all of whose tokens but the first count."""
+    """One optimizer step on one long row. All its tokens except the first are in the loss."""
     from rlpost.algorithms.roles import POLICY
     from rlpost.learner.model.packing import Row, collate, slot_starts
     from rlpost.learner.model.prefixes import Group

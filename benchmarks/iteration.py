@@ -1,11 +1,11 @@
-"""A whole LoRA GRPO iteration on SmolLM2-135M against TRL's GRPOTrainer on the same prompts.
+"""A whole LoRA GRPO iteration on SmolLM2-135M against TRL's GRPOTrainer with the same prompts.
 
     python -m benchmarks.iteration --trl-python PATH [--iterations 4] [--steps 2] [overrides ...]
 
 8 prompts x 8 answers x up to 64 tokens, rank 32 on all linear layers, two threads, both in the precision that
-`dtype=auto` chooses here (or `dtype=...`). Ours is `rlpost.run` with
-rollouts, log-probs, update and a proven swap; TRL's step generates with transformers, scores and updates. PATH is the
-Python of an environment that has trl, datasets, peft and torch (TRL is no dependency of this project).
+`dtype=auto` chooses here (or `dtype=...`). Our side is `rlpost.run` with rollouts, log-probs, update and a proven swap.
+TRL's step generates with transformers, scores and updates. PATH is the Python of an environment with trl, datasets,
+peft and torch (this project does not depend on TRL).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _trl(python: Path, steps: int, dtype: str) -> dict[str, Any]:
 
 
 def _prompts(chat: Chat) -> list[str]:
-    """The prompts of an iteration of ours, in the model's chat format."""
+    """The prompts of one of our iterations, in the model's chat format."""
     env = registry.make("generalpoints", prompt="published", verify_iter=1)
     observations = [env.reset(seed=derive(0, "instance", 1, group))[0] for group in range(PROMPTS)]
     return [chat.prompt_text(observation) for observation in observations]

@@ -2,11 +2,11 @@
 
     python -m benchmarks.learner [--models smollm2-135m] [--dtypes bfloat16] [--threads 2]
 
-GROUPS prompts of 150 tokens with 8 answers of 64 tokens each, adapters of rank 32 on all linear layers, log-probs of
-the answers and the gradient of their weighted sum. Claim: 8 times the tokens a second. Both sides are given
-every token of every row (1,712 a group, of which 662 are distinct); the share of the GEMM peak counts only what
-ours has to compute: four flops a weight and distinct token for the frozen body, six for the adapters, four a
-weight and answer token for the head; attention is left out.
+GROUPS prompts of 150 tokens with 8 answers of 64 tokens each, adapters of rank 32 on all linear layers; the log-probs
+of the answers and the gradient of their weighted sum are computed. Claim: 8 times the tokens per second. Both sides are
+given every token of every row (1,712 per group, of which 662 are distinct). The share of the GEMM peak counts only the
+necessary work of our side: four flops per weight and distinct token for the frozen body, six for the adapters, four per
+weight and answer token for the head, without attention.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def compare(case: Case) -> str:
 
 
 def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callable[[], int], float]:
-    """The run, and its useful floating-point operations."""
+    """The function to time, and its necessary floating-point operations."""
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK)
     model = actor_critic.build(resolve(case.model), Dtype[case.dtype], lora, 0, (roles.POLICY,), None)
     model.fuse_adapters()
@@ -86,7 +86,7 @@ def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callab
 
 
 def peft(case: Case, batch: list[Row], weights: torch.Tensor) -> Callable[[], int]:
-    """One group at a time, as many rows as it has answers."""
+    """One group at a time, with one row per answer."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -109,7 +109,7 @@ def peft(case: Case, batch: list[Row], weights: torch.Tensor) -> Callable[[], in
 
 
 def gemm_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 20) -> float:
-    """Floating-point operations a second of the best of some square products."""
+    """Floating-point operations per second of the fastest of some square products."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):

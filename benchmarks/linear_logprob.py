@@ -2,8 +2,8 @@
 
     python -m benchmarks.linear_logprob [--words 49152 151936] [--positions 512] [--hidden 576]
 
-Claim: a twentieth of the memory, and no slower. Memory is the peak of what the pass allocates, as PyTorch's
-profiler counts it, beyond inputs; time is taken without the profiler.
+Claim: a twentieth of the memory at the same speed or faster. Memory is the peak of the pass's allocations without its
+inputs, as counted by PyTorch's profiler; time is measured without the profiler.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _INPUTS: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
 
 def inputs(positions: int, hidden: int, words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """bfloat16 hidden states and head, the same at each call."""
+    """bfloat16 hidden states and head, the same in every call."""
     key = (positions, hidden, words)
     if key not in _INPUTS:
         generator = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def inputs(positions: int, hidden: int, words: int) -> tuple[Tensor, Tensor, Ten
 
 
 def peak_bytes(side: Callable[[], int]) -> int:
-    """Largest sum of allocations not yet freed while `side` runs."""
+    """The peak of the memory that `side` allocates and has not freed."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         side()
     held = peak = 0

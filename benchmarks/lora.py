@@ -1,9 +1,9 @@
-"""LoRA layers, forward and backward, against PEFT's, at SmolLM2-135M's shapes in bfloat16.
+"""LoRA layers, forward and backward, against PEFT's, with SmolLM2-135M's shapes in bfloat16.
 
     python -m benchmarks.lora [--tokens 2048] [--threads 1] [--repeats 7]
 
-PEFT's layers are taken as they come (float32 adapters, activations cast by the layer) and under bfloat16 autocast.
-Layers that share an input are one call here and as many calls as layers there. Claim: twice as fast.
+PEFT's layers run unchanged (float32 adapters, activations cast by the layer) and under bfloat16 autocast. Layers that
+share an input are one call here and one call per layer there. Claim: twice as fast.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 class Layers(nn.Module):
-    """Linear layers with one input."""
+    """Linear layers with the same input."""
 
     def __init__(self, inputs: int, outputs: tuple[int, ...]) -> None:
         super().__init__()

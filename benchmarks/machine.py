@@ -1,4 +1,4 @@
-"""What this machine computes fast: products by layout and precision, what `dtype=auto` makes of them, and its price.
+"""The speed of products on this machine by layout and precision, and the choice of `dtype=auto` with its price.
 
     python -m benchmarks.machine [--models tiny smollm2-135m] [--repeats 5]
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python -m benchmarks.machine     as if without AVX-512 and AMX
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """Name, instruction sets and what restricts them."""
+    """The processor's name, its instruction sets and any variables that restrict them."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     named = {key.strip(): value.strip() for key, value in fields.items()}

@@ -1,10 +1,10 @@
-"""A finished comparison scored again, on other draws: the same adapters, another `eval.seed`, more episodes.
+"""Evaluates a finished comparison again: the same adapters with another `eval.seed` and more episodes.
 
     python -m rlpost.run experiment=generalpoints_ppo task=eval adapter=COMPARISON/cells/ARM-SEED/adapter \\
         eval.seed=7 eval.episodes=640 eval.greedy=false output_dir=EVALUATIONS/ARM-SEED     # for every cell
     python -m benchmarks.rescore COMPARISON EVALUATIONS [--greedy]
 
-Writes results.json, report.html and report.md to EVALUATIONS, of the arms' ends alone, and prints the findings.
+Writes results.json, report.html and report.md to EVALUATIONS, for the ends of the arms only, and prints the findings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlpost.record.run_dir import RunDir, read_trajectories
 
 
 def rescored(comparison: Comparison, folder: Path, decoding: str) -> Comparison:
-    """The comparison with the evaluations in `folder` in place of its own. Raises OutputError for a broken record."""
+    """The comparison, with the evaluations in `folder` in place of its own. Raises OutputError for a damaged record."""
     cells = tuple(_rescored(cell, folder, decoding) for cell in comparison.cells)
     scored = {name for cell in cells for name in cell.points[-1].evaluations}
     variants = {
@@ -55,7 +55,7 @@ def _rescored(cell: Cell, folder: Path, decoding: str) -> Cell:
 
 
 def trained_and_scored(comparison: Comparison, folder: Path, found: Comparison) -> frozenset[str]:
-    """Instances of `found`'s evaluations that a cell of the comparison in `folder` was trained on."""
+    """The instances of `found`'s evaluations on which a cell of the comparison in `folder` was trained."""
     trained = frozenset().union(*(trained_on(RunDir(folder / cell.run_dir)) for cell in comparison.cells))
     return trained & frozenset().union(*map(evaluated_on, found.cells))
 

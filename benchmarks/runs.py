@@ -1,4 +1,4 @@
-"""Whole runs of the product for benchmarks: `python -m rlpost.run`, its metrics and the memory of its processes."""
+"""Runs the whole product for benchmarks: `python -m rlpost.run`, with its metrics and the memory of its processes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ITERATIONS_ONLY = ("sft.steps=0", "eval.episodes=1", "eval.greedy=false", "track
 @dataclass(frozen=True)
 class Run:
     iterations: list[dict[str, Any]]  # lines of metrics.jsonl
-    peak_gib: float  # of private memory, summed over the run's processes; 0 where it was not sampled
-    settings: dict[str, Any]  # as they were resolved
+    peak_gib: float  # peak private memory, summed over the run's processes; 0 if not sampled
+    settings: dict[str, Any]  # the resolved settings
 
     def seconds(self, part: str = "total", skip: int = 1) -> list[float]:
-        """Of each iteration but the first `skip`, which warm up."""
+        """The seconds of each iteration, without the first `skip` iterations, which warm up."""
         return [line[f"seconds/{part}"] for line in self.iterations[skip:]]
 
 
 def run(overrides: Sequence[str], memory: bool = False) -> Run:
-    """Raises RuntimeError with the run's output when it fails.
+    """Run the product and read its record. Raises RuntimeError with the run's output if it fails.
 
-    `memory`: sample it, which walks through all pages of all processes and holds them up: an update of SmolLM2 took
-    1.4 times as long.
+    `memory` samples the memory. Sampling walks through all pages of all processes and slows them down: an update of
+    SmolLM2 took 1.4 times as long.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
@@ -51,7 +51,7 @@ def run(overrides: Sequence[str], memory: bool = False) -> Run:
 
 
 def _watch(process: psutil.Process) -> int:
-    """Bytes of private memory at their highest, until the process ends."""
+    """The peak of private memory in bytes, until the process ends."""
     peak = 0
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         peak = max(peak, sum(map(_private, [process, *process.children(recursive=True)])))

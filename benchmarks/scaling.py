@@ -1,9 +1,9 @@
-"""An iteration of the main job with 1, 4 and 16 times the episodes against a straight line.
+"""An iteration of the main job with 1, 4 and 16 times the episodes, compared with linear scaling.
 
     python -m benchmarks.scaling [--episodes 64] [--iterations 4] [overrides ...]
 
-The line goes through the iteration with the fewest episodes: ratio 1.05 says 5% above it. Memory is private memory of
-all processes of the run, at its highest.
+The line is scaled from the iteration with the fewest episodes: a ratio of 1.05 is 5% above it. Memory is the peak of
+the private memory of all processes of the run.
 """
 
 from __future__ import annotations

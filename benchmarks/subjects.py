@@ -1,4 +1,4 @@
-"""What the benchmarks run on: a model with a random adapter of a stated size, and prompts in its own format."""
+"""The subjects of the benchmarks: a model with a random adapter of a given size, and prompts in its own format."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Case:
     dtype: str
     threads: int
     repeats: int
-    eager: bool = True  # as rollout.enforce_eager
+    eager: bool = True  # like rollout.enforce_eager
 
     def settings(self, **more: Any) -> EngineSettings:
         folder = resolve(self.model)
@@ -62,9 +62,9 @@ def run_cases(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     environment: Callable[[int], dict[str, str]] = for_engines,
 ) -> None:
-    """Run each model in each dtype in a process of its own (vLLM: one engine a process), and print the answers.
+    """Run each model with each dtype in its own process (vLLM: one engine per process), and print the answers.
 
-    `environment` gives the processes' variables for a number of threads.
+    `environment` gives the environment variables of the processes for a number of threads.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", nargs="+", default=models, help="as model=... takes them")
@@ -83,14 +83,14 @@ def run_cases(
 
 @dataclass(frozen=True)
 class Policy:
-    """A PEFT model as the learner holds it (base in `dtype`, adapter in float32, bfloat16 under autocast)."""
+    """A PEFT model in the learner's form (base in `dtype`, adapter in float32, bfloat16 under autocast)."""
 
     model: Any
     adapter: Adapter
 
     @classmethod
     def random(cls, folder: Path, dtype: str, size: float = 0.02, rank: int = 32) -> Policy:
-        """LoRA on all linear layers whose delta has `size` times the norm of the base weight, in every module."""
+        """LoRA on all linear layers. In every module the delta has `size` times the norm of the base weight."""
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
         from transformers import AutoModelForCausalLM
 

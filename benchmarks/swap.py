@@ -1,14 +1,14 @@
-"""A merged hot swap with its proof against vLLM's own `reload_weights` of the same merged weights.
+"""A merged hot swap with its proof, against vLLM's own `reload_weights` with the same merged weights.
 
     python -m benchmarks.swap [--models tiny smollm2-135m] [--dtypes float32 bfloat16] [--threads 1]
 
-All sides end with the same weights live; the last line says whether the engine then scores a canary the same.
+All sides end with the same live weights; the last line says whether the engine then gives a canary the same log-probs.
 
     swap             merge, write in place, fingerprint, probe every layer, drop the prefix cache, score a canary
     write            the same without prefix cache and canary
-    reload           vLLM's loader is given the adapted modules alone (merged as in a swap); it proves nothing
+    reload           vLLM's loader gets the adapted modules only (merged as in a swap); it proves nothing
     reload all       the same, and every other weight of the checkpoint
-    canary alone     what the swap's proof on 32 tokens takes
+    canary alone     the time of the swap's proof on 32 tokens
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import weight_update
 
-ANY_GAP = 10.0  # the canary is scored, but its gap is benchmarks.decode's business
+ANY_GAP = 10.0  # the canary is scored here, but its gap is checked by benchmarks.decode
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def _farthest(these: list[float], those: list[float]) -> float:
 
 
 def reload(worker: Any, folder: Path, adapter: Adapter, everything: bool) -> None:
-    """Inside the worker: hand vLLM merged weights under their names in the checkpoint."""
+    """Inside the worker: pass merged weights to vLLM under their names in the checkpoint."""
     weights = merged(folder, adapter, worker.model_config.dtype, everything)
     worker.model_runner.reload_weights(weights_iterator=weights)
 

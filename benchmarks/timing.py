@@ -1,4 +1,4 @@
-"""Timing two sides in one run: taken in turns, so that whatever else the machine does hits both."""
+"""Times two sides in one run, in turns, so that other work of the machine affects both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a unit of work of each repeat of one side, in the order taken."""
+    """Seconds per unit of work for each repeat of one side, in the order of the repeats."""
 
     name: str
     seconds: tuple[float, ...]
@@ -32,7 +32,7 @@ class Side:
 
 
 def in_turns(sides: Mapping[str, Side], repeats: int, warm_ups: int = 1) -> dict[str, Timing]:
-    """Run every side once a round. `warm_ups` rounds come first and do not count."""
+    """Run every side once per round. The first `warm_ups` rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm_ups + repeats):
         for name, side in sides.items():
@@ -45,10 +45,10 @@ def in_turns(sides: Mapping[str, Side], repeats: int, warm_ups: int = 1) -> dict
 
 
 def ratio(above: Timing, below: Timing) -> str:
-    """above / below, round by round: median and range."""
+    """above / below for each round: median and range."""
     return spread([a / b for a, b in zip(above.seconds, below.seconds, strict=True)])
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and range."""
+    """The median and the range."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}, n={len(values)})"

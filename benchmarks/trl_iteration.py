@@ -1,8 +1,8 @@
-"""The other side of benchmarks.iteration: steps of TRL's GRPOTrainer. Runs in an environment of its own that has TRL.
+"""TRL's side of benchmarks.iteration: steps of its GRPOTrainer. Runs in a separate environment that has TRL.
 
     python trl_iteration.py WORK.json     prints one JSON object: seconds and tokens of every step
 
-Imports nothing of rlpost. WORK.json: model (folder), prompts (texts in the model's chat format), group_size,
+It imports nothing of rlpost. WORK.json: model (folder), prompts (texts in the model's chat format), group_size,
 new_tokens, rank, alpha, learning_rate, steps, threads, dtype.
 """
 
@@ -28,7 +28,7 @@ def main(work: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    # TRL's data set hashing fails on Python 3.11.15; what a data set is called does not matter here.
+    # TRL's data set hashing fails on Python 3.11.15; the name of a data set does not matter here.
     datasets.fingerprint.Hasher.hash = classmethod(lambda cls, value: uuid.uuid4().hex)
     model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=getattr(torch, work["dtype"]))
     count = len(work["prompts"]) * work["group_size"]
@@ -44,7 +44,7 @@ def main(work: dict[str, Any]) -> None:
 
     def reward(completions: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
         lengths.append(sum(map(len, completion_ids)))
-        return [float(len(text) % 7) for text in completions]  # varies within a group, costs nothing
+        return [float(len(text) % 7) for text in completions]  # varies within a group and costs nothing
 
     trainer = GRPOTrainer(
         model=model,

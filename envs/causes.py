@@ -1,9 +1,9 @@
-"""What outcomes mean, in words that all environments share: an environment's class may declare `causes`.
+"""The causes of failures, in words that all environments share. An environment's class may declare `causes`.
 
-    causes = {"SQUAWK": RULE_MISREAD, "SCREECH": "misspelt"}   # outcome: one of these words, or one of its own
+    causes = {"SQUAWK": RULE_MISREAD, "SCREECH": "misspelt"}   # outcome: one of these words, or its own
 
-RULE_MISREAD is a claim: the answer is what the trained rule makes right, where another rule was stated. Only where some
-outcome has it can a comparison say how many failures are the trained rule applied (envs/base.py: Explained).
+RULE_MISREAD is a claim: the trained rule makes the answer right, but another rule was stated. A comparison can say how
+many failures apply the trained rule only if some outcome has this cause (envs/base.py: Explained).
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ ORDER = (
     UNFINISHED,
     FAULT,
 )
-"""As they are shown; an environment's own words come after them."""
+"""The order in which causes are shown; an environment's own words come after them."""

@@ -1,4 +1,4 @@
-"""Arguments that are one of a few words."""
+"""Checks arguments that must be one of a few words, or a bounded number."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Choice = TypeVar("Choice", bound=Enum)
 
 
 class Mode(StrEnum):
-    MENDED = "mended"  # exact, one outcome an attempt, truncation is truncation
-    COMPAT = "compat"  # the published verifier, its faults included
+    MENDED = "mended"  # exact, one outcome per attempt, truncation is reported as truncation
+    COMPAT = "compat"  # the published verifier with its faults
 
 
 def choose(kind: type[Choice], key: str, value: object) -> Choice:
-    """The member whose value is `value`. ValueError names the key, the value and the choices."""
+    """The member whose value is `value`. Raises ValueError that names the key, the value and the choices."""
     for member in kind:
         if value == member.value:
             return member
@@ -24,7 +24,7 @@ def choose(kind: type[Choice], key: str, value: object) -> Choice:
 
 
 def whole(key: str, value: object, least: int, most: int | None, what: str) -> int:
-    """A whole number within its bounds. ValueError names the key, the value and what it should be."""
+    """A whole number within its bounds. Raises ValueError that names the key, the value and what it should be."""
     highest = math.inf if most is None else most
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= highest:
         return value

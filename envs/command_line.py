@@ -10,7 +10,7 @@ _JSON_BEGINS = tuple('-0123456789["{')
 
 
 def _value(text: str) -> Any:
-    """Numbers, lists, quoted texts, true, false and null as JSON says; whatever else is a text."""
+    """Numbers, lists, quoted texts, true, false and null are read as JSON; everything else is text."""
     if text in ("true", "false", "null") or text.startswith(_JSON_BEGINS):
         try:
             return json.loads(text)
@@ -20,7 +20,7 @@ def _value(text: str) -> Any:
 
 
 def env_arguments(pairs: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as keyword arguments. ValueError without a `=`."""
+    """`key=value` texts as keyword arguments. Raises ValueError for a text without `=`."""
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

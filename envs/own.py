@@ -1,6 +1,6 @@
-"""What a user brings by `module:name`: an environment's class, or a function that scores answers.
+"""Loads the user's own code, named by `module:name`: an environment's class, or a function that scores answers.
 
-Their code may raise anything, so whatever it raises while it is imported or called becomes a refusal that says where.
+Such code may raise anything, so every error during its import or call becomes a refusal that names the place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IMPORTABLE = "write module:name, importable from here: start in its folder, or 
 
 
 def told(error: BaseException) -> str:
-    """What was raised, and the last line of code outside this file on the way to it."""
+    """The error, and the last line of code outside this file that led to it."""
     files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     elsewhere = [(name, line) for name, line in files if name != __file__ and not name.startswith("<frozen")]
     where = f" ({Path(elsewhere[-1][0]).name}:{elsewhere[-1][1]})" if elsewhere else ""
@@ -32,10 +32,10 @@ def told(error: BaseException) -> str:
 
 
 def load(reference: str, refused: type[Refused] = Refused) -> Any:
-    """What `module:name` names, or `given:NAME` (envs/given.py).
+    """The object that `module:name` names, or that was handed over as `given:NAME` (envs/given.py).
 
-    Raises `refused` where it cannot be imported or was not given, and for the standard library.
-    Functions there take anything: `cProfile:run` would run an answer as code.
+    Raises `refused` if it cannot be imported, was not handed over, or is in the standard library. Functions of the
+    standard library accept anything: `cProfile:run` would run an answer as code.
     """
     if given.is_reference(reference):
         return _given(reference, refused)
@@ -70,7 +70,7 @@ def _class(reference: str) -> type[gymnasium.Env[Any, str]]:
 
 
 def _declared(reference: str) -> list[VariantInfo]:
-    """What a class lists as `variants`; empty where it has none."""
+    """The list `variants` of a class; empty if it has none."""
     found = list(getattr(_class(reference), "variants", ()))
     for each in found:
         if not all(hasattr(each, field) for field in ("name", "held_out", "summary")):
@@ -82,7 +82,7 @@ def _declared(reference: str) -> list[VariantInfo]:
 
 
 def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
-    """ValueError where an environment's constructor does not take an argument, naming those it takes."""
+    """Raises ValueError if an environment's constructor does not accept an argument; names those it accepts."""
     parameters = inspect.signature(env_class).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return
@@ -94,7 +94,7 @@ def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
 
 
 def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
-    """An environment of a class of one's own; adapted (envs/adapter.py) where it declares no variants."""
+    """An environment of the user's class. It is adapted (envs/adapter.py) if it declares no variants."""
     env_class = _class(reference)
     known_arguments(reference, env_class, args)
     try:
@@ -106,12 +106,12 @@ def make(reference: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
 
 
 def variants(reference: str, args: Mapping[str, Any]) -> list[VariantInfo]:
-    """Those that the class declares, else the only one of an adapted environment."""
+    """The variants that the class declares, else the only one of an adapted environment."""
     return _declared(reference) or [ONLY_VARIANT]
 
 
 def causes(reference: str) -> Mapping[str, str]:
-    """What the class declares as `causes`; empty where it declares none."""
+    """The mapping `causes` of the class; empty if it has none."""
     found = getattr(_class(reference), "causes", {})
     if not isinstance(found, Mapping) or not all(
         isinstance(text, str) for pair in found.items() for text in pair

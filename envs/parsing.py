@@ -1,4 +1,4 @@
-"""Finding fields in what a model wrote: JSON, or nearly so, in time linear in its length. No eval."""
+"""Finds fields in a model's text: JSON, or nearly JSON, in time linear in its length. No eval."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 
-MAX_ANSWER = 20_000  # characters that are read at all
-_MAX_OBJECTS = 64  # objects tried as strict JSON, the last ones: bounds the work on `{{{{...`
+MAX_ANSWER = 20_000  # longer answers are not read
+_MAX_OBJECTS = 64  # how many of the last objects are tried as strict JSON: bounds the work on `{{{{...`
 
-# Numbers stay text: no digit limit, no rounding, and a field that is a number is graded as it was written.
+# Numbers stay text: there is no digit limit and no rounding, and a numeric field is graded as it was written.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 
 
 def _objects(text: str) -> Iterator[object]:
-    """The JSON objects in a text, outermost only, in order."""
+    """The outermost JSON objects in a text, in order."""
     end = 0
     for start in [match.start() for match in re.finditer(r"\{", text)][-_MAX_OBJECTS:]:
         if start < end:
@@ -27,15 +27,15 @@ def _objects(text: str) -> Iterator[object]:
 
 
 def last_object(text: str, key: str) -> dict[str, object] | None:
-    """The last strict JSON object in a text that has the key (of a repeated key, the last value counts)."""
+    """The last strict JSON object in a text that has the key. If a key is repeated, its last value counts."""
     found = [each for each in _objects(text) if isinstance(each, dict) and key in each]
     return found[-1] if found else None
 
 
 def near_json(key: str, bare: str) -> re.Pattern[str]:
-    """`"key": ...` in a text that is nearly JSON: trailing comma, single quotes, or a value without quotes.
+    """A pattern for `"key": ...` in nearly valid JSON: trailing comma, single quotes, or a value without quotes.
 
-    `bare` is the pattern of such a value, which must end its line or come before a comma or brace.
+    `bare` is the pattern of an unquoted value, which must end its line or come before a comma or brace.
     """
     return re.compile(
         rf"""["']{key}["']\s*:\s*(?:"(?P<double>[^"\n]*)"|'(?P<single>[^'\n]*)'"""
@@ -44,6 +44,6 @@ def near_json(key: str, bare: str) -> re.Pattern[str]:
 
 
 def last_near_json(pattern: re.Pattern[str], text: str) -> str | None:
-    """The value of the last place that a pattern of `near_json` finds, or None."""
+    """The value at the last match of a `near_json` pattern; None without a match."""
     found = list(pattern.finditer(text))
     return found[-1][found[-1].lastgroup or 0] if found else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -36,7 +37,8 @@ class Family:
     module: str  # a Source
     form: str  # how one is named
     summary: str
-    code: tuple[str, ...] = ()  # arguments that may name functions, as module:name
+    # Arguments that may name functions, as module:name, or hold a command's words.
+    code: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -70,6 +72,12 @@ FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the n
         "dataset",
         "prompts of a file or the hub, scored by functions: path=, score=",
         ("score",),
+    ),
+    "agent": Family(
+        "rlpost.envs.agent",
+        "agent",
+        "a program of your own that asks over HTTP: path=, and agent= or command=",
+        ("agent", "score", "command"),
     ),
     "reasoning_gym:": Family(
         "rlpost.envs.reasoning_gym",
@@ -139,11 +147,18 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     family = FAMILIES.get(before + colon)
     if family is None:
         return {"env": name} if colon else {}
-    named = {key: args[key] for key in family.code if ":" in str(args.get(key, ""))}
-    return {
-        key: str(value) if isinstance(value, str) else f"[{','.join(map(str, value))}]"
-        for key, value in named.items()
-    }
+    named = {key: args[key] for key in family.code if key in args}
+    told = {key: _told_code(key, value) for key, value in named.items()}
+    return {key: text for key, text in told.items() if text}
+
+
+def _told_code(key: str, value: Any) -> str:
+    """An argument's code as it would be typed; empty where it names none."""
+    if key == "command":
+        return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(str, value))}]" if any(":" in str(each) for each in value) else ""
+    return str(value) if ":" in str(value) else ""
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

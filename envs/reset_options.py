@@ -1,4 +1,4 @@
-"""The options of `reset`, the same for every environment with variants and splits."""
+"""The options of `reset`, which are the same for every environment with variants and splits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ AnyVariant = TypeVar("AnyVariant")
 def variant_and_split(
     given: Mapping[str, Any] | None, variants: Mapping[str, AnyVariant], default: str, mode: Mode
 ) -> tuple[AnyVariant, Split]:
-    """The variant and split to reset to; compat draws from all instances unless told otherwise.
+    """The variant and split for a reset. In compat the default split is all instances.
 
-    ValueError names the key, the value and the choices.
+    Raises ValueError that names the key, the value and the choices.
     """
     options = {} if given is None else given
     unknown = options.keys() - {"variant", "split"}

@@ -1,4 +1,4 @@
-"""What the texts of all environments share."""
+"""Texts and text spaces that all environments share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gymnasium.spaces import Text
 from rlpost.envs.messages import messages_of
 
 ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n")
-"""The characters that Gymnasium's text spaces list; any string may be given to `step` all the same."""
+"""The characters that Gymnasium's text spaces list. `step` accepts any string."""
 
 
 class AnyText(Text):
-    """Texts of any characters. Gymnasium's own space lists its characters; the texts of others keep to no list."""
+    """Texts of any characters. Gymnasium's own space has a fixed set; the texts of users and models do not."""
 
     def __init__(self, max_length: int) -> None:
         super().__init__(max_length, min_length=0, charset=ASCII)
@@ -23,7 +23,7 @@ class AnyText(Text):
 
 
 class AnySaid(AnyText):
-    """The observations of an environment that says messages, or texts: no more than `max_length` characters in all."""
+    """The observations of an environment that sends texts or messages, of at most `max_length` characters in all."""
 
     def contains(self, x: object) -> bool:
         try:

@@ -14,9 +14,10 @@ markup), `a` are tokens the model sampled (its end-of-turn token included).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
+from itertools import chain, pairwise
 
 
 class Finish(str, Enum):
@@ -74,6 +75,17 @@ class Turn:
     env_reward: float | None = None  # the environment's, where algo.reward_function gave `reward`; else none
     # (name, value) of what the environment's reward is made of, where it has several parts
     parts: tuple[tuple[str, float], ...] = ()
+    opens_sample: bool = False  # agents: context_ids are a whole prompt, not appended to the turn before
+
+
+def token_ids(turns: Iterable[Turn]) -> list[int]:
+    """All tokens of turns, in order."""
+    return list(chain.from_iterable((*t.context_ids, *t.answer_ids) for t in turns))
+
+
+def loss_mask(turns: Iterable[Turn]) -> list[int]:
+    """1 for each of their tokens that the model chose, else 0."""
+    return list(chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in turns))
 
 
 @dataclass(frozen=True)
@@ -97,13 +109,17 @@ class Trajectory:
 
     @property
     def token_ids(self) -> list[int]:
-        return list(chain.from_iterable((*t.context_ids, *t.answer_ids) for t in self.turns))
+        return token_ids(self.turns)
 
     @property
     def loss_mask(self) -> list[int]:
-        return list(
-            chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in self.turns)
-        )
+        return loss_mask(self.turns)
+
+    @property
+    def samples(self) -> list[tuple[Turn, ...]]:
+        """The turns by conversation, each a row of the learner's: one, but for agents that rewrite their history."""
+        begins = [i for i, turn in enumerate(self.turns) if i == 0 or turn.opens_sample]
+        return [self.turns[i:j] for i, j in pairwise([*begins, len(self.turns)])]
 
     @property
     def policy_version(self) -> int | None:

@@ -91,7 +91,9 @@ class Scorer:
         """Raises what a function raises, TypeError and ValueError for what it should not return."""
         results = self._awaited([function.call(answer, question) for function in self._functions])
         pairs = zip(self._functions, results, strict=True)
-        return self._verdict([(function, returned(result, function.reference)) for function, result in pairs])
+        return self._verdict(
+            [(function, returned(result, f"score={function.reference}")) for function, result in pairs]
+        )
 
     def close(self) -> None:
         if self._runner is not None:
@@ -117,8 +119,7 @@ class Scorer:
         if not math.isfinite(reward):
             raise ValueError(f"the weighted sum of score={[f.reference for f, _, _ in applying]} is {reward}")
         _, first, own_reward = applying[0]
-        success = own_reward >= self._success_at
-        outcome = first.outcome or ("CORRECT" if success else "PARTIAL" if own_reward > 0 else "WRONG")
+        outcome, success = outcome_of(own_reward, first.outcome, self._success_at)
         return Verdict(reward, outcome, success, self._parts(applying))
 
     def _parts(self, applying: Sequence[tuple[Function, Returned, float]]) -> dict[str, float]:
@@ -142,8 +143,14 @@ def _names(references: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else [each.replace(":", ".") for each in references]
 
 
-def returned(result: object, reference: str) -> Returned:
-    """What a function returned, in one form. TypeError or ValueError where it should not, naming the function."""
+def outcome_of(reward: float, named: str | None, success_at: float) -> tuple[str, bool]:
+    """What a reward is called, unless it was `named`, and whether it is a success."""
+    success = reward >= success_at
+    return named or ("CORRECT" if success else "PARTIAL" if reward > 0 else "WRONG"), success
+
+
+def returned(result: object, told: str) -> Returned:
+    """What a function returned, in one form. TypeError or ValueError where it should not, naming who is `told`."""
     outcome, value = None, result
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str) and result[1]:
         value, outcome = result
@@ -153,7 +160,7 @@ def returned(result: object, reference: str) -> Returned:
             return Returned(math.fsum(parts.values()) if parts else None, parts, outcome)
         return Returned(None if value is None else number(value), {}, outcome)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"score={reference} returned {_shown(result)}: {_RETURN}") from None
+        raise type(error)(f"{told} returned {_shown(result)}: {_RETURN}") from None
 
 
 def number(reward: object) -> float:

@@ -1,4 +1,4 @@
-"""Formulas without eval, to postfix by a stack (shunting-yard), so no nesting exhausts the call stack."""
+"""Parses formulas without eval: a stack (shunting-yard) makes them postfix, so no nesting exhausts the call stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOKEN = re.compile(r"\d+|[-+*/()]")
 
 
 def tokens(formula: str) -> list[str]:
-    """Runs of decimal digits, operators, parentheses. All else is passed over: check characters first."""
+    """The runs of decimal digits, operators and parentheses. Other characters are skipped, so check them first."""
     return _TOKEN.findall(formula)
 
 
@@ -24,12 +24,12 @@ def is_number(token: str) -> bool:
 
 
 def _is_literal(token: str) -> bool:
-    """Whether a run of digits is a number as arithmetic writes it: ASCII, without a leading zero."""
+    """Whether a run of digits is a valid number: ASCII, without a leading zero."""
     return token.isascii() and (len(token) == 1 or token[0] != "0")
 
 
 class _Converter:
-    """Infix to postfix, one token at a time; each method is False where the token may not stand."""
+    """Converts infix to postfix, one token at a time. Each method returns False if the token is not allowed there."""
 
     def __init__(self) -> None:
         self.output: list[str] = []
@@ -66,13 +66,13 @@ class _Converter:
         return not self._wants_operand and bool(self._waiting) and self._waiting.pop() == "("
 
     def _flush(self, precedence: int) -> None:
-        """Put out the waiting operators that bind at least so tightly, down to the last open parenthesis."""
+        """Output the waiting operators of at least this precedence, down to the last open parenthesis."""
         while self._waiting and self._waiting[-1] != "(" and PRECEDENCE[self._waiting[-1]] >= precedence:
             self.output.append(self._waiting.pop())
 
 
 def to_postfix(infix: list[str]) -> list[str] | None:
-    """The tokens in postfix order, or None where they are no arithmetic (a sign, as in -3, is none)."""
+    """The tokens in postfix order, or None if they are not valid arithmetic (a sign, as in -3, is not)."""
     converter = _Converter()
     if all(converter.accept(token) for token in infix) and converter.finish():
         return converter.output
@@ -80,9 +80,9 @@ def to_postfix(infix: list[str]) -> list[str] | None:
 
 
 def evaluate(postfix: list[str], leaf: Callable[[str], Number]) -> Number:
-    """The value of a postfix list from `to_postfix`, in the arithmetic of `leaf`'s numbers.
+    """The value of a postfix list from `to_postfix`, computed with the number type of `leaf`.
 
-    ZeroDivisionError where it divides by zero.
+    Raises ZeroDivisionError if it divides by zero.
     """
     stack: list[Number] = []
     for token in postfix:

@@ -1,8 +1,7 @@
-"""The published verifier to the letter, faults included, for language-only play (arXiv 2501.17161).
+"""The published verifier with all its faults, for language-only play (arXiv 2501.17161).
 
-Penalties add up, any space is illegal, the value is compared in floating point, the feedback gives away card
-values and the beginning of a solution, and one attempt beyond the limit is punished unread. The sentences are
-our own.
+Penalties add up, any space is illegal, the value is compared in floating point, the feedback reveals card values and
+the start of a solution, and one attempt beyond the limit is punished without being read. The sentences are our own.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ WRONG_NUMBER = -2.0
 ILLEGAL_FORMULA = -3.0
 
 _FIELD = re.compile(r'"formula": "(.*?)"')
-_NOTHING_FOUND = "None"  # graded as a formula, and so found illegal
+_NOTHING_FOUND = "None"  # graded as a formula, and therefore illegal
 _MAX_DIGITS = 4300  # Python refuses to read longer integers
 _MAX_NESTING = 200  # Python refuses to parse deeper parentheses
 
@@ -40,12 +39,12 @@ _UNMATCHED = "a closing parenthesis has no opening one"
 
 
 def step_limit() -> Verdict:
-    """Row 8: the attempt after the last graded one, whatever it says."""
+    """Row 8: the attempt after the last graded one, whatever it contains."""
     return Verdict(Outcome.STEP_LIMIT, STEP_LIMIT, "the step limit is reached")
 
 
 def find_formula(answer: str) -> object:
-    """What the published parser takes for the formula; any JSON value, if the answer is strict JSON."""
+    """The text that the published parser reads as the formula; any JSON value, if the answer is strict JSON."""
     try:
         formula = json.loads(answer)["formula"]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
@@ -61,7 +60,7 @@ def _kind(token: str) -> str:
 
 
 def _sequence_errors(infix: list[str]) -> Iterator[str]:
-    """Rows 2a to 2e. A misplaced parenthesis is neither opened nor closed: one slip may cost twice."""
+    """Rows 2a to 2e. A misplaced parenthesis counts as neither opened nor closed, so one mistake may cost twice."""
     previous, depth = "", 0
     for token in infix:
         kind = _kind(token)
@@ -78,7 +77,7 @@ def _sequence_errors(infix: list[str]) -> Iterator[str]:
 
 
 def _number_errors(used: Counter[int], cards: Counter[int]) -> Iterator[str]:
-    """Rows 3a to 3c, which name the numbers, the cards' true ones included."""
+    """Rows 3a to 3c, which name the numbers, including the cards' true ones."""
     unknown = [number for number in used if number not in cards]
     overused = [number for number in used if used[number] > cards[number]]
     unused = [number for number in cards if cards[number] > used[number]]
@@ -91,7 +90,7 @@ def _number_errors(used: Counter[int], cards: Counter[int]) -> Iterator[str]:
 
 
 def _floating_value(infix: list[str]) -> float | None:
-    """What Python's own arithmetic makes of the formula, or None where Python raises."""
+    """The formula's value in Python's own arithmetic, or None if Python raises."""
     depth = deepest = 0
     for token in infix:
         depth += (token == "(") - (token == ")")
@@ -106,12 +105,12 @@ def _floating_value(infix: list[str]) -> float | None:
 
 
 def passes_float_test(formula: str, target: int) -> bool:
-    """Whether a right formula is also right in floating point, which the published verifier asks."""
+    """Whether a right formula is also right in floating point, as the published verifier requires."""
     return _floating_value(tokens(formula)) == target
 
 
 def _longest_start(infix: list[str], solutions: tuple[str, ...]) -> str:
-    """As many whole tokens as still begin a stored solution."""
+    """The longest run of whole tokens that starts a stored solution."""
     text = ""
     for token in infix:
         if not starts_a_solution(text + token, solutions):
@@ -121,7 +120,7 @@ def _longest_start(infix: list[str], solutions: tuple[str, ...]) -> str:
 
 
 def _grade_value(infix: list[str], values: tuple[int, ...], target: int) -> tuple[Outcome, float, str]:
-    """Rows 4 to 7, for a formula whose tokens and numbers passed."""
+    """Rows 4 to 7, for a formula whose tokens and numbers are right."""
     formula = "".join(infix)
     value = _floating_value(infix)
     if value == target:
@@ -151,11 +150,11 @@ def _grade_tokens(infix: list[str], values: tuple[int, ...], target: int) -> Ver
 
 
 def grade(answer: str, values: tuple[int, ...], target: int) -> Verdict:
-    """Grade one answer for cards that count `values`, in the order shown. Never raises on any string.
+    """Grade one answer for cards with the given `values`, in the order shown. Never raises on any string.
 
-    Where the published code raises (a formula that is no string, an integer too long for Python) the outcome
-    is CRASH, with the reward of an illegal formula. Answers beyond MAX_ANSWER characters, which its own
-    generation limit cannot produce, are TOO_LONG with that same reward.
+    If the published code raises (a formula that is not a string, an integer too long for Python), the outcome is CRASH,
+    with the reward of an illegal formula. Answers beyond MAX_ANSWER characters, which its own generation limit cannot
+    produce, are TOO_LONG, with the same reward.
     """
     if len(answer) > MAX_ANSWER:
         return Verdict(Outcome.TOO_LONG, ILLEGAL_FORMULA, "the answer is too long.")

@@ -1,4 +1,4 @@
-"""Deals: which cards an episode shows, drawn from one random source until they can make the target."""
+"""Deals: the cards of an episode, drawn from one random source until they can make the target."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MAX_DEALS = 10_000
 
 
 class DealError(RuntimeError):
-    """No acceptable deal was found: the variant's rule leaves none, or next to none."""
+    """No acceptable deal was found: the variant's rule allows none, or almost none."""
 
 
 @dataclass(frozen=True)
 class Deal:
     variant: Variant
     ranks: tuple[str, ...]  # as shown
-    values: tuple[int, ...]  # what they count under the variant's rule, in the order shown
+    values: tuple[int, ...]  # their values under the variant's rule, in the order shown
 
     @property
     def instance(self) -> str:
@@ -30,12 +30,12 @@ class Deal:
 
 
 def instance_key(values: tuple[int, ...], target: int) -> str:
-    """The canonical name of a problem: `24:2-3-10-10`. What the cards were called does not matter to it."""
+    """The canonical name of a problem: `24:2-3-10-10`. It does not depend on how the cards are named."""
     return f"{target}:" + "-".join(map(str, sorted(values)))
 
 
 def draw(variant: Variant, rng: random.Random) -> Deal:
-    """One deal, solvable or not: independent uniform ranks, one of them J, Q or K where the variant asks."""
+    """One deal, solvable or not: independent uniform ranks, one of them J, Q or K if the variant requires it."""
     ranks = [rng.choice(RANKS) for _ in range(variant.cards - variant.force_face)]
     if variant.force_face:
         ranks.append(rng.choice(FACES))
@@ -44,7 +44,7 @@ def draw(variant: Variant, rng: random.Random) -> Deal:
     return Deal(variant, shown, variant.values(shown))
 
 
-@cache  # a quarter of a second for four cards
+@cache  # takes a quarter of a second for four cards
 def problems(variant: Variant, split: Split) -> frozenset[str]:
     """The names of all instances that `deal` draws from. They are not equally likely."""
     hands = (
@@ -65,7 +65,7 @@ def _may_come(variant: Variant, hand: tuple[str, ...]) -> bool:
 
 
 def deal(variant: Variant, split: Split, rng: random.Random) -> Deal:
-    """Redeal until the cards are of the split and can make the target. DealError after MAX_DEALS."""
+    """Deal again until the cards are in the split and can make the target. Raises DealError after MAX_DEALS."""
     for _ in range(MAX_DEALS):
         drawn = draw(variant, rng)
         if split is not Split.ALL and split_of(drawn.instance) is not split:

@@ -30,8 +30,8 @@ from rlpost.envs.texts import ASCII, retry
 
 _MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
 
-_SOLVED_AT_RESET = 4  # cards: 3 ms; five take 130 ms
-# (most solutions, words for so many), the hardest first; each holds a fair share of the deals of four cards.
+_SOLVED_AT_RESET = 4  # cards: four take 3 ms, five take 130 ms
+# (largest number of solutions, the label), the hardest first; each covers a fair share of the deals of four cards.
 _DIFFICULTIES = ((0, "none"), (1, "1"), (5, "2 to 5"), (12, "6 to 12"), (math.inf, "13 or more"))
 
 
@@ -39,21 +39,21 @@ class GeneralPoints(gymnasium.Env[str, str]):
     """Combine cards with + - * / to reach a target, with feedback and further attempts (arXiv 2501.17161).
 
     Args:
-        mode: `mended` (exact; one outcome an attempt; the last failed attempt truncates) or `compat`
+        mode: `mended` (exact; one outcome per attempt; the last failed attempt truncates) or `compat`
             (published rewards and faults; an ungraded, punished attempt after the last graded one truncates).
         prompt: `short` or `published`.
-        answer_form: of the expert's answers: `steps`, `direct` or `published`. All are read whatever this is.
-        verify_iter: graded attempts an episode.
+        answer_form: the form of the expert's answers: `steps`, `direct` or `published`. The verifier reads all forms.
+        verify_iter: graded attempts per episode.
         feedback: `full`, or `leak_free`, which never names the cards' numbers (mended only).
-        wording: `fixed`, or `varied`, which states the rule of training deals in other words each time.
-        solutions: that the expert shows of a deal: `any`, another each time, or always the same `one`.
+        wording: `fixed`, or `varied`, which states the rule of training deals in different words each time.
+        solutions: the solutions that the expert shows of a deal: `any`, different ones, or always the same `one`.
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
-    `instance`, `ranks`, `values` and `difficulty` (how many solutions there are; None in training and of five cards);
-    that of `step` has `outcome`, `success` and `attempt` (from 1).
+    `instance`, `ranks`, `values` and `difficulty` (the number of solutions; None in training and for five cards); the
+    info of `step` has `outcome`, `success` and `attempt` (from 1).
 
     The action space lists printable ASCII; `step` grades any string.
-    Raises ValueError for bad arguments and options, DealError for a variant that cannot be dealt.
+    Raises ValueError for bad arguments and options, DealError if a variant cannot be dealt.
     """
 
     causes = CAUSES
@@ -79,7 +79,7 @@ class GeneralPoints(gymnasium.Env[str, str]):
 
     @property
     def deal(self) -> Deal:
-        """The cards on the table. ResetNeeded before the first reset."""
+        """The cards on the table. Raises ResetNeeded before the first reset."""
         if self._deal is None:
             raise ResetNeeded("no cards are dealt yet: call reset first")
         return self._deal
@@ -119,44 +119,44 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return observation, verdict.reward, success, truncated, info
 
     def grade(self, answer: str) -> Verdict:
-        """What the verifier says of an answer to the cards on the table; leaves the episode as it is."""
+        """The verdict on an answer to the cards on the table. It does not change the episode."""
         if self.settings.mode is Mode.COMPAT:
             return compat.grade(answer, self.deal.values, self.deal.variant.target)
         return verifier.grade(answer, self.deal.values, self.deal.variant.target, self.settings.feedback)
 
     def instances(self, variant: str, split: str) -> int:
-        """How many problems a variant has, whatever their cards are called."""
+        """The number of problems of a variant, which does not depend on how their cards are named."""
         return len(problems(*self.settings.options({"variant": variant, "split": split})))
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
-        """A conversation that solves the cards: [(observation, answer, learn)], the last answer right.
+        """A conversation that solves the cards: [(observation, answer, learn)], with a right last answer.
 
-        With `revision`, a wrong attempt (learn=False) and its true feedback come first.
+        With `revision`, a wrong attempt (learn=False) and its real feedback come first.
         """
         solution = chosen(self._solutions(), self.settings.solutions, rng)
         form = self.settings.answer_form
         return demonstrate(self._first_observation(), self.deal, solution, form, self.grade, revision, rng)
 
     def read_line(self, line: str) -> str:
-        """A typed line as an answer: a bare formula is put in JSON, anything with a brace is left alone."""
+        """A typed line as an answer: a bare formula is put into JSON; a line with a brace stays as it is."""
         return line if "{" in line else json.dumps({"formula": line})
 
     def hint(self, rng: random.Random) -> str:
-        """A solution's formula."""
+        """The formula of a solution."""
         return rng.choice(preferred(self._solutions())).formula()
 
     def _first_observation(self) -> str:
         return prompt(self.settings.prompt, self.deal.variant, self.deal.ranks, self._rule)
 
     def _difficulty(self, split: Split) -> str | None:
-        """How many solutions the deal has; None where a reset should not wait for the solver."""
+        """The number of solutions as a label; None if a reset should not wait for the solver."""
         if split is Split.TRAIN or len(self.deal.values) > _SOLVED_AT_RESET:
             return None
         solutions = len(self._solutions())
         return next(f"solutions: {words}" for most, words in _DIFFICULTIES if solutions <= most)
 
     def _stated_rule(self, split: Split) -> str | None:
-        """None: in the fixed words, as in evaluation unless the variant says otherwise."""
+        """The rule in words. None means the fixed words, which evaluation uses unless the variant says otherwise."""
         if self.deal.variant.reworded:
             return other_rule(self.deal.variant.faces, self._rng)
         if self.settings.wording is Wording.FIXED or split is not Split.TRAIN:
@@ -173,12 +173,12 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return self._attempts == self.settings.verify_iter + ungraded
 
     def _named(self, verdict: Verdict) -> Outcome:
-        """The verdict's outcome, but what the trained rule would have one do has a name of its own."""
+        """The verdict's outcome; an attempt that applies the trained rule gets an outcome of its own."""
         misread = follows(VARIANTS[DEFAULT_VARIANT], verdict, self.deal)
         return Outcome.RULE_MISREAD if misread else verdict.outcome
 
     def _solutions(self) -> tuple[Expression, ...]:
-        """Solutions that earn the full reward; compat: those passing the float test, or all if none does."""
+        """Solutions that earn the full reward. In compat: those that pass the float test, or all if none passes."""
         target = self.deal.variant.target
         solutions = solve(self.deal.values, target)
         if self.settings.mode is Mode.MENDED:

@@ -14,21 +14,21 @@ from rlpost.envs.generalpoints.prompts import AnswerForm, answer
 from rlpost.envs.texts import retry
 
 _WRONG_NUMBERS_SHARE = 0.3
-_TRIES = 100  # random combinations tried before another set of numbers is
+_TRIES = 100  # random combinations tried before other numbers are
 
 
 class Solutions(StrEnum):
-    ANY = "any"  # another one each time
-    ONE = "one"  # always the same of a deal: less to learn, and easier to learn by heart
+    ANY = "any"  # a different one each time
+    ONE = "one"  # always the same for a deal: less to learn, and easier to memorize
 
 
 def preferred(solutions: Sequence[Expression]) -> Sequence[Expression]:
-    """The solutions whose every step is a natural number, or all of them where none is so simple."""
+    """The solutions whose steps are all natural numbers, or all solutions if none is so simple."""
     return [solution for solution in solutions if solution.is_simple()] or solutions
 
 
 def chosen(solutions: Sequence[Expression], which: Solutions, rng: random.Random) -> Expression:
-    """A preferred solution; as ONE, the shortest, of equals the first in the alphabet."""
+    """A preferred solution. With ONE it is the shortest; among equals, the first in alphabetical order."""
     if which is Solutions.ANY:
         return rng.choice(preferred(solutions))
     return min(preferred(solutions), key=lambda s: (len(s.formula()), s.formula()))
@@ -46,7 +46,7 @@ def _simple_join(left: Expression, right: Expression, rng: random.Random) -> Exp
 
 
 def random_combination(values: Sequence[int], rng: random.Random) -> Expression:
-    """Random pairs joined until one expression is left; every value on the way is a natural number."""
+    """Join random pairs until one expression is left. Every value on the way is a natural number."""
     pool = [Expression.leaf(value) for value in values]
     while len(pool) > 1:
         left, right = (pool.pop(rng.randrange(len(pool))) for _ in range(2))
@@ -55,7 +55,7 @@ def random_combination(values: Sequence[int], rng: random.Random) -> Expression:
 
 
 def _other_numbers(values: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
-    """The values with one of them misread by a little."""
+    """The values, with one of them changed a little."""
     misread = list(values)
     place = rng.randrange(len(misread))
     misread[place] = rng.choice(
@@ -67,7 +67,7 @@ def _other_numbers(values: tuple[int, ...], rng: random.Random) -> tuple[int, ..
 def wrong_attempt(
     deal: Deal, form: AnswerForm, grade: Callable[[str], Verdict], rng: random.Random
 ) -> tuple[str, Verdict]:
-    """An answer in good form that fails, and its verdict: mostly the wrong value, sometimes wrong numbers."""
+    """A well-formed answer that fails, with its verdict: mostly a wrong value, sometimes wrong numbers."""
     values = _other_numbers(deal.values, rng) if rng.random() < _WRONG_NUMBERS_SHARE else deal.values
     for _ in range(_TRIES):
         text = answer(form, deal.ranks, values, random_combination(values, rng))

@@ -10,8 +10,8 @@ from typing import Any
 
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
-# What the operators mean, for numbers of any kind; a division by zero raises ZeroDivisionError. The inner loops of
-# solver.py, solvability.py and published_solutions.py write them out instead: on pairs of integers, or all at once.
+# The operators, for numbers of any kind; a division by zero raises ZeroDivisionError. For speed, the inner loops of
+# solver.py, solvability.py and published_solutions.py repeat them for pairs of integers, or for whole tables at once.
 OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -26,7 +26,7 @@ def apply(op: str, left: Fraction, right: Fraction) -> Fraction | None:
 
 
 def number_text(value: Fraction) -> str:
-    """3 as `3`, a half as `(1/2)`."""
+    """3 as `3`, one half as `(1/2)`."""
     return str(value) if value.denominator == 1 else f"({value})"
 
 
@@ -45,7 +45,7 @@ class Expression:
 
     @staticmethod
     def combine(op: str, left: Expression, right: Expression) -> Expression | None:
-        """None when it divides by zero."""
+        """`left op right`; None if it divides by zero."""
         value = apply(op, left.value, right.value)
         return None if value is None else Expression(value, op, left, right)
 
@@ -80,11 +80,11 @@ class Expression:
             yield self
 
     def is_simple(self) -> bool:
-        """Every intermediate value is a natural number (zero included)."""
+        """Whether every intermediate value is a natural number (zero included)."""
         return all(node.value.denominator == 1 and node.value >= 0 for node in self.nodes())
 
     def steps(self) -> str:
-        """The computation in view: each operation with its result and the numbers then left.
+        """The computation: each operation with its result and the numbers that are left.
 
         (10-6)*3*2 on 2 3 6 10: `10-6=4 left 2 3 4, 4*3=12 left 2 12, 12*2=24`
         """

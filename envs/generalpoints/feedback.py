@@ -1,4 +1,4 @@
-"""What the player is told after a failed attempt (mended mode). Models are trained on these sentences."""
+"""The sentences for the player after a failed attempt (mended mode). Models are trained on these sentences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _MAX_VALUE_TEXT = 24  # characters
 
 
 class FeedbackStyle(StrEnum):
-    FULL = "full"  # names the cards' numbers when they were not used, as the published feedback does
-    LEAK_FREE = "leak_free"  # says what is wrong, never what would be right
+    FULL = "full"  # names the cards' numbers if they were not used, as the published feedback does
+    LEAK_FREE = "leak_free"  # says what is wrong, but not what would be right
 
 
 _FIXED = {
@@ -41,7 +41,7 @@ def wrong_numbers(values: tuple[int, ...], style: FeedbackStyle) -> str:
 def sentence(
     outcome: Outcome, value: Fraction | None, values: tuple[int, ...], target: int, style: FeedbackStyle
 ) -> str:
-    """The sentence for an outcome of the mended verifier. `value`: what the formula equals."""
+    """The sentence for an outcome of the mended verifier. `value` is the value of the formula."""
     if outcome is Outcome.WRONG_VALUE:
         assert value is not None
         return wrong_value(value, target)

@@ -1,4 +1,4 @@
-"""Whether a failed attempt is the trained rule applied, where the stated rule says otherwise."""
+"""Detects failed attempts that apply the trained rule although another rule is stated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlpost.envs.generalpoints.variants import Variant
 
 
 def follows(trained: Variant, verdict: Verdict, deal: Deal) -> bool:
-    """A wrong formula that the trained rule asks for: its numbers for as many cards as it deals, or its target."""
+    """Whether a wrong formula applies the trained rule: its numbers (if it deals as many cards) or its target."""
     if verdict.outcome is Outcome.WRONG_NUMBERS:
         used = Counter(verdict.numbers)
         return used.total() == trained.cards and used <= Counter(trained.values(deal.ranks))

@@ -1,4 +1,4 @@
-"""What can come of an attempt, by name, and the verdict that carries it."""
+"""The named outcomes of an attempt, and the verdict that carries one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlpost.envs.causes import (
 
 
 class Outcome(Enum):
-    """One attempt's outcome; the value says what it means. The second group exists in compat mode only."""
+    """The outcome of one attempt; the value explains it. The second group exists in compat mode only."""
 
     CORRECT = "The formula uses every card's number once and equals the target."
     WRONG_VALUE = "The numbers are right, but the formula equals something else."
@@ -67,5 +67,5 @@ class Verdict:
     outcome: Outcome
     reward: float
     feedback: str  # a sentence for the player
-    numbers: tuple[int, ...] = ()  # that the formula used, where it could be read
-    value: Fraction | float | None = None  # of a formula with the right numbers
+    numbers: tuple[int, ...] = ()  # the numbers in the formula, if it could be parsed
+    value: Fraction | float | None = None  # the value of a formula with the right numbers

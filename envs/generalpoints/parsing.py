@@ -1,4 +1,4 @@
-"""From a model's answer to the text of its formula (mended mode), in time linear in the answer's length."""
+"""Finds the formula in a model's answer (mended mode), in time linear in the answer's length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TOLERANT = near_json("formula", r"[0-9(][-+*/()=0-9 ]*")
 
 
 def find_formula(answer: str) -> str | Outcome:
-    """The formula as written, up to its first `=`; or why there is none: NO_FORMULA or TOO_LONG."""
+    """The formula as written, up to its first `=`; or the reason why there is none: NO_FORMULA or TOO_LONG."""
     if len(answer) > MAX_ANSWER:
         return Outcome.TOO_LONG
     strict = last_object(answer, "formula")

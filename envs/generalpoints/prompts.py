@@ -1,4 +1,4 @@
-"""What the model reads and the expert writes: prompts in two styles, answers in three forms."""
+"""The texts for the model and of the expert: prompts in two styles, answers in three forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 from rlpost.envs.generalpoints.expression import Expression
 from rlpost.envs.generalpoints.variants import Variant
 from rlpost.envs.generalpoints.wording import long_rule, short_rule
-from rlpost.envs.texts import retry as retry  # one of this game's texts, wherever it is written
+from rlpost.envs.texts import retry as retry  # part of this module's interface, like the game's other texts
 
 
 class PromptStyle(StrEnum):
@@ -17,7 +17,7 @@ class PromptStyle(StrEnum):
 
 
 class AnswerForm(StrEnum):
-    STEPS = "steps"  # strict JSON, the computation in view before the formula
+    STEPS = "steps"  # strict JSON, with the computation before the formula
     DIRECT = "direct"  # strict JSON: cards, number, formula
     PUBLISHED = "published"  # the published layout: single-quoted cards, trailing comma, not valid JSON
 
@@ -43,9 +43,9 @@ _SHORT = "Make {target}. Rule: {rule}. Cards: {cards}."
 
 
 def prompt(style: PromptStyle, variant: Variant, ranks: tuple[str, ...], rule: str | None = None) -> str:
-    """The first observation of an episode: the rule is always stated, held out or not.
+    """The first observation of an episode. The rule is always stated, whether or not it is held out.
 
-    `rule`: in which words, without a full stop; None: in those of the style.
+    `rule` is the rule in words, without a full stop; None: in the style's own words.
     """
     if style is PromptStyle.SHORT:
         stated = rule or short_rule(variant.faces)
@@ -56,7 +56,7 @@ def prompt(style: PromptStyle, variant: Variant, ranks: tuple[str, ...], rule: s
 
 
 def answer(form: AnswerForm, ranks: tuple[str, ...], values: tuple[int, ...], formula: Expression) -> str:
-    """An answer in the expert's form. The formula is not checked here: wrong ones make practice material."""
+    """An answer in the expert's form. The formula is not checked here, since wrong ones are practice material."""
     if form is AnswerForm.PUBLISHED:
         cards = "[" + ", ".join(f"'{rank}'" for rank in ranks) + "]"
         equation = f"{formula.formula()}={formula.value}"

@@ -1,7 +1,7 @@
-"""Every solution as the published solver spells it: all orders, operators and seven bracketings.
+"""All solutions in the spelling of the published solver: all orders, all operators and seven bracketings.
 
-Seven: none, a pair around every two or three neighbours, and the double pair. No pair is nested:
-that would add spellings, but make no more deals solvable.
+The seven: no pair, a pair around each two or three neighbours, and two pairs side by side. Nested pairs are left out:
+they would add spellings, but would not make more deals solvable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _apply(op: str, left: _Pair, right: _Pair) -> _Pair | None:
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(format string, postfix over the card places 0 to 3) of every bracketing with all operators."""
+    """(format string, postfix over the card indices 0 to 3) of every bracketing with all operators."""
     templates = []
     for bracketing in _BRACKETINGS:
         for ops in product("+-*/", repeat=CARDS - 1):
@@ -80,13 +80,13 @@ def _solutions(numbers: tuple[int, ...], target: int) -> tuple[str, ...]:
 
 
 def published_solutions(values: tuple[int, ...], target: int) -> tuple[str, ...]:
-    """The stored solution texts for four values, without spaces, sorted. ValueError for another count."""
+    """The stored solution texts for four values, without spaces, sorted. Raises ValueError unless there are four."""
     if len(values) != CARDS:
         raise ValueError(f"published solutions exist for {CARDS} cards, not for {len(values)}")
     return _solutions(tuple(sorted(values)), target)
 
 
 def starts_a_solution(text: str, solutions: tuple[str, ...]) -> bool:
-    """Whether a text is the beginning of one of the sorted solutions; the empty text begins any."""
+    """Whether a text is the start of one of the sorted solutions. The empty text starts every solution."""
     place = bisect_left(solutions, text)
     return place < len(solutions) and solutions[place].startswith(text)

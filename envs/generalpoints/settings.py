@@ -1,4 +1,4 @@
-"""The arguments of the environment, checked: a bad one is refused with its key, value and the choices."""
+"""The checked arguments of the environment. A bad one is refused with its key, its value and the choices."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Settings:
     mode: Mode
     prompt: PromptStyle
     answer_form: AnswerForm
-    verify_iter: int  # graded attempts an episode
+    verify_iter: int  # graded attempts per episode
     feedback: FeedbackStyle
     wording: Wording
-    solutions: Solutions  # that the expert shows of a deal
+    solutions: Solutions  # the solutions that the expert shows of a deal
 
     @staticmethod
     def checked(
@@ -55,7 +55,7 @@ class Settings:
         return settings
 
     def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
-        """The variant and split to reset to; the published game has four cards."""
+        """The variant and split for a reset. The published game has four cards."""
         variant, split = variant_and_split(given, VARIANTS, DEFAULT_VARIANT, self.mode)
         if self.mode is Mode.COMPAT and variant.cards != CARDS:
             raise ValueError(

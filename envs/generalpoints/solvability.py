@@ -1,7 +1,7 @@
-"""Whether numbers can make a target at all: exact, and fast enough to redeal freely.
+"""Decides exactly whether numbers can make a target, fast enough for many redeals.
 
-Up to three numbers, the set of every reachable value is kept. Beyond that the last operation is undone: split
-the numbers in two, and ask for each value of the smaller part whether the rest can make what is then missing.
+For up to three numbers, the set of all reachable values is kept. For more, the last operation is undone: split the
+numbers in two, and ask for each value of the smaller part whether the rest can make the number that is then missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _KEEP_SETS_UP_TO = 3
 
 
 def _splits(numbers: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
-    """Every way to part the numbers in two, the smaller part first; equal parts are given in both orders."""
+    """Every way to split the numbers in two, smaller part first; equal parts are given in both orders."""
     indices = range(len(numbers))
     seen = set()
     for size in range(1, len(numbers) // 2 + 1):
@@ -45,7 +45,7 @@ def _reachable(numbers: Numbers) -> frozenset[Fraction]:
 
 
 def _partners(target: Fraction, a: Fraction) -> set[Fraction]:
-    """Every b for which one operation on a and b, in either order, gives the target (not both 0)."""
+    """Every b for which one operation on a and b, in either order, gives the target (a and b not both 0)."""
     partners = {target - a, a - target, target + a}
     if a:
         partners |= {target / a, target * a}
@@ -70,5 +70,5 @@ def _solvable(numbers: Numbers, target: int) -> bool:
 
 
 def solvable(values: tuple[int, ...], target: int) -> bool:
-    """Whether some expression over all the values, each used once, equals the target exactly."""
+    """Whether some expression that uses each value once equals the target exactly."""
     return _solvable(tuple(sorted(values)), target)

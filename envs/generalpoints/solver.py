@@ -1,7 +1,7 @@
-"""The exhaustive exact solver: every expression tree over all the numbers that reaches the target.
+"""The exhaustive exact solver: finds every expression tree over all the numbers that reaches the target.
 
-Values are integer pairs (numerator, positive denominator, not reduced) while searching, which is exact and
-several times faster than Fractions; only trees that reach the target become Expressions.
+During the search, values are integer pairs (numerator, positive denominator, not reduced), which is exact and several
+times faster than Fractions. Only trees that reach the target become Expressions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _quotient(left: _Tree, right: _Tree) -> _Tree | None:
 
 
 def _joins(left: _Tree, right: _Tree) -> Iterator[_Tree]:
-    """Both operands joined in every way; sums and products once, larger operand first."""
+    """Both operands joined in every way. Sums and products occur once, with the larger operand first."""
     x, y = left.num * right.den, right.num * left.den
     if x <= y:
         low, high, x, y = left, right, y, x
@@ -77,7 +77,7 @@ def _expression(tree: _Tree) -> Expression:
     if tree.left is None or tree.right is None:
         return Expression.leaf(tree.num)
     joined = Expression.combine(tree.op, _expression(tree.left), _expression(tree.right))
-    assert joined is not None  # the search has already divided
+    assert joined is not None  # the search has already done this division
     return joined
 
 
@@ -87,7 +87,7 @@ def _search(values: tuple[int, ...], target: int) -> Iterator[_Tree]:
 
 @lru_cache(maxsize=8192)
 def _solve(values: tuple[int, ...], target: int) -> tuple[Expression, ...]:
-    # Of trees that print alike the last found stays: models were trained on texts made in this order.
+    # Among trees with the same text the last one is kept: models were trained on texts made in this order.
     found = {e.formula(): e for e in map(_expression, _search(values, target))}
     return tuple(found[formula] for formula in sorted(found))
 

@@ -1,4 +1,4 @@
-"""The rule variants of GeneralPoints, what faces count, the target, how many cards, who may train."""
+"""The rule variants of GeneralPoints: values of the face cards, target, number of cards, held out or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FACES = ("J", "Q", "K")
 
 @dataclass(frozen=True)
 class Variant:
-    """One rule. `held_out` variants are for evaluation only; a run that trains on one is refused."""
+    """One rule. `held_out` variants are for evaluation only; a run that would train on one is refused."""
 
     name: str
     faces: tuple[int, int, int]  # values of J, Q, K
@@ -19,13 +19,12 @@ class Variant:
     target: int = 24
     cards: int = 4
     force_face: bool = False  # deal at least one J, Q or K, as the published held-out deals do
-    reworded: bool = (
-        False  # the rule is stated in other words than ever in training, unless env_args.wording=varied
-    )
-    same_rule: bool = False  # held out, but not for its rule
+    # The rule is stated in words that never occur in training, unless env_args.wording=varied.
+    reworded: bool = False
+    same_rule: bool = False  # held out, but not because of its rule
 
     def value(self, rank: str) -> int:
-        """The number that a card counts as under this rule; KeyError-free for every rank of RANKS."""
+        """The value of a card under this rule. Every rank of RANKS has one, so no KeyError is possible."""
         if rank in FACES:
             return self.faces[FACES.index(rank)]
         return RANKS.index(rank) + 1

@@ -1,4 +1,4 @@
-"""The mended verifier: exact, bounded, one outcome an attempt."""
+"""The mended verifier: exact, bounded, with one outcome per attempt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Finding:
 
 
 def _examine(formula: str, values: tuple[int, ...], target: int) -> _Finding:
-    """Characters, then syntax, then numbers, then the value: the first that fails names the outcome."""
+    """Check characters, then syntax, then numbers, then the value. The first failure names the outcome."""
     if not _LEGAL.fullmatch(formula):
         return _Finding(Outcome.ILLEGAL_CHARACTER)
     infix = tokens(formula)
@@ -53,7 +53,7 @@ def _examine(formula: str, values: tuple[int, ...], target: int) -> _Finding:
 def grade(
     answer: str, values: tuple[int, ...], target: int, style: FeedbackStyle = FeedbackStyle.FULL
 ) -> Verdict:
-    """Grade one answer for cards that count `values`. Never raises on any string; work is bounded."""
+    """Grade one answer for cards with the given `values`. Never raises on any string; the work is bounded."""
     formula = find_formula(answer)
     finding = _Finding(formula) if isinstance(formula, Outcome) else _examine(formula, values, target)
     told = sentence(finding.outcome, finding.value, values, target, style)

@@ -1,8 +1,8 @@
-"""The rule in words: as it always stands in a prompt, or in words that change from deal to deal.
+"""The rule in words: the fixed sentence of a prompt, or words that change from deal to deal.
 
 A model trained on one fixed sentence need not read it. Training on many wordings of the same rule is the control of
-arXiv 2510.00237 for this; evaluation keeps the fixed words, so that scores stay comparable, but on variants that are
-`reworded`, which ask whether other words are understood.
+arXiv 2510.00237. Evaluation keeps the fixed words, so that scores stay comparable, except on `reworded` variants, which
+test whether other words are understood.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlpost.envs.generalpoints.variants import FACES
 
 class Wording(StrEnum):
     FIXED = "fixed"
-    VARIED = "varied"  # training deals alone
+    VARIED = "varied"  # for training deals only
 
 
 _OTHER_CLAUSES = ("{}: {}", "{} is {}", "{} counts as {}", "count {} as {}", "the value of {} is {}")
@@ -23,24 +23,24 @@ _CLAUSES = ("{}={}", *_OTHER_CLAUSES)
 
 
 def short_rule(faces: tuple[int, int, int]) -> str:
-    """As the short prompt states it."""
+    """The rule as the short prompt states it."""
     return "J={}, Q={}, K={}".format(*faces)
 
 
 def long_rule(faces: tuple[int, int, int]) -> str:
-    """As the published prompt states it, but for the full stop."""
+    """The rule as the published prompt states it, without the full stop."""
     if len(set(faces)) == 1:
         return f"'J', 'Q', and 'K' count as '{faces[0]}'"
     return "'J', 'Q', and 'K' count as '{}', '{}', and '{}'".format(*faces)
 
 
 def varied_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
-    """The same three facts in one of six wordings and in any order; the fixed short one is among them."""
+    """The same three facts in one of six wordings, in any order. The fixed short wording is one of them."""
     return _stated(faces, rng.choice(_CLAUSES), rng)
 
 
 def other_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
-    """As `varied_rule`, but never in the fixed words of either prompt."""
+    """Like `varied_rule`, but never in the fixed words of either prompt."""
     return _stated(faces, rng.choice(_OTHER_CLAUSES), rng)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 class Action(NamedTuple):
     name: str
-    word: str = ""  # of a turn
+    word: str = ""  # the word of a turn
 
     def __str__(self) -> str:
         return f"{self.name}({self.word})"
@@ -28,7 +28,7 @@ def turned(word: str) -> Action:
 
 
 def read_action(text: str) -> Action | None:
-    """The action that a text is, in either case and with spaces or quotes inside the parentheses, or None."""
+    """The action in a text, in either case, with spaces or quotes inside the parentheses; None if there is none."""
     match = _CALL.fullmatch(text.lower())
     if match is None:
         return None

@@ -21,7 +21,7 @@ class Street(NamedTuple):
 
 class Landmark(NamedTuple):
     name: str
-    node: int  # from where it is seen
+    node: int  # the node from which it is seen
     place: Place
 
 
@@ -35,29 +35,29 @@ class Way(NamedTuple):
 
 class Sighting(NamedTuple):
     landmark: str
-    side: str  # one of geometry.SIDES; empty where an imported route's own words are the landmark
+    side: str  # one of geometry.SIDES; empty if the words of an imported route are the landmark
 
     @property
     def sentence(self) -> str:
         return f"{self.landmark} is on your {self.side}" if self.side else self.landmark
 
 
-@dataclass(frozen=True, eq=False)  # compared by digest: comparing all it holds would be slow
+@dataclass(frozen=True, eq=False)  # compared by digest, because comparing all fields would be slow
 class City:
     style: str
     nodes: tuple[Place, ...]
     streets: tuple[Street, ...]
-    landmarks: tuple[Landmark, ...]  # at most one a node
+    landmarks: tuple[Landmark, ...]  # at most one per node
 
     @cached_property
     def digest(self) -> str:
-        """What the city is, whatever made it: every node, street and landmark goes in."""
+        """The identity of a city, whatever made it: a hash of every node, street and landmark."""
         whole = json.dumps([self.style, self.nodes, self.streets, self.landmarks])
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     @cached_property
     def ways(self) -> tuple[tuple[Way, ...], ...]:
-        """By node: the streets that leave it, in the order of their headings."""
+        """The streets that leave each node, in the order of their headings, by node."""
         ways: list[list[Way]] = [[] for _ in self.nodes]
         for a, b, name in self.streets:
             ways[a].append(Way(b, heading(self.nodes[a], self.nodes[b]), name))
@@ -75,12 +75,12 @@ class City:
         return self._landmark_at.get(node)
 
     def sighting(self, node: int, facing: int) -> Sighting | None:
-        """The landmark at a node as seen by one who stands there."""
+        """The landmark at a node, as seen by someone who stands there and looks in the direction `facing`."""
         landmark = self.landmark(node)
         if landmark is None:
             return None
         return Sighting(landmark.name, side(facing, heading(self.nodes[node], landmark.place)))
 
     def distance(self, a: int, b: int) -> float:
-        """Metres as the crow flies."""
+        """The distance in a straight line, in metres."""
         return distance(self.nodes[a], self.nodes[b])

@@ -1,8 +1,8 @@
-"""The published verifier to the letter, faults included (arXiv 2501.17161, appendix B.3).
+"""The published verifier with all its faults (arXiv 2501.17161, appendix B.3).
 
-The action is compared as a string; of the observation only the word `intersection` is looked for, and held against
-the landmark part of the truth, which never has it; one attempt beyond the limit is punished unread, and where the
-right action is to stop it terminates as well as truncates. The sentences are our own.
+The action is compared as a string. Of the observation only the word `intersection` is searched, and compared with the
+landmark part of the truth, which never contains it. One attempt beyond the limit is punished without being read; if the
+right action is to stop, it terminates as well as truncates. The sentences are our own.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FORM = 'Answer in the form {"current observation": ..., "current instruction": 
 
 
 def step_limit() -> Verdict:
-    """Row 5: the attempt after the last graded one, whatever it says."""
+    """Row 5: the attempt after the last graded one, whatever it contains."""
     return Verdict(Outcome.STEP_LIMIT, STEP_LIMIT, "the limit of attempts at one place is reached.")
 
 
 def find_field(answer: str, key: str) -> object:
-    """What the published parser takes for a field; any JSON value, if the answer is strict JSON."""
+    """The text that the published parser reads as a field; any JSON value, if the answer is strict JSON."""
     try:
         found: object = json.loads(answer)[key]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
@@ -42,10 +42,10 @@ def find_field(answer: str, key: str) -> object:
 def grade(answer: str, entry: Entry) -> Verdict:
     """Grade one answer at a place of the rail. Never raises on any string.
 
-    The word is looked for by Python's `in`: within a text, among the items of a list, among the keys of an object.
-    Where the published code raises (a wrong action with any other observation) the outcome is CRASH, with the reward
-    of a wrong action. Answers beyond MAX_ANSWER characters, which its own generation limit
-    cannot produce, are TOO_LONG with that same reward.
+    The word is searched with Python's `in`: within a text, among the items of a list, among the keys of an object. If
+    the published code raises (a wrong action with any other observation), the outcome is CRASH, with the reward of a
+    wrong action. Answers beyond MAX_ANSWER characters, which its own generation limit cannot produce, are TOO_LONG,
+    with the same reward.
     """
     if len(answer) > MAX_ANSWER:
         return Verdict(Outcome.TOO_LONG, WRONG_ACTION, "the answer is too long.")

@@ -1,4 +1,4 @@
-"""What the importers share: their one error, reading a file whole, and names made fit for a prompt."""
+"""The importers' common parts: their error, reading a whole file, and cleaning names for a prompt."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _MOST_NAME = 120  # characters
 
 
 class DataError(ValueError):
-    """A file that cannot be read as what it should be: which file, where in it, and why."""
+    """A file cannot be read as what it should be. The message names the file, the position in it and the reason."""
 
     def __init__(self, path: Path, place: str, reason: str) -> None:
         super().__init__(f"{path}: {place}: {reason}")
 
 
 def contents(path: Path, most: int) -> bytes:
-    """A file's bytes. DataError where it is missing, not a file, unreadable or larger than `most` bytes."""
+    """A file's bytes. Raises DataError if it is missing, not a file, unreadable or larger than `most` bytes."""
     try:
         size = path.stat().st_size
         if size > most:
@@ -26,6 +26,6 @@ def contents(path: Path, most: int) -> bytes:
 
 
 def clean(name: str) -> str:
-    """A name on one line, of printable characters, not overlong."""
+    """A name as one line of printable characters, of limited length."""
     printable = "".join(each if each.isprintable() else " " for each in name)
     return " ".join(printable.split())[:_MOST_NAME]

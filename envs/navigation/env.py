@@ -31,30 +31,30 @@ from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.splits import Split
 from rlpost.envs.texts import ASCII, retry
 
-_MAX_OBSERVATION = 200_000  # characters: compat's prompt repeats all history
-_MAX_TRIPS = 100  # drawn before the start's heading is given up
+_MAX_OBSERVATION = 200_000  # characters: the prompt of compat repeats all history
+_MAX_TRIPS = 100  # trips drawn before the search for a first heading ends
 
 
 class Navigation(gymnasium.Env[str, str]):
     """Follow instructions through streets, seeing landmarks and intersections in text (arXiv 2501.17161).
 
     Args:
-        mode: `mended` (relative turns wrap around, observations and feedback tell the truth, the last failed
-            attempt truncates) or `compat` (published rail, rewards, feedback and faults).
+        mode: `mended` (relative turns wrap around, observations and feedback are true, the last failed attempt
+            truncates) or `compat` (published rail, rewards, feedback and faults).
         prompt: `short` or `published`.
-        answer_form: of the expert's answers: `steps`, `direct` or `published`. All are read whatever this is.
+        answer_form: the form of the expert's answers: `steps`, `direct` or `published`. The verifier reads all forms.
         verify_iter: graded attempts at each place.
-        movement: `rail` (published) or `free`: a wrong step goes somewhere, one arrives by stopping near the end.
-        max_legs: the most legs of a trained route; each leg is two instructions.
+        movement: `rail` (published) or `free`: a wrong step leads somewhere, and stopping near the end is arriving.
+        max_legs: the most legs of a route for training; each leg is two instructions.
         data: a folder of published routes or an OpenStreetMap extract (.osm); empty for generated cities.
 
     `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
-    `instance`, `legs` and `difficulty` (the number of legs); that of `step` has `outcome`, `success`, `attempt` (at
-    this place, from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs nothing said
-    before).
+    `instance`, `legs` and `difficulty` (the number of legs); the info of `step` has `outcome`, `success`, `attempt` (at
+    this place, from 1) and `rebuilt` (the observation is a whole new prompt, as published, which needs no earlier
+    messages).
 
     The action space lists printable ASCII; `step` grades any string.
-    Raises ValueError for bad arguments, options and data, TripError for a variant without routes.
+    Raises ValueError for bad arguments, options and data, TripError if a variant has no routes.
     """
 
     causes = CAUSES
@@ -82,14 +82,14 @@ class Navigation(gymnasium.Env[str, str]):
 
     @property
     def texts(self) -> Texts:
-        """The present route's texts. ResetNeeded before the first reset."""
+        """The texts of the current route. Raises ResetNeeded before the first reset."""
         if self._texts is None:
             raise ResetNeeded("there is no route yet: call reset first")
         return self._texts
 
     @property
     def session(self) -> Session:
-        """The present route as far as it is walked. ResetNeeded before the first reset."""
+        """The current route and how far it is walked. Raises ResetNeeded before the first reset."""
         if self._texts is None:
             raise ResetNeeded("there is no route yet: call reset first")
         return self._session
@@ -123,14 +123,14 @@ class Navigation(gymnasium.Env[str, str]):
         return self._observation(step), step.verdict.reward, step.terminated, step.truncated, info
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
-        """A conversation that walks the rest of the route: [(observation, answer, learn)], the last answer right.
+        """A conversation that walks the rest of the route: [(observation, answer, learn)], with a right last answer.
 
-        Called after reset it is the whole route. With `revision`, a wrong attempt (learn=False) comes in between.
+        After a reset this is the whole route. With `revision`, it contains a wrong attempt (learn=False).
         """
         return demonstrate(self.session, self.texts, revision, rng)
 
     def read_line(self, line: str) -> str:
-        """A typed line as an answer: `f`, `s`, a direction or an action; anything with a brace is left alone."""
+        """A typed line as an answer: `f`, `s`, a direction or an action; a line with a brace stays as it is."""
         if "{" in line:
             return line
         short = {"f": FORWARD, "s": STOP}
@@ -147,11 +147,11 @@ class Navigation(gymnasium.Env[str, str]):
         return svg(self.texts.trip, self.session.walked)
 
     def _draw(self, variant: Variant, split: Split) -> Trip:
-        """A trip with its first heading: from anywhere in compat, else one whose first turn has clear words."""
+        """A trip with its first heading. In compat any heading will do; else the first turn must have a clear word."""
         for _ in range(_MAX_TRIPS):
             trip = self._source.draw(variant, split, self.settings.max_legs, self._rng)
             if self.settings.mode is Mode.COMPAT:
-                # As published: a heading of 0, which all collected routes have, means that none was chosen.
+                # As published: all collected routes have a heading of 0, which means that none was chosen.
                 return trip.facing(trip.start.facing or self._rng.randrange(360))
             heading = starting_heading(trip, self._rng)
             if heading is not None:
@@ -176,7 +176,7 @@ class Navigation(gymnasium.Env[str, str]):
         return self.texts.later(self._history) if step.moved else retry(step.verdict.feedback)
 
     def _named(self, verdict: Verdict) -> Outcome:
-        """The verdict's outcome, but a turn by a word of the trained rule only has a name of its own."""
+        """The verdict's outcome; a turn with a word that only the trained rule has gets an outcome of its own."""
         action = None if verdict.action is None else read_action(verdict.action)
         trained = TRAINED_RULE.words if self.texts.rule is not TRAINED_RULE else ()
         misread = action is not None and action.word in trained

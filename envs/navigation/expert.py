@@ -1,4 +1,4 @@
-"""Expert conversations for supervised learning: a route walked to its end, perhaps with a wrong attempt on the way."""
+"""Expert conversations for supervised learning: a route walked to its end, with or without a wrong attempt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlpost.envs.texts import retry
 
 
 def wrong_action(entry: Entry, texts: Texts, rng: random.Random) -> Action:
-    """An action of the action space that is not the right one, nor a stop, which might end the route."""
+    """An action of the action space that is wrong, and not a stop, since a stop might end the route."""
     choices = [FORWARD, *map(turned, texts.rule.words)]
     if entry.action not in (FORWARD, STOP) and rng.random() < 0.5:
         return FORWARD
@@ -22,10 +22,10 @@ def wrong_action(entry: Entry, texts: Texts, rng: random.Random) -> Action:
 
 
 def demonstrate(session: Session, texts: Texts, revision: bool, rng: random.Random) -> list[ExpertTurn]:
-    """The conversation from where the session stands to the end of the route. The session itself stays there.
+    """The conversation from the session's current place to the end of the route. The session itself does not move.
 
-    With `revision` one place, drawn at random from the first few, gets a wrong attempt (learn=False) first; walking
-    freely, the expert goes on from where that led.
+    With `revision` one place, drawn at random from the first few, first gets a wrong attempt (learn=False). In free
+    movement the expert continues from where that attempt led.
     """
     session = copy.copy(session)
     history: list[Entry] = [session.now]

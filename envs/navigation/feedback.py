@@ -1,4 +1,4 @@
-"""What the player is told after an attempt (mended mode)."""
+"""The sentences for the player after an attempt (mended mode)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIXED = {
 
 
 def sentence(outcome: Outcome, action: str, rule: Words) -> str:
-    """The sentence for an outcome. `action`: what was tried, as written."""
+    """The sentence for an outcome. `action` is the attempted action, as written."""
     if outcome is Outcome.ILLEGAL_ACTION:
         words = ", ".join(rule.words)
         return f"the action must be forward(), stop() or turn_direction(x), where x is one of {words}."

@@ -1,7 +1,8 @@
-"""Free movement: actions do what they say, a wrong one leads somewhere, and one arrives by stopping near the end.
+"""Free movement: every action is carried out, a wrong one leads somewhere, and stopping near the end is arriving.
 
-Rewards are for new progress only: a step further along the instructed way than ever, or nearer to the destination
-(in actions still needed) than ever, earns what a right action on the rail earns. So no walk in a circle pays.
+Only new progress is rewarded. A step earns what a right action on the rail earns if it goes further along the
+instructed route, or nearer to the destination (in actions still needed), than any step before. So walking in circles
+earns nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from rlpost.envs.navigation.trips import Trip
 from rlpost.envs.navigation.verifier import legal_action, verdict
 from rlpost.envs.navigation.walking import Pose, forward, turn
 
-NEAR = 25.0  # m from the destination, as V-IRL has it
+NEAR = 25.0  # m from the destination, as in V-IRL
 
 
 def moved(city: City, pose: Pose, action: Action, rule: Rule) -> Pose | None:
-    """Where an action leads; None where there is no street that way. A stop leads nowhere."""
+    """The pose after an action; None if no street leads that way. A stop has no pose after it."""
     return forward(city, pose) if action == FORWARD else turn(city, pose, action.word, rule)
 
 
 def plan(city: City, pose: Pose, goals: frozenset[int], rule: Rule) -> list[Action]:
-    """The fewest actions to one of the goals, the stop included (breadth first). ValueError where none leads there."""
+    """The shortest list of actions to a goal, with the final stop (breadth first). Raises ValueError without a path."""
     moves = (FORWARD, *map(turned, rule.words))
     reached: dict[Pose, tuple[Pose, Action] | None] = {pose: None}
     waiting = [pose]
@@ -54,7 +55,7 @@ def _steps(pose: Pose, reached: dict[Pose, tuple[Pose, Action] | None]) -> list[
 
 
 class Instructed:
-    """The poses of a trip in order, and by which action and instruction each is left."""
+    """The poses of a trip in order, with the action and the instruction that leave each one."""
 
     def __init__(self, trip: Trip, city: City, rule: Rule) -> None:
         self.poses = [Pose(trip.nodes[0], trip.start.facing)]
@@ -77,7 +78,7 @@ class Instructed:
 
 
 class OnFoot:
-    """A trip walked freely through its city. It ends with a stop, or after a number of actions."""
+    """A trip walked freely through its city. It ends with a stop, or after a limited number of actions."""
 
     def __init__(self, trip: Trip, city: City, rule: Rule, slack: int) -> None:
         self._city, self._rule = city, rule
@@ -132,7 +133,7 @@ class OnFoot:
         return verdict(outcome, self._rule, str(action))
 
     def _progress(self, there: Pose) -> Outcome:
-        """Go there; new progress along the way or towards its end is CORRECT."""
+        """Go there. New progress along the way or towards its end is CORRECT."""
         before, after = self._actions_needed(self._pose), self._actions_needed(there)
         further = there in self._way.poses and self._way.poses.index(there) > self._furthest
         nearer = after < self._nearest

@@ -1,4 +1,4 @@
-"""Cities without end: a style and a seed make one, always the same."""
+"""Generates any number of cities. A style and a seed determine a city."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlpost.envs.navigation.geometry import Place
 from rlpost.envs.navigation.layout import Plan
 from rlpost.envs.navigation.names import MODERN, OLD_TOWN, Vocabulary
 
-_LANDMARK_SHARE = 0.65  # of the nodes
+_LANDMARK_SHARE = 0.65  # share of the nodes that have a landmark
 _CORNER = (8.0, 15.0)  # m from a node to its landmark
 
 
 def _bent(east: float, north: float, tilt: float, bend: float, rng: random.Random) -> tuple[float, float]:
-    """A grid's point in a city that is turned a little, whose avenues sway, and nothing quite in line."""
+    """A point of a grid that is slightly rotated, with swaying avenues and small random offsets."""
     east += bend * math.sin(north / 120) + rng.uniform(-6, 6)
     north += rng.uniform(-6, 6)
     return east * math.cos(tilt) + north * math.sin(tilt), north * math.cos(tilt) - east * math.sin(tilt)
@@ -32,7 +32,7 @@ def _offsets(count: int, rng: random.Random) -> list[float]:
 
 
 def _diagonal(plan: Plan, grid: list[list[int]], name: str, rng: random.Random) -> None:
-    """An avenue across the blocks, as far as it finds room."""
+    """Add an avenue across the blocks, as far as there is room."""
     row, column = rng.randrange(len(grid) - 1), rng.randrange(len(grid[0]) - 1)
     while row + 1 < len(grid) and column + 1 < len(grid[0]):
         plan.connect(grid[row][column], grid[row + 1][column + 1], name)
@@ -40,7 +40,7 @@ def _diagonal(plan: Plan, grid: list[list[int]], name: str, rng: random.Random) 
 
 
 def _dead_ends(plan: Plan, name: Callable[[], str], count: int, rng: random.Random) -> None:
-    """Short streets that lead away from the plan's nodes to nowhere."""
+    """Add short dead-end streets at nodes of the plan."""
     for node in rng.sample(range(len(plan.nodes)), min(count, len(plan.nodes))):
         angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(35, 60)
         start = plan.nodes[node]
@@ -50,7 +50,7 @@ def _dead_ends(plan: Plan, name: Callable[[], str], count: int, rng: random.Rand
 
 
 def _grid(plan: Plan, name: Callable[[], str], rng: random.Random) -> None:
-    """Streets and avenues, bent and cut, with a diagonal, curves and dead ends."""
+    """Lay streets and avenues, bent and cut, with a diagonal, curves and dead ends."""
     tilt, bend = rng.uniform(-0.3, 0.3), rng.uniform(0, 25)
     easts, norths = _offsets(rng.randint(4, 6), rng), _offsets(rng.randint(4, 6), rng)
     grid = [[plan.node(*_bent(east, north, tilt, bend, rng)) for east in easts] for north in norths]
@@ -69,7 +69,7 @@ def _grid(plan: Plan, name: Callable[[], str], rng: random.Random) -> None:
 
 
 def _rings(plan: Plan, name: Callable[[], str], rng: random.Random) -> None:
-    """Lanes that lead out from a square, and rings around it."""
+    """Lay lanes that lead out from a square, and rings around it."""
     spokes, first = rng.randint(5, 7), rng.uniform(0, 2 * math.pi)
     angles = [first + 2 * math.pi * (spoke + rng.uniform(-0.15, 0.15)) / spokes for spoke in range(spokes)]
     square = plan.node(0, 0)
@@ -108,7 +108,7 @@ def _landmarks(nodes: tuple[Place, ...], vocabulary: Vocabulary, rng: random.Ran
 
 @lru_cache(maxsize=256)
 def generate(style: str, seed: int) -> City:
-    """The city of a style (a key of STYLES) and a seed: connected, every street and landmark named once."""
+    """The city of a style (a key of STYLES) and a seed. It is connected, and street and landmark names are unique."""
     draw, vocabulary = STYLES[style]
     rng = random.Random(f"{style}:{seed}")
     plan, streets = Plan(), vocabulary.street_names(rng)

@@ -1,4 +1,4 @@
-"""Directions and distances. Headings are whole degrees, 0 is north, clockwise; places are in metres."""
+"""Directions and distances. Headings are whole degrees, clockwise from north (0); places are in metres."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COMPASS = ("north", "northeast", "east", "southeast", "south", "southwest", "wes
 RELATIVE = ("left", "slightly left", "slightly right", "right")
 SIDES = ("front", "right front", "right", "right behind", "behind", "left behind", "left", "left front")
 FULL_TURN = 360
-SECTOR = 45  # degrees of one compass word
+SECTOR = 45  # degrees per compass word
 SECTORS = FULL_TURN // SECTOR
 HALF = SECTORS // 2
 
@@ -29,7 +29,7 @@ def distance(a: Place, b: Place) -> float:
 
 
 def between(a: Place, b: Place, share: float) -> Place:
-    """The place that divides the straight way from a to b; share 1 is b."""
+    """The point at `share` of the straight way from a to b; share 1 is b."""
     return Place(a.east + share * (b.east - a.east), a.north + share * (b.north - a.north))
 
 
@@ -39,7 +39,7 @@ def heading(a: Place, b: Place) -> int:
 
 
 def wrapped(angle: int) -> int:
-    """The same turn between -180 (not included) and 180."""
+    """The same turn, in degrees above -180 up to 180."""
     return -((-angle + 180) % FULL_TURN - 180)
 
 
@@ -48,26 +48,26 @@ def _sector(angle: int) -> int:
 
 
 def compass_word(angle: int) -> str:
-    """The word whose sector of 45 degrees has the heading: 337.5 up to 22.5, not included, is north."""
+    """The word whose sector of 45 degrees contains the heading: north is from 337.5 to below 22.5."""
     return COMPASS[_sector(angle)]
 
 
 def side(facing: int, towards: int) -> str:
-    """Where something lies for one who faces `facing`, in one of eight words."""
+    """The side on which someone who faces `facing` sees something, as one of eight words."""
     return SIDES[_sector(towards - facing)]
 
 
 def eighths(facing: int, towards: int) -> int:
-    """The turn from one compass word to another in eighths, -3 to 4, clockwise."""
+    """The clockwise turn from one compass word to another in eighths of a circle, -3 to 4."""
     turn = (_sector(towards) - _sector(facing)) % SECTORS
     return turn - SECTORS if turn > HALF else turn
 
 
 def relative_word(facing: int, towards: int) -> str:
-    """The turn between two headings as one who knows only their compass words can tell it.
+    """The turn between two headings, for someone who knows only their compass words.
 
-    One eighth is slight, more is full. Where the words say nothing (the same word, or opposite ones), the
-    degrees decide.
+    One eighth is slight, more is full. If the words do not decide (the same word, or opposite ones), the degrees
+    decide.
     """
     turn, exact = eighths(facing, towards), wrapped(towards - facing)
     if turn == 0:
@@ -80,7 +80,7 @@ def relative_word(facing: int, towards: int) -> str:
 
 
 def published_relative_word(facing: int, towards: int) -> str:
-    """The published turn, which does not wrap around: from 350 to 10 it is `left`."""
+    """The published turn. It does not wrap around: from 350 to 10 it is `left`."""
     turn = towards - facing
     if turn < -SECTOR:
         return "left"
@@ -97,7 +97,7 @@ class Position(NamedTuple):
 
 
 def flattened(position: Position, origin: Position) -> Place:
-    """A position on a plane that touches WGS84's ellipsoid at the origin: true to 0.1% within some kilometres."""
+    """A position on the plane that touches WGS84's ellipsoid at the origin, accurate to 0.1% within some kilometres."""
     latitude = math.radians(origin.latitude)
     bulge = 1 - _FLATNESS * math.sin(latitude) ** 2
     north_radius = _EQUATOR * (1 - _FLATNESS) / bulge**1.5

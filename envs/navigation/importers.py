@@ -1,4 +1,4 @@
-"""From the `data` argument to the trips: generated cities, published routes or an OpenStreetMap extract."""
+"""Opens the source of trips for the `data` argument: generated cities, published routes or an OpenStreetMap extract."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rlpost.envs.navigation.osm import OpenStreetMap
 from rlpost.envs.navigation.published_routes import PANORAMAS, ROUTES, PublishedRoutes
 from rlpost.envs.navigation.sources import Generated, Source
 
-_READING = threading.Lock()  # a worker's environments ask for one source at the same time
+_READING = threading.Lock()  # several environments of one worker ask for a source at the same time
 
 
 def open_source(data: str) -> Source:
-    """The source of trips. ValueError (DataError) where there is nothing at the path, or nothing readable.
+    """The source of trips. Raises ValueError (DataError) if nothing is at the path or it cannot be read.
 
-    A file is read once in a process, and again where it has changed: sources never change, so environments share them.
+    A file is read once per process, and again if it changes. Environments share sources, because sources never change.
     """
     if not data:
         return Generated()
@@ -27,7 +27,7 @@ def open_source(data: str) -> Source:
 
 @lru_cache(maxsize=4)
 def _source(path: Path, folder: Path, state: tuple[object, ...]) -> Source:
-    """`folder`, from which the path is seen, and `state` say whether what was read is still what is there."""
+    """Read the source. `folder` (the base of relative paths) and `state` are only cache keys for unchanged files."""
     if path.is_dir():
         return PublishedRoutes.load(path)
     if path.name.endswith((".osm", ".xml")):
@@ -41,7 +41,7 @@ def _source(path: Path, folder: Path, state: tuple[object, ...]) -> Source:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What tells one state of a file from another; None where it cannot be looked at."""
+    """Values that change when a file changes; None if the file cannot be examined."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""A street plan while it is drawn: nodes and named edges, before anything stands in it."""
+"""A street plan under construction: nodes and named edges, without landmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHORTEST = 30.0  # m, of a street between two nodes
 
 
 def _turn(a: Place, b: Place, c: Place) -> float:
-    """Above 0 where c lies to the left of the way from a to b, below 0 to the right."""
+    """Positive if c lies to the left of the way from a to b, negative if to the right."""
     return (b.east - a.east) * (c.north - a.north) - (b.north - a.north) * (c.east - a.east)
 
 
@@ -22,7 +22,7 @@ def _cross(a: Place, b: Place, c: Place, d: Place) -> bool:
 class Plan:
     def __init__(self) -> None:
         self.nodes: list[Place] = []
-        self._beside: list[dict[int, str]] = []  # by node: its neighbours, and the compass word to each
+        self._beside: list[dict[int, str]] = []  # by node: its neighbours, and the compass word towards each
         self._streets: dict[tuple[int, int], str] = {}
 
     def node(self, east: float, north: float) -> int:
@@ -31,7 +31,7 @@ class Plan:
         return len(self.nodes) - 1
 
     def connect(self, a: int, b: int, name: str) -> bool:
-        """Lay a street, unless it is too short or leaves either end by the same compass word as another."""
+        """Lay a street, unless it is too short or leaves either end by the compass word of another street."""
         key = (min(a, b), max(a, b))
         if key in self._streets or distance(self.nodes[a], self.nodes[b]) < _SHORTEST:
             return False
@@ -43,18 +43,18 @@ class Plan:
         return True
 
     def crosses(self, start: Place, end: Place) -> bool:
-        """Whether a straight line would cross a street; one that begins at the street's end does not."""
+        """Whether a straight line would cross a street. A line that starts at the street's end does not cross it."""
         return any(_cross(start, end, self.nodes[a], self.nodes[b]) for a, b in self._streets)
 
     def cut(self, share: float, rng: random.Random) -> None:
-        """Take streets away at random, none that holds the plan together."""
+        """Remove streets at random, but none whose loss would split the plan."""
         for key in [key for key in self._streets if rng.random() < share]:
             name = self._take(key)
             if key[1] not in self._reached(key[0]):
                 self._lay(key, name)
 
     def curve(self, count: int, bulge: float, rng: random.Random) -> None:
-        """Bend some streets: a node to the side of their middle, by `bulge` of their length."""
+        """Bend some streets: add a node beside their middle, at `bulge` of their length."""
         for a, b in rng.sample(sorted(self._streets), min(count, len(self._streets))):
             start, end = self.nodes[a], self.nodes[b]
             middle, aside = between(start, end, 0.5), bulge * rng.choice((-1, 1))
@@ -68,7 +68,7 @@ class Plan:
             self._lay((a, b), name)
 
     def largest_part(self) -> tuple[tuple[Place, ...], tuple[Street, ...]]:
-        """The nodes and streets that hang together, most nodes first, renumbered."""
+        """The largest connected part, by nodes: its nodes and streets, renumbered."""
         parts: list[set[int]] = []
         seen: set[int] = set()
         for node in range(len(self.nodes)):

@@ -1,4 +1,4 @@
-"""What streets and landmarks are called. The held-out family shares no word for a landmark with the trained one."""
+"""Names of streets and landmarks. The held-out family shares no word for a landmark with the trained family."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Vocabulary:
     street_kinds: tuple[str, ...]
 
     def landmarks(self, rng: random.Random) -> Iterator[str]:
-        """Names of two words in random order, none twice; as many as the largest city has nodes, and more."""
+        """Distinct names of two words in random order; more than the largest city has nodes."""
         names = [(first, kind) for first in self.first for kind in self.kinds]
         return (f"{first} {kind}" for first, kind in rng.sample(names, _MOST_LANDMARKS))
 
     def street_names(self, rng: random.Random) -> Iterator[str]:
-        """Names in random order, none twice."""
+        """Distinct names in random order."""
         names = [(name, kind) for name in self.streets for kind in self.street_kinds]
         rng.shuffle(names)
         return (f"{name} {kind}" for name, kind in names)

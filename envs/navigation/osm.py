@@ -1,7 +1,7 @@
-"""An OpenStreetMap extract (XML) as a city: its streets between crossings, its points of interest as landmarks.
+"""Reads an OpenStreetMap extract (XML) as a city: streets between crossings, points of interest as landmarks.
 
-Streets run straight from crossing to crossing. Where two leave a crossing by the same compass word, only the first
-is kept, so that every turn can be told; of what then hangs together the largest part is the city.
+Streets are straight from crossing to crossing. If two leave a crossing by the same compass word, only the first is
+kept, so that words tell all turns apart. The city is the largest part that is then still connected.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _WALKED = frozenset(
 )
 _INTERESTING = frozenset(["amenity", "shop", "tourism", "leisure", "historic", "office", "craft", "railway"])
 _MOST_DRAWS = 50
-_REACH = 40.0  # m from a crossing to what is seen there
+_REACH = 40.0  # m from a crossing to the landmarks seen there
 
 
 class _Reader:
-    """Collects positions, streets and named points; streaming, so no tree of the file is ever built."""
+    """Collects positions, streets and named points from a stream, so the file's tree is never built."""
 
     def __init__(self) -> None:
         self.positions: dict[str, Position] = {}
@@ -85,7 +85,7 @@ def _refuse_declarations(*_: Any) -> None:
 
 
 def _read(path: Path) -> _Reader:
-    """DataError for what is no OpenStreetMap XML; document types, and with them entities, are refused."""
+    """Read the file. Raises DataError if it is not OpenStreetMap XML; document types, and so entities, are refused."""
     reader, parser = _Reader(), expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
     parser.StartDoctypeDeclHandler = _refuse_declarations
@@ -103,7 +103,7 @@ def _read(path: Path) -> _Reader:
 
 
 def _pieces(reader: _Reader) -> Iterator[tuple[str, str, str]]:
-    """(node, node, street) from crossing to crossing; a way's references outside the extract are left out."""
+    """(node, node, street) from crossing to crossing. A way's references outside the extract are left out."""
     ways = [(name, [ref for ref in refs if ref in reader.positions]) for name, refs in sorted(reader.streets)]
     uses = Counter(ref for _, refs in ways for ref in refs)
     for name, refs in ways:
@@ -114,7 +114,7 @@ def _pieces(reader: _Reader) -> Iterator[tuple[str, str, str]]:
 
 
 def _landmarks(nodes: tuple[Place, ...], points: list[tuple[str, Place]]) -> tuple[Landmark, ...]:
-    """Each name once, at the nearest node within reach that has no landmark yet, in the order of names."""
+    """Each name once, in the order of names, at the nearest node within reach that has no landmark yet."""
     cells = _by_cell(nodes)
     taken: dict[int, Landmark] = {}
     named: set[str] = set()
@@ -134,7 +134,7 @@ def _landmarks(nodes: tuple[Place, ...], points: list[tuple[str, Place]]) -> tup
 
 
 def _by_cell(nodes: tuple[Place, ...]) -> dict[tuple[int, int], list[int]]:
-    """Nodes by squares of _REACH, so that what is within reach of a place is in its square or one beside it."""
+    """Nodes by squares of side _REACH: all nodes within reach of a place are in its square or a neighbouring one."""
     cells: dict[tuple[int, int], list[int]] = {}
     for node, place in enumerate(nodes):
         cells.setdefault(_cell(place), []).append(node)
@@ -152,7 +152,7 @@ def _around(place: Place, cells: dict[tuple[int, int], list[int]]) -> Iterator[i
 
 
 def read_city(path: Path) -> City:
-    """The city of an extract. DataError where it is broken or has no streets that meet."""
+    """The city of an extract. Raises DataError if the file is damaged or no streets meet in it."""
     reader = _read(path)
     pieces = list(_pieces(reader))
     if not pieces:
@@ -169,7 +169,7 @@ def read_city(path: Path) -> City:
 
 
 class OpenStreetMap:
-    """Routes through one real city. A route is for training or for evaluation by its own hash."""
+    """Routes through one real city. A hash of the route decides whether it is for training or evaluation."""
 
     def __init__(self, city: City) -> None:
         self.city = city
@@ -181,7 +181,7 @@ class OpenStreetMap:
         return cls(read_city(path))
 
     def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
-        """ValueError for a variant of generated cities; TripError where the city has no such route."""
+        """A trip. Raises ValueError for a variant of generated cities, TripError if the city has no such route."""
         refuse_generated_only(variant)
         legs = rng.randint(*variant.legs(max_legs))
         for _ in range(_MOST_DRAWS):

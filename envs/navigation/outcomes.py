@@ -1,4 +1,4 @@
-"""What can come of an attempt, by name, and the verdict that carries it."""
+"""The named outcomes of an attempt, and the verdict that carries one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlpost.envs.causes import (
 
 
 class Outcome(Enum):
-    """One attempt's outcome; the value says what it means. Groups: both movements, free only, compat only."""
+    """The outcome of one attempt; the value explains it. Groups: both movements, free only, compat only."""
 
     CORRECT = "The right action: one is a step further."
     ARRIVED = "The right stop: the route is done."
@@ -59,7 +59,7 @@ CAUSES = {
     Outcome.ILLEGAL_ACTION.name: ILLEGAL_ACTION,
     Outcome.NO_ACTION.name: SYNTAX,
     Outcome.TOO_LONG.name: TRUNCATION,
-    # The last one of a failure: every step was right as far as it went, but the context was full.
+    # The last outcome of a failed episode in which every step was right, but the context was full.
     Outcome.CORRECT.name: UNFINISHED,
     Outcome.STEP_LIMIT.name: UNFINISHED,
     Outcome.CRASH.name: FAULT,
@@ -71,4 +71,4 @@ class Verdict:
     outcome: Outcome
     reward: float
     feedback: str  # a sentence for the player
-    action: str | None = None  # as read, where one was found
+    action: str | None = None  # as written; None if none was found

@@ -1,4 +1,4 @@
-"""From a model's answer to its action and observation (mended mode), in time linear in the answer's length."""
+"""Reads the action and the observation from a model's answer (mended mode), in time linear in the answer's length."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _OBSERVATION = near_json("(?:current )?observation", r"(?!)")
 @dataclass(frozen=True)
 class Answer:
     action: str  # as written
-    observation: str  # empty where none was found
+    observation: str  # empty if none was found
 
 
 def read_answer(text: str) -> Answer | Outcome:
-    """The answer's fields; or why there is no action: NO_ACTION or TOO_LONG."""
+    """The fields of the answer; or the reason why there is no action: NO_ACTION or TOO_LONG."""
     if len(text) > MAX_ANSWER:
         return Outcome.TOO_LONG
     strict = last_object(text, "action")

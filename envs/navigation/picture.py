@@ -1,4 +1,4 @@
-"""A city and a walked route as an SVG document: a pure function, no drawing library."""
+"""Draws a city and a walked route as an SVG document: a pure function without a drawing library."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rlpost.envs.navigation.city import City, Sighting
 from rlpost.envs.navigation.geometry import Place
 from rlpost.envs.navigation.trips import Trip
 
-_MARGIN = 80.0  # m, which names at the edge may fill
-_BELOW = 16.0  # m: a mark stands below what it marks, where no landmark's name is
+_MARGIN = 80.0  # m of margin, into which names at the edge may extend
+_BELOW = 16.0  # m from a place down to its mark, away from landmarks' names
 _STYLE = (
     "text{font:11px sans-serif}.street{stroke:#c8c8c8;stroke-width:7;stroke-linecap:round}"
     ".way{stroke:#7aa6da;stroke-width:7;fill:none}"
@@ -20,7 +20,7 @@ _STYLE = (
 
 
 class _Sheet:
-    """Metres to the sheet's own units: north is up."""
+    """Converts metres to the sheet's units; north is up."""
 
     def __init__(self, places: Iterable[Place]) -> None:
         easts, norths = zip(*places, strict=True)
@@ -46,7 +46,7 @@ class _Sheet:
 
 
 def _places(trip: Trip) -> tuple[Place, ...]:
-    """The instructed way."""
+    """The places of the instructed route."""
     if trip.city is not None:
         return tuple(trip.city.nodes[node] for node in trip.nodes)
     return (trip.start.place, *(leg.end.place for leg in trip.legs))
@@ -66,14 +66,14 @@ def _city(sheet: _Sheet, city: City) -> Iterator[str]:
 
 
 def _sightings(sheet: _Sheet, trip: Trip) -> Iterator[str]:
-    """What is seen at the ends of the legs, where no city's landmarks show it."""
+    """The landmarks at the ends of the legs, if no city draws them."""
     for leg in trip.legs:
         if isinstance(leg.end.sighting, Sighting):
             yield sheet.text("landmark", leg.end.place, leg.end.sighting.landmark)
 
 
 def svg(trip: Trip, walked: tuple[Place, ...]) -> str:
-    """An SVG document: streets and landmarks, the instructed way (broad, blue), the way walked so far (dashed, red)."""
+    """An SVG document: streets and landmarks, instructed route (broad, blue), way walked so far (dashed, red)."""
     way = _places(trip)
     sheet = _Sheet((*way, *walked, *(trip.city.nodes if trip.city is not None else ())))
     ground = _city(sheet, trip.city) if trip.city is not None else _sightings(sheet, trip)

@@ -1,8 +1,8 @@
-"""Reads a pickled mapping from (float, float) to text; nothing that the file names is imported or called.
+"""Reads a pickled mapping from (float, float) to text. Nothing that the file names is imported or called.
 
-`pickle.Unpickler` with a `find_class` that refuses everything runs no code of a file's. It is not bounded, though: six
-bytes that store into the memo's place 4294967295 take 64 GiB, and a key of nested tuples takes 2**depth steps to hash,
-or overruns the C stack. So the instructions are listed first, and only those that such a mapping needs are let through.
+`pickle.Unpickler` with a `find_class` that refuses everything runs no code of a file. Its work is not bounded, though:
+six bytes that store into memo place 4294967295 take 64 GiB, and a key of nested tuples takes 2**depth steps to hash, or
+overflows the C stack. So the instructions are listed first, and only those that such a mapping needs are accepted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _PLAIN = (
 
 
 class PlainPickleError(ValueError):
-    """The bytes are no pickle of such a mapping."""
+    """The bytes are not a pickle of such a mapping."""
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Imports nothing: the second lock, should an instruction slip past `_check_instructions`."""
+    """Imports nothing. It is a second barrier, in case an instruction passes `_check_instructions`."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise PlainPickleError(f"{module}.{name} is not for plain data")
@@ -40,13 +40,13 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_mapping(data: bytes) -> dict[tuple[float, float], str]:
-    """The mapping that a pickle holds. PlainPickleError for anything else, attacks included."""
+    """The mapping in a pickle. Raises PlainPickleError for anything else, attacks included."""
     try:
         _check_instructions(data)
         mapping = PlainUnpickler(io.BytesIO(data)).load()
     except PlainPickleError:
         raise
-    except Exception as error:  # pickle documents no closed list of what a broken file raises
+    except Exception as error:  # pickle documents no closed list of the errors for damaged files
         raise PlainPickleError(f"not a pickle: {error}") from error
     if not isinstance(mapping, dict):
         raise PlainPickleError("it holds no mapping")
@@ -54,7 +54,7 @@ def read_mapping(data: bytes) -> dict[tuple[float, float], str]:
 
 
 def _check_instructions(data: bytes) -> None:
-    """Refuses an instruction that is not plain, a tuple of anything but two numbers, and a far memo place."""
+    """Refuse instructions that are not plain, tuples of anything but two numbers, and high memo places."""
     before: list[str] = []  # at most three instructions, a number's as "number"
     for place, (instruction, argument, _) in enumerate(pickletools.genops(data)):
         name = instruction.name
@@ -66,7 +66,7 @@ def _check_instructions(data: bytes) -> None:
             raise PlainPickleError("a key is not a pair of numbers")
         if name == "TUPLE2" and before[1:] != ["number", "number"]:
             raise PlainPickleError("a key is not a pair of numbers")
-        if name != "FRAME":  # may come between any two
+        if name != "FRAME":  # may come between any two instructions
             before = [*before[-2:], "number" if name in _NUMBERS else name]
 
 

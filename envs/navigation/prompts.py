@@ -1,4 +1,4 @@
-"""What the model reads and the expert writes: prompts in two styles, answers in three forms."""
+"""The texts for the model and of the expert: prompts in two styles, answers in three forms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PromptStyle(StrEnum):
 
 
 class AnswerForm(StrEnum):
-    STEPS = "steps"  # strict JSON, where one turns from and to before the action
+    STEPS = "steps"  # strict JSON, with the headings before and after a turn ahead of the action
     DIRECT = "direct"  # strict JSON: observation, instruction, action
     PUBLISHED = "published"  # the published keys and layout: a trailing comma, not valid JSON
 
@@ -62,7 +62,7 @@ class Texts:
     rule: Words
 
     def first(self, entry: Entry) -> str:
-        """The first observation: the rule, the instructions and what one sees."""
+        """The first observation: the rule, the instructions and what the walker sees."""
         if self.style is PromptStyle.PUBLISHED:
             return self._published_prompt([entry])
         follow = ", ".join(self.instruction(number) for number in range(1, 2 * len(self.trip.legs) + 1))
@@ -70,11 +70,11 @@ class Texts:
 
     @property
     def rebuilds(self) -> bool:
-        """Whether an observation after a right action is a whole new prompt, as published, with all history."""
+        """Whether an observation after a right action is a whole new prompt with all history, as published."""
         return self.style is PromptStyle.PUBLISHED and self.mode is Mode.COMPAT
 
     def later(self, history: Sequence[Entry]) -> str:
-        """The observation after a right action; history: every place so far, the present one last."""
+        """The observation after a right action. `history` has every place so far, ending with the current one."""
         if self.rebuilds:
             return self._published_prompt(history)
         if self.style is PromptStyle.PUBLISHED:
@@ -82,7 +82,7 @@ class Texts:
         return f"Now: {self.seen(history[-1])}."
 
     def seen(self, entry: Entry) -> str:
-        """What one sees at a place."""
+        """The description of what is seen at a place."""
         if self.style is PromptStyle.SHORT:
             return _short_view(entry)
         crossing = "You observe an intersection" if entry.view.intersection else ""
@@ -92,7 +92,7 @@ class Texts:
         return "; ".join(part for part in (entry.landmarks, crossing, facing) if part)
 
     def instruction(self, number: int) -> str:
-        """An instruction with its number, from 1: turns are odd, walks even."""
+        """An instruction with its number, from 1. Turns have odd numbers, walks even ones."""
         index, walks = divmod(number - 1, 2)
         leg, last = self.trip.legs[index], index == len(self.trip.legs) - 1
         if self.style is PromptStyle.SHORT:
@@ -100,7 +100,7 @@ class Texts:
         return f"{number}. " + (self._walk(leg, last) if walks else self._turn(index))
 
     def answer(self, entry: Entry, action: Action) -> str:
-        """An answer in the expert's form. The action is not checked here: wrong ones make practice material."""
+        """An answer in the expert's form. The action is not checked here, since wrong ones are practice material."""
         seen, instruction = self.seen(entry), self.instruction(entry.instruction)
         if self.form is AnswerForm.PUBLISHED:
             fields = {"current observation": seen, "current instruction": instruction, "action": str(action)}

@@ -1,4 +1,4 @@
-"""The published routes: route_infos.json and gps_pano_mapping.pkl of one folder. Street views are ignored."""
+"""Reads the published routes: route_infos.json and gps_pano_mapping.pkl of one folder. Street views are ignored."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _NO_LANDMARK = "No landmark nearby"
 
 @dataclass(frozen=True)
 class Route:
-    """One published route as read: the trip, and where its places lie."""
+    """One published route as read: the trip, and the positions of its places."""
 
     trip: Trip
     origin: Position
 
 
 def _position(value: object) -> Position:
-    """[lat, lon] in degrees. ValueError for anything else."""
+    """[lat, lon] in degrees. Raises ValueError for anything else."""
     if isinstance(value, list) and len(value) == 2:
         numbers = [each for each in value if isinstance(each, int | float) and not isinstance(each, bool)]
         if len(numbers) == 2 and abs(numbers[0]) <= 90 and abs(numbers[1]) <= 180:
@@ -48,10 +48,10 @@ def _position(value: object) -> Position:
 
 
 def blocks(milestones: str) -> list[dict[str, str]]:
-    """The pseudo-JSON blocks of `milestone_info`: one `"key": "value",` a line.
+    """The pseudo-JSON blocks of `milestone_info`, with one `"key": "value",` per line.
 
-    As the published reader, lines without a colon and blocks without a line are passed over, and the last block need
-    not be closed.
+    As in the published reader, lines without a colon and blocks without a line are ignored, and the last block may be
+    unclosed.
     """
     found = (_fields(block.strip().lstrip("{")) for block in milestones.split("}"))
     return [fields for fields in found if fields]
@@ -69,7 +69,7 @@ def _field(block: dict[str, str], key: str) -> str:
 
 
 def _heading(text: str) -> tuple[int, str]:
-    """`298 (northwest)` as degrees and word."""
+    """The degrees and the word of a text like `298 (northwest)`."""
     degrees, parenthesis, word = text.partition("(")
     word = word.strip().rstrip(")")
     if not parenthesis or not degrees.strip().isdecimal() or word not in COMPASS:
@@ -106,7 +106,7 @@ def _initial_heading(value: object) -> int:
 
 
 def read_route(route: object) -> Route:
-    """One object of route_infos.json; without an init_heading it is 0, as published. ValueError says what it lacks."""
+    """One object of route_infos.json, with init_heading 0 if missing, as published. ValueError says what is missing."""
     origin = _position(_nested(route, "start_place", "relocated_geocode"))
     geocodes, milestones = (
         _nested(route, "route_results", "geocode_list"),
@@ -130,7 +130,7 @@ def read_route(route: object) -> Route:
 
 
 def read_routes(path: Path) -> list[Route]:
-    """All routes of a route_infos.json. DataError names the file, the route and what is wrong with it."""
+    """All routes of a route_infos.json. Raises DataError that names the file, the route and the problem."""
     try:
         data = json.loads(contents(path, _MOST_BYTES))
     except DataError:
@@ -151,7 +151,7 @@ def _each_route(path: Path, routes: list[object]) -> Iterator[Route]:
 
 
 def read_panoramas(path: Path) -> tuple[Position, ...]:
-    """Where the panoramas of a gps_pano_mapping.pkl were taken."""
+    """The positions of the panoramas in a gps_pano_mapping.pkl."""
     try:
         mapping = read_mapping(contents(path, _MOST_BYTES))
         return tuple(_position(list(key)) for key in mapping)
@@ -162,7 +162,7 @@ def read_panoramas(path: Path) -> tuple[Position, ...]:
 
 
 class PublishedRoutes:
-    """A folder's routes, drawn uniformly. A route is for training or for evaluation by its own hash."""
+    """A folder's routes, drawn uniformly. A hash of the route decides whether it is for training or evaluation."""
 
     def __init__(self, routes: list[Route], panoramas: tuple[Position, ...]) -> None:
         self._routes, self._panoramas = routes, panoramas
@@ -174,7 +174,7 @@ class PublishedRoutes:
         return cls(read_routes(folder / ROUTES), read_panoramas(folder / PANORAMAS))
 
     def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
-        """Any route of the split: `max_legs` is for generated ones. ValueError for a variant of generated cities."""
+        """Any route of the split; `max_legs` is for generated routes. Raises ValueError for generated-only variants."""
         refuse_generated_only(variant)
         fitting = [r for r in self._routes if split is Split.ALL or split_of(r.trip.instance) is split]
         if not fitting:
@@ -183,9 +183,9 @@ class PublishedRoutes:
         return replace(drawn.trip, panoramas=self._near(drawn))
 
     def _near(self, route: Route) -> tuple[Place, ...]:
-        """The panoramas that a place of the route or one between them may be relocated to."""
+        """The panoramas to which a place of the route, or one between two places, may be relocated."""
         places = [route.trip.start.place, *(leg.end.place for leg in route.trip.legs)]
-        reach = 2 * RELOCATION  # from a node to its panorama, and from a place beside that to its own
+        reach = 2 * RELOCATION  # from a node to its panorama, and from a place beside that one to its own
         low = Place(min(p.east for p in places) - reach, min(p.north for p in places) - reach)
         high = Place(max(p.east for p in places) + reach, max(p.north for p in places) + reach)
         flat = (flattened(position, route.origin) for position in self._panoramas)

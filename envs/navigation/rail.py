@@ -1,4 +1,4 @@
-"""The rail: the places where one is asked for an action, each with the right one. Mended, and as published."""
+"""The rail: the places at which the walker must act, each with its right action. Mended, and as published."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rlpost.envs.navigation.geometry import Place, between, distance
 from rlpost.envs.navigation.rules import Rule, Words
 from rlpost.envs.navigation.trips import Leg, Trip, View
 
-DROP_RATE = 0.5  # of the places between two nodes
-CANDIDATES = 5  # published: evenly spaced, the last at the node
-MIN_LEG = 5.0  # m, published: shorter legs have nothing between
-MIN_GAP = 8.0  # m, published: from a place between to either node
-RELOCATION = 20.0  # m, published: from a place to the panorama that stands for it
+DROP_RATE = 0.5  # share of the places between two nodes that are dropped
+CANDIDATES = 5  # published: places evenly spaced, the last at the node
+MIN_LEG = 5.0  # m, published: shorter legs have no places between
+MIN_GAP = 8.0  # m, published: from a place between two nodes to either node
+RELOCATION = 20.0  # m, published: from a place to the panorama that replaces it
 _ROOM = 30.0  # m, mended: a longer stretch of street may have a place between
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A place on the way, the right action there, and the number of the instruction that it carries out."""
+    """A place on the route, the right action there, and the number of the instruction that the action follows."""
 
     view: View
     action: Action
     instruction: int  # from 1; turns are odd, walks even
-    landmarks: str  # what the published observation says of landmarks here
+    landmarks: str  # the published observation of landmarks here
 
 
 def _landmarks(view: View) -> str:
@@ -38,7 +38,7 @@ def _entry(view: View, action: Action, instruction: int) -> Entry:
 
 
 def _with_place_between(place: Place, leg: Leg, rng: random.Random) -> list[View]:
-    """The leg's views up to its end, a long first stretch perhaps divided by a place where nothing is to be seen."""
+    """The leg's views up to its end. A long first stretch may be divided by a place where nothing is seen."""
     views = [*leg.passed, leg.end]
     if distance(place, views[0].place) > _ROOM and rng.random() >= DROP_RATE:
         views.insert(0, View(between(place, views[0].place, 0.5), leg.heading, None, False))
@@ -46,7 +46,7 @@ def _with_place_between(place: Place, leg: Leg, rng: random.Random) -> list[View
 
 
 def mended_rail(trip: Trip, rule: Words, rng: random.Random) -> list[Entry]:
-    """Every node passed, and at most one place between in each leg; observations tell the truth, turns wrap around."""
+    """Every node on the route, and at most one place between nodes per leg. Observations are true; turns wrap."""
     here, entries = trip.start, []
     for number, leg in enumerate(trip.legs):
         entries.append(_entry(here, turned(rule.word(here.facing, leg.heading)), 2 * number + 1))
@@ -56,7 +56,7 @@ def mended_rail(trip: Trip, rule: Words, rng: random.Random) -> list[Entry]:
 
 
 def relocated(place: Place, panoramas: tuple[Place, ...] | None) -> Place | None:
-    """The nearest panorama closer than RELOCATION; the place itself where pictures are everywhere."""
+    """The nearest panorama closer than RELOCATION, or None; the place itself if panoramas are everywhere."""
     if panoramas is None:
         return place
     nearest = min(panoramas, key=lambda each: distance(each, place), default=None)
@@ -64,13 +64,13 @@ def relocated(place: Place, panoramas: tuple[Place, ...] | None) -> Place | None
 
 
 def _standing(place: Place, panoramas: tuple[Place, ...] | None) -> Place:
-    """Where the published rail has a node: at its panorama; without one nearby it stays (published: asks online)."""
+    """The place of a node on the published rail: its panorama, or the node if none is near (published: asks online)."""
     found = relocated(place, panoramas)
     return place if found is None else found
 
 
 def _published_between(start: Place, node: Place, trip: Trip, rng: random.Random) -> Iterator[Place]:
-    """From where one stands to a node, whose own place says how long the leg is, and its panorama where it ends."""
+    """The places from the start to a node. The leg's length is measured to the node, its end is the node's panorama."""
     if distance(start, node) <= MIN_LEG:
         return
     end = _standing(node, trip.panoramas)
@@ -83,7 +83,7 @@ def _published_between(start: Place, node: Place, trip: Trip, rng: random.Random
 
 
 def published_rail(trip: Trip, rule: Rule, rng: random.Random) -> list[Entry]:
-    """As published: only turns and the destination are nodes, which all but the last are intersections."""
+    """The published rail: only turns and the destination are nodes; all nodes except the last are intersections."""
     start = _standing(trip.start.place, trip.panoramas)
     here = replace(trip.start, place=start, sighting=None, intersection=False)
     before, landmarks, entries = trip.start.facing, "No landmarks nearby", []

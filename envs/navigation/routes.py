@@ -1,4 +1,4 @@
-"""Routes through a city: drawn at random, then walked; one that the walk does not prove is drawn again."""
+"""Routes through a city, drawn at random and then walked. A route that cannot be walked as told is drawn again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rlpost.envs.navigation.rules import Rule
 from rlpost.envs.navigation.trips import Leg, Trip, View
 from rlpost.envs.navigation.walking import Pose, ahead, forward, turn
 
-MAX_ROUTES = 60  # drawn in one city before another is tried
-_MAX_BLOCKS = 2  # streets from turn to turn: more would make episodes long, not harder
-_MAX_HEADINGS = 40  # tried before a route is given up
+MAX_ROUTES = 60  # drawn in one city before another city is tried
+_MAX_BLOCKS = 2  # streets between turns: more would make episodes longer, but not harder
+_MAX_HEADINGS = 40  # tried before a route is abandoned
 
 
 class Stop(NamedTuple):
-    """Where a leg begins, or the last one ends: the street turned to."""
+    """The start of a leg, or the end of the last one, with the street turned to."""
 
     node: int
     heading: int
@@ -27,7 +27,7 @@ class Stop(NamedTuple):
 
 
 def _clear_turn(city: City, pose: Pose, towards: int) -> bool:
-    """Whether either rule's word for a turn takes one there, and the compass words tell the two headings apart."""
+    """Whether both rules' words for the turn lead there, and the compass words tell the two headings apart."""
     if eighths(pose.heading, towards) in (0, HALF):
         return False
     found = Pose(pose.node, towards)
@@ -35,7 +35,7 @@ def _clear_turn(city: City, pose: Pose, towards: int) -> bool:
 
 
 def _walk_leg(city: City, pose: Pose, seen: set[int], rng: random.Random) -> Pose | None:
-    """Along the street for some blocks, or as far as it goes; None where it comes back to where one was."""
+    """Walk along the street for some blocks, or to its end; None if that returns to a place already visited."""
     for _ in range(rng.randint(1, _MAX_BLOCKS)):
         onward = forward(city, pose)
         if onward is None:
@@ -48,7 +48,7 @@ def _walk_leg(city: City, pose: Pose, seen: set[int], rng: random.Random) -> Pos
 
 
 def _turns(city: City, pose: Pose, seen: set[int]) -> list[Way]:
-    """The streets that one may turn to here."""
+    """The streets to which the walker may turn here."""
     straight = ahead(city, pose)
     return [
         way
@@ -58,7 +58,7 @@ def _turns(city: City, pose: Pose, seen: set[int]) -> list[Way]:
 
 
 def _draw(city: City, legs: int, rng: random.Random) -> list[Stop] | None:
-    """The start, every turn and the destination of a random walk; None where it got stuck."""
+    """The start, every turn and the destination of a random walk; None if it got stuck."""
     start = rng.randrange(len(city.nodes))
     first = rng.choice(city.ways[start])
     pose, seen = Pose(start, first.heading), {start}
@@ -83,7 +83,7 @@ def view(city: City, pose: Pose) -> View:
 
 
 def _follow(city: City, pose: Pose, end: int) -> Iterator[Pose]:
-    """Every pose of a leg after its first, the end included."""
+    """Every pose of a leg after its first, up to and including the end."""
     while pose.node != end:
         onward = forward(city, pose)
         assert onward is not None  # it was walked when it was drawn
@@ -92,13 +92,13 @@ def _follow(city: City, pose: Pose, end: int) -> Iterator[Pose]:
 
 
 def _is_told(leg: Leg) -> bool:
-    """Whether one can tell the leg's end: by its landmark, or as the first intersection there is."""
+    """Whether the walker can recognise the leg's end: by its landmark, or because it is the first intersection."""
     first = leg.end.intersection and not any(view.intersection for view in leg.passed)
     return leg.end.sighting is not None or first
 
 
 def trip(city: City, stops: list[Stop]) -> Trip | None:
-    """The trip along the drawn stops, or None where its instructions would not say where to stop."""
+    """The trip along the drawn stops; None if its instructions would not say where to stop."""
     nodes, legs = [stops[0].node], []
     for stop, after in pairwise(stops):
         poses = list(_follow(city, Pose(stop.node, stop.heading), after.node))
@@ -112,7 +112,7 @@ def trip(city: City, stops: list[Stop]) -> Trip | None:
 
 
 def starting_heading(trip: Trip, rng: random.Random) -> int | None:
-    """A random heading from which either rule has a clear word for the first turn, or None."""
+    """A random heading from which both rules have a clear word for the first turn; None if there is none."""
     first = trip.legs[0].heading
     for _ in range(_MAX_HEADINGS):
         heading = rng.randrange(360)
@@ -126,7 +126,7 @@ def starting_heading(trip: Trip, rng: random.Random) -> int | None:
 
 
 def draw_trip(city: City, legs: int, rng: random.Random) -> Trip | None:
-    """A trip of so many legs, its start's heading not yet set; None where MAX_ROUTES draws gave none."""
+    """A trip of `legs` legs, with its first heading not yet set; None if MAX_ROUTES draws gave none."""
     for _ in range(MAX_ROUTES):
         stops = _draw(city, legs, rng)
         found = None if stops is None else trip(city, stops)

@@ -1,4 +1,4 @@
-"""The two action spaces: by the compass, or relative to where one faces."""
+"""The two action spaces: compass directions, or directions relative to the walker's heading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlpost.envs.navigation.geometry import (
 
 
 class Words(Protocol):
-    """What x may be in turn_direction(x), and which x makes a turn. Registered rules are of the enum below."""
+    """The values of x in turn_direction(x), and the x that makes a turn. The enum below has the registered rules."""
 
     @property
     def words(self) -> tuple[str, ...]: ...
@@ -29,7 +29,7 @@ class Rule(StrEnum):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What x may be in turn_direction(x)."""
+        """The values that x may have in turn_direction(x)."""
         return COMPASS if self is Rule.ABSOLUTE else RELATIVE
 
     def word(self, facing: int, towards: int) -> str:
@@ -37,5 +37,5 @@ class Rule(StrEnum):
         return compass_word(towards) if self is Rule.ABSOLUTE else relative_word(facing, towards)
 
     def published_word(self, facing: int, towards: int) -> str:
-        """The same with the published fault: relative turns do not wrap around."""
+        """The same, with the published fault: relative turns do not wrap around."""
         return compass_word(towards) if self is Rule.ABSOLUTE else published_relative_word(facing, towards)

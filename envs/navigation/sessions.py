@@ -1,4 +1,4 @@
-"""A route being walked on the rail: the places, the attempts, and what each answer does."""
+"""A walk along a route on the rail: the places, the attempts, and the effect of each answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WELL = (Outcome.CORRECT, Outcome.ARRIVED)
 
 @dataclass(frozen=True)
 class Step:
-    """What came of an answer. `moved`: there is something new to see; if not, one is where one was."""
+    """The result of an answer. `moved` says whether the walker is at a new place."""
 
     verdict: Verdict
     terminated: bool
@@ -32,25 +32,25 @@ class Step:
 
 
 class Session(Protocol):
-    """A route being walked. A copy (copy.copy) walks on without the original."""
+    """A walk along a route. A copy (copy.copy) continues independently of the original."""
 
     @property
     def now(self) -> Entry:
-        """Where one is, with the right action."""
+        """The current place, with its right action."""
 
     @property
     def walked(self) -> tuple[Place, ...]:
-        """The places that one has been to, in order, this one included."""
+        """The places visited so far, in order, including the current one."""
 
     def take(self, answer: str) -> Step:
-        """Grade an answer and act on it. Not to be called when the route is over."""
+        """Grade an answer and act on it. It must not be called when the route is over."""
 
 
 class OnRail:
-    """The published forced rail: a right action of any kind leads to the next place, a wrong one nowhere.
+    """The published forced rail: a right action leads to the next place, whatever it is; a wrong one leads nowhere.
 
-    Mended, the last graded failure at a place truncates; in compat one more attempt, unread, does, and terminates too
-    where the right action is to stop.
+    Mended: the last graded failure at a place truncates. Compat: one more attempt, which is not read, truncates, and
+    also terminates if the right action is to stop.
     """
 
     def __init__(self, entries: list[Entry], rule: Words, mode: Mode, verify_iter: int) -> None:

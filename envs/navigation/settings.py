@@ -1,4 +1,4 @@
-"""The arguments of the environment, checked: a bad one is refused with its key, value and the choices."""
+"""The checked arguments of the environment. A bad one is refused with its key, its value and the choices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_LEGS = 10
 
 class Movement(StrEnum):
     RAIL = "rail"  # published: a wrong action leads nowhere, a right one to the next place
-    FREE = "free"  # actions do what they say; one arrives by stopping near the destination
+    FREE = "free"  # actions are carried out; stopping near the destination is arriving
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Settings:
     mode: Mode
     prompt: PromptStyle
     answer_form: AnswerForm
-    verify_iter: int  # graded attempts at one place
+    verify_iter: int  # graded attempts at each place
     movement: Movement
-    max_legs: int  # of the trained routes
+    max_legs: int  # longest route for training
     data: str  # folder of published routes or file of an OpenStreetMap extract; empty: generated cities
 
     @staticmethod
@@ -53,5 +53,5 @@ class Settings:
         return settings
 
     def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
-        """The variant and split to reset to."""
+        """The variant and split for a reset."""
         return variant_and_split(given, VARIANTS, DEFAULT_VARIANT, self.mode)

@@ -1,4 +1,4 @@
-"""Where trips come from: generated cities here, and the protocol that the importers fulfil too."""
+"""Sources of trips: generated cities, and the protocol that the importers implement too."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from rlpost.envs.navigation.trips import Trip
 from rlpost.envs.navigation.variants import Variant
 from rlpost.envs.splits import Split, split_of
 
-MAX_CITIES = 1000  # tried before a draw is given up
+MAX_CITIES = 1000  # cities tried before a draw is abandoned
 _CITY_SEEDS = 2**48
 
 
 class TripError(RuntimeError):
-    """No acceptable trip was found: the variant, the split or the data leave none, or next to none."""
+    """No acceptable trip was found: the variant, the split or the data allow none, or almost none."""
 
 
 class Source(Protocol):
     @property
     def characters(self) -> frozenset[str]:
-        """What its names are written in, beyond ASCII."""
+        """The characters of its names, besides ASCII."""
 
     def draw(self, variant: Variant, split: Split, max_legs: int, rng: random.Random) -> Trip:
-        """A trip of the split, its first heading not yet set. TripError where there is none; ValueError for a
-        variant that this source cannot serve."""
+        """A trip of the split, with its first heading not yet set. Raises TripError if there is none, ValueError if
+        this source does not support the variant."""
 
 
 class Generated:
-    """Endless cities. A city is for training or for evaluation, whatever its routes: the split hashes the city."""
+    """Any number of cities. A hash of the city decides whether all its routes are for training or evaluation."""
 
     characters: frozenset[str] = frozenset()
 

@@ -1,4 +1,4 @@
-"""A trip: where one starts, the legs to walk and what is seen from them. Made from a city or from published routes."""
+"""A trip: the start, the legs to walk and what is seen on them. It comes from a city or from published routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlpost.envs.navigation.geometry import Place
 
 @dataclass(frozen=True)
 class View:
-    """What one sees, standing somewhere."""
+    """What someone sees who stands somewhere."""
 
     place: Place
     facing: int  # degrees
@@ -20,13 +20,13 @@ class View:
 
 @dataclass(frozen=True)
 class Leg:
-    """Turn to `heading` and walk straight on, past the places of `passed`, to where the next turn or the end is."""
+    """Turn to `heading` and walk straight on, past the places of `passed`, to the next turn or the end."""
 
-    heading: int  # degrees, where the leg begins
-    compass: str  # its word, which imported routes bring along
+    heading: int  # degrees, at the start of the leg
+    compass: str  # the compass word of the heading, given by imported routes
     passed: tuple[View, ...]
     end: View
-    street: str = ""  # empty where none is known
+    street: str = ""  # empty if unknown
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,17 @@ class Trip:
     instance: str
     start: View
     legs: tuple[Leg, ...]  # at least one
-    city: City | None = None  # none: only the trip itself is known
-    nodes: tuple[int, ...] = ()  # of the city, from start to destination
-    panoramas: tuple[Place, ...] | None = None  # where pictures were taken near the trip; None: everywhere
+    city: City | None = None  # None: only the trip itself is known
+    nodes: tuple[int, ...] = ()  # nodes of the city, from start to destination
+    # Positions of the panoramas near the trip; None: everywhere.
+    panoramas: tuple[Place, ...] | None = None
 
     @property
     def destination(self) -> Place:
         return self.legs[-1].end.place
 
     def facing(self, heading: int) -> Trip:
-        """The same trip, begun with another heading."""
+        """The same trip, started with another heading."""
         sighting = self.start.sighting
         if self.city is not None:
             sighting = self.city.sighting(self.nodes[0], heading)

@@ -1,4 +1,4 @@
-"""The rule variants of navigation: what x is in turn_direction(x), which cities, how long the routes."""
+"""The rule variants of navigation: the values of x in turn_direction(x), the cities and the length of routes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ TRAINED_RULE = Rule.ABSOLUTE
 
 @dataclass(frozen=True)
 class Variant:
-    """One rule. `held_out` variants are for evaluation only; a run that trains on one is refused."""
+    """One rule. `held_out` variants are for evaluation only; a run that would train on one is refused."""
 
     name: str
     rule: Rule
     held_out: bool
     summary: str
-    style: str = "grid"  # of generated cities, see generator.STYLES
-    long: bool = False  # routes longer than the trained ones
+    style: str = "grid"  # style of generated cities, see generator.STYLES
+    long: bool = False  # whether routes are longer than the trained ones
 
     @property
     def same_rule(self) -> bool:
-        """Held out, if at all, for its cities or its lengths."""
+        """Whether the rule is the trained one. If held out, the variant is so for its cities or its lengths."""
         return self.rule is TRAINED_RULE
 
     def legs(self, most: int) -> tuple[int, int]:
-        """The fewest and the most legs of a route, where the trained routes have at most `most`."""
+        """The fewest and the most legs of a route, given that the trained routes have at most `most`."""
         return (most + 1, 2 * most) if self.long else (1, most)
 
 
@@ -52,7 +52,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def refuse_generated_only(variant: Variant) -> None:
-    """ValueError for a variant that only generated cities can serve."""
+    """Raises ValueError for a variant that only generated cities support."""
     if variant.style != "grid" or variant.long:
         usable = ", ".join(name for name, each in VARIANTS.items() if each.style == "grid" and not each.long)
         raise ValueError(f"variant={variant.name!r}: only for generated cities; with data there are {usable}")

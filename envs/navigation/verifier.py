@@ -1,4 +1,4 @@
-"""The mended verifier of the rail: bounded, one outcome an attempt, and its feedback tells the truth."""
+"""The mended verifier of the rail: bounded, with one outcome per attempt and true feedback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verdict(outcome: Outcome, rule: Words, action: str | None = None) -> Verdict
 
 
 def legal_action(answer: Answer | Outcome, rule: Words) -> Action | Verdict:
-    """The action of an answer, or the verdict on one that has none of the action space."""
+    """The action of an answer, or the verdict if it has no action of the action space."""
     if isinstance(answer, Outcome):
         return verdict(answer, rule)
     action = read_action(answer.action)
@@ -44,7 +44,7 @@ def legal_action(answer: Answer | Outcome, rule: Words) -> Action | Verdict:
 
 
 def grade(text: str, entry: Entry, rule: Words) -> Verdict:
-    """Grade one answer at a place of the rail. Never raises on any string; work is bounded."""
+    """Grade one answer at a place of the rail. Never raises on any string; the work is bounded."""
     answer = read_answer(text)
     action = legal_action(answer, rule)
     if isinstance(action, Verdict):

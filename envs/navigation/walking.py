@@ -1,4 +1,4 @@
-"""What the three actions do in a city: one walks along streets and turns towards them."""
+"""The effects of the three actions in a city: walking along streets and turning towards them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Pose(NamedTuple):
 
 
 def ahead(city: City, pose: Pose) -> Way | None:
-    """The street that one faces, if any."""
+    """The street in the direction that the walker faces, if any."""
     return next((way for way in city.ways[pose.node] if way.heading == pose.heading), None)
 
 
 def _onward(city: City, way: Way, start: int) -> int:
-    """The heading at the end of a way: along the street's bend, or the street straight on, or as before."""
+    """The heading at the end of a way: along the street's bend, or the street straight on, or unchanged."""
     onward = [each for each in city.ways[way.to] if each.to != start]
     if len(onward) == 1 and not city.is_intersection(way.to):
         return onward[0].heading
@@ -35,15 +35,15 @@ def _goes_straight_on(before: int, after: int) -> bool:
 
 
 def forward(city: City, pose: Pose) -> Pose | None:
-    """At the next node along the street that one faces, facing on; None where no street is ahead."""
+    """The pose at the next node along the street ahead, facing onwards; None if no street is ahead."""
     way = ahead(city, pose)
     return None if way is None else Pose(way.to, _onward(city, way, pose.node))
 
 
 def turn(city: City, pose: Pose, word: str, rule: Rule) -> Pose | None:
-    """Facing the street that a word of the rule stands for; None where no street lies that way.
+    """The pose facing the street that a word of the rule names; None if no street lies that way.
 
-    Of several, the one that turns least sharply, as a person would take it.
+    If several streets match, it is the one with the smallest turn, as a person would choose.
     """
     found = [way for way in city.ways[pose.node] if rule.word(pose.heading, way.heading) == word]
     if not found:

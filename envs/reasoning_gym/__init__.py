@@ -1,7 +1,7 @@
 """`env=reasoning_gym:TASK`: the tasks of the package reasoning-gym (envs/registry.py).
 
-Arguments are the task's own settings; further, `answer_tag` (default true) asks for the answer between tags and reads
-it there, as the package's own evaluation does; without it the model's whole text is the answer.
+Arguments are the task's own settings, and `answer_tag` (default true), which asks for the answer between tags and reads
+it there, as the package's own evaluation does. Without it the model's whole text is the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _task(name: str, settings: Mapping[str, Any]) -> TaskOf:
 
 
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
-    """Refused (a ValueError) for an unknown task or setting, or where the package is not installed."""
+    """The environment of a task. Raises Refused (a ValueError) for an unknown task or setting or a missing package."""
     settings, answer_tag = _settings(args)
     found = _task(name, settings)
     return Answered(found, answer_tag) if found.has_answers else ReasoningGym(found, answer_tag)
@@ -41,5 +41,5 @@ def variants(name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
 
 
 def causes(name: str) -> Mapping[str, str]:
-    """None: an answer is right or not, and nothing tells why."""
+    """No causes: an answer is right or wrong, and nothing says why."""
     return {}

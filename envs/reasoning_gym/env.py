@@ -14,17 +14,17 @@ INSTRUCTION = "Write your final answer between <answer> and </answer>."
 
 
 def tagged(text: str) -> str | None:
-    """What stands between the last <answer> and </answer>, as the package's own evaluation reads it."""
+    """The text between the last <answer> and </answer>, as the package's own evaluation reads it."""
     before, closed, _ = text.rpartition("</answer>")
     _, opened, answer = before.rpartition("<answer>")
     return answer.strip() if opened and closed else None
 
 
 class ReasoningGym(OneTurn):
-    """A question, one answer, its score from 0 to 1; success is a score of 1.
+    """A question, one answer and its score from 0 to 1; success is a score of 1.
 
-    Outcomes: CORRECT, PARTIAL (a score between), WRONG, NO_ANSWER (no tag) and REFUSED (an answer that the scorer
-    would run as code; see guard.py). The last two earn 0.
+    Outcomes: CORRECT, PARTIAL (a score between 0 and 1), WRONG, NO_ANSWER (no tag) and REFUSED (an answer that the
+    scorer would run as code; see guard.py). NO_ANSWER and REFUSED earn 0.
     """
 
     def __init__(self, task: TaskOf, answer_tag: bool) -> None:

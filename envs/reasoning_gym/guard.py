@@ -1,12 +1,12 @@
-"""Which answers may reach a scorer of reasoning-gym that evaluates them as Python code.
+"""Decides which answers may reach scorers of reasoning-gym that evaluate them as Python code.
 
-Some of its scorers hand what the model wrote to `eval`, or to SymPy's `parse_expr`, which is `eval` behind a tokenizer:
-`__import__('os').system(...)` as an answer runs. Their answers are parsed here first, and only those go on whose
-every part is a number, an operator, or what else a right answer to the task needs, and whose values stay small.
+Some of its scorers pass the model's text to `eval`, or to SymPy's `parse_expr`, which is `eval` behind a tokenizer: the
+answer `__import__('os').system(...)` would run. Their answers are parsed here first. They pass only if every part is a
+number, an operator, or something else that a right answer to the task needs, and if their values stay small.
 
-Two of them also let SymPy simplify what they read, which takes no bounded time. An answer may have few terms when it is
-multiplied out, a low degree, and little within a function; of random ones that pass, 2% still take over 2 s
-(functions within functions, mostly). rollout.env_timeout_s ends those.
+Two of the scorers also let SymPy simplify what they read, which takes unbounded time. Such an answer must have few
+terms when it is multiplied out, a low degree, and little inside functions. Of random answers that pass, 2% still take
+over 2 s (mostly functions within functions); rollout.env_timeout_s ends those.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ EVALUATORS = frozenset({"eval", "exec", "compile", "parse_expr", "sympify", "par
 OF_THE_QUESTION = frozenset({"bitwise_arithmetic", "number_sorting"})
 """Tasks whose scorers evaluate their own question or oracle, not the model's answer."""
 
-_MAX_BITS = 4096  # of a number on the way to the value
+_MAX_BITS = 4096  # bits of every intermediate number
 _MAX_EXPONENT = 64
 _MAX_NODES = 300
-_MAX_TERMS = 256  # of an expression multiplied out, which is how SymPy's `simplify` begins
+_MAX_TERMS = 256  # terms of an expression multiplied out, which is the first step of SymPy's `simplify`
 _TERMS_OF_CALL = 4
 _MAX_DEGREE = 64
-_MAX_INNER_DEGREE = 2  # of a function's argument
-_MAX_CALLS = 4  # functions within functions: SymPy simplifies their derivatives
+_MAX_INNER_DEGREE = 2  # degree of a function's argument
+_MAX_CALLS = 4  # nested functions: SymPy simplifies their derivatives
 _EXPRESSION = re.compile(r"[0-9A-Za-z+\-*/()., ]*")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
@@ -42,11 +42,11 @@ class _TooMuch(Exception):
 
 
 def is_literal(answer: str) -> bool:
-    """Whether `eval` would find a list of texts and numbers in an answer, or no code at all."""
+    """Whether `eval` would read a list of texts and numbers in an answer, or no code at all."""
     try:
         tree = ast.parse(answer.lstrip(" \t"), mode="eval")
     except (SyntaxError, ValueError):
-        return "(" not in answer  # neither code for eval, nor a call in what is nearly code
+        return "(" not in answer  # neither code for eval, nor a call in invalid code
     except (RecursionError, MemoryError):
         return False
     allowed = (ast.Expression, ast.List, ast.Tuple, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.USub)
@@ -54,12 +54,12 @@ def is_literal(answer: str) -> bool:
 
 
 def is_arithmetic(answer: str) -> bool:
-    """Whether an answer is + - * / ** on numbers, with no value on the way of more than 4096 bits."""
+    """Whether an answer is + - * / ** on numbers, with no intermediate value of more than 4096 bits."""
     return _is_expression(answer, names=False)
 
 
 def is_algebra(answer: str) -> bool:
-    """As `is_arithmetic`, with variables and elementary functions as well, and few terms when multiplied out."""
+    """Like `is_arithmetic`, but also with variables and elementary functions, and few terms when multiplied out."""
     return _is_expression(answer, names=True)
 
 
@@ -77,7 +77,7 @@ def _is_expression(answer: str, names: bool) -> bool:
 
 
 def _size(node: ast.expr, names: bool, calls: int = 0) -> float:
-    """An upper bound on the bits of an expression's value. _TooMuch for what is no part of one."""
+    """An upper bound on the bits of an expression's value. Raises _TooMuch for nodes that are not allowed."""
     match node:
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
             return value.bit_length()
@@ -111,10 +111,10 @@ def _exponent(node: ast.expr) -> float:
 
 
 def _terms(node: ast.expr) -> int:
-    """A bound on the terms of an expression that `_size` takes, multiplied out and not collected.
+    """A bound on the terms of an expression that `_size` accepts, multiplied out but not collected.
 
-    A quotient counts as a product: both its sides are multiplied out. A function counts as several terms, since
-    SymPy rewrites its powers and the sums in its argument. _TooMuch as soon as they are many.
+    A quotient counts as a product, because both its sides are multiplied out. A function counts as several terms,
+    because SymPy rewrites its powers and the sums in its argument. Raises _TooMuch once there are too many.
     """
     match node:
         case ast.UnaryOp(operand=operand):
@@ -133,7 +133,7 @@ def _terms(node: ast.expr) -> int:
 
 
 def _degree(node: ast.expr) -> float:
-    """How many factors that are no numbers stand in one term at most."""
+    """The largest number of non-numeric factors in one term."""
     match node:
         case ast.UnaryOp(operand=operand):
             return _degree(operand)
@@ -147,7 +147,7 @@ def _degree(node: ast.expr) -> float:
 
 
 def _terms_of_power(terms: int, exponent: int) -> int:
-    """How many products of `exponent` factors out of `terms` there are: the multinomial theorem's terms."""
+    """The number of products of `exponent` factors out of `terms`: the number of terms in the multinomial theorem."""
     return math.comb(exponent + terms - 1, exponent)
 
 
@@ -170,7 +170,7 @@ GUARDS: dict[str, Callable[[str], bool]] = {
 
 
 def evaluates(dataset_class: type) -> bool:
-    """Whether a data set's scorer, or what it calls within its package, names an evaluator of code."""
+    """Whether a data set's scorer, or a function that it calls within its package, names an evaluator of code."""
     score: Any = dataset_class.score_answer  # type: ignore[attr-defined]
     seen: set[CodeType] = set()
     waiting = [score]
@@ -192,7 +192,7 @@ def evaluates(dataset_class: type) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Every global and attribute that a function's code names, in the functions within it as well."""
+    """Every global and attribute named in a function's code, including nested functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -17,9 +17,9 @@ from rlpost.envs.own import told
 from rlpost.envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
 
 DEFAULT = "default"
-_OURS = ("seed", "size")  # of a task's settings: `reset` draws the seed, and instances have no end
+_OURS = ("seed", "size")  # settings of a task: `reset` draws the seed, and instances never end
 _DIFFER = "with equal seeds its generator asks different questions in different processes"
-_UNUSED = {  # as of 0.1.25
+_UNUSED = {  # as of reasoning-gym 0.1.25
     "composite": "it mixes other tasks; train on those",
     "isomorphic_strings": _DIFFER,
     "knight_swap": _DIFFER,
@@ -29,7 +29,7 @@ _UNUSED = {  # as of 0.1.25
 
 
 def package() -> ModuleType:
-    """The factory of reasoning-gym. Refused where it is not installed."""
+    """The factory of reasoning-gym. Raises Refused if the package is not installed."""
     try:
         from reasoning_gym import factory
     except ImportError as error:
@@ -40,27 +40,26 @@ def package() -> ModuleType:
 
 
 def names() -> list[str]:
-    """The tasks there are, but for those that cannot be trained on."""
+    """The names of all tasks, except those that cannot be trained on."""
     return sorted(package().DATASETS.keys() - _UNUSED.keys())
 
 
 @dataclass(frozen=True)
 class Level:
-    """One difficulty of a task: a variant, and the data set that makes its questions."""
+    """One difficulty of a task: a variant, and the data set that generates its questions."""
 
     variant: PlainVariant
     config: Any  # the task's own settings
-    make: Callable[..., Any]  # the task's data set, of settings
+    make: Callable[..., Any]  # builds the task's data set from its settings
 
     @cached_property
     def dataset(self) -> Any:
         return self.make(config=self.config)
 
     def entry(self, seed: int) -> dict[str, Any]:
-        """The question of a seed: `question`, `answer`, `metadata`, as the package names them."""
-        dataset = copy.copy(
-            self.dataset
-        )  # some take a second to make; their questions depend on seed and index
+        """The question for a seed: `question`, `answer`, `metadata`, as the package names them."""
+        # Shallow copy: some data sets take a second to build; their questions depend on seed and index only.
+        dataset = copy.copy(self.dataset)
         dataset.seed = seed
         entry: dict[str, Any] = dataset[seed % len(dataset)]
         return entry
@@ -68,11 +67,11 @@ class Level:
 
 @dataclass(frozen=True)
 class TaskOf:
-    """A task with its levels, the first of which is the one to train on."""
+    """A task with its levels; the first level is for training."""
 
     name: str
     levels: Mapping[str, Level]
-    accepts: Callable[[str], bool] | None  # which answers may reach its scorer; none: all
+    accepts: Callable[[str], bool] | None  # which answers may reach its scorer; None: all
 
     @property
     def variants(self) -> dict[str, PlainVariant]:
@@ -84,12 +83,12 @@ class TaskOf:
         return isinstance(self.levels[DEFAULT].entry(0)["answer"], str)
 
     def score(self, variant: str, entry: Mapping[str, Any], answer: str) -> float:
-        """By the task's own scorer, from 0 to 1."""
+        """The score of the task's own scorer, from 0 to 1."""
         return float(self.levels[variant].dataset.score_answer(answer, entry))
 
 
 def task(name: str, settings: Mapping[str, Any]) -> TaskOf:
-    """A task with settings of one's own over its defaults. Refused for what it does not have or cannot be."""
+    """A task with the user's settings over its defaults. Raises Refused for unknown or invalid settings."""
     try:
         return _task(name, json.dumps(settings, sort_keys=True))
     except TypeError as error:
@@ -129,7 +128,7 @@ def _known(name: str, config_class: Any, given: dict[str, Any]) -> dict[str, Any
 
 
 def _guard(name: str, dataset_class: type) -> Callable[[str], bool] | None:
-    """Refused where a scorer evaluates answers as code and nobody has said which answers are harmless."""
+    """The check of answers for a task. Raises Refused if its scorer evaluates answers as code and none is defined."""
     if name not in GUARDS and name not in OF_THE_QUESTION and evaluates(dataset_class):
         raise UnknownEnvironment(
             f"reasoning_gym:{name}: its scorer evaluates answers as Python code",
@@ -141,34 +140,34 @@ def _guard(name: str, dataset_class: type) -> Callable[[str], bool] | None:
 def _levels(
     name: str, config_class: Any, curriculum: Any, given: dict[str, Any]
 ) -> Iterator[tuple[PlainVariant, Any]]:
-    """The task as set, then the levels of its curriculum: the first to train on, the harder ones held out.
+    """The task with the given settings, then its curriculum's levels: the first for training, harder ones held out.
 
-    A level that the task's own checks refuse (some curricula go further than their task) is not there.
+    Levels that the task's own checks refuse are left out, since some curricula go beyond their task.
     """
     try:
         base = _checked(config_class(**given))
-    except Exception as error:  # whatever the task's own checks raise, AssertionError for most
+    except Exception as error:  # the task's own checks raise anything, most of them AssertionError
         raise Refused(f"reasoning_gym:{name}: {told(error)}", "change its settings") from error
     yield PlainVariant(DEFAULT, False, _summary("as set", base, None)), base
     count = 0 if curriculum is None else max(len(a.levels) for a in curriculum().attributes.values())
     for level in range(count):
         try:
             config = _checked(_at_level(curriculum(), level, given))
-        except Exception:  # as above
+        except Exception:  # see above
             continue
         summary = _summary(f"level {level} of 0 to {count - 1}", config, base)
         yield PlainVariant(f"level_{level}", level > 0, summary), config
 
 
 def _checked(config: Any) -> Any:
-    """Settings that the task itself accepts, with a fixed seed: its data set would else draw one."""
+    """Settings that the task itself accepts, with a fixed seed, because its data set would draw one otherwise."""
     if hasattr(config, "validate"):
         config.validate()
     return replace(config, seed=0)
 
 
 def _at_level(curriculum: Any, level: int, given: dict[str, Any]) -> Any:
-    """A level's own range of each setting, without that of the easier levels."""
+    """The level's own range of each setting, without the ranges of easier levels."""
     from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
 
     curriculum.set_global_level(level)
@@ -177,7 +176,7 @@ def _at_level(curriculum: Any, level: int, given: dict[str, Any]) -> Any:
 
 
 def _summary(what: str, config: Any, base: Any) -> str:
-    """What a level is, and its settings where they differ from those of `base`."""
+    """A description of a level, with its settings that differ from those of `base`."""
     shown = [
         f"{field.name}={getattr(config, field.name)}"
         for field in fields(config)

@@ -1,4 +1,4 @@
-"""Credit assignment as plain tensor functions: discounted sums, GAE, baselines of a group, whitening.
+"""Credit assignment as plain tensor functions: discounted sums, GAE, group baselines, whitening.
 
 Shapes: B episodes, T token positions, S sampled tokens of the longest episode, M members of all groups.
 """
@@ -11,25 +11,26 @@ from torch.nn.functional import pad
 
 DEVIATION_FLOOR = 1e-6  # added to a group's standard deviation
 VARIANCE_FLOOR = 1e-8  # added to the variance of a whole batch
-# Values that differ by less than this share of their size count as equal: 84 units in the last place of float32, what
-# sums of many terms in another order differ by. Divided by its own deviation, such noise would become signal.
+# Values whose difference is below this share of their size count as equal. It is 84 units in the last place of float32,
+# the difference between sums of many terms in different orders. Divided by its own deviation, such noise would look
+# like signal.
 EQUAL_WITHIN = 1e-5
 
 
 def gae(
     rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns per sampled token (arXiv 1506.02438, equation 16), zero elsewhere; both (B, T).
+    """Advantages and returns per sampled token (arXiv 1506.02438, equation 16), and zero elsewhere; both (B, T).
 
-    Time is counted in sampled tokens: tokens that the environment wrote (mask 0) are skipped, so neither how
-    many there are nor what the critic says of them matters. `values_BT[b, t]` is the critic's estimate of the
-    state *before* token t; `rewards_BT[b, t]` is earned by sampling token t.
+    Time is counted in sampled tokens. Tokens that the environment wrote (mask 0) are skipped, so neither their number
+    nor the critic's estimates on them matter. `values_BT[b, t]` is the critic's estimate of the state *before* token t;
+    `rewards_BT[b, t]` is earned by sampling token t.
 
-    Every episode ends at its last sampled token, and nothing is bootstrapped beyond it. That includes
-    episodes cut by the attempt limit or by the context's length: both limits are stated to or felt by the
-    agent, no reward ever follows, and a truncated episode is thus a finished one.
+    Every episode ends at its last sampled token, without bootstrapping beyond it. This includes episodes cut by the
+    attempt limit or the context length: the agent is told the first limit and can notice the second, and no reward
+    follows either, so a truncated episode counts as finished.
 
-    Raises ValueError if a reward lies on a token that was not sampled: it would be lost.
+    Raises ValueError if a token that was not sampled has a reward, since the reward would be lost.
     """
     mask_BT = mask_BT.bool()
     if bool((rewards_BT.masked_fill(mask_BT, 0.0) != 0).any()):
@@ -49,22 +50,22 @@ def gae(
 
 
 def _sampled_first(mask_BT: Tensor) -> Tensor:
-    """Positions of each row, its sampled tokens first and in order, cut at the longest row's count."""
+    """Positions of each row with its sampled tokens first, in order; cut at the largest count of sampled tokens."""
     longest = int(mask_BT.sum(dim=1).max()) if mask_BT.numel() else 0
     return torch.argsort((~mask_BT).int(), dim=1, stable=True)[:, :longest]
 
 
 def _reversed_scan(rewards_BS: Tensor, values_BS: Tensor, gamma: float, lam: float) -> Tensor:
-    """Padding lies on the right with reward and value zero, so it hands on an advantage of zero."""
+    """GAE along the last dimension. Padding is on the right, with reward and value 0, so it passes on advantage 0."""
     next_values_BS = torch.cat([values_BS[:, 1:], torch.zeros_like(values_BS[:, :1])], dim=1)
     return discounted_sums(rewards_BS + gamma * next_values_BS - values_BS, gamma * lam)
 
 
 def discounted_sums(values_BS: Tensor, factor: float) -> Tensor:
-    """sum over k >= s of factor^(k - s) values[k] for every s, along the last dimension.
+    """The sum over k >= s of factor^(k - s) values[k] for every s, along the last dimension.
 
-    A doubling scan (Hillis and Steele, 1986): after round i every entry is the sum over the next 2^i, so S entries
-    take log2(S) additions of whole tensors; nothing is divided by powers of `factor`, which may be 0.
+    A doubling scan (Hillis and Steele, 1986): after round i every entry is the sum over the next 2^i entries, so S
+    entries take log2(S) additions of whole tensors. It never divides by powers of `factor`, which may be 0.
     """
     reach, sums_BS = 1, values_BS
     while reach < values_BS.shape[-1]:
@@ -76,7 +77,8 @@ def discounted_sums(values_BS: Tensor, factor: float) -> Tensor:
 def group_normalized(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
     """(reward - mean) / standard deviation within each group (arXiv 2402.03300, section 4.1.2).
 
-    The deviation is the sample's (n - 1), as in TRL and verl; the paper does not say. Equal rewards give exact zeros.
+    The deviation is the sample's (n - 1), as in TRL and verl; the paper does not specify it. Equal rewards give exact
+    zeros.
     """
     centred_M = group_centred(rewards_M, groups_M)
     square_M = _sums(centred_M.square(), groups_M) / (_sizes(groups_M) - 1.0).clamp_min(1.0)
@@ -84,21 +86,21 @@ def group_normalized(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
 
 
 def group_centred(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
-    """reward - mean of its group (arXiv 2503.20783). Equal rewards give exact zeros."""
+    """reward - mean of the group (arXiv 2503.20783). Equal rewards give exact zeros."""
     means_M = _sums(rewards_M, groups_M) / _sizes(groups_M)
     return (rewards_M - means_M).masked_fill(flat(rewards_M, groups_M), 0.0)
 
 
 def leave_one_out(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
-    """reward - mean of its group's others (arXiv 2402.14740, section 2.2); zero where there is no other."""
+    """reward - mean of the group's other members (arXiv 2402.14740, section 2.2); zero in groups of one."""
     sizes_M = _sizes(groups_M)
     others_M = (_sums(rewards_M, groups_M) - rewards_M) / (sizes_M - 1.0).clamp_min(1.0)
     return (rewards_M - others_M).masked_fill(flat(rewards_M, groups_M), 0.0)
 
 
 def flat(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
-    """Whether all members of an entry's group have the same reward (within EQUAL_WITHIN of the largest size), bool
-    (M,); true of groups of one."""
+    """Whether all members of an entry's group have the same reward (differences within EQUAL_WITHIN of the largest
+    size), bool (M,). Groups of one count as flat."""
     count = int(groups_M.max()) + 1 if groups_M.numel() else 0
     low, high = (
         rewards_M.new_zeros(count).scatter_reduce(0, groups_M, rewards_M, how, include_self=False)
@@ -108,7 +110,7 @@ def flat(rewards_M: Tensor, groups_M: Tensor) -> Tensor:
 
 
 def _sums(values_M: Tensor, groups_M: Tensor) -> Tensor:
-    """Every entry's group's sum."""
+    """The sum of each entry's group, (M,)."""
     count = int(groups_M.max()) + 1 if groups_M.numel() else 0
     return values_M.new_zeros(count).index_add(0, groups_M, values_M)[groups_M]
 
@@ -123,24 +125,24 @@ def moments(values_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def varies(mean: Tensor, variance: Tensor) -> Tensor:
-    """Whether values of these moments differ by more than rounding, a bool scalar."""
+    """Whether the values with these moments differ by more than rounding, a bool scalar."""
     return variance > (EQUAL_WITHIN * mean).square()
 
 
 def whiten(values_N: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Shift to mean 0 and scale to variance 1, given the moments of the *whole* batch's sampled tokens.
+    """Shift to mean 0 and scale to variance 1, with the moments of the *whole* batch's sampled tokens.
 
-    The moments are arguments so that a shard of a batch is whitened as the whole batch is. Equal values (see
-    EQUAL_WITHIN) give exact zeros: their differences from a rounded mean are no signal.
+    The moments are arguments, so that a shard is whitened like the whole batch. Equal values (see EQUAL_WITHIN) give
+    exact zeros, because their differences from a rounded mean carry no signal.
     """
     whitened_N = (values_N - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
     return torch.where(varies(mean, variance), whitened_N, 0.0)
 
 
 def explained_variance(values_N: Tensor, returns_N: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows the mean only.
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for one that predicts the mean only.
 
-    NaN-free: zero where the returns do not vary.
+    The result is 0, not NaN, if the returns do not vary.
     """
     mean, variance = moments(returns_N)
     residual = (returns_N - values_N).var(unbiased=False)

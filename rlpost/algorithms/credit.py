@@ -1,9 +1,9 @@
-"""From episodes and log-probs to what the losses need: advantages, returns, weights, fixed during an update.
+"""Turns episodes and log-probs into the inputs of the losses: advantages, returns and weights, fixed for an update.
 
     turns' rewards ─▶ length penalty, scale, normalization ─▶ on tokens ─▶ less KL ─▶ estimator ─▶ whitening
 
-Which estimator is the business of a row of rlpost.config.presets. Every rank does the same sums on the same
-numbers. All tensors have one entry for each sampled token of the batch (N), in the order of rlpost.algorithms.layout.
+rlpost.config.presets has the estimator of each algorithm. Every rank computes the same sums from the same numbers. All
+tensors have one entry per sampled token of the batch (N), in the order of rlpost.algorithms.layout.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What stays fixed during an update's epochs; `old_values_N` is there with a critic, `reference_N` with a KL.
+    """What stays fixed during an update's epochs. `old_values_N` needs a critic, `reference_N` a KL term.
 
-    Without `old_logprobs_N` the old policy is the present one: the update has one step.
+    Without `old_logprobs_N` the old policy is the current one: the update has one step.
     """
 
     layout: TokenLayout
@@ -39,25 +39,25 @@ class TrainingBatch:
     old_logprobs_N: Tensor | None
     advantages_N: Tensor
     returns_N: Tensor
-    value_mask_N: Tensor  # bool: tokens that the critic learns from
+    value_mask_N: Tensor  # bool: tokens that train the critic
     rollout_is_weights_N: Tensor
-    token_weights_N: Tensor  # of log-probs in a turn's ratio (algo.thought_weight)
+    token_weights_N: Tensor  # weights of log-probs in a turn's ratio (algo.thought_weight)
     old_values_N: Tensor | None
     reference_N: Tensor | None
 
     def units_N(self, ratio: Ratio) -> Tensor:
-        """The number that tokens of one ratio share."""
-        return self.layout.turns_N if ratio is Ratio.turn else self.layout.episodes_N
+        """The unit's number for each token: tokens with one number share an importance ratio."""
+        return self.layout.turns_N if ratio is Ratio.turn else self.layout.samples_N
 
 
 def assign_credit(
     trajectories: Sequence[Trajectory], outputs: dict[str, Tensor], cfg: Config
 ) -> tuple[TrainingBatch, Metrics]:
-    """Advantages and returns of every sampled token, with the diagnostics of the start of the update.
+    """Advantages and returns of every sampled token, with the diagnostics at the start of the update.
 
-    `outputs` are (N,), by role, where computed: the policy's and reference's log-probs, the critic's values.
+    `outputs` are (N,) by role, if computed: log-probs of the policy and the reference, values of the critic.
 
-    Raises LearnerError for a reward or sampling log-prob that is not finite, and for a turn without tokens.
+    Raises LearnerError if a reward or sampling log-prob is not finite, or a turn has no tokens.
     """
     row, algo = TABLE[cfg.algo.name], cfg.algo
     layout = _layout(trajectories)
@@ -92,6 +92,7 @@ def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
             [[len(turn.answer_ids) for turn in t.turns] for t in trajectories],
             [t.group for t in trajectories],
             [[turn.thought_tokens for turn in t.turns] for t in trajectories],
+            [[turn.opens_sample for turn in t.turns] for t in trajectories],
         )
     except ValueError as error:
         raise LearnerError(f"the batch cannot be learnt from: {error}") from error
@@ -100,7 +101,7 @@ def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
 def _rewards(
     trajectories: Sequence[Trajectory], layout: TokenLayout, outputs: dict[str, Tensor], cfg: Config
 ) -> tuple[Tensor, Metrics]:
-    """Of tokens; and the share of groups that tell nothing, as all their episodes earned the same."""
+    """The rewards of tokens, and the share of groups without signal: all their episodes earned the same."""
     algo = cfg.algo
     earned_U = torch.tensor([turn.reward for t in trajectories for turn in t.turns], dtype=torch.float32)
     totals_B = earned_U.new_zeros(len(trajectories)).index_add(0, layout.episodes_U, earned_U)
@@ -139,7 +140,7 @@ def _whitened(estimate: Estimate) -> Tensor:
 
 
 def _gap(sampling_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
-    """The gap of engine and learner, if the policy's log-probs are known; else the update's first pass tells it."""
+    """The gap of engine and learner, if the policy's log-probs are known; else the first training pass measures it."""
     if POLICY not in outputs or algo.old_logprobs is OldLogprobs.engine:
         return {}
     gap = losses.engine_gap(sampling_N, outputs[POLICY], sampling_N.numel())
@@ -147,7 +148,7 @@ def _gap(sampling_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Me
 
 
 def _divergence(outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
-    """From the reference, if the batch's log-probs are known; else the update's first pass tells it."""
+    """The KL from the reference, if both log-probs are known; else the first training pass measures it."""
     if REFERENCE not in outputs:
         return {}
     metrics = {"kl_coef": algo.kl_coef}
@@ -172,7 +173,7 @@ def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:
 def _with_rollout_is(
     batch: TrainingBatch, sampling_N: Tensor, row: Algorithm, algo: AlgoConfig, metrics: Metrics
 ) -> tuple[TrainingBatch, Metrics]:
-    """With the weights for what the engine sampled, in the unit in which the algorithm takes its ratio."""
+    """Add the importance weights for rollout tokens, in the unit of the algorithm's ratio."""
     if algo.rollout_is is RolloutIS.none:
         return batch, metrics
     assert batch.old_logprobs_N is not None, (

@@ -2,7 +2,7 @@
 
     estimate(which, rewards_N, values_N, layout, gamma, lam, by_turn) ─▶ Estimate
 
-Rewards are what tokens earn after scaling and KL; see rlpost.algorithms.rewards for where they lie.
+Rewards are those of tokens after scaling and KL; rlpost.algorithms.rewards defines which tokens receive them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ BASELINES: dict[Estimator, GroupBaseline] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """One entry a sampled token (N,). Where `value_mask_N` is false, an advantage only repeats its turn's."""
+    """One entry per sampled token (N,). If `value_mask_N` is false, the advantage only repeats that of the turn."""
 
     advantages_N: Tensor
     returns_N: Tensor
-    value_mask_N: Tensor  # bool; means, moments and the critic's loss go over these
+    # Bool: means, moments and the critic's loss use these tokens.
+    value_mask_N: Tensor
 
 
 def with_critic(
     which: Estimator, rewards_N: Tensor, values_N: Tensor, layout: TokenLayout, gamma: float, lam: float
 ) -> Estimate:
-    """GAE, per token or per turn (arXiv 2501.17161: a turn is one action, and its value is that of the state
-    before its first token)."""
+    """GAE per token or per turn. Per turn, a turn is one action, and its value is that of the state before its first
+    token (arXiv 2501.17161)."""
     if which is Estimator.gae:
         advantages_N, returns_N = _ragged_gae(rewards_N, values_N, layout.lengths_B, gamma, lam)
         return Estimate(advantages_N, returns_N, torch.ones_like(layout.opens_N))
@@ -58,7 +59,7 @@ def with_critic(
 def without_critic(
     which: Estimator, rewards_N: Tensor, layout: TokenLayout, gamma: float, by_turn: bool
 ) -> Estimate:
-    """Returns, or rewards against those of the same group; `by_turn` compares turns instead of whole episodes."""
+    """Returns, or rewards relative to the group; `by_turn` compares turns instead of whole episodes."""
     all_N = torch.ones_like(layout.opens_N)
     returns_N = _rewards_to_come(rewards_N, layout, gamma)
     if which is Estimator.returns:
@@ -72,7 +73,7 @@ def without_critic(
 
 
 def _process_supervision(rewards_N: Tensor, layout: TokenLayout, baseline: GroupBaseline) -> Tensor:
-    """Each turn's reward against all turns of its group; a token's advantage is the sum from its turn on
+    """Each turn's reward relative to all turns of its group. A token's advantage is the sum from its turn onwards
     (arXiv 2402.03300, section 4.1.3)."""
     scored_U = baseline(layout.per_turn(rewards_N.double()), layout.groups_U)
     turns_B = torch.bincount(layout.episodes_U, minlength=len(layout.groups_B))
@@ -90,7 +91,7 @@ def _rewards_to_come(rewards_N: Tensor, layout: TokenLayout, gamma: float) -> Te
 def _ragged_gae(
     rewards_N: Tensor, values_N: Tensor, counts_B: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """GAE of flat tensors: an episode a row, `counts_B` entries each."""
+    """GAE of flat tensors: each episode is a row with `counts_B` entries."""
     mask_BS = _mask(counts_B)
     rewards_BS, values_BS = (
         torch.zeros(mask_BS.shape, dtype=x.dtype).masked_scatter(mask_BS, x) for x in (rewards_N, values_N)

@@ -1,12 +1,16 @@
-"""Which episode, turn and group each sampled token belongs to, and how much it weighs in a mean.
+"""The episode, turn and group of each sampled token, and its weight in a mean.
 
-Sampled tokens of a batch have one flat numbering: episodes in order, turns in order, tokens in order.
+The sampled tokens of a batch have one flat numbering: episodes in order, turns in order, tokens in order.
 Worked example: two episodes of one group, the first with turns of 2 and 1 tokens, the second with one of 3:
 
     token       0 1 2 | 3 4 5
     episodes_N  0 0 0 | 1 1 1
     turns_N     0 0 1 | 2 2 2      numbered over the whole batch
     opens_N     1 0 1 | 1 0 0      first token of its turn
+    samples_N   0 0 0 | 1 1 1      conversations, numbered over the whole batch; an agent's episode may have several
+
+An episode of several samples is one episode everywhere: of its group, in means, and in time, which goes through its
+samples in order. Only a ratio of whole answers' probabilities is taken sample by sample, as the learner computes them.
 
 Shapes: N sampled tokens, U turns, B episodes, G groups.
 """
@@ -30,19 +34,28 @@ class TokenLayout:
     episodes_U: Tensor
     lengths_U: Tensor
     groups_B: Tensor  # 0 to G - 1
+    samples_N: Tensor
     thoughts_N: Tensor  # bool: a token of a turn's thought, before its answer
 
     @classmethod
     def of(
-        cls, turns: Sequence[Sequence[int]], groups: Sequence[int], thoughts: Sequence[Sequence[int]]
+        cls,
+        turns: Sequence[Sequence[int]],
+        groups: Sequence[int],
+        thoughts: Sequence[Sequence[int]],
+        opens: Sequence[Sequence[bool]] | None = None,
     ) -> TokenLayout:
-        """`turns[b]` are the lengths of episode b's turns, `thoughts[b]` how many of each turn's first tokens are
-        thought, `groups[b]` any number its group shares. Raises ValueError for a turn without tokens."""
+        """`turns[b]` are the lengths of episode b's turns; `thoughts[b]` are the numbers of thought tokens at the start
+        of each turn; `groups[b]` is any number that the group shares; `opens[b]` says whether each turn opens a sample
+        (the first always does; none: only the first). Raises ValueError for a turn without tokens."""
         lengths_U = torch.tensor([n for episode in turns for n in episode])
         if lengths_U.numel() and int(lengths_U.min()) < 1:
             raise ValueError("a turn has no sampled token; leave such turns out")
         thoughts_U = torch.tensor([n for episode in thoughts for n in episode])
         episodes_U = torch.tensor([b for b, episode in enumerate(turns) for _ in episode])
+        opens_U = torch.tensor(
+            [k == 0 or bool(opens and opens[b][k]) for b, e in enumerate(turns) for k in range(len(e))]
+        )
         turns_N = torch.arange(len(lengths_U)).repeat_interleave(lengths_U)
         positions_N = torch.arange(len(turns_N)) - (lengths_U.cumsum(0) - lengths_U)[turns_N]
         return cls(
@@ -52,6 +65,7 @@ class TokenLayout:
             episodes_U=episodes_U,
             lengths_U=lengths_U,
             groups_B=torch.unique(torch.tensor(groups), return_inverse=True)[1],
+            samples_N=(opens_U.cumsum(0) - 1)[turns_N],
             thoughts_N=positions_N < thoughts_U[turns_N],
         )
 
@@ -64,15 +78,15 @@ class TokenLayout:
         return self.groups_B[self.episodes_U]
 
     def per_turn(self, values_N: Tensor) -> Tensor:
-        """Sums over each turn's tokens, (U,)."""
+        """The sum over each turn's tokens, (U,)."""
         return values_N.new_zeros(len(self.lengths_U)).index_add(0, self.turns_N, values_N)
 
     def per_episode(self, values_N: Tensor) -> Tensor:
-        """Sums over each episode's tokens, (B,)."""
+        """The sum over each episode's tokens, (B,)."""
         return values_N.new_zeros(len(self.groups_B)).index_add(0, self.episodes_N, values_N)
 
     def weights(self, episodes: Sequence[int], aggregation: Aggregation, budget: int) -> Tensor:
-        """Weight (N,) of each token's term in the loss of a minibatch of whole `episodes`; zero outside it.
+        """Weight (N,) of each token's term in the loss of a minibatch of whole `episodes`; zero for tokens outside it.
 
         tokens: 1 / tokens (DAPO). turns: 1 / (turns x the turn's length). episodes: 1 / (episodes x the episode's
         length) (GRPO). constant: 1 / (episodes x `budget`) (Dr. GRPO). All but the last sum to one.

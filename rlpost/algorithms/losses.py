@@ -1,8 +1,8 @@
 """Losses over flat sampled tokens (N), and the usual estimators of the KL divergence.
 
 Each loss is a sum over tokens, weighted by `weights_N` (see rlpost.algorithms.layout) or divided by `denominator`, the
-number of tokens of the whole minibatch; so a micro-batch's loss is its share of the minibatch's. Each returns
-(loss, metrics); metrics are means over tokens, see the package's docstring for how they are reduced.
+number of tokens of the whole minibatch, so a micro-batch's loss is its share of the minibatch's. Each returns (loss,
+metrics); metrics are means over tokens, and the package's docstring says how they are reduced.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from rlpost.config.presets import Ratio, Surrogate
 from rlpost.config.schema import KlEstimator, RolloutIS
 
 Metrics = dict[str, Tensor]
-# Ratios are taken of log ratios up to this (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7, and where
-# its infinity is not the term that counts, its backward is 0 x infinity.
+# Log ratios are clamped to this value (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7; even if the
+# surrogate does not select the infinite term, its backward computes 0 x infinity.
 LOG_RATIO_LIMIT = 20.0
 
 
 def is_maximum(metric: str) -> bool:
-    """Whether a metric is reduced by the maximum; all others add up, or are averaged over optimizer steps."""
+    """Whether a metric is reduced by the maximum. All others add up, or are averaged over optimizer steps."""
     return metric.endswith("_max")
 
 
 def kl_k1(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
-    """log p - log q per token drawn from p: unbiased estimate of KL(p || q), may be negative."""
+    """log p - log q per token drawn from p: an unbiased estimate of KL(p || q) that may be negative."""
     return logprobs_N - reference_N
 
 
 def kl_k2(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
-    """(log p - log q)^2 / 2 per token drawn from p: biased, low variance, its gradient is unbiased."""
+    """(log p - log q)^2 / 2 per token drawn from p: biased, with low variance and an unbiased gradient."""
     return 0.5 * (logprobs_N - reference_N).square()
 
 
 def kl_k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
     """q/p - 1 - log(q/p) per token drawn from p: unbiased, never negative (Schulman, "Approximating KL", 2020).
 
-    Where log(q/p) is above LOG_RATIO_LIMIT, q/p goes on along its tangent: finite, and its gradient still pulls p up.
+    If log(q/p) is above LOG_RATIO_LIMIT, q/p continues along its tangent: finite, with a gradient that still raises p.
     """
     log_ratio_N = reference_N - logprobs_N
     beyond_N = (log_ratio_N - LOG_RATIO_LIMIT).relu() * math.exp(LOG_RATIO_LIMIT)
@@ -57,7 +57,7 @@ KL_ESTIMATORS: dict[KlEstimator, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Clip:
-    """Bounds of the probability ratio: 1 - low to 1 + high; above `ceiling` the clipped term alone counts."""
+    """Bounds of the probability ratio: 1 - low to 1 + high. Above `ceiling` only the clipped term counts."""
 
     low: float
     high: float
@@ -67,11 +67,11 @@ class Clip:
 def log_ratios(
     new_N: Tensor, old_N: Tensor, units_N: Tensor | None, ratio: Ratio, token_weights_N: Tensor | None = None
 ) -> Tensor:
-    """Log of the ratio new / old that each token's term uses, (N,).
+    """The log ratio new / old in each token's term, (N,).
 
-    token: its own. turn, episode: the sum over its unit, whose tokens share a number in `units_N`, each difference
-    times its `token_weights_N` if given. episode_mean: the mean over its unit (arXiv 2507.18071, equation 7). A unit's
-    tokens must come in one call.
+    token: the token's own. turn, episode: the sum over the unit (tokens with one number in `units_N`) of each
+    difference times its `token_weights_N`, if given. episode_mean: the mean over the unit (arXiv 2507.18071, equation
+    7). All tokens of a unit must be in one call.
     """
     differences_N = new_N - old_N
     if ratio is Ratio.token or units_N is None:
@@ -84,7 +84,7 @@ def log_ratios(
 
 
 def ratios(log_ratio_N: Tensor) -> Tensor:
-    """exp of the log ratio, finite: above LOG_RATIO_LIMIT it is constant and has no gradient, as under a dual clip."""
+    """exp of the log ratio. Above LOG_RATIO_LIMIT it is a finite constant without gradient, as under a dual clip."""
     return log_ratio_N.clamp_max(LOG_RATIO_LIMIT).exp()
 
 
@@ -97,14 +97,14 @@ def policy_loss(
     clip: Clip,
     denominator: float,
 ) -> tuple[Tensor, Metrics]:
-    """The negated surrogate, weighted by `weights_N`: to be minimised.
+    """The negated surrogate, weighted by `weights_N`, to minimise.
 
-    clipped: min(r A, clip(r) A) (arXiv 1707.06347, equation 7), with a bound of its own on either side
-    (arXiv 2503.14476, equation 10); above `clip.ceiling` the clipped term alone (the published code of arXiv
-    2501.17161), whatever the sign of A. clipped_weight: clip(r) A log pi, the clipped ratio without gradient
-    (arXiv 2506.13585, equation 4).
+    clipped: min(r A, clip(r) A) (arXiv 1707.06347, equation 7), with separate lower and upper bounds (arXiv 2503.14476,
+    equation 10). Above `clip.ceiling` only the clipped term counts, whatever the sign of A (the published code of arXiv
+    2501.17161). clipped_weight: clip(r) A log pi, with no gradient through the clipped ratio (arXiv 2506.13585,
+    equation 4).
 
-    Metrics: clip_fraction (tokens whose ratio the clip changed, and with clipped counts), ratio_max.
+    Metrics: clip_fraction (tokens whose ratio the clip changed; with `clipped` only if that term counts), ratio_max.
     """
     ratio_N = ratios(log_ratio_N)
     bounded_N = ratio_N.clamp(1.0 - clip.low, 1.0 + clip.high)
@@ -128,7 +128,7 @@ def policy_loss(
 
 
 def approx_kl(logprobs_N: Tensor, old_logprobs_N: Tensor, denominator: float) -> Metrics:
-    """Metrics: approx_kl, k3 from the old policy to this one."""
+    """Metrics: approx_kl, the k3 estimate between the old policy and the current one."""
     return {"approx_kl": kl_k3(old_logprobs_N, logprobs_N).sum().detach() / denominator}
 
 
@@ -140,12 +140,12 @@ def engine_gap(sampling_N: Tensor, logprobs_N: Tensor, denominator: float) -> Me
 
 
 def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tuple[Tensor, Metrics]:
-    """Importance weights learner / engine of tokens that the engine drew, given the log ratio; no gradient.
+    """Importance weights learner / engine of tokens that the engine sampled, from the log ratio; without gradient.
 
-    truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w within [1 / cap, cap], else 0.
+    truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w if within [1 / cap, cap], else 0.
 
-    Metrics, over all tokens: rollout_is/weight_mean, rollout_is/weight_max (both before the cap), rollout_is/capped
-    (share of tokens that the cap or mask changed).
+    Metrics, over all tokens: rollout_is/weight_mean and rollout_is/weight_max (both before the cap), rollout_is/capped
+    (the share of tokens that the cap or mask changed).
     """
     weights_N = ratios(log_ratio_N.detach())
     if kind is RolloutIS.truncate:
@@ -164,10 +164,10 @@ def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tupl
 def value_loss(
     values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, clip: float, denominator: float
 ) -> tuple[Tensor, Metrics]:
-    """Half the squared error to the returns, the worse of the value and of the value clipped to within `clip`
-    of its estimate at the start of the update (as in OpenAI baselines ppo2).
+    """Half the squared error to the returns. The larger error counts: that of the value, or that of the value clipped
+    to within `clip` of the estimate at the start of the update (as in OpenAI baselines ppo2).
 
-    Metrics: value_clip_fraction (tokens whose clipped term is the one that counts).
+    Metrics: value_clip_fraction (tokens for which the clipped error counts).
     """
     kept_N = old_values_N + (values_N - old_values_N).clamp(-clip, clip)
     plain_N = (values_N - returns_N).square()
@@ -181,7 +181,7 @@ def value_loss(
 
 
 def entropy_bonus(entropy_N: Tensor, weights_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
-    """Weighted entropy in nats; subtract it, times its coefficient, from the loss. Metrics: entropy, per token."""
+    """Weighted entropy in nats. Subtract it, times its coefficient, from the loss. Metrics: entropy, per token."""
     return (weights_N * entropy_N).sum(), {"entropy": entropy_N.detach().sum() / denominator}
 
 
@@ -192,10 +192,11 @@ def kl_penalty(
     estimator: KlEstimator,
     denominator: float,
 ) -> tuple[Tensor, Metrics]:
-    """Weighted k2 or k3 to the reference; add it, times its coefficient, to the loss. Metrics: kl_loss, per token.
+    """Weighted k2 or k3 to the reference. Add it, times its coefficient, to the loss. Metrics: kl_loss, per token.
 
-    On tokens of the policy itself the gradient of k2 is that of KL(policy || reference) in expectation, the gradient
-    of k3 that of KL(reference || policy). Raises ValueError for k1: its expected gradient is 0 (E[grad log pi] = 0).
+    On tokens sampled from the policy, the expected gradient of k2 is that of KL(policy || reference), and the expected
+    gradient of k3 that of KL(reference || policy). Raises ValueError for k1: its expected gradient is 0 (E[grad log pi]
+    = 0).
     """
     if estimator is KlEstimator.k1:
         raise ValueError("k1 in the loss has no gradient but noise; use k2 or k3, or k1 in the reward")

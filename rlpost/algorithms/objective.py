@@ -1,4 +1,4 @@
-"""The loss of a minibatch, micro-batch by micro-batch; the formulas are in rlpost.algorithms.
+"""The loss of a minibatch, one micro-batch at a time. The formulas are in rlpost.algorithms.losses.
 
 outputs of the forward passes, slots of the tokens, TrainingBatch ─▶ surrogate - entropy bonus (+ KL) + value loss
 """
@@ -19,9 +19,9 @@ from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rollo
 
 
 class Outputs(NamedTuple):
-    """What the passes over a micro-batch give for its N sampled tokens, each (N,) float32; None without that pass.
+    """Outputs of the roles for a micro-batch's N sampled tokens, each (N,) float32; None if the role did not run.
 
-    A tuple, since DeepSpeed's ZeRO-3 looks for tensors in tuples, lists and dicts, and not in dataclasses.
+    It is a tuple because DeepSpeed's ZeRO-3 looks for tensors in tuples, lists and dicts, but not in dataclasses.
     """
 
     logprobs_N: Tensor | None = None  # the policy's
@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
     values_N: Tensor | None = None  # the critic's
 
     def of(self, role: str) -> Tensor:
-        """What the pass of `role` gave: log-probs of POLICY or REFERENCE, values of CRITIC."""
+        """The output of `role`: log-probs of POLICY or REFERENCE, values of CRITIC."""
         outputs = {POLICY: self.logprobs_N, REFERENCE: self.reference_N, CRITIC: self.values_N}[role]
         assert outputs is not None, f"the {role} made no pass"
         return outputs
@@ -40,23 +40,26 @@ class Outputs(NamedTuple):
 LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, losses.Metrics]]
 
 
-def roles_to_compute(algo: AlgoConfig) -> tuple[str, ...]:
-    """The roles whose log-probs or values of every token must be known before the update."""
+def roles_to_compute(algo: AlgoConfig, one_sample: bool = True) -> tuple[str, ...]:
+    """The roles whose log-probs or values of every token are needed before the update.
+
+    `one_sample`: whether every episode is one sample.
+    """
     policy = (POLICY,) if _needs_old_logprobs(algo) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
-    critic = (CRITIC,) if TABLE[algo.name].critic and not critic_steps_once(algo) else ()
+    critic = (CRITIC,) if TABLE[algo.name].critic and not (one_sample and critic_steps_once(algo)) else ()
     return (*policy, *reference, *critic)
 
 
 def critic_steps_once(algo: AlgoConfig) -> bool:
-    """Whether the critic takes one step an update: its forward pass then gives the values that advantages are
-    made of, and no pass before is needed."""
+    """Whether the critic takes one step per update. If every episode is one sample, the forward pass of that step gives
+    the values for the advantages, and no separate pass is needed."""
     return TABLE[algo.name].critic and (algo.critic_epochs or algo.epochs) * algo.minibatches == 1
 
 
 def _needs_old_logprobs(algo: AlgoConfig) -> bool:
-    """Whether the policy's log-probs must be computed before the first step. If there is one step only, its own
-    forward pass gives them, unless something needs them earlier."""
+    """Whether the policy's log-probs must be computed before the first step. If there is one step only, its own forward
+    pass gives them, unless they are needed earlier."""
     if algo.old_logprobs is OldLogprobs.engine:
         return False
     early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none
@@ -64,7 +67,7 @@ def _needs_old_logprobs(algo: AlgoConfig) -> bool:
 
 
 def minibatch_loss(batch: TrainingBatch, episodes: Sequence[int], cfg: Config) -> LossFunction:
-    """The loss of a micro-batch as its share of that of the minibatch that `episodes` make."""
+    """The loss function of micro-batches. Each loss is a share of the loss of the minibatch of `episodes`."""
     algo = cfg.algo
     chosen_N = batch.layout.weights(episodes, TABLE[algo.name].aggregation, cfg.rollout.max_new_tokens)
     policy_tokens = int((chosen_N > 0).sum())
@@ -105,7 +108,7 @@ def _policy_terms(
     algo: AlgoConfig,
     policy_tokens: int,
 ) -> tuple[Tensor, losses.Metrics]:
-    """Surrogate, less the entropy bonus, plus the KL penalty if it is in the loss."""
+    """The surrogate, minus the entropy bonus, plus the KL penalty if it is in the loss."""
     row = TABLE[algo.name]
     old_N = logprobs_N.detach() if batch.old_logprobs_N is None else batch.old_logprobs_N[slots_N]
     clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
@@ -118,9 +121,8 @@ def _policy_terms(
     )
     entropy, more = losses.entropy_bonus(entropy_N, weights_N, policy_tokens)
     metrics |= more
-    if (
-        algo.entropy_coef != 0.0
-    ):  # a bonus of 0 would still have its gradient computed, by the head's products again
+    # A bonus with coefficient 0 would still cost its gradient, and with it another pass over the head's products.
+    if algo.entropy_coef != 0.0:
         total = total - algo.entropy_coef * entropy
     if algo.kl is KlPlace.loss and batch.reference_N is not None:
         kl, more = losses.kl_penalty(
@@ -133,7 +135,7 @@ def _policy_terms(
 def _first_look(
     batch: TrainingBatch, slots_N: Tensor, logprobs_N: Tensor, algo: AlgoConfig, policy_tokens: int
 ) -> losses.Metrics:
-    """What the scoring pass would have told, had the policy had one."""
+    """The gap and KL metrics, if no pass before the update has computed them."""
     if _needs_old_logprobs(algo):
         return {}
     metrics = losses.engine_gap(batch.sampling_N[slots_N], logprobs_N, policy_tokens)

@@ -1,4 +1,4 @@
-"""What sampled tokens earn: the environment's rewards, scaled, less the price of length and of leaving the reference.
+"""The rewards of sampled tokens: the environment's rewards, scaled, minus the length and KL penalties.
 
 Shapes: U turns, B episodes, N sampled tokens; see rlpost.algorithms.layout.
 """
@@ -15,8 +15,8 @@ from rlpost.config.schema import KlEstimator, Rewards
 
 
 def overlong(lengths_U: Tensor, limit: int, buffer: int, price: float) -> Tensor:
-    """What each answer loses for its length (arXiv 2503.14476, equation 13), at most 0: nothing up to
-    `limit - buffer` tokens, from there in a line to -`price` at `limit`. A `buffer` of 0 takes nothing."""
+    """The length penalty of each answer, at most 0 (arXiv 2503.14476, equation 13): 0 up to `limit - buffer` tokens,
+    then linear down to -`price` at `limit`. With a `buffer` of 0 there is no penalty."""
     if buffer == 0:
         return torch.zeros(len(lengths_U))
     over_U = (lengths_U - (limit - buffer)) / buffer
@@ -24,10 +24,10 @@ def overlong(lengths_U: Tensor, limit: int, buffer: int, price: float) -> Tensor
 
 
 def normalized(rewards_U: Tensor, layout: TokenLayout) -> Tensor:
-    """Rewards over the standard deviation of the batch's episode totals; not shifted, so 0 stays 0.
+    """Rewards divided by the standard deviation of the batch's episode totals. They are not shifted, so 0 stays 0.
 
-    Where all totals are equal there is no scale to take, and rewards stay as they are (as scikit-learn's StandardScaler
-    treats a constant feature). TRL's PPO divides by a running deviation, which one equal batch does not make zero;
+    If all totals are equal there is no scale, and rewards stay as they are (as scikit-learn's StandardScaler treats a
+    constant feature). TRL's PPO divides by a running deviation, which does not become zero after one equal batch;
     OpenRLHF and verl do not divide rewards but whiten advantages.
     """
     totals_B = rewards_U.new_zeros(len(layout.groups_B)).index_add(0, layout.episodes_U, rewards_U)
@@ -36,7 +36,7 @@ def normalized(rewards_U: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def placed(rewards_U: Tensor, layout: TokenLayout, where: Rewards) -> Tensor:
-    """Rewards of turns on tokens, (N,): each on its turn's last token, or all of an episode on its very last."""
+    """Turn rewards placed on tokens, (N,): each on its turn's last token, or an episode's sum on its last token."""
     ends_U = layout.lengths_U.cumsum(0) - 1
     if where is Rewards.outcome:
         ends_U = (layout.lengths_B.cumsum(0) - 1)[layout.episodes_U]
@@ -46,8 +46,8 @@ def placed(rewards_U: Tensor, layout: TokenLayout, where: Rewards) -> Tensor:
 def less_kl(
     rewards_N: Tensor, logprobs_N: Tensor, reference_N: Tensor, estimator: KlEstimator, coefficient: float
 ) -> Tensor:
-    """Rewards less `coefficient` times the KL estimate of each token (arXiv 1909.08593, equation 2).
+    """Rewards minus `coefficient` times the KL estimate of each token (arXiv 1909.08593, equation 2).
 
-    `logprobs_N` are the policy's at the start of the update; no gradient flows.
+    `logprobs_N` are the policy's at the start of the update; no gradient passes through.
     """
     return rewards_N - coefficient * KL_ESTIMATORS[estimator](logprobs_N, reference_N).detach()

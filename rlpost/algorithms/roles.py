@@ -1,3 +1,3 @@
-"""What the adapters of one base are in an algorithm: who acts, who values, who is stayed close to."""
+"""The roles that the adapters of one base have in an algorithm: policy, critic, reference."""
 
 ROLES = POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"

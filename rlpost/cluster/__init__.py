@@ -1,1 +1,1 @@
-"""Ray: starting and joining it, waiting for its actors, a user's code on its way to them."""
+"""Ray: starting or joining it, waiting for its actors, and shipping a user's code to them."""

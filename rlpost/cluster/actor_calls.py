@@ -1,6 +1,6 @@
-"""The one way to wait for an actor: with a deadline, and the first failure ends the wait and names who failed.
+"""All waits for actors: each has a deadline, and the first failure ends the wait with an error that names the actor.
 
-An actor's method answers once, or, called with num_returns="streaming", as often as it yields.
+A call of an actor's method has one answer, or, with num_returns="streaming", one for each value that it yields.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ray import exceptions as ray_errors
 from rlpost.errors import ClusterError, RlpostError
 
 Asked: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
-"""What was asked of an actor: for one answer, or for a stream of them."""
+"""A pending call of an actor, with one answer or a stream of answers."""
 
 
 class ActorLostError(ClusterError):
-    """An actor's process died or cannot be reached; a new one may take its place, once it was killed."""
+    """An actor's process died or cannot be reached. Once it is killed, a new actor may take its place."""
 
 
 class DeadlineError(ClusterError):
@@ -27,20 +27,20 @@ class DeadlineError(ClusterError):
 
 
 def get(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
-    """One answer; see get_all."""
+    """Wait for one answer; see get_all."""
     return get_all([ref], timeout_s, [who])[0]
 
 
 def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> list[Any]:
     """Wait until every actor named in `who` has answered, and return the answers in order.
 
-    The first failure ends the wait, since the others may be waiting for the one that failed.
+    The first failure ends the wait, since the other actors may be waiting for the one that failed.
 
     Raises:
-        DeadlineError: not all answered within `timeout_s` seconds; names those that did not.
+        DeadlineError: not all actors answered within `timeout_s` seconds; names those that did not.
         ActorLostError: an actor's process died; names it.
         ClusterError: Ray itself failed.
-        RlpostError: what an actor raised on purpose, as it raised it. Any other exception of an actor comes as
+        RlpostError: an actor raised it on purpose; it is passed on unchanged. Other exceptions of an actor arrive as
             Ray's RayTaskError, with the actor's traceback.
     """
     names = dict(zip(refs, who, strict=True))
@@ -51,10 +51,10 @@ def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str])
 
 
 def first_answered(deadlines: Mapping[Asked, float], timeout_s: float, who: Mapping[Asked, str]) -> Asked:
-    """The next of several to be answered, to fail or, of a stream, to end; waits until the earliest deadline.
+    """The first call to get an answer, to fail or, if it is a stream, to end. Waits until the earliest deadline.
 
-    Deadlines are of time.monotonic, `timeout_s` seconds after each was asked, and a stream's is for all of it.
-    Raises DeadlineError, naming all whose deadline is over.
+    Deadlines are times of time.monotonic, `timeout_s` seconds after each call; the deadline of a stream covers all its
+    answers. Raises DeadlineError, naming all calls whose deadline has passed.
     """
     earliest = min(deadlines.values())
     done, _ = ray.wait(list(deadlines), num_returns=1, timeout=max(0.0, earliest - time.monotonic()))
@@ -65,9 +65,9 @@ def first_answered(deadlines: Mapping[Asked, float], timeout_s: float, who: Mapp
 
 
 def take(asked: Asked, timeout_s: float, who: str) -> tuple[list[Any], bool]:
-    """The answer that `first_answered` found, and whether it is the last; no answer where a stream has ended.
+    """The answer that `first_answered` found, and whether it is the last. A stream that has ended gives no answer.
 
-    Raises like get_all. What a stream's actor yielded before it died is lost if it was not taken by then.
+    Raises like get_all. If an actor dies, the values that it yielded and nobody took are lost.
     """
     if isinstance(asked, ray.ObjectRefGenerator):
         try:
@@ -78,20 +78,20 @@ def take(asked: Asked, timeout_s: float, who: str) -> tuple[list[Any], bool]:
 
 
 def cancel(asked: Iterable[Asked]) -> None:
-    """Nobody waits for these any more. One that has begun goes on, unless its method asks `is_cancelled`."""
+    """Cancel calls that nobody waits for. One that has begun runs on, unless its method checks `is_cancelled`."""
     for each in asked if ray.is_initialized() else ():
         ray.cancel(each)
 
 
 def is_cancelled() -> bool:
-    """In an actor's method: whether its caller has cancelled it."""
+    """Whether the caller has cancelled the current call. To be used in an actor's method."""
     return bool(ray.get_runtime_context().is_canceled())
 
 
 def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str]) -> None:
-    """Raise ActorLostError if an actor is dead or dies before it answers, within `timeout_s` seconds.
+    """Raise ActorLostError if an actor is dead, or dies before it answers, within `timeout_s` seconds.
 
-    For after another failure: what the actors answer or raise is passed over.
+    It is meant for use after another failure, so it ignores what the actors return or raise.
     """
     names = dict(zip(refs, who, strict=True))
     for ref in _as_they_come(refs, timeout_s):
@@ -104,7 +104,7 @@ def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Seque
 
 
 def _as_they_come(refs: Sequence[ray.ObjectRef], timeout_s: float) -> Iterator[ray.ObjectRef]:
-    """Those that are answered, or failed, within `timeout_s` seconds, the first one first."""
+    """The calls that are answered or have failed within `timeout_s` seconds, in order of time."""
     deadline = time.monotonic() + timeout_s
     pending = list(refs)
     while pending:
@@ -136,7 +136,7 @@ def _silent(names: Sequence[str], timeout_s: float) -> DeadlineError:
 
 
 def _gist(error: Exception) -> str:
-    """The line of Ray's long message that says what happened: the last one."""
+    """The last line of Ray's long message, which says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

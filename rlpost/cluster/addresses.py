@@ -1,4 +1,4 @@
-"""The address of a Ray cluster: `host:port`, where an IPv6 address stands in brackets."""
+"""The address of a Ray cluster: `host:port`, with an IPv6 host in brackets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _FORM = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[A-Za-z0-9_.-]+)):(?P<port
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of an address, the host without brackets. Raises ValueError for one of another form."""
+    """The host, without brackets, and the port. Raises ValueError if the address has another form."""
     found = _FORM.fullmatch(address)
     if found is None or not 0 < int(found["port"]) < 2**16:
         raise ValueError(f"{address!r} is not host:port, nor [IPv6]:port")

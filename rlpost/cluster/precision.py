@@ -1,11 +1,11 @@
-"""Which precision a run computes in: `dtype=auto` measures products of the run's shapes; no machine is assumed.
+"""Chooses a run's precision. `dtype=auto` measures products of the run's shapes and assumes nothing about the machine.
 
     model's config.json, settings ─▶ Shapes ─▶ products timed in float32 and bfloat16 ─▶ Choice (dtype, reason, warning)
 
-Products are timed in every memory layout that learner and engine use, since on some processors one layout alone is
-slow: without a bfloat16 unit, the gradient by the input ran at 0.5 GFLOP/s where the forward product ran at 19.
-One thread measures, in time of the processor and not of the clock: on a busy machine two threads wait for one another
-longer than they compute, and the slower precision was found to be the faster one.
+Products are timed in every memory layout that the learner and the engine use, since some processors are slow in one
+layout only: without a bfloat16 unit, the gradient with respect to the input ran at 0.5 GFLOP/s and the forward product
+at 19. One thread is timed in processor time, not wall time: on a busy machine two threads wait for each other longer
+than they compute, and the slower precision came out as the faster one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import ClusterError, ConfigError
 
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
-WORTH = 1.5  # bfloat16 rounds, so it must be so many times as fast; this also keeps noise from deciding
-SLOW = 5.0  # a warning is given where the setting takes so many times as long as the other precision
-SIDE = 1024  # a larger model's matrices are measured with this many rows and columns,
-ROWS = 512  # and longer micro-batches with this many tokens
-KEYS = 256  # that a query of the attention product sees
-ENOUGH_S = 0.004  # a product that takes so long has shown its rate
+# bfloat16 rounds, so it must be this many times as fast; the margin also keeps noise from deciding.
+WORTH = 1.5
+SLOW = 5.0  # a warning is given if the chosen precision takes this many times as long as the other
+SIDE = 1024  # matrices of larger models are measured with this many rows and columns
+ROWS = 512  # longer micro-batches are measured with this many tokens
+KEYS = 256  # keys per query of the attention product
+ENOUGH_S = 0.004  # a product that takes this long has shown its rate
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision, why it was taken, and a warning where it is far from the best."""
+    """The precision, the reason for it, and a warning if it is much slower than the other."""
 
     dtype: Dtype
     reason: str
@@ -45,10 +46,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of a run's products, cut to SIDE and ROWS."""
+    """The sizes of a run's products, limited to SIDE and ROWS."""
 
-    tokens: int  # of a micro-batch
-    sequences: int  # that decode together
+    tokens: int  # tokens of a micro-batch
+    sequences: int  # sequences that decode together
     inputs: int
     outputs: int
     rank: int
@@ -56,7 +57,7 @@ class Shapes:
 
     @classmethod
     def of(cls, cfg: Config, model_folder: Path) -> Shapes:
-        """Those of `cfg`; what the model's config.json does not tell is taken for SIDE."""
+        """The shapes of `cfg`. Sizes that the model's config.json does not contain are set to SIDE."""
         told = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
         told = told.get("text_config", told)
         width = int(told.get("hidden_size", SIDE))
@@ -72,17 +73,18 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Product:
-    """One kind of product: `build(rows, dtype)` gives a call of so many rows, each of which costs `flops`."""
+    """One kind of product. `build(rows, dtype)` gives a call over that many rows, each of which costs `flops`."""
 
     name: str
     rows: int
     flops: int
-    passes: int  # times that an iteration computes it for a token: two scoring passes and a training pass
+    # How often an iteration computes it per token: in two scoring passes and one training pass.
+    passes: int
     build: Callable[[int, torch.dtype], Callable[[], Tensor]]
 
 
 def products(shapes: Shapes) -> tuple[Product, ...]:
-    """What a layer computes: x (T, H) inputs, W (M, H) a weight, A (r, H) and B an adapter, G (T, M) a gradient."""
+    """The products of a layer: x (T, H) inputs, W (M, H) a weight, A (r, H) and B an adapter, G (T, M) a gradient."""
     H, M, r, D = shapes.inputs, shapes.outputs, shapes.rank, shapes.head
 
     def linear(rows: int, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -117,14 +119,14 @@ def products(shapes: Shapes) -> tuple[Product, ...]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """GFLOP/s of every product, and the seconds of a token's products in one layer and iteration, by dtype."""
+    """GFLOP/s of every product, and the seconds per token for one layer's products in one iteration, by dtype."""
 
     rates: Mapping[str, Mapping[Dtype, float]]
     seconds: Mapping[Dtype, float]
 
     @classmethod
     def of(cls, shapes: Shapes) -> Measurement:
-        """Measure on this machine, with the threads that torch has now; takes well under a second where it is idle."""
+        """Measure on this machine with torch's current threads. It takes well under a second if the machine is idle."""
         rates: dict[str, dict[Dtype, float]] = {}
         seconds = dict.fromkeys(TORCH_DTYPES, 0.0)
         for product in products(shapes):
@@ -135,7 +137,7 @@ class Measurement:
         return cls(rates, seconds)
 
     def slowdown(self, dtype: Dtype) -> float:
-        """How many times as long `dtype` takes as the other precision."""
+        """How many times as long as the other precision `dtype` takes."""
         return self.seconds[dtype] / self.seconds[_other(dtype)]
 
     @property
@@ -144,7 +146,7 @@ class Measurement:
         return Dtype.bfloat16 if self.slowdown(Dtype.float32) > WORTH else Dtype.float32
 
     def choice(self, asked: Dtype) -> Choice:
-        """What `asked` comes to on this machine."""
+        """The choice for the setting `asked` on this machine."""
         if asked is Dtype.auto:
             return Choice(self.best, f"measured: {self._told(self.best)}")
         slowdown, warning = self.slowdown(asked), None
@@ -156,7 +158,7 @@ class Measurement:
         return Choice(asked, "as set", warning)
 
     def _told(self, dtype: Dtype) -> str:
-        """The whole ratio, and the product whose rates are furthest apart."""
+        """The ratio of all products, and the product whose two rates differ most."""
         other, name = _other(dtype), max(self.rates, key=self._apart)
         mine, its = self.rates[name][dtype], self.rates[name][other]
         return (
@@ -175,11 +177,11 @@ def _other(dtype: Dtype) -> Dtype:
 
 @torch.no_grad()
 def _seconds_a_row(product: Product, dtype: torch.dtype) -> float:
-    """Time ever more rows, until a call takes ENOUGH_S or has all of them: so that no call takes long."""
+    """Seconds per row: time more and more rows until a call takes ENOUGH_S or has all rows, so that no call is long."""
     rows = min(8, product.rows)
     while True:
         call = product.build(rows, dtype)
-        call()  # the first one pays for the choice of a kernel
+        call()  # the first call also chooses a kernel
         taken = min(_timed(call) for _ in range(3))
         if taken >= ENOUGH_S or rows == product.rows:
             return taken / rows
@@ -193,7 +195,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
-    """`cfg` with the precision that is used; the console is told which, and why. Raises like `settle`."""
+    """`cfg` with the chosen precision; the choice and its reason are printed to the console. Raises like `settle`."""
     choice = settle(cfg, model_folder)
     console.print(
         f"precision: {choice.dtype.value} ({choice.reason})", emoji=False, markup=False, soft_wrap=True
@@ -205,12 +207,11 @@ def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
 
 
 def settle(cfg: Config, model_folder: Path) -> Choice:
-    """The precision of a run, which its learner and its engines share, found on the machine that will compute.
+    """The precision of a run, shared by its learner and engines and found on the machine that will compute.
 
-    With `auto`, a run that is resumed keeps its precision, and an adapter that of the run in whose folder it lies.
+    With `auto`, a resumed run keeps its precision, and an adapter keeps that of the run whose folder contains it.
 
-    Raises ClusterError where a GPU is asked for and there is none, or `ray.address` names a cluster that cannot be
-    asked.
+    Raises ClusterError if a GPU is requested but missing, or if the cluster of `ray.address` does not answer.
     """
     source = _earlier_run(cfg) if cfg.dtype is Dtype.auto else None
     kept = _kept(source) if source is not None else None
@@ -224,9 +225,9 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
 
 
 def choose(asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
-    """What `asked` comes to on this machine: its processor is measured, unless all is computed on a GPU.
+    """The choice for the setting `asked` on this machine. The processor is measured, unless all work is on a GPU.
 
-    Raises ClusterError where that is asked for and PyTorch sees no GPU.
+    Raises ClusterError if a GPU is requested and PyTorch sees none.
     """
     if on_gpu:
         if not torch.cuda.is_available():
@@ -244,7 +245,7 @@ def choose(asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
 
 
 def of_gpu(asked: Dtype, has_bfloat16: bool) -> Choice:
-    """On a GPU, bfloat16 where it has it."""
+    """The choice on a GPU: bfloat16 if the GPU supports it."""
     if asked is Dtype.auto:
         if has_bfloat16:
             return Choice(Dtype.bfloat16, "the GPU computes in it")
@@ -255,7 +256,7 @@ def of_gpu(asked: Dtype, has_bfloat16: bool) -> Choice:
 
 
 def _chosen_by_the_cluster(cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
-    """`choose` on a node that has what a learner rank is given."""
+    """`choose`, run on a node with the resources of a learner rank."""
     import ray
 
     from rlpost.cluster import actor_calls, ray_cluster
@@ -268,14 +269,14 @@ def _chosen_by_the_cluster(cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bo
 
 
 def _earlier_run(cfg: Config) -> Path | None:
-    """The folder of the run that is gone on with, or in which the adapter lies."""
+    """The folder of the run that is resumed, or that contains the adapter."""
     if cfg.resume is not None:
         return Path(cfg.resume)
     return Path(cfg.adapter).parent if cfg.adapter is not None else None
 
 
 def _kept(run_folder: Path) -> Dtype | None:
-    """The precision in a run's config.yaml; None for a folder that is no run's."""
+    """The precision in a run's config.yaml; None if the folder is not a run's."""
     try:
         kept = Dtype[str(read_mapping(run_folder / "config.yaml")["dtype"])]
     except (ConfigError, KeyError):

@@ -1,7 +1,7 @@
-"""The only place that starts or joins Ray, for the length of a `with`.
+"""The only file that starts or joins Ray, for the duration of a `with` block.
 
-A private Ray keeps its files in a temporary folder and its processes in the driver's tree; when the `with` ends,
-however it ends, both are gone. A joined cluster is only left.
+A private Ray keeps its files in a temporary folder and its processes in the driver's process tree. Both are removed
+when the block ends, for whatever reason. A joined cluster is only disconnected.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from rlpost.cluster.user_modules import import_roots
 from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
 
-_PACKAGE = Path(__file__).resolve().parents[1]  # rlpost's own folder, of which joined workers get a copy
+_PACKAGE = Path(__file__).resolve().parents[1]  # rlpost's own folder, which is copied to joined workers
 
-OBJECT_STORE_BYTES = 512 * 2**20  # adapters and trajectories: a few MB each
+OBJECT_STORE_BYTES = 512 * 2**20  # for adapters and trajectories of a few MB each
 SHUTDOWN_TIMEOUT_S = 15.0
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # by default actors run at nice 15, and starve on a machine that does anything else
+    "RAY_worker_niceness": "0",  # Ray's default of 15 starves actors on a busy machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone in workers without GPUs
 }
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of the cluster as a whole."""
+    """The resources that a run needs from the whole cluster."""
 
     cpus: float
     gpus: float
@@ -59,10 +59,10 @@ class Needs:
 def connect(
     config: RayConfig, needs: Needs, keep_logs: Path | None = None, modules: Sequence[Path] = ()
 ) -> Iterator[None]:
-    """Run the body with Ray connected. If it fails, a private Ray's worker logs are copied to `keep_logs` first.
+    """Run the body with Ray connected. If the body fails, a private Ray's worker logs are first copied to `keep_logs`.
 
-    Workers can import `modules`: files and package folders of the user's (rlpost/cluster/user_modules.py).
-    Raises ClusterError when Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
+    Workers can import `modules`, the user's files and package folders (rlpost/cluster/user_modules.py). Raises
+    ClusterError if Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
     """
     if ray.is_initialized():
         raise ClusterError(
@@ -92,7 +92,8 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path]) -> Iterator[None]:
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
+    # Without it Ray writes a token into the home folder.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
     folder = RayFolder()
     try:
@@ -122,7 +123,7 @@ def _init(failure: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and bare Exception here
         raise ClusterError(f"{failure}: {error}") from error
-    except SystemExit:  # from Ray's own handler of SIGTERM, which it puts in place of ours
+    except SystemExit:  # raised by Ray's own SIGTERM handler, which replaces ours
         if callable(handler):
             handler(signal.SIGTERM, None)
         raise
@@ -132,7 +133,7 @@ def _init(failure: str, **options: Any) -> None:
 
 
 def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
-    """What lets workers on this machine import modules from where they are."""
+    """The environment with which workers on this machine import modules from their folders."""
     return {"py_modules": [f"local://{root}" for root in import_roots(modules)]} if modules else None
 
 
@@ -148,12 +149,12 @@ def _require_listener(address: str, timeout_s: float) -> None:
 
 
 def available_cpus() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def total() -> Needs:
-    """What the connected cluster has, whether it is in use or not."""
+    """The resources of the connected cluster, in use or not."""
     have = ray.cluster_resources()
     return Needs(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
 
@@ -163,7 +164,7 @@ def _check_resources(needs: Needs, address: str | None) -> None:
 
 
 def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
-    """Raise ClusterError with figures and remedies when the run asks for more than there is."""
+    """Raise ClusterError, with figures and remedies, if the run needs more than the cluster has."""
     where = f"the cluster at {address}" if address else "this machine"
     if needs.cpus > have.cpus:
         raise ClusterError(
@@ -181,7 +182,7 @@ def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
 
 
 def _copy_logs(folder: Path, target: Path) -> None:
-    """Keep what Ray's workers wrote; a disk too full for it must not hide the error that matters."""
+    """Copy the logs of Ray's workers. A full disk raises nothing here, so that the error that matters is shown."""
     logs = folder / "session_latest" / "logs"
     with contextlib.suppress(OSError):
         target.mkdir(parents=True, exist_ok=True)
@@ -193,9 +194,9 @@ def _copy_logs(folder: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ignore further Ctrl-C and SIGTERM: what runs here ends by itself within SHUTDOWN_TIMEOUT_S.
+    """Ignore further Ctrl-C and SIGTERM in a block that ends by itself within SHUTDOWN_TIMEOUT_S.
 
-    Signals reach the main thread alone, so another thread has nothing to ignore.
+    Only the main thread receives signals, so a block in another thread has nothing to ignore.
     """
     if not _in_main_thread():
         yield
@@ -214,7 +215,7 @@ def _in_main_thread() -> bool:
 
 
 def _stop(folder: Path) -> None:
-    """End Ray and every process it started here, by force where asking does not help."""
+    """End Ray and every process that it started here; kill those that do not stop when asked."""
     processes = _processes(folder)
     watchdog = threading.Timer(SHUTDOWN_TIMEOUT_S, _kill, [processes])
     watchdog.start()
@@ -228,7 +229,7 @@ def _stop(folder: Path) -> None:
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    """Ray's daemons (their command lines name the session's folder) and all below them: actors and their children."""
+    """Ray's daemons (their command lines name the session's folder) with all their descendants, such as the actors."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
@@ -239,5 +240,5 @@ def _processes(folder: Path) -> list[psutil.Process]:
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
-        with contextlib.suppress(psutil.Error):  # already gone; psutil also refuses a reused process id
+        with contextlib.suppress(psutil.Error):  # already ended; psutil also refuses a reused process id
             process.kill()

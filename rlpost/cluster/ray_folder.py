@@ -1,11 +1,11 @@
-"""The folder of a private Ray, which is removed at the latest by the next run on this machine.
+"""The folder of a private Ray. If its driver does not remove it, the next run on this machine does.
 
-Nobody but its user can look into it: Ray opens the folders it is given to everybody (mode 0777), sockets and logs below
-them included, so it gets one inside of ours, which keeps mode 0700. (A umask would close more than that: Ray's
-processes inherit it, and a learner's checkpoints would be hidden from the group that shares the run's folder.)
+Only its user can read it. Ray makes the folders it is given, with sockets and logs, open to everybody (mode 0777), so
+Ray gets a folder inside ours, which keeps mode 0700. (A umask would be too strict: Ray's processes inherit it, and a
+learner's checkpoints would be hidden from the group that shares the run's folder.)
 
-Its driver holds a lock on it. The lock ends with the driver, however that ends (SIGKILL, a crash), and is seen from
-other containers too: a folder that can be locked has no driver any more.
+The driver holds a lock on the folder. The lock ends when the driver ends for any reason (SIGKILL, a crash), and other
+containers see it too: a folder that can be locked has no driver any more.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from pathlib import Path
 
 PREFIX = "rlpost-run-"
 INNER = "r"
-MAX_TEMP_PATH = (
-    20  # Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our two folders 22
-)
+# Unix socket paths end at 107 bytes, of which Ray's session takes 65 and our two folders 22.
+MAX_TEMP_PATH = 20
 
 
 class RayFolder:
-    """A new, locked folder with a short path. Making one removes what killed drivers left."""
+    """A new, locked folder with a short path. Creating one removes the folders of killed drivers."""
 
     def __init__(self) -> None:
         parent = _short_temp_folder()
@@ -36,7 +35,7 @@ class RayFolder:
 
     @property
     def for_ray(self) -> Path:
-        """What Ray is told; Ray makes it, and may open it to everybody."""
+        """The folder for Ray, which creates it and may open it to everybody."""
         return self.path / INNER
 
     def remove(self) -> None:
@@ -50,7 +49,7 @@ def _short_temp_folder() -> Path:
 
 
 def _new_locked(parent: Path) -> tuple[Path, int]:
-    """A new folder and its lock. Another driver may find the folder before it is locked, and remove it: try again."""
+    """A new folder and its lock. Tries again if another driver found the folder before the lock and removed it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         with contextlib.suppress(FileNotFoundError), _opened(folder) as descriptor:
@@ -60,7 +59,7 @@ def _new_locked(parent: Path) -> tuple[Path, int]:
 
 
 def _remove_unlocked(folder: Path) -> None:
-    """Leaves folders that are locked, or another user's."""
+    """Remove the folders without a lock. Locked folders and those of other users stay."""
     with contextlib.suppress(OSError), _opened(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""A user's own code on its way to Ray's workers: the modules that env= and env_args name, and what those import.
+"""Makes a user's own code importable in Ray's workers: modules named in env= and env_args, and their imports.
 
-A private Ray's workers are on this machine: the folders that hold the modules join their import path, nothing is
-copied. A joined cluster's workers may be elsewhere: Ray copies the modules there. Which modules that are is read
-from what is loaded: the named ones, and those that lie beside them.
+Workers of a private Ray are on this machine: the folders of the modules are added to their import path, and nothing is
+copied. Workers of a joined cluster may be elsewhere, so Ray copies the modules there. The modules are found among those
+loaded in this process: the named ones and those in the same folders.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def own_modules(cfg: Config) -> list[Path]:
-    """Files and package folders of the user's code that the environment runs; none for a bundled one.
+    """The files and package folders of the user's code that the environment runs; empty for a bundled environment.
 
-    The environment must have been made in this process before, as `rlpost.validate.checks` does.
+    The environment must already have been created in this process, as `rlpost.validate.checks` does.
     """
     named = {_top_level(name) for name in _references(cfg)}
     roots = {location.parent for location in _locations(named)} | set(_roots_of_given())
@@ -36,12 +36,12 @@ def own_modules(cfg: Config) -> list[Path]:
 
 
 def import_roots(modules: Iterable[Path]) -> list[Path]:
-    """The folders from which modules are imported."""
+    """The folders from which the modules are imported."""
     return sorted({path.parent for path in modules})
 
 
 def _references(cfg: Config) -> Iterator[str]:
-    """Modules named as `module:name`, which are loaded by now."""
+    """The modules named as `module:name`, which are loaded by now."""
     named = [cfg.env]
     for value in cfg.env_args.values():
         named += value if isinstance(value, list) else [value]
@@ -85,7 +85,7 @@ def _top_level(module: str) -> str:
 
 
 def _locations(names: Iterable[str]) -> Iterator[Path]:
-    """Where top-level modules lie that are neither installed nor always shipped."""
+    """The paths of top-level modules that are neither installed nor always shipped."""
     for name in names:
         location = _location(sys.modules[name])
         if location is not None and name not in (*_ALWAYS_SHIPPED, "__main__") and not _installed(location):
@@ -93,7 +93,7 @@ def _locations(names: Iterable[str]) -> Iterator[Path]:
 
 
 def _location(module: ModuleType) -> Path | None:
-    """A package's folder or a module's .py file; none for what is built in or compiled."""
+    """The folder of a package or the .py file of a module; None for built-in and compiled modules."""
     folders = list(getattr(module, "__path__", ()))
     if folders:
         return Path(folders[0]).resolve()
@@ -102,7 +102,7 @@ def _location(module: ModuleType) -> Path | None:
 
 
 def _installed(location: Path) -> bool:
-    """Whether it belongs to Python or its installed packages, which every machine has of its own."""
+    """Whether it belongs to Python or its installed packages, which every machine has already."""
     homes = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     homes += [*site.getsitepackages(), site.getusersitepackages()]
     return any(location.is_relative_to(Path(home).resolve()) for home in homes)

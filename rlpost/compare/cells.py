@@ -1,8 +1,8 @@
-"""One cell: an ordinary run of rlpost in a process of its own, and what is kept of it.
+"""One cell: an ordinary run of rlpost in its own process, and the files it leaves.
 
 cells/NAME.yaml   every setting; `python -m rlpost.run experiment=cells/NAME.yaml` runs the cell by hand
-cells/NAME/       its run directory            cells/NAME.log    what it wrote on its console
-cells/NAME.json   how it ended; not there while it runs, nor when it was stopped
+cells/NAME/       its run directory            cells/NAME.log    its console output
+cells/NAME.json   how it ended; absent while it runs, and if it was stopped
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from rlpost.record.files import write_atomic, writing
 from rlpost.record.run_dir import RunDir
 
 PROGRAM = (sys.executable, "-m", "rlpost.run")
-STOP_S = 90.0  # that a run has to close its engines and its cluster when it is stopped
+STOP_S = 90.0  # seconds in which a stopped run must close its engines and its cluster
 _ELSEWHERE = ("output_dir", "ray", "tracking")  # settings that may change between two starts
-_COLUMNS = "160"  # of a run that has no terminal
+_COLUMNS = "160"  # console width of a run without a terminal
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Ended:
 
     status: Status
     error: str | None
-    seconds: float  # of the last start
+    seconds: float  # duration of the last start only
 
 
 @dataclass(frozen=True)
 class CellFiles:
-    """Where a cell's files are."""
+    """The paths of a cell's files."""
 
-    folder: Path  # of the comparison
+    folder: Path  # the comparison's folder
     name: str
 
     @property
@@ -77,7 +77,7 @@ class CellFiles:
         return self.run_dir.path.parent / f"{self.name}{suffix}"
 
     def read_ended(self) -> Ended | None:
-        """None while it has not ended. Raises OutputError for a file that was not written here."""
+        """How the cell ended; None if it has not. Raises OutputError if this module did not write the file."""
         if not self.ended.is_file():
             return None
         try:
@@ -93,31 +93,31 @@ class CellFiles:
 
 
 class Run(Protocol):
-    """A cell at work."""
+    """A running cell."""
 
     files: CellFiles
 
     @property
     def seconds(self) -> float:
-        """Since its start."""
+        """Seconds since the start."""
 
     def ended(self) -> Ended | None:
-        """None while it runs."""
+        """How the cell ended; None while it runs."""
 
     def ask_to_stop(self) -> None: ...
 
     def wait(self, deadline: float) -> None:
-        """Until it ends, or until `deadline` (of time.monotonic)."""
+        """Wait until the cell ends, or until `deadline` (of time.monotonic)."""
 
     def kill(self) -> None:
-        """By force; nothing where it has ended."""
+        """Kill the process. Does nothing if it has ended."""
 
 
 class Process:
-    """A cell's process, from its start on: resumed where there is a whole checkpoint, else begun (again).
+    """The process of a cell. It resumes from the last complete checkpoint, or starts anew if there is none.
 
-    Raises OutputError where a file cannot be written, or a process of an earlier start, whose comparison was killed,
-    still runs the cell.
+    Raises OutputError if a file cannot be written, or if a process of an earlier comparison, which was killed, still
+    runs the cell.
     """
 
     def __init__(self, files: CellFiles, cfg: Config) -> None:
@@ -127,7 +127,8 @@ class Process:
         with writing(files.log), files.log.open("ab") as log:
             _hold(files, log)
             command = [*PROGRAM, *_prepare(files, cfg)]
-            # A session of its own: Ctrl-C comes to the comparison alone, which stops its cells in order.
+            # The process gets its own session, so that Ctrl-C reaches the comparison alone, which stops its cells in
+            # order.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -142,7 +143,7 @@ class Process:
         return time.monotonic() - self.began
 
     def ended(self) -> Ended | None:
-        """None while it runs."""
+        """How the cell ended; None while it runs."""
         code = self._process.poll()
         if code is None:
             return None
@@ -155,7 +156,7 @@ class Process:
             self._process.terminate()
 
     def kill(self) -> None:
-        """By force, with all below it; nothing where it has ended."""
+        """Kill the process with all its children. Does nothing if it has ended."""
         if self._process.poll() is not None:
             return
         with contextlib.suppress(psutil.Error):
@@ -166,33 +167,33 @@ class Process:
         self._process.wait()
 
     def wait(self, deadline: float) -> None:
-        """Until it ends, or until `deadline` (of time.monotonic)."""
+        """Wait until the cell ends, or until `deadline` (of time.monotonic)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def stop(running: Iterable[Run]) -> None:
-    """End cells that are at work, by force if they take longer than STOP_S. They can be resumed."""
+    """Stop running cells; kill those that take longer than STOP_S. They can be resumed."""
     cells, deadline = list(running), time.monotonic() + STOP_S
     try:
         for cell in cells:
             cell.ask_to_stop()
         for cell in cells:
             cell.wait(deadline)
-    finally:  # also when a second Ctrl-C comes while they close
+    finally:  # also if a second Ctrl-C arrives while they close
         for cell in cells:
             cell.kill()
 
 
 def refuse_changes(files: CellFiles, cfg: Config) -> None:
-    """Raises ConfigError where a cell that was planned before had other settings, naming them."""
+    """Raises ConfigError if the cell was planned earlier with other settings, and names these."""
     if not files.config.is_file():
         return
     before = _leaves(translated(read_mapping(files.config)))
     now = _leaves(parse_mapping(to_yaml(cfg), "this start"))
     keys = before.keys() | now.keys()
     if cfg.adapter is not None and Path(cfg.adapter).is_relative_to(files.folder):
-        keys.discard("adapter")  # this comparison's own start, whose folder may have been moved
+        keys.discard("adapter")  # the comparison's own start adapter, whose folder may have been moved
     changed = sorted(key for key in keys if before.get(key) != now.get(key))
     if changed:
         said = "; ".join(f"{key}={now.get(key)} (was {before.get(key)})" for key in changed)
@@ -217,7 +218,7 @@ def _leaves(settings: dict[str, Any]) -> dict[str, object]:
 
 
 def _hold(files: CellFiles, log: BinaryIO) -> None:
-    """Lock the log, which the cell's process inherits: the lock is held as long as any process writes to it."""
+    """Lock the log. The cell's process inherits the lock, so it is held as long as any process writes to the log."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -228,7 +229,7 @@ def _hold(files: CellFiles, log: BinaryIO) -> None:
 
 
 def _prepare(files: CellFiles, cfg: Config) -> list[str]:
-    """Leave the cell's folder as its next start needs it; returns that start's arguments."""
+    """Prepare the cell's folder for its next start, and return the arguments of that start."""
     run_dir, settings = files.run_dir, override("experiment", files.config)
     with writing(files.config):
         files.ended.unlink(missing_ok=True)
@@ -243,7 +244,7 @@ def _prepare(files: CellFiles, cfg: Config) -> list[str]:
 
 
 def _reason(files: CellFiles, code: int) -> str:
-    """Why a process that ended with `code` is not done. What it printed is for people, and is not read here."""
+    """Why the process that ended with `code` is not done. Its console output is for people and is not parsed."""
     if code < 0:
         return f"ended by signal {-code} ({signal.strsignal(-code)})"
     error = run_error.read(files.run_dir.path)

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison: a line when a cell begins and when it ends, on a terminal a live bar."""
+"""The console of a comparison: a line when a cell starts and when it ends, and a live bar on a terminal."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _TAIL_BYTES = 2000
 
 
 class Display:
-    """Cells have their own logs; this shows which are at work, how many are done, and the time left."""
+    """Shows which cells are running, how many are done, and the time left. Each cell has its own log."""
 
     def __init__(self, console: Console, total: int, concurrency: int) -> None:
         self._console, self._total, self._concurrency = console, total, concurrency
         self._ended = 0
-        self._seconds: dict[str, list[float]] = {}  # of whole cells, by arm
+        self._seconds: dict[str, list[float]] = {}  # durations of complete cells, by arm
         self._spinner: Spinner | None = None
         if console.is_terminal:
             self._spinner = console.status("starting")
             self._spinner.start()
 
     def skipped(self, cell: CellPlan, ended: Ended) -> None:
-        """A cell that an earlier start finished."""
+        """Report a cell that an earlier start finished."""
         self._ended += 1
         self._seconds.setdefault(cell.arm, []).append(ended.seconds)
         self._print(f"{self._ended}/{self._total} {cell.name} was done before")
@@ -41,7 +41,7 @@ class Display:
         self._print(f"{cell.name} begins; its log: {log}")
 
     def ended(self, cell: CellPlan, ended: Ended, left: Iterable[CellPlan]) -> None:
-        """Report the end of a cell; `left` are those that are still to end."""
+        """Report the end of a cell; `left` are the cells that have not ended."""
         self._ended += 1
         if ended.status is Status.DONE:
             self._seconds.setdefault(cell.arm, []).append(ended.seconds)
@@ -51,7 +51,7 @@ class Display:
         self._print(f"{self._ended}/{self._total} {cell.name} {said}{left_text}")
 
     def at_work(self, running: Mapping[CellFiles, float]) -> None:
-        """Refresh the live line: every cell at work, for how long, and the last line of its log."""
+        """Refresh the live line: each running cell, its time so far, and the last line of its log."""
         if self._spinner is not None:
             said = (f"{f.name} {duration(s)}: {last_line(f.log)}" for f, s in running.items())
             self._spinner.update(Text("\n".join(said)))
@@ -66,7 +66,10 @@ class Display:
 
 
 def time_left(seconds: Mapping[str, Sequence[float]], arms: Sequence[str], concurrency: int) -> float | None:
-    """Seconds that cells of `arms` will take: each the mean of its arm's whole cells, else of all; None: no idea."""
+    """Seconds that the cells of `arms` will still take; None if no cell has finished.
+
+    Each counts as the mean of its arm's finished cells, or of all finished cells if its arm has none.
+    """
     known = [each for of_arm in seconds.values() for each in of_arm]
     if not known:
         return None
@@ -75,7 +78,7 @@ def time_left(seconds: Mapping[str, Sequence[float]], arms: Sequence[str], concu
 
 
 def last_line(log: Path) -> str:
-    """The last line that has something on it; empty where there is none yet."""
+    """The last line that is not blank; empty if there is none yet."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:

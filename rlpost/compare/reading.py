@@ -1,7 +1,7 @@
-"""From the cells' run directories to the records of a comparison.
+"""Reads the cells' run directories into the records of a comparison.
 
 metrics.jsonl ─▶ compute spent    evaluations.jsonl ─▶ trajectories/eval-* ─▶ Evaluation    both ─▶ Point, Cell
-trajectories/iteration-*.jsonl, examples.jsonl ─▶ the instances that were trained on
+trajectories/iteration-*.jsonl, examples.jsonl ─▶ the instances that the cell was trained on
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ NOTHING_SPENT = Compute(0.0, 0, 0.0)
 
 @dataclass(frozen=True)
 class Read:
-    """A cell that is done, as read from its folder."""
+    """A finished cell, read from its folder."""
 
     cell: Cell
-    stepwise: bool  # whether some episode went on after a right step
-    trained: frozenset[str]  # instances
-    base: Mapping[str, Evaluation] | None  # the model as it came, where this cell evaluated it
+    stepwise: bool  # whether any episode continued after a right step
+    trained: frozenset[str]  # the instances it was trained on
+    base: Mapping[str, Evaluation] | None  # the model before any training, if this cell evaluated it
 
 
 def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points: int) -> Read:
-    """Read what a finished cell left; `cfg` is the configuration of its run.
+    """Read the record of a finished cell; `cfg` is the configuration of its run.
 
-    Raises OutputError when the record is broken, or has not as many points as were asked for.
+    Raises OutputError if the record is damaged or does not have `points` points.
     """
     run_dir = CellFiles(folder, plan.name).run_dir
     if plan.arm == INIT:
@@ -80,7 +80,7 @@ def unread(plan: CellPlan, ended: Ended | None) -> Cell:
 
 
 def trained_on(run_dir: RunDir) -> frozenset[str]:
-    """Every instance of the run's supervised examples and of its training episodes, from its record."""
+    """Every instance of the run's supervised examples and training episodes, from its record."""
     instances = {instance for line in run_dir.read_examples() for instance in line["instances"]}
     for path in run_dir.trajectories.glob("iteration-*.jsonl"):
         with path.open("rb") as file:
@@ -94,7 +94,7 @@ def evaluated_on(cell: Cell) -> frozenset[str]:
 
 
 def evaluation_of(episodes: Sequence[Trajectory]) -> Evaluation:
-    """One variant's episodes as one record."""
+    """One variant's episodes as one Evaluation."""
     return Evaluation(
         instances=tuple(t.instance for t in episodes),
         successes=tuple(t.success for t in episodes),
@@ -105,7 +105,7 @@ def evaluation_of(episodes: Sequence[Trajectory]) -> Evaluation:
 
 
 def without_step_accuracy(cell: Cell) -> Cell:
-    """For environments where the first right step solves the episode, so that it says nothing new."""
+    """The cell without step accuracies. They say nothing new if the first right step solves the episode."""
 
     def without(point: Point) -> Point:
         plain = {name: replace(e, step_accuracy=None) for name, e in point.evaluations.items()}
@@ -115,7 +115,7 @@ def without_step_accuracy(cell: Cell) -> Cell:
 
 
 def _solved_at(episode: Trajectory) -> int:
-    """The attempts that the step took which took most; 0 where the episode was not solved."""
+    """The attempts of the step that needed most; 0 if the episode was not solved."""
     if not episode.success:
         return 0
     runs = groupby(episode.turns, key=is_right)
@@ -148,7 +148,7 @@ def _evaluations(played: Mapping[str, Sequence[Trajectory]]) -> dict[str, Evalua
 
 
 def _stages(run_dir: RunDir, key: str, parameters: int) -> dict[str, Compute]:
-    """The stages that a run evaluated while it trained, and its end, with what it had spent."""
+    """The evaluations during training and at the end, by stage, with the compute spent until then."""
     compute = _compute(run_dir, key, parameters)
     numbers = {stage: stage_number(stage) for stage, _, _ in run_dir.evaluations()}
     between = sorted((number, stage) for stage, number in numbers.items() if number is not None)
@@ -156,7 +156,7 @@ def _stages(run_dir: RunDir, key: str, parameters: int) -> dict[str, Compute]:
 
 
 def _compute(run_dir: RunDir, key: str, parameters: int) -> dict[int, Compute]:
-    """What had been spent after each step (iteration)."""
+    """The compute spent after each step (iteration)."""
     lines: list[dict[str, Any]] = [line for line in run_dir.read_metrics() if key in line]
     return dict(zip((line[key] for line in lines), spent(lines, parameters), strict=True))
 

@@ -1,4 +1,4 @@
-"""results.json: a Comparison as strict JSON, there and back."""
+"""Writes a Comparison to results.json, as strict JSON, and reads it back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Record = TypeVar("Record")
 
 
 def write(comparison: Comparison, folder: Path) -> Path:
-    """Write results.json, whole or not at all. Raises ValueError for a number that is not finite."""
+    """Write results.json in one atomic step. Raises ValueError if a number is not finite."""
     path = folder / FILE
     text = json.dumps(asdict(comparison), allow_nan=False, separators=(",", ":"))
     write_atomic(path, text.encode() + b"\n")
@@ -26,7 +26,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
 
 
 def read(path: Path) -> Comparison:
-    """Inverse of `write`. Raises OutputError for anything it did not write."""
+    """Inverse of `write`. Raises OutputError if `write` did not write the file."""
     try:
         return _comparison(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -63,7 +63,7 @@ def _evaluations(record: Mapping[str, Any]) -> dict[str, Evaluation]:
 
 
 def _made(kind: type[Record], record: Mapping[str, Any], **turn: Callable[[Any], Any]) -> Record:
-    """A dataclass from its fields, none missing and none left over; `turn` says how to read those that need it."""
+    """Build a dataclass from its fields; none may be missing or unknown. `turn` converts the fields that need it."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if names != set(record):
         raise ValueError(

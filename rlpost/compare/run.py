@@ -1,6 +1,6 @@
 """`task=compare`: SFT against reinforcement learning from one start, on rules that neither was trained on.
 
-plan ─▶ cells (runs of rlpost, a process each) ─▶ Comparison ─▶ results.json after every cell
+plan ─▶ cells (runs of rlpost, one process each) ─▶ Comparison ─▶ results.json after every cell
                                                           └▶ report.html, report.md, the findings on the console
 """
 
@@ -38,9 +38,9 @@ from rlpost.weights import models
 
 
 def run(cfg: Config) -> None:
-    """Run what is not done yet, then report; `cfg.resume` goes on with that folder's comparison.
+    """Run the cells that are not done yet, then report. `cfg.resume` continues the comparison in that folder.
 
-    Raises ConfigError, ModelError, AdapterError, OutputError, ClusterError; RlpostError, after the report, where cells
+    Raises ConfigError, ModelError, AdapterError, OutputError and ClusterError; after the report, RlpostError if cells
     failed.
     """
     console = plain_console()
@@ -50,7 +50,7 @@ def run(cfg: Config) -> None:
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", soft_wrap=True)
     with locks.held(folder), run_error.kept(folder):
-        cfg = precision.settled(cfg, model_folder, console)  # once, so that every cell computes alike
+        cfg = precision.settled(cfg, model_folder, console)  # once, so that all cells use the same precision
         _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)
@@ -69,7 +69,7 @@ def run(cfg: Config) -> None:
 
 
 def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Write everything and show the answer. Raises RlpostError where there is nothing to report."""
+    """Write results and report, and print the answer. Raises RlpostError if there is nothing to report."""
     results.write(comparison, folder)
     failed = [cell for cell in comparison.cells if cell.status is Status.FAILED]
     if len(failed) == len(comparison.cells):
@@ -94,9 +94,9 @@ def _folder(cfg: Config) -> Path:
 
 
 def _keep_settings(cfg: Config, folder: Path) -> None:
-    """Write config.yaml as it is now, so that the next `resume=` has the seeds and arms that this start was given.
+    """Write the current config.yaml, so that the next `resume=` has the seeds and arms of this start.
 
-    Raises ConfigError where they leave out cells that were begun: these would be in no mean, and nobody would know.
+    Raises ConfigError if they leave out cells that were begun: no mean would count these, and nobody would notice.
     """
     wanted = {cell.name for cell in plan(cfg)}
     left_out = sorted(path.stem for path in (folder / "cells").glob("*.yaml") if path.stem not in wanted)
@@ -109,7 +109,7 @@ def _keep_settings(cfg: Config, folder: Path) -> None:
 
 
 def _command(folder: Path) -> str:
-    """The commands that began the comparison and went on with it, a line each."""
+    """The commands that began and resumed the comparison, one per line."""
     path, command = folder / "command.txt", f"python -m rlpost.run {shlex.join(sys.argv[1:])}"
     known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if command not in known:
@@ -119,7 +119,7 @@ def _command(folder: Path) -> str:
 
 
 def _concurrency(cfg: Config) -> int:
-    """`compare.concurrency`, else as many runs as the cluster has room for; one at a time on this machine."""
+    """`compare.concurrency` if set; else as many runs as the cluster has room for, or one on this machine."""
     if cfg.compare.concurrency is not None:
         return cfg.compare.concurrency
     if cfg.ray.address is None:
@@ -187,7 +187,7 @@ def _decoding(cfg: Config) -> str:
 
 
 def _held_out(runner: Runner) -> str:
-    """The count of what was checked cell by cell."""
+    """A note with the counts of the disjointness checks of all cells."""
     reads = runner.read.values()
     trained = frozenset().union(*(read.trained for read in reads))
     scored = frozenset().union(*(evaluated_on(read.cell) for read in reads))
@@ -198,7 +198,7 @@ def _held_out(runner: Runner) -> str:
 
 
 def _parameters(runner: Runner, model_folder: Path) -> str:
-    """Of the model, and of the adapter that a cell has left: its part in what is counted as 6 N D."""
+    """A note with the parameters of the model and of a cell's adapter, and the adapter's share of the 6 N D count."""
     model = models.parameters(model_folder)
     starts = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
     adapter = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)

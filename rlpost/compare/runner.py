@@ -1,9 +1,9 @@
-"""Runs the cells of a plan, each when what it needs is done, as many at once as asked for.
+"""Runs the cells of a plan. A cell starts when the cells it needs are done; several run at once if so configured.
 
     waiting ─▶ its needs are done ─▶ running (a process each) ─▶ read and checked ─▶ done │ failed
               └▶ a need has failed ─▶ failed
 
-What is done is on the disk and is not run again; what failed, or was stopped, is.
+A later start skips cells that are done (their results are on disk) and runs failed or stopped cells again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rlpost.config.schema import Config
 from rlpost.errors import RlpostError
 
 POLL_S = 0.25
-_SHOWN = 3  # instances named where a cell was scored on what it was trained on
+_SHOWN = 3  # instances named if a cell was evaluated on instances it was trained on
 
 
 class Runner:
-    """`on_change` is called after every cell that ended, with `self.read` and `self.ended` up to date."""
+    """Calls `on_change` after every cell that ended; `self.read` and `self.ended` are up to date then."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class Runner:
         self._running: dict[CellPlan, Run] = {}
 
     def run(self, concurrency: int) -> None:
-        """Until every cell has ended. Whatever ends it before stops the cells that are at work.
+        """Run until every cell has ended. If an error or a signal ends it earlier, the running cells are stopped.
 
-        Raises ConfigError where a cell was planned with other settings.
+        Raises ConfigError if a cell was planned earlier with other settings.
         """
         try:
             while self._waiting() or self._running:
@@ -67,7 +67,7 @@ class Runner:
         return CellFiles(self._folder, cell.name)
 
     def _finished_earlier(self, cell: CellPlan) -> bool:
-        """Whether an earlier start has finished the cell, and it can still be read. If not, it is run again."""
+        """Whether an earlier start finished the cell and its record can still be read. If not, the cell runs again."""
         files = self.files(cell)
         ended = files.read_ended()
         if ended is None or ended.status is not Status.DONE or not files.run_dir.path.is_dir():
@@ -89,7 +89,7 @@ class Runner:
         return next((name for name in cell.needs if name in self.ended and name not in self.read), None)
 
     def _settings(self, cell: CellPlan) -> Config:
-        """What the reference spent must be known, which `cell.needs` sees to."""
+        """The configuration of the cell. `cell.needs` ensures that the reference's compute is known by then."""
         reference = reference_arm(self._cfg)
         amounts: list[float] = []
         if cell.arm not in (INIT, reference):
@@ -123,7 +123,7 @@ class Runner:
         self._on_change(self)
 
     def _accepted(self, cell: CellPlan, ended: Ended) -> Ended:
-        """Read a cell that says it is done. One that cannot be read, or fails the checks, has failed."""
+        """Read a cell that ended as done. It counts as failed if it cannot be read or fails the checks."""
         if ended.status is Status.DONE:
             try:
                 read = read_cell(
@@ -138,7 +138,7 @@ class Runner:
 
 
 def _check_held_out(read: Read, start: Read | None) -> None:
-    """Raises RlpostError where the cell, or the warm start before it, was trained on what it is scored on."""
+    """Raises RlpostError if the cell, or its warm start, was trained on instances that it is evaluated on."""
     trained = read.trained | (start.trained if start else frozenset())
     if both := sorted(trained & evaluated_on(read.cell)):
         raise RlpostError(
@@ -148,7 +148,7 @@ def _check_held_out(read: Read, start: Read | None) -> None:
 
 
 def _check_paired(read: Read, others: Mapping[str, Read]) -> None:
-    """Raises RlpostError unless every evaluation has the same instances in the same order as those read before."""
+    """Raises RlpostError unless every evaluation has the same instances, in the same order, as earlier ones."""
     known: dict[str, Sequence[str]] = {}
     for cell in (*(other.cell for other in others.values()), read.cell):
         for point in cell.points:

@@ -1,11 +1,11 @@
-"""From `experiment=NAME key=value ...` to a typed Config: the schema, an experiment's file, the command line.
+"""Builds a typed Config from `experiment=NAME key=value ...`: the schema, an experiment's file, the command line.
 
     rlpost.config.schema.Config  <-  the algorithm's defaults  <-  experiments/NAME.yaml  <-  key=value ...
 
-`resume=DIR` without an experiment takes DIR/config.yaml instead; `experiment=FILE.yaml` takes a file of one's own.
+`resume=DIR` without an experiment takes DIR/config.yaml instead; `experiment=FILE.yaml` takes the user's own file.
 
-`algo=NAME` (or `algo.name=NAME`, in a file: `algo: {name: NAME}`) chooses a row of rlpost.config.presets, whose
-defaults are a layer of their own; `algo.KEY=VALUE` sets one of its settings. The last word has the command line.
+`algo=NAME` (or `algo.name=NAME`; in a file: `algo: {name: NAME}`) chooses a row of rlpost.config.presets, whose
+defaults form a separate layer. `algo.KEY=VALUE` sets one of its settings. The command line overrides all other layers.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ RESUMED = "resumed-run"
 OWN_FILE = "own-file"
 ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
 NAMED = "compare.named"
-# Settings that are a path; `model` may be one, and weights.models then expands it.
+# Settings that are paths. `model` may be one too; weights.models expands it then.
 PATHS = ("adapter", "output_dir", "resume", "tiny_base.start")
 
 
 def compose(words: Sequence[Word]) -> Config:
-    """Resolve `experiment=NAME key=value ...` to a Config; values are typed, ranges are validate's business.
+    """Resolve `experiment=NAME key=value ...` to a Config. Values are typed; rlpost.validate checks their ranges.
 
-    Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed word, and
-    for a resumed record that names code outside of rlpost, which the command line does not (rlpost/config/trust.py).
-    A `~` that begins a path is the home folder.
+    Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed word, and for a
+    resumed record that names code outside rlpost that the command line does not name (rlpost/config/trust.py). A
+    leading `~` in a path is the home folder.
     """
     overrides = parse(words)
     name, path = _experiment_file(overrides)
@@ -100,7 +100,7 @@ def _experiment_file(overrides: list[Override]) -> tuple[str, Path]:
 
 
 def _algorithm(typed: list[Override], settings: dict[str, Any]) -> AlgoName:
-    """The one that the command line names, else the experiment's file, else the schema."""
+    """The algorithm named on the command line, else in the experiment's file, else in the schema."""
     chosen = [(o.key, o.value) for o in typed if o.key in ALGORITHM_KEYS]
     group = settings.get("algo")
     if isinstance(group, dict) and "name" in group:
@@ -116,9 +116,9 @@ def _algorithm(typed: list[Override], settings: dict[str, Any]) -> AlgoName:
 
 
 def _named(typed: list[Override], settings: dict[str, Any]) -> set[str]:
-    """The settings with defaults by algorithm that somebody has set, be it to the value that they had.
+    """The settings with per-algorithm defaults that the user has set, even if to the default value.
 
-    A comparison's own config.yaml has every setting, and its list of those that were named.
+    A comparison's own config.yaml has every setting, and a list of those that were named.
     """
     layers = [o.nested() for o in typed]
     if NAMED not in dict(leaves(settings)):
@@ -135,7 +135,7 @@ def algorithm_defaults(algorithm: AlgoName) -> DictConfig:
 
 
 def defaults_under(algorithm: AlgoName) -> Config:
-    """The schema's defaults with an algorithm's own laid over them."""
+    """The schema's defaults, overridden by those of an algorithm."""
     return _resolve({}, algorithm, [])
 
 

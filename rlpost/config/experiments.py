@@ -1,7 +1,7 @@
-"""The experiments that `experiment=` accepts, and the settings in a file of one.
+"""The experiments that `experiment=` accepts, and the settings in their files.
 
-An experiment is a flat YAML file that holds only what differs from the layers below it; its first line is a
-comment of one sentence, which the listing shows. `defaults: [OTHER]` in it builds on another experiment's file.
+An experiment is a flat YAML file with only the settings that differ from the layers below it. Its first line is a
+comment of one sentence, which the listing shows. `defaults: [OTHER]` makes it build on another experiment's file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BASES = "defaults"  # key of an experiment's file
 class Experiment:
     name: str
     path: Path
-    summary: str  # first comment line of the file
+    summary: str  # the first comment line of the file
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"  # in a checkout a link to ../experiments
@@ -42,9 +42,9 @@ def experiments() -> dict[str, Experiment]:
 
 
 def settings_in(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's settings over those of the experiments it builds on."""
+    """A file's settings, over those of the experiments that it builds on."""
     settings = read_mapping(path)
-    refuse_marks(leaves(settings), where=str(path))  # OmegaConf would merge a '???' away
+    refuse_marks(leaves(settings), where=str(path))  # OmegaConf would drop a '???' when merging
     bases = settings.pop(BASES, [])
     known = experiments()
     layers: list[Any] = []

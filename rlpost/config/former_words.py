@@ -1,8 +1,8 @@
-"""Settings and words of earlier commits: what they are called now. The one place that knows them.
+"""The current names of settings and words that earlier commits used. No other module knows the old ones.
 
-A record (config.yaml, metrics.jsonl, trajectories, the settings in a checkpoint) that an earlier commit wrote is
-translated as it is read. What a user types, on the command line or in an experiment's file, is refused with the word of
-today.
+Records of earlier commits (config.yaml, metrics.jsonl, trajectories, the settings in a checkpoint) are translated when
+read. An old word typed by a user, on the command line or in an experiment's file, is refused, and the message names the
+current word.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ KEYS = {
     "algo.engine_correction": "algo.rollout_is",
     "algo.engine_correction_cap": "algo.rollout_is_cap",
 }
-VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms ran as task=ppo too
-ADDED: Mapping[str, Mapping[str, Any]] = {  # by group: settings that a record may lack, and what it ran with
+VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms also ran as task=ppo
+# By group: settings that a record may lack, with the values it ran with.
+ADDED: Mapping[str, Mapping[str, Any]] = {
     "rollout.": {"stop": [], "template_args": {}},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 
 
 def translated(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a record, nested, in today's words; `prefix` is for the groups within them."""
+    """The settings of a record, nested, in current words; `prefix` is the key of a nested group."""
     now = dict(ADDED.get(prefix, {}))
     for name, value in settings.items():
         key = f"{prefix}{name}"
@@ -35,13 +36,13 @@ def translated(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def translated_line(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl in today's words."""
+    """A line of metrics.jsonl in current words."""
     stage = line.get("stage")
     return {**line, "stage": STAGES[stage]} if isinstance(stage, str) and stage in STAGES else line
 
 
 def translated_episode(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of a trajectories file: earlier commits wrote one `adapter_version` an episode, not one a turn."""
+    """A line of a trajectories file. Earlier commits wrote one `adapter_version` per episode instead of per turn."""
     now = dict(line)
     if "adapter_version" in now:
         version = now.pop("adapter_version")
@@ -50,7 +51,7 @@ def translated_episode(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_former(settings: Iterable[tuple[str, Any]], where: str) -> None:
-    """Raise ConfigError, naming `where` and the word of today, for the first former (dotted key, value)."""
+    """Raises ConfigError for the first old (dotted key, value), naming `where` and the current word."""
     for key, value in settings:
         now = _today(key, value)
         if now != (key, value):

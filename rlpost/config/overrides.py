@@ -1,9 +1,9 @@
-"""What the command line's `key=value` words say.
+"""Parses the `key=value` words of the command line.
 
-Everything after the first `=` is the value. A setting that is a text has it as typed: 1.10 stays 1.10. What a number,
-a switch or a choice makes of its text is OmegaConf's business. `[a,b]` and `{a: 1}` are read as YAML where a setting
-is a list, a group or free-form (env_args, rollout.template_args); a free-form word that spells a number, true or false
-is that. `null` is no value, whatever the setting; in quotes, a value is the text between them, whatever that is.
+Everything after the first `=` is the value. A text setting keeps it as typed: 1.10 stays 1.10. OmegaConf converts it
+for numbers, switches and choices. `[a,b]` and `{a: 1}` are read as YAML if the setting is a list, a group or free-form
+(env_args, rollout.template_args); a free-form word that spells a number, true or false becomes that value. `null` means
+no value for every setting. A quoted value is always the text between the quotes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SHORT = {"arms": "compare.arms", "seeds": "compare.seeds", "quick": "compare.qui
 
 
 class Override(NamedTuple):
-    key: str  # dotted, in full
-    typed: str  # what stands after the first `=`
+    key: str  # the full key, dotted
+    typed: str  # the text after the first `=`
     value: Any
 
     def nested(self) -> dict[str, Any]:
-        """The value under its key's groups."""
+        """The value, nested under the groups of its key."""
         first, *rest = self.key.split(".")
         value = self.value
         for name in reversed(rest):
@@ -34,16 +34,16 @@ class Override(NamedTuple):
         return {first: value}
 
 
-Word = str | Override  # typed, or with a value that Python code gives
+Word = str | Override  # typed on the command line, or with a value that Python code gives
 
 
 def parse(words: Sequence[Word]) -> list[Override]:
-    """Raise ConfigError for the first word that is not of the form key=value, or whose `[` or `{` begins no YAML."""
+    """Raises ConfigError for the first word that is not key=value, or whose `[` or `{` does not start valid YAML."""
     return [word if isinstance(word, Override) else _parse(word) for word in words]
 
 
 def override(key: str, value: object) -> str:
-    """key=value for the command line, quoted so that any text comes through as it is."""
+    """key=value for the command line, quoted so that every text is read back unchanged."""
     return f"{key}='{value}'"
 
 

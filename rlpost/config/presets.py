@@ -1,8 +1,8 @@
-"""The algorithms, one row each: which advantage, which ratio, which surrogate, which mean, a critic or none.
+"""The table of algorithms. A row gives the estimator, the ratio, the surrogate and the aggregation of one algorithm.
 
-A row also holds the settings in which the algorithm differs from the schema's defaults; an experiment's file and the
-command line are laid over them. Nothing else in the package knows an algorithm by name, and this module imports
-nothing heavy. docs/algorithms.md has the formulas.
+A row also has the settings that differ from the schema's defaults; an experiment's file and the command line override
+them. No other module knows an algorithm by name, and this module imports nothing heavy. docs/algorithms.md has the
+formulas.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from rlpost.config.schema import AlgoName
 class Estimator(Enum):
     """How rewards become advantages; see rlpost.algorithms.estimators."""
 
-    gae = "gae"  # a critic's, token by token
-    gae_turn = "gae_turn"  # a critic's, turn by turn
-    returns = "returns"  # discounted rewards to come, no baseline
-    group_normalized = "group_normalized"  # less the group's mean, over its standard deviation
-    group_centred = "group_centred"  # less the group's mean
-    leave_one_out = "leave_one_out"  # less the mean of the group's others
+    gae = "gae"  # a critic's advantages per token
+    gae_turn = "gae_turn"  # a critic's advantages per turn
+    returns = "returns"  # discounted future rewards without a baseline
+    group_normalized = "group_normalized"  # minus the group's mean, divided by its standard deviation
+    group_centred = "group_centred"  # minus the group's mean
+    leave_one_out = "leave_one_out"  # minus the mean of the group's other members
 
 
 class Ratio(Enum):
-    """Whose probability the ratio of new policy to old is of."""
+    """Granularity of the importance ratio: token, turn or episode."""
 
     token = "token"
     turn = "turn"  # the product over a turn's tokens
     episode = "episode"  # the product over an episode's tokens
-    episode_mean = "episode_mean"  # its geometric mean
+    episode_mean = "episode_mean"  # the geometric mean over an episode's tokens
 
 
 class Surrogate(Enum):
-    clipped = "clipped"  # the worse of the plain and the clipped ratio, times the advantage
-    clipped_weight = "clipped_weight"  # log-prob, weighted by the clipped ratio (which carries no gradient)
+    clipped = "clipped"  # the smaller of plain and clipped ratio times the advantage
+    clipped_weight = "clipped_weight"  # log-prob weighted by the clipped ratio, which has no gradient
 
 
 class Aggregation(Enum):
-    """What weight a token's term has in the loss of a minibatch."""
+    """The weight of a token's term in the loss of a minibatch."""
 
     tokens = "tokens"  # the same for every token
     turns = "turns"  # the same for every turn
@@ -161,10 +161,10 @@ TABLE: Mapping[AlgoName, Algorithm] = {
         Ratio.token,
         Aggregation.tokens,
         Surrogate.clipped_weight,
-        # No lower bound, as in the paper; above, the ratio's cap of 5 that arXiv 2510.13786 found robust.
+        # No lower bound, as in the paper. The upper bound is the ratio cap of 5 that arXiv 2510.13786 found robust.
         defaults={**_GROUP, "algo.kl": "none", "algo.clip": 1.0, "algo.clip_high": 4.0},
     ),
 }
 
 VARIED = frozenset(key for algorithm in TABLE.values() for key in algorithm.defaults)
-"""The settings that some algorithm has a default of its own for."""
+"""The settings for which some algorithm has its own default."""

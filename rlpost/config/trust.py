@@ -64,10 +64,10 @@ def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
 
 def _where(reference: str) -> str:
     """The files of the modules, or of the packages that they are in, found without importing anything."""
-    modules = [
-        each.partition(":")[0].partition(".")[0] for each in reference.strip("[]").split(",") if ":" in each
-    ]
-    return ", ".join(map(_file, dict.fromkeys(modules)))
+    modules = [each.partition(":")[0] for each in reference.strip("[]").split(",") if ":" in each]
+    if not modules or not all(part.isidentifier() for module in modules for part in module.split(".")):
+        return "a command"
+    return ", ".join(map(_file, dict.fromkeys(module.partition(".")[0] for module in modules)))
 
 
 def _file(top_level: str) -> str:

@@ -1,7 +1,7 @@
-"""The one reader of YAML that a user gives: an experiment's file, the config.yaml of a record, a typed list.
+"""Reads all YAML from users: an experiment's file, the config.yaml of a record, a list typed on the command line.
 
-What it says is bounded before it is built: an alias costs one node to write and all that it stands for to walk
-through, so ten lines of aliases of aliases would keep whoever reads them busy for hours.
+The size is checked before anything is built. An alias costs one node to write, but stands for everything it refers to:
+ten lines of nested aliases would keep a reader busy for hours.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import yaml
 from rlpost.errors import ConfigError
 
 MAX_BYTES = 256 * 1024
-MAX_NODES = 20_000  # keys, values and list entries, those that aliases stand for counted wherever they stand
+# Keys, values and list entries; those behind an alias count each time it occurs.
+MAX_NODES = 20_000
 MAX_DEPTH = 50
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The key: value pairs of a file; none for an empty one.
+    """The key: value pairs of a file; none if the file is empty.
 
-    Raises ConfigError where it cannot be read, is no YAML, holds no such pairs or more than the bounds above.
+    Raises ConfigError if it cannot be read, is not YAML, has no such pairs or exceeds the bounds above.
     """
     try:
         with path.open("rb") as file:
@@ -36,7 +37,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_mapping(content: str | bytes, where: Path | str) -> dict[str, Any]:
-    """As `read_mapping`, of text that is at hand; `where` is named in refusals."""
+    """Like `read_mapping`, for text instead of a file; refusals name `where`."""
     try:
         settings = _load(content, _Loader)
     except yaml.YAMLError as error:
@@ -51,17 +52,17 @@ def parse_mapping(content: str | bytes, where: Path | str) -> dict[str, Any]:
 
 
 def parse_flow(text: str) -> Any:
-    """The list or mapping that a text beginning with `[` or `{` is. Raises ConfigError, with the reason alone."""
+    """The list or mapping in a text that starts with `[` or `{`. Raises ConfigError, with only the reason."""
     return _parse_flow(text, _Loader)
 
 
 def parse_texts(text: str) -> Any:
-    """As `parse_flow`; whatever stands in it is a text, as typed."""
+    """Like `parse_flow`, but every scalar stays text, as typed."""
     return _parse_flow(text, yaml.BaseLoader)
 
 
 def parse_scalar(text: str) -> Any:
-    """The number, true or false that a text spells; else the text."""
+    """The number, true or false in a text; otherwise the text itself."""
     tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
     with contextlib.suppress(yaml.YAMLError):  # a number of 5000 digits
         return _load(text, _Loader) if tag.rpartition(":")[2] in _WORDS else text
@@ -69,9 +70,9 @@ def parse_scalar(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
-    """Numbers, true and false as in YAML 1.2; in 1.1, PyYAML's, `yes` is true, 12:30 is 750 and 1e-3 is a text.
+    """Reads numbers, true and false as in YAML 1.2. In PyYAML's 1.1 `yes` is true, 12:30 is 750, 1e-3 is text.
 
-    What 1.1 takes for something else than a text stands in quotes in a record, so both read it alike.
+    Records quote the texts that 1.1 would read as something else, so both versions read them alike.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own attribute
@@ -84,7 +85,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        """Refuses {a:1}, which YAML takes for a key `a:1` that has no value."""
+        """Raises ConstructorError for {a:1}, which YAML reads as a key `a:1` without a value."""
         for key, value in node.value if node.flow_style else []:
             if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
                 problem = f"{key.value} has no value: after its colon stands a space"
@@ -92,7 +93,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
         return super().construct_mapping(node, deep)
 
     def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> None:
-        """Refuses it."""
+        """Raises ConstructorError, since no setting is a date."""
         problem = f"no setting is a date: a text stands in quotes, '{node.value}'"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
@@ -137,12 +138,12 @@ def _load(content: str | bytes, kind: type[yaml.SafeLoader] | type[yaml.BaseLoad
 
 
 class _OutOfBoundsError(Exception):
-    """More than MAX_NODES or MAX_DEPTH."""
+    """The document has more than MAX_NODES nodes or is deeper than MAX_DEPTH."""
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """The nodes at and below `node`, as many times as they stand there. `known`: of those that were counted, by id."""
-    if depth > MAX_DEPTH:  # also where an alias stands within what it stands for
+    """The number of nodes at and below `node`, counting repeated ones each time. `known`: earlier counts, by id."""
+    if depth > MAX_DEPTH:  # also stops an alias inside the node it refers to
         raise _OutOfBoundsError(f"it is nested deeper than {MAX_DEPTH} levels")
     if id(node) in known:
         return known[id(node)]

@@ -1,1 +1,1 @@
-"""Fused operations: for each a plain torch reference, which is the definition, and a fast path beside it."""
+"""Fused operations. Each has a plain torch reference, which defines it, and a fast implementation."""

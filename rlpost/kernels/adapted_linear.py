@@ -1,9 +1,9 @@
-"""Linear layers with low-rank adapters: x W' + b + s (x A') B', any number of layers that share their input at once.
+"""Linear layers with low-rank adapters, x W' + b + s (x A') B', for any number of layers that share their input.
 
-Layers that share an input (query, key, value; gate, up) are one product with their weights stacked; so are their
-adapters, whose B stand on a block diagonal. Around the two large products, forward and backward, there are only
-products with the rank on one side, added in place: no tensor of the activations' size is written twice. The
-adapters' float32 masters are cast here, once a call, to the activations' dtype.
+Layers that share an input (query, key, value; gate, up) are one product with their weights stacked. So are their
+adapters, with the B matrices on a block diagonal. Besides the two large products, forward and backward, all products
+have the rank as one dimension and are added in place, so no tensor of the activations' size is written twice. The
+adapters' float32 masters are cast to the activations' dtype here, once per call.
 
 Shapes: T tokens, I inputs, O outputs of all layers together, r the ranks of all adapters together.
 """
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Pair:
-    """One layer's adapter: A (rank, I), B (outputs of the layer, rank), and where its outputs begin."""
+    """One layer's adapter: A (rank, I), B (outputs of the layer, rank), and the index of its first output."""
 
     A: Tensor
     B: Tensor
@@ -32,7 +32,7 @@ class Pair:
 def adapted_linear_reference(
     x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pairs: Sequence[Pair]
 ) -> Tensor:
-    """The definition."""
+    """The definition of `adapted_linear`, in plain torch."""
     y_TO = F.linear(x_TI, weight_OI, bias_O)
     for pair in pairs:
         low = F.linear(F.linear(x_TI, pair.A), pair.B) * pair.scaling
@@ -41,7 +41,8 @@ def adapted_linear_reference(
 
 
 def adapted_linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pairs: Sequence[Pair]) -> Tensor:
-    """`adapted_linear_reference` for a frozen weight and bias; A and B may be wider than x, and get gradients so."""
+    """`adapted_linear_reference` with frozen weight and bias. A and B may have a wider dtype than x, and get gradients
+    of that dtype."""
     if not pairs:
         return F.linear(x_TI, weight_OI, bias_O)
     y_TO: Tensor = _AdaptedLinear.apply(
@@ -98,7 +99,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _rows(As: Sequence[Tensor]) -> list[slice]:
-    """Which of all ranks are each adapter's."""
+    """The slice of each adapter in the ranks of all adapters."""
     found, begin = list[slice](), 0
     for A in As:
         found.append(slice(begin, begin + A.shape[0]))

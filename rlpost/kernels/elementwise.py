@@ -1,7 +1,8 @@
-"""RMS norm, SwiGLU and rotary positions with hand-written backward passes: what stands between the large products.
+"""RMS norm, SwiGLU and rotary positions with hand-written backward passes: the operations between the large products.
 
-Each goes over its rows in chunks that stay in the cache, in float32 inside and in the activations' dtype outside,
-and keeps only its input. The plain definitions (`*_reference`) are transformers'. Weights are frozen: no gradient.
+Each processes its rows in chunks that fit in the cache, computes in float32, takes and returns the activations' dtype,
+and keeps only its input for the backward pass. The definitions (`*_reference`) are those of transformers. Weights are
+frozen and get no gradient.
 
 Shapes: T rows, H width, I half the width of gate and up together, n heads of size D.
 """
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 1 << 17  # elements; on a GPU a chunk is everything
+CHUNK = 1 << 17  # elements; on a GPU one chunk holds all rows
 
 
 def rms_norm_reference(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), the norm in at least float32."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019); the norm is at least float32."""
     wide = x_TH.to(_wide(x_TH))
     return weight_H * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x_TH.dtype)
 
@@ -31,7 +32,7 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
 
 
 def swiglu_reference(gate_up_T2I: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer 2020), gate in the left half."""
+    """silu(gate) * up (Shazeer 2020); gate is the left half."""
     gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
     return F.silu(gate_TI) * up_TI
 
@@ -43,13 +44,13 @@ def swiglu(gate_up_T2I: Tensor) -> Tensor:
 
 
 def rotary_reference(x_TnD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """x cos + rotate_half(x) sin (Su et al. 2021), the halves of cos and of sin being equal."""
+    """x cos + rotate_half(x) sin (Su et al. 2021). The two halves of cos are equal, and so are those of sin."""
     left, right = x_TnD.chunk(2, dim=-1)
     return x_TnD * cos_TD[:, None] + torch.cat((-right, left), dim=-1) * sin_TD[:, None]
 
 
 def rotary(x_TnD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """`rotary_reference`, differentiable in x, which need not be contiguous."""
+    """`rotary_reference`, differentiable in x, which may be non-contiguous."""
     y_TnD: Tensor = _Rotary.apply(x_TnD, cos_TD, sin_TD)
     return y_TnD
 
@@ -124,7 +125,7 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """A rotation's transpose is the rotation back."""
+        """The gradient is rotated back: the transpose of a rotation is its inverse."""
         cos_TD, sin_TD = ctx.saved_tensors
         return _rotated(grads[0], cos_TD, sin_TD, -1.0), None, None
 

@@ -1,10 +1,11 @@
-"""Log-probs and entropy of chosen tokens straight from hidden states, without the batch's logits.
+"""Log-probs and entropy of chosen tokens from hidden states, without storing the batch's logits.
 
-N positions, H hidden size, V vocabulary. The fast path goes over tiles of some positions and some words and keeps three
-running numbers a position (online softmax: largest logit, sum of exponentials, their weighted sum): memory is a tile
-instead of N x V. Where a gradient will be asked for it also keeps the expected row of the head, sum of p W, which is
-all that the log-prob's gradient needs: the backward pass has no product then. The entropy's gradient computes the
-tiles again. On a GPU Triton does it (rlpost.kernels.linear_logprob_triton). The head is frozen: no gradient.
+N positions, H hidden size, V vocabulary. The fast path processes tiles of some positions and some words, and keeps
+three running numbers per position (online softmax: largest logit, sum of exponentials, their weighted sum), so memory
+is one tile instead of N x V. If a gradient is needed, it also keeps the expected row of the head, sum of p W. The
+log-prob's gradient needs nothing else, so its backward pass has no product. The entropy's gradient computes the tiles
+again. On a GPU the work is done by Triton (rlpost.kernels.linear_logprob_triton). The head is frozen and gets no
+gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def linear_logprob_reference(
 ) -> tuple[Tensor, Tensor]:
     """The definition: log softmax(hidden @ weight.T / temperature)[targets] and the entropy, in nats; both (N,).
 
-    The product is rounded to the inputs' dtype; all that follows is at least float32, and so is the result.
+    The product is rounded to the inputs' dtype; everything after it, and the result, is at least float32.
     """
     logits_NV = _widened(F.linear(hidden_NH, weight_VH.detach())) / temperature
     logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
@@ -39,9 +40,9 @@ def linear_logprob(
     temperature: float = 1.0,
     tile: tuple[int, int] = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """`linear_logprob_reference` in tiles of so many positions and words; N may be 0.
+    """`linear_logprob_reference` in tiles of the given numbers of positions and words; N may be 0.
 
-    Differentiable in `hidden_NH` only. Raises ValueError for a temperature that is not positive.
+    Differentiable in `hidden_NH` only. Raises ValueError if the temperature is not positive.
     """
     if not temperature > 0.0:
         raise ValueError(
@@ -70,8 +71,8 @@ def _tile_logits(hidden_CH: Tensor, weight_BH: Tensor, temperature: float) -> Te
 
 
 class _Running:
-    """Online softmax of C positions (Milakov and Gimelshein 2018), with the sum that entropy needs, and the rows of
-    the head in the mean over words that the log-prob's gradient needs (`keep_rows`)."""
+    """Online softmax of C positions (Milakov and Gimelshein 2018), with the sum for the entropy. With `keep_rows` it
+    also averages the head's rows over words, for the log-prob's gradient."""
 
     def __init__(self, targets_C: Tensor, weight_VH: Tensor, dtype: torch.dtype, keep_rows: bool) -> None:
         self.targets_C, self.weight_VH = targets_C, weight_VH
@@ -82,7 +83,7 @@ class _Running:
         )  # sum of e^(x - top) W
 
     def absorb(self, logits_CB: Tensor, words: slice) -> None:
-        """Take in the logits of `words`; overwrites them."""
+        """Add the logits of `words`. They are overwritten."""
         place_C = self.targets_C - words.start
         inside_C = (place_C >= 0) & (place_C < logits_CB.shape[1])
         here_C = logits_CB.gather(1, place_C.clamp(0, logits_CB.shape[1] - 1)[:, None])[:, 0]
@@ -91,7 +92,7 @@ class _Running:
         shift_C = self.top_C - top_C
         kept_C = shift_C.exp()
         exps_CB = logits_CB.sub_(top_C[:, None]).exp()
-        # sums are of e^(x - top) and (x - top) e^(x - top); an old sum is moved to the new top. At first it is 0.
+        # Sums are of e^(x - top) and (x - top) e^(x - top). An old sum, at first 0, is rescaled to the new top.
         moved_C = torch.where(kept_C > 0.0, self.mass_C * shift_C, 0.0)
         self.weighted_C = kept_C * (self.weighted_C + moved_C) + torch.linalg.vecdot(exps_CB, logits_CB)
         self.mass_C = kept_C * self.mass_C + exps_CB.sum(dim=1)
@@ -107,7 +108,7 @@ class _Running:
         return logprobs_C, log_mass_C - self.weighted_C / self.mass_C, self.top_C + log_mass_C
 
     def target_less_mean(self) -> Tensor:
-        """The target's row of the head less the expected one, (C, H): d log-prob / d hidden at temperature 1."""
+        """The target's row of the head minus the expected row, (C, H): d log-prob / d hidden at temperature 1."""
         assert self.rows_CH is not None, "only with keep_rows"
         return self.weight_VH[self.targets_C] - self.rows_CH.div_(self.mass_C[:, None])
 
@@ -153,7 +154,7 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: Any) -> None:
-    """Adds sum over words of -p (log p + entropy) W, times the temperature, with the tiles computed again."""
+    """Add the sum over words of -p (log p + entropy) W, times the temperature; the tiles are computed again."""
     hidden_NH, weight_VH, entropy_N, total_N, _ = ctx.saved_tensors
     for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
         slope_C1, entropy_C1 = entropy_grad_N[rows, None], entropy_N[rows, None]

@@ -1,8 +1,8 @@
-"""The head's log-probs and entropy on a GPU; the only door to Triton. See rlpost.kernels.linear_logprob.
+"""The head's log-probs and entropy on a GPU; the only file that imports Triton. See rlpost.kernels.linear_logprob.
 
-The vocabulary is taken in blocks. Each block's logits are one product by the vendor's library; Triton does in one
-pass over them what PyTorch would do in six: running softmax in the forward pass, slopes in place in the backward
-pass. Memory is N x block. Set TRITON_INTERPRET=1 before the import to run it without a GPU.
+The vocabulary is processed in blocks. Each block's logits are one product by the vendor's library. Triton then needs
+one pass over them where PyTorch would need six: it updates the softmax in the forward pass, and replaces logits by
+gradients in the backward pass. Memory is N x block. Set TRITON_INTERPRET=1 before the import to run it without a GPU.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WORDS = 8192  # of the vocabulary at once
-COLUMNS = 1024  # of a row at once
+WORDS = 8192  # words of the vocabulary per block
+COLUMNS = 1024  # columns of a row per step
 
 
 @triton.jit
 def _absorb(logits, targets, top, mass, weighted, chosen, begin, width, scale, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One row's running maximum, sum of exponentials and sum of x e^x, over `width` more logits."""
+    """Update one row's running maximum, sum of exponentials and sum of x e^x with `width` more logits."""
     row = tl.program_id(0).to(tl.int64)
     m, mass_m, weighted_m = tl.load(top + row), tl.load(mass + row), tl.load(weighted + row)
     for start in range(0, width, COLUMNS):
@@ -46,7 +46,7 @@ def _absorb(logits, targets, top, mass, weighted, chosen, begin, width, scale, C
 def _slope(  # type: ignore[no-untyped-def]
     logits, targets, total, entropy, logprob_grad, entropy_grad, begin, width, scale, COLUMNS: tl.constexpr
 ):
-    """Logits of one row become the loss's slopes with respect to them."""
+    """Replace the logits of one row by the loss's gradients with respect to them."""
     row = tl.program_id(0).to(tl.int64)
     log_z, e = tl.load(total + row), tl.load(entropy + row)
     by_logprob, by_entropy = tl.load(logprob_grad + row), tl.load(entropy_grad + row)
@@ -63,7 +63,7 @@ def _slope(  # type: ignore[no-untyped-def]
 def linear_logprob_triton(
     hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, words: int = WORDS
 ) -> tuple[Tensor, Tensor]:
-    """As `linear_logprob`, `words` of the vocabulary at a time; not for float64."""
+    """The same as `linear_logprob`, with `words` of the vocabulary at a time; not for float64."""
     logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, weight_VH, targets_N, temperature, words)
     return logprobs_N, entropy_N
 

@@ -1,1 +1,1 @@
-"""The learner: one frozen base, its adapters, and the DeepSpeed ranks that update them."""
+"""The learner: one frozen base with its adapters, and the DeepSpeed ranks that update the adapters."""

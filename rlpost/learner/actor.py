@@ -1,4 +1,4 @@
-"""The thin Ray actor around a learner rank. Heavy imports wait for `start`, so that the driver needs none."""
+"""The Ray actor around a learner rank. It imports heavy libraries in `start` only, so that the driver needs none."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class LearnerActor:
-    """A rank in a process of its own."""
+    """One rank in its own process."""
 
     learner: Learner
     held: socket.socket
 
     def address(self) -> tuple[str, int]:
-        """This node's address, and a port of it that is held until `start`."""
+        """This node's address and one of its ports, which stays reserved until `start`."""
         self.held = bound_socket()
         return ray.util.get_node_ip_address(), port_of(self.held)
 
@@ -38,6 +38,6 @@ class LearnerActor:
         self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous)
 
     def call(self, method: str, *args: Any) -> Any:
-        """Run a method of the learner. Only rank 0's answer is used, so the others send none."""
+        """Call a method of the learner. Only rank 0 returns the answer, because the others' answers are not used."""
         answer = getattr(self.learner, method)(*args)
         return answer if self.learner.rendezvous.rank == 0 else None

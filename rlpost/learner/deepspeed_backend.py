@@ -1,12 +1,12 @@
-"""The only door to DeepSpeed: ranks, ZeRO 0 to 3, accumulation, clipping, and state for an exact resume.
+"""The only file that imports DeepSpeed: ranks, ZeRO 0 to 3, accumulation, clipping, and state for an exact resume.
 
-A step, the same on every rank:
+An optimizer step is the same on every rank:
 
     for each micro-batch: forward, backward (losses are shares of the batch's mean, so gradients add up)
     at the last one:      DeepSpeed reduces over ranks ─▶ AdamW per group: norm, finite?, clip, update
 
-DeepSpeed averages gradients over ranks; the loss is multiplied by their number, which makes it a sum.
-Parameters that train are float32 and thus their own master weights, whatever the frozen base's dtype.
+DeepSpeed averages gradients over ranks, so the loss is multiplied by the number of ranks to make it a sum. Trainable
+parameters are float32 and thus their own master weights, whatever the frozen base's dtype.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.rendezvous import Rendezvous
 
-WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's variable, stronger than the argument of torch.load
+# torch's environment variable, which overrides the argument of torch.load.
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
 SHARDED_FROM = 1  # from this ZeRO stage on, each rank's optimizer holds a part of every group
-GATHERED_FROM = 3  # and from this one on, a part of every parameter
+GATHERED_FROM = 3  # from this ZeRO stage on, each rank also holds only a part of every parameter
 
 
 class GroupedAdamW(torch.optim.AdamW):
-    """AdamW whose groups are clipped each by its own norm, and left wholly alone while their `lr` is 0.
+    """AdamW that clips each group by its own norm, and does not touch a group while its `lr` is 0.
 
-    The check and the clipping are here, and not DeepSpeed's, because DeepSpeed clips all groups by one norm (a
-    young critic's large gradients would shrink the policy's) and skips a bad step without a word.
+    This class checks and clips, because DeepSpeed clips all groups by one norm (the large gradients of a young critic
+    would shrink the policy's) and skips a step with non-finite gradients without a message.
     """
 
     max_norm: float
@@ -76,7 +77,7 @@ class GroupedAdamW(torch.optim.AdamW):
 
 
 class DeepSpeedBackend:
-    """The model on this rank, and its optimizer."""
+    """The model and its optimizer on this rank."""
 
     def __init__(self, model: ActorCritic, cfg: LearnerConfig, rendezvous: Rendezvous) -> None:
         self.model, self.cfg, self.rendezvous = model, cfg, rendezvous
@@ -97,10 +98,10 @@ class DeepSpeedBackend:
     def step(
         self, losses: Iterable[Tensor], count: int, learning_rates: dict[str, float], where: str
     ) -> dict[str, float]:
-        """One optimizer step over `count` micro-batches, whose losses are computed as they are drawn.
+        """One optimizer step over `count` micro-batches. Each loss is computed when the iterator yields it.
 
-        `learning_rates` are by group; 0 leaves a group as it is. Returns gradient norms before clipping by
-        group. Raises LearnerError, on all ranks alike and naming `where`, if a gradient is not finite.
+        `learning_rates` are by group; a rate of 0 leaves the group unchanged. Returns the gradient norms by group,
+        before clipping. Raises LearnerError on all ranks, naming `where`, if a gradient is not finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rates[group["name"]]
@@ -117,7 +118,7 @@ class DeepSpeedBackend:
         return dict(self.optimizer.norms)
 
     def reset_optimizer(self) -> None:
-        """Forget all moments and step counts, as if no step had been taken."""
+        """Reset all moments and step counts, as if no step had been taken."""
         for state in self.optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()
@@ -137,7 +138,7 @@ class DeepSpeedBackend:
 
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter], modify: bool = False) -> Iterator[None]:
-        """Within it, parameters that ZeRO-3 has spread over ranks are whole; `modify` writes changes back."""
+        """A context in which parameters that ZeRO-3 spread over ranks are gathered; `modify` writes changes back."""
         if self.cfg.zero_stage < GATHERED_FROM:
             yield
             return
@@ -147,13 +148,13 @@ class DeepSpeedBackend:
             yield
 
     def save(self, folder: Path) -> None:
-        """Write what trains and the optimizer's state into `folder` (all ranks call it; it must exist)."""
+        """Write the trainable parameters and the optimizer's state into the existing `folder`. All ranks call it."""
         self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Restore exactly what `save` wrote, under the same number of ranks and ZeRO stage.
+        """Restore exactly what `save` wrote, with the same number of ranks and the same ZeRO stage.
 
-        Raises CheckpointError where there is nothing, or where a file would run code.
+        Raises CheckpointError if nothing was saved there, or if a file would run code.
         """
         try:
             with _data_only():
@@ -171,9 +172,9 @@ class DeepSpeedBackend:
 
 @contextmanager
 def _data_only() -> Iterator[None]:
-    """Within it `torch.load` refuses what a file names, but for the records in DeepSpeed's own optimizer files.
+    """A context in which `torch.load` accepts only tensors and the records of DeepSpeed's own optimizer files.
 
-    DeepSpeed loads with `weights_only=False`, which runs whatever the file says; a run may come from somebody else.
+    DeepSpeed loads with `weights_only=False`, which runs any code in the file, and a run may come from someone else.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -191,7 +192,7 @@ def _data_only() -> Iterator[None]:
 
 
 def _join(rendezvous: Rendezvous, cfg: LearnerConfig, device: torch.device) -> None:
-    """Meet the other ranks; afterwards a rank that waits longer than the time-out for another fails."""
+    """Join the other ranks' process group. Afterwards a rank fails if it waits longer than the timeout for another."""
     os.environ |= {"RANK": str(rendezvous.rank), "WORLD_SIZE": str(rendezvous.world_size), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": rendezvous.host, "MASTER_PORT": str(rendezvous.port)}
     os.environ["DS_ACCELERATOR"] = device.type
@@ -202,7 +203,7 @@ def _join(rendezvous: Rendezvous, cfg: LearnerConfig, device: torch.device) -> N
         rendezvous.world_size,
         is_master=rendezvous.rank == 0,
         timeout=timeout,
-        # A port that was let go of could be taken by another process before it is bound again.
+        # Another process could take the port if it were closed before it is bound again.
         master_listen_fd=rendezvous.listener,
     )
     dist.init_process_group(
@@ -236,7 +237,7 @@ def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig)
         warnings.filterwarnings("ignore", module=module)
     import deepspeed
 
-    # Its shared-memory collectives are compiled at first use; a run must not need a compiler, and gloo is there.
+    # DeepSpeed compiles its shared-memory collectives at first use. A run must not need a compiler; gloo is installed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.ERROR)
     engine, *_ = deepspeed.initialize(
@@ -246,7 +247,7 @@ def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig)
 
 
 def _config(cfg: LearnerConfig) -> dict[str, Any]:
-    """Clipping is GroupedAdamW's, accumulation is by explicit boundaries, precision is the model's own."""
+    """DeepSpeed's configuration. GroupedAdamW clips, boundaries are set explicitly, the model sets its precision."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -257,6 +258,7 @@ def _config(cfg: LearnerConfig) -> dict[str, Any]:
             "overlap_comm": False,
             "contiguous_gradients": True,
             "reduce_scatter": cfg.gpus > 0,  # gloo has no reduce-scatter
-            "sub_group_size": 1 << 40,  # a group is one piece, so that its norm is taken over all of it
+            # Each group stays in one piece, so that its norm covers all of it.
+            "sub_group_size": 1 << 40,
         },
     }

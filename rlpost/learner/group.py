@@ -1,9 +1,9 @@
-"""The learner as the loops see it: N ranks behind one object.
+"""The learner as the training loops use it: N ranks behind one object.
 
     LearnerGroup.update_rl ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
                       waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
 
-After an error the ranks may be out of step, so the group refuses further calls but `close`.
+After an error the ranks may be out of step, so the group refuses all calls except `close`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from rlpost.learner.rendezvous import Rendezvous
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 
-DEATH_NOTICE_S = (
-    10.0  # after a rank's error, how long the others are watched: Ray tells a death within 1 to 3 s
-)
+# How long the other ranks are watched after a rank's error. Ray reports a death within 1 to 3 s.
+DEATH_NOTICE_S = 10.0
 
 
 class LearnerGroup:
@@ -54,7 +53,7 @@ class LearnerGroup:
             raise
 
     def sft_step(self, examples: Sequence[Example], step: int) -> dict[str, float]:
-        """One supervised step; `step` counts from 0."""
+        """One SFT step; `step` counts from 0."""
         return self._call("sft_step", list(examples), step)
 
     def sft_loss(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -66,15 +65,15 @@ class LearnerGroup:
         return self._call("update_rl", list(trajectories), iteration)
 
     def set_reference(self) -> None:
-        """Freeze the current policy as the KL reference, and start the optimizer afresh."""
+        """Make the current policy the frozen KL reference, and reset the optimizer."""
         self._call("set_reference")
 
     def export(self, version: int) -> tuple[Adapter, Canary]:
-        """The current policy adapter as `version`, with the canary's log-probs under it."""
+        """The current policy adapter as `version`, with its log-probs of the canary."""
         return self._call("export", version)
 
     def save(self, folder: Path) -> None:
-        """Write the learner's whole state into `folder`, which every rank must be able to reach."""
+        """Write the learner's whole state into `folder`, which must be reachable from every rank."""
         folder.mkdir(parents=True, exist_ok=True)
         self._call("save", folder.absolute())
 
@@ -83,7 +82,7 @@ class LearnerGroup:
         self._call("load", folder.absolute())
 
     def close(self) -> None:
-        """End every rank's process; may be called twice."""
+        """End every rank's process. It may be called twice."""
         for worker in self.workers:
             ray.kill(worker)
         self.workers = []
@@ -91,12 +90,12 @@ class LearnerGroup:
     def _call(self, method: str, *args: Any) -> Any:
         if self.broken is not None or not self.workers:
             raise LearnerError(f"the learner takes no calls any more: {self.broken or 'it was closed'}")
-        shared = [ray.put(arg) for arg in args]  # once, whatever the number of ranks
+        shared = [ray.put(arg) for arg in args]  # stored once, whatever the number of ranks
         refs = [worker.call.remote(method, *shared) for worker in self.workers]
         return self._answers(refs, method, self.cfg.learner.timeout_s)[0]
 
     def _answers(self, refs: list[Any], what: str, timeout_s: float) -> list[Any]:
-        """All ranks' answers in order; the first error, death or missed deadline raises and breaks the group."""
+        """All ranks' answers in order. The first error, death or missed deadline raises and breaks the group."""
         who = [f"learner rank {rank} (asked to {what})" for rank in range(len(refs))]
         try:
             return _watched(refs, timeout_s, who)
@@ -111,7 +110,7 @@ class LearnerGroup:
 
 
 def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:
-    """As actor_calls.get_all, but a rank's death is told rather than the errors that it brings upon the others."""
+    """Like actor_calls.get_all, but a rank's death is reported instead of the errors it causes on other ranks."""
     try:
         return actor_calls.get_all(refs, timeout_s, who)
     except RayTaskError:
@@ -120,14 +119,14 @@ def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:
 
 
 def learner_environment(threads: int, gpus: float) -> dict[str, str]:
-    """Variables of a learner's process, to be set before it starts.
+    """Environment variables of a learner's process, which must be set before it starts.
 
-    Threads wait as OpenMP does by default, spinning briefly: put to sleep at once they take 1.6 times as long.
+    Threads wait as OpenMP does by default: they spin briefly. If they sleep at once, a step takes 1.6 times as long.
     """
     return {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        # Keep freed activations: mapping fresh pages for them every layer took half of a step (measured).
+        # Keep freed activations: mapping new pages for them in every layer took half of a step (measured).
         "MALLOC_MMAP_THRESHOLD_": str(2**32),
         "MALLOC_TRIM_THRESHOLD_": str(2**36),
         "DS_ACCELERATOR": "cuda" if gpus > 0 else "cpu",
@@ -135,7 +134,7 @@ def learner_environment(threads: int, gpus: float) -> dict[str, str]:
 
 
 def _for_ranks(cfg: Config) -> Config:
-    """The settings without relative paths: on a cluster that was joined, a rank works in another folder."""
+    """The settings with absolute paths, because on a joined cluster a rank works in another folder."""
     return cfg if cfg.adapter is None else replace(cfg, adapter=str(Path(cfg.adapter).absolute()))
 
 

@@ -26,11 +26,11 @@ from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import name_for_loading
 
 REFERENCE_FILE = "reference.safetensors"
-KL_FILE = "kl.json"  # the coefficient, where algo.kl_target steers it
+KL_FILE = "kl.json"  # the KL coefficient, if algo.kl_target adapts it
 
 
 class Learner:
-    """Everything one rank does. All ranks must make the same calls in the same order, with the same arguments."""
+    """One rank's work. All ranks must make the same calls in the same order, with the same arguments."""
 
     def __init__(
         self, cfg: Config, model_folder: Path, canary_ids: Sequence[int], rendezvous: Rendezvous
@@ -54,7 +54,7 @@ class Learner:
         return {"loss": -float(logprobs_N.double().mean()), "tokens": float(len(logprobs_N))}
 
     def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
-        """An update with the KL coefficient that is in force; afterwards it moves towards `algo.kl_target`."""
+        """One RL update with the current KL coefficient, which then moves towards `algo.kl_target`."""
         algo = replace(self.cfg.algo, kl_coef=self.kl_coef)
         metrics = update.update_rl(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
         if algo.kl_target is not None:
@@ -62,7 +62,7 @@ class Learner:
         return metrics
 
     def set_reference(self) -> None:
-        """End of the warm start: the policy as it is becomes the reference, and the optimizer starts afresh."""
+        """End the warm start: the current policy becomes the reference, and the optimizer is reset."""
         self.backend.reset_optimizer()
         if self.model.has_reference:
             with (
@@ -83,7 +83,7 @@ class Learner:
         return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 
     def save(self, folder: Path) -> None:
-        """Write all that `load` needs into an existing folder; the caller makes it final by renaming it."""
+        """Write what `load` needs into an existing folder. The caller renames the folder to make it final."""
         self.backend.save(folder)
         if self.rendezvous.rank == 0:
             (folder / KL_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
@@ -94,7 +94,7 @@ class Learner:
                 save_file(tensors, folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Restore the state that `save` wrote, exactly."""
+        """Restore exactly the state that `save` wrote."""
         self.backend.load(folder)
         self.kl_coef = _kl_coef(folder / KL_FILE)
         if self.model.has_reference:
@@ -123,7 +123,7 @@ def _kl_coef(path: Path) -> float:
 
 
 def adapters_for(cfg: Config) -> tuple[str, ...]:
-    """The adapters that the task needs; where the bare base is the reference, that takes none."""
+    """The adapters that the task needs. If the base is the reference, the reference needs no adapter."""
     algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
     keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
     critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()

@@ -1,4 +1,4 @@
-"""Where the learner's ranks meet."""
+"""The address at which the learner's ranks meet."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """One of `world_size` ranks; rank 0 listens on `host` and `port`."""
+    """The place of one of `world_size` ranks; rank 0 listens on `host` and `port`."""
 
     host: str
     port: int
     rank: int
     world_size: int
-    listener: int | None = (
-        None  # rank 0, in its own process: the descriptor of `bound_socket`, which it gives away
-    )
+    # Rank 0, in its own process: the descriptor of `bound_socket`, which the rendezvous takes over.
+    listener: int | None = None
 
 
 def bound_socket() -> socket.socket:
-    """A socket on a TCP port of this node that is nobody else's as long as the socket is open."""
+    """A socket bound to a TCP port of this node. The port is reserved as long as the socket is open."""
     if socket.has_dualstack_ipv6():
         held = socket.socket(socket.AF_INET6)
         held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

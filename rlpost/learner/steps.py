@@ -1,8 +1,8 @@
-"""What the model gives for packed rows on this rank: log-probs and values without gradient, and one optimizer step.
+"""Runs packed rows through the model on this rank: log-probs and values without gradient, and one optimizer step.
 
     rows ─▶ Batch (N loss tokens in all) ─▶ this rank's micro-batches ─▶ DeepSpeedBackend ─▶ added up over ranks
 
-Weights are those of the whole batch, so that the numbers of ranks and of micro-batches change nothing.
+Weights are those of the whole batch, so the result does not depend on the numbers of ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one update and where their loss tokens lie in the flat numbering."""
+    """The rows of one update, with the index of each row's first loss token in the flat numbering."""
 
     rows: list[Row]
     starts: list[int]
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's micro-batches of a pass over some rows, and the tokens that it computes on all ranks together."""
+    """This rank's micro-batches of a pass over some rows, and the number of tokens computed on all ranks together."""
 
     micro_batches: list[list[Group]]
     tokens: int
@@ -63,8 +63,8 @@ def compute_outputs(
 ) -> tuple[dict[str, Tensor], int]:
     """Run `roles` over the batch without gradients.
 
-    Returns by role its log-probs or values, flat (N,) and whole on every rank, and how many tokens all roles computed
-    on all ranks.
+    Returns the log-probs or values by role, flat (N,) and complete on every rank, and the number of tokens computed by
+    all roles on all ranks.
     """
     if not roles:
         return {}, 0
@@ -90,7 +90,7 @@ def take_step(
     temperature: float,
     where: str,
 ) -> Metrics:
-    """One optimizer step over the rows `indices`, this rank's share in micro-batches."""
+    """One optimizer step over the rows `indices`, of which this rank computes its share."""
     contributions: list[losses.Metrics] = []
 
     def losses_drawn() -> Iterator[Tensor]:
@@ -116,7 +116,7 @@ def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budg
 
 
 def _added_up(backend: DeepSpeedBackend, contributions: Sequence[losses.Metrics]) -> Metrics:
-    """Contributions of all micro-batches and ranks together."""
+    """The sum of the contributions of all micro-batches and ranks."""
     names = sorted(contributions[0])
     table = torch.stack([torch.stack([c[n].double().cpu() for n in names]) for c in contributions])
     sums, maxima = backend.summed(table.sum(0)), backend.largest(table.amax(0))

@@ -1,4 +1,4 @@
-"""One update of reinforcement learning and one supervised step on this rank.
+"""One RL update and one SFT step on this rank.
 
     trajectories ─▶ Batch (rows; N sampled tokens in all)
        ─▶ passes without gradient, each rank its share, shared by all-reduce: policy, reference and values if needed
@@ -6,8 +6,8 @@
        ─▶ rlpost.algorithms.credit: rewards less KL ─▶ advantages    every rank does the same sums on the same numbers
        ─▶ epochs x minibatches: rlpost.algorithms.objective ─▶ shares of the minibatch's loss by rank ─▶ optimizer step
 
-Which episodes make a minibatch depends on (seed, iteration, epoch) alone, never on the number of ranks; groups stay
-whole, and weights are those of the whole minibatch: two ranks take the step that one would.
+The episodes of a minibatch depend on (seed, iteration, epoch) alone, not on the number of ranks. Groups stay whole, and
+weights are those of the whole minibatch, so two ranks take the same step as one.
 """
 
 from __future__ import annotations
@@ -28,35 +28,36 @@ from rlpost.config.schema import AlgoConfig, Config
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import Row
 from rlpost.learner.steps import Batch, Metrics, compute_outputs, take_step
-from rlpost.types import Example, Trajectory
+from rlpost.types import Example, Trajectory, loss_mask, token_ids
 
 
 def learnable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Episodes the policy answers for: with a sampled token, and not broken by the environment."""
+    """The episodes to train on: those with a sampled token that the environment did not break."""
     return [t for t in trajectories if t.answer_tokens and not t.ending.broken]
 
 
 def update_rl(
     backend: DeepSpeedBackend, trajectories: Sequence[Trajectory], cfg: Config, iteration: int
 ) -> Metrics:
-    """One iteration of `cfg.algo` on `trajectories`, all of them given to every rank; `iteration` counts from 0.
+    """One iteration of `cfg.algo` on `trajectories`. Every rank gets all of them; `iteration` counts from 0.
 
-    Raises LearnerError for a batch without sampled tokens, rows that do not fit, non-finite losses or gradients.
+    Raises LearnerError for a batch without sampled tokens, rows that are too long, and non-finite losses or gradients.
     """
     started = time.perf_counter()
     kept = learnable(trajectories)
     budget, temperature = cfg.learner.micro_batch_tokens, cfg.rollout.temperature
-    batch = Batch.of([Row(t.token_ids, t.loss_mask) for t in kept], budget)
-    outputs, tokens_computed = compute_outputs(
-        backend, batch, roles_to_compute(cfg.algo), budget, temperature
-    )
+    batch, rows_B = _batch(kept, budget)
+    one_sample = len(batch.rows) == len(kept)
+    critic_first = critic_steps_once(cfg.algo) and one_sample
+    roles = roles_to_compute(cfg.algo, one_sample)
+    outputs, tokens_computed = compute_outputs(backend, batch, roles, budget, temperature)
     computed = time.perf_counter()
     steps = list[Metrics]()
-    if critic_steps_once(cfg.algo):
+    if critic_first:
         outputs[CRITIC], step = _critic_step(backend, batch, kept, outputs, cfg, iteration)
         steps.append(step)
     training_batch, metrics = assign_credit(kept, outputs, cfg)
-    steps += _epochs(backend, batch, training_batch, cfg, iteration)
+    steps += _epochs(backend, batch, rows_B, training_batch, cfg, iteration, critic_first)
     metrics |= _of_the_update(steps) | {
         "tokens": float(batch.tokens),
         "tokens/scored": float(tokens_computed),
@@ -67,6 +68,15 @@ def update_rl(
     return metrics
 
 
+def _batch(episodes: Sequence[Trajectory], budget: int) -> tuple[Batch, list[list[int]]]:
+    """A row a sample, and which rows each episode has."""
+    samples = [(b, sample) for b, episode in enumerate(episodes) for sample in episode.samples]
+    rows_B: list[list[int]] = [[] for _ in episodes]
+    for row, (b, _) in enumerate(samples):
+        rows_B[b].append(row)
+    return Batch.of([Row(token_ids(turns), loss_mask(turns)) for _, turns in samples], budget), rows_B
+
+
 def _critic_step(
     backend: DeepSpeedBackend,
     batch: Batch,
@@ -75,10 +85,11 @@ def _critic_step(
     cfg: Config,
     iteration: int,
 ) -> tuple[Tensor, Metrics]:
-    """The critic's only step of an update; returns the values (N,) before it, whole on every rank.
+    """The only step of the critic in an update. Returns the values (N,) before the step, complete on every rank.
 
-    A micro-batch holds whole episodes, and an episode's returns depend on its own values alone: so the loss of a
-    micro-batch can be had from its own forward pass, while the values of others are not known yet.
+    A micro-batch holds whole episodes, each of one sample, and an episode's returns depend only on its own values. The
+    loss of a micro-batch can thus be computed from its own forward pass, before the values of other micro-batches are
+    known.
     """
     values_N = torch.zeros(batch.tokens)
 
@@ -96,12 +107,18 @@ def _critic_step(
 
 
 def _epochs(
-    backend: DeepSpeedBackend, batch: Batch, training_batch: TrainingBatch, cfg: Config, iteration: int
+    backend: DeepSpeedBackend,
+    batch: Batch,
+    rows_B: Sequence[Sequence[int]],
+    training_batch: TrainingBatch,
+    cfg: Config,
+    iteration: int,
+    critic_stepped: bool,
 ) -> list[Metrics]:
-    """The optimizer steps of an update, but for a critic's that has taken its only one."""
+    """The optimizer steps of an update, without the critic if it has already taken its only step."""
     algo, steps = cfg.algo, list[Metrics]()
     epochs = {POLICY: algo.epochs if iteration >= algo.critic_warmup else 0}
-    if TABLE[algo.name].critic and not critic_steps_once(algo):
+    if TABLE[algo.name].critic and not critic_stepped:
         epochs[CRITIC] = algo.critic_epochs or algo.epochs
     for epoch in range(max(epochs.values())):
         roles = tuple(name for name, count in epochs.items() if epoch < count)
@@ -109,16 +126,15 @@ def _epochs(
             learning_rates = _learning_rates(algo, iteration, epoch * algo.minibatches + k, roles)
             loss = minibatch_loss(training_batch, episodes, cfg)
             where = f"iteration {iteration + 1}, epoch {epoch + 1}, minibatch {k + 1}"
+            rows = [row for b in episodes for row in rows_B[b]]
             steps.append(
-                take_step(
-                    backend, batch, episodes, roles, loss, learning_rates, cfg.rollout.temperature, where
-                )
+                take_step(backend, batch, rows, roles, loss, learning_rates, cfg.rollout.temperature, where)
             )
     return steps
 
 
 def _of_the_update(steps: Sequence[Metrics]) -> Metrics:
-    """Means (maxima, sums: _together) over the steps that have a metric."""
+    """The mean of each metric (or maximum, or sum: see _together) over the steps that have it."""
     together: dict[str, list[float]] = {}
     for step in steps:
         for name, value in step.items():
@@ -127,7 +143,7 @@ def _of_the_update(steps: Sequence[Metrics]) -> Metrics:
 
 
 def _together(metric: str, values: Sequence[float]) -> float:
-    """What the optimizer steps' values of a metric are for the update."""
+    """The value of a metric for the update, from its values in the optimizer steps."""
     if metric.startswith("tokens/"):
         return float(sum(values))
     return float(max(values) if losses.is_maximum(metric) else np.mean(values))
@@ -136,7 +152,7 @@ def _together(metric: str, values: Sequence[float]) -> float:
 def _minibatches(
     training_batch: TrainingBatch, cfg: Config, iteration: int, epoch: int
 ) -> Iterator[list[int]]:
-    """Whole groups in an order of their own for each epoch; fewer minibatches when there are fewer groups."""
+    """Minibatches of whole groups, in a different order each epoch; fewer minibatches if there are fewer groups."""
     groups_B = training_batch.layout.groups_B.numpy()
     order = np.random.default_rng([cfg.seed, iteration, epoch]).permutation(groups_B.max() + 1)
     members = [np.flatnonzero(groups_B == group).tolist() for group in order]
@@ -146,7 +162,7 @@ def _minibatches(
 
 
 def _learning_rates(algo: AlgoConfig, iteration: int, step: int, roles: tuple[str, ...]) -> dict[str, float]:
-    """Learning rates of an iteration's `step`; 0 for what does not learn in it."""
+    """The learning rates at an iteration's `step`; 0 for roles that do not learn in it."""
     critic_steps = (algo.critic_epochs or algo.epochs) * algo.minibatches
     policy_steps = algo.epochs * algo.minibatches
     done = (iteration - algo.critic_warmup) * policy_steps + step, iteration * critic_steps + step
@@ -163,7 +179,7 @@ def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
 
 
 def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config, step: int) -> Metrics:
-    """One supervised step of the policy adapter on `examples`, all given to every rank; `step` counts from 0."""
+    """One SFT step of the policy adapter on `examples`. Every rank gets all of them; `step` counts from 0."""
     started = time.perf_counter()
     batch = Batch.of([Row(e.token_ids, e.loss_mask) for e in examples], cfg.learner.micro_batch_tokens)
 

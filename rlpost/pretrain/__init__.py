@@ -1,1 +1,1 @@
-"""The recipe of the bundled base model `tiny`: its corpus, its tokenizer and its training."""
+"""The recipe of the bundled base model `tiny`: corpus, tokenizer and training."""

@@ -1,4 +1,4 @@
-"""Conversations of general arithmetic: reading a stated rule, computing in steps, combining numbers, revising.
+"""Conversations about general arithmetic: reading a stated rule, computing in steps, combining numbers, revising.
 
 No conversation states a rule that a registered variant of GeneralPoints uses, trained or held out.
 """
@@ -25,7 +25,7 @@ MAX_NUMBER = 13
 
 @dataclass(frozen=True)
 class Deal:
-    """A combination task: the cards as shown, what they count, the rule in force and its target."""
+    """A combination task: the cards as shown, their values, the rule and its target."""
 
     variant: Variant
     ranks: tuple[str, ...]
@@ -34,7 +34,7 @@ class Deal:
 
 
 def random_rule(rng: random.Random) -> tuple[int, int, int]:
-    """Values for J, Q, K under a rule that no registered variant uses; equal for all three in a third of the cases."""
+    """Values for J, Q, K under a rule that no registered variant uses. In a third of the cases all three are equal."""
     while True:
         one = rng.randint(1, MAX_FACE_VALUE)
         faces = (one, one, one)
@@ -45,7 +45,7 @@ def random_rule(rng: random.Random) -> tuple[int, int, int]:
 
 
 def random_combination(values: tuple[int, ...], rng: random.Random) -> Expression:
-    """Join random pairs with random operations until one is left; every value stays natural and modest."""
+    """Join random pairs with random operations until one is left. All values stay natural numbers of moderate size."""
     pool = [Expression.leaf(value) for value in values]
     while len(pool) > 1:
         left, right = (pool.pop(rng.randrange(len(pool))) for _ in range(2))
@@ -76,7 +76,7 @@ def _values(variant: Variant, ranks: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def hindsight_deal(rng: random.Random, with_face: bool) -> Deal:
-    """A random combination, its target named afterwards by the value it reached."""
+    """A random combination whose result becomes the target."""
     ranks = _cards(rng, rng.choice((2, 3, 3, 4, 4, 4, 4)), with_face)
     rule = _variant(rng, 0)
     values = _values(rule, ranks)
@@ -90,7 +90,7 @@ def _simple_solutions(values: tuple[int, ...], target: int) -> tuple[Expression,
 
 
 def deal_24(rng: random.Random, with_face: bool) -> Deal:
-    """Four numbers or cards that make 24, with one of the simple solutions."""
+    """Four numbers or cards that make 24, with one of their simple solutions."""
     while True:
         ranks = _cards(rng, 4, with_face)
         variant = _variant(rng, 24)
@@ -132,11 +132,12 @@ def _wrong_attempt(deal: Deal, rng: random.Random) -> tuple[Expression, tuple[in
         attempt = random_combination(tuple(values), rng)
         if attempt.value != deal.variant.target or sorted(values) != sorted(deal.values):
             return attempt, tuple(values)
-        values = [rng.randint(1, MAX_NUMBER) for _ in values]  # every combination hits: change the numbers
+        # Every combination hits the target, so draw other numbers.
+        values = [rng.randint(1, MAX_NUMBER) for _ in values]
 
 
 def revise(rng: random.Random) -> Conversation:
-    """One or two wrong attempts with the verifier's feedback, then a right answer. Only the last is learnt."""
+    """One or two wrong attempts with the verifier's feedback, then a right answer. Only the last is trained on."""
     deal = _random_deal(rng)
     style, form = _style(rng)
     user = prompt(style, deal.variant, deal.ranks)
@@ -187,6 +188,6 @@ MIXTURE: Mixture = (
 
 
 def states_reserved_rule(talk: Conversation) -> bool:
-    """Whether any text states a rule of a registered variant. True for nothing that this module makes."""
+    """Whether any text states a rule of a registered variant. False for every conversation that this module makes."""
     rules = {short_rule(faces) for faces in RESERVED_RULES}
     return any(rule in message.user for message in talk for rule in rules)

@@ -1,8 +1,8 @@
-"""What the bundled base model learns from: endless synthetic conversations of general skills.
+"""The training corpus of the bundled base model: an endless stream of synthetic conversations about general skills.
 
-No conversation states a rule that a registered variant uses (trained or held out) in the task that it belongs to, so
-neither is privileged: the base meets J, Q, K as 10 or as 11, 12, 13, and a route to be walked by the compass or by
-left and right, for the first time in a run.
+No conversation states a rule that a registered variant (trained or held out) uses in its task, so neither kind of rule
+has an advantage. The base model first meets J, Q, K as 10 or as 11, 12, 13, and a route to be walked by the compass or
+by left and right, in a run.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import random
 from rlpost.pretrain import cards, streets
 from rlpost.pretrain.talk import Conversation, Mixture, draw
 
-STREETS = 0.25  # of the conversations; they are longer than the cards', and come to half of the tokens
+# Share of the conversations. They are longer than those about cards, and make up half of the tokens.
+STREETS = 0.25
 
 
 def conversation(rng: random.Random) -> Conversation:
-    """One conversation of either world."""
+    """One conversation, about cards or streets."""
     mixture: Mixture = streets.MIXTURE if rng.random() < STREETS else cards.MIXTURE
     return draw(mixture, rng)
 
 
 def states_reserved_rule(talk: Conversation) -> bool:
-    """Whether any text states a registered variant's rule in its task. True for nothing that this package makes."""
+    """Whether any text states a registered variant's rule in its task. False for all that this package makes."""
     return cards.states_reserved_rule(talk) or streets.walks_by_reserved_rule(talk)

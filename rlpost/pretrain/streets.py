@@ -1,7 +1,7 @@
-"""Conversations of navigation: routes walked under rules of other words, and turns told apart by any words.
+"""Conversations about navigation: walking routes under rules with other words, and naming turns with any words.
 
-The cities are generated, from the training split. No route is walked by the words of a registered rule; those words
-occur in `name_turn` alone, both rules' alike, where a single turn is named and nothing walked.
+The cities are generated, from the training split. No route is walked with the words of a registered rule. Those words
+occur in `name_turn` alone, equally for both rules, where a single turn is named and no route is walked.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ _FRAMES = (
     ", face ",
 )
 _SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
-_TRAINED = VARIANTS["absolute"]  # for its cities and the lengths of its routes, not for its words
+_TRAINED = VARIANTS["absolute"]  # used for its cities and route lengths, not for its words
 _LEGS = (1, 1, 2, 2, 2, 3)
 _CITIES = Generated()
 
 
 @dataclass(frozen=True)
 class Wording:
-    """A rule by other words, eight for the compass or four relative to where one faces."""
+    """A rule with other words: eight for the compass, or four relative to the walker's heading."""
 
     words: tuple[str, ...]
 
@@ -99,7 +99,7 @@ def _invented(rng: random.Random) -> str:
 
 
 def other_rule(rng: random.Random) -> Wording:
-    """A rule that is not registered: known words mostly, else words whose place in the list is all they mean."""
+    """A rule that is not registered: mostly with known words, else with invented ones that have only their order."""
     known = BY_TURN if rng.random() < 0.5 else BY_COMPASS
     if rng.random() < 0.8:
         return Wording(rng.choice(known))
@@ -110,7 +110,7 @@ def other_rule(rng: random.Random) -> Wording:
 
 
 def random_trip(rng: random.Random) -> Trip:
-    """A trip through a training city, its first heading set."""
+    """A trip through a training city, with its first heading set."""
     while True:
         trip = _CITIES.draw(_TRAINED, Split.TRAIN, rng.choice(_LEGS), rng)
         heading = starting_heading(trip, rng)
@@ -119,7 +119,7 @@ def random_trip(rng: random.Random) -> Trip:
 
 
 def _renamed(talk: Conversation, rng: random.Random) -> Conversation:
-    """The same with landmarks by names never heard, so that names are copied and not remembered."""
+    """The conversation with invented names of landmarks, so that the model learns to copy names, not to recall them."""
     names: dict[str, str] = {}
 
     def other(match: re.Match[str]) -> str:
@@ -132,7 +132,7 @@ _NAME = re.compile(f"(?:{'|'.join(MODERN.first)}) (?:{'|'.join(MODERN.kinds)})")
 
 
 def walk(rng: random.Random) -> Conversation:
-    """A route to its end, in a third of the cases with a wrong attempt and its feedback on the way."""
+    """A route to its end; in a third of the cases one attempt on the way is wrong and gets feedback."""
     rule, trip = other_rule(rng), random_trip(rng)
     form = AnswerForm.STEPS if rng.random() < 0.95 else AnswerForm.DIRECT
     texts = Texts(PromptStyle.SHORT, form, Mode.MENDED, trip, rule)
@@ -143,7 +143,7 @@ def walk(rng: random.Random) -> Conversation:
 
 
 def name_turn(rng: random.Random) -> Conversation:
-    """A single turn by the words of any rule, the registered ones included; no route."""
+    """A single turn, named with the words of any rule, registered ones included; no route."""
     rules: tuple[Words, ...] = (*Rule, other_rule(rng), other_rule(rng))
     rule = rng.choice(rules)
     facing, towards = (SECTOR * rng.randrange(len(COMPASS)) for _ in range(2))
@@ -159,12 +159,12 @@ MIXTURE: Mixture = ((walk, 0.7), (name_turn, 0.3))
 
 
 def walks_by_reserved_rule(talk: Conversation) -> bool:
-    """Whether a route is to be walked by the words of a registered rule."""
+    """Whether a route is to be walked with the words of a registered rule."""
     rules = [f"Turn: {', '.join(rule.words)}." for rule in Rule]
     return any(m.user.startswith("Follow:") and rule in m.user for m in talk for rule in rules)
 
 
 def phrases() -> Sequence[str]:
-    """What the tokenizer takes as one token: the fixed parts of these texts, and what is seen. The words of the rules
-    are left to be spelled, but for the compass; so are names of the held-out cities."""
+    """The phrases that are one token each: the fixed parts of these texts, and what the walker sees. The words of rules
+    (except the compass) and the names of held-out cities stay spelled."""
     return (*_FRAMES, *COMPASS, *(f" on {side}" for side in SIDES), *MODERN.first, *MODERN.kinds)

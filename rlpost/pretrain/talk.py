@@ -1,4 +1,4 @@
-"""What a corpus is made of: conversations, and mixtures of tasks that write them."""
+"""The types of a corpus: conversations, and mixtures of tasks that write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Message:
-    """A user text and the assistant's answer to it; `learn` is False for a wrong attempt, which is context."""
+    """A user text and the assistant's answer. `learn` is False for a wrong attempt, which is only context."""
 
     user: str
     assistant: str
@@ -22,6 +22,6 @@ Mixture = tuple[tuple[Task, float], ...]  # tasks with their shares of the conve
 
 
 def draw(mixture: Mixture, rng: random.Random) -> Conversation:
-    """One conversation of the mixture."""
+    """Draw one conversation of the mixture."""
     tasks, weights = zip(*mixture, strict=True)
     return rng.choices(tasks, weights)[0](rng)

@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer: byte-level BPE of the cards' language, digits one by one, and phrases of streets."""
+"""The bundled model's tokenizer: byte-level BPE of the card texts, one token per digit, and phrases about streets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# Cut around every digit and every operator or bracket of a formula, and between quoted card names, so that no
-# merge swallows a number or a card; fixed phrases between them may become single tokens, however long.
+# Cut around every digit, every operator and every bracket of a formula, and between quoted card names, so that no merge
+# contains a number or a card. The fixed phrases between them may become single tokens of any length.
 _CUTS = Regex(r"[0-9]|[+*/()=-]|(?<=[ \"'\[])[AJQK](?=[\"',.\]=])")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn the merges. The whole byte alphabet is kept, so that any text can be encoded."""
+    """Learn the merges. The whole byte alphabet is kept, so that every text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def add_phrases(tokenizer: PreTrainedTokenizerFast, phrases: Sequence[str]) -> None:
-    """Make each phrase a token of its own, unless it is one. Texts without any of them are encoded as before."""
+    """Add each phrase as one token, unless it already is one. Texts without the phrases are encoded as before."""
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
 
 

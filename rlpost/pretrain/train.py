@@ -1,8 +1,8 @@
-"""`experiment=tiny_base`: train the bundled base model from nothing and write it in the Hugging Face format.
+"""`experiment=tiny_base`: train the bundled base model from scratch and save it in the Hugging Face format.
 
-The schedule follows the clock: warm-up, constant, then a linear decay to zero over the last third, so that the
-recipe fits whatever machine runs it. Matrices are updated by Muon (Jordan et al. 2024), the rest by AdamW.
-Weights are kept in fp32; a bf16 copy computes.
+The schedule follows the clock, so the recipe fits any machine: warm-up, constant, then a linear decay to zero over the
+last third. Matrices are updated by Muon (Jordan et al. 2024), the rest by AdamW. Weights are kept in fp32, and a bf16
+copy computes.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, add_phrases, save_to
 from rlpost.record.run_dir import OUTPUTS, new_folder, time_stamp
 
 IGNORE = -100
-POOL = 2048  # conversations sorted by length at a time, so that a batch pads little
+POOL = 2048  # conversations sorted by length at a time, so that batches need little padding
 TOKENIZER_CONVERSATIONS = 3000
 MAX_POSITIONS = 2048
-TRIM_EVERY = 100  # steps
-ATTENTION = "eager"  # short rows: plain products beat the CPU's fused attention twofold
+TRIM_EVERY = 100  # optimizer steps
+ATTENTION = "eager"  # rows are short: plain products are twice as fast as the CPU's fused attention
 
 
 @dataclass(frozen=True)
 class LabelledTokens:
     token_ids: list[int]
-    labels: list[int]  # the token itself where it is learnt, IGNORE elsewhere
+    labels: list[int]  # the token itself if it is trained on, else IGNORE
 
 
 def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> LabelledTokens:
-    """Token ids in the chat template's layout; answers to learn (end of turn included) carry labels."""
+    """Token ids in the chat template's layout. Answers that are trained on (with their end of turn) carry labels."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
 
     def plain(text: str) -> list[int]:
@@ -63,7 +63,7 @@ def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> LabelledTo
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (token_ids_BT, labels_BT), right-padded, of at most `batch_tokens` tokens padding included."""
+    """An endless stream of (token_ids_BT, labels_BT), right-padded, of at most `batch_tokens` tokens with padding."""
     rng = random.Random(seed)
     pad = tokenizer.pad_token_id
     while True:
@@ -102,7 +102,7 @@ def build_model(cfg: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> Llam
 
 
 def answer_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over learnt tokens; the head is computed at their positions only."""
+    """Mean cross-entropy over trained tokens. The head is computed at their positions only."""
     hidden_BTD = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
     targets_BT = labels_BT[:, 1:]
     learnt_BT = targets_BT != IGNORE
@@ -110,7 +110,7 @@ def answer_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.
 
 
 class MasterOptimizer:
-    """fp32 masters of a bf16 model: Muon for the layers' matrices, AdamW for embeddings and norms."""
+    """Keeps fp32 masters of a bf16 model. Muon updates the layers' matrices, AdamW the embeddings and norms."""
 
     def __init__(self, model: LlamaForCausalLM, learning_rate: float) -> None:
         self.pairs = [(p, p.detach().float().clone().requires_grad_()) for p in model.parameters()]
@@ -135,21 +135,21 @@ class MasterOptimizer:
 
 
 def learning_rate_at(progress: float, peak: float) -> float:
-    """Warm-up over the first 2%, constant, linear decay to zero from two thirds on. `progress` in [0, 1]."""
+    """Warm-up over the first 2%, constant, linear decay to zero over the last third. `progress` is in [0, 1]."""
     return peak * min(progress / 0.02, 1.0, (1.0 - progress) * 3.0)
 
 
 def save(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: dict[str, float]
 ) -> None:
-    """bf16 safetensors, tokenizer and the record of the training, ready for transformers and vLLM."""
+    """Save bf16 safetensors, the tokenizer and the record of the training, as transformers and vLLM load them."""
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def run(cfg: Config) -> None:
-    """Train for cfg.tiny_base.minutes and leave the model in `<output_dir>/model`."""
+    """Train for cfg.tiny_base.minutes and save the model in `<output_dir>/model`."""
     default = OUTPUTS / cfg.name / f"{time_stamp()}-{cfg.seed}"
     folder = new_folder(cfg.output_dir, default, first="model") / "model"
     torch.manual_seed(cfg.seed)
@@ -162,7 +162,7 @@ def run(cfg: Config) -> None:
 
 
 def _start(cfg: Config, console: Console) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
-    """Tokenizer and model, made anew or taken from an earlier training."""
+    """The tokenizer and the model, new or from an earlier training."""
     if cfg.tiny_base.start is not None:
         folder = Path(cfg.tiny_base.start)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -176,14 +176,14 @@ def _start(cfg: Config, console: Console) -> tuple[PreTrainedTokenizerFast, Llam
 
 
 def _card_texts(rng: random.Random) -> Iterator[str]:
-    """What the merges are learned on."""
+    """The texts from which the tokenizer learns its merges."""
     for _ in range(TOKENIZER_CONVERSATIONS):
         for message in draw(cards.MIXTURE, rng):
             yield from (message.user, message.assistant)
 
 
 def _learn_phrases(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the phrases that an earlier tokenizer lacks a place: the mean of what spelled them before."""
+    """Add embeddings for phrases that an earlier tokenizer lacks: the mean of the tokens that spelled them before."""
     new = [phrase for phrase in streets.phrases() if phrase not in tokenizer.get_vocab()]
     spelled = [tokenizer.encode(phrase) for phrase in new]
     add_phrases(tokenizer, new)
@@ -226,7 +226,7 @@ def _train(
 
 
 def _return_free_memory() -> None:
-    """Batches of ever new shapes leave glibc's heap in pieces that grow to 10 GB within 20 minutes (measured)."""
+    """Return freed memory to the system: batches of changing shapes made glibc's heap grow to 10 GB in 20 minutes."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that appear in one step, complete or not at all.
 
-    checkpoints/.tmp-iteration-000012   being written: the learner's files, then progress.json as the mark
-    checkpoints/iteration-000012        renamed only when all of it is on the disk
+    checkpoints/.tmp-iteration-000012   being written: the learner's files, then progress.json as the completion mark
+    checkpoints/iteration-000012        renamed only when all of it is on disk
     checkpoints/.old-iteration-000012   an earlier one of the same iteration, until its successor is in place
 
-progress.json names every file with its size and SHA-256, so a checkpoint that was cut, copied in part or damaged is not
-taken for one.
+progress.json names every file with its size and SHA-256, so a truncated, partly copied or damaged checkpoint is
+recognised.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _FINAL = re.compile(r"(?P<old>\.old-)?iteration-(?P<iteration>\d{6,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    path: Path  # what the learner wrote, and progress.json
-    iteration: int  # iterations that were finished when it was taken
+    path: Path  # the folder with the learner's files and progress.json
+    iteration: int  # iterations finished when it was saved
     progress: dict[str, Any]  # as given to `save`
-    passed_over: tuple[Path, ...] = ()  # newer ones, which are not whole
+    passed_over: tuple[Path, ...] = ()  # newer checkpoints, which are incomplete
 
 
 def save(
@@ -44,17 +44,17 @@ def save(
     progress: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> Path:
-    """Take a checkpoint; whatever happens on the way, the one before it stays whole. Keeps the newest two.
+    """Save a checkpoint. If saving fails, the previous one stays complete. Keeps the newest two.
 
     Args:
-        write: fills the folder it is given; it returns when all its files are closed.
-        progress: what the loop needs to go on, as JSON.
-        settings: the part of the configuration that decides the training, as JSON; `latest` compares it.
+        write: fills the folder it is given, and returns when all its files are closed.
+        progress: the state that the loop needs to continue, as JSON.
+        settings: the part of the configuration that determines the training, as JSON; `latest` compares it.
 
     Raises:
-        CheckpointError: `write` left no file.
-        OutputError: the disk is full or forbidden.
-        Whatever `write` raises; the unfinished folder is removed.
+        CheckpointError: `write` wrote no file.
+        OutputError: the disk is full or not writable.
+        Any error of `write`; the unfinished folder is removed.
     """
     folder = run_dir.checkpoints / iteration_name(iteration)
 
@@ -71,9 +71,9 @@ def save(
 
 
 def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
-    """The newest whole checkpoint, every byte of which is what was written.
+    """The newest complete checkpoint, with every byte verified.
 
-    Raises CheckpointError when there is none, or when it was taken under other `settings`; the message names them.
+    Raises CheckpointError if none is complete, or if it was saved with other `settings`; the message names them.
     """
     candidates = _candidates(run_dir.checkpoints)
     for i, path in enumerate(candidates):
@@ -86,14 +86,14 @@ def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
 
 
 def exists(run_dir: RunDir) -> bool:
-    """Whether there is a whole checkpoint, under whatever settings."""
+    """Whether there is a complete checkpoint, with any settings."""
     return any(_whole(path) is not None for path in _candidates(run_dir.checkpoints))
 
 
 def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
-    """Write the mark, which vouches for the learner's files.
+    """Write the completion mark with the sizes and hashes of the learner's files.
 
-    Raises CheckpointError when there are none: the learner wrote to another disk.
+    Raises CheckpointError if there are no files, because the learner wrote to another disk.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     written = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sum(path)] for path in files}
@@ -107,13 +107,13 @@ def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
 
 
 def _sweep(checkpoints: Path) -> None:
-    """Remove what a crash left half-written."""
+    """Remove unfinished folders left by a crash."""
     for path in checkpoints.glob(".tmp-*"):
         shutil.rmtree(path)
 
 
 def _prune(checkpoints: Path) -> None:
-    """Remove all but the newest KEPT whole checkpoints, and predecessors that were replaced."""
+    """Remove all but the newest KEPT complete checkpoints, and the replaced predecessors."""
     whole = [path for path in _candidates(checkpoints) if not _is_old(path) and _whole(path) is not None]
     for path in _candidates(checkpoints):
         if path not in whole[:KEPT]:
@@ -121,7 +121,7 @@ def _prune(checkpoints: Path) -> None:
 
 
 def _candidates(checkpoints: Path) -> list[Path]:
-    """Finished folders, newest first; a replaced one comes after its successor."""
+    """Finished folders, newest first. A replaced one comes after its successor."""
     if not checkpoints.is_dir():
         return []
     matches = [(match, path) for path in checkpoints.iterdir() if (match := _FINAL.fullmatch(path.name))]
@@ -132,7 +132,7 @@ def _candidates(checkpoints: Path) -> list[Path]:
 
 
 def _whole(path: Path, bytes_too: bool = False) -> dict[str, Any] | None:
-    """The mark of a checkpoint whose files are all there in their length, and `bytes_too`; None otherwise."""
+    """The mark of a checkpoint whose files all have their sizes, and with `bytes_too` their hashes; None otherwise."""
     try:
         mark = json.loads((path / MARK).read_text())
         files = [(path / name, size, digest) for name, (size, digest) in mark["files"].items()]
@@ -160,7 +160,7 @@ def _check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Every setting, of two nested mappings of plain data, that is not the same: KEY=NEW (was OLD)."""
+    """Every difference between two nested mappings of plain data: KEY=NEW (was OLD)."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in then.keys() | now.keys():
             inner = f"{key}.{name}" if key else name

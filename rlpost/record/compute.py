@@ -1,7 +1,7 @@
-"""What an arm has spent, from the token counts that its run measured.
+"""The compute that an arm has spent, from the token counts that its run measured.
 
-FLOPs as in arXiv 2501.17161, appendix (after Kaplan et al., arXiv 2001.08361): 6 N D for training, 2 N D for inference,
-N parameters of the model, D tokens through it. A line of metrics.jsonl names its tokens by `KEYS`.
+FLOPs follow arXiv 2501.17161, appendix (after Kaplan et al., arXiv 2001.08361): 6 N D for training, 2 N D for
+inference, with N parameters of the model and D tokens through it. `KEYS` names the token counts in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from rlpost.errors import ComparisonError
 
-PROMPT = "tokens/prompt"  # written by the environment (prompts, feedback), read by the engine, each once
+PROMPT = "tokens/prompt"  # tokens of the environment (prompts, feedback), each read once by the engine
 SAMPLED = "tokens/sampled"  # sampled by the engine
-SCORED = "tokens/scored"  # through the learner without gradient (policy, reference, critic), each pass
-TRAINED = "tokens/trained"  # through the learner forward and backward (policy, critic), each pass
+SCORED = "tokens/scored"  # through the learner without gradient (policy, reference, critic), in each pass
+TRAINED = "tokens/trained"  # through the learner forward and backward (policy, critic), in each pass
 INFERENCE = (PROMPT, SAMPLED, SCORED)
 KEYS = (*INFERENCE, TRAINED)
 DEVICE_PHASES = ("seconds/rollout", "seconds/rewards", "seconds/logprobs", "seconds/update", "seconds/swap")
@@ -22,24 +22,23 @@ DEVICE_PHASES = ("seconds/rollout", "seconds/rewards", "seconds/logprobs", "seco
 
 @dataclass(frozen=True)
 class Compute:
-    """What was spent since the arms' common start (init: since the bare model). Evaluations are not counted."""
+    """The compute spent since the arms' common start (init: since the bare model), without evaluations."""
 
     flops: float  # 6ND for training, 2ND for inference, N: parameters, D: measured tokens; arXiv 2501.17161, appendix
-    tokens: int  # generated, scored and trained on, each pass once
-    device_seconds: (
-        float  # of rollout, rewards, learner and swap, on a clock: all of a run's devices are held throughout
-    )
+    tokens: int  # generated, scored and trained on; each pass counts
+    # Wall-clock time of rollout, rewards, learner and swap. A run holds all its devices throughout.
+    device_seconds: float
 
 
 def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute]:
-    """Cumulative compute after each line of metrics.jsonl, evaluations not counted.
+    """Cumulative compute after each line of metrics.jsonl, without evaluations.
 
     Args:
-        lines: of steps or iterations; a key of `KEYS` or `DEVICE_PHASES` that a line lacks counts nothing (a
-            supervised step samples nothing).
+        lines: steps or iterations; a key of `KEYS` or `DEVICE_PHASES` that a line lacks counts as 0 (an SFT
+            step samples nothing).
         parameters: N, of the model with embeddings (tied ones once), without the adapter.
 
-    Raises ComparisonError for a line without any token count, or with one that is no number of tokens.
+    Raises ComparisonError if a line has no token count, or one that is not a number of tokens.
     """
     flops, tokens, seconds, cumulative = 0.0, 0, 0.0, []
     for number, line in enumerate(lines):
@@ -52,17 +51,17 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute
 
 
 def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> float:
-    """What a line costs with a frozen base: 4 N D + 6 A D for training, 2 (N + A) D for inference.
+    """The FLOPs of a line with a frozen base: 4 N D + 6 A D for training, 2 (N + A) D for inference.
 
-    The base's weights need no gradient, which saves 2 N D; the adapter's A parameters come on top. Attention's own
-    products, as in 6 N D, are not counted; nor is it that the head is applied to loss tokens only.
+    The base's weights need no gradient, which saves 2 N D; the adapter's A parameters are added. As in 6 N D, the
+    products of attention are not counted. The saving from applying the head to loss tokens only is not counted either.
     """
     inferred, trained = _counts(line, 0)
     return 2.0 * (parameters + adapter) * inferred + (4.0 * parameters + 6.0 * adapter) * trained
 
 
 def _counts(line: Mapping[str, float], number: int) -> tuple[int, int]:
-    """Tokens through the model without and with gradient."""
+    """The numbers of tokens through the model without and with gradient."""
     given = {key: line[key] for key in KEYS if key in line}
     if not given:
         raise ComparisonError(

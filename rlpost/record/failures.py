@@ -1,6 +1,6 @@
-"""Episodes that say nothing of the policy, counted and told with their first cause; where all are such, an error.
+"""Counts and reports episodes that say nothing about the policy, with their first cause; all such is an error.
 
-Broken: the environment raised or did not answer in time. Unfit: the prompt left the model no room for an answer.
+Broken: the environment raised an error or missed its deadline. Unfit: the prompt left no room for an answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from rlpost.errors import RolloutError
 from rlpost.types import Ending, Trajectory
 
-_MOST = 300  # characters of a cause: an exception may quote a whole row
+_MOST = 300  # characters shown of a cause: an exception may quote a whole row
 
 
 def is_broken(episode: Trajectory) -> bool:
@@ -29,18 +29,18 @@ KINDS: Mapping[str, tuple[Callable[[Trajectory], bool], str]] = {
 
 
 def counts(episodes: Iterable[Trajectory]) -> dict[str, int]:
-    """How many are of each of KINDS."""
+    """The number of episodes of each of KINDS."""
     played = list(episodes)
     return {kind: sum(map(of_kind, played)) for kind, (of_kind, _) in KINDS.items()}
 
 
 def first_cause(episodes: Iterable[Trajectory]) -> str | None:
-    """What the first failed episode failed with, and which it was, in one line; None where none failed."""
+    """The error of the first failed episode, and which episode it was, in one line; None if none failed."""
     return next((_cause(e) for e in episodes if is_broken(e) or is_unfit(e)), None)
 
 
 def told(metrics: Mapping[str, Any], episodes: float) -> list[str]:
-    """A sentence a kind: "8 of 16 episodes (50%) broken by the environment". `metrics` may hold other keys too."""
+    """One sentence per kind: "8 of 16 episodes (50%) broken by the environment". `metrics` may have other keys too."""
     return [
         f"{metrics[kind]:g} of {episodes:g} episodes ({metrics[kind] / episodes:.0%}) {words}"
         for kind, (_, words) in KINDS.items()
@@ -49,7 +49,7 @@ def told(metrics: Mapping[str, Any], episodes: float) -> list[str]:
 
 
 def notes(episodes: Sequence[Trajectory]) -> list[str]:
-    """What a person must know of a batch: a sentence a kind, with its first cause. Nothing where all was well."""
+    """Warnings about a batch: one sentence per kind, with its first cause. Empty if no episode failed."""
     return [
         f"{sentence}; the first: {first_cause(filter(of_kind, episodes))}"
         for kind, (of_kind, _) in KINDS.items()
@@ -58,7 +58,7 @@ def notes(episodes: Sequence[Trajectory]) -> list[str]:
 
 
 def refuse_all(episodes: Sequence[Trajectory], what: str) -> None:
-    """Raise RolloutError, naming the causes, when no episode of a batch says anything of the policy."""
+    """Raises RolloutError, with the causes, if no episode of a batch says anything about the policy."""
     if all(is_broken(e) or is_unfit(e) for e in episodes):
         causes = "\n".join(f"  reason: {note}" for note in notes(episodes))
         raise RolloutError(

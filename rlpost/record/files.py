@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and file-system errors in the user's language."""
+"""Writes files and folders in one step, complete or not at all, and turns file-system errors into plain messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError raised inside into an OutputError that names `path`, the reason and what to do."""
+    """Turn an OSError raised inside into an OutputError that names `path`, the reason and the remedy."""
     try:
         yield
     except OSError as error:
@@ -25,9 +25,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by a file that holds `data`; a reader, or a crash, sees the old one or the new one.
+    """Replace the file `path` by one that holds `data`. A reader, also after a crash, sees the old or the new file.
 
-    Raises OutputError; the old file is then untouched and nothing else is left behind.
+    Raises OutputError; the old file is then unchanged and nothing else is left behind.
     """
     fresh = path.parent / f".{path.name}.{os.getpid()}.tmp"
     with writing(path):
@@ -43,12 +43,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Replace `folder` by one that `fill` has filled; a reader, or a crash, sees the old one or the new one.
+    """Replace `folder` by one that `fill` has filled. A reader, also after a crash, sees the old or the new folder.
 
-    .tmp-NAME   beside it: being filled, renamed only when all of it is on the disk
-    .old-NAME   the one before, until its successor is in place
+    .tmp-NAME   beside it: being filled, renamed only when all of it is on disk
+    .old-NAME   beside it: the previous folder, until the new one is in place
 
-    Raises OutputError, or what `fill` raises; the old folder is then untouched and nothing else is left behind.
+    Raises OutputError, or any error of `fill`; the old folder is then unchanged and nothing else is left behind.
     """
     fresh, old = (folder.parent / f"{prefix}{folder.name}" for prefix in (".tmp-", ".old-"))
     with writing(folder):
@@ -71,20 +71,20 @@ def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def append_whole(path: Path, line: bytes) -> None:
-    """Append `line` and flush it. Raises OutputError; the file then ends where it ended before."""
+    """Append `line` and flush it. Raises OutputError; the file then ends where it did before."""
     with writing(path), path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
             if (written := file.write(line)) != len(line):
                 raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were taken")
         except OSError:
-            with suppress(OSError):  # the first error is the one to tell
+            with suppress(OSError):  # the first error is the one to report
                 file.truncate(end)
             raise
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder before anything later is trusted."""
+    """Flush a written file or folder to disk, so that later writes can rely on it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,7 +93,7 @@ def sync(path: Path) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder that may not be there, such as what a crash left."""
+    """Remove a folder, for example after a crash. Does nothing if it does not exist."""
     if folder.exists():
         shutil.rmtree(folder)
 

@@ -73,6 +73,7 @@ def _from_turn(turn: Turn) -> dict[str, Any]:
         "policy_version": turn.policy_version,
         "thought_tokens": turn.thought_tokens,
         **({"parts": {name: _to_number(value) for name, value in turn.parts}} if turn.parts else {}),
+        "opens_sample": turn.opens_sample,
     }
 
 

@@ -1,7 +1,7 @@
-"""The lock of a folder that one process at a time works in: a run's, or a comparison's.
+"""The lock of a folder in which one process at a time works: a run's or a comparison's.
 
-It ends with the process that holds it, however that ends. The file stays: removing it would let two processes lock
-two files of one name.
+The lock ends when its process ends, for whatever reason. The file stays: if it were removed, two processes could lock
+two files of the same name.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import filelock
 from rlpost.errors import OutputError
 from rlpost.record.files import writing
 
-FILE = ".lock"  # says who holds it, or held it last
+FILE = ".lock"  # names the process that holds the lock, or held it last
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises OutputError, which names the process, where another one holds it."""
+    """Hold the folder's lock. Raises OutputError, which names the process, if another one holds it."""
     path = folder / FILE
     lock: filelock.BaseFileLock = filelock.FileLock(path)
     with writing(path):
@@ -34,7 +34,7 @@ def held(folder: Path) -> Iterator[None]:
                 "\n  remedy: wait for it, or stop it"
             ) from None
     try:
-        # On a disk without flock filelock turns it into a soft lock, whose file says who holds it.
+        # On a disk without flock, filelock uses a soft lock, whose file names the holder.
         if not isinstance(lock, filelock.SoftFileLock):
             with writing(path):
                 path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")

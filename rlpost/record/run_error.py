@@ -1,6 +1,6 @@
-"""error.json: the error that ended a run, in its folder, for programs to read. The console says the same in a frame.
+"""error.json in a run's folder: the error that ended the run, for programs to read. The console shows the same error.
 
-A run that was stopped (Ctrl-C, SIGTERM) or killed leaves none.
+A run that was stopped (Ctrl-C, SIGTERM) or killed writes none.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from rlpost.errors import OutputError, RlpostError
 from rlpost.record.files import write_atomic, writing
 
 FILE = "error.json"
-_REMEDY = "remedy:"  # begins the last part of a message, see rlpost.errors
+_REMEDY = "remedy:"  # starts the last part of a message, see rlpost.errors
 
 
 @dataclass(frozen=True)
 class RunError:
-    """An exception as data: `type` is its class's name, `message` and `remedy` are lines without indentation."""
+    """An exception as data. `type` is the name of its class; `message` and `remedy` are lines without indentation."""
 
     type: str
     message: tuple[str, ...]
-    remedy: tuple[str, ...]  # empty where the message names none
+    remedy: tuple[str, ...]  # empty if the message names none
 
     @classmethod
     def of(cls, error: Exception) -> RunError:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if not isinstance(error, RlpostError):
-            # An exception of an actor carries its whole traceback as its text (RayTaskError); the last line tells it.
+            # An actor's exception (RayTaskError) has its whole traceback as its text; the last line says what happened.
             return cls(type(error).__name__, tuple(lines[-1:]), ())
         split = next((i for i, line in enumerate(lines) if line.startswith(_REMEDY)), len(lines))
         return cls(type(error).__name__, tuple(lines[:split]), tuple(lines[split:]))
 
     def __str__(self) -> str:
-        """In one line: `LearnerError: worker 0 died; remedy: ...`."""
+        """The error in one line: `LearnerError: worker 0 died; remedy: ...`."""
         return f"{self.type}: {'; '.join((*self.message, *self.remedy))}"
 
 
 @contextlib.contextmanager
 def kept(folder: Path) -> Iterator[None]:
-    """Remove the error of an earlier start, and write the one that ends this start, if one does.
+    """Remove the error of an earlier start, and write the error that ends this start, if any.
 
-    Raises OutputError where the earlier error.json cannot be removed.
+    Raises OutputError if the earlier error.json cannot be removed.
     """
     path = folder / FILE
     with writing(path):
@@ -52,13 +52,14 @@ def kept(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with contextlib.suppress(OutputError):  # a full disk may be the very error, which is the one to tell
+        # A full disk may be the very error, which is the one to report.
+        with contextlib.suppress(OutputError):
             write_atomic(path, (json.dumps(asdict(RunError.of(error)), indent=2) + "\n").encode())
         raise
 
 
 def read(folder: Path) -> RunError | None:
-    """What `kept` wrote to the folder; None where there is nothing. Raises OutputError for what it did not write."""
+    """The error that `kept` wrote; None if there is none. Raises OutputError if `kept` did not write the file."""
     path = folder / FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a run ran on: interpreter, packages, commit, machine. Reads metadata only; imports none of the packages."""
+"""The versions a run used: interpreter, packages, commit, machine. Only metadata is read; no package is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# What it is called, and the distributions that may provide it.
+# The name of each package, and the distributions that may provide it.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "rlpost": ("rlpost",),
     "torch": ("torch",),
@@ -23,7 +23,7 @@ GIT_TIMEOUT_S = 10.0
 
 
 def versions() -> dict[str, Any]:
-    """Plain data for versions.json; null where something is not installed or not known."""
+    """Plain data for versions.json; null for what is not installed or unknown."""
     return {
         "python": platform.python_version(),
         **{name: _installed(distributions) for name, distributions in PACKAGES.items()},
@@ -44,9 +44,10 @@ def _installed(distributions: tuple[str, ...]) -> str | None:
 
 
 def _commit(checkout: Path) -> str | None:
-    """The checkout's commit, marked when tracked files differ from it; None for an installed package."""
+    """The checkout's commit, marked if tracked files differ from it; None for an installed package."""
     if not (checkout / ".git").exists():
-        return None  # asking git there could name the commit of a repository around the environment
+        # git could find the commit of a repository around the environment.
+        return None
     commit = _git(checkout, "rev-parse", "HEAD")
     changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
     return f"{commit} with local changes" if commit and changed else commit

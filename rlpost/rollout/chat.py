@@ -54,6 +54,11 @@ class Chat:
 
         return cls(AutoTokenizer.from_pretrained(model_folder), settings)
 
+    @property
+    def template(self) -> ChatTemplate:
+        """For conversations that are not only appended to."""
+        return self._template
+
     def prompt_ids(self, said: Said, tools: Tools = ()) -> tuple[int, ...]:
         """What an environment says first, with the system prompt and the tools, up to where the answer begins.
 
@@ -116,21 +121,36 @@ class Chat:
             mask += [0] * len(context) + [int(learn)] * len(reply)
         return Example(tuple(ids), tuple(mask))
 
-    def _encode(self, layout: _Layout, messages: Sequence[Message], tools: Tools) -> tuple[int, ...]:
-        """The tokens of a part of the conversation; its control tokens are the template's own.
+    def encoded(self, layout: Callable[[Callable[[str], str]], str], spelt: str) -> tuple[int, ...]:
+        """The tokens of a text that the template writes; its control tokens are the template's own.
 
-        In one piece, as the tokenizer was trained, unless a message or a tool brings control tokens of its own.
+        `layout(change)` is that text, in which everything that others say went through `change`; `spelt` has all of it.
+        Encoded in one piece, as the tokenizer was trained, unless what others say brings control tokens of its own.
         """
+        mark = _unused_in(spelt)
+        whole, hidden = layout(str), layout(self._hiding(mark))
+        ids = self._ids(whole)
+        return (
+            ids
+            if self._controls(ids) == self._controls(self._ids(hidden))
+            else self._encode_apart(hidden, mark)
+        )
+
+    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token's text by itself, special ones spelt out; a part of a character is U+FFFD."""
+        return tuple(str(self._tokenizer.decode([i])) for i in ids)
+
+    def _encode(self, layout: _Layout, messages: Sequence[Message], tools: Tools) -> tuple[int, ...]:
+        """The tokens of a part of the conversation; see `encoded`."""
         spelt = "\0".join(
             (*(message.text for message in messages), json.dumps(list(tools), ensure_ascii=False))
         )
-        hide = self._hiding(_unused_in(spelt))
-        whole = self._ids(layout(messages, tools))
-        bland = [Message.of(message.role, "x") for message in messages]
-        if self._controls(whole) == self._controls(self._ids(layout(bland, _changed(tools, hide)))):
-            return whole
-        hidden = [Message.of(message.role, hide(message.text)) for message in messages]
-        return self._encode_apart(layout(hidden, _changed(tools, hide)), _unused_in(spelt))
+
+        def changed(change: Callable[[str], str]) -> str:
+            said = [Message.of(message.role, change(message.text)) for message in messages]
+            return layout(said, changed_json(tools, change))
+
+        return self.encoded(changed, spelt)
 
     def _encode_apart(self, hidden: str, mark: str) -> tuple[int, ...]:
         """The tokens of a text in which what messages spell is hidden, so that the control tokens are the template's.
@@ -187,14 +207,14 @@ def _least(high: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def _changed(value: Any, change: Callable[[str], str]) -> Any:
+def changed_json(value: Any, change: Callable[[str], str]) -> Any:
     """JSON with every text in it, keys included, as `change` has it."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {change(key): _changed(each, change) for key, each in value.items()}
+        return {change(key): changed_json(each, change) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_changed(each, change) for each in value]
+        return [changed_json(each, change) for each in value]
     return value
 
 

@@ -85,12 +85,12 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The text up to where the model's answer begins."""
-        return self._render(_plain(messages), tools)
+        return self.render(_plain(messages), tools)
 
     def after_answer(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The text between an answer and the next: the end of its turn, `messages`, the beginning of the next."""
         asked = [Message.of("user", "x"), Message.of("assistant", _ANSWER)]
-        return self._render(_plain([*asked, *messages]), tools).partition(_ANSWER)[2]
+        return self.render(_plain([*asked, *messages]), tools).partition(_ANSWER)[2]
 
     def check_opening(self, messages: Sequence[Message], tools: Tools = ()) -> None:
         """Raises ModelError unless the template says messages of these roles, in this order, and the tools."""
@@ -166,14 +166,17 @@ class ChatTemplate:
                 return f"{reason}: {_difference(whole, appended)}"
         return None
 
-    def _render(self, messages: list[dict[str, str]], tools: Tools) -> str:
-        """Raises ModelError where the template does."""
+    def render(self, messages: Sequence[Mapping[str, str]], tools: Tools, answer: bool = True) -> str:
+        """A conversation as text; with `answer`, up to where the model's answer begins.
+
+        Raises ModelError where the template does.
+        """
         try:
             text = self._tokenizer.apply_chat_template(
-                messages,
+                [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=answer,
                 **self._args,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:

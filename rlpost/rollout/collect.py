@@ -9,6 +9,9 @@ while other episodes decode, those of one environment in one thread from the fir
 raises or misses its deadline ends its own episode, with a named ending, and is not used again; the batch goes on.
 
 Episodes are handed over as they end. Whoever wants no more of them closes the stream: the live ones then end as well.
+
+An environment that asks (envs/asking.py) is a program of the user's: it says each time which conversation is to be
+answered, and hears the answer with its tokens.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
+from rlpost.envs.asking import Asking, Heard, Refusal
+from rlpost.rollout.agents.dialogue import Dialogue
+from rlpost.rollout.agents.rendering import Renderer
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Completion, Engine, Sampling
 from rlpost.rollout.env_threads import Call, EnvThread, EnvThreads
@@ -60,6 +66,11 @@ class Collector:
         self._env_timeout_s = env_timeout_s
         self._threads = EnvThreads(env_name, env_timeout_s)
         self._idle: list[tuple[Env, EnvThread]] = []
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        """For programs that ask; it reads the chat template, which other environments need not have."""
+        return Renderer(self._chat)
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
@@ -106,7 +117,10 @@ class Collector:
             for call in calls:
                 self._hear(batch, call)
         for episode in batch.live.values():
-            self._rest(episode)
+            if episode.dialogue is None or episode.env is None:
+                self._rest(episode)
+            else:  # whose program would wait for an answer
+                self._threads.retire(episode.thread, episode.env.close)
 
     def close(self) -> list[str]:
         """Close the environments, in their threads, within rollout.env_timeout_s each; what went wrong."""
@@ -133,7 +147,12 @@ class Collector:
         episode = batch.live[key]
         episode.completion, episode.answer = completion, self._chat.text(completion.token_ids)
         assert episode.env is not None, "what has answered was opened"
-        self._threads.submit(Call(key, partial(replied, episode.env, episode.answer), episode.thread))
+        if episode.dialogue is None:
+            work: Callable[[], Heard | Reply] = partial(replied, episode.env, episode.answer)
+        else:
+            answer = episode.dialogue.answered(completion, episode.answer)
+            work = partial(_asking(episode.env).answered, answer)
+        self._threads.submit(Call(key, work, episode.thread))
 
     def _hear(self, batch: _Batch, call: Call) -> None:
         """What the environment has said, or that it failed."""
@@ -142,17 +161,42 @@ class Collector:
             self._failed(episode, call, version)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
-            messages, episode.tools = call.result.messages, call.result.tools
             episode.difficulty = call.result.difficulty
+            if isinstance(call.result.env.unwrapped, Asking):
+                episode.dialogue = Dialogue(self._renderer, self._chat.eos_id, self._engine.max_model_len)
+                episode.next = _asking(call.result.env).start
+                return
+            messages, episode.tools = call.result.messages, call.result.tools
             episode.show(messages, self._chat.prompt_ids(messages, episode.tools))
+        elif isinstance(call.result, Heard):
+            self._heard(batch, episode, call.result)
         else:
             self._replied(episode, call.result, version)
+
+    def _heard(self, batch: _Batch, episode: Episode, heard: Heard) -> None:
+        """What a program did after an answer or a refusal."""
+        if episode.completion is not None:
+            thought_tokens = self._thought_tokens(episode.completion)
+            episode.record(0.0, heard.outcome, batch.policy_version, thought_tokens)
+        if heard.request is None:
+            episode.end(Ending(heard.over.value), heard)
+            return
+        assert episode.dialogue is not None, "who asks has a dialogue"
+        assert episode.env is not None, "who asks was opened"
+        placed = episode.dialogue.ask(heard.request, batch.sampling)
+        if isinstance(placed, Refusal):
+            episode.next = partial(_asking(episode.env).refused, placed)
+        else:
+            episode.show_request(placed)
 
     def _failed(self, episode: Episode, call: Call, policy_version: int) -> None:
         self._threads.retire(episode.thread, None if episode.env is None else episode.env.close)
         episode.env = None
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
-        episode.error = self._told(call, "reset" if episode.completion is None else "step")
+        asked = "reset" if episode.completion is None else "step"
+        episode.error = self._told(
+            call, asked if episode.dialogue is None else "the agent's next call or end"
+        )
         if episode.completion is not None:
             thought_tokens = self._thought_tokens(episode.completion)
             episode.record(0.0, episode.ending.name, policy_version, thought_tokens)
@@ -182,8 +226,13 @@ class Collector:
             batch.ended.append((key, batch.live.pop(key)))
             self._rest(episode)
             return
+        if episode.next is not None:
+            work, episode.next = episode.next, None
+            self._threads.submit(Call(key, work, episode.thread))
+            return
         dice = derive(episode.spec.seed, len(episode.turns))
-        self._engine.submit(key, episode.conversation, batch.sampling, dice)
+        sampling = batch.sampling if episode.dialogue is None else episode.dialogue.sampling(batch.sampling)
+        self._engine.submit(key, episode.conversation, sampling, dice)
         batch.decoding.add(key)
 
     def _rest(self, episode: Episode) -> None:
@@ -194,3 +243,9 @@ class Collector:
     def _thought_tokens(self, completion: Completion) -> int:
         marker = self._answer_marker
         return 0 if marker is None else self._chat.thought_tokens(completion.token_ids, marker)
+
+
+def _asking(env: Env) -> Asking:
+    asking = env.unwrapped
+    assert isinstance(asking, Asking), "only what asks is asked so"
+    return asking

@@ -1,19 +1,19 @@
-"""Environments' resets and steps beside the decoding: each environment in a thread of its own, each call by a deadline.
+"""Runs resets and steps of environments during decoding: one thread per environment, one deadline per call.
 
-    submit ──▶ gate ──▶ the environment's thread: work() ──▶ finished: the calls that are over, in the order submitted
-                          └ longer than rollout.env_timeout_s ──▶ over as well, timed out; the thread is given up
+    submit ──▶ gate ──▶ the environment's thread: work() ──▶ finished: the calls that are over, in order of submission
+                          └ longer than rollout.env_timeout_s ──▶ over as well, timed out; the thread is abandoned
 
-An environment is made, reset, stepped and closed in one thread, so that it may keep what belongs to one: a connection
-of sqlite3, an event loop. It is not Python's main thread, which signals need.
+An environment is created, reset, stepped and closed in one thread, so it may keep objects that belong to a thread: an
+sqlite3 connection, an event loop. It is not Python's main thread, which signals need.
 
-Fast environments take turns and lose nothing: `finished` waits for all that was submitted since it was last called, so
-that a turn joins the batch in the same place on every run. Slow ones are let through the gate together: as many as
-there are cores while they compute, all while they wait. How long decoding waits for them is bounded by a share of the
-time decoded (`Patience`); what is slower goes on beside it.
+Fast environments run one after another without loss: `finished` waits for all calls submitted since it was last called,
+so a turn joins the batch in the same place on every run. Slow ones pass the gate together: as many as there are cores
+while they compute, all while they wait. Decoding waits for them for a bounded share of the time decoded (`Patience`);
+slower calls continue beside it.
 
-Python cannot end a thread. One that is given up gets an exception, which ends an endless loop at once and anything
-else when it comes back to Python; it takes no further call and, a daemon, does not hold up the end of the process.
-Native code that never lets go of the interpreter's lock stops the whole worker, which is rollout.timeout_s's to find.
+Python cannot end a thread. An abandoned thread gets an exception, which ends an endless Python loop at once, and other
+code when it returns to Python. It takes no further calls and, as a daemon, does not delay the end of the process.
+Native code that never releases the interpreter's lock stops the whole worker; rollout.timeout_s detects that.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ from typing import Any, TypeVar
 from rlpost.envs import registry
 from rlpost.errors import RolloutError
 
-MOST_HANGING = (
-    64  # threads given up that have not ended; with more, the environment is broken and not an episode
-)
-SLICE_S = 0.01  # of waiting, after which deadlines are looked at
+# Abandoned threads that have not ended. With more, the environment counts as broken, not the episode.
+MOST_HANGING = 64
+SLICE_S = 0.01  # seconds of waiting between two checks of the deadlines
 CORES = len(os.sched_getaffinity(0))
 
 T = TypeVar("T")
 
 
 class EnvThread(threading.Thread):
-    """Where one environment lives: whatever is asked of it is asked here, one thing after another."""
+    """The thread of one environment. It runs all work on that environment, one job after another."""
 
     def __init__(self) -> None:
         super().__init__(name="environment", daemon=True)
@@ -53,36 +52,36 @@ class EnvThread(threading.Thread):
         self._clock = time.pthread_getcpuclockid(self.ident)
 
     def run(self) -> None:
-        with suppress(SystemExit):  # by `interrupt`
+        with suppress(SystemExit):  # raised by `interrupt`
             while (job := self._jobs.get()) is not None:
                 if not job():
                     return
-                del job  # its environment must not live until the next one comes
+                del job  # its environment must not live until the next job comes
 
     def do(self, job: Callable[[], bool]) -> None:
-        """After what it does now; the thread ends where the job returns False."""
+        """Run `job` after the current ones. The thread ends if the job returns False."""
         self._jobs.put(job)
 
     def end(self) -> None:
-        """Once it has done what it was given."""
+        """End the thread after its current jobs."""
         self._jobs.put(None)
 
     def cpu_seconds(self) -> float:
         return time.clock_gettime(self._clock)
 
     def interrupt(self) -> None:
-        """Raise SystemExit in this thread, as soon as it executes Python: threads end by it without a word."""
+        """Raise SystemExit in this thread as soon as it executes Python; a thread ends silently on it."""
         assert self.ident is not None
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
 
     def within(
         self, timeout_s: float, what: str, work: Callable[[], T], setting: str = "rollout.env_timeout_s"
     ) -> T:
-        """The result of `work`, done here while the caller waits.
+        """Run `work` in this thread while the caller waits, and return its result.
 
-        Raises RolloutError, which names `what` and the `setting` of the deadline, when it takes longer than
-        `timeout_s`; the thread is then given up.
-        Also where it calls sys.exit, which is not the program's end. Else raises what the work raises.
+        Raises RolloutError if it takes longer than `timeout_s`, naming `what` and the `setting` of the deadline (the
+        thread is then abandoned), and if it calls sys.exit, which must not end the program. Other errors of the work
+        are raised as is.
         """
         call, over = Call(what, work, self), threading.Event()
 
@@ -92,7 +91,7 @@ class EnvThread(threading.Thread):
             return kept
 
         self.do(job)
-        over.wait(min(threading.TIMEOUT_MAX, timeout_s))  # it takes no longer one
+        over.wait(min(threading.TIMEOUT_MAX, timeout_s))  # wait accepts no longer timeout
         if call.settle():
             self.interrupt()
             raise RolloutError(f"{what} gave no answer within {setting}={timeout_s:g}")
@@ -105,7 +104,7 @@ class EnvThread(threading.Thread):
 
 
 class Call:
-    """One piece of work in an environment's thread; `name` is the submitter's. Without a thread: in a new one."""
+    """One piece of work in an environment's thread; `name` is the submitter's. Without a thread, it gets a new one."""
 
     def __init__(self, name: str, work: Callable[[], Any], thread: EnvThread | None = None) -> None:
         self.name, self._work = name, work
@@ -118,17 +117,18 @@ class Call:
         self._settled = threading.Lock()
 
     def run(self) -> bool:
-        """Do the work in this thread; False if it was given up meanwhile."""
+        """Do the work in the current thread; return False if it was abandoned meanwhile."""
         began = self.began = time.monotonic()
         try:
             self.result = self._work()
-        except BaseException as error:  # an environment may raise anything, and may call sys.exit
+        # An environment may raise anything, and may call sys.exit.
+        except BaseException as error:
             self.error = error
         self.seconds = time.monotonic() - began
         return self.settle()
 
     def settle(self) -> bool:
-        """True for the first to ask: the thread that has done the work, or whoever gives it up."""
+        """True for the first caller only: the thread that has done the work, or the one that abandons it."""
         return self._settled.acquire(blocking=False)
 
     def overdue(self, timeout_s: float) -> bool:
@@ -136,7 +136,7 @@ class Call:
 
 
 class _Gate:
-    """Lets so many calls at once into their threads, in the order in which they came."""
+    """Lets a limited number of calls into their threads at once, in the order of arrival."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -165,15 +165,15 @@ class _Gate:
 
 
 class Patience:
-    """Seconds for which decoding may yet wait for environments.
+    """The seconds for which decoding may still wait for environments.
 
-    Time in which an environment computes costs nothing: Python computes in one thread at a time, so that decoding
-    beside it would gain nothing. Waiting for anything else (a network, another process) uses it up.
+    Time in which an environment computes is free: Python computes in one thread at a time, so decoding beside it would
+    gain nothing. Waiting for anything else (a network, another process) uses it up.
     """
 
     MOST_S = 3.0
-    SHARE = 0.05  # of the time decoded, by which it grows back
-    MUCH_S = 0.25  # more than a busy machine makes of waking a thread
+    SHARE = 0.05  # share of the time decoded that is added
+    MUCH_S = 0.25  # more than a busy machine needs to wake a thread
 
     def __init__(self) -> None:
         self.seconds = self.MOST_S
@@ -186,22 +186,22 @@ class Patience:
 
     @property
     def much_used(self) -> bool:
-        """Whether environments were seen to wait and not to compute."""
+        """Whether environments have waited without computing."""
         return self.seconds < self.MOST_S - self.MUCH_S
 
 
 class EnvThreads:
-    """Runs calls of the environment `env_name`, each in its environment's thread. To be used from one thread."""
+    """Runs calls of the environment `env_name`, each in its environment's thread. All methods belong to one thread."""
 
     def __init__(self, env_name: str, timeout_s: float) -> None:
         self._env_name, self._timeout_s = env_name, timeout_s
         self._gate = _Gate()
         self._done: SimpleQueue[Call] = SimpleQueue()
         self._open: dict[Call, None] = {}  # submitted and not over, in order
-        self._fresh: set[Call] = set()  # of these, submitted since `finished` was last called
+        self._fresh: set[Call] = set()  # those of them submitted since `finished` was last called
         self._threads: set[EnvThread] = set()
         self._hanging: list[threading.Thread] = []
-        self._few = 1  # as many as there are cores once a call was slow
+        self._few = 1  # the number of cores, once a call was slow
         self._patience, self._left = Patience(), time.monotonic()
         weakref.finalize(self, _end, self._threads)
 
@@ -213,16 +213,16 @@ class EnvThreads:
         self._gate.enter(partial(call.thread.do, job))
 
     def retire(self, thread: EnvThread, close: Callable[[], None] | None = None) -> None:
-        """End a thread, whose environment is closed there; nobody waits for it, or hears what it raises."""
+        """Close the environment in its thread and end the thread. Nobody waits for it, and its errors are ignored."""
         self._threads.discard(thread)
         if close is not None:
             thread.do(Call("close", close, thread).run)
         thread.end()
 
     def finished(self, decoding: bool) -> list[Call]:
-        """The calls that are over. Unless there is something to decode meanwhile: at least one, if any are open.
+        """The calls that are over. It returns at least one, if any are open, unless `decoding` has other work.
 
-        Raises RolloutError when so many calls hang that the environment must be taken for broken.
+        Raises RolloutError if so many calls hang that the environment counts as broken.
         """
         self._patience.decoded(time.monotonic() - self._left)
         order = {call: i for i, call in enumerate(self._open)}
@@ -239,14 +239,14 @@ class EnvThreads:
         return bool(self._fresh) and self._patience.seconds > 0
 
     def _staff(self) -> None:
-        """A place a call where environments were seen to wait; else a few beside those that others hold up."""
+        """Set the gate's width: every open call if environments waited; else a few beside the older calls."""
         wanted = (
             len(self._open) if self._patience.much_used else len(self._open) - len(self._fresh) + self._few
         )
         self._gate.widen(min(wanted, len(self._open)))
 
     def _wait(self) -> list[Call]:
-        """Wait for one call; returns what is over."""
+        """Wait for one call; return the calls that are over."""
         began, threads = time.monotonic(), [call.thread for call in self._open]
         computed = _computed(threads)
         try:
@@ -257,7 +257,7 @@ class EnvThreads:
         return self._returned(done) if done else self._give_up()
 
     def _ready(self) -> list[Call]:
-        """What came back while nobody waited."""
+        """The calls that ended while nobody waited."""
         return self._returned([self._done.get() for _ in range(self._done.qsize())])
 
     def _returned(self, calls: list[Call]) -> list[Call]:
@@ -266,7 +266,7 @@ class EnvThreads:
         return self._closed(calls)
 
     def _give_up(self) -> list[Call]:
-        """End the calls that are overdue."""
+        """Abandon the calls that are overdue."""
         overdue = [call for call in self._open if call.overdue(self._timeout_s) and call.settle()]
         for call in overdue:
             call.timed_out = True
@@ -290,7 +290,7 @@ class EnvThreads:
 
 
 def _played(call: Call, gate: _Gate, done: SimpleQueue[Call]) -> bool:
-    """A submitted call, in its thread. One that was given up has left the gate, and its thread ends."""
+    """Run a submitted call in its thread. The gate no longer counts an abandoned call, and its thread ends."""
     if not call.run():
         return False
     gate.leave()
@@ -311,9 +311,9 @@ def _end(threads: set[EnvThread]) -> None:
 def living(
     name: str, args: Mapping[str, Any], timeout_s: float, purpose: str
 ) -> Iterator[tuple[Any, Callable[[Callable[[], Any]], Any]]]:
-    """An environment in a thread of its own, with `ask(work)`: the result of `work`, done there (EnvThread.within).
+    """An environment in its own thread, with `ask(work)`: runs `work` there and returns its result (EnvThread.within).
 
-    It is closed where the block ends well. `purpose` tells in errors what was asked of it.
+    It is closed if the block ends without an error. Errors name the `purpose` of the call.
     """
     thread = EnvThread()
     ask = partial(thread.within, timeout_s, f"the environment {name} ({purpose})")
@@ -326,7 +326,7 @@ def living(
 
 
 def within(timeout_s: float, what: str, work: Callable[[], T], setting: str = "rollout.env_timeout_s") -> T:
-    """The result of `work`, done in a thread of its own; see EnvThread.within."""
+    """Run `work` in a new thread and return its result; see EnvThread.within."""
     thread = EnvThread()
     try:
         return thread.within(timeout_s, what, work, setting)

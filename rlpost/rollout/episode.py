@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
 
 from rlpost.envs import adapter
+from rlpost.envs.asking import Heard
 from rlpost.envs.messages import Message, Said, messages_of, readable
+from rlpost.rollout.agents.dialogue import Dialogue
+from rlpost.rollout.agents.recording import Placed
 from rlpost.rollout.engine.protocol import Completion
 from rlpost.rollout.env_threads import EnvThread
 from rlpost.types import Ending, EpisodeSpec, ModelInput, Trajectory, Turn
@@ -139,10 +142,18 @@ class Episode:
     error: str | None = None
     completion: Completion | None = None
     answer: str = ""
+    dialogue: Dialogue | None = None  # of an environment that asks
+    next: Callable[[], Heard] | None = None  # to be called in its thread before anything is sampled
+    opens_sample: bool = False  # the present context is a whole prompt that begins a sample
 
     def show(self, messages: tuple[Message, ...], context_ids: tuple[int, ...]) -> None:
         self.observation, self.context_ids = readable(messages), context_ids
         self.conversation = self.conversation.followed_by(context_ids)
+
+    def show_request(self, placed: Placed) -> None:
+        """A whole conversation, which may be another than the last."""
+        self.observation, self.context_ids = placed.observation, placed.context_ids
+        self.conversation, self.opens_sample = ModelInput(placed.prompt_ids), placed.opens_sample
 
     def record(
         self,
@@ -169,12 +180,21 @@ class Episode:
                 policy_version=policy_version,
                 thought_tokens=thought_tokens,
                 parts=parts,
+                opens_sample=self.opens_sample,
             )
         )
+
+    def end(self, ending: Ending, heard: Heard) -> None:
+        """End the episode of a program that asks. Its last turn earns the reward."""
+        self.ending, self.success = ending, heard.success
+        if self.turns:
+            last, parts = self.turns[-1], _parts(heard.parts)
+            self.turns[-1] = replace(last, reward=heard.reward, outcome=heard.outcome, parts=parts)
 
     def trajectory(self, env_name: str) -> Trajectory:
         assert self.ending is not None, "only an episode that is over is a trajectory"
         spec = self.spec
+        turns = self.turns if self.dialogue is None else self.dialogue.ordered(self.turns)
         return Trajectory(
             env=env_name,
             variant=spec.variant,
@@ -184,7 +204,7 @@ class Episode:
             episode=spec.episode,
             group=spec.group,
             seed=spec.seed,
-            turns=tuple(self.turns),
+            turns=tuple(turns),
             ending=self.ending,
             success=self.success,
             error=self.error,

@@ -1,4 +1,4 @@
-"""Groups put together from episodes that come in any order, from several workers, some of them twice."""
+"""Assembles groups from episodes that arrive in any order, from several workers, some of them twice."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from rlpost.types import EpisodeSpec, Trajectory
 
 
 class GroupAssembler:
-    """Hands out each group of `specs` once, when its last episode has come."""
+    """Returns each group of `specs` once, when its last episode has arrived."""
 
     def __init__(self, specs: Sequence[EpisodeSpec]) -> None:
         self._specs = specs
-        self._places: dict[
-            int, list[int]
-        ] = {}  # of a group that was not handed out: where it stands in `specs`
+        # The indices in `specs` of each group that was not returned yet.
+        self._places: dict[int, list[int]] = {}
         for place, spec in enumerate(specs):
             self._places.setdefault(spec.group, []).append(place)
-        self._held: dict[int, Trajectory] = {}  # by place, of groups that are not whole
+        self._held: dict[int, Trajectory] = {}  # episodes of incomplete groups, by index in `specs`
 
     @property
     def missing(self) -> list[int]:
-        """The groups that are not handed out."""
+        """The groups that were not returned yet."""
         return list(self._places)
 
     def add(self, place: int, trajectory: Trajectory) -> list[Trajectory] | None:
-        """The group that `trajectory`, of the episode at `place`, completes, in the order of the specs; else None.
+        """The group that `trajectory`, the episode of `specs[place]`, completes, in the order of the specs; else None.
 
-        Of an episode that comes again, since its worker died and a new one plays its share, the first is kept.
+        If an episode arrives twice, because its worker died and a new one played its share, the first is kept.
         """
         group = self._specs[place].group
         places = self._places.get(group)

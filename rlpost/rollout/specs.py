@@ -1,4 +1,4 @@
-"""Which episodes to play: their instances and their dice, by address."""
+"""The episodes to play: their instances and their random seeds, as a function of their numbers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rlpost.types import EpisodeSpec
 
 
 def training_specs(cfg: Config, iteration: int) -> list[EpisodeSpec]:
-    """An iteration's batch: groups of `group_size` episodes that share an instance."""
+    """The batch of an iteration: groups of `group_size` episodes that share an instance."""
     return group_specs(cfg, iteration, range(cfg.rollout.episodes // cfg.rollout.group_size))
 
 
 def group_specs(cfg: Config, iteration: int, groups: Sequence[int]) -> list[EpisodeSpec]:
-    """The episodes of groups of an iteration, by number; any number has its instance and its dice."""
+    """The episodes of an iteration's groups with the given numbers. Every number has its own instance and seeds."""
     size = cfg.rollout.group_size
     return [
         EpisodeSpec(
@@ -37,7 +37,7 @@ def evaluation_specs(
 ) -> list[EpisodeSpec]:
     """Fixed instances of a variant, by number (rlpost/rollout/instances.py): the same for every run and adapter.
 
-    Each is played `samples` times, as a group of that number, with different dice.
+    Each is played `samples` times, as a group with the instance's number, with different seeds.
     """
     return [
         EpisodeSpec(
@@ -55,12 +55,12 @@ def evaluation_specs(
 
 
 def evaluation_env_seed(seed: int, variant: str, instance: int) -> int:
-    """What the environment is reset with for an evaluation's instance (its group), where eval.seed is `seed`."""
+    """The seed with which the environment is reset for an evaluation's instance (its group), given eval.seed `seed`."""
     return derive(seed, "instance", variant, instance)
 
 
 def _evaluation_dice(seed: int, variant: str, instance: int, sample: int) -> int:
-    """A sample's dice do not depend on how many are drawn, and the first has those of an evaluation of one sample."""
+    """The seed of a sample, which does not depend on how many are drawn. Single-sample evaluations use sample 0."""
     if sample == 0:
         return derive(seed, "dice", variant, instance)
     return derive(seed, "dice of sample", sample, variant, instance)

@@ -134,7 +134,7 @@ def _table(cfg: Config) -> Table:
 
 
 def _row(played: Sequence[Trajectory], expert: Shares | None, rollout: RolloutConfig) -> list[str | Text]:
-    turns = [t.turns for t in played if t.turns]
+    turns = [sample for t in played if t.turns for sample in t.samples]
     prompt = max((len(t[0].context_ids) for t in turns), default=0)
     cut_off = max(
         (sum(len(turn.context_ids) + rollout.max_new_tokens for turn in t) for t in turns), default=0

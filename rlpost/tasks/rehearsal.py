@@ -7,6 +7,7 @@ from functools import partial
 
 from rlpost.config.schema import Config
 from rlpost.envs import registry
+from rlpost.envs.asking import Asking
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import living
 from rlpost.rollout.episode import Opening, Reply, opened, replied
@@ -36,6 +37,8 @@ def _heard(cfg: Config) -> list[tuple[Opening, Reply | None]]:
         suppress(Exception),  # an environment may raise anything
         living(cfg.env, cfg.env_args, cfg.rollout.env_timeout_s, "rehearsed") as (env, ask),
     ):
+        if isinstance(env.unwrapped, Asking):
+            return heard  # a program says what it likes; what cannot be appended is a sample of its own
         for spec in _specs(cfg):
             opening = ask(partial(opened, make_env, env, spec))
             heard.append((opening, None))

@@ -1,6 +1,6 @@
-"""Refuses settings of `algo`, its batch and its rollouts that contradict one another, or that would do nothing.
+"""Refuses settings of `algo`, its batch and its rollouts that contradict one another or have no effect.
 
-Checks yield refusals (key, value, reason, remedy), as those of rlpost.validate.checks, which calls them.
+Checks yield refusals (key, value, reason, remedy), like those of rlpost.validate.checks, which calls them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlpost.validate.environment import TRAINING
 
 
 def _batch(config: Config) -> Iterator[str]:
-    """Groups and minibatches fit the batch, and every rank and worker has something to do."""
+    """Refusals unless groups and minibatches fit the batch, and every rank and worker has work."""
     rollout, parts = config.rollout, config.algo.minibatches * config.learner.workers
     if rollout.group_size >= 1 and rollout.episodes % rollout.group_size:
         yield refusal(
@@ -211,12 +211,12 @@ def _old_logprobs(config: Config) -> Iterator[str]:
 
 
 def _takes_turns(row: Algorithm) -> bool:
-    """Whether the advantage may differ between turns: not with one ratio an episode, nor with leave-one-out."""
+    """Whether the advantage may differ between turns; not with one ratio per episode or with leave-one-out."""
     return row.ratio in (Ratio.token, Ratio.turn) and row.estimator is not Estimator.leave_one_out
 
 
 def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config], Iterator[str]]:
-    """The check for task=rl alone; other tasks do not read these settings."""
+    """The check, for task=rl alone; other tasks do not read these settings."""
 
     def checked(config: Config) -> Iterator[str]:
         if config.task is Task.rl:
@@ -226,7 +226,7 @@ def _of_learning(check: Callable[[Config], Iterator[str]]) -> Callable[[Config],
 
 
 def _reward_function(config: Config) -> Iterator[str]:
-    """Whether the user's function can be imported and called, where this run calls it or a dry run stands for one."""
+    """Refusals if the user's reward function cannot be imported and called, for tasks that use it and dry runs."""
     reference = config.algo.reward_function
     if reference is None or config.task not in (Task.rl, Task.compare, Task.dry_run):
         return

@@ -1,4 +1,4 @@
-"""Refuses impossible comparisons, and budgets, as rlpost.validate.checks does for what every run shares."""
+"""Refuses impossible comparisons and budgets. rlpost.validate.checks has the checks that every run shares."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def _variants(config: Config) -> Iterator[str]:
     try:
         known = registry.variants(config.env, **config.env_args)
     except (TypeError, ValueError):
-        return  # refused as such, by rlpost.validate.environment
+        return  # rlpost.validate.environment refuses this
     held_out = {variant.name for variant in known if has_own_rule(variant)}
     scored = config.eval_variants
     if config.train_variant not in {variant.name for variant in known}:
-        return  # as above
+        return  # refused there too
     if config.train_variant not in scored:
         yield refusal("eval_variants", scored, f"{config.train_variant} is not scored", "add train_variant")
     if not held_out & set(scored):
@@ -104,13 +104,13 @@ def _causes(config: Config) -> Iterator[str]:
     try:
         registry.causes(config.env)
     except UnknownEnvironment:
-        return  # refused as such, by rlpost.validate.environment
+        return  # rlpost.validate.environment refuses this
     except Refused as error:
         yield refusal("env", config.env, error.reason, error.remedy)
 
 
 def _every_arm(config: Config) -> Iterator[str]:
-    """The settings of each arm's runs, as rlpost.validate.checks would refuse them when they start."""
+    """Refusals of each arm's settings, as rlpost.validate.checks would give them when the arm's runs start."""
     if any(True for check in (_arms, _seeds, _points) for _ in check(config)):
         return
     already = {text for check in ALGORITHM_CHECKS for text in check(config)}
@@ -124,7 +124,7 @@ def _every_arm(config: Config) -> Iterator[str]:
 
 
 def _of_comparisons(check: Callable[[Config], Iterator[str]]) -> Callable[[Config], Iterator[str]]:
-    """The check for task=compare alone; other tasks do not read these settings."""
+    """The check, for task=compare alone; other tasks do not read these settings."""
 
     def checked(config: Config) -> Iterator[str]:
         if config.task is Task.compare:

@@ -23,8 +23,8 @@ from rlpost.rollout.env_threads import EnvThread
 TRAINING = (Task.rl, Task.sft, Task.compare)
 _LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
 _NAME_ONE = (
-    "env=my_module:MyEnv, env=dataset or env=reasoning_gym:TASK, with train_variant= and eval_variants= where it has"
-    " variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
+    "env=my_module:MyEnv, env=dataset, env=agent or env=reasoning_gym:TASK, with train_variant= and eval_variants="
+    " where it has variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
 )
 _MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
 

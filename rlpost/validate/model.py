@@ -1,8 +1,8 @@
-"""Refuses what does not fit the model: `lora.target_modules` and the adapter that a run starts from or evaluates.
+"""Refuses settings that do not fit the model: `lora.target_modules` and the adapter to start from or evaluate.
 
-This needs the model's files, so it follows `checks`. It runs before Ray starts: nobody waits for engines that end at
-their first swap. Names and shapes of modules decide, and whether the adapter can be merged at all. The adapter's own
-`base_model_name_or_path` is only shown, since folders get renamed.
+The checks need the model's files, so they run after `checks`, but before Ray starts, so that nobody waits for engines
+that fail at their first swap. They compare names and shapes of modules, and test whether the adapter can be merged at
+all. The adapter's own `base_model_name_or_path` is only shown, since folders get renamed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Layers = Mapping[str, tuple[int, int]]  # as in models.linear_layers
 
 
 def check_model(cfg: Config, model_folder: Path) -> None:
-    """For every task that has a model.
+    """Check the model and the adapter, for every task that has a model.
 
     Raises:
-        ConfigError: lora.target_modules names what the model does not have, or what engines do not swap.
-        AdapterError: the adapter is broken, not supported, of another model, no merge, or not what lora.* describes.
+        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap.
+        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
         ModelError: the model's files cannot be read.
     """
     if cfg.lora.target_modules == ALL and cfg.adapter is None:
@@ -59,7 +59,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
 
 
 def _check_targets(cfg: Config, layers: Layers) -> None:
-    """PEFT itself passes over a name that nothing has, as long as another one is found."""
+    """Refuse target names that match no module. PEFT ignores such a name as long as another one matches."""
     has = sorted({module.rpartition(".")[2] for module in layers})
     refusals = [
         refusal(
@@ -95,9 +95,9 @@ def _base_of(adapter: Adapter) -> str:
 
 
 def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers: Layers) -> str | None:
-    """Why an adapter whose every module fits is of another model: it knows the first blocks alone, and not by intent.
+    """Why an adapter whose modules all fit belongs to another model: it has the first blocks only, by accident.
 
-    A regular expression, exceptions, or PEFT's `layers_to_transform` are an intent.
+    With a regular expression, exceptions, or PEFT's `layers_to_transform` it is deliberate.
     """
     chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
     if chosen or not isinstance(settings.get("target_modules"), list):
@@ -117,10 +117,10 @@ def _blocks(modules: Iterable[str]) -> set[int]:
 
 
 def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
-    """Whether training with lora.* would adapt the modules that the start adapter has."""
+    """Refuse if training with lora.* would adapt other modules than the start adapter has."""
     if cfg.lora.target_modules == ALL:
         if any("experts" in module.split(".") for module in layers):
-            return  # transformers keeps some of these as no linear layers; the learner knows which
+            return  # transformers has some of these not as linear layers; the learner knows which
         wanted = set(layers)
     else:
         wanted = {module for module in layers if named(_targets(cfg), module)}

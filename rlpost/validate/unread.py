@@ -32,6 +32,12 @@ _LEAVE = "leave it out"
 # Each algorithm of a comparison reads settings of its own: one is unread where none of them reads it.
 ALGORITHM_RULES = (
     _Rule(
+        ("rollout.system_prompt",),
+        lambda cfg: cfg.env != "agent",
+        "env=agent: the agent says its own messages",
+        f"{_LEAVE}, and let the agent say it",
+    ),
+    _Rule(
         ("algo.gae_lambda", "algo.value_clip", "algo.value_coef", "algo.critic_learning_rate"),
         lambda cfg: TABLE[cfg.algo.name].critic,
         "algo={algorithm} has no critic",

@@ -1,1 +1,1 @@
-"""Models and adapters as files: where they lie, what they may say, the weight that an adapter stands for."""
+"""Models and adapters as files: their folders, their allowed settings, and the merged weight of an adapter."""

@@ -1,12 +1,12 @@
-"""What adapter_config.json may say.
+"""Checks adapter_config.json.
 
-LoRA has an allow list, each setting with the values under which a merge is right: `adapters.merged_weight` follows
-LoRA, rsLoRA and DoRA, and PEFT's own merge follows ranks and alphas by module. Any other setting of PEFT may make the
-same tensors stand for another weight, so a setting that is not listed passes only where it is off (null, false or
-empty): PEFT writes every setting that its version has, used or not.
+LoRA has an allow list: for each setting, the values with which a merge is right. `adapters.merged_weight` follows LoRA,
+rsLoRA and DoRA; PEFT's own merge also follows ranks and alphas by module. Any other setting of PEFT could give the same
+tensors another meaning, so a setting that is not listed must be off (null, false or empty). PEFT writes every setting
+of its version, used or not.
 
-Of other kinds no setting is known here. Those that LoRA has too follow LoRA's rules (so nothing beside linear layers is
-adapted, and no bias). Their own are PEFT's business, whose merge is compared with what its layers compute
+Other kinds have no list. Settings that they share with LoRA follow LoRA's rules (so only linear layers, and no biases,
+may be adapted). Their own settings are left to PEFT, whose merge is compared with the output of its layers
 (`rlpost.weights.peft_merge`).
 """
 
@@ -28,25 +28,25 @@ KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
     AdapterKind.rsdora: {"use_rslora": True, "use_dora": True},
 }
 
-# Starts of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
-# orthogonal, mica) leave the base alone.
+# Initialisations of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
+# orthogonal, mica) do not change the base.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
-# Kinds that look like adapters of linear layers to PEFT's own classes, and are more than that.
+# Kinds that have the form of adapters of linear layers in PEFT's classes, but cannot be merged.
 _MORE_THAN_A_MERGE = {
     "POLY": "it mixes its parts by the number of a task, which comes with each input",
     "SHADOW": "it runs a second model beside the base",
     "XLORA": "it mixes several adapters by what the input is",
 }
-# Settings that mean another thing in each kind, though LoRA has one of the name.
+# Settings that LoRA has too, but that mean something different in each kind.
 _KINDS_OWN = frozenset({"peft_type", "r", "rank_pattern", "alpha_pattern"})
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raises AdapterError for a kind of adapter that is no merge, and for a setting that a merge does not follow.
+    """Raises AdapterError for a kind of adapter that cannot be merged, and for a setting that a merge does not follow.
 
-    A setting that is absent has PEFT's default: older versions do not write `use_rslora` and `use_dora`.
+    A missing setting has PEFT's default: older versions do not write `use_rslora` and `use_dora`.
     """
     if "peft_type" not in config:
         raise AdapterError("The adapter config lacks peft_type; it is not PEFT's.")
@@ -61,7 +61,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 
 def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind that `lora` asks for."""
+    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind of `lora`."""
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if config["peft_type"] != "LORA" or patterns:
         what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
@@ -83,7 +83,8 @@ def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
 
 
 def _check_other_kind(config: Mapping[str, Any]) -> None:
-    """By PEFT's own table of kinds, which is imported here alone: it takes seconds, and LoRA needs none of it."""
+    """Check a kind other than LoRA with PEFT's own table of kinds. PEFT is imported here only, because the import takes
+    seconds and LoRA does not need it."""
     from peft import LoraConfig as PeftLora
     from peft import __version__
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -110,14 +111,14 @@ def _check_other_kind(config: Mapping[str, Any]) -> None:
 
 
 def named(names: Iterable[str], module: str) -> bool:
-    """Whether one of `names` is a module's whole name or its end: what PEFT makes of a list of target modules."""
+    """Whether one of `names` is the module's whole name or its end, as PEFT matches a list of target modules."""
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 @dataclass(frozen=True)
 class _Rule:
     holds: Callable[[Any], bool]
-    allowed: str  # in words
+    allowed: str  # the allowed values in words
 
 
 def _is_number(value: Any) -> bool:
@@ -129,7 +130,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_off(value: Any) -> bool:
-    """Null, false or empty. Not 0, which could be a setting's value."""
+    """Whether the value is null, false or empty. 0 is not off, because it could be a setting's value."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 
@@ -158,7 +159,7 @@ _OFF = _Rule(_is_off, "null, false or empty")
 
 _RULES: dict[str, _Rule] = {
     "peft_type": _Rule(lambda value: value == "LORA", "LORA"),
-    # What the merge follows.
+    # Settings that the merge follows.
     "r": _Rule(lambda value: _is_count(value) and value >= 1, "a whole number from 1"),
     "lora_alpha": _Rule(_is_number, "a finite number"),
     "use_rslora": _FLAG,
@@ -168,31 +169,31 @@ _RULES: dict[str, _Rule] = {
         _or(_is_off, _maps_to(lambda value: _is_count(value) and value >= 1)), "ranks from 1 by module"
     ),
     "alpha_pattern": _Rule(_or(_is_off, _maps_to(_is_number)), "finite numbers by module"),
-    # Which modules are adapted: the tensors say that themselves, and are compared with the model.
+    # Choice of the adapted modules. The tensors name these themselves, and are compared with the model.
     "target_modules": _NAMES,
     "exclude_modules": _NAMES,
     "layers_pattern": _NAMES,
     "layers_to_transform": _Rule(
         _or(_NULL, _is_count, _are(_is_count)), "a number, a list of numbers or null"
     ),
-    "ensure_weight_tying": _FLAG,  # of embeddings and heads, whose tensors are refused
-    # What has done its work when the adapter is saved.
+    "ensure_weight_tying": _FLAG,  # ties embeddings and heads, whose tensors are refused
+    # Settings that only matter before the adapter is saved.
     "init_lora_weights": _Rule(
         _or(_is(bool), lambda value: isinstance(value, str) and value.lower() in _STARTS),
         f"true, false or one of {', '.join(_STARTS)}",
     ),
     "eva_config": _Rule(_or(_NULL, _is(dict)), "an object or null"),
     "lora_dropout": _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    # Names and notes.
+    # Names and metadata.
     "base_model_name_or_path": _TEXT,
     "revision": _TEXT,
     "task_type": _TEXT,
     "peft_version": _TEXT,
-    "megatron_core": _TEXT,  # a module's name; `megatron_config` is what turns it on
+    "megatron_core": _TEXT,  # a module's name; only used with `megatron_config`
     "auto_mapping": _Rule(_or(_NULL, _is(dict)), "an object or null"),
     "inference_mode": _FLAG,
-    "qalora_group_size": _Rule(_is_count, "a whole number"),  # `use_qalora` is what turns it on
-    # Where `none` is off.
+    "qalora_group_size": _Rule(_is_count, "a whole number"),  # only used with `use_qalora`
+    # `none` is off.
     "bias": _Rule(lambda value: value == "none", "none"),
 }
 
@@ -211,9 +212,11 @@ def _check_setting(key: str, value: Any) -> None:
 
 
 def _another_base(start: str) -> str:
-    """tests/unit/test_adapter_settings.py follows both ways out with PEFT for PiSSA, and the conversion for OLoRA.
+    """The message for a start that changes the base, with two ways out.
 
-    CorDA, LoRA-GA and LoftQ, which need data, gradients or bitsandbytes, are known by PEFT's source alone.
+    tests/unit/test_adapter_settings.py runs both ways out with PEFT for PiSSA, and the conversion for OLoRA.
+
+    CorDA, LoRA-GA and LoftQ need data, gradients or bitsandbytes, so only PEFT's source was checked for them.
     """
     reason = (
         f"Adapter setting init_lora_weights = {start!r}: this start of PEFT changes the base (to about W0 - s B A,"

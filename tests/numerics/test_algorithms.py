@@ -124,6 +124,15 @@ def test_a_policy_far_from_the_old_one_has_a_finite_gradient(
     assert torch.isfinite(numbers.gradients(loss)[0]).all()
 
 
+def test_a_ratio_of_whole_answers_is_taken_sample_by_sample() -> None:
+    """A micro-batch may hold one sample of an episode without the other."""
+    cfg, episodes = _config(AlgoName.gspo), _episodes()
+    split = [replace(t, turns=tuple(replace(turn, opens_sample=True) for turn in t.turns)) for t in episodes]
+    credit, _ = Numbers(split).credit(split, cfg)
+    assert max(len(t.turns) for t in split) > 1
+    assert torch.equal(credit.units_N(TABLE[AlgoName.gspo].ratio), credit.layout.turns_N)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_micro_batches_of_whole_episodes_add_up(name: AlgoName) -> None:
     cfg, episodes = _config(name), _episodes()

@@ -9,8 +9,9 @@ import torch
 
 from rlpost.algorithms import rewards
 from rlpost.algorithms.adaptive_kl import steered
+from rlpost.algorithms.estimators import without_critic
 from rlpost.algorithms.layout import TokenLayout
-from rlpost.config.presets import Aggregation
+from rlpost.config.presets import Aggregation, Estimator
 from rlpost.config.schema import KlEstimator, Rewards
 
 LAYOUT = TokenLayout.of(
@@ -27,6 +28,36 @@ def test_layout_by_hand() -> None:
     assert LAYOUT.lengths_B.tolist() == [3, 3]
     with pytest.raises(ValueError, match="no sampled token"):
         TokenLayout.of([[2, 0]], [0], [[0, 0]])
+
+
+def test_samples_of_one_episode_by_hand() -> None:
+    """The first episode is two samples, of turns of 2 and 1, and of 2 tokens; the second is one."""
+    layout = TokenLayout.of([[2, 1, 2], [3]], [4, 4], [[0, 0, 0], [0]], [[True, False, True], [True]])
+    assert layout.samples_N.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert layout.episodes_N.tolist() == [0] * 5 + [1] * 3
+    assert layout.lengths_B.tolist() == [5, 3]
+    assert LAYOUT.samples_N.tolist() == LAYOUT.episodes_N.tolist()
+    weights_N = layout.weights([0, 1], Aggregation.episodes, 10).tolist()
+    assert weights_N == pytest.approx([1 / 10] * 5 + [1 / 6] * 3), (
+        "an episode weighs as another, whatever its samples"
+    )
+
+
+def test_group_statistics_count_episodes_and_not_samples() -> None:
+    """Rewards 1 (an episode of three samples) and 0: the group's mean is 1/2, and not 3/4."""
+    layout = TokenLayout.of([[1, 1, 1], [2]], [0, 0], [[0, 0, 0], [0]], [[True, True, True], [True]])
+    rewards_N = rewards.placed(torch.tensor([0.0, 0.0, 1.0, 0.0]), layout, Rewards.turn)
+    for which, expected in (
+        (Estimator.group_centred, [0.5] * 3 + [-0.5] * 2),
+        (Estimator.leave_one_out, [1.0] * 3 + [-1.0] * 2),
+        (Estimator.group_normalized, [0.5**0.5] * 3 + [-(0.5**0.5)] * 2),
+    ):
+        found = without_critic(which, rewards_N, layout, 1.0, by_turn=False).advantages_N
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    returned = without_critic(Estimator.returns, rewards_N, layout, 1.0, by_turn=False).advantages_N
+    assert returned.tolist() == [1.0, 1.0, 1.0, 0.0, 0.0], (
+        "a reward at the end is earned by every sample before it"
+    )
 
 
 def test_weights_by_hand() -> None:

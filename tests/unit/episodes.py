@@ -63,6 +63,7 @@ turns = st.builds(
     finish=st.sampled_from(Finish),
     reward=numbers,
     outcome=texts,
+    opens_sample=st.booleans(),
     policy_version=st.integers(),
     env_reward=st.none() | numbers,
     parts=st.dictionaries(texts, numbers, max_size=2).map(lambda parts: tuple(parts.items())),

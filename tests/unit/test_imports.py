@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = [
     *("torch", "vllm", "ray", "deepspeed", "transformers", "peft", "triton"),
-    *("wandb", "tensorboard", "mlflow"),
+    *("wandb", "tensorboard", "mlflow", "aiohttp"),
 ]
 DOORS = {
     "vllm": {"rlpost/rollout/engine/vllm_engine.py"},
@@ -25,6 +25,7 @@ DOORS = {
     "torch.utils.tensorboard": {"rlpost/record/trackers/tensorboard_backend.py"},
     "mlflow": {"rlpost/record/trackers/mlflow_backend.py"},
     "triton": {"rlpost/kernels/linear_logprob_triton.py"},
+    "aiohttp": {"envs/agent/server.py"},
 }
 
 
@@ -45,6 +46,7 @@ def loaded_by(code: str) -> set[str]:
         "from rlpost.run import prepare; prepare(['experiment=generalpoints_ppo'])",
         "import rlpost.weights.models, rlpost.record.tracking, rlpost.types, rlpost.errors",
         "import rlpost.envs; from rlpost.envs import registry; registry.make('generalpoints').reset(seed=0)",
+        "import rlpost.envs.agent.env, rlpost.envs.agent.settings",
     ],
 )
 def test_light_paths_import_nothing_heavy(code: str) -> None:
@@ -149,7 +151,8 @@ def test_environments_import_nothing_of_rlpost() -> None:
 
 @pytest.mark.parametrize("library", sorted(DOORS))
 def test_each_heavy_library_has_one_door(library: str) -> None:
-    users = {path for path, tree in sources("rlpost") if any(is_of(name, library) for name in imports(tree))}
+    everything = (*sources("rlpost"), *sources("envs"))
+    users = {path for path, tree in everything if any(is_of(name, library) for name in imports(tree))}
     assert users <= DOORS[library]
 
 

@@ -1,1 +1,1 @@
-"""What a comparison is: its parts as records, and the plan of its cells."""
+"""The records of a comparison, and the plan of its cells."""

@@ -1,9 +1,9 @@
-"""The cells of a comparison: which runs, with which settings, in which order. Nothing is started here.
+"""The cells of a comparison: the runs, their settings and their order. This module starts nothing.
 
     init-SEED ─▶ REFERENCE-SEED (the first algorithm of `compare.arms`) ─▶ what it spent ─▶ every other ARM-SEED
 
-`init` is the warm start, from which every arm with that seed goes on. The reference takes `algo.iterations`; what it
-has spent at each of its points is the budget of the others, which evaluate at the same amounts and end there.
+`init` is the warm start from which every arm with that seed continues. The reference runs for `algo.iterations`. The
+compute it has spent at each of its points is the budget of the other arms, which evaluate and end at the same amounts.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from rlpost.config.compose import defaults_under
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, BudgetConfig, CompareConfig, Config, Task
 
-AT_MOST = 20  # times as many iterations as the reference took end an arm that has not spent its budget
-SFT_AT_MOST = 1_000_000  # supervised steps; as above
-SFT_CHECKPOINTS = (
-    10  # a supervised step costs a small part of an iteration: so many times tracking.checkpoint_every
-)
+# An arm that has not spent its budget ends after this many times the reference's iterations.
+AT_MOST = 20
+SFT_AT_MOST = 1_000_000  # the same limit for SFT, in optimizer steps
+# An SFT step costs a small part of an iteration, so SFT multiplies tracking.checkpoint_every by this.
+SFT_CHECKPOINTS = 10
 
 
 @dataclass(frozen=True)
 class CellPlan:
     arm: str  # INIT, SFT or an algorithm
     seed: int
-    needs: tuple[str, ...]  # names of the cells that must be whole before
+    needs: tuple[str, ...]  # names of the cells that must be done first
 
     @property
     def name(self) -> str:
@@ -41,12 +41,12 @@ def cell_name(arm: str, seed: int) -> str:
 
 
 def run_dir_of(folder: Path, name: str) -> Path:
-    """Where a cell's run has its record, below the comparison's folder."""
+    """The run directory of a cell, inside the comparison's folder."""
     return folder / "cells" / name
 
 
 def quickened(cfg: Config) -> Config:
-    """The comparison that is run: `compare.quick` shortens it."""
+    """The configuration to run, shortened if `compare.quick` is set."""
     cfg = copy.deepcopy(cfg)
     if cfg.compare.quick:
         cfg.compare.seeds = cfg.compare.seeds[:1]
@@ -55,12 +55,12 @@ def quickened(cfg: Config) -> Config:
 
 
 def reference_arm(cfg: Config) -> str:
-    """The first arm that is an algorithm; validation has seen to it that there is one."""
+    """The first arm that is an algorithm. Validation guarantees that there is one."""
     return next(arm for arm in cfg.compare.arms if arm != SFT)
 
 
 def plan(cfg: Config) -> list[CellPlan]:
-    """All cells, seed by seed, each after those it needs."""
+    """All cells, seed by seed; each comes after the cells that it needs."""
     cells, reference = [], reference_arm(cfg)
     for seed in cfg.compare.seeds:
         start, first = cell_name(INIT, seed), cell_name(reference, seed)
@@ -71,13 +71,13 @@ def plan(cfg: Config) -> list[CellPlan]:
 
 
 def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[float]) -> Config:
-    """The whole configuration of a cell's run. `amounts`: what the reference spent; not read for the reference."""
+    """The whole configuration of a cell's run. `amounts`: the reference's compute, unused for the reference itself."""
     if cell.arm == INIT:
         return _init(cfg, cell, folder)
-    # While the comparison's own settings tell what was named.
+    # Done first, because only the comparison's own configuration knows which settings the user named.
     algorithm = cfg if cell.arm == SFT else with_algorithm(cfg, AlgoName[cell.arm])
     cell_cfg = _common(algorithm, cell, folder)
-    cell_cfg.eval.start = False  # the same for all arms: init has it
+    cell_cfg.eval.start = False  # the start is the same for all arms, and init evaluates it
     if cfg.sft.steps:
         cell_cfg.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
     if cell.arm == SFT:
@@ -95,7 +95,7 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
 
 
 def _init(cfg: Config, cell: CellPlan, folder: Path) -> Config:
-    """The warm start; without one, an evaluation of what the arms start from."""
+    """The configuration of the warm start; without a warm start, of an evaluation of the start adapter."""
     cell_cfg = _common(cfg, cell, folder)
     cell_cfg.task = Task.sft if cfg.sft.steps else Task.eval
     cell_cfg.eval.start = cell.seed == cfg.compare.seeds[0]  # the bare model is the same for every seed
@@ -111,7 +111,7 @@ def _common(cfg: Config, cell: CellPlan, folder: Path) -> Config:
 
 
 def with_algorithm(cfg: Config, name: AlgoName) -> Config:
-    """`cfg` under another algorithm, whose defaults take the place of the old one's; what was named stays."""
+    """`cfg` with another algorithm and its defaults. Settings that the user named keep their values."""
     changed, new = copy.deepcopy(cfg), defaults_under(name)
     changing = TABLE[cfg.algo.name].defaults.keys() | TABLE[name].defaults.keys()
     for key in changing - set(cfg.compare.named):

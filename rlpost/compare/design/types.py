@@ -1,4 +1,4 @@
-"""The records of a comparison: what the cells leave, and what statistics and report read.
+"""The records of a comparison: cells produce them; statistics and report read them.
 
     Comparison ─ Cell (arm, seed) ─ Point (a share of the compute budget) ─ Evaluation (one variant)
 
@@ -13,36 +13,36 @@ from enum import StrEnum
 
 from rlpost.record.compute import Compute
 
-INIT = (
-    "init"  # the pseudo-arm that every other starts from: the warm-started adapter, scored at its only point
-)
-SFT = "sft"  # the arm that is no algorithm
+# The pseudo-arm from which every other arm starts: the warm-started adapter, evaluated at its only point.
+INIT = "init"
+SFT = "sft"  # the arm without an algorithm
 UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
-"""The fields of `Compute`, in words."""
+"""The names of the fields of `Compute` in reports."""
 
 
 class Status(StrEnum):
     DONE = "done"
-    FAILED = "failed"  # ended with an error, which the report shows; never left out of a mean silently
+    # The run ended with an error, which the report shows; a mean never leaves it out silently.
+    FAILED = "failed"
     MISSING = "missing"  # not run yet
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One policy on one variant; the four tuples have one entry an instance."""
+    """One policy on one variant. Each of the four tuples has one entry per instance."""
 
     instances: tuple[str, ...]
     successes: tuple[bool, ...]
-    outcomes: tuple[str, ...]  # of the last turn, e.g. CORRECT, RULE_MISREAD
-    solved_at: tuple[int, ...]  # attempts, from 1, that the step took which took most; 0: not solved
-    step_accuracy: float | None = None  # share of right steps, where an episode has several (navigation)
+    outcomes: tuple[str, ...]  # the last turn's outcome, e.g. CORRECT, RULE_MISREAD
+    solved_at: tuple[int, ...]  # attempts (from 1) taken by the step that needed most; 0: not solved
+    # Share of right steps, if an episode has several (navigation).
+    step_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    share: (
-        float  # of the reference's iterations, whose compute is the budget: 0 is the common start, 1 the end
-    )
+    # Share of the reference's iterations, whose compute is the budget: 0 is the common start, 1 the end.
+    share: float
     compute: Compute
     evaluations: Mapping[str, Evaluation]  # by variant
 
@@ -60,23 +60,23 @@ class Cell:
 
 
 class Role(StrEnum):
-    """What a variant was to the arms."""
+    """How a variant relates to the training of the arms."""
 
     TRAINED = "trained"
-    NOT_TRAINED = "not trained"  # might have been
-    SAME_RULE = "trained rule elsewhere"  # held out for its instances: other cities, longer routes
-    HELD_OUT = "held out"  # a rule that nothing was trained on
+    NOT_TRAINED = "not trained"  # could have been trained on, but was not
+    SAME_RULE = "trained rule elsewhere"  # held out by its instances: other cities, longer routes
+    HELD_OUT = "held out"  # its rule was never trained on
 
     @property
     def place(self) -> int:
-        """Where a listing has it: in the order above."""
+        """The position in listings: the order of the members above."""
         return tuple(Role).index(self)
 
 
 @dataclass(frozen=True)
 class ComparedVariant:
     role: Role
-    summary: str  # what it tests
+    summary: str  # what the variant tests
 
     @property
     def held_out(self) -> bool:
@@ -94,8 +94,9 @@ class Comparison:
     seeds: tuple[int, ...]
     matched_on: str  # flops, tokens or device_seconds
     cells: tuple[Cell, ...]
-    notes: Mapping[
-        str, str
-    ]  # facts to print: command, disjointness counts, parameters, adapter's share, versions
-    causes: Mapping[str, str]  # of the environment's outcomes, as it declares them; empty: it does not
-    base: Mapping[str, Evaluation] | None = None  # the model as it came, by variant; None: not evaluated
+    # Facts to print: command, disjointness counts, parameters, adapter's share, versions.
+    notes: Mapping[str, str]
+    # The cause of each outcome, as the environment declares them; empty if it declares none.
+    causes: Mapping[str, str]
+    # The model before any training, by variant; None: not evaluated.
+    base: Mapping[str, Evaluation] | None = None

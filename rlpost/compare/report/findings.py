@@ -1,4 +1,4 @@
-"""What a comparison found: numbers, and statements that claim no more than their intervals."""
+"""What a comparison found: numbers, and sentences that claim no more than the intervals allow."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from rlpost.compare.statistics.estimates import Difference, Success, contrasts, 
 
 @dataclass(frozen=True)
 class Findings:
-    problems: tuple[str, ...]  # cells that failed or miss, then what each contrast lacks for it
+    problems: tuple[str, ...]  # failed and missing cells, then what each contrast lacks because of them
     answers: tuple[Finding, ...]  # the questions' answers, then remarks on them
-    contrasts: tuple[ContrastResult, ...]  # every contrast on every variant, the pairless included
+    contrasts: tuple[ContrastResult, ...]  # every contrast on every variant, also those without a pair
     successes: tuple[Success, ...]
     differences: tuple[Difference, ...]
     causes: tuple[Causes, ...]
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """All that is said in words, in the order of a report."""
+        """Every sentence of the findings, in the order of the report."""
         return (*self.problems, *map(str, self.answers))
 
 
 def findings(comparison: Comparison) -> Findings:
     """The answer to: did SFT memorize, did RL generalize, and how sure are we?
 
-    Raises ComparisonError where records do not fit together.
+    Raises ComparisonError if the records contradict each other.
     """
     scored, changed, why = successes(comparison), differences(comparison), causes(comparison)
     rows = tuple(_rows(comparison, changed))
@@ -47,7 +47,7 @@ def findings(comparison: Comparison) -> Findings:
 
 
 def _is_last(each: Success | Causes, among: Sequence[Success | Causes]) -> bool:
-    """Of its arm; INIT has one point only."""
+    """Whether the cell's point is the last of its arm. INIT has one point only."""
     return each.share == max(other.share for other in among if other.arm == each.arm)
 
 

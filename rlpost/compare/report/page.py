@@ -1,7 +1,7 @@
-"""A comparison as pages that need nothing but themselves: `write` makes report.html and report.md.
+"""Renders a comparison as self-contained pages: `write` makes report.html and report.md.
 
-Works on whatever is there: failed and missing cells come first, by name. Everything that a model, an environment or a
-failed run wrote is escaped.
+The report renders with any number of finished cells, and names failed and missing cells first. All text from models,
+environments and failed runs is escaped.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import DECODINGS, STAGES
 from rlpost.types import Trajectory
 
-DEALS = 2  # shown a variant
+DEALS = 2  # instances shown per variant
 
 
 def write(comparison: Comparison, folder: Path, own_code: bool = False) -> Path:
-    """Write report.html and report.md to the comparison's folder; the path of report.html.
+    """Write report.html and report.md to the comparison's folder; return the path of report.html.
 
-    Without `own_code` no module that the records name is imported: an environment of the user's draws no pictures.
+    Without `own_code` no module named in the records is imported, so a user's own environment draws no pictures.
 
-    Raises ComparisonError for records that do not fit together, OutputError for a cell's record that is broken, and
-    where a page cannot be written.
+    Raises ComparisonError if the records contradict each other, and OutputError if a cell's record is damaged or a page
+    cannot be written.
     """
     view = View(comparison, findings(comparison))
     results, set_up = list(sections.results(view)), list(sections.set_up(view))
@@ -64,7 +64,7 @@ def _markdown(view: View, shown: list[Section]) -> bytes:
 
 
 def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
-    """By arm, of the first seed that is done for as many arms as any: its episodes are shown."""
+    """The run directories by arm, of the first seed that is done for as many arms as any; its episodes are shown."""
     by_seed = {
         seed: {
             cell.arm: RunDir(folder / cell.run_dir)
@@ -78,14 +78,14 @@ def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
 
 
 def _gallery(comparison: Comparison, folder: Path, own_code: bool) -> Gallery | None:
-    """All cells play in the same environment."""
+    """The gallery of the environment, which is the same for all cells."""
     run_dirs = _run_dirs(comparison, folder).values()
     played = next((run_dir for run_dir in run_dirs if run_dir.config.is_file()), None)
     return None if played is None else Gallery.of(played.read_config(), own_code)
 
 
 def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dict[str, list[Deal]]:
-    """By variant, a few instances as every arm played them at its end."""
+    """A few instances of each variant, as every arm played them at its end."""
     run_dirs, samples = _run_dirs(comparison, folder), {}
     for variant in comparison.variants:
         played = {arm: _last(run_dir, variant) for arm, run_dir in run_dirs.items()}
@@ -96,7 +96,7 @@ def _deals(comparison: Comparison, folder: Path, gallery: Gallery | None) -> dic
 
 
 def _last(run_dir: RunDir, variant: str) -> list[Trajectory]:
-    """The episodes of the last evaluation, the sampled one where there are two; empty where there is none."""
+    """The episodes of the last evaluation, sampled ones if there are both kinds; empty if there was no evaluation."""
     files = run_dir.evaluations()
     for stage in reversed(STAGES):
         for decoding in reversed(DECODINGS):

@@ -1,6 +1,6 @@
-"""The pictures of a comparison: numbers in, one image with its own words out. Nothing here counts or tests.
+"""Draws the pictures of a comparison: each function turns numbers into one image with a caption. Nothing is computed.
 
-Arms differ in colour, dashes and marker at once, so that a print in black and white tells them apart.
+Arms differ in colour, line style and marker at once, so a black-and-white print can be read too.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rlpost.compare.statistics.intervals import Interval
 from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, drawn
 from rlpost.pages.images import Image
 
-# Of Okabe and Ito's palette, which the colour-blind tell apart, those that also differ in lightness.
+# Colours from the palette of Okabe and Ito, which colour-blind readers can tell apart; these also differ in lightness.
 LOOKS = (("#D55E00", "--", "s"), ("#000000", "-", "o"), ("#0072B2", "-.", "^"), ("#E69F00", ":", "D"))
 INIT_LOOK = ("0.4", (0, (1, 2)), "*")
-POINT_ROWS = 0.27  # inches a row of the forest plot
-BAR_ROWS = 0.3  # of the causes
+POINT_ROWS = 0.27  # inches per row of the forest plot
+BAR_ROWS = 0.3  # inches per row of the picture of causes
 WIDTH = 8.2
 
 
 @dataclass(frozen=True)
 class Line:
-    """One arm's success over x, with its interval at each x; `seeds` are the same, a line a seed."""
+    """One arm's success over x, with its interval at each x. `seeds` holds the same as one line per seed."""
 
     label: str
     xs: Sequence[float]
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row of the forest plot. None where there was nothing to compare."""
+    """A row of the forest plot. Both intervals are None if there was nothing to compare."""
 
     label: str
     estimate: Interval | None
@@ -53,7 +53,7 @@ class Bar:
 
 
 def lines(title: str, arms: Sequence[Line], start: Interval | None, x_label: str) -> Image:
-    """Shares over x: an arm a heavy line in its band, its seeds faint; `start` (of all arms) dotted across."""
+    """Success rates over x: an arm is a heavy line in its band, its seeds faint lines, `start` (of all arms) dotted."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(4.3, 2.9)
         if start is not None:
@@ -68,7 +68,7 @@ def lines(title: str, arms: Sequence[Line], start: Interval | None, x_label: str
 
 
 def _name_axes(axes: Axes, title: str, x_label: str, top: float) -> None:
-    """Of a picture of shares over something, up to `top`."""
+    """Label the axes of success rates over x; y ends at `top`."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -77,7 +77,7 @@ def _name_axes(axes: Axes, title: str, x_label: str, top: float) -> None:
 
 
 def _top(arms: Sequence[Line], start: Interval | None) -> float:
-    """Room for every line; of bands that are much wider, as those of few seeds may be, only a part is shown."""
+    """The upper end of y: every line fits; bands that are much wider, as with few seeds, are cut off."""
     reached = [start.value] if start is not None else []
     reached += [y.value for arm in arms for y in arm.ys]
     reached += [y for arm in arms for seed in arm.seeds for _, y in seed]
@@ -113,7 +113,7 @@ def _percent(interval: Interval) -> str:
 
 
 def turns(title: str, arms: Mapping[str, Sequence[float]]) -> Image:
-    """Shares solved within 1, 2, ... attempts, an arm a line, with init's among them."""
+    """Share solved within 1, 2, ... attempts; each arm is a line, and so is init."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(4.3, 2.6)
         looks = iter(LOOKS * len(arms))
@@ -128,7 +128,7 @@ def turns(title: str, arms: Mapping[str, Sequence[float]]) -> Image:
 
 
 def short(x: float) -> str:
-    """1.5M, 20k: a large number for an axis or a table."""
+    """A large number for an axis or a table: 1.5M, 20k."""
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= size:
             return f"{x / size:.3g}{letter}"
@@ -136,7 +136,7 @@ def short(x: float) -> str:
 
 
 def forest(title: str, groups: Mapping[str, Sequence[Contrast]]) -> Image:
-    """Differences in points by variant: heavy bars hold for one difference alone, thin ones for all at once."""
+    """Differences in points by variant. Heavy bars hold for one difference alone, thin bars for all of them at once."""
     rows = [(group, contrast) for group, contrasts in groups.items() for contrast in contrasts]
     labels = list(dict.fromkeys(contrast.label for _, contrast in rows))
     places = _spaced([group for group, _ in rows])
@@ -157,7 +157,7 @@ def forest(title: str, groups: Mapping[str, Sequence[Contrast]]) -> Image:
 
 
 def _spaced(groups: Sequence[str]) -> list[float]:
-    """Row positions, with room for a heading where a new group begins."""
+    """Row positions, with space for a heading before each group."""
     breaks, places = 0, []
     for i, group in enumerate(groups):
         breaks += i > 0 and group != groups[i - 1]
@@ -173,7 +173,7 @@ def _name_groups(axes: Axes, groups: Sequence[str], places: Sequence[float]) -> 
 
 
 def _reach(contrasts: Sequence[Contrast]) -> float:
-    """Points to either side of zero: room for every estimate. Intervals that are much wider leave the picture."""
+    """Points shown to either side of zero: every estimate fits; intervals that are much wider are cut off."""
     estimates = [c.estimate for c in contrasts if c.estimate is not None]
     wide = [c.simultaneous for c in contrasts if c.simultaneous is not None]
     needed = max((abs(e.value) for e in estimates), default=0.05)
@@ -202,7 +202,7 @@ def _draw_contrast(
 
 
 def points(interval: Interval, value: float | None = None) -> str:
-    """+3.5 [-1.0, +8.1]: a difference in percentage points."""
+    """A difference in percentage points: +3.5 [-1.0, +8.1]."""
     middle = interval.value if value is None else value
     return f"{100 * middle:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
@@ -214,7 +214,7 @@ def _contrasted(group: str, contrast: Contrast) -> str:
 
 
 def stacked_bars(title: str, groups: Mapping[str, Sequence[Bar]], highlight: str | None) -> Image:
-    """Shares of all episodes by cause, a bar an arm; `highlight`, where given, is black, with its share written out."""
+    """Shares of all episodes by cause, one bar per arm. `highlight`, if given, is black with its share written out."""
     bars = [(group, bar) for group, members in groups.items() for bar in members]
     places, looks = (
         _spaced([group for group, _ in bars]),

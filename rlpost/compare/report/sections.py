@@ -1,8 +1,8 @@
-"""What the report shows, as titled pictures and tables: the HTML page and the Markdown one are made of the same.
+"""The sections of the report, as titled pictures and tables, from which both the HTML and the Markdown page are made.
 
     Comparison, Findings ─▶ View ─▶ results, set_up ─▶ Section (title, how to read it, pictures, tables)
 
-Only what findings holds is shown; nothing is computed here but means of what was spent.
+The sections show the findings; they compute nothing except means of the compute spent.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rlpost.envs.causes import ORDER, RULE_MISREAD
 from rlpost.pages.images import Image
 from rlpost.record.summary import MISSING
 
-TURNS = (1, 2, 3, 5, 10)  # shown of long episodes, and the last
+TURNS = (1, 2, 3, 5, 10)  # turns shown for long episodes, besides the last
 
 
 def results(view: View) -> Iterator[Section]:
-    """What was measured, in the order of the page; nothing where nothing was scored."""
+    """The sections of results, in the order of the page; none if nothing was evaluated."""
     if not view.findings.successes:
         return
     yield _success(view)
@@ -41,7 +41,7 @@ def results(view: View) -> Iterator[Section]:
 
 
 def set_up(view: View) -> Iterator[Section]:
-    """What was run, after the results."""
+    """The sections on what was run, which follow the results."""
     yield _cells(view)
     yield _notes(view)
 
@@ -72,7 +72,7 @@ def _success_table(view: View) -> Table:
 
 
 def _bare(evaluation: Evaluation | None) -> str:
-    """The model as it came: one policy, so that its interval is of the instances alone."""
+    """The success of the model before training. It is one policy, so the interval covers the instances alone."""
     return MISSING if evaluation is None else percent(rate_of({0: evaluation}))
 
 
@@ -99,7 +99,7 @@ def _curves(view: View, unit: str) -> Iterator[Image]:
 
 
 def _line(view: View, arm: str, variant: str, unit: str) -> Line:
-    """An arm's way from init, which is scored once for all arms."""
+    """An arm's curve. It starts at init, which is evaluated once for all arms."""
     start = view.last(INIT, variant)
     way = [] if start is None or 0.0 in view.shares(arm, variant) else [(0.0, start)]
     for share in view.shares(arm, variant):
@@ -186,7 +186,7 @@ def _causes(view: View) -> Section:
             " episodes stands beside the bar. The table has its share of the failures, which on a held-out rule is the"
             " memorization figure."
         )
-    # The points of a budget come in order, so that the last one stays.
+    # The budget's points come in order, so the last one is kept.
     causes = {(each.arm, each.variant): each for each in sorted(view.findings.causes, key=lambda c: c.share)}
     order = _ordered(cause for each in causes.values() for cause in each.shares)
     groups = {
@@ -207,7 +207,7 @@ def _causes(view: View) -> Section:
 
 
 def _ordered(causes: Iterable[str]) -> list[str]:
-    """Those that are known first, in their order."""
+    """The causes, known ones first in their fixed order."""
     present = dict.fromkeys(causes)
     return [c for c in ORDER if c in present] + sorted(c for c in present if c not in ORDER)
 
@@ -251,7 +251,7 @@ def _turns(view: View) -> Section:
 
 
 def _by_turn(success: Success, turns: list[int]) -> list[str]:
-    """After its longest episode an arm solves nothing more."""
+    """Success by turn. After its longest episode an arm solves no more."""
     shares = [success.by_turn[min(turn, len(success.by_turn)) - 1] for turn in turns]
     return [*(f"{share:.1%}" for share in shares), f"{100 * (shares[-1] - shares[0]):+.1f}"]
 

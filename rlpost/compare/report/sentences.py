@@ -1,4 +1,4 @@
-"""The findings in words. A claim is made where a simultaneous interval excludes zero, and nowhere else."""
+"""The findings in words. A claim is made only if a simultaneous interval excludes zero."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rlpost.compare.statistics.intervals import Interval
 
 class Question(StrEnum):
     MEMORIZED = "did SFT memorize?"
-    GENERALIZED = "did RL generalize?"  # one arm
-    AHEAD = "is RL ahead of SFT?"  # one arm, on held-out rules
+    GENERALIZED = "did RL generalize?"  # asked of one arm
+    AHEAD = "is RL ahead of SFT?"  # asked of one arm, on held-out rules
 
 
 class Answer(StrEnum):
@@ -31,10 +31,10 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of the report. Remarks, which answer no question, have neither `question` nor `answer`."""
+    """One statement of the report. Remarks answer no question and have neither `question` nor `answer`."""
 
     headline: str  # a sentence
-    details: str = ""  # further ones: the intervals behind it
+    details: str = ""  # further sentences: the intervals behind the headline
     question: Question | None = None
     answer: Answer | None = None
 
@@ -89,7 +89,7 @@ def arm_name(arm: str) -> str:
 
 
 def points(interval: Interval) -> str:
-    """`+3.5 points [-1.2, +8.2]`."""
+    """A difference in words: `+3.5 points [-1.2, +8.2]`."""
     return f"{100 * interval.value:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
@@ -98,7 +98,7 @@ def percent(interval: Interval) -> str:
 
 
 def problems(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[str]:
-    """Every cell that is not done, then what each contrast lacks for it."""
+    """Every cell that is not done, then what each contrast lacks because of them."""
     cells = {(cell.arm, cell.seed): cell for cell in comparison.cells}
     for arm in (INIT, *comparison.arms):
         for seed in comparison.seeds:
@@ -117,7 +117,7 @@ def problems(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator
 
 
 def _broken(cell: Cell) -> Iterator[str]:
-    """Episodes that the environment ended, which say nothing of the policy."""
+    """The number of episodes that the environment ended, by variant; they say nothing about the policy."""
     for variant, evaluation in cell.points[-1].evaluations.items() if cell.points else ():
         if count := sum(outcome in BROKEN for outcome in evaluation.outcomes):
             yield (
@@ -139,7 +139,7 @@ def _left_out(arm: str, baseline: str, rows: Sequence[ContrastResult]) -> Iterat
 
 
 def answers(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[Finding]:
-    """Did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
+    """The answers to: did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
     if not any(info.held_out for info in comparison.variants.values()):
         yield Finding(
             "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
@@ -183,7 +183,7 @@ def _in_one_seed(rows: Sequence[ContrastResult]) -> str:
 
 
 def _details(rows: Sequence[ContrastResult]) -> str:
-    """Every variant with its interval, the trained one first."""
+    """The interval of every variant, the trained one first."""
     told = []
     for row in sorted(rows, key=lambda row: row.role.place):
         where = f"{row.variant} ({row.role.value})"
@@ -196,7 +196,7 @@ def _details(rows: Sequence[ContrastResult]) -> str:
 def certainty(
     comparison: Comparison, rows: Sequence[ContrastResult], ends: Sequence[Success]
 ) -> Iterator[Finding]:
-    """How sure: what the intervals are of, and what they could not have seen."""
+    """How certain the findings are: what the intervals cover, and which effects they are too wide to show."""
     differences = [row.difference for row in rows if row.difference is not None]
     if not differences:
         return
@@ -218,9 +218,9 @@ def certainty(
 
 
 def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[Finding]:
-    """On each held-out rule where it happens: how much of the failures is the trained rule applied.
+    """The share of failures that apply the trained rule, on each held-out rule where this happens.
 
-    Nothing where the environment cannot tell.
+    Yields nothing if the environment cannot tell such failures from others.
     """
     seen = False
     for variant, info in comparison.variants.items():
@@ -236,7 +236,7 @@ def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[Fin
 
 
 def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[Finding]:
-    """What the verification turns after the first add."""
+    """How much success the verification turns after the first add."""
     gains: dict[str, list[float]] = {}
     for each in ends:
         if comparison.variants[each.variant].held_out:

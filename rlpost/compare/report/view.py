@@ -1,4 +1,4 @@
-"""A comparison as the report looks at it, and what the report is made of: sections with pictures and tables."""
+"""The comparison with the lookups that the report needs, and the report's parts: sections with pictures and tables."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rlpost.pages.images import Image
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` are texts, unescaped; a line break in one begins what is said in small print."""
+    """`rows` are texts, unescaped. Text after a line break is shown in small print."""
 
     head: tuple[str, ...]  # all empty: the table has no heading
     rows: tuple[tuple[str, ...], ...]
-    numbers: int = 0  # so many columns at the right hold numbers
+    numbers: int = 0  # how many columns at the right hold numbers
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Section:
     reading: str  # how to read it, in a sentence or two
     pictures: tuple[Image, ...] = ()
     tables: tuple[Table, ...] = ()
-    grid: bool = False  # pictures stand side by side
-    folded: bool = False  # to be opened by those who want to know
+    grid: bool = False  # whether the pictures stand side by side
+    folded: bool = False  # whether the section is closed until the reader opens it
 
 
 class View:
-    """A comparison and what was found of it, looked up the way the report shows it."""
+    """A comparison and its findings, with the lookups that the report needs."""
 
     def __init__(self, comparison: Comparison, findings: Findings) -> None:
         self.comparison, self.findings = comparison, findings
@@ -43,34 +43,34 @@ class View:
         self._successes = {(s.arm, s.variant, s.share): s for s in findings.successes}
 
     def role(self, variant: str) -> str:
-        """What a rule was to the arms."""
+        """How the variant relates to training, as shown in the report."""
         return self.comparison.variants[variant].role.value
 
     def heading(self, variant: str) -> str:
         return f"{variant} ({self.role(variant)})"
 
     def shares(self, arm: str, variant: str) -> list[float]:
-        """The points of the budget at which some seed was scored, in order."""
+        """The shares of the budget at which some seed was evaluated, in order."""
         return sorted(share for a, v, share in self._successes if (a, v) == (arm, variant))
 
     def at(self, arm: str, variant: str, share: float) -> Success:
         return self._successes[arm, variant, share]
 
     def last(self, arm: str, variant: str) -> Success | None:
-        """At the end of the budget, or as far as any seed got; None where none was scored."""
+        """The success at the end of the budget, or at the last point that a seed reached; None without evaluations."""
         shares = self.shares(arm, variant)
         return self.at(arm, variant, shares[-1]) if shares else None
 
     def rows(self, variant: str) -> list[ContrastResult]:
-        """The directions on a rule."""
+        """The contrasts on one variant."""
         return [row for row in self.findings.contrasts if row.variant == variant]
 
     def spent(self, arm: str, share: float, unit: str) -> list[float]:
-        """By seed, since init."""
+        """Compute spent since init, by seed."""
         return [float(getattr(point.compute, unit)) for point in self._points(arm, share).values()]
 
     def step_accuracies(self, success: Success) -> list[float]:
-        """By seed, of those that have one."""
+        """The step accuracies by seed, for the seeds that have one."""
         points = self._points(success.arm, success.share)
         every = [points[seed].evaluations[success.variant].step_accuracy for seed in success.seeds]
         return [accuracy for accuracy in every if accuracy is not None]
@@ -81,5 +81,5 @@ class View:
 
 
 def percent(interval: Interval) -> str:
-    """22.5% [18.1, 27.9], the interval in percent too."""
+    """A share with its interval, both in percent: 22.5% [18.1, 27.9]."""
     return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

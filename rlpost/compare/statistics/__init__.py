@@ -1,1 +1,1 @@
-"""What a comparison's episodes say: estimates with intervals, causes of failures, directions."""
+"""The statistics of a comparison: estimates with intervals, causes of failures, directions."""

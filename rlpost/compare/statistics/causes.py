@@ -1,4 +1,4 @@
-"""What went wrong, by cause; and how much of it is the old rule applied."""
+"""The causes of failures, and the share of failures that apply the trained rule to a held-out one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rlpost.compare.statistics.intervals import Interval, ratio
 from rlpost.envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
 from rlpost.types import Ending, Finish, Trajectory
 
-BROKEN = tuple(
-    ending.name for ending in Ending if ending.broken
-)  # instead of an outcome: the environment's fault
-CUT_OFF = "CUT_OFF"  # the last answer was cut by a length limit before it said anything readable
+# Stands in place of an outcome: the environment failed.
+BROKEN = tuple(ending.name for ending in Ending if ending.broken)
+# A length limit cut the last answer before anything in it could be parsed.
+CUT_OFF = "CUT_OFF"
 NO_ROOM = Ending.CONTEXT_FULL.name  # there was no room for even one answer
 STEP_LIMIT = "STEP_LIMIT"  # both environments' name for the published attempt that nobody grades
 _UNREADABLE = ("NO_FORMULA", "NO_ACTION", "SYNTAX", "ILLEGAL_CHARACTER")
@@ -33,12 +33,12 @@ class Causes:
     share: float
     shares: Mapping[str, float]  # by cause, of all episodes, in the order of ORDER; they sum to 1
     failures: int
-    # share of the failures that are the trained rule applied; None without failures, and where nothing measures it
+    # The share of failures that apply the trained rule; None without failures, or if the environment cannot tell.
     memorization: Interval | None
 
 
 def last_outcome(trajectory: Trajectory) -> str:
-    """The outcome for an Evaluation: of the last graded turn, or one of BROKEN, CUT_OFF or NO_ROOM."""
+    """The outcome for an Evaluation: that of the last graded turn, or one of BROKEN, CUT_OFF or NO_ROOM."""
     if trajectory.ending.broken:
         return trajectory.ending.name
     if not trajectory.turns:
@@ -50,17 +50,17 @@ def last_outcome(trajectory: Trajectory) -> str:
 
 
 def cause_of(declared: Mapping[str, str], outcome: str) -> str:
-    """The cause that an outcome belongs to; what the environment does not declare stands under its own name."""
+    """The cause of an outcome. An outcome that the environment does not declare is its own cause."""
     return _ALWAYS.get(outcome) or declared.get(outcome, outcome)
 
 
 def measures_memorization(comparison: Comparison) -> bool:
-    """Whether the environment can tell the trained rule applied from other failures."""
+    """Whether the environment can tell failures that apply the trained rule from other failures."""
     return RULE_MISREAD in comparison.causes.values()
 
 
 def causes(comparison: Comparison) -> list[Causes]:
-    """Of every arm (INIT too), variant and share that at least one seed has, in that order."""
+    """The causes of every arm (INIT included), variant and share that at least one seed has, sorted by these three."""
     measured = measures_memorization(comparison)
     return [_causes(comparison.causes, measured, *each) for each in by_key(comparison).items()]
 
@@ -80,5 +80,5 @@ def _of(declared: Mapping[str, str], evaluation: Evaluation) -> list[str]:
 
 
 def _rank(cause: str) -> tuple[int, str]:
-    """Unknown causes come last, by name."""
+    """The sort key of a cause: known ones in their fixed order, then unknown ones by name."""
     return (ORDER.index(cause) if cause in ORDER else len(ORDER)), cause

@@ -1,4 +1,4 @@
-"""Which way each contrast went at the end of the budget, by its interval: on each variant, on all held-out rules."""
+"""The direction of each contrast at the end of the budget, on each variant and over all held-out rules."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rlpost.compare.statistics.intervals import Interval
 
 
 class Direction(StrEnum):
-    """What a simultaneous 95% interval says of a difference."""
+    """What a simultaneous 95% interval says about a difference."""
 
     UP = "up"  # the whole interval lies above zero
-    DOWN = "down"  # below zero
-    UNCLEAR = "unclear"  # it holds zero
+    DOWN = "down"  # the whole interval lies below zero
+    UNCLEAR = "unclear"  # the interval contains zero
     UNKNOWN = "unknown"  # there is no pair to compare
 
 
@@ -47,7 +47,7 @@ class ContrastResult:
 
 
 class Change(StrEnum):
-    """The directions of one contrast on all held-out rules, taken together."""
+    """The direction of one contrast over all held-out rules."""
 
     UP = "up on every rule"
     PARTLY_UP = "up on some rules, down on none"
@@ -59,7 +59,7 @@ class Change(StrEnum):
 
 
 def held_out_change(rows: Sequence[ContrastResult]) -> Change:
-    """The change of one contrast. Variants that are not held out do not count."""
+    """The change of one contrast over held-out variants; other variants do not count."""
     directions = [row.direction for row in rows if row.held_out]
     up, down = directions.count(Direction.UP), directions.count(Direction.DOWN)
     if directions.count(Direction.UNKNOWN) == len(directions):

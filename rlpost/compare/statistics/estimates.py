@@ -1,4 +1,4 @@
-"""Success and differences of a comparison, with intervals that hold for few seeds (docs/comparison.md, Statistics).
+"""Success rates and differences, with intervals that hold for few seeds (docs/comparison.md, Statistics).
 
 Comparison ─▶ by_key ─▶ tables of seeds by instances ─▶ Success   per arm, variant, share
                                       └ paired ───────▶ Difference per arm, baseline, variant, share
@@ -30,14 +30,14 @@ class Success:
 
     arm: str
     variant: str
-    share: float  # of the compute budget
-    rate: Interval  # 95%: Wilson, on as many trials as the seeds and instances are worth
+    share: float  # share of the compute budget
+    rate: Interval  # 95%: Wilson, on the effective number of trials of the seeds and instances
     solved: int
     episodes: int  # seeds x instances
-    distinct: int  # instances; deals that were drawn twice are one
-    seeds: tuple[int, ...]  # that are in the mean
-    missing: tuple[int, ...]  # seeds of the comparison that are not: failed or not run
-    per_seed: tuple[float, ...]  # in the order of `seeds`
+    distinct: int  # distinct instances: a deal that was drawn twice counts once
+    seeds: tuple[int, ...]  # the seeds in the mean
+    missing: tuple[int, ...]  # seeds of the comparison that failed or have not run
+    per_seed: tuple[float, ...]  # success rates in the order of `seeds`
     by_turn: tuple[float, ...]  # entry k: share solved within k + 1 verification turns
 
 
@@ -50,18 +50,20 @@ class Difference:
     variant: str
     share: float
     estimate: Interval  # 95%, of this difference alone
-    simultaneous: Interval  # 95% for all variants at once (Bonferroni)
-    p: float  # two-sided, of no difference
-    p_corrected: float  # for the number of variants (Bonferroni): below 5% where `simultaneous` excludes zero
-    seeds: tuple[int, ...]  # that are paired; of one seed alone the intervals speak of the instances only
-    left_out: tuple[int, ...]  # seeds of which one of the two is missing
+    simultaneous: Interval  # 95%, for all variants at once (Bonferroni)
+    p: float  # two-sided p-value of no difference
+    # Corrected for the number of variants (Bonferroni): below 5% if and only if `simultaneous` excludes zero.
+    p_corrected: float
+    # The paired seeds. With one seed the intervals cover the instances only.
+    seeds: tuple[int, ...]
+    left_out: tuple[int, ...]  # seeds that miss one of the two
     per_seed: tuple[float, ...]
     wins: int  # pairs that only the arm solved
     losses: int  # pairs that only the baseline solved
 
 
 def successes(comparison: Comparison) -> list[Success]:
-    """Of every arm (INIT too), variant and share that at least one seed has, in that order."""
+    """The success of every arm (INIT included), variant and share that at least one seed has, sorted by these three."""
     return [_success(comparison, key, seeds) for key, seeds in by_key(comparison).items()]
 
 
@@ -81,7 +83,7 @@ def _success(comparison: Comparison, key: Key, seeds: BySeed) -> Success:
 
 
 def rate_of(seeds: BySeed) -> Interval:
-    """Share of the instances that are solved, with its 95% interval."""
+    """The share of instances that are solved, with its 95% interval."""
     solved_SN = table(seeds, lambda evaluation: evaluation.successes)
     rate = ratio(solved_SN, np.ones_like(solved_SN), instances_of(seeds))
     assert rate is not None, "an evaluation has instances"
@@ -94,7 +96,7 @@ def _by_turn(solved_at_SN: Floats) -> tuple[float, ...]:
 
 
 def table(seeds: BySeed, field: Callable[[Evaluation], Iterable[float]]) -> Floats:
-    """One field of every seed's evaluation, (S, N)."""
+    """One field of every seed's evaluation, as (S, N)."""
     return np.array([list(field(evaluation)) for evaluation in seeds.values()], dtype=np.float64)
 
 
@@ -103,12 +105,12 @@ def instances_of(seeds: BySeed) -> tuple[str, ...]:
 
 
 def differences(comparison: Comparison) -> list[Difference]:
-    """Every arm - INIT, and every other arm - sft, on each variant at each share; those without a pair are not there.
+    """Every arm - INIT, and every other arm - sft, on each variant at each share that has at least one pair.
 
-    The variants of one contrast at one share are corrected together, by Bonferroni: it gives intervals as well as
-    p-values, so that the direction, the interval and the p-value of a difference always agree.
+    The variants of one contrast at one share are corrected together by Bonferroni. Bonferroni gives intervals as well
+    as p-values, so the direction, the interval and the p-value of a difference always agree.
 
-    Raises ComparisonError where two evaluations of a variant hold different instances.
+    Raises ComparisonError if two evaluations of a variant hold different instances.
     """
     evaluations = by_key(comparison)
     shares = sorted({share for arm, _, share in evaluations if arm != INIT})
@@ -122,7 +124,7 @@ def differences(comparison: Comparison) -> list[Difference]:
 
 
 def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
-    """(arm, baseline): every arm against the common start, every other arm against SFT."""
+    """(arm, baseline): every arm against the common start, and every other arm against SFT."""
     against_sft = [(arm, SFT) for arm in comparison.arms if arm != SFT and SFT in comparison.arms]
     return [(arm, INIT) for arm in comparison.arms] + against_sft
 
@@ -134,7 +136,7 @@ def _paired(
     variant: str,
     share: float,
 ) -> Iterator[Difference]:
-    """The difference, if there is any pair."""
+    """The difference; None if there is no pair."""
     arm, baseline = contrast
     starts = (seeds for (name, on, _), seeds in evaluations.items() if (name, on) == (INIT, variant))
     others = next(starts, {}) if baseline == INIT else evaluations.get((baseline, variant, share), {})
@@ -168,6 +170,6 @@ def _difference(comparison: Comparison, key: Key, baseline: str, mine: BySeed, o
 
 
 def _ends(mean: Mean, level: float) -> tuple[float, float]:
-    """No difference of shares lies beyond -1 or 1."""
+    """The ends of the interval, clipped to -1 and 1, the limits of a difference of shares."""
     low, high = mean.interval(level)
     return max(low, -1.0), min(high, 1.0)

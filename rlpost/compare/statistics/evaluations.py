@@ -1,4 +1,4 @@
-"""The evaluations of a comparison by arm, variant and share, checked: what statistics and causes iterate over."""
+"""The checked evaluations of a comparison by arm, variant and share; statistics and causes iterate over them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BySeed = dict[int, Evaluation]
 
 
 def by_key(comparison: Comparison) -> dict[Key, BySeed]:
-    """The evaluations of all cells that are done, in the order arm (INIT first), variant, share, seed.
+    """The evaluations of all finished cells, in the order arm (INIT first), variant, share, seed.
 
-    Raises ComparisonError for two cells of one arm and seed, an empty or ragged evaluation, and one whose instances
-    are not those of the variant's others: nothing could be paired.
+    Raises ComparisonError for two cells with the same arm and seed, for an empty or ragged evaluation, and for one
+    whose instances differ from those of the variant's other evaluations, since it could not be paired.
     """
     cells = _cells(comparison)
     evaluations: dict[Key, BySeed] = {}

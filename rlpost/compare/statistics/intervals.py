@@ -1,4 +1,4 @@
-"""Intervals for the mean of a table of seeds by instances, both random and crossed. docs/comparison.md derives them.
+"""Intervals for the mean of a table of seeds by instances, both random and crossed (see docs/comparison.md).
 
 Shapes: S seeds, N evaluated instances, C distinct ones.
 """
@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A share or a difference of shares (0.05 is 5 points) with the ends of its interval."""
+    """A share or a difference of shares (0.05 is 5 points), with the ends of its interval."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Mean:
-    """An estimate with its standard error, and how many degrees of freedom that has."""
+    """An estimate with its standard error and the degrees of freedom of that error."""
 
     value: float
     error: float
@@ -40,14 +40,14 @@ class Mean:
 
     @property
     def p(self) -> float:
-        """Two-sided, of no difference. 1 where there is no error to divide by."""
+        """Two-sided p-value of no difference; 1 if the standard error is zero."""
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom)) if self.error else 1.0
 
 
 def by_instance(values_SN: Floats, instances: Sequence[str]) -> Floats:
-    """The same table with one column a distinct instance, (S, C), so that a deal drawn twice is one draw.
+    """The same table with one column per distinct instance, (S, C), so that a deal drawn twice counts as one draw.
 
-    All row means stay as they are. Without repetitions the columns are those of `values_SN`, sorted by name.
+    Row means do not change. Without repetitions the columns are those of `values_SN`, sorted by name.
     """
     names, cluster_N = np.unique(np.asarray(instances), return_inverse=True)
     mean = values_SN.mean()
@@ -58,10 +58,10 @@ def by_instance(values_SN: Floats, instances: Sequence[str]) -> Floats:
 
 
 def crossed_mean(values_SC: Floats) -> Mean:
-    """Mean of a two-way random-effects table, its error from the mean squares of seeds, instances and rest.
+    """Mean of a two-way random-effects table. Its error comes from the mean squares of seeds, instances and residual.
 
-    With one seed the error is that of the instances alone. Seeds count for at least the rest's mean square, so that
-    seeds that happen to agree do not feign certainty; degrees of freedom as Hillis (2007) for readers by cases.
+    With one seed the error is that of the instances alone. The mean square of seeds is at least that of the residual,
+    so that seeds that agree by chance do not shrink the error. Degrees of freedom: Hillis (2007), for readers by cases.
     """
     S, C = values_SC.shape
     mean = values_SC.mean()
@@ -81,19 +81,20 @@ def _square(values: Floats) -> float:
 
 
 def difference(differences_SC: Floats) -> Mean:
-    """Of paired outcomes in -1, 0, 1, two pseudo-instances added, one for either side (Bonett & Price, 2012).
+    """The mean of paired outcomes in -1, 0, 1, with a pseudo-instance added for either side (Bonett & Price, 2012).
 
-    They keep the error above zero where no pair differs, and draw the middle of the interval a little to zero.
+    They keep the error above zero if no pair differs, and draw the middle of the interval a little towards zero.
     """
     ones_S1 = np.ones((len(differences_SC), 1))
     return crossed_mean(np.hstack([differences_SC, ones_S1, -ones_S1]))
 
 
 def ratio(hits_SN: Floats, among_SN: Floats, instances: Sequence[str]) -> Interval | None:
-    """Share of `among` that are `hits`, 95%: Wilson's interval on as many trials as the table is worth.
+    """The share of `among` that are `hits`, with Wilson's 95% interval on the effective number of trials.
 
-    The trials are those of a simple sample with the table's error (Kish; Korn & Graubard, 1998, for the degrees of
-    freedom). One seed, or no error (a share of 0 or 1): one trial an instance. None where `among` is empty.
+    The effective number of trials is that of a simple random sample with the table's error (Kish; Korn & Graubard,
+    1998, for the degrees of freedom). With one seed, or an error of 0 (a share of 0 or 1), it is the number of
+    instances. None if `among` is empty.
     """
     among = float(among_SN.sum())
     if among == 0:
@@ -109,7 +110,7 @@ def ratio(hits_SN: Floats, among_SN: Floats, instances: Sequence[str]) -> Interv
 
 
 def _worth(share: float, mean: Mean) -> float:
-    """The number of independent trials whose interval is as wide."""
+    """The effective number of trials: a simple sample of that size has an interval as wide."""
     normal = stats.norm.isf((1 - LEVEL) / 2) / stats.t.isf((1 - LEVEL) / 2, mean.freedom)
     return float(share * (1 - share) / mean.error**2 * normal**2)
 

@@ -1,1 +1,1 @@
-"""The model that learns: adapters on one frozen base, run over packed rows."""
+"""The model that is trained: adapters on one frozen base, run over packed rows."""

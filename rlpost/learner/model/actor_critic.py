@@ -1,10 +1,10 @@
-"""One frozen base with low-rank adapters: `policy`, and maybe `critic` (with a value head) and `reference`.
+"""One frozen base with low-rank adapters: `policy`, and optionally `critic` (with a value head) and `reference`.
 
     input ids ─▶ base body with one adapter ─▶ hidden states ─▶ head at loss tokens ─▶ log-probs, entropy
                                                             └▶ value head             ─▶ values
 
-Which adapter is active is chosen per pass. Adapters are held in float32 whatever the base's dtype (they are
-their own master weights) and cast at use: by the fused layers, or by autocast where those do not apply.
+Each pass chooses its active adapter. Adapters are float32 whatever the base's dtype (they are their own master weights)
+and are cast when used: by the fused layers, or else by autocast.
 Shapes: T packed tokens, N loss tokens, H hidden size.
 """
 
@@ -35,15 +35,12 @@ from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.weights.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.weights.adapters import Adapter
 
-LOGIT_CHANGES = (
-    "final_logit_softcapping",
-    "logits_scaling",
-    "logit_scale",
-)  # of configs; the head is linear here
+# Settings of models whose head changes the logits; the head here is linear.
+LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def peft_config(lora: LoraConfig) -> PeftLoraConfig:
-    """PEFT's description of `lora`."""
+    """The PEFT configuration for `lora`."""
     modules = lora.target_modules
     return PeftLoraConfig(
         r=lora.rank,
@@ -55,7 +52,7 @@ def peft_config(lora: LoraConfig) -> PeftLoraConfig:
 
 
 def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
-    """The causal language model in `folder`, frozen. Raises ModelError if it is not there or not usable here."""
+    """The causal language model in `folder`, frozen. Raises ModelError if it is missing or cannot be used here."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model folder {folder} has no config.json on this node; every learner node needs the model"
@@ -66,10 +63,8 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=kind, local_files_only=True, attn_implementation=PACKED
         )
-    except (
-        KeyError,
-        ValueError,
-    ) as error:  # what transformers raises for attention that a model does not take
+    except (KeyError, ValueError) as error:
+        # transformers raises these for attention that a model does not support.
         raise ModelError(
             f"model {folder.name}: the architecture {family} does not take packed attention"
             f" ({type(error).__name__}: {error});"
@@ -87,7 +82,7 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
 
 
 class Head(nn.Module):
-    """The vocabulary head, sharing the base's (possibly tied) weight: a module so that ZeRO-3 gathers it."""
+    """The vocabulary head. It shares the base's weight, which may be tied; as a module it is gathered by ZeRO-3."""
 
     def __init__(self, weight_VH: nn.Parameter) -> None:
         super().__init__()
@@ -103,10 +98,10 @@ class ActorCritic(nn.Module):
     def __init__(
         self, base: PreTrainedModel, config: PeftLoraConfig, seed: int, adapters: Sequence[str]
     ) -> None:
-        """`adapters` begin with POLICY."""
+        """`adapters` starts with POLICY."""
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # A's random start is the same on every rank
+            torch.manual_seed(seed)  # the random start of A is the same on every rank
             self.peft = get_peft_model(base, config, adapter_name=adapters[0])
             for name in adapters[1:]:
                 self.peft.add_adapter(name, config)
@@ -122,7 +117,8 @@ class ActorCritic(nn.Module):
 
     def _prepare(self) -> None:
         for layer in self.layers:
-            layer.cast_input_dtype_enabled = False  # autocast chooses the dtype, activations are not copied
+            # Autocast chooses the dtype, which avoids a copy of the activations.
+            layer.cast_input_dtype_enabled = False
         for name, parameter in self.peft.named_parameters():
             owner = adapter_of(name)
             parameter.requires_grad_(owner in self.trained)
@@ -133,8 +129,8 @@ class ActorCritic(nn.Module):
         self.activate(POLICY)
 
     def activate(self, adapter: str | None) -> None:
-        """Make one adapter, or none, live. PEFT's own set_adapter would also change requires_grad, and so cut
-        the gradient of a pass that still awaits its backward."""
+        """Make one adapter, or none, active. PEFT's own set_adapter would also change requires_grad, and so cut the
+        gradient of a pass whose backward has not run yet."""
         for layer in self.layers:
             layer._active_adapter = [] if adapter is None else [adapter]
         self.active = adapter
@@ -149,17 +145,17 @@ class ActorCritic(nn.Module):
             self.activate(previous)
 
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass, each under the adapter that was live in its forward."""
+        """Recompute activations in the backward pass, each with the adapter that was active in its forward."""
         self.peft.get_base_model().gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.using(self.active))}
         )
         for module in self.peft.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.training = True  # of these modules alone: dropout stays off everywhere
+                module.training = True  # only for these modules: dropout stays off everywhere
 
     def fuse_adapters(self) -> None:
-        """Run decoder layers of known families, and elsewhere plain LoRA layers, through rlpost.kernels, which take
-        parameters as they lie in memory: not for ZeRO-3. DoRA layers stay PEFT's."""
+        """Run the decoder layers of known families through rlpost.kernels, or else the plain LoRA layers. The kernels
+        read parameters directly from memory, so this is not for ZeRO-3. DoRA layers stay PEFT's."""
         body = self.peft.get_base_model().base_model
         inside = {id(m) for decoder in getattr(body, "layers", ()) for m in decoder.modules()}
         self.fused = fuse_layers(body) and all(id(layer) in inside for layer in self.layers)
@@ -168,9 +164,9 @@ class ActorCritic(nn.Module):
                 layer.forward = partial(_fused_forward, Projections(layer))
 
     def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> Outputs:
-        """Run `roles`, some of ROLES; what was not asked for is None.
+        """Run `roles`, a subset of ROLES. Outputs of other roles are None.
 
-        The reference is the adapter of that name, or the bare base if there is none.
+        The reference is the adapter of that name, or the bare base if that adapter does not exist.
         """
         device = batch.input_ids_T.device.type
         outputs = Outputs()
@@ -194,13 +190,13 @@ class ActorCritic(nn.Module):
             return hidden_states(self.peft.get_base_model().base_model, batch)
 
     def parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        """The adapter's parameters, none if there is no such adapter; the critic's include the value head."""
+        """The adapter's parameters; for the critic with the value head. Empty if the adapter does not exist."""
         head = self.value_head if adapter == CRITIC else None
         parameters = [p for name, p in self.peft.named_parameters() if adapter_of(name) == adapter]
         return parameters if head is None else [*parameters, *head.parameters()]
 
     def freeze_reference(self) -> None:
-        """Copy the policy, as it is, into the reference adapter."""
+        """Copy the current policy into the reference adapter."""
         for source, copy in zip(self.parameters_of(POLICY), self.parameters_of(REFERENCE), strict=True):
             copy.data.copy_(source.data)
 
@@ -224,7 +220,7 @@ class ActorCritic(nn.Module):
 
 
 def _value_head(hidden_size: int) -> nn.Linear:
-    """Of a hidden state to its value, which begins at 0."""
+    """The linear head from hidden states to values. It starts at 0."""
     head = nn.Linear(hidden_size, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -232,13 +228,13 @@ def _value_head(hidden_size: int) -> nn.Linear:
 
 
 def _fused_forward(projection: Projections, inputs: Tensor) -> Tensor:
-    """Forward of one LoRA layer by itself, (..., in) to (..., out)."""
+    """Forward of one LoRA layer alone, (..., in) to (..., out)."""
     flat = inputs.flatten(0, -2).to(projection.bases[0].weight.dtype)
     return projection(flat).unflatten(0, inputs.shape[:-1])
 
 
 def adapter_of(parameter_name: str) -> str | None:
-    """Which adapter a parameter of the PEFT model belongs to; none for the base."""
+    """The adapter that a parameter of the PEFT model belongs to; None for the base."""
     parts = parameter_name.split(".")
     if not any(part.startswith("lora_") for part in parts):
         return None
@@ -248,9 +244,9 @@ def adapter_of(parameter_name: str) -> str | None:
 def build(
     folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, adapters: Sequence[str], start: Adapter | None
 ) -> ActorCritic:
-    """Base and `adapters`; the policy (and the reference) begin at `start` when given, else at the bare base.
+    """The base with `adapters`. The policy (and the reference) start at `start` if given, else at the bare base.
 
-    Raises ModelError for a model that cannot be used here, AdapterError for a start that does not fit.
+    Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model.
     """
     model = ActorCritic(load_base(folder, dtype), peft_config(lora), seed, adapters)
     if start is not None:

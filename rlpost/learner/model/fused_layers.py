@@ -1,11 +1,11 @@
-"""Llama's and Qwen's decoder layers run by rlpost.kernels; every other model keeps its own forward.
+"""Runs the decoder layers of Llama and Qwen with rlpost.kernels. All other models keep their own forward.
 
     hidden ─▶ norm ─▶ q, k, v in one product ─▶ (norm) rotary ─▶ packed attention ─▶ o ─▶ + hidden
            ─▶ norm ─▶ gate, up in one product ─▶ swiglu ─▶ down ─▶ + hidden
 
-What is replaced is the `forward` of each layer; modules, parameters and their names stay. Projections with one input
-share a stacked weight, of which their own weights become views. Parameters are read where they lie, so this
-is not for ZeRO-3, which gathers them only for their own module's forward.
+Only the `forward` of each layer is replaced; modules, parameters and their names stay. Projections with the same input
+share a stacked weight, and their own weights become views of it. Parameters are read directly from memory, so this is
+not for ZeRO-3, which gathers them only for the forward of their own module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAMILIES = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
 
 class Projections:
-    """Linear modules with one input, adapted or not, as one layer: (T, I) to (T, O), outputs side by side."""
+    """Linear modules with the same input, adapted or not, as one layer: (T, I) to (T, O), outputs side by side."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self.modules = modules
@@ -40,7 +40,7 @@ class Projections:
         return adapted_linear(x_TI, weight_OI, bias_O, self._pairs())
 
     def _stacked(self) -> tuple[Tensor, Tensor | None]:
-        """The weights as one tensor, made anew if the modules no longer hold views of it (they were moved)."""
+        """The weights as one tensor. It is rebuilt if the modules were moved and no longer hold views of it."""
         if len(self.bases) == 1:
             return self.bases[0].weight, self.bases[0].bias
         held = self.weight_OI
@@ -78,14 +78,14 @@ def _bias(bases: Sequence[nn.Linear]) -> Tensor | None:
 
 
 def can_fuse(module: nn.Module | None) -> bool:
-    """Whether an adapted linear module is of the plain kind that `Projections` computes (not DoRA)."""
+    """Whether `Projections` can compute an adapted linear module: plain LoRA, not DoRA."""
     if isinstance(module, LoraLayer):
         return isinstance(module.base_layer, nn.Linear) and not module.lora_variant
     return isinstance(module, nn.Linear)
 
 
 def fuse_layers(body: Any) -> bool:
-    """Replace the forward of all decoder layers of `body` if all are of a known family; says whether it did."""
+    """Replace the forward of all decoder layers of `body` if all are of a known family; return whether it did."""
     linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     if body.config.model_type not in ("llama", "qwen2", "qwen3") or body.config.hidden_act != "silu":
         return False
@@ -118,7 +118,7 @@ class _Parts:
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """A family's RMS norm module over the last dimension, in the weights' dtype."""
+    """The RMS norm of a known family over the last dimension, in the weights' dtype."""
     y = rms_norm(x.flatten(0, -2), module.weight, module.variance_epsilon).view(x.shape)
     return y.to(module.weight.dtype)
 
@@ -132,10 +132,10 @@ def _layer_forward(
     layout: AttentionLayout,
     **unused: Any,
 ) -> Tensor:
-    """transformers' layer interface: (1, T, H) to (1, T, H).
+    """transformers' interface of a layer: (1, T, H) to (1, T, H).
 
-    What the layers add up is kept in float32: rounding it to bfloat16 after every layer was the larger half of the
-    learner's distance to the model in float32, and so to the engine.
+    The residual stream is kept in float32. Rounding it to bfloat16 after every layer caused more than half of the
+    learner's distance from the float32 model, and so from the engine.
     """
     x_TH = hidden_states[0].to(torch.promote_types(hidden_states.dtype, torch.float32))
     cos_TD, sin_TD = (table[0] for table in position_embeddings)

@@ -1,11 +1,11 @@
-"""Attention over packed rows: every token sees its own past, its segment's and that of the prefix before it.
+"""Attention over packed rows: every token sees the earlier tokens of its segment and of the prefix before it.
 
-    segments ─▶ pieces of at most QUERIES queries, each with the keys it needs ─▶ blocks of like-sized pieces
+    segments ─▶ pieces of at most QUERIES queries, each with the keys it needs ─▶ blocks of pieces of similar size
              ─▶ per block: gather, two products, softmax, in the model's own dtype ─▶ back into the packed order
 
-The work grows with what is seen, never with T x T, and a block's scores stay under BLOCK entries a head. The
-function is registered with transformers under the name PACKED; a model loaded with it takes `layout=...` at each
-call. On a GPU each block runs through PyTorch's fused attention with a mask.
+The work grows with the number of visible keys, never with T x T, and a block has fewer than BLOCK scores per head. The
+function is registered with transformers under the name PACKED; a model loaded with it needs `layout=...` in each call.
+On a GPU each block runs through PyTorch's fused attention with a mask.
 
 Shapes: T packed tokens, S pieces of a block, C queries and K keys of a piece, h heads, g key-value heads, r = h / g,
 D head size.
@@ -25,14 +25,14 @@ from transformers import AttentionInterface
 from rlpost.errors import ModelError
 
 PACKED = "rlpost_packed"
-QUERIES = 256  # a longer segment is cut, so that early queries are not multiplied with late keys
-BLOCK = 1 << 18  # scores of a block, a head
-PADDING = 1.25  # a block may compute this many times the scores its pieces need
+QUERIES = 256  # longer segments are cut, so that early queries are not multiplied with late keys
+BLOCK = 1 << 18  # scores per block and head
+PADDING = 1.25  # a block may compute this many times the scores that its pieces need
 
 
 @dataclass(frozen=True)
 class Segment:
-    """`length` packed tokens from `start` on that continue the segment `behind`, if any."""
+    """`length` packed tokens from `start`, which continue the segment `behind`, if any."""
 
     start: int
     length: int
@@ -40,11 +40,11 @@ class Segment:
 
     @property
     def first(self) -> int:
-        """Position of the first token in its sequence."""
+        """The position of the segment's first token in its sequence."""
         return self.behind.length if self.behind is not None else 0
 
     def packed_index(self, position: int) -> int:
-        """Where the token at `position` of the sequence lies among the packed ones."""
+        """The packed index of the token at `position` of the sequence."""
         if self.behind is not None and position < self.first:
             return self.behind.start + position
         return self.start + position - self.first
@@ -52,21 +52,22 @@ class Segment:
 
 @dataclass(frozen=True)
 class Block:
-    """Pieces computed by one product; shorter ones are padded with token 0, which `bias` hides."""
+    """Pieces computed by one product. Shorter pieces are padded with token 0, which `bias` hides."""
 
-    queries: Tensor  # (S * C,) packed tokens
+    queries: Tensor  # (S * C,) indices of packed tokens
     keys: Tensor  # (S * K,)
-    bias_SCK: Tensor  # 0 where the query sees the key, -inf where not; bfloat16, in which both are exact
-    real: Tensor | None  # (S * C,) True where a query is no padding; None if all are
+    bias_SCK: Tensor  # 0 if the query sees the key, else -inf; both are exact in bfloat16
+    real: Tensor | None  # (S * C,) False for padding; None if there is no padding
 
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Who sees whom in a packed micro-batch."""
+    """The keys that each token of a packed micro-batch sees."""
 
     blocks: tuple[Block, ...]
-    order_T: Tensor  # of each packed token, where its output lies in the blocks' outputs, one after another
-    longest: int  # tokens of the longest sequence
+    # For each packed token, the index of its output in the concatenated outputs of the blocks.
+    order_T: Tensor
+    longest: int  # length of the longest sequence, in tokens
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> AttentionLayout:
@@ -95,7 +96,7 @@ class AttentionLayout:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Consecutive queries and all keys that the last of them sees; query i of C sees the first K - C + 1 + i."""
+    """Consecutive queries with all keys that the last one sees; query i of C sees the first K - C + 1 + i keys."""
 
     queries: range
     keys: tuple[int, ...]
@@ -144,7 +145,7 @@ def _block(pieces: Sequence[_Piece]) -> Block:
 def packed_attention(
     q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout, scaling: float
 ) -> Tensor:
-    """softmax(scaling q k^T over the keys each query sees) v, as (T, h, D)."""
+    """softmax(scaling q k^T over the visible keys of each query) v, as (T, h, D)."""
     if q_ThD.is_cuda:
         return _fused(q_ThD, k_TgD, v_TgD, layout, scaling)
     out_ThD: Tensor = _Packed.apply(q_ThD, k_TgD, v_TgD, layout, scaling)
@@ -168,7 +169,7 @@ def _fused(q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout,
 
 
 class _Packed(torch.autograd.Function):
-    """Keeps each block's probabilities for the backward pass, in the inputs' dtype."""
+    """An autograd function that keeps each block's probabilities for the backward pass, in the inputs' dtype."""
 
     @staticmethod
     def forward(
@@ -193,7 +194,7 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """dS = P (dP - sum P dP), with dP = dO v^T; a key's gradients add up over all that see it, in float32."""
+        """dS = P (dP - sum P dP), with dP = dO v^T. A key's gradient is a float32 sum over the queries that see it."""
         q_ThD, k_TgD, v_TgD, *kept = ctx.saved_tensors
         g, wide = k_TgD.shape[1], torch.promote_types(k_TgD.dtype, torch.float32)
         q_grads = []
@@ -234,7 +235,7 @@ def _put(x: Tensor, S: int, g: int, m: int) -> Tensor:
 
 
 def check_window(sliding_window: int | None, layout: AttentionLayout) -> None:
-    """Raises ModelError if a layer that sees only so many tokens back would not see all of a sequence."""
+    """Raises ModelError if a layer's sliding window is shorter than the longest sequence."""
     if sliding_window is not None and sliding_window < layout.longest:
         raise ModelError(
             f"the model sees {sliding_window} tokens back in some layers, but an episode has {layout.longest}; "
@@ -258,7 +259,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """transformers' interface: query (1, h, T, D), key and value (1, g, T, D) to (1, T, h, D). No dropout.
 
-    Raises ModelError for attention that is not a plain softmax over all that went before.
+    Raises ModelError if the attention is not a plain softmax over all earlier tokens.
     """
     if softcap is not None or s_aux is not None:
         raise ModelError("the model's attention caps its scores or has sinks; choose a model without")

@@ -1,12 +1,13 @@
-"""Rows of tokens to packed micro-batches under a token budget, the same number of them on every rank.
+"""Packs rows of tokens into micro-batches under a token budget, the same number of them on every rank.
 
     rows ─▶ share_prefixes ─▶ groups ─▶ plan_micro_batches ─▶ [rank][micro-batch][group] ─▶ collate ─▶ tensors
 
-A micro-batch is one row of tokens without padding: of every group its prefix once, then each member's own
-continuation, positions restarting; attention (rlpost.learner.model.packed_attention) shows a token its own past alone.
+A micro-batch is one row of tokens without padding. It has the prefix of every group once, then the continuation of each
+member, with positions as in the member's own row. Attention (rlpost.learner.model.packed_attention) shows a token only
+the earlier tokens of its own row.
 
-Sampled tokens of all rows have one flat numbering (rows in order, tokens in order): `slots` tell where a
-micro-batch's tokens lie in it, so that log-probs, values and advantages are flat tensors of the whole batch.
+The loss tokens of all rows have one flat numbering (rows in order, tokens in order). `slots` are the numbers of a
+micro-batch's tokens, so log-probs, values and advantages are flat tensors of the whole batch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from rlpost.errors import LearnerError
 from rlpost.learner.model.packed_attention import AttentionLayout, Segment
 from rlpost.learner.model.prefixes import Group, share_prefixes
 
-PADDING_ID = 0  # any valid id: an empty micro-batch computes one token, which is never scored
+PADDING_ID = 0  # any valid id: an empty micro-batch computes one token without loss
 
 
 @dataclass(frozen=True)
 class Row:
-    """A token sequence and which of its tokens count (1) in the loss."""
+    """A token sequence, with a mask of the tokens in the loss (1)."""
 
     token_ids: Sequence[int]
     mask: Sequence[int]
@@ -39,24 +40,25 @@ class Row:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of one pass. T packed tokens (the last token of a row is a target only), N loss tokens."""
+    """Tensors of one pass. T packed tokens (a row's last token is only a target), N loss tokens."""
 
     input_ids_T: Tensor
     positions_T: Tensor
-    layout: AttentionLayout  # who sees whom
-    columns_N: Tensor  # where the hidden state lies that predicts the token: that of the token before it
-    targets_N: Tensor  # the token itself
-    slots_N: Tensor  # its index in the flat numbering of the whole batch
+    layout: AttentionLayout  # the keys that each token sees
+    columns_N: Tensor  # index of the hidden state that predicts the token: that of the token before it
+    targets_N: Tensor  # the loss tokens
+    slots_N: Tensor  # index of each loss token in the flat numbering of the whole batch
 
     def to(self, device: torch.device) -> MicroBatch:
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-Plan = list[list[list[Group]]]  # [rank][micro-batch] -> groups of rows; an empty list fills up
+# [rank][micro-batch] -> groups of rows; an empty list is a micro-batch that only evens out the number.
+Plan = list[list[list[Group]]]
 
 
 def check_rows(rows: Sequence[Row], budget: int) -> None:
-    """Raises LearnerError for a row that no pass could take or whose mask makes no sense."""
+    """Raises LearnerError for a row that is longer than a pass allows or has an invalid mask."""
     for i, row in enumerate(rows):
         if len(row.token_ids) != len(row.mask):
             raise LearnerError(f"row {i}: {len(row.token_ids)} tokens but a mask of {len(row.mask)}")
@@ -74,11 +76,11 @@ def check_rows(rows: Sequence[Row], budget: int) -> None:
 
 
 def plan_micro_batches(rows: Sequence[Row], indices: Sequence[int], budget: int, ranks: int) -> Plan:
-    """Share the rows `indices` among the ranks; deterministic, and every rank gets as many micro-batches.
+    """Distribute the rows `indices` over the ranks. It is deterministic, and every rank gets as many micro-batches.
 
-    A micro-batch costs its distinct tokens and stays within `budget`. A group larger than that, or than a
-    rank's fair part of the work, is cut, and each part computes the prefix for itself. The largest group left goes
-    to the rank with the least load.
+    A micro-batch costs its distinct tokens and stays within `budget`. A group that exceeds the budget, or a rank's fair
+    share of the work, is cut into parts that each compute the prefix. The largest remaining group goes to the rank with
+    the least load.
     """
     inputs = [row.token_ids[:-1] for row in rows]
     lengths = [len(tokens) for tokens in inputs]
@@ -97,13 +99,13 @@ def plan_micro_batches(rows: Sequence[Row], indices: Sequence[int], budget: int,
 
 
 def planned_tokens(plan: Plan, rows: Sequence[Row]) -> int:
-    """Tokens that one pass over a plan computes, on all ranks: of what rows share, one copy a group."""
+    """The tokens that one pass over a plan computes on all ranks. A shared prefix counts once per group."""
     lengths = [len(row.token_ids) - 1 for row in rows]
     return sum(group.cost(lengths) for batches in plan for groups in batches for group in groups)
 
 
 def _cut(group: Group, lengths: Sequence[int], budget: int, fair: int) -> Iterator[Group]:
-    """Parts of the group within `budget`, like-sized, and as many as there are fair parts in it."""
+    """Parts of the group within `budget`, of similar size; as many as the group has fair shares."""
     own, pieces = group.cost(lengths) - group.prefix, -(-group.cost(lengths) // max(1, fair))
     target = group.prefix + own / pieces if pieces > 1 else budget
     part, cost = list[int](), group.prefix
@@ -122,7 +124,7 @@ def _part(group: Group, members: Sequence[int]) -> Group:
 
 
 def _fill(largest_first: Sequence[Group], lengths: Sequence[int], budget: int) -> list[list[Group]]:
-    """First fit: each group into the first micro-batch that has room for it."""
+    """First fit: put each group into the first micro-batch that has room for it."""
     batches: list[list[Group]] = []
     room: list[int] = []
     for group in largest_first:
@@ -138,12 +140,12 @@ def _fill(largest_first: Sequence[Group], lengths: Sequence[int], budget: int) -
 
 
 def slot_starts(rows: Sequence[Row]) -> list[int]:
-    """Where each row's loss tokens begin in the flat numbering; one more entry gives the total."""
+    """The index of each row's first loss token in the flat numbering, followed by the total."""
     return list(accumulate((row.loss_tokens for row in rows), initial=0))
 
 
 def collate(rows: Sequence[Row], starts: Sequence[int], groups: Sequence[Group]) -> MicroBatch:
-    """Tensors of the rows in `groups`; with none, one padding token and no loss token (weight zero)."""
+    """Tensors of the rows in `groups`. Without groups: one padding token and no loss token (weight zero)."""
     tokens, segments = list[int](), list[Segment]()
     columns_targets_slots: list[tuple[int, int, int]] = []
 

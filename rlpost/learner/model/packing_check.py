@@ -1,8 +1,8 @@
-"""A model's body over packed rows, and the proof at the start that it can be run so.
+"""Runs a model's body over packed rows, and checks at the start that the model supports it.
 
-Packing needs every layer that looks at other tokens to be attention that takes `layout` (`packed_attention`). A model
-whose layers do not hand it on, or that mix tokens in other ways (convolutions, recurrences), would let rows see one
-another, and its log-probs would be wrong without a word.
+Packing requires that only attention mixes tokens, and that it accepts `layout` (`packed_attention`). If layers do not
+pass it on, or mix tokens in other ways (convolutions, recurrences), rows would see one another and log-probs would be
+wrong without an error.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rlpost.learner.model.packed_attention import AttentionLayout
 from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.model.prefixes import Group
 
-# Two rows with a common prefix of four tokens; every token but the first counts, and so is compared.
+# Two rows with a common prefix of four tokens. Every token except the first is in the loss, so its state is compared.
 _ROWS = [Row(ids, (0,) + (1,) * (len(ids) - 1)) for ids in ((1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 4, 8, 9, 1, 5))]
 _PREFIX = 4
-_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest entry
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # relative to the largest entry
 
 
 def hidden_states(body: Any, batch: MicroBatch) -> Tensor:
-    """Last hidden states (N, H) at the positions that stand just before the loss tokens."""
+    """The last hidden states (N, H) at the positions before the loss tokens."""
     hidden_1TH = body(
         input_ids=batch.input_ids_T[None],
         position_ids=batch.positions_T[None],
@@ -38,7 +38,7 @@ def hidden_states(body: Any, batch: MicroBatch) -> Tensor:
 
 @torch.no_grad()
 def check_packing(base: PreTrainedModel) -> None:
-    """Raises ModelError unless rows give the same states packed together as each by itself."""
+    """Raises ModelError unless packed rows give the same states as each row alone."""
     name, body = type(base).__name__, base.base_model
     try:
         together_NH = _states(body, Group(_PREFIX, (0, 1)))
@@ -65,7 +65,7 @@ def _states(body: Any, group: Group) -> Tensor:
 
 
 def _runs_without_layout(body: Any) -> bool:
-    """A model that has attention of its own takes anything for a layout."""
+    """Whether the body runs without a layout, because its own attention ignores the argument."""
     try:
         hidden_states(body, replace(_packed(Group(0, (0,))), layout=cast(AttentionLayout, None)))
     except AttributeError:

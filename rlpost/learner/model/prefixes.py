@@ -1,10 +1,10 @@
-"""Which rows begin with the same tokens, and are therefore computed together: the shared prefix once.
+"""Finds rows that start with the same tokens, so that their shared prefix is computed once.
 
-    rows sorted by tokens ─▶ tree of common prefixes ─▶ per node: join here, or stay apart in deeper groups
+    rows sorted by tokens ─▶ tree of common prefixes ─▶ per node: join here, or stay in deeper groups,
                                                         whichever saves more tokens
 
-Prefixes are found by comparing tokens, never by what a group is called: a prefix is shared if and only if it is
-the same. A row's last token is a target only, so it takes no part.
+Prefixes are found by comparing tokens, not by group names: rows share a prefix if and only if the tokens are equal. A
+row's last token is only a target, so it is not part of a prefix.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-WORTHWHILE = 8  # tokens; a shorter common prefix costs more in bookkeeping than it saves
+WORTHWHILE = 8  # tokens; bookkeeping for a shorter common prefix costs more than the prefix saves
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows (`members`) whose first `prefix` input tokens are the same; a row by itself has prefix 0."""
+    """Rows (`members`) whose first `prefix` input tokens are the same. A row alone has prefix 0."""
 
     prefix: int
     members: tuple[int, ...]
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Input tokens to compute, given every row's number of input tokens."""
+        """The number of input tokens to compute, given every row's number of input tokens."""
         return self.prefix + sum(lengths[i] - self.prefix for i in self.members)
 
 
 @dataclass
 class _Choice:
-    """The best grouping found for a run of rows: tokens saved by `groups`; `alone` are rows in none of them."""
+    """The best grouping of a run of rows: `groups`, the tokens they save, and `alone`, the rows in no group."""
 
     saved: int = 0
     groups: list[Group] = field(default_factory=list)
@@ -43,13 +43,13 @@ class _Choice:
 
 @dataclass
 class _Node:
-    """Rows that have `depth` tokens in common, as runs that have more in common among themselves."""
+    """Rows that have `depth` tokens in common. Its kids are runs of rows that have more in common."""
 
     depth: int
     kids: list[_Choice] = field(default_factory=list)
 
     def best(self, worthwhile: int) -> _Choice:
-        """Kids that save less by their own groups than by joining here join; the others stay as they are."""
+        """Kids join here if that saves more tokens than their own groups do; the others keep their groups."""
         choice, joining = _Choice(), []
         for kid in self.kids:
             rows = kid.rows()
@@ -70,10 +70,10 @@ class _Node:
 def share_prefixes(
     tokens: Sequence[Sequence[int]], indices: Sequence[int], worthwhile: int = WORTHWHILE
 ) -> list[Group]:
-    """Groups that hold each of the rows `indices` once, the same for any order of `indices`.
+    """Groups that contain each of the rows `indices` once; the order of `indices` does not matter.
 
-    `tokens` are the input tokens of all rows. Of two rows that stay apart none gets shorter; ties and nested
-    prefixes go to whichever saves more tokens, one level deep.
+    `tokens` are the input tokens of all rows. Groups do not nest: where prefixes nest, the level that saves more tokens
+    is used.
     """
     order = sorted(indices, key=lambda i: (tuple(tokens[i]), i))
     arrays = [np.asarray(tokens[i]) for i in order]
@@ -92,7 +92,7 @@ def share_prefixes(
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common prefix."""
+    """The length of the common prefix."""
     length = min(len(a), len(b))
     different = a[:length] != b[:length]
     return int(different.argmax()) if different.any() else length

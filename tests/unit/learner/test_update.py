@@ -85,6 +85,10 @@ def _backend(folder: Path, cfg: Config) -> PlainBackend:
 
 def _full_forward(model: ActorCritic, episode: Trajectory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Policy table of log-probs, reference log-probs and values at an episode's sampled tokens; full logits."""
+    if len(episode.samples) > 1:
+        alone = [replace(episode, turns=sample) for sample in episode.samples]
+        mine, reference, values = zip(*(_full_forward(model, each) for each in alone), strict=True)
+        return torch.cat(mine), torch.cat(reference), torch.cat(values)
     ids = torch.tensor([episode.token_ids])
     at = [t for t, sampled in enumerate(episode.loss_mask) if sampled]
     before, chosen = torch.tensor(at) - 1, torch.tensor([episode.token_ids[t] for t in at])
@@ -159,6 +163,35 @@ def test_the_first_step_has_the_gradient_of_the_whole_batch(
     assert policy_rates == {POLICY: cfg.algo.learning_rate, CRITIC: 0.0}
     grads = critic | policys
     assert set(grads) == set(expected)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("budget", [50, 1000])
+def test_samples_of_an_episode_are_rows_of_their_own_and_one_episode_in_time(
+    folder: Path, cfg: Config, budget: int
+) -> None:
+    """No sample sees another's tokens, and the reward at the end reaches all of them."""
+    cfg.algo.kl, cfg.algo.gamma, cfg.algo.gae_lambda, cfg.learner.micro_batch_tokens = (
+        KlPlace.none,
+        0.9,
+        0.8,
+        budget,
+    )
+    episodes = [
+        replace(t, turns=tuple(replace(turn, opens_sample=k != 1) for k, turn in enumerate(t.turns)))
+        for t in random_episodes(6, seed=4)
+    ]
+    assert {len(t.samples) for t in episodes} == {1, 2}
+    backend = _backend(folder, cfg)
+    expected = _witness(backend.model, episodes, cfg)
+    asked = _watched(backend)
+    metrics = update.update_rl(backend, episodes, cfg, 0)
+    assert metrics["tokens"] == sum(t.answer_tokens for t in episodes)
+    ((grads, _),) = backend.steps
+    assert (CRITIC,) in asked, (
+        "values are known before the step, as a micro-batch may hold part of an episode"
+    )
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
 

@@ -1,0 +1,101 @@
+"""The arguments of `env=agent`, checked once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlpost.envs import own
+from rlpost.envs.dataset.settings import Settings as Tasks
+from rlpost.envs.errors import Refused
+
+_OWN = ("agent", "command", "max_calls", "network")
+_DEFINE = "define it as: def agent(base_url, api_key, model, task), or with async"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `env=agent`; those not listed here are of the tasks, as for env=dataset.
+
+    Args:
+        agent: `my_module:agent`, called as agent(base_url=, api_key=, model=, task=) with a row of the tasks.
+        command: a program and its arguments instead, started for each episode.
+        tasks: `path`, `prompt` and the other arguments of env=dataset. `score`, which may be left out, is called with
+            the text that the agent returned, else with the model's last answer.
+        max_calls: calls of the model an episode may make.
+        network: listen on this machine's network address instead of the loopback.
+    """
+
+    tasks: Tasks
+    agent: str | None = None
+    command: tuple[str, ...] = ()
+    max_calls: int = 64
+    network: bool = False
+
+    @classmethod
+    def checked(cls, args: Mapping[str, Any]) -> Settings:
+        """Refused for unknown, missing or ill-typed arguments."""
+        mine = {key: args[key] for key in _OWN if key in args}
+        if ("agent" in mine) == ("command" in mine):
+            raise Refused(
+                "agent: give one of agent= and command=",
+                "env_args.agent=my_module:agent, or env_args.command=[python,my_agent.py]",
+            )
+        if "path" not in args:
+            raise Refused("agent: path= is missing", "give env_args.path=FILE, a task a row")
+        others = {key: value for key, value in args.items() if key not in _OWN}
+        if "expert" in others:
+            raise Refused("expert: an agent's answers cannot be shown beforehand", "leave it out")
+        return cls(Tasks.checked(others), **{key: _CHECKS[key](key, value) for key, value in mine.items()})
+
+    @property
+    def scored(self) -> bool:
+        """Whether a scoring function, and not the program, says what an episode earned."""
+        return bool(self.tasks.score)
+
+    def function(self) -> Callable[..., Any]:
+        """What `agent` names. Refused where it cannot be imported, or takes other arguments."""
+        assert self.agent is not None, "a command has no function"
+        function = own.load(self.agent)
+        try:
+            inspect.signature(function).bind(base_url="", api_key="", model="", task={})
+        except (TypeError, ValueError) as error:
+            raise Refused(f"agent={self.agent}: cannot be called: {error}", _DEFINE) from error
+        found: Callable[..., Any] = function
+        return found
+
+
+def _reference(key: str, value: object) -> str:
+    if isinstance(value, str) and ":" in value:
+        return value
+    raise Refused(f"{key}={value!r}: names no function", "write my_module:agent")
+
+
+def _words(key: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        words = tuple(value)
+        if words and all(isinstance(word, str) and word and "\0" not in word for word in words):
+            return words
+    raise Refused(f"{key}={value!r}: is no list of words", "write [python,my_agent.py]; no shell reads it")
+
+
+def _count(key: str, value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise Refused(f"{key}={value!r}: is no count", "give a whole number of at least 1")
+
+
+def _truth(key: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise Refused(f"{key}={value!r}: is no truth value", "give true or false")
+
+
+_CHECKS: dict[str, Callable[[str, object], Any]] = {
+    "agent": _reference,
+    "command": _words,
+    "max_calls": _count,
+    "network": _truth,
+}
