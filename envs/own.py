@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium
 
+from rlpost.envs import given
 from rlpost.envs.adapter import ONLY_VARIANT, Adapted, check_interface
 from rlpost.envs.base import VariantInfo
 from rlpost.envs.errors import Refused, UnknownEnvironment, hint
@@ -31,10 +32,13 @@ def told(error: BaseException) -> str:
 
 
 def load(reference: str, refused: type[Refused] = Refused) -> Any:
-    """The object that `module:name` names. Raises `refused` if it cannot be imported or is in the standard library.
+    """The object that `module:name` names, or that was handed over as `given:NAME` (envs/given.py).
 
-    Functions of the standard library accept anything: `cProfile:run` would run an answer as code.
+    Raises `refused` if it cannot be imported, was not handed over, or is in the standard library. Functions of the
+    standard library accept anything: `cProfile:run` would run an answer as code.
     """
+    if given.is_reference(reference):
+        return _given(reference, refused)
     module, _, name = reference.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise refused(f"{reference!r} cannot be imported: it is not of the form module:name", _IMPORTABLE)
@@ -44,6 +48,16 @@ def load(reference: str, refused: type[Refused] = Refused) -> Any:
         return getattr(importlib.import_module(module), name)
     except Exception as error:
         raise refused(f"{reference} cannot be imported: {told(error)}", _IMPORTABLE) from error
+
+
+def _given(reference: str, refused: type[Refused]) -> Any:
+    try:
+        return given.lookup(reference)
+    except KeyError:
+        raise refused(
+            f"{reference}: nothing of this name was handed over from Python in this process",
+            "hand it over again: rlpost.train(..., env=, reward= or reward_model=), docs/api.md",
+        ) from None
 
 
 def _class(reference: str) -> type[gymnasium.Env[Any, str]]:

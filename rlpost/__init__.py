@@ -1,3 +1,68 @@
-"""rlpost: post-training of language models in verifiable, multi-turn environments."""
+"""rlpost: post-training of language models in verifiable, multi-turn environments.
+
+`__all__` is the public API, described in docs/api.md: these names are kept, every other name may change. They are
+imported when they are first used, so that `import rlpost` alone brings nothing heavy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rlpost import envs, errors
+    from rlpost.api import Progress, Run, Started, evaluate, open_run, start, train
+    from rlpost.envs.base import Expert, ExpertTurn, Finite, Pictured, PlainVariant, VariantInfo, WithTools
+    from rlpost.envs.messages import Message
+    from rlpost.envs.splits import split_of
+    from rlpost.envs.texts import AnyText
+    from rlpost.types import Trajectory, Turn
+
+__all__ = [
+    "AnyText",
+    "Expert",
+    "ExpertTurn",
+    "Finite",
+    "Message",
+    "Pictured",
+    "PlainVariant",
+    "Progress",
+    "Run",
+    "Started",
+    "Trajectory",
+    "Turn",
+    "VariantInfo",
+    "WithTools",
+    "__version__",
+    "envs",
+    "errors",
+    "evaluate",
+    "open_run",
+    "split_of",
+    "start",
+    "train",
+]
+
+_HOMES = {
+    "rlpost.api": ("Progress", "Run", "Started", "evaluate", "open_run", "start", "train"),
+    "rlpost.envs.base": (
+        *("Expert", "ExpertTurn", "Finite", "Pictured", "PlainVariant", "VariantInfo", "WithTools"),
+    ),
+    "rlpost.envs.messages": ("Message",),
+    "rlpost.envs.splits": ("split_of",),
+    "rlpost.envs.texts": ("AnyText",),
+    "rlpost.types": ("Trajectory", "Turn"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name in ("envs", "errors"):
+        return importlib.import_module(f"rlpost.{name}")
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'rlpost' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

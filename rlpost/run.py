@@ -21,6 +21,7 @@ from rich.text import Text
 from rlpost import __version__
 from rlpost.config.compose import compose, named_by
 from rlpost.config.experiments import experiments
+from rlpost.config.overrides import Word
 from rlpost.config.schema import Config, Task
 from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError, RlpostError
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def prepare(argv: Sequence[str]) -> Config:
+def prepare(argv: Sequence[Word]) -> Config:
     """Compose and validate, importing nothing heavy. Raises ConfigError."""
     from rlpost.validate.checks import validate
 

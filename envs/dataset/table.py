@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from rlpost.envs.base import PlainVariant
+from rlpost.envs.caches import remembered
 from rlpost.envs.dataset.conversation import Asked, BadRow, Row, asked
 from rlpost.envs.dataset.files import read
 from rlpost.envs.dataset.scoring import answer_number, applies, compares, is_answer
@@ -105,7 +106,7 @@ def load(settings: Settings) -> Table:
         return _load(settings)
 
 
-@lru_cache(maxsize=8)
+@remembered(maxsize=8)
 def _load(settings: Settings) -> Table:
     table = Table(settings, tuple(_items(settings)))
     _refuse_missing(table)

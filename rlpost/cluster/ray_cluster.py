@@ -128,7 +128,8 @@ def _init(failure: str, **options: Any) -> None:
             handler(signal.SIGTERM, None)
         raise
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        if _in_main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
@@ -193,13 +194,24 @@ def _copy_logs(folder: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ignore further Ctrl-C and SIGTERM in a block that ends by itself within SHUTDOWN_TIMEOUT_S."""
+    """Ignore further Ctrl-C and SIGTERM in a block that ends by itself within SHUTDOWN_TIMEOUT_S.
+
+    Only the main thread receives signals, so a block in another thread has nothing to ignore.
+    """
+    if not _in_main_thread():
+        yield
+        return
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    """Whether signals come here, and may be handled otherwise: Python allows it in no other thread."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _stop(folder: Path) -> None:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
+from rlpost.envs import given, own
+from rlpost.errors import ConfigError
 
 _ALWAYS_SHIPPED = ("rlpost",)
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def own_modules(cfg: Config) -> list[Path]:
@@ -25,7 +30,7 @@ def own_modules(cfg: Config) -> list[Path]:
     The environment must already have been created in this process, as `rlpost.validate.checks` does.
     """
     named = {_top_level(name) for name in _references(cfg)}
-    roots = {location.parent for location in _locations(named)}
+    roots = {location.parent for location in _locations(named)} | set(_roots_of_given())
     beside = {name for name in sys.modules if "." not in name}
     return sorted(path for path in _locations(beside) if path.parent in roots)
 
@@ -44,6 +49,35 @@ def _references(cfg: Config) -> Iterator[str]:
         module, colon, _ = str(value).partition(":")
         if colon and module in sys.modules:
             yield module
+
+
+def _roots_of_given() -> Iterator[Path]:
+    """Folders from which objects that were handed over (envs/given.py) may import: beside their module, or `__main__`.
+
+    The code of such an object travels with it; the modules that it uses are imported.
+    """
+    for each in given.table().values():
+        module = sys.modules.get(_top_level(str(getattr(each, "__module__", None))))
+        location = None if module is None else _location(module)
+        if location is None or location.is_relative_to(_PACKAGE):
+            yield Path.cwd()  # of a notebook, an interactive session, or a process of rlpost.background
+        elif not _installed(location):
+            yield location.parent
+
+
+def refuse_unpicklable(objects: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an object that would not arrive in a rollout worker, by a trial of the way there."""
+    from ray import cloudpickle
+
+    for name, each in objects.items():
+        try:
+            cloudpickle.loads(cloudpickle.dumps(each))
+        except Exception as error:  # an object decides itself how it is pickled
+            reason = f"it cannot be pickled, and so cannot reach the rollout workers: {own.told(error)}"
+            remedy = (
+                "open files, locks and connections where they are used, not in a global or an outer function"
+            )
+            raise ConfigError(refusal(f"{given.MODULE}:{name}", repr(each), reason, remedy)) from error
 
 
 def _top_level(module: str) -> str:

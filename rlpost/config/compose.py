@@ -31,7 +31,7 @@ from rlpost.config.keys import (
     refuse_unquoted,
     schema,
 )
-from rlpost.config.overrides import Override, parse
+from rlpost.config.overrides import Override, Word, parse
 from rlpost.config.presets import TABLE, VARIED
 from rlpost.config.schema import AlgoName, Config, Task
 from rlpost.config.trust import refuse_unnamed_code
@@ -45,7 +45,7 @@ NAMED = "compare.named"
 PATHS = ("adapter", "output_dir", "resume", "tiny_base.start")
 
 
-def compose(words: Sequence[str]) -> Config:
+def compose(words: Sequence[Word]) -> Config:
     """Resolve `experiment=NAME key=value ...` to a Config. Values are typed; rlpost.validate checks their ranges.
 
     Raises ConfigError for a missing or unknown experiment, an unknown key, a wrong type or a malformed word, and for a
@@ -71,7 +71,7 @@ def compose(words: Sequence[str]) -> Config:
     return config
 
 
-def named_by(words: Sequence[str]) -> set[str]:
+def named_by(words: Sequence[Word]) -> set[str]:
     """The settings that a command line names, by dotted key. Raises ConfigError for a malformed word."""
     return {key for o in parse(words) for key, _ in leaves(o.nested())}
 

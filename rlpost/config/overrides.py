@@ -34,9 +34,12 @@ class Override(NamedTuple):
         return {first: value}
 
 
-def parse(words: Sequence[str]) -> list[Override]:
+Word = str | Override  # typed on the command line, or with a value that Python code gives
+
+
+def parse(words: Sequence[Word]) -> list[Override]:
     """Raises ConfigError for the first word that is not key=value, or whose `[` or `{` does not start valid YAML."""
-    return [_parse(word) for word in words]
+    return [word if isinstance(word, Override) else _parse(word) for word in words]
 
 
 def override(key: str, value: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
-from rlpost.envs import registry
+from rlpost.envs import given, registry
 from rlpost.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) ->
             key,
             value,
             f"{record} names {what}: a record may come from anybody",
-            f"if you trust it, name it on the command line as well: {key}={value}",
+            _remedy(key, value),
         )
         for key, value, what in _named_by(config)
         if key not in named
@@ -50,6 +50,12 @@ def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
         )
 
 
+def _remedy(key: str, value: str) -> str:
+    if given.is_reference(value.strip("[]")):
+        return "hand the object over again, from Python: docs/api.md"
+    return f"if you trust it, name it on the command line as well: {key}={value}"
+
+
 def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
     """The code outside of rlpost that an environment would import, by the setting that names it."""
     own_code = registry.own_code(env, env_args)
@@ -65,6 +71,8 @@ def _where(reference: str) -> str:
 
 
 def _file(top_level: str) -> str:
+    if top_level == given.MODULE:
+        return "an object that Python code handed over"
     spec = PathFinder.find_spec(top_level)
     if spec is None:
         return f"there is no module {top_level} here"

@@ -6,6 +6,8 @@
     evaluations.jsonl      which trajectories file is which evaluation: stage, variant, decoding
     examples.jsonl         instances of the supervised steps
     sittings.json          the time of every start        error.json     why it failed (rlpost.record.run_error)
+    data.jsonl             the rows, where Python code gave them as a list
+    console.log            what a run prints that `rlpost.start` has started
     adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
 
 Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
@@ -36,6 +38,7 @@ from rlpost.record.versions import versions
 from rlpost.types import Trajectory
 
 OUTPUTS = Path("outputs")
+ROWS, CONSOLE = "data.jsonl", "console.log"  # may be there before a run
 EvaluationKey = tuple[str, str, str]  # stage, variant, decoding
 _OF_ITERATION = re.compile(r"iteration-(\d+)\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
@@ -77,8 +80,8 @@ def time_stamp() -> str:
 def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
     """A folder that no other process was given, with the folder `first` in it.
 
-    `path`, which may be there and empty; None: `default`, or where that is taken `default`-2, -3 and so on. Of two
-    processes that ask at once for one `path`, the one that makes `first` gets it.
+    `path`, which may be there and empty (but for ROWS and CONSOLE); None: `default`, or where that is taken
+    `default`-2, -3 and so on. Of two processes that ask at once for one `path`, the one that makes `first` gets it.
 
     Raises OutputError when the folder cannot be written or already holds something.
     """
@@ -88,11 +91,29 @@ def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
         folder = Path(path)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if holds_files(folder):
                 raise OutputError(_not_empty(folder))
     if not _made(folder / first):
         raise OutputError(_not_empty(folder))
     return folder
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether a folder is taken: it holds more than the Python API writes before a run."""
+    return any(path.name not in (ROWS, CONSOLE) for path in folder.iterdir())
+
+
+def reserved(path: Path | str | None, name: str, seed: int) -> Path:
+    """A folder for `RunDir.create`: `path`, or a new outputs/<name>/<time>-<seed>. Raises OutputError."""
+    if path is None:
+        return _unused(_default(name, seed))
+    with writing(Path(path)):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def _default(name: str, seed: int) -> Path:
+    return OUTPUTS / name / f"{time_stamp()}-{seed}"
 
 
 def _unused(default: Path) -> Path:
@@ -178,7 +199,7 @@ class RunDir:
 
         Raises OutputError when the folder cannot be written or already holds something.
         """
-        run_dir = cls(new_folder(path, OUTPUTS / name / f"{time_stamp()}-{seed}", first="checkpoints"))
+        run_dir = cls(new_folder(path, _default(name, seed), first="checkpoints"))
         write_atomic(run_dir.config, config_yaml.encode())
         run_dir._make_folders()
         return run_dir

@@ -10,11 +10,14 @@ reason, and that tracker is off from then on. Nor does it hold one up: every wai
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from rlpost.config.schema import Config
@@ -25,6 +28,8 @@ from rlpost.record.trackers.secrets import without_secrets, without_users
 from rlpost.record.trackers.wandb_backend import resolve_mode
 
 logger = logging.getLogger(__name__)
+
+_also: ContextVar[Mapping[str, Backend]] = ContextVar("_also", default=MappingProxyType({}))
 
 Start = Callable[[Config, Path, Mapping[str, Any]], Backend]
 
@@ -57,7 +62,7 @@ class Trackers:
                 started[name] = KINDS[name].start(config, run_dir, shown)
             except Exception as error:  # whatever a foreign service throws, the run goes on
                 _warn(name, "start", error)
-        return cls(started)
+        return cls({**started, **_also.get()})
 
     def log(self, metrics: Mapping[str, float], over: str) -> None:
         self._each("log", lambda backend: backend.log(metrics, over))
@@ -76,6 +81,16 @@ class Trackers:
             except Exception as error:
                 del self._backends[name]
                 _warn(name, doing, error)
+
+
+@contextlib.contextmanager
+def also(backends: Mapping[str, Backend]) -> Iterator[None]:
+    """Have the runs that start within this `with` log to these as well, whatever `tracking.backends` names."""
+    token = _also.set({**_also.get(), **backends})
+    try:
+        yield
+    finally:
+        _also.reset(token)
 
 
 def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:

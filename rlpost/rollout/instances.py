@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 from rlpost.config.schema import Config
 from rlpost.envs.base import Finite
+from rlpost.envs.caches import remembered
 from rlpost.rollout.env_threads import living
 from rlpost.rollout.episode import Env
 from rlpost.rollout.specs import evaluation_env_seed
@@ -32,7 +33,7 @@ def evaluation_episodes(cfg: Config, variant: str) -> Sequence[int]:
 
 
 # Cached, because each stage and decoding of a run asks again. The result depends on the arguments alone.
-@lru_cache(maxsize=256)
+@remembered(maxsize=256)
 def _episodes(
     env_name: str, args: str, seed: int, variant: str, most: int, timeout_s: float
 ) -> Sequence[int]:

@@ -29,6 +29,7 @@ import ray
 
 from rlpost.cluster.actor_calls import ActorLostError, Asked, cancel, first_answered, get, get_all, take
 from rlpost.config.schema import Config
+from rlpost.envs import given
 from rlpost.errors import RlpostError, RolloutError, SwapError
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
 from rlpost.rollout.engine.settings import engine_environment
@@ -219,7 +220,7 @@ class RolloutPool:
         return actor.remote()
 
     def _start(self, actor: Any) -> Any:
-        return actor.start.remote(self.cfg, str(self._model_folder))
+        return actor.start.remote(self.cfg, str(self._model_folder), given.table())
 
     def _name(self, i: int) -> str:
         return f"rollout worker {i}"

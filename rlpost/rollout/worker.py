@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rlpost.config.schema import Config
-from rlpost.envs import registry
+from rlpost.envs import given, registry
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector, Ended
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
@@ -76,7 +77,9 @@ class RolloutActor:
 
     _worker: RolloutWorker
 
-    def start(self, cfg: Config, model_folder: str) -> None:
+    def start(self, cfg: Config, model_folder: str, objects: Mapping[str, Any]) -> None:
+        """`objects`: what the run was handed from Python (envs/given.py)."""
+        given.receive(objects)
         folder = Path(model_folder)
         self._worker = RolloutWorker(cfg, start_engine(cfg, folder), Chat.load(folder, cfg.rollout))
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-from functools import lru_cache, partial
+from functools import partial
 
 from rlpost.config.schema import Config
 from rlpost.envs.base import Taught, is_scored
+from rlpost.envs.caches import remembered
 from rlpost.record.summary import HELD_OUT
 from rlpost.rollout.env_threads import living
 from rlpost.seeds import derive
@@ -27,7 +28,7 @@ def scored(cfg: Config) -> bool:
     return _scored(cfg.env, json.dumps(cfg.env_args, sort_keys=True), cfg.rollout.env_timeout_s)
 
 
-@lru_cache(maxsize=8)
+@remembered(maxsize=8)
 def _scored(env_name: str, args: str, timeout_s: float) -> bool:
     with living(env_name, json.loads(args), timeout_s, "asked whether it scores") as (env, _):
         return is_scored(env.unwrapped)

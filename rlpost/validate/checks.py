@@ -19,6 +19,7 @@ from rlpost.cluster.addresses import host_and_port
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
+from rlpost.record.run_dir import holds_files
 from rlpost.record.trackers.secrets import without_users
 from rlpost.record.trackers.wandb_backend import MODES, WANDB_MODES, has_wandb_key, resolve_mode
 from rlpost.record.tracking import KINDS, missing_modules
@@ -206,7 +207,8 @@ def _adapter_remedy(folder: Path) -> str:
     return "name a folder that PEFT saved, such as RUN/adapter"
 
 
-def _folders(config: Config) -> Iterator[str]:
+def folders(config: Config) -> Iterator[str]:
+    """Refusals of the folders that a run works in."""
     if config.resume is not None:
         yield from _resume(config, Path(config.resume))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
@@ -216,7 +218,7 @@ def _folders(config: Config) -> Iterator[str]:
     output = Path(config.output_dir)
     if output.exists() and not output.is_dir():
         yield refusal("output_dir", output, "it is a file", "name a folder")
-    elif config.resume is None and output.is_dir() and any(output.iterdir()):
+    elif config.resume is None and output.is_dir() and holds_files(output):
         yield refusal("output_dir", output, "it holds files already", "name a new folder, or use resume=")
 
 
@@ -341,7 +343,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _evaluation,
     environment,
     _adapter,
-    _folders,
+    folders,
     _tracking,
     _ray,
     _gpus,
