@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rlpost import envs, errors
-    from rlpost.api import Progress, Run, Started, evaluate, open_run, start, train
+    from rlpost.api.record import Progress, Run, Started, open_run
+    from rlpost.api.runs import evaluate, start, train
     from rlpost.envs.base import Expert, ExpertTurn, Finite, Pictured, PlainVariant, VariantInfo, WithTools
     from rlpost.envs.messages import Message
     from rlpost.envs.splits import split_of
@@ -44,7 +45,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "rlpost.api": ("Progress", "Run", "Started", "evaluate", "open_run", "start", "train"),
+    "rlpost.api.record": ("Progress", "Run", "Started", "open_run"),
+    "rlpost.api.runs": ("evaluate", "start", "train"),
     "rlpost.envs.base": (
         *("Expert", "ExpertTurn", "Finite", "Pictured", "PlainVariant", "VariantInfo", "WithTools"),
     ),

@@ -60,7 +60,7 @@ def _roots_of_given() -> Iterator[Path]:
         module = sys.modules.get(_top_level(str(getattr(each, "__module__", None))))
         location = None if module is None else _location(module)
         if location is None or location.is_relative_to(_PACKAGE):
-            yield Path.cwd()  # of a notebook, an interactive session, or a process of rlpost.background
+            yield Path.cwd()  # of a notebook, an interactive session, or a process of rlpost.api.background
         elif not _installed(location):
             yield location.parent
 

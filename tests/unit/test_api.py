@@ -17,7 +17,7 @@ import pytest
 from gymnasium.spaces import Text
 
 import rlpost
-from rlpost import api
+from rlpost.api import execute
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.user_modules import own_modules
 from rlpost.config.compose import compose, to_yaml
@@ -60,7 +60,7 @@ class Dispatched:
 def dispatched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dispatched:
     fake = Dispatched()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "dispatch", fake)
+    monkeypatch.setattr(execute, "dispatch", fake)
     return fake
 
 
@@ -298,7 +298,7 @@ class TestResume:
 
         first = rlpost.train("own_grpo", data=ROWS, reward=own, settings=QUICK)
         with pytest.raises(ConfigError, match="nothing of this name was handed over from Python"):
-            api.prepare([f"resume={first.path}", "env_args.score=given:own"])
+            execute.prepare([f"resume={first.path}", "env_args.score=given:own"])
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ class TestStarted:
         self, dispatched: Dispatched, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls = []
-        monkeypatch.setattr("rlpost.background.Process", lambda *call: calls.append(call) or Ended(None))
+        monkeypatch.setattr("rlpost.api.background.Process", lambda *call: calls.append(call) or Ended(None))
         own = lambda answer: 1.0  # noqa: E731
         started = rlpost.start("own_grpo", data=ROWS, reward=own, settings=QUICK)
         (words, objects, folder) = calls[0]

@@ -1,6 +1,6 @@
 """A run in a process of its own, started from Python (`rlpost.start`).
 
-    start ─▶ checked here ─▶ python -m rlpost.background ─▶ dispatch ─▶ the record
+    start ─▶ checked here ─▶ python -m rlpost.api.background ─▶ dispatch ─▶ the record
              words and objects by a pipe                     console.log
 
 The pipe stays open. When it closes, the process that started the run is gone, and the run ends itself as by SIGTERM.
@@ -42,7 +42,7 @@ class Process:
         message = cloudpickle.dumps((list(words), dict(objects), str(folder)))
         with writing(folder / CONSOLE), (folder / CONSOLE).open("ab") as console:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlpost.background"],
+                [sys.executable, "-m", "rlpost.api.background"],
                 stdin=subprocess.PIPE,
                 stdout=console,
                 stderr=subprocess.STDOUT,
