@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -75,6 +75,12 @@ FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the n
         "rlpost.envs.reasoning_gym",
         "reasoning_gym:TASK",
         "a task of the package reasoning-gym, an optional extra",
+    ),
+    "verifiers:": Family(
+        "rlpost.envs.verifiers",
+        "verifiers:ENV_ID",
+        "an installed environment of the package verifiers, with the arguments of its load_environment",
+        imports=lambda name: name.partition(":")[2].rpartition("/")[2].replace("-", "_"),
     ),
 }
 
@@ -144,6 +150,13 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
         key: str(value) if isinstance(value, str) else f"[{','.join(map(str, value))}]"
         for key, value in named.items()
     }
+
+
+def module_named(reference: str) -> str:
+    """The module that an environment's name, or an argument that is code, makes it import."""
+    before, colon, _ = reference.partition(":")
+    family = FAMILIES.get(before + colon)
+    return before if family is None or family.imports is None else family.imports(reference)
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

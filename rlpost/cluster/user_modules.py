@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 
 _ALWAYS_SHIPPED = ("rlpost",)
 
@@ -41,8 +42,8 @@ def _references(cfg: Config) -> Iterator[str]:
     for value in cfg.env_args.values():
         named += value if isinstance(value, list) else [value]
     for value in named:
-        module, colon, _ = str(value).partition(":")
-        if colon and module in sys.modules:
+        module = registry.module_named(str(value))
+        if ":" in str(value) and module in sys.modules:
             yield module
 
 
