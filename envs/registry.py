@@ -37,6 +37,7 @@ class Family:
     form: str  # how one is named
     summary: str
     code: tuple[str, ...] = ()  # arguments that may name functions, as module:name
+    imports: Callable[[str], str] | None = None  # the module that an environment's name makes it import
 
 
 class Source(Protocol):
@@ -145,6 +146,8 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     family = FAMILIES.get(before + colon)
     if family is None:
         return {"env": name} if colon else {}
+    if family.imports is not None:
+        return {"env": name}
     named = {key: args[key] for key in family.code if ":" in str(args.get(key, ""))}
     return {
         key: str(value) if isinstance(value, str) else f"[{','.join(map(str, value))}]"

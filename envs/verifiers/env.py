@@ -73,7 +73,7 @@ class Verifiers(gymnasium.Env[Said, str]):
         self._episode = None
         success = reply.reward >= getattr(self._env, "pass_threshold", _PASS_THRESHOLD)
         failed = "FAILURE" if answer.malformed is None else "MALFORMED_CALL"
-        info = {"outcome": "SUCCESS" if success else failed, "success": success}
+        info = {"outcome": "SUCCESS" if success else failed, "success": success, "parts": dict(reply.parts)}
         return tuple(map(message_of, reply.last)) or "", reply.reward, True, False, info
 
     def close(self) -> None:

@@ -90,9 +90,9 @@ def environment_module(env_id: str) -> Any:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # the environment's own code may raise anything
-        raise UnknownEnvironment(
-            f"verifiers:{env_id}: {name} cannot be imported: {told(error)}", _there_are(env_id)
-        ) from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        why = f"there is no module {name}" if absent else f"{name} cannot be imported: {told(error)}"
+        raise UnknownEnvironment(f"verifiers:{env_id}: {why}", _there_are(env_id)) from error
     if not callable(getattr(module, "load_environment", None)):
         raise UnknownEnvironment(
             f"verifiers:{env_id}: the module {name} has no function load_environment", _there_are(env_id)

@@ -204,6 +204,7 @@ class Episode:
             request, self._answer = asked.result()
             return request  # type: ignore[no-any-return]
         asked.cancel()
+        self._loop.first(asked)
         return self._scored()
 
     async def _request(self) -> tuple[Asked, asyncio.Future[Answer]]:

@@ -59,7 +59,9 @@ def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
 def _where(reference: str) -> str:
     """The files of the modules, or of the packages that they are in, found without importing anything."""
     modules = [
-        each.partition(":")[0].partition(".")[0] for each in reference.strip("[]").split(",") if ":" in each
+        registry.module_named(each).partition(".")[0]
+        for each in reference.strip("[]").split(",")
+        if ":" in each
     ]
     return ", ".join(map(_file, dict.fromkeys(modules)))
 
