@@ -38,6 +38,7 @@ class Family:
     summary: str
     code: tuple[str, ...] = ()  # arguments that may name functions, as module:name
     imports: Callable[[str], str] | None = None  # the module that an environment's name makes it import
+    contacts: bool = False  # whether its name is a server's address
 
 
 class Source(Protocol):
@@ -82,6 +83,12 @@ FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the n
         "verifiers:ENV_ID",
         "an installed environment of the package verifiers, with the arguments of its load_environment",
         imports=lambda name: name.partition(":")[2].rpartition("/")[2].replace("-", "_"),
+    ),
+    "openenv:": Family(
+        "rlpost.envs.openenv",
+        "openenv:http://HOST:PORT",
+        "the environment that a server of OpenEnv offers: action_field=, observation_field=, reset=",
+        contacts=True,
     ),
 }
 
@@ -146,7 +153,7 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     family = FAMILIES.get(before + colon)
     if family is None:
         return {"env": name} if colon else {}
-    if family.imports is not None:
+    if family.imports is not None or family.contacts:
         return {"env": name}
     named = {key: args[key] for key in family.code if ":" in str(args.get(key, ""))}
     return {
@@ -160,6 +167,12 @@ def module_named(reference: str) -> str:
     before, colon, _ = reference.partition(":")
     family = FAMILIES.get(before + colon)
     return before if family is None or family.imports is None else family.imports(reference)
+
+
+def is_server(reference: str) -> bool:
+    """Whether an environment's name is the address of a server."""
+    before, colon, _ = reference.partition(":")
+    return (family := FAMILIES.get(before + colon)) is not None and family.contacts
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

@@ -1,7 +1,7 @@
 """Whose code a run may import: rlpost's own, and what the command line names.
 
 A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment, of a
-scorer and of a reward function, and a cluster, whose answers are pickles. Who owns its files proves nothing: a
+scorer and of a reward function, an environment's server, and a cluster, whose answers are pickles. Who owns its files proves nothing: a
 downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has then said what is
 trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
 """
@@ -41,7 +41,10 @@ def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.algo.reward_function is not None:
         code["algo.reward_function"] = config.algo.reward_function
     for key, reference in code.items():
-        yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
+        if registry.is_server(reference):
+            yield key, reference, "this server, which a resumed run would send its model's answers"
+        else:
+            yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
     if config.ray.address not in (None, "auto"):
         yield (
             "ray.address",
@@ -51,7 +54,7 @@ def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
 
 
 def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
-    """The code outside of rlpost that an environment would import, by the setting that names it."""
+    """The code outside of rlpost that an environment would import, or its server, by the setting that names it."""
     own_code = registry.own_code(env, env_args)
     return {key if key == "env" else f"env_args.{key}": reference for key, reference in own_code.items()}
 
