@@ -147,6 +147,8 @@ def make(name: str, **args: Any) -> Env:
 def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     """What an environment of this name would import that is not bundled, by who names it: `env`, or an argument.
 
+    The name of an environment on a server counts as well.
+
     Several of one argument are as the command line has them: [rewards:right,rewards:short].
     """
     before, colon, _ = name.partition(":")

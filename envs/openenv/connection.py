@@ -101,19 +101,22 @@ def schemas(server: Address, timeout_s: float) -> Mapping[str, Any]:
     return found
 
 
-def _library() -> Any:
+def _library() -> tuple[Any, Any]:
+    """The client of websockets, and what it raises of a closed connection."""
     try:
+        from websockets.exceptions import ConnectionClosed
         from websockets.sync import client
     except ImportError as error:
         raise UnknownEnvironment(f"the package websockets cannot be imported ({error})", _INSTALL) from error
-    return client
+    return client, ConnectionClosed
 
 
 class Session:
     """A session of a server, opened when it is first asked and again after it was lost."""
 
     def __init__(self, server: Address, timeout_s: float) -> None:
-        self._server, self._timeout_s, self._client = server, timeout_s, _library()
+        self._server, self._timeout_s = server, timeout_s
+        self._client, self._closed = _library()
         self._socket: Any = None
 
     def reset(self, data: Mapping[str, Any]) -> Observation:
@@ -121,10 +124,9 @@ class Session:
         lost = self._socket is not None
         try:
             return self._observation("reset", data)
-        except _Lost as error:
+        except ServerAway:
             if not lost:
                 raise
-            del error
             return self._observation("reset", data)
 
     def step(self, data: Mapping[str, Any]) -> Observation:
@@ -162,7 +164,7 @@ class Session:
         return float(reward)
 
     def _asked(self, kind: str, data: Mapping[str, Any]) -> Any:
-        """One message and its answer. Raises _Lost where there is none, after which the session is a new one."""
+        """One message and its answer. Raises ServerAway where there is none, after which the session is a new one."""
         try:
             if self._socket is None:
                 self._socket = self._client.connect(
@@ -172,7 +174,8 @@ class Session:
                     max_size=_MOST_BYTES,
                     proxy=None if self._server.local else True,
                 )
-            self._socket.send(json.dumps({"type": kind, "data": dict(data)}))
+            with suppress(self._closed):  # a server without a place says so, and closes: what it said is read below
+                self._socket.send(json.dumps({"type": kind, "data": dict(data)}))
             answer = self._socket.recv(timeout=self._timeout_s)
         except TimeoutError as error:
             self._drop()
@@ -181,7 +184,7 @@ class Session:
             ) from error
         except Exception as error:  # of the socket, of its protocol, of a proxy
             self._drop()
-            raise _Lost(f"{self._server.url} is away at {kind}: {type(error).__name__}: {error}") from error
+            raise ServerAway(f"{self._server.url} is away at {kind}: {type(error).__name__}: {error}") from error
         try:
             return json.loads(answer)
         except (ValueError, RecursionError) as error:
@@ -194,7 +197,7 @@ class Session:
                 socket.close()
 
 
-class _Lost(ServerFailed):
+class ServerAway(ServerFailed):
     """The connection is gone, or cannot be had."""
 
 

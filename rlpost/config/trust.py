@@ -1,9 +1,9 @@
 """Whose code a run may import: rlpost's own, and what the command line names.
 
 A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment, of a
-scorer and of a reward function, an environment's server, and a cluster, whose answers are pickles. Who owns its files proves nothing: a
-downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has then said what is
-trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
+scorer and of a reward function, an environment's server, and a cluster, whose answers are pickles. Who owns its files
+proves nothing: a downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has
+then said what is trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
 """
 
 from __future__ import annotations
