@@ -38,7 +38,9 @@ def action_field(schema: Mapping[str, Any], settings: Settings) -> str:
         return settings.action_field
     needed = [name for name in schema.get("required", there) if name in there and name not in fixed]
     if len(needed) != 1:
-        what = f"an action needs the fields {', '.join(needed)}" if needed else "no field of an action is needed"
+        what = (
+            f"an action needs the fields {', '.join(needed)}" if needed else "no field of an action is needed"
+        )
         raise Refused(
             f"{what}, and there are {', '.join(there) or 'none'}",
             f"{_CHOOSE.format('action_field')}, the others by env_args.action",
@@ -53,7 +55,9 @@ def said_fields(fields: Mapping[str, Any], settings: Settings) -> tuple[str, ...
         if unknown:
             raise Refused(f"an observation has no field {unknown[0]!r}", f"there are: {', '.join(fields)}")
         return settings.observation_field
-    texts = [name for name, value in fields.items() if isinstance(value, str) and value and name not in _NOT_SAID]
+    texts = [
+        name for name, value in fields.items() if isinstance(value, str) and value and name not in _NOT_SAID
+    ]
     if len(texts) != 1:
         what = f"the texts {', '.join(texts)}" if texts else "no text"
         raise Refused(
@@ -104,5 +108,7 @@ def result_of(fields: Mapping[str, Any]) -> Message:
         case {"result": {"data": data}} if data is not None:
             return Message.of("tool", _text(data))
         case {"result": {"content": list() as content}}:
-            return Message.of("tool", "\n".join(str(each.get("text", "")) for each in content if isinstance(each, dict)))
+            return Message.of(
+                "tool", "\n".join(str(each.get("text", "")) for each in content if isinstance(each, dict))
+            )
     return Message.of("tool", _text(fields.get("result")))

@@ -154,7 +154,9 @@ class Session:
                 if kind == "step" and code == _INVALID:
                     raise InvalidAction(told)
                 raise ServerFailed(f"{self._server.url} answers {kind} with an error, {code}: {told}")
-        raise ServerFailed(f"{self._server.url} answers {kind} with {str(answer)[:200]}, which is no observation")
+        raise ServerFailed(
+            f"{self._server.url} answers {kind} with {str(answer)[:200]}, which is no observation"
+        )
 
     def _reward(self, reward: Any) -> float:
         if reward is None:
@@ -174,7 +176,9 @@ class Session:
                     max_size=_MOST_BYTES,
                     proxy=None if self._server.local else True,
                 )
-            with suppress(self._closed):  # a server without a place says so, and closes: what it said is read below
+            with suppress(
+                self._closed
+            ):  # a server without a place says so, and closes: what it said is read below
                 self._socket.send(json.dumps({"type": kind, "data": dict(data)}))
             answer = self._socket.recv(timeout=self._timeout_s)
         except TimeoutError as error:
@@ -184,7 +188,9 @@ class Session:
             ) from error
         except Exception as error:  # of the socket, of its protocol, of a proxy
             self._drop()
-            raise ServerAway(f"{self._server.url} is away at {kind}: {type(error).__name__}: {error}") from error
+            raise ServerAway(
+                f"{self._server.url} is away at {kind}: {type(error).__name__}: {error}"
+            ) from error
         try:
             return json.loads(answer)
         except (ValueError, RecursionError) as error:

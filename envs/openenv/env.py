@@ -60,7 +60,8 @@ class OpenEnv(gymnasium.Env[Said, str]):
         first = self._session.reset({**self._settings.reset, "seed": drawn})
         if first.done:
             raise Refused(
-                f"openenv:{self._server.url}: an episode is over before anything is asked", "see env_args.reset"
+                f"openenv:{self._server.url}: an episode is over before anything is asked",
+                "see env_args.reset",
             )
         said = self._opening(first)
         self._turns = 0
@@ -70,8 +71,12 @@ class OpenEnv(gymnasium.Env[Said, str]):
         if self._turns is None:
             raise ResetNeeded("the episode is over, or none has begun: call reset first")
         self._turns += 1
-        said, reward, done, info = self._called(action) if self._field is None else self._acted(self._field, action)
-        truncated = not done and self._settings.max_turns is not None and self._turns >= self._settings.max_turns
+        said, reward, done, info = (
+            self._called(action) if self._field is None else self._acted(self._field, action)
+        )
+        truncated = (
+            not done and self._settings.max_turns is not None and self._turns >= self._settings.max_turns
+        )
         if done or truncated:
             self._turns = None
         return said, reward, done, truncated, info

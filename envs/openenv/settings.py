@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -53,16 +53,8 @@ class Settings:
 
 
 def _check(key: str, value: Any) -> None:
-    fine, wanted = {
-        "action_field": (isinstance(value, str) and value, "a field's name"),
-        "action": (_plain(value), "a mapping"),
-        "observation_field": (_names(value), "a field's name, or a list of them"),
-        "reset": (_plain(value) and "seed" not in value, "a mapping without a seed, which rlpost draws"),
-        "instance": (value in (OBSERVATION, SEED), f"{OBSERVATION} or {SEED}"),
-        "max_turns": (value is None or (_number(value) and value == int(value) and value > 0), "a whole number above 0"),
-        "timeout_s": (_number(value) and 0 < value <= _LONGEST_S, f"seconds, above 0 and up to {_LONGEST_S:g}"),
-    }[key]
-    if not fine:
+    fine, wanted = _WANTED[key]
+    if not fine(value):
         raise Refused(f"openenv: {key}={value!r}: is not {wanted}", f"give {wanted}")
 
 
@@ -75,4 +67,26 @@ def _plain(value: Any) -> bool:
 
 
 def _names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(each, str) and each for each in value)
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(each, str) and each for each in value)
+    )
+
+
+def _turns(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "action_field": (lambda value: isinstance(value, str) and bool(value), "a field's name"),
+    "action": (_plain, "a mapping"),
+    "observation_field": (_names, "a field's name, or a list of them"),
+    "reset": (
+        lambda value: _plain(value) and "seed" not in value,
+        "a mapping without a seed, which rlpost draws",
+    ),
+    "instance": (lambda value: value in (OBSERVATION, SEED), f"{OBSERVATION} or {SEED}"),
+    "max_turns": (_turns, "a whole number above 0"),
+    "timeout_s": (lambda value: _number(value) and 0 < value <= _LONGEST_S, f"seconds, up to {_LONGEST_S:g}"),
+}

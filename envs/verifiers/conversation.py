@@ -48,7 +48,9 @@ def message_of(message: Any) -> Message:
     """A message of verifiers, a dict or one of its classes. Refused for what is no text, and for another role."""
     role = _field(message, "role")
     if role not in ROLES:
-        raise Refused(f"verifiers says a message of the role {role!r}", "only " + ", ".join(ROLES) + " are carried")
+        raise Refused(
+            f"verifiers says a message of the role {role!r}", "only " + ", ".join(ROLES) + " are carried"
+        )
     calls = [_call(each) for each in _field(message, "tool_calls") or ()]
     return Message.of(role, "\n".join([*filter(None, [_text(_field(message, "content"))]), *calls]))
 
@@ -74,7 +76,9 @@ def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, Sequence):
-        raise Refused(f"verifiers says a message whose content is {type(content).__name__}", "only texts are carried")
+        raise Refused(
+            f"verifiers says a message whose content is {type(content).__name__}", "only texts are carried"
+        )
     kinds = {_field(part, "type") for part in content} - {"text"}
     if kinds:
         raise Refused(

@@ -46,7 +46,9 @@ class Verifiers(gymnasium.Env[Said, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Said, dict[str, Any]]:
-        _, split = variant_and_split(options, {ONLY_VARIANT.name: ONLY_VARIANT}, ONLY_VARIANT.name, Mode.MENDED)
+        _, split = variant_and_split(
+            options, {ONLY_VARIANT.name: ONLY_VARIANT}, ONLY_VARIANT.name, Mode.MENDED
+        )
         super().reset(seed=seed)
         if seed is not None:
             self._rng = random.Random(seed)
@@ -93,7 +95,8 @@ class Verifiers(gymnasium.Env[Said, str]):
         there = self._rows.by_split[split]
         if not there:
             raise Refused(
-                f"verifiers:{self._id}: it has no rows of split {split.value!r}", "give it more rows: see its arguments"
+                f"verifiers:{self._id}: it has no rows of split {split.value!r}",
+                "give it more rows: see its arguments",
             )
         return self._rng.choice(there)
 

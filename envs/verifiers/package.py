@@ -131,7 +131,9 @@ def load(env_id: str, args: Mapping[str, Any]) -> Any:
             env = vf.load_environment(env_id, **args)
     except Exception as error:
         key = "; set the key it asks for" if re.search(r"api.?key", str(error), re.IGNORECASE) else ""
-        raise Refused(f"verifiers:{env_id}: cannot be loaded: {told(error)}", f"see its arguments{key}") from error
+        raise Refused(
+            f"verifiers:{env_id}: cannot be loaded: {told(error)}", f"see its arguments{key}"
+        ) from error
     _refuse_not_carried(env_id, env)
     return env
 

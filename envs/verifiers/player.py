@@ -103,7 +103,9 @@ def _client_class() -> Any:
                 finish_reason="tool_calls" if calls else "stop",
                 is_truncated=False,
             )
-            return types.Response(id=f"answer_{number}", created=int(time.time()), model="rlpost", message=message)
+            return types.Response(
+                id=f"answer_{number}", created=int(time.time()), model="rlpost", message=message
+            )
 
         async def close(self) -> None:
             """Nothing to close."""

@@ -31,7 +31,9 @@ class Row:
     def said(self) -> Said:
         """Its prompt. Refused for images, and where there is none."""
         prompt = self.data.get("prompt")
-        said = (Message.of("user", prompt),) if isinstance(prompt, str) else tuple(map(message_of, prompt or ()))
+        said = (
+            (Message.of("user", prompt),) if isinstance(prompt, str) else tuple(map(message_of, prompt or ()))
+        )
         if not said:
             raise Refused(f"{self.where} has no prompt", "give the row a prompt, or a question")
         return said
@@ -50,7 +52,9 @@ def rows(env_id: str, args: Mapping[str, Any]) -> Rows:
     try:
         key = json.dumps(args, sort_keys=True)
     except TypeError as error:
-        raise Refused(f"verifiers:{env_id}: arguments must be plain data: {error}", "see its arguments") from error
+        raise Refused(
+            f"verifiers:{env_id}: arguments must be plain data: {error}", "see its arguments"
+        ) from error
     with _READING:
         return _rows(env_id, key)
 
@@ -69,13 +73,17 @@ def divided(env_id: str, found: Mapping[str, list[Row]]) -> Rows:
     every = [row for each in found.values() for row in each]
     if not every:
         raise Refused(f"verifiers:{env_id}: it has no rows", "see its arguments")
-    twice = sum(count - 1 for each in found.values() for count in Counter(row.instance for row in each).values())
+    twice = sum(
+        count - 1 for each in found.values() for count in Counter(row.instance for row in each).values()
+    )
     remarks = [f"{twice} rows stand there before, with the same prompt, answer and info"] if twice else []
     if len(found) == 2:
         train = _once(found["train"])
         evaluated = {name: row for name, row in _once(found["eval"]).items() if name not in train}
         both = len(_once(found["eval"])) - len(evaluated)
-        remarks += [f"{both} rows of its evaluation set are in its training set too, and only trained on"] * bool(both)
+        remarks += [
+            f"{both} rows of its evaluation set are in its training set too, and only trained on"
+        ] * bool(both)
     else:
         once = _once(every)
         train = {name: row for name, row in once.items() if split_of(name) is Split.TRAIN}

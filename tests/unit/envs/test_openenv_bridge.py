@@ -21,7 +21,9 @@ GUESS = {"properties": {"metadata": {}, "guess": {"type": "string"}}, "required"
 TOOLS = {"properties": {"type": {}, "tool_name": {}, "arguments": {}}, "required": ["tool_name"]}
 
 
-@pytest.mark.parametrize("url", ["foo", "ftp://x:1", "http://", "http://x:99999", "http://me@x:1", "http://x:1?a=b"])
+@pytest.mark.parametrize(
+    "url", ["foo", "ftp://x:1", "http://", "http://x:99999", "http://me@x:1", "http://x:1?a=b"]
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UnknownEnvironment, match="HOST:PORT"):
         address(url)
@@ -78,7 +80,9 @@ def test_fields_are_said_as_text() -> None:
 def test_a_tools_result_or_its_error_is_said() -> None:
     assert result_of({"result": {"data": {"n": 1}}}) == Message.of("tool", '{"n": 1}')
     assert result_of({"result": {"data": None, "content": [{"text": "bad"}]}}) == Message.of("tool", "bad")
-    assert result_of({"error": {"message": "no such tool"}, "result": None}) == Message.of("tool", "no such tool")
+    assert result_of({"error": {"message": "no such tool"}, "result": None}) == Message.of(
+        "tool", "no such tool"
+    )
 
 
 def test_a_server_that_is_away_is_refused() -> None:
@@ -130,11 +134,17 @@ class Server:
         if asked["type"] == "reset":
             return self._observed({"prompt": f"Which digit ends {seed}?"}, 0.0, False)
         if data.get("type") == "list_tools":
-            return self._observed({"tools": [{"name": "echo", "input_schema": {"type": "object"}}]}, None, False)
+            return self._observed(
+                {"tools": [{"name": "echo", "input_schema": {"type": "object"}}]}, None, False
+            )
         if "tool_name" in data:
             return self._observed({"result": {"data": data["arguments"]["x"]}}, 0.25, False)
         if not data["guess"].isdigit():
-            fault = {"message": "Invalid message", "code": "VALIDATION_ERROR", "errors": [{"loc": ["guess"], "msg": "no"}]}
+            fault = {
+                "message": "Invalid message",
+                "code": "VALIDATION_ERROR",
+                "errors": [{"loc": ["guess"], "msg": "no"}],
+            }
             return {"type": "error", "data": fault}
         if data["guess"] == "99":
             return {"type": "error", "data": {"message": "crash", "code": "EXECUTION_ERROR"}}

@@ -25,7 +25,11 @@ CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
 
 def test_an_answers_calls_are_read_and_its_text_is_what_stands_before() -> None:
     found = answer_of(f"I add. {CALL}{CALL} done", with_tools=True)
-    assert (found.content, [call.name for call in found.calls], found.malformed) == ("I add.", ["add", "add"], None)
+    assert (found.content, [call.name for call in found.calls], found.malformed) == (
+        "I add.",
+        ["add", "add"],
+        None,
+    )
 
 
 @pytest.mark.parametrize("text", [CALL, "no call", ""])
@@ -98,7 +102,9 @@ def test_a_single_set_is_split_by_hash_and_nothing_is_lost() -> None:
 
 
 def test_rows_that_ask_the_same_and_want_different_are_different_instances() -> None:
-    assert instance_of({"prompt": "guess", "answer": "crane"}) != instance_of({"prompt": "guess", "answer": "slate"})
+    assert instance_of({"prompt": "guess", "answer": "crane"}) != instance_of(
+        {"prompt": "guess", "answer": "slate"}
+    )
     assert instance_of({"prompt": "x", "extra": 1}) == instance_of({"prompt": "x", "extra": 2})
 
 
@@ -195,7 +201,12 @@ def test_turns_go_on_until_verifiers_ends_them(named: str) -> None:
     env = registry.make(named, kind="twice")
     env.reset(seed=2)
     said, reward, terminated, _, told = env.step("7")
-    assert (said, reward, terminated, told["outcome"]) == ((Message.of("user", "Sure of 7?"),), 0.0, False, "CONTINUED")
+    assert (said, reward, terminated, told["outcome"]) == (
+        (Message.of("user", "Sure of 7?"),),
+        0.0,
+        False,
+        "CONTINUED",
+    )
     assert env.step(right_answer(env))[1:3] == (1.5, True)
     env.close()
 
@@ -234,7 +245,11 @@ def test_an_unfinished_episode_is_left_for_the_next(named: str) -> None:
 
 @pytest.mark.parametrize(
     ("args", "told"),
-    [({"rubric": "together"}, "several answers together"), ({"nope": 1}, "unknown argument nope"), ({"rows": 0}, "")],
+    [
+        ({"rubric": "together"}, "several answers together"),
+        ({"nope": 1}, "unknown argument nope"),
+        ({"rows": 0}, ""),
+    ],
 )
 def test_what_is_not_carried_is_refused(named: str, args: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -246,7 +261,9 @@ def test_an_environment_that_is_not_there_is_refused(named: str) -> None:
         registry.variants("verifiers:nobodys-env")
 
 
-def test_the_packages_own_reasoning_gym_environment_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packages_own_reasoning_gym_environment_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("verifiers", reason="the package verifiers is not installed here")
     pytest.importorskip("reasoning_gym", reason="the package reasoning-gym is not installed here")
     text = """
