@@ -14,12 +14,12 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlpost.envs.errors import Refused, UnknownEnvironment
+from rlpost.envs.errors import UnknownEnvironment
 
 _FORM = "write openenv:http://HOST:PORT, the address of a server of OpenEnv"
 _START = "start the server, or mend the address"
@@ -118,6 +118,7 @@ class Session:
         self._server, self._timeout_s = server, timeout_s
         self._client, self._closed = _library()
         self._socket: Any = None
+        self._open = ExitStack()  # what ends the socket
 
     def reset(self, data: Mapping[str, Any]) -> Observation:
         """A new episode, in a new session where the last is lost. Raises ServerFailed."""
@@ -137,12 +138,10 @@ class Session:
 
     def close(self) -> None:
         """End the session; a server that is away is none to tell."""
-        socket, self._socket = self._socket, None
-        if socket is not None:
+        if self._socket is not None:
             with suppress(Exception):
-                socket.send(json.dumps({"type": "close"}))
-            with suppress(Exception):
-                socket.close()
+                self._socket.send(json.dumps({"type": "close"}))
+        self._drop()
 
     def _observation(self, kind: str, data: Mapping[str, Any]) -> Observation:
         answer = self._asked(kind, data)
@@ -169,13 +168,14 @@ class Session:
         """One message and its answer. Raises ServerAway where there is none, after which the session is a new one."""
         try:
             if self._socket is None:
-                self._socket = self._client.connect(
+                opening = self._client.connect(
                     self._server.websocket,
                     open_timeout=self._timeout_s,
                     close_timeout=1,
                     max_size=_MOST_BYTES,
                     proxy=None if self._server.local else True,
                 )
+                self._socket = self._open.enter_context(opening)
             with suppress(
                 self._closed
             ):  # a server without a place says so, and closes: what it said is read below
@@ -197,10 +197,9 @@ class Session:
             raise ServerFailed(f"{self._server.url} answers {kind} with no JSON: {error}") from error
 
     def _drop(self) -> None:
-        socket, self._socket = self._socket, None
-        if socket is not None:
-            with suppress(Exception):
-                socket.close()
+        self._socket = None
+        with suppress(Exception):
+            self._open.close()
 
 
 class ServerAway(ServerFailed):

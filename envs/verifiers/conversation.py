@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +94,6 @@ def _call(call: Any) -> str:
     function = _field(call, "function")
     name, arguments = (_field(call if function is None else function, key) for key in ("name", "arguments"))
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError):  # else shown as it stands
             arguments = json.loads(arguments)
-        except ValueError:
-            pass  # shown as it stands
     return f"{BEGIN}\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n{END}"
