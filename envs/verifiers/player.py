@@ -220,8 +220,8 @@ class Episode:
             state = self._task.result()
         except Exception as error:
             raise Broken(f"verifiers could not play the episode: {told(error)}") from error
-        if (error := state.get("error")) is not None:
-            raise Broken(f"the environment failed: {told(error)}") from error
+        if (failure := state.get("error")) is not None:
+            raise Broken(f"the environment failed: {told(failure)}") from failure
         if self._failures.found:
             raise Broken("; ".join(dict.fromkeys(self._failures.found)))
         parts = {name: float(value) for name, value in (state.get("metrics") or {}).items()}
