@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -39,6 +39,8 @@ class Family:
     summary: str
     # Arguments that may name functions, as module:name, or hold a command's words.
     code: tuple[str, ...] = ()
+    imports: Callable[[str], str] | None = None  # the module that an environment's name makes it import
+    contacts: bool = False  # whether its name is a server's address
 
 
 class Source(Protocol):
@@ -83,6 +85,18 @@ FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the n
         "rlpost.envs.reasoning_gym",
         "reasoning_gym:TASK",
         "a task of the package reasoning-gym, an optional extra",
+    ),
+    "verifiers:": Family(
+        "rlpost.envs.verifiers",
+        "verifiers:ENV_ID",
+        "an installed environment of the package verifiers, with the arguments of its load_environment",
+        imports=lambda name: name.partition(":")[2].rpartition("/")[2].replace("-", "_"),
+    ),
+    "openenv:": Family(
+        "rlpost.envs.openenv",
+        "openenv:http://HOST:PORT",
+        "the environment that a server of OpenEnv offers: action_field=, observation_field=, reset=",
+        contacts=True,
     ),
 }
 
@@ -141,12 +155,16 @@ def make(name: str, **args: Any) -> Env:
 def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     """What an environment of this name would import that is not bundled, by who names it: `env`, or an argument.
 
+    The name of an environment on a server counts as well.
+
     Several of one argument are as the command line has them: [rewards:right,rewards:short].
     """
     before, colon, _ = name.partition(":")
     family = FAMILIES.get(before + colon)
     if family is None:
         return {"env": name} if colon else {}
+    if family.imports is not None or family.contacts:
+        return {"env": name}
     named = {key: args[key] for key in family.code if key in args}
     told = {key: _told_code(key, value) for key, value in named.items()}
     return {key: text for key, text in told.items() if text}
@@ -159,6 +177,19 @@ def _told_code(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(str, value))}]" if any(":" in str(each) for each in value) else ""
     return str(value) if ":" in str(value) else ""
+
+
+def module_named(reference: str) -> str:
+    """The module that an environment's name, or an argument that is code, makes it import."""
+    before, colon, _ = reference.partition(":")
+    family = FAMILIES.get(before + colon)
+    return before if family is None or family.imports is None else family.imports(reference)
+
+
+def is_server(reference: str) -> bool:
+    """Whether an environment's name is the address of a server."""
+    before, colon, _ = reference.partition(":")
+    return (family := FAMILIES.get(before + colon)) is not None and family.contacts
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:

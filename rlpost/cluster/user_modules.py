@@ -17,7 +17,7 @@ from typing import Any
 
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config
-from rlpost.envs import given, own
+from rlpost.envs import given, own, registry
 from rlpost.errors import ConfigError
 
 _ALWAYS_SHIPPED = ("rlpost",)
@@ -46,8 +46,8 @@ def _references(cfg: Config) -> Iterator[str]:
     for value in cfg.env_args.values():
         named += value if isinstance(value, list) else [value]
     for value in named:
-        module, colon, _ = str(value).partition(":")
-        if colon and module in sys.modules:
+        module = registry.module_named(str(value))
+        if ":" in str(value) and module in sys.modules:
             yield module
 
 

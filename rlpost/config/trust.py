@@ -1,9 +1,9 @@
 """Whose code a run may import: rlpost's own, and what the command line names.
 
 A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment, of a
-scorer and of a reward function, and a cluster, whose answers are pickles. Who owns its files proves nothing: a
-downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has then said what is
-trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
+scorer and of a reward function, an environment's server, and a cluster, whose answers are pickles. Who owns its files
+proves nothing: a downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has
+then said what is trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.algo.reward_function is not None:
         code["algo.reward_function"] = config.algo.reward_function
     for key, reference in code.items():
-        yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
+        if registry.is_server(reference):
+            yield key, reference, "this server, which a resumed run would send its model's answers"
+        else:
+            yield key, reference, f"this code ({_where(reference)}), and to resume would run it"
     if config.ray.address not in (None, "auto"):
         yield (
             "ray.address",
@@ -57,14 +60,14 @@ def _remedy(key: str, value: str) -> str:
 
 
 def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
-    """The code outside of rlpost that an environment would import, by the setting that names it."""
+    """The code outside of rlpost that an environment would import, or its server, by the setting that names it."""
     own_code = registry.own_code(env, env_args)
     return {key if key == "env" else f"env_args.{key}": reference for key, reference in own_code.items()}
 
 
 def _where(reference: str) -> str:
     """The files of the modules, or of the packages that they are in, found without importing anything."""
-    modules = [each.partition(":")[0] for each in reference.strip("[]").split(",") if ":" in each]
+    modules = [registry.module_named(each) for each in reference.strip("[]").split(",") if ":" in each]
     if not modules or not all(part.isidentifier() for module in modules for part in module.split(".")):
         return "a command"
     return ", ".join(map(_file, dict.fromkeys(module.partition(".")[0] for module in modules)))

@@ -135,7 +135,9 @@ def test_folders_import_what_the_table_says_and_no_more() -> None:
         module = path.removesuffix(".py").replace("/", ".")
         if folder := folder_of(module):
             others = {m for m in modules_imported(tree) if not any(m.startswith(e) for e in EVERYBODYS)}
-            used[folder] |= {folder_of(other) or ".".join(other.split(".")[:2]) for other in others} - {folder}
+            used[folder] |= {folder_of(other) or ".".join(other.split(".")[:2]) for other in others} - {
+                folder
+            }
     assert used == MAY_IMPORT
 
 
