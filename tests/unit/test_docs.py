@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import random
 import re
 import shlex
@@ -15,6 +14,7 @@ import torch
 from rlpost.algorithms import rewards
 from rlpost.algorithms.estimators import with_critic, without_critic
 from rlpost.algorithms.layout import TokenLayout
+from rlpost.command.verbs import VERBS
 from rlpost.config.compose import compose
 from rlpost.config.presets import Estimator
 from rlpost.config.schema import Config, Rewards
@@ -98,12 +98,13 @@ def test_lines_are_wrapped(page: Path) -> None:
 
 
 def readme_commands() -> list[str]:
-    """The second cells of the table of uses, `...` written out."""
+    """The commands in the second cells of the table of uses, `...` written out."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("## You want to ...")[2].partition("\n## ")[0]
-    cells = [row.split("|")[2].strip().strip("`") for row in table.splitlines() if row.startswith("|")]
-    short = "python -m rlpost.run experiment=generalpoints_ppo"
-    return [re.sub(r"^\.\.\.", short, cell) for cell in cells[2:]]
+    cells = [row.split("|")[2] for row in table.splitlines() if row.startswith("|")]
+    spans = [span for cell in cells for span in re.findall("`([^`]+)`", cell)]
+    written = [re.sub(r"^\.\.\.", "rlpost generalpoints_ppo", span) for span in spans]
+    return [command for command in written if command.startswith("rlpost ")]
 
 
 @pytest.mark.parametrize("page", LIVING, ids=named)
@@ -119,17 +120,14 @@ def test_the_readme_has_a_dozen_uses() -> None:
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_a_command_of_the_readme_names_what_there_is(command: str) -> None:
-    """Modules, experiments and settings; composing refuses the others."""
-    python, option, module, *arguments = shlex.split(command)
-    assert (python, option) == ("python", "-m")
-    assert importlib.util.find_spec(module) is not None
-    if module != "rlpost.run":
-        return
-    if arguments and not arguments[0].startswith("resume="):
-        compose(arguments)
+    """Verbs, experiments and settings; composing refuses the others."""
+    _, first, *others = shlex.split(command)
+    if first in VERBS:
+        assert callable(VERBS[first].load())
+    elif first.startswith("resume="):
+        assert first.partition("=")[0] in {field.name for field in dataclasses.fields(Config)}
     else:
-        known = {field.name for field in dataclasses.fields(Config)}
-        assert {argument.partition("=")[0] for argument in arguments} <= known
+        compose([f"experiment={first}", *others])
 
 
 def test_the_worked_episode_of_the_concepts_is_as_computed() -> None:
