@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from rlpost.config.presets import Estimator
 from rlpost.config.schema import Config, Rewards
 from rlpost.envs import registry
 from rlpost.rollout.chat import Chat
+from rlpost.run import prepare
 from rlpost.types import Finish
 
 ROOT = Path(__file__).parents[2]
@@ -155,3 +158,27 @@ def test_the_worked_episode_of_the_concepts_is_as_computed() -> None:
     for name in ("group_normalized", "group_centred", "leave_one_out"):
         ours = without_critic(Estimator[name], whole_N, layout, 1.0, False).advantages_N[0].item()
         assert re.search(rf"`{name}` .*\| {ours:.3g} \| -{ours:.3g} \|", page), name
+
+
+def test_the_readmes_first_recipe_is_accepted_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRPO on one's own questions: the function, the rows and the command as the first screen has them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    command = re.search(r"```\nrlpost (own_grpo .*)\n```", text)
+    assert code
+    assert command
+    (tmp_path / "rewards.py").write_text(code[1])
+    rows = [{"question": f"{n} and {n}?", "answer": f"twice {n}. #### {2 * n}"} for n in range(60)]
+    (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)
+    name, *settings = shlex.split(command[1].replace("model=MODEL", "model=tiny"))
+    config = prepare([f"experiment={name}", *settings])
+    env = registry.make(config.env, **config.env_args)
+    question, _ = env.reset(seed=0, options={"split": "train"})
+    number = int(str(question).split()[0])
+    _, reward, *_ = env.step(f"I add them. #### {2 * number}")
+    assert reward == 1.0
