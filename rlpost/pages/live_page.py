@@ -314,7 +314,7 @@ def _progress(lines: Sequence[Line], config: DictConfig) -> str:
 _STAGES = {
     "start": "start of engines and learner",
     "before": "evaluation of the bare model",
-    "warm": "evaluation after the warm start",
+    "warm": "evaluation of the adapter that training starts from",
     "after": "evaluation at the end",
 }
 
@@ -328,9 +328,7 @@ def _time_left(lines: Sequence[Line], config: DictConfig) -> str | None:
     ]
     if total is None or not _done(lines, name) or not took:
         return None
-    evaluation = next(
-        (line.get("seconds/evaluation") or 0.0 for line in lines if line.get("stage") == "before"), 0.0
-    )
+    evaluation = next((line["seconds/evaluation"] for line in lines if line.get("seconds/evaluation")), 0.0)
     return duration(statistics.fmean(took[-WINDOW:]) * max(0, total - _done(lines, name)) + evaluation)
 
 

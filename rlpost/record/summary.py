@@ -15,7 +15,7 @@ from typing import Any
 
 from rlpost.config.schema import EvalConfig
 
-STAGES = ("before", "warm", "after")  # the bare model, after the warm start, at the end
+STAGES = ("before", "warm", "after")  # the bare model, the adapter that training starts from, the end
 DECODINGS = ("greedy", "sampled")
 AT_K = {"pass_at": "pass@", "majority_at": "majority@"}  # keys of an evaluation, and what they are called
 MISSING = "-"

@@ -136,9 +136,11 @@ def _begin(session: Session) -> TrainingState:
     state = TrainingState()
     session.book("start")
     if session.cfg.eval.start:
+        stage = "before"
         if session.cfg.adapter is not None:
+            stage = "warm"
             training_state.swap(session, state)
-        state.evaluations["before"] = evaluate_stage(session, "before", 0)
+        state.evaluations[stage] = evaluate_stage(session, stage, 0)
     return state
 
 
