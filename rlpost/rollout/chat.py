@@ -88,8 +88,7 @@ class Chat:
         return self.written(answer, self._stop)[0]
 
     def written(self, answer: str, stop: Sequence[str]) -> tuple[tuple[int, ...], Finish]:
-        """The tokens of an answer up to the one that completes any of `stop`, else all of them with the end of the
-        turn."""
+        """The tokens of an answer up to the one that completes any of `stop`, else with the end of the turn."""
         ids = self._ids(answer, plain=True)
         if any(text in self.text(ids) for text in stop):
             return ids[
@@ -156,8 +155,7 @@ class Chat:
         return self.encoded(changed, spelt)
 
     def _encode_apart(self, hidden: str, mark: str) -> tuple[int, ...]:
-        """The tokens of a text in which spellings of control tokens are hidden, so all control tokens are the
-        template's.
+        """The tokens of a text with spellings of control tokens hidden, so all control tokens are the template's.
 
         The text is cut at control tokens, as the tokenizer itself would; the parts between are encoded as plain text.
         """

@@ -81,8 +81,7 @@ class RolloutPool:
         return [next(groups[spec.group]) for spec in specs]
 
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[list[Trajectory]]:
-        """Play all episodes; yield each group once, when its last episode is over, its episodes in the order of
-        `specs`.
+        """Play all episodes; yield each group once its last episode is over, with episodes in the order of `specs`.
 
         Workers start when the first group is requested. They go on while the caller processes a group, and their
         deadline keeps running. If the stream is closed early (contextlib.closing), they stop after the current engine
