@@ -26,9 +26,8 @@ class Dialogue:
             return refusal
         try:
             placed = self._recording.place(request)
-        except (
-            Exception
-        ) as error:  # the template is the model's, the messages are the program's: the run goes on
+        # The template is the model's and the messages are the program's, so an error must not end the run.
+        except Exception as error:
             reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
             return Refusal(
                 f"the conversation has no tokens: {reason}", "tools" if request.tools else "messages"
