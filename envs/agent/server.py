@@ -21,7 +21,7 @@ from rlpost.envs.agent.conversation import Conversation, Reward
 from rlpost.envs.asking import CONTEXT_LENGTH_EXCEEDED, Answer, Refusal
 from rlpost.envs.errors import Refused
 
-MOST_BYTES = 32 * 2**20  # of a request
+MOST_BYTES = 32 * 2**20  # limit of a request's body
 START_S = 30.0
 ANSWER_S = 3600.0  # seconds after which a request is abandoned; rollout.timeout_s ends the worker long before
 _LOOPBACK = "127.0.0.1"

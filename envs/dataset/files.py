@@ -14,10 +14,8 @@ from rlpost.envs.errors import Refused
 
 Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the row
 
-_NARROW: dict[str, type[np.floating[Any]]] = {
-    "float": np.float32,
-    "halffloat": np.float16,
-}  # by Arrow's names
+# The types of less than 64 bits, by Arrow's names.
+_NARROW: dict[str, type[np.floating[Any]]] = {"float": np.float32, "halffloat": np.float16}
 _FORMS = (
     "name a .jsonl file (an object a line), a .parquet, .arrow or .feather file, a folder of save_to_disk, or a data"
     " set of the hub: hf:OWNER/NAME"
@@ -92,9 +90,8 @@ def _read_columns(paths: list[Path]) -> Iterator[Located]:
         with pyarrow.memory_map(str(path)) as source:
             try:
                 return ipc.open_stream(source).read_all()
-            except (
-                pyarrow.ArrowInvalid
-            ):  # a file with a footer, instead of the stream that save_to_disk writes
+            # A file with a footer, instead of the stream that save_to_disk writes.
+            except pyarrow.ArrowInvalid:
                 return ipc.open_file(source).read_all()
 
     for path in paths:

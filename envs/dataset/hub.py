@@ -47,7 +47,7 @@ def read(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
     try:
         rows = datasets.load_dataset(wanted.name, wanted.config, revision=wanted.revision, split=wanted.split)
-    except Exception as error:  # of the network, the hub, or the data set's files: there are a dozen kinds
+    except Exception as error:  # from the network, the hub or the data set's files, in a dozen types
         raise Refused(
             f"{source}: cannot be had: {type(error).__name__}: {error}",
             f"see its name, configuration and split ({FORM}; the split is train by default), and HF_TOKEN where it is"
