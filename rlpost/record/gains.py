@@ -1,4 +1,4 @@
-"""What training changed: success on the same instances before and after, as paired differences.
+"""The effect of training: success on the same instances before and after, as paired differences.
 
 Whether two intervals overlap says little about a difference: much of their width comes from some instances being harder
 than others, and a difference on the same instances does not have that variance.

@@ -20,11 +20,8 @@ from rlpost.record.trackers.backend import DEADLINE_S
 Mode = Literal["online", "offline", "disabled"]
 
 MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
-WANDB_MODES: dict[str, Mode] = {
-    **MODES,
-    "run": "online",
-    "dryrun": "offline",
-}  # values of the variable WANDB_MODE
+# The values of the variable WANDB_MODE.
+WANDB_MODES: dict[str, Mode] = {**MODES, "run": "online", "dryrun": "offline"}
 DEFAULT_HOST = "api.wandb.ai"
 ID_FILE = "wandb-id.txt"  # lets a run that is resumed online continue its wandb run
 
