@@ -29,8 +29,9 @@ _Layout = Callable[[Sequence[Message], Tools], str]  # renders a part of a conve
 
 
 class Chat:
-    """One tokenizer and its chat template, under the settings of `rollout` that shape a conversation: `system_prompt`,
-    `template_args` and `stop`.
+    """One tokenizer and its chat template, under the run's chat settings.
+
+    These are `system_prompt`, `template_args` and `stop` of `rollout`.
 
     Raises:
         ModelError: there is no chat template, or it does not end an assistant's turn with the tokenizer's eos.

@@ -47,7 +47,7 @@ class InPlaceWriter:
     def __init__(self, model: nn.Module, base: BaseWeights):
         self._base = base
         self._targets = {part: target for target in _targets(model) for part in target.parts}
-        self._written: set[str] = set()  # first parts of the layers that may not hold the base
+        self._written: set[str] = set()  # first module names of the layers that may not contain the base
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     def write(self, update: WeightUpdate | None) -> WriteReport:
@@ -102,8 +102,10 @@ class InPlaceWriter:
         return Probe.of(layer, weight, merged, merge.questions(layer))
 
     def _buffers(self, layer: LiveLayer) -> tuple[Tensor, Tensor]:
-        """Buffers for the merge in fp32 and in the engine's dtype, [out, in] each, one memory for all layers: new
-        memory for each would cost more than the merge."""
+        """Buffers for the merge in fp32 and in the engine's dtype, [out, in] each.
+
+        All layers share their memory: new memory for each would cost more than the merge.
+        """
         merged = self._buffer(layer, torch.float32)
         return merged, merged if layer.dtype == torch.float32 else self._buffer(layer, layer.dtype)
 
@@ -143,7 +145,9 @@ class _Merge:
     @property
     def rounding_loss(self) -> float:
         """||round(W) - W|| / ||W - W0||, W = W0 + D in fp32, over all merged modules; 0 in an fp32 engine.
-        Estimated from every eighth row, since over all rows it would cost as much as the merge."""
+
+        It is estimated from every eighth row, since over all rows it would cost as much as the merge.
+        """
         return math.sqrt(self._lost / self._delta) if self._delta > 0 else 0.0
 
     def questions(self, layer: LiveLayer) -> Questions:

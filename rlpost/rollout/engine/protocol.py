@@ -1,4 +1,4 @@
-"""What the rest of rlpost needs from an engine. `vllm_engine` is the real one, `scripted` a fake."""
+"""The interface of an engine. `vllm_engine` is the real one, `scripted` a fake."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from rlpost.weights.adapters import Adapter
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy. Log-probs are those of the distribution that is drawn from (after
-    temperature), or at temperature 1 when greedy. There is no top-p or top-k: the learner could not match them."""
+    """The settings with which tokens are drawn. Temperature 0 is greedy.
+
+    Log-probs are those of the distribution that is drawn from (after temperature), or at temperature 1 when greedy.
+    There is no top-p or top-k: the learner could not match them.
+    """
 
     temperature: float
     max_new_tokens: int
@@ -29,16 +32,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What an engine can prove about a swap."""
+    """The proof of a swap by an engine."""
 
     version: int
     fingerprint: str  # fingerprint of the tensors read back from the engine
     modules_bound: int  # target modules whose weight was rewritten
     modules_expected: int
     canary_gap: float  # mean |log-prob difference| to the learner on the canary
-    rounding_loss: (
-        float  # ||round(W0 + D) - (W0 + D)|| / ||D||, share of the update lost to the engine's dtype
-    )
+    # ||round(W0 + D) - (W0 + D)|| / ||D||: the share of the update that is lost in the engine's dtype.
+    rounding_loss: float
     seconds: float
 
 

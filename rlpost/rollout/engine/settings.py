@@ -1,4 +1,4 @@
-"""How a vLLM engine is started: its settings and the environment of its process. Imports nothing heavy."""
+"""The settings of a vLLM engine and the environment of its process. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -86,9 +86,8 @@ class VllmEngine:
             seed=seed % _SEEDS,
             logprobs=0,
             stop=list(sampling.stop),
-            detokenize=bool(
-                sampling.stop
-            ),  # vLLM looks for stop strings in the text; the tokens stay as sampled
+            # vLLM looks for stop strings in the text; the tokens stay as sampled.
+            detokenize=bool(sampling.stop),
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
         self._add(key, prompt, params)
@@ -229,9 +228,8 @@ def _completion(output: Any) -> Completion:
         raise RolloutError(f"vLLM ended a request with {output.finish_reason!r}.")
     ids = tuple(output.token_ids)
     logprobs = tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True))
-    at_string = isinstance(
-        output.stop_reason, str
-    )  # which stop string; vLLM gives none for the end of a turn
+    # The reason is the stop string; vLLM gives none for the end of a turn.
+    at_string = isinstance(output.stop_reason, str)
     return Completion(ids, logprobs, Finish.STOP_STRING if at_string else Finish(output.finish_reason))
 
 

@@ -10,7 +10,7 @@ from rlpost.weights.update import WeightUpdate
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What a writer can prove after writing. See `rlpost.rollout.engine.protocol.SwapReport`."""
+    """The proof of a write. See `rlpost.rollout.engine.protocol.SwapReport`."""
 
     fingerprint: str  # fingerprint of the merged tensors as read here; empty for the bare base model
     modules_bound: int
