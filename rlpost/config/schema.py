@@ -124,12 +124,12 @@ class AlgoConfig:
 
     name: AlgoName = AlgoName.ppo  # which algorithm; `algo=NAME` is the same
     iterations: int = 40  # each plays rollout.episodes and updates the adapter
-    rewards: Rewards = Rewards.turn  # which tokens carry the rewards
+    rewards: Rewards = Rewards.turn  # tokens that receive the rewards
     reward_function: str | None = None  # module:function that replaces the rewards of an iteration's episodes
     reward_scale: float = 0.2  # rewards are multiplied by it before anything else
     normalize_rewards: bool = False  # divide by the standard deviation of the batch's episode totals
     overlong_buffer: int = 0  # last tokens before max_new_tokens over which the length penalty grows; 0: off
-    overlong_penalty: float = 1.0  # reward that an answer of full length loses, before scaling
+    overlong_penalty: float = 1.0  # penalty on the reward of an answer of full length, before scaling
     whiten_advantages: bool = True  # scale advantages to mean 0 and variance 1 over the batch
     gamma: float = 1.0  # discount per sampled token (ppo_turn: per turn); feedback tokens are skipped
     gae_lambda: float = 0.95  # lambda of GAE, for algorithms with a critic
@@ -140,7 +140,7 @@ class AlgoConfig:
     clip_high: float | None = None  # clips the probability ratio at 1 + clip_high; none: as clip
     ratio_ceiling: float | None = None  # above this probability ratio, only the clipped term counts
     thought_weight: float = 1.0  # weight of log-probs before rollout.answer_marker in a turn's ratio
-    value_clip: float = 0.5  # how far a value may move from its estimate at rollout
+    value_clip: float = 0.5  # largest change of a value from its estimate at rollout
     value_coef: float = 0.5  # weight of the critic's loss
     entropy_coef: float = 0.0  # weight of the entropy bonus; 0: none
     kl: KlPlace = KlPlace.reward  # where the divergence from the reference is penalised
@@ -153,7 +153,7 @@ class AlgoConfig:
     reference: Reference = Reference.start  # policy that the KL is measured from
     old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
     rollout_is: RolloutIS = RolloutIS.none  # importance weights for differences between learner and engine
-    rollout_is_cap: float = 2.0  # bound of the importance weights
+    rollout_is_cap: float = 2.0  # largest importance weight
     dynamic_sampling: bool = False  # replace groups whose episodes all have the same reward
     max_refills: int = 3  # rounds of replacement per iteration; groups still flat then stay, and are counted
     learning_rate: float = 3e-4  # learning rate of the policy's adapter
@@ -198,7 +198,7 @@ class LearnerConfig:
     weight_decay: float = 0.0  # decoupled weight decay of AdamW
     # decay rates of AdamW's two moments, each at least 0 and below 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0  # longer gradients are scaled down to it
+    max_grad_norm: float = 1.0  # largest gradient norm; longer gradients are scaled down to it
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     cpus: float = 1.0  # Ray CPUs that a rank claims
     threads: int = 2  # compute threads of a rank while the engines sleep
@@ -273,7 +273,7 @@ class TinyBaseConfig:
 
 @dataclass
 class Config:
-    task: Task = Task.rl  # what the run does
+    task: Task = Task.rl  # task of the run
     name: str = "run"  # the experiment's name, part of the output folder's path
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
     dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml contains the choice
