@@ -19,7 +19,7 @@ class ModelError(RlpostError):
 
 
 class AdapterError(RlpostError):
-    """An adapter's files or tensors are not what they should be."""
+    """An adapter's files or tensors are broken, or do not fit the model."""
 
 
 class SwapError(RlpostError):
@@ -47,4 +47,4 @@ class OutputError(RlpostError):
 
 
 class ComparisonError(RlpostError):
-    """The records of a comparison do not fit together, or cannot answer what is asked of them."""
+    """The records of a comparison do not fit together, or lack what the report needs."""
