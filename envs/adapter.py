@@ -1,4 +1,4 @@
-"""Any Gymnasium environment that says texts or messages, given what the rest of the project asks for."""
+"""Adapts any Gymnasium environment with texts or messages to what the rest of the project needs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rlpost.envs.messages import Said, messages_of, readable
 from rlpost.envs.splits import Split, split_of
 
 ONLY_VARIANT = PlainVariant("default", False, "the environment as it is")
-MAX_RESETS = 1000  # for an instance of the wanted split
+MAX_RESETS = 1000  # resets in search of an instance of the wanted split
 
 
 def check_interface(env: gymnasium.Env[Any, Any], name: str) -> None:
-    """Refused unless observations and actions are texts and `metadata` is a mapping, as Gymnasium asks."""
+    """Raise Refused unless observations and actions are texts and `metadata` is a mapping, as Gymnasium requires."""
     for kind in ("observation", "action"):
         define = f"define self.{kind}_space = gymnasium.spaces.Text(LONGEST, charset=CHARACTERS) in __init__"
         space = getattr(env, f"{kind}_space", None)
@@ -37,9 +37,9 @@ def check_interface(env: gymnasium.Env[Any, Any], name: str) -> None:
 
 
 def opened(returned: object) -> tuple[Said, dict[str, Any]]:
-    """What `reset` returned, if it is (observation, info): a text of two letters would unpack too.
+    """The return value of `reset`, checked to be (observation, info): a text of two letters would also unpack.
 
-    Raises Refused for another shape, and as `messages_of` does for an observation that is neither text nor messages.
+    Raises Refused for another shape, and like `messages_of` for an observation that is neither text nor messages.
     """
     match returned:
         case (observation, Mapping() as info):
@@ -48,7 +48,7 @@ def opened(returned: object) -> tuple[Said, dict[str, Any]]:
 
 
 def stepped(returned: Any) -> tuple[Said, SupportsFloat, bool, bool, dict[str, Any]]:
-    """What `step` returned, if it is (observation, reward, terminated, truncated, info). Raises as `opened` does."""
+    """The return value of `step`: (observation, reward, terminated, truncated, info). Raises like `opened`."""
     match returned:
         case (observation, reward, terminated, truncated, Mapping() as info):
             return _said(observation), reward, terminated, truncated, dict(info)
@@ -59,7 +59,7 @@ def stepped(returned: Any) -> tuple[Said, SupportsFloat, bool, bool, dict[str, A
 
 
 def field(info: Mapping[str, Any], name: str, method: str) -> Any:
-    """An entry of `info`. Refused where `method`, reset or step, gives none."""
+    """An entry of `info`. Raises Refused if the method, reset or step, does not provide it."""
     if name not in info:
         raise Refused(
             f"the info of {method} has no {name!r}",
@@ -69,7 +69,7 @@ def field(info: Mapping[str, Any], name: str, method: str) -> Any:
 
 
 def tools_of(env: gymnasium.Env[Any, str]) -> tuple[Mapping[str, Any], ...]:
-    """The tools that an environment declares for its present instance (base.WithTools); none for most.
+    """The tools that an environment declares for its current instance (base.WithTools); empty for most.
 
     Raises Refused for a tool that is not a named function as JSON.
     """
@@ -101,18 +101,18 @@ def _said(observation: Any) -> Said:
 
 
 def _shape(returned: object) -> str:
-    """The types of a tuple's parts, or of anything else."""
+    """The types of a tuple's parts, or the type of any other object."""
     if isinstance(returned, tuple):
         return f"({', '.join(type(part).__name__ for part in returned)})"
     return type(returned).__name__
 
 
 class Adapted(gymnasium.Wrapper[Any, str, Any, str]):
-    """An environment that knows nothing of variants and splits, or of names for what came of an answer.
+    """Wraps an environment that has no variants, no splits and no named outcomes.
 
-    `info["instance"]`, where it gives none, is a hash of the first observation; instances are reset until one is
-    of the split. `info["success"]`, where it gives none: terminated with a reward above 0. `info["outcome"]`:
-    SUCCESS, FAILURE or CONTINUED. A wrapped environment's own values are kept.
+    The environment's own values in `info` are kept. If one is missing: `info["instance"]` is a hash of the first
+    observation, and instances are reset until one belongs to the split; `info["success"]` means terminated with a
+    reward above 0; `info["outcome"]` is SUCCESS, FAILURE or CONTINUED.
     """
 
     def __init__(self, env: gymnasium.Env[Any, str]) -> None:

@@ -1,4 +1,4 @@
-"""What the rest of the project may ask of an environment beyond Gymnasium's own interface."""
+"""What the rest of the project may use of an environment in addition to Gymnasium's own interface."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 from rlpost.envs.messages import Said
 
 ExpertTurn = tuple[Said, str, bool]
-"""(observation, answer, learn): `learn` is False for a wrong attempt, which is context only."""
+"""(observation, answer, learn). `learn` is False for a wrong attempt, which is only context."""
 
 
 class VariantInfo(Protocol):
-    """A rule variant as data. `held_out` variants are for evaluation only.
+    """A rule variant as data. `held_out` variants are only for evaluation.
 
-    One that is held out for its instances alone, under the trained rule, says so with an attribute `same_rule`.
+    A variant that holds out only instances, under the trained rule, says so with an attribute `same_rule`.
     """
 
     @property
@@ -30,13 +30,13 @@ class VariantInfo(Protocol):
 
 
 def has_own_rule(variant: VariantInfo) -> bool:
-    """Whether a variant holds out a rule; one without `same_rule` that is held out does."""
+    """Whether a variant holds out a rule: it is held out and does not set `same_rule`."""
     return variant.held_out and not getattr(variant, "same_rule", False)
 
 
 @dataclass(frozen=True)
 class PlainVariant:
-    """A variant that is no more than its name, for environments that declare theirs."""
+    """A variant that consists only of its name, for environments that declare theirs."""
 
     name: str
     held_out: bool
@@ -45,21 +45,21 @@ class PlainVariant:
 
 @runtime_checkable
 class Expert(Protocol):
-    """An environment that can show right answers for the instance it was reset to."""
+    """An environment that can show right answers for its current instance."""
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]: ...
 
 
 @runtime_checkable
 class Taught(Protocol):
-    """An environment whose right answers are a list. Supervised fine-tuning goes through it in epochs."""
+    """An environment with a list of right answers. Supervised fine-tuning repeats the list in epochs."""
 
     def lessons(self, variant: str, split: str) -> Sequence[tuple[str, Sequence[ExpertTurn]]]:
-        """(instance, conversation) of each; empty where there are none to learn from."""
+        """(instance, conversation) for each lesson; empty if there are none."""
 
 
 def is_scored(env: object) -> bool:
-    """Whether episodes can be played: an environment that cannot score answers says so with `scores = False`."""
+    """Whether episodes can be played. An environment that cannot score answers sets `scores = False`."""
     return bool(getattr(env, "scores", True))
 
 
@@ -68,40 +68,43 @@ class Finite(Protocol):
     """An environment that knows how many instances it has. Evaluation plays none of them twice."""
 
     def instances(self, variant: str, split: str) -> int | None:
-        """How many different ones `reset` draws from; None where that is not known, or they are without end."""
+        """The number of different instances that `reset` draws from; None if it is unknown or infinite."""
 
 
 @runtime_checkable
 class Listed(Protocol):
-    """An environment whose prompts are a list, which can be looked through before any is played."""
+    """An environment with a list of prompts, which can be checked before any episode is played."""
 
     def prompts(self, variant: str, split: str) -> Sequence[tuple[str, Said]]:
-        """(where it stands, what `reset` says) of each."""
+        """(place in the file, first message of `reset`) for each prompt."""
 
     def remarks(self) -> list[str]:
-        """What is odd in the list, a sentence each; empty where nothing is."""
+        """One sentence for each irregularity in the list; empty if there is none."""
 
 
 @runtime_checkable
 class Rehearsed(Protocol):
-    """An environment that calls code of its user's, which can be tried before anything is started."""
+    """An environment that calls its user's code, which can be tried before anything is started."""
 
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
-        """A few cheap calls, each with its name; what a call raises is a fault."""
+        """A few cheap calls, each with its name. Whatever a call raises is a fault."""
 
 
 @runtime_checkable
 class WithTools(Protocol):
-    """An environment whose answers may call tools. The model's chat template says to the model what there is.
+    """An environment whose answers may call tools. The chat template describes the tools to the model.
 
-    What an answer calls is the environment's to read (rlpost.envs.tool_calls has a parser), and so is the result, which
-    it says as a message of the role "tool". The tools may differ between instances: they are read after every `reset`.
+    The environment itself parses the calls in an answer (rlpost.envs.tool_calls has a parser) and returns the result as
+    a message of the role "tool". The tools may differ between instances: they are read after every `reset`.
     """
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
-        """Each as chat templates take them: {"type": "function", "function": {"name", "description", "parameters"}},
-        the parameters as a JSON schema."""
+        """The tools as chat templates take them.
+
+        Each is {"type": "function", "function": {"name", "description", "parameters"}}, with the parameters as a JSON
+        schema.
+        """
 
 
 @runtime_checkable
@@ -109,21 +112,21 @@ class Playable(Protocol):
     """An environment that a person can play at a terminal."""
 
     def read_line(self, line: str) -> str:
-        """The answer that a line typed by a person stands for."""
+        """The answer for a line that a person typed."""
 
     def hint(self, rng: random.Random) -> str:
-        """A right line for the present instance."""
+        """A right line for the current instance."""
 
 
 class Explained(Protocol):
-    """An environment's class that says what its outcomes mean, by the words of envs/causes.py or its own."""
+    """An environment's class that explains its outcomes, with the words of envs/causes.py or its own."""
 
     causes: Mapping[str, str]
 
 
 @runtime_checkable
 class Pictured(Protocol):
-    """An environment whose present instance can be drawn."""
+    """An environment whose current instance can be drawn."""
 
     def picture(self) -> str:
-        """The instance and what was done so far, as an SVG document."""
+        """The instance, and the steps so far, as an SVG document."""

@@ -59,20 +59,20 @@ _ALPHABET = "{}[]()\"':,=\\/ \n\tabcxyz019+-*\u00e9\u4e16\U0001f600"
 
 
 class CheckFailed(Exception):
-    """What is wrong, in a sentence."""
+    """The fault that a check found, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Finding:
     check: str
-    variant: str  # empty: of all
+    variant: str  # empty: all variants
     passed: bool
     told: str
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked: an environment by name and arguments, on so many instances of each variant."""
+    """The environment under test, by name and arguments, with the number of instances of each variant."""
 
     name: str
     args: dict[str, Any]
@@ -84,7 +84,7 @@ class Subject:
         return self.made[-1]
 
     def close(self) -> None:
-        """Close every environment that was made, whatever the others raise."""
+        """Close every environment that was made, even if closing another one raises."""
         with ExitStack() as stack:
             while self.made:
                 stack.callback(self.made.pop().close)
@@ -94,14 +94,14 @@ class Subject:
 
 
 def _elsewhere(work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread of its own; raises what it raises."""
+    """Run `work` in a new thread; return its result or raise its error."""
     found: list[T] = []
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
             found.append(work())
-        except BaseException as error:  # sys.exit in an environment is not the end of the check
+        except BaseException as error:  # sys.exit in an environment must not end the check
             raised.append(error)
 
     thread = threading.Thread(target=run, name="environment", daemon=True)
@@ -122,7 +122,7 @@ def _options(variant: str, split: str = "all") -> dict[str, Any]:
 
 
 def gymnasium_checker(subject: Subject) -> str:
-    """Gymnasium's own checker; its warnings count as failures."""
+    """Run Gymnasium's own checker. Its warnings count as failures."""
     spec = EnvSpec("Checked-v0", lambda **_: subject.env(), disable_env_checker=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -131,7 +131,10 @@ def gymnasium_checker(subject: Subject) -> str:
 
 
 def _replay(env: Env, observation: Said, talk: list[ExpertTurn], seed: int) -> float:
-    """Give the expert's answers; the reward of those to be learned. CheckFailed unless it goes as the expert says."""
+    """Give the expert's answers; return the reward of those to be learned.
+
+    Raises CheckFailed if the episode differs from the expert's conversation.
+    """
     total, over = 0.0, False
     for shown, answer, learn in talk:
         _require(not over, f"seed {seed}: the episode ends before the expert does")
@@ -143,7 +146,7 @@ def _replay(env: Env, observation: Said, talk: list[ExpertTurn], seed: int) -> f
         observation, reward, terminated, truncated, info = env.step(answer)
         over = terminated or truncated
         earned = float(reward) if learn else 0.0
-        wrong = learn and (earned <= 0 if over else earned < 0)  # a call of a tool may earn nothing yet
+        wrong = learn and (earned <= 0 if over else earned < 0)  # a call of a tool may have no reward yet
         _require(not wrong, f"seed {seed}: {info['outcome']} ({earned:+g}) for the expert's {answer[:80]!r}")
         total += earned
     _require(terminated and bool(info["success"]), f"seed {seed}: the expert does not succeed")
@@ -151,7 +154,7 @@ def _replay(env: Env, observation: Said, talk: list[ExpertTurn], seed: int) -> f
 
 
 def expert(subject: Subject, variant: str) -> str:
-    """The expert's conversations, with and without a wrong attempt, are what a player sees, and end in success."""
+    """The expert's conversations, with and without a wrong attempt, equal what a player sees, and end in success."""
     env, total = subject.env(), 0.0
     teacher = env.unwrapped
     if not isinstance(teacher, Expert):
@@ -194,7 +197,7 @@ def _texts(rng: random.Random) -> Iterator[str]:
 
 
 def hostile_text(subject: Subject, variant: str) -> str:
-    """No text makes `step` raise; what it returns is of the right types and in the observation space."""
+    """No text makes `step` raise, and its return values have the right types and are in the observation space."""
     env, count = subject.env(), 0
     env.reset(seed=0, options=_options(variant))
     for text in _texts(random.Random(0)):
@@ -212,7 +215,7 @@ def hostile_text(subject: Subject, variant: str) -> str:
 
 
 def splits(subject: Subject, variant: str) -> str:
-    """The instances that a variant is evaluated on are none that any variant is trained on."""
+    """No instance on which a variant is evaluated is one on which any variant is trained."""
     env = subject.env()
 
     def instances(drawn: str, split: str) -> set[str]:
@@ -227,13 +230,13 @@ def splits(subject: Subject, variant: str) -> str:
 
 
 def rows(subject: Subject) -> str:
-    """What is odd in a list of prompts, which is no fault by itself; empty for an environment that has none."""
+    """The irregularities in a list of prompts, which are not failures; empty for an environment without a list."""
     env = subject.env()
     return "; ".join(env.remarks()) or "nothing to say" if isinstance(env, Listed) else ""
 
 
 def timing(subject: Subject, variant: str) -> str:
-    """How long a reset and a step take, on average; seeds of its own, which nothing has cached."""
+    """The average time of a reset and of a step, with separate seeds, so that nothing is cached."""
     env, steps, rng = subject.env(), 0, random.Random(variant)
     resetting = stepping = 0.0
     for seed in [rng.randrange(2**31) for _ in range(subject.instances)]:
@@ -263,7 +266,10 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
         return Finding(check, variant, True, run())
     except CheckFailed as failed:
         return Finding(check, variant, False, str(failed))
-    except (Exception, SystemExit) as error:  # an environment may raise anything; that is what is looked for
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # an environment may raise anything; the check looks for exactly that
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
         return Finding(check, variant, False, f"{type(error).__name__} at {where}: {error}{hint(error)}")
@@ -272,7 +278,7 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
 def findings(subject: Subject) -> Iterator[Finding]:
     yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
     listed = _found("rows", "", lambda: _alone(rows, subject))
-    if listed.passed and listed.told:  # what else is wrong is found by the checks of its variants
+    if listed.passed and listed.told:  # the checks of its variants find any other fault
         yield listed
     for variant in subject.variants():
         for name, check in EACH_VARIANT.items():
@@ -280,14 +286,14 @@ def findings(subject: Subject) -> Iterator[Finding]:
 
 
 def _alone(check: Callable[..., str], subject: Subject, *variant: str) -> str:
-    """A check in a thread of its own, in which it makes and closes the environments that it plays."""
+    """Run a check in a new thread, in which it makes and closes the environments that it plays."""
 
     def run() -> str:
         mine = replace(subject, made=[])
         try:
             told = check(mine, *variant)
         except BaseException:
-            with suppress(Exception):  # what was found first is told
+            with suppress(Exception):  # the first fault is reported
                 mine.close()
             raise
         mine.close()
@@ -320,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except Exception as error:  # the checks name it, and where it comes from
+    except Exception as error:  # the checks report it, with its origin
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     found = list(findings(subject))
     plain_console().print(_table(arguments.env, found))

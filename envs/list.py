@@ -32,7 +32,7 @@ def _add(table: Table, name: str, listed: Iterable[VariantInfo]) -> None:
 
 
 def everything() -> Table:
-    """The bundled environments' variants, and a line for every other kind."""
+    """The bundled environments' variants, and one line for every other kind of environment."""
     table = _variants_table()
     for name in names():
         table.add_row(name, "", "", ENTRIES[name].summary)
@@ -46,7 +46,7 @@ def everything() -> Table:
 
 
 def reasoning_gym_tasks() -> Table:
-    """The package's tasks. Refused where it is not installed."""
+    """The package's tasks. Raises Refused if it is not installed."""
     from rlpost.envs.reasoning_gym.tasks import names as tasks
 
     table = Table("environment")

@@ -1,4 +1,4 @@
-"""What is said in a conversation. An environment says plain text, one `Message`, or several.
+"""The messages of a conversation. An environment returns plain text, one `Message`, or several.
 
 "Make 24 ..."                                    one message of the user
 Message.of("tool", "21 degrees")                 one message of another role
@@ -24,12 +24,12 @@ class Text:
     text: str
 
 
-Part = Text  # a union, as soon as there are images
+Part = Text  # a union, once there are images
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one role says. Raises Refused for a role that is not of ROLES and for parts that are no tuple of `Part`."""
+    """A message of one role. Raises Refused for a role outside of ROLES and if parts are not a tuple of `Part`."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -46,7 +46,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text of all parts, one after another."""
+        """The text of all parts, concatenated."""
         return "".join(part.text for part in self.parts)
 
 
@@ -54,9 +54,9 @@ Said = str | Message | Sequence[Message]  # what an environment's reset and step
 
 
 def messages_of(said: Said) -> tuple[Message, ...]:
-    """`said` as messages; plain text is the user's.
+    """`said` as messages; plain text is a message of the user.
 
-    Raises TypeError for anything else, and Refused where nothing is said.
+    Raises TypeError for anything else, and Refused if it is empty.
     """
     if not isinstance(said, (str, Message, Sequence)):
         raise TypeError(f"the observation is no text but {type(said).__name__}")
@@ -72,9 +72,9 @@ def messages_of(said: Said) -> tuple[Message, ...]:
 
 
 def readable(said: Said) -> str:
-    """`said` for a person: the text alone where it is one message of the user, else each text under its role.
+    """`said` for a person: only the text if it is one message of the user, else each text under its role.
 
-    Raises as `messages_of` does.
+    Raises like `messages_of`.
     """
     messages = messages_of(said)
     if [message.role for message in messages] == ["user"]:

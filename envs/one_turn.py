@@ -1,4 +1,4 @@
-"""Environments of one question and one answer: what a data set or a task generator becomes."""
+"""Environments of one question and one answer, made from data sets and task generators."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_OBSERVATION = 10_000_000  # characters
 
 
 def instance_of(said: Said) -> str:
-    """What an instance is called: a hash of what is asked, so that equal questions are one instance everywhere."""
+    """The name of an instance: a hash of its question, so equal questions are the same instance everywhere."""
     return hashlib.sha256(readable(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -32,7 +32,7 @@ def instance_of(said: Said) -> str:
 class Question:
     observation: Said
     instance: str
-    data: Any  # what the scorer needs
+    data: Any  # data for the scorer
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Verdict:
     reward: float
     outcome: str
     success: bool
-    parts: Mapping[str, float] = field(default_factory=dict)  # of the reward, by name, where it has several
+    parts: Mapping[str, float] = field(default_factory=dict)  # parts of the reward by name, if it has several
 
 
 class OneTurn(gymnasium.Env[Said, str], ABC):
-    """Ask, hear one answer, score it; the episode is over. Subclasses say which question and which score.
+    """Asks a question and scores the one answer; the episode is then over. Subclasses define question and score.
 
-    `reset` takes options `variant` (by default the first that is not held out) and `split`.
+    `reset` takes the options `variant` (default: the first that is not held out) and `split`.
     """
 
     def __init__(self, variants: Mapping[str, VariantInfo]) -> None:
@@ -59,14 +59,14 @@ class OneTurn(gymnasium.Env[Said, str], ABC):
 
     @abstractmethod
     def draw(self, variant: str, split: Split, rng: random.Random) -> Question:
-        """A question of a variant and split. ValueError where there is none."""
+        """A question of a variant and split. Raises ValueError if there is none."""
 
     @abstractmethod
     def grade(self, question: Question, answer: str) -> Verdict: ...
 
     @property
     def question(self) -> Question:
-        """The present one. ResetNeeded before the first reset."""
+        """The current question. Raises ResetNeeded before the first reset."""
         if self._question is None:
             raise ResetNeeded("nothing is asked yet: call reset first")
         return self._question
@@ -95,7 +95,7 @@ class OneTurn(gymnasium.Env[Said, str], ABC):
 
 
 class Demonstrates(ABC):
-    """Mixed into a OneTurn whose questions come with a right answer: it becomes an rlpost.envs.base.Expert."""
+    """Mixed into a OneTurn whose questions have a right answer, to make it an rlpost.envs.base.Expert."""
 
     question: Question
 
@@ -103,5 +103,5 @@ class Demonstrates(ABC):
     def right_answer(self, question: Question) -> str: ...
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
-        """The question and its answer. With one turn there is nothing to revise: `revision` changes nothing."""
+        """The question and its answer. With one turn there is nothing to revise, so `revision` has no effect."""
         return [(self.question.observation, self.right_answer(self.question), True)]

@@ -23,7 +23,7 @@ _HELP = "Type an answer; ? shows a solution; an empty line deals anew; Ctrl-D en
 
 
 class _AsTyped:
-    """A player of any environment: a line is the answer, and the hint is the expert's, where there is one."""
+    """A player for any environment: a line is the answer, and the hint is the expert's, if there is one."""
 
     def __init__(self, env: gymnasium.Env[Any, str]) -> None:
         self._env = env
@@ -45,7 +45,7 @@ class _Score:
 
 
 def _draw(player: Playable, target: Path | None) -> None:
-    """Replace the picture at a stroke, so that a viewer never reads half of one."""
+    """Replace the picture in one step, so a viewer never reads half of one."""
     if target is not None and isinstance(player, Pictured):
         half = target.with_name(target.name + ".part")
         half.write_text(player.picture(), encoding="utf-8")
@@ -55,7 +55,7 @@ def _draw(player: Playable, target: Path | None) -> None:
 def _attempt(
     env: gymnasium.Env[Any, str], player: Playable, line: str, rng: random.Random, score: _Score
 ) -> bool:
-    """One answer given and shown; whether the episode is over."""
+    """Give one answer and show the result; return whether the episode is over."""
     feedback, reward, terminated, truncated, info = env.step(player.read_line(line))
     score.points += float(reward)
     score.solved += info["success"]
@@ -88,7 +88,7 @@ def _play_deal(
 def play(
     env: gymnasium.Env[Any, str], options: dict[str, Any], seed: int | None, picture: Path | None = None
 ) -> None:
-    """Deal after deal until the input ends; EOFError and KeyboardInterrupt end it politely."""
+    """Play deal after deal until the input ends. EOFError and KeyboardInterrupt end it without an error."""
     inner = env.unwrapped
     player = inner if isinstance(inner, Playable) else _AsTyped(inner)
     if picture is not None and not isinstance(player, Pictured):

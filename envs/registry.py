@@ -1,8 +1,8 @@
-"""The environments there are, by name. Nothing of an environment is imported until it is asked for.
+"""All environments, by name. A module of an environment is imported only when it is requested.
 
 generalpoints              bundled: an entry of ENTRIES
-reasoning_gym:countdown    one of a family: FAMILIES says which module makes it
-my_package.my_module:MyEnv a class of one's own, importable from here (envs/own.py)
+reasoning_gym:countdown    a member of a family: FAMILIES names the module that makes it
+my_package.my_module:MyEnv a user's class, importable from here (envs/own.py)
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """Environments made of what another package or a file holds."""
+    """Environments made from the contents of another package or a file."""
 
-    module: str  # a Source
-    form: str  # how one is named
+    module: str  # the name of a Source
+    form: str  # the form of a member's name
     summary: str
-    # Arguments that may name functions, as module:name, or hold a command's words.
+    # Arguments that may name functions, as module:name, or contain the words of a command.
     code: tuple[str, ...] = ()
     imports: Callable[[str], str] | None = None  # the module that an environment's name makes it import
     contacts: bool = False  # whether its name is a server's address
 
 
 class Source(Protocol):
-    """A module that makes environments; `name` is the whole name. ValueError for what it cannot make."""
+    """A module that makes environments; `name` is the whole name. Raises ValueError for what it cannot make."""
 
     def make(self, name: str, args: Mapping[str, Any]) -> Env: ...
 
@@ -68,7 +68,8 @@ ENTRIES: dict[str, Entry] = {
     ),
 }
 
-FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the name of one
+# By whole name, or by the prefix of a member's name.
+FAMILIES: dict[str, Family] = {
     "dataset": Family(
         "rlpost.envs.dataset",
         "dataset",
@@ -102,12 +103,12 @@ FAMILIES: dict[str, Family] = {  # by whole name, or by what stands before the n
 
 
 def names() -> list[str]:
-    """The bundled environments: those that need no argument."""
+    """The names of the bundled environments: those that need no argument."""
     return sorted(ENTRIES)
 
 
 def forms() -> str:
-    """How every environment is named, in a line."""
+    """The forms that names of environments have, in one line."""
     return ", ".join([*names(), *(family.form for family in FAMILIES.values()), "my_module:MyEnv"])
 
 
@@ -130,7 +131,7 @@ def _load(reference: str) -> Any:
 
 
 def _source(name: str) -> Source:
-    """Who makes the environment of a name."""
+    """The source that makes the environment of this name."""
     before, colon, _ = name.partition(":")
     if (family := FAMILIES.get(before + colon)) is not None:
         return cast(Source, importlib.import_module(family.module))
@@ -144,20 +145,20 @@ def _source(name: str) -> Source:
 
 
 def make(name: str, **args: Any) -> Env:
-    """A new environment.
+    """Make a new environment.
 
-    One's own may be any Gymnasium environment with text spaces; one that declares no `variants` is adapted
-    (envs/adapter.py). ValueError for an unknown name or argument or a bad value, naming what there is.
+    A user's own may be any Gymnasium environment with text spaces; if it declares no `variants`, it is adapted
+    (envs/adapter.py). Raises ValueError for an unknown name or argument or a bad value, with the possible ones.
     """
     return _source(name).make(name, args)
 
 
 def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
-    """What an environment of this name would import that is not bundled, by who names it: `env`, or an argument.
+    """The code outside of the bundle that this environment would import, by what names it: `env`, or an argument.
 
     The name of an environment on a server counts as well.
 
-    Several of one argument are as the command line has them: [rewards:right,rewards:short].
+    Several names in one argument have the form of the command line: [rewards:right,rewards:short].
     """
     before, colon, _ = name.partition(":")
     family = FAMILIES.get(before + colon)
@@ -171,7 +172,7 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _told_code(key: str, value: Any) -> str:
-    """An argument's code as it would be typed; empty where it names none."""
+    """The code in an argument as a user would type it; empty if it names none."""
     if key == "command":
         return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     if isinstance(value, list | tuple):
@@ -193,20 +194,20 @@ def is_server(reference: str) -> bool:
 
 
 def variants(name: str, **args: Any) -> list[VariantInfo]:
-    """The rule variants of an environment made with these arguments, in the order they are declared."""
+    """The rule variants of an environment made with these arguments, in the order of their declaration."""
     return _source(name).variants(name, args)
 
 
 def causes(name: str) -> Mapping[str, str]:
-    """What the outcomes of an environment mean (envs/causes.py); empty where it does not say.
+    """The meanings of an environment's outcomes (envs/causes.py); empty if it does not declare them.
 
-    ValueError for an unknown name, and for a declaration that is none.
+    Raises ValueError for an unknown name, and for a malformed declaration.
     """
     return _source(name).causes(name)
 
 
 def refuse_overlap(trained: Iterable[str], held_out: Iterable[str]) -> None:
-    """ValueError where an instance (`info["instance"]`) is both trained on and held out, naming some."""
+    """Raise ValueError if an instance (`info["instance"]`) is both trained on and held out; it names some."""
     both = sorted(set(trained) & set(held_out))
     if both:
         raise ValueError(

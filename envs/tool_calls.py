@@ -1,6 +1,6 @@
 """Reads tool calls as Qwen and Hermes models write them: <tool_call>{"name": ..., "arguments": {...}}</tool_call>.
 
-What an answer says beside its calls is no fault, and neither is an answer without any. Everything else has a name.
+Text beside the calls is allowed, and so is an answer without calls. Every other deviation has a name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CALL = re.compile(rf"{BEGIN}(.*?)(?:{END}|\Z)", re.DOTALL)
 
 
 class Malformed(Enum):
-    """What is wrong with a call, for outcomes and for what the model is told."""
+    """The kinds of malformed calls, for outcomes and for feedback to the model."""
 
     TOO_LONG = "The answer is too long to be read."
     UNCLOSED = f"A tool call has no {END}."
@@ -37,10 +37,10 @@ class ToolCall:
 
 
 def tool_calls(answer: str, tools: Collection[str]) -> list[ToolCall | Malformed]:
-    """The calls of an answer in their order, each read or named; empty where it calls nothing. Never raises.
+    """The calls of an answer in order, each parsed, or named as malformed; empty if there are none. Never raises.
 
-    `tools` are the names of those there are. Arguments that are left out are none; whether they fit the tool's schema
-    is the environment's to see.
+    `tools` are the names of the available tools. Missing arguments count as empty. The environment checks whether the
+    arguments fit the tool's schema.
     """
     if len(answer) > MAX_ANSWER:
         return [Malformed.TOO_LONG]
@@ -65,5 +65,5 @@ def _read(body: str, closed: bool, tools: Collection[str]) -> ToolCall | Malform
 
 
 def _refuse(constant: str) -> None:
-    """NaN and Infinity, which Python reads and JSON does not have."""
+    """Reject NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(constant)

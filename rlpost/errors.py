@@ -1,8 +1,8 @@
-"""Errors named by the boundary they crossed. Each message says what, where, why and what to do.
+"""Errors, named by the boundary where they occur. Each message says what happened, where, why and what to do.
 
-A message ends with its remedy, in lines of its own that begin with `  remedy: `; error.json of a failed run keeps the
-two apart (rlpost.record.run_error). All are picklable (Ray ships them between processes): every class takes one
-message string.
+A message ends with its remedy, on separate lines that begin with `  remedy: `; error.json of a failed run stores the
+two parts separately (rlpost.record.run_error). All errors can be pickled, since Ray sends them between processes: every
+class takes one message string.
 """
 
 
@@ -19,15 +19,15 @@ class ModelError(RlpostError):
 
 
 class AdapterError(RlpostError):
-    """An adapter's files or tensors are not what they should be."""
+    """An adapter's files or tensors are broken, or do not fit the model."""
 
 
 class SwapError(RlpostError):
-    """An adapter did not provably arrive in a generator; the previous version is live."""
+    """An adapter was not proven to have arrived in an engine; the previous version is live."""
 
 
 class RolloutError(RlpostError):
-    """A rollout worker failed beyond what a replacement can mend."""
+    """A rollout worker failed in a way that a replacement cannot repair."""
 
 
 class LearnerError(RlpostError):
@@ -47,4 +47,4 @@ class OutputError(RlpostError):
 
 
 class ComparisonError(RlpostError):
-    """The records of a comparison do not fit together, or cannot answer what is asked of them."""
+    """The records of a comparison do not fit together, or lack what the report needs."""

@@ -21,7 +21,7 @@ from itertools import chain, pairwise
 
 
 class Finish(str, Enum):
-    """Why a model's answer ended."""
+    """The reason why a model's answer ended."""
 
     STOP = "stop"  # the model ended its turn
     STOP_STRING = "stop_string"  # it wrote one of rollout.stop, and no end of turn
@@ -29,7 +29,7 @@ class Finish(str, Enum):
 
 
 class Ending(str, Enum):
-    """Why an episode ended."""
+    """The reason why an episode ended."""
 
     TERMINATED = "terminated"  # the environment reached a final state
     TRUNCATED = "truncated"  # the environment ran out of attempts
@@ -39,18 +39,18 @@ class Ending(str, Enum):
 
     @property
     def broken(self) -> bool:
-        """Whether the environment failed, so that the episode says nothing of the policy."""
+        """Whether the environment failed, so that the episode says nothing about the policy."""
         return self in (Ending.ENV_ERROR, Ending.ENV_TIMEOUT)
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What an engine generates after."""
+    """The input that an engine continues."""
 
     token_ids: tuple[int, ...]
 
     def __len__(self) -> int:
-        """Tokens of the model's context that it takes."""
+        """The number of tokens that it takes in the model's context."""
         return len(self.token_ids)
 
     def followed_by(self, token_ids: tuple[int, ...]) -> ModelInput:
@@ -62,39 +62,41 @@ class Turn:
     """One observation and the model's answer to it."""
 
     context_ids: tuple[int, ...]  # environment tokens appended before the answer (turn 0: the whole prompt)
-    answer_ids: tuple[int, ...]  # tokens as sampled, end-of-turn token included when the model wrote it
+    answer_ids: tuple[int, ...]  # tokens as sampled, with the end-of-turn token if the model wrote it
     logprobs: tuple[float, ...]  # log pi(token) under the sampling distribution, one per answer id
-    # What the environment said: one text of the user as it is; other roles, or several messages, each below "[role]".
+    # The environment's text: one user message as it is; other roles, or several messages, each below "[role]".
     observation: str
-    answer: str  # answer_ids as text, without special tokens; a stop string that ended it is part of it
+    answer: str  # answer_ids as text, without special tokens but with the stop string that ended it
     finish: Finish
-    reward: float  # what is learnt from
+    reward: float  # the reward that the learner uses
     outcome: str  # the environment's name for what happened, e.g. CORRECT
-    policy_version: int  # of the adapter that sampled answer_ids; 0 is the bare base model
-    thought_tokens: int = 0  # how many of answer_ids come before rollout.answer_marker; 0 where none is set
-    env_reward: float | None = None  # the environment's, where algo.reward_function gave `reward`; else none
-    # (name, value) of what the environment's reward is made of, where it has several parts
+    policy_version: int  # version of the adapter that sampled answer_ids; 0 is the bare base model
+    thought_tokens: int = 0  # number of answer_ids before rollout.answer_marker; 0 without a marker
+    env_reward: float | None = (
+        None  # the environment's reward, if algo.reward_function replaced it; else None
+    )
+    # (name, value) of each part of the environment's reward, if it has several
     parts: tuple[tuple[str, float], ...] = ()
-    opens_sample: bool = False  # agents: context_ids are a whole prompt, not appended to the turn before
+    opens_sample: bool = False  # agents: context_ids are a whole prompt, not appended to the previous turn
 
 
 def token_ids(turns: Iterable[Turn]) -> list[int]:
-    """All tokens of turns, in order."""
+    """All tokens of the turns, in order."""
     return list(chain.from_iterable((*t.context_ids, *t.answer_ids) for t in turns))
 
 
 def loss_mask(turns: Iterable[Turn]) -> list[int]:
-    """1 for each of their tokens that the model chose, else 0."""
+    """1 for each token of the turns that the model chose, else 0."""
     return list(chain.from_iterable([0] * len(t.context_ids) + [1] * len(t.answer_ids) for t in turns))
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One whole episode. `seed` is its address: the same seed plays the same deal with the same dice."""
+    """One whole episode. `seed` identifies it: the same seed gives the same deal and the same random draws."""
 
     env: str
     variant: str
-    split: str  # which instances it was drawn from: train, eval or all
+    split: str  # the set that its instance was drawn from: train, eval or all
     instance: str  # the environment's canonical name of the instance
     iteration: int
     episode: int  # index within the iteration's batch
@@ -103,9 +105,9 @@ class Trajectory:
     turns: tuple[Turn, ...]
     ending: Ending
     success: bool
-    error: str | None = None  # what the environment failed with, when ending.broken
-    difficulty: str | None = None  # of the instance, where the environment says it at reset
-    final_answer: str | None = None  # the last answer in the environment's canonical form, where it says one
+    error: str | None = None  # the environment's error, if ending.broken
+    difficulty: str | None = None  # difficulty of the instance, if the environment gives it at reset
+    final_answer: str | None = None  # the last answer in the environment's canonical form, if it gives one
 
     @property
     def token_ids(self) -> list[int]:
@@ -117,13 +119,13 @@ class Trajectory:
 
     @property
     def samples(self) -> list[tuple[Turn, ...]]:
-        """The turns by conversation, each a row of the learner's: one, but for agents that rewrite their history."""
+        """The turns by conversation, one row each for the learner: one, unless an agent rewrites its history."""
         begins = [i for i, turn in enumerate(self.turns) if i == 0 or turn.opens_sample]
         return [self.turns[i:j] for i, j in pairwise([*begins, len(self.turns)])]
 
     @property
     def policy_version(self) -> int | None:
-        """The oldest policy that sampled a turn; none where nothing was sampled."""
+        """The oldest policy version that sampled a turn; None if nothing was sampled."""
         return min((t.policy_version for t in self.turns), default=None)
 
     @property
@@ -140,25 +142,25 @@ class Example:
     """One supervised example: a conversation whose answers are marked by the loss mask."""
 
     token_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]  # 1 on tokens to learn
+    loss_mask: tuple[int, ...]  # 1 for tokens to learn
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """An episode to be run: everything that decides its course, but for the policy."""
+    """An episode to be run: everything that determines its course, except the policy."""
 
     variant: str
     split: str
     iteration: int
     episode: int
     group: int
-    env_seed: int  # decides the instance; equal within a group
-    seed: int  # decides the sampling dice
+    env_seed: int  # determines the instance; equal within a group
+    seed: int  # determines the sampling
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A fixed token sequence with the learner's log-probs, by which an engine proves a swap.
+    """A fixed token sequence with the learner's log-probs. An engine proves a swap by scoring it.
 
     logprobs[i] is log p(token_ids[i + 1] | token_ids[: i + 1]) at temperature 1.
     """

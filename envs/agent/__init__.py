@@ -1,4 +1,4 @@
-"""`env=agent`: a program of the user's own that asks the model over HTTP, as it would ask OpenAI (docs/agents.md).
+"""`env=agent`: a user's program that asks the model over HTTP, as it would ask OpenAI (docs/agents.md).
 
 settings ─▶ env (one episode) ─▶ programs (the user's function or command) ─▶ HTTP ─▶ server ─▶ requests
               ▲                                                                          │
@@ -19,7 +19,7 @@ from rlpost.envs.dataset.table import load
 
 
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
-    """Refused (a ValueError) for bad arguments, files and rows."""
+    """Make the environment. Raises Refused (a ValueError) for bad arguments, files and rows."""
     return AgentEnv(Settings.checked(args))
 
 
@@ -28,5 +28,5 @@ def variants(name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
 
 
 def causes(name: str) -> Mapping[str, str]:
-    """None: only the program knows why its answer is not right."""
+    """Empty: only the program knows why its answer is not right."""
     return {}

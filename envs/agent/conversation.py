@@ -1,4 +1,4 @@
-"""Between the threads of one episode: the program's requests come in, answers go out, its end is told."""
+"""Connects the threads of one episode: requests of the program, the answers, and the program's end."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from rlpost.envs.asking import Answer, Refusal, Request
 
-_SLICE_S = 0.05  # of waiting, after which a thread that was given up notices
+_SLICE_S = 0.05  # seconds of waiting, after which an abandoned thread notices
 
 
 @dataclass(frozen=True)
 class Reward:
-    """What the program posted. `success` is none where it did not say."""
+    """The posted reward. `success` is None if the program did not say."""
 
     reward: float
     success: bool | None = None
@@ -22,7 +22,7 @@ class Reward:
 
 @dataclass(frozen=True)
 class End:
-    """How the program ended: what it returned, or the error it failed with."""
+    """The end of the program: its return value, or the error with which it failed."""
 
     returned: object = None
     error: str | None = None
@@ -37,7 +37,7 @@ class Pending:
 
 
 class Conversation:
-    """One episode's requests, in the order in which they came. Safe to use from any thread."""
+    """One episode's requests, in order of arrival. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -48,7 +48,7 @@ class Conversation:
         self.posted: Reward | None = None
 
     def ask(self, request: Request) -> Future[Answer | Refusal]:
-        """The program's: a place where the answer will be. It is cancelled where the episode ends before."""
+        """Called by the program: the future answer. It is cancelled if the episode ends before."""
         pending = Pending(request, Future())
         with self._changed:
             if self._closed:
@@ -59,21 +59,21 @@ class Conversation:
         return pending.reply
 
     def post(self, reward: Reward) -> bool:
-        """The program's: what its episode earned. False where it has said so before."""
+        """Called by the program: set the episode's reward. Returns False if it was set before."""
         with self._changed:
             first, self.posted = self.posted is None, self.posted or reward
             return first
 
     def end(self, end: End) -> None:
-        """The program has ended."""
+        """End the program's part."""
         with self._changed:
             self._end = self._end or end
             self._changed.notify_all()
 
     def hear(self) -> Request | End:
-        """The environment's: wait for the next request, or the program's end, which leaves open requests unanswered.
+        """Called by the environment: wait for the next request, or the end, which leaves open requests unanswered.
 
-        The caller keeps the deadline: a thread that was given up gets an exception here.
+        The caller keeps the deadline: an abandoned thread gets an exception here.
         """
         while True:
             with self._changed:
@@ -85,13 +85,13 @@ class Conversation:
                 self._changed.wait(_SLICE_S)
 
     def reply(self, said: Answer | Refusal) -> None:
-        """The environment's: to the request that it heard last."""
+        """Called by the environment: reply to its last request."""
         assert self._asked is not None, "a reply is to a request"
         asked, self._asked = self._asked, None
         asked.reply.set_result(said)
 
     def close(self) -> None:
-        """Whatever is asked or was asked is not answered."""
+        """Leave all present and future requests unanswered."""
         with self._changed:
             self._closed = True
             left = [*self._waiting, *([self._asked] if self._asked else [])]

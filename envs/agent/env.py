@@ -24,23 +24,23 @@ from rlpost.envs.splits import Split
 
 
 class AgentFailed(Exception):
-    """The agent raised, or ended otherwise than an agent does."""
+    """The agent raised, or ended in a way that an agent must not."""
 
 
 @dataclass
 class _Play:
-    """A program that runs, and what has become of its requests."""
+    """A running program, and the state of its requests."""
 
     token: str
     conversation: Conversation
     program: Program
     answers: int = 0
     last_answer: str = ""
-    gives_up: Over = Over.TERMINATED  # how the episode ends where the program fails from here on
+    gives_up: Over = Over.TERMINATED  # the episode's ending if the program fails from now on
 
 
 class AgentEnv(OneTurn):
-    """A task of a row, and the program that works on it. `reset` draws the task, `start` starts the program."""
+    """A task from a row, and the program that works on it. `reset` draws the task, `start` starts the program."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._table = settings, load(settings.tasks)
@@ -50,7 +50,7 @@ class AgentEnv(OneTurn):
         super().__init__(self._table.variants)
 
     def draw(self, variant: str, split: Split, rng: random.Random) -> Question:
-        """A task. Refused where the variant has none of the split."""
+        """A task. Raises Refused if the variant has none in the split."""
         questions = self._table.questions(variant, split)
         if not questions:
             raise Refused(
@@ -60,7 +60,7 @@ class AgentEnv(OneTurn):
         return rng.choice(questions)
 
     def instances(self, variant: str, split: str) -> int:
-        """The different tasks among the rows."""
+        """The number of different tasks among the rows."""
         return len({question.instance for question in self._table.questions(variant, Split(split))})
 
     def reset(
@@ -70,7 +70,7 @@ class AgentEnv(OneTurn):
         return super().reset(seed=seed, options=options)
 
     def start(self) -> Heard:
-        """See rlpost.envs.asking.Asking. Raises AgentFailed, OSError for a command that is none."""
+        """See rlpost.envs.asking.Asking. Raises AgentFailed, and OSError if the command cannot be run."""
         from rlpost.envs.agent.server import server
 
         self._stop()
@@ -92,7 +92,7 @@ class AgentEnv(OneTurn):
         return self._hear(play)
 
     def refused(self, refusal: Refusal) -> Heard:
-        """See rlpost.envs.asking.Asking. Raises as `answered` does."""
+        """See rlpost.envs.asking.Asking. Raises like `answered`."""
         play = self._present()
         if refusal.code == CONTEXT_LENGTH_EXCEEDED:
             play.gives_up = Over.CONTEXT_FULL
@@ -100,7 +100,7 @@ class AgentEnv(OneTurn):
         return self._hear(play)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """An answer by itself, for whoever plays an agent's model by hand."""
+        """Score a single answer, for a person who plays the model's part by hand."""
         if self._play is None:
             heard = self.start()
             if heard.request is None:
@@ -108,7 +108,7 @@ class AgentEnv(OneTurn):
         return _as_step(self.answered(Answer(action)))
 
     def grade(self, question: Question, answer: str) -> Verdict:
-        """What the program's end with this last answer is worth, where a scoring function says it."""
+        """The verdict on the program's end with this last answer, if a scoring function gives it."""
         return earned(self._settings, self._scoring(question), None, None, answer)
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class AgentEnv(OneTurn):
         return self._play
 
     def _hear(self, play: _Play) -> Heard:
-        """The next request, or how the episode ended; nothing of the program is then left."""
+        """The next request, or the end of the episode; no part of the program is left then."""
         try:
             heard = play.conversation.hear()
             while isinstance(heard, Request) and play.answers >= self._settings.max_calls:
@@ -144,7 +144,7 @@ class AgentEnv(OneTurn):
                 return Heard(heard)
             self._stop()
             return self._ended(play, heard)
-        except BaseException:  # among them the end of a thread that was given up
+        except BaseException:  # includes the end of an abandoned thread
             self._stop()
             raise
 
@@ -160,7 +160,7 @@ class AgentEnv(OneTurn):
         return Heard(None, Over.TERMINATED, verdict.reward, verdict.outcome, verdict.success, verdict.parts)
 
     def _scoring(self, question: Question) -> Callable[[str], Verdict] | None:
-        """The scoring function of a task, where it is not the program that says what an episode earned."""
+        """The scoring function of a task; None if the program itself determines the reward."""
         assert isinstance(question, Asked), "questions are drawn here"
         return None if self._scorer is None else partial(self._scorer, question=question)
 

@@ -1,4 +1,4 @@
-"""A user's agent, running for one episode: a function in a thread of its own, or a command in a process of its own."""
+"""Runs a user's agent for one episode: a function in its own thread, or a command in its own process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ import psutil
 from rlpost.envs.agent.conversation import Conversation, End
 from rlpost.envs.own import told
 
-MOST_LEFT = 64  # functions given up that have not ended; with more, the agent is broken and not an episode
-_JOIN_S = 0.2  # for a function that was refused its next call
-_TAIL = 400  # characters of what a failed command said
+MOST_LEFT = (
+    64  # abandoned functions that have not ended; with more, the agent counts as broken, not the episode
+)
+_JOIN_S = 0.2  # seconds for a function whose next call was refused
+_TAIL = 400  # characters of a failed command's output
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where and as whom an agent asks."""
+    """The address and the credentials with which an agent asks."""
 
     base_url: str
     api_key: str
@@ -37,14 +39,14 @@ class Access:
 
 
 class Program(Protocol):
-    """A program that runs. It tells the conversation of its end."""
+    """A running program. It reports its end to the conversation."""
 
     def stop(self) -> None:
-        """End it, with whatever it started; also where it has ended by itself."""
+        """End it, with everything that it started. Also called if it has ended by itself."""
 
 
 class Function:
-    """Runs `function` in a daemon thread. Python cannot end a thread: one that hangs in a call is left behind."""
+    """Runs `function` in a daemon thread. Python cannot end a thread: one that hangs in a call is abandoned."""
 
     _left: list[threading.Thread] = []  # noqa: RUF012  of the whole process
 
@@ -64,7 +66,7 @@ class Function:
         self._thread.start()
 
     def _run(self) -> None:
-        with suppress(SystemExit):  # by `stop`, late
+        with suppress(SystemExit):  # raised late by `stop`
             self._conversation.end(self._ended())
 
     def _ended(self) -> End:
@@ -78,7 +80,7 @@ class Function:
             return End(error=told(error))
 
     def stop(self) -> None:
-        """Raise SystemExit in the thread, as soon as it executes Python."""
+        """Raise SystemExit in the thread as soon as it executes Python."""
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():
             ident = ctypes.c_ulong(self._thread.ident or 0)
@@ -92,9 +94,9 @@ async def _awaited(returned: Any) -> object:
 
 
 class Command:
-    """Runs a program in a session of its own, with OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL and RLPOST_TASK.
+    """Runs a program in its own session, with OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL and RLPOST_TASK.
 
-    Raises OSError where it cannot be started.
+    Raises OSError if it cannot be started.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Command:
         self._watcher.start()
 
     def _watch(self) -> None:
-        # Not reaped yet, so that its number, which is its group's, is nobody else's.
+        # The process is not reaped yet, so no other process can have its number, which is also its group's.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         with self._reaping:
             self._kill_group()

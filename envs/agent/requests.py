@@ -1,7 +1,7 @@
-"""The body of a chat completion request, read strictly: what cannot be honoured is refused by name, never ignored.
+"""Reads the body of a chat completion request strictly: what cannot be honoured is refused by name, never ignored.
 
-The learner must know the distribution that tokens were drawn from. So whatever would change it (another temperature,
-top-p, penalties, biases, constrained output) is refused; a shorter answer's distribution is the same, cut.
+The learner must know the distribution from which tokens were drawn, so everything that would change it (another
+temperature, top-p, penalties, biases, constrained output) is refused. A shorter answer has the same distribution, cut.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ from typing import Any
 
 from rlpost.envs.asking import Refusal, Request
 
-MODEL = "policy"  # the only one there is
+MODEL = "policy"  # the only model
 ROLES = ("system", "user", "assistant", "tool")
-_NO_MEANING = (
-    "user",
-    "metadata",
-    "safety_identifier",
-    "prompt_cache_key",
-)  # about the caller, not the answer
+# Fields about the caller, without effect on the answer.
+_NO_MEANING = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id")
 _MOST_TOKENS = 2**31
 
@@ -36,15 +32,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """In which form the answer is wanted."""
+    """The requested form of the answer."""
 
     stream: bool = False
-    usage: bool = False  # at the end of a stream
+    usage: bool = False  # report usage at the end of a stream
     logprobs: bool = False
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """The object that a body holds. Raises Refused where it is none."""
+    """The JSON object in a body. Raises Refused if there is none."""
     try:
         found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -59,7 +55,7 @@ def _no_constant(word: str) -> float:
 
 
 def read(body: Mapping[str, Any]) -> tuple[Request, Form]:
-    """A request and the form of its answer. Raises Refused, naming the field. A field that is null is not given."""
+    """A request and the form of its answer. Raises Refused, naming the field. A null field counts as not given."""
     given = {key: value for key, value in body.items() if value is not None and key not in _NO_MEANING}
     if unknown := sorted(given.keys() - _FIELDS):
         raise Refused(f"{unknown[0]}: this endpoint does not know it", unknown[0], "unsupported_parameter")
@@ -78,7 +74,7 @@ def read(body: Mapping[str, Any]) -> tuple[Request, Form]:
 
 
 def reward_of(body: Mapping[str, Any]) -> tuple[float, bool | None]:
-    """What is posted as an episode's reward. Raises Refused for anything but {"reward": number, "success": bool}."""
+    """The reward posted for an episode. Raises Refused for anything but {"reward": number, "success": bool}."""
     if unknown := sorted(body.keys() - {"reward", "success"}):
         raise Refused(f"{unknown[0]}: a reward has only reward and success", unknown[0])
     reward, success = body.get("reward"), body.get("success")
@@ -97,7 +93,7 @@ def _known_model(model: object) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that a float holds, and is finite."""
+    """Whether a value is a finite number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
@@ -157,7 +153,7 @@ def _message(where: str, given: object) -> Mapping[str, Any]:
 
 
 def _content(where: str, given: object) -> str:
-    """Text, or a list of parts that are text."""
+    """The text of a message's content: a text, or a list of parts that are text."""
     if not isinstance(given, list):
         return _text(where, given)
     parts = []

@@ -1,7 +1,7 @@
-"""What the endpoint says, in OpenAI's shapes.
+"""The endpoint's responses, in OpenAI's shapes.
 
-With `logprobs` a choice also has `token_ids` and `prompt_token_ids`, exactly as the engine was given and sampled them:
-an extension, which OpenAI's client keeps as further attributes.
+With `logprobs`, a choice also has `token_ids` and `prompt_token_ids`, exactly as the engine received and sampled them:
+an extension, which OpenAI's client keeps as additional attributes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def completion(answer: Answer, form: Form) -> dict[str, Any]:
 
 
 def chunks(answer: Answer, form: Form) -> Iterator[bytes]:
-    """The same as events of a stream, in one piece: the answer is whole before it is handed on."""
+    """The same as events of a stream, in one piece: an answer is complete before it is sent."""
     head = _head("chat.completion.chunk")
     delta = {"role": "assistant", "content": answer.text}
     yield _event({**head, "choices": [_piece(delta, None, _exactly(answer, form))]})
@@ -37,12 +37,12 @@ def chunks(answer: Answer, form: Form) -> Iterator[bytes]:
 
 
 def models() -> dict[str, Any]:
-    """The list of models: one."""
+    """The list of models, which has one entry."""
     return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "rlpost"}]}
 
 
 def error(refusal: Refusal) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
+    """An error in OpenAI's shape."""
     return {
         "error": {
             "message": refusal.message,

@@ -1,4 +1,4 @@
-"""What an episode of an agent earned: by a scoring function, by what the program posted, or by what it returned."""
+"""The reward of an agent's episode: by a scoring function, by what the program posted, or by what it returned."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def earned(
     posted: Reward | None,
     last_answer: str,
 ) -> Verdict:
-    """Exactly one of the three says it. ValueError where none or several do; raises what the scorer raises.
+    """The verdict, from exactly one source. Raises ValueError for none or several, and what the scorer raises.
 
-    A returned text is no reward but what `score` is asked of. Without it, that is the model's last answer.
+    A returned text is not a reward, but the input of `score`. If none is returned, the input is the model's last
+    answer.
     """
     text = returned if isinstance(returned, str) else None
     said = [posted] if posted is not None else []

@@ -1,7 +1,7 @@
-"""The endpoint: one HTTP server a process, in a thread of its own. The only file that imports aiohttp.
+"""The endpoint: one HTTP server per process, in its own thread. Only this file imports aiohttp.
 
-Each episode has a secret token, which is the key its program asks with: a request belongs to the token's episode,
-and without one of the present tokens nothing is answered. A token ends with its episode.
+Each episode has a secret token, which is its program's API key: a request belongs to the token's episode, and a request
+without a valid token gets no answer. A token ends with its episode.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from rlpost.envs.agent.conversation import Conversation, Reward
 from rlpost.envs.asking import CONTEXT_LENGTH_EXCEEDED, Answer, Refusal
 from rlpost.envs.errors import Refused
 
-MOST_BYTES = 32 * 2**20  # of a request
+MOST_BYTES = 32 * 2**20  # limit of a request's body
 START_S = 30.0
-ANSWER_S = 3600.0  # after which a request is given up; rollout.timeout_s ends the worker long before
+ANSWER_S = 3600.0  # seconds after which a request is abandoned; rollout.timeout_s ends the worker long before
 _LOOPBACK = "127.0.0.1"
-_ELSEWHERE = (
-    "192.0.2.1",
-    9,
-)  # RFC 5737: of no machine. Nothing is sent, but the way there names our own address
-_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients obey: the same request would fail again
+# An address that no machine has (RFC 5737). Nothing is sent to it, but the route to it reveals our own address.
+_ELSEWHERE = ("192.0.2.1", 9)
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients obey it: the same request would fail again
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """Listens on a free port from the start to the end of the process."""
+    """Listens on a free port from its start to the end of the process."""
 
     def __init__(self, host: str) -> None:
         self._conversations: dict[str, Conversation] = {}
@@ -45,17 +43,17 @@ class Server:
         self.base_url = f"http://{host}:{port}/v1"
 
     def open(self, conversation: Conversation) -> str:
-        """The token of a conversation, which is answered from now on."""
+        """Create a token for a conversation, which is answered from now on."""
         token = f"rlpost-{secrets.token_urlsafe(32)}"
         self._conversations[token] = conversation
         return token
 
     def close(self, token: str) -> None:
-        """A token that is no more."""
+        """Invalidate a token."""
         self._conversations.pop(token, None)
 
     async def _listen(self, host: str) -> int:
-        """The port. It is the system's choice, so that none is ever taken already."""
+        """Start to listen; return the port. The system chooses it, so it is always free."""
         app = web.Application(client_max_size=MOST_BYTES, middlewares=[_in_openais_shape])
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
@@ -101,7 +99,7 @@ class Server:
 
 
 async def _answer(reply: Future[Answer | Refusal]) -> Answer:
-    """Raises Refused where the request is refused, or its episode ends before it is answered."""
+    """Wait for the answer. Raises Refused if the request is refused, or its episode ends before it is answered."""
     try:
         said = await asyncio.wait_for(asyncio.wrap_future(reply), ANSWER_S)
     except asyncio.CancelledError:
@@ -118,14 +116,14 @@ _STATUS = {"invalid_api_key": 401, "episode_over": 401, "model_not_found": 404, 
 
 @web.middleware
 async def _in_openais_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as OpenAI's clients read it."""
+    """Turn every error into the shape that OpenAI's clients read."""
     try:
         return await handler(request)
     except requests.Refused as refused:
         refusal, status = refused.refusal, _STATUS.get(refused.refusal.code or "", 400)
     except TimeoutError:
         refusal, status = Refusal(f"no answer within {ANSWER_S:g} s", None, "timeout"), 504
-    except web.HTTPException as error:  # no such path or method, a body too large
+    except web.HTTPException as error:  # unknown path or method, or a body that is too large
         refusal, status = Refusal(f"{error.reason}: {request.method} {request.path}"), error.status
     return web.json_response(responses.error(refusal), status=status, headers=_NO_RETRY)
 
@@ -134,9 +132,9 @@ _STARTING = threading.Lock()
 
 
 def server(network: bool) -> Server:
-    """The one of this process: on the loopback, or on this machine's network address. Started by the first to ask.
+    """The server of this process: on the loopback, or on this machine's network address. The first call starts it.
 
-    Raises Refused where the machine has no network address.
+    Raises Refused if the machine has no network address.
     """
     with _STARTING:
         return _started(network)

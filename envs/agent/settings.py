@@ -17,14 +17,14 @@ _DEFINE = "define it as: def agent(base_url, api_key, model, task), or with asyn
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `env=agent`; those not listed here are of the tasks, as for env=dataset.
+    """The arguments of `env=agent`. Those not listed here belong to the tasks, as for env=dataset.
 
     Args:
         agent: `my_module:agent`, called as agent(base_url=, api_key=, model=, task=) with a row of the tasks.
-        command: a program and its arguments instead, started for each episode.
-        tasks: `path`, `prompt` and the other arguments of env=dataset. `score`, which may be left out, is called with
-            the text that the agent returned, else with the model's last answer.
-        max_calls: calls of the model an episode may make.
+        command: a program and its arguments, started for each episode; an alternative to `agent`.
+        tasks: `path`, `prompt` and the other arguments of env=dataset. `score`, which is optional, is called with the
+            text that the agent returned, else with the model's last answer.
+        max_calls: most calls of the model per episode.
         network: listen on this machine's network address instead of the loopback.
     """
 
@@ -36,7 +36,7 @@ class Settings:
 
     @classmethod
     def checked(cls, args: Mapping[str, Any]) -> Settings:
-        """Refused for unknown, missing or ill-typed arguments."""
+        """Raises Refused for unknown, missing or ill-typed arguments."""
         mine = {key: args[key] for key in _OWN if key in args}
         if ("agent" in mine) == ("command" in mine):
             raise Refused(
@@ -52,11 +52,11 @@ class Settings:
 
     @property
     def scored(self) -> bool:
-        """Whether a scoring function, and not the program, says what an episode earned."""
+        """Whether a scoring function, and not the program, determines an episode's reward."""
         return bool(self.tasks.score)
 
     def function(self) -> Callable[..., Any]:
-        """What `agent` names. Refused where it cannot be imported, or takes other arguments."""
+        """The function that `agent` names. Raises Refused if it cannot be imported, or takes other arguments."""
         assert self.agent is not None, "a command has no function"
         function = own.load(self.agent)
         try:

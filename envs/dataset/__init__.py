@@ -1,4 +1,4 @@
-"""`env=dataset`: prompts of a file, each answered once and scored by functions (envs/registry.py)."""
+"""`env=dataset`: prompts from a file, each answered once and scored by functions (envs/registry.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlpost.envs.dataset.table import load
 
 
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
-    """Refused (a ValueError) for bad arguments, files and rows."""
+    """Make the environment. Raises Refused (a ValueError) for bad arguments, files and rows."""
     settings = Settings.checked(args)
     table = load(settings)
     return Taught(settings, table) if table.teaches else Dataset(settings, table)
@@ -25,5 +25,5 @@ def variants(name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
 
 
 def causes(name: str) -> Mapping[str, str]:
-    """None: an answer is right or not, and nothing tells why."""
+    """Empty: an answer is right or not, and nothing explains why."""
     return {}

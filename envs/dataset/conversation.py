@@ -1,12 +1,12 @@
-"""The shapes that a row may have, as one: what is asked, and the conversation to learn from.
+"""Converts the possible shapes of a row to one: the question, and the conversation to learn from.
 
     {"prompt": "2 + 2 =", "answer": "4"}                                       a question; the scorer reads the rest
     {"prompt": "2 + 2 =", "completion": "4"}                                   with a right answer
     {"messages": [{"role": "system", "content": "..."}, {"role": "user", ...}, {"role": "assistant", ...}]}
     {"prompt": [{"role": "user", ...}], "completion": [{"role": "assistant", ...}]}
 
-Episodes ask everything before the last answer of the assistant. Supervised fine-tuning learns every message of the
-assistant in `messages`, and the completion alone where there is one; all else is context and is never learnt.
+An episode's prompt is everything before the assistant's last answer. Supervised fine-tuning learns every message of the
+assistant in `messages`, or only the completion if there is one; all else is context and is never learned.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRow(ValueError):
-    """Why a row cannot be used, in words that follow the place where it stands."""
+    """The reason why a row cannot be used, worded to follow the row's place."""
 
 
 @dataclass(frozen=True)
 class Asked(Question):
-    """A row's question. `data` is the row; `lesson` is empty where the row has no answer to learn from."""
+    """A row's question. `data` is the row; `lesson` is empty if the row has no answer to learn from."""
 
     lesson: tuple[ExpertTurn, ...] = ()
 
 
 def asked(row: Row, settings: Settings) -> Asked:
-    """Raises BadRow for a row of no known shape, saying what was seen."""
+    """The question of a row. Raises BadRow, with a description, for a row of unknown shape."""
     said, learnt_from = _conversation(row, settings)
     prompt = said[: _last_answer(said)]
     if not any(each.role == "user" for each in prompt):
@@ -50,7 +50,7 @@ def asked(row: Row, settings: Settings) -> Asked:
 
 
 def _conversation(row: Row, settings: Settings) -> tuple[tuple[Message, ...], int]:
-    """All messages, an answer at the end where there is one, and the first from which answers are learnt."""
+    """All messages, with an answer at the end if there is one, and the index from which answers are learned."""
     field = _question_field(row, settings)
     said = _messages(row[field], field)
     answer = settings.expert or (COMPLETION if row.get(COMPLETION) is not None else None)
@@ -84,13 +84,13 @@ def _question_field(row: Row, settings: Settings) -> str:
 
 
 def _missing(row: Row, field: str) -> Any:
-    """Raises BadRow."""
+    """Raise BadRow for a missing field."""
     seen = f"is {row[field]!r}" if field in row else f"is missing (there are {', '.join(row)})"
     raise BadRow(f"its field {field!r} {seen}, but must be a text or messages")
 
 
 def _messages(value: object, field: str, role: Role = "user") -> tuple[Message, ...]:
-    """A text, which is a message of `role`, or a list of messages."""
+    """The messages in a field: a text, which is one message of `role`, or a list of messages."""
     if isinstance(value, str):
         return (Message.of(role, _text(value, f"its field {field!r}")),)
     if not isinstance(value, Sequence) or not value:
@@ -135,7 +135,7 @@ def _text(value: object, where: str) -> str:
 
 
 def _last_answer(said: Sequence[Message]) -> int:
-    """Where the last answer stands that ends the conversation; its length where none does."""
+    """The index of the last answer, if it ends the conversation; else the number of messages."""
     return len(said) - 1 if said[-1].role == "assistant" else len(said)
 
 
@@ -149,7 +149,7 @@ def _instructed(prompt: tuple[Message, ...], instruction: str) -> tuple[Message,
 
 
 def _lesson(said: Sequence[Message], learnt_from: int) -> tuple[ExpertTurn, ...]:
-    """A turn for each message of the assistant: what was said since the last one, its text, whether to learn it."""
+    """One turn per message of the assistant: what was said since the last one, its text, whether to learn it."""
     turns, context = list[ExpertTurn](), list[Message]()
     for number, each in enumerate(said):
         if each.role == "assistant":
@@ -161,7 +161,7 @@ def _lesson(said: Sequence[Message], learnt_from: int) -> tuple[ExpertTurn, ...]
 
 
 def _plain(said: tuple[Message, ...]) -> Said:
-    """A single message of the user is plain text."""
+    """A single message of the user becomes plain text."""
     return said[0].text if len(said) == 1 and said[0].role == "user" else said
 
 

@@ -22,7 +22,8 @@ from rlpost.envs.splits import Split
 class Dataset(OneTurn):
     """A row's prompt, one answer, its reward. See envs/dataset/settings.py for the arguments.
 
-    A function that raises, or returns what is no reward, lets `step` raise: the rollout counts the episode as broken.
+    If a function raises, or returns something that is not a reward, `step` raises: the rollout counts the episode as
+    broken.
     """
 
     def __init__(self, settings: Settings, table: Table) -> None:
@@ -41,7 +42,7 @@ class Dataset(OneTurn):
         return rng.choice(questions)
 
     def instances(self, variant: str, split: str) -> int:
-        """The different prompts among the rows."""
+        """The number of different prompts among the rows."""
         return len({question.instance for question in self._table.questions(variant, Split(split))})
 
     def prompts(self, variant: str, split: str) -> list[tuple[str, Said]]:
@@ -51,7 +52,7 @@ class Dataset(OneTurn):
         return remarks(self._table)
 
     def rehearsals(self) -> list[tuple[str, Callable[[], object]]]:
-        """The functions, asked of a few rows: for no answer, and for the row's own where it has one."""
+        """Calls of the functions on a few rows: with an empty answer, and with the row's own answer if it has one."""
         if set(self._settings.score) <= {"exact", "number"}:
             return []
         return [
@@ -82,10 +83,10 @@ class Dataset(OneTurn):
 
 
 class Taught(Dataset):
-    """A data set whose rows hold right answers."""
+    """A data set whose rows contain right answers."""
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
-        """The row's conversation. Nothing is revised: `revision` changes nothing."""
+        """The row's conversation. Nothing is revised, so `revision` has no effect."""
         question = self.question
         assert isinstance(question, Asked), "questions are drawn here"
         return list(question.lesson)

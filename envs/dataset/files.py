@@ -1,4 +1,4 @@
-"""Rows of a file, a folder or the hub, each with the place it stands at, so that a bad one can be found."""
+"""Rows of a file, a folder or the hub, each with its place, so a bad row can be found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rlpost.envs.errors import Refused
 
 Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the row
 
-_NARROW: dict[str, type[np.floating[Any]]] = {"float": np.float32, "halffloat": np.float16}  # Arrow's names
+# The types of less than 64 bits, by Arrow's names.
+_NARROW: dict[str, type[np.floating[Any]]] = {"float": np.float32, "halffloat": np.float16}
 _FORMS = (
     "name a .jsonl file (an object a line), a .parquet, .arrow or .feather file, a folder of save_to_disk, or a data"
     " set of the hub: hf:OWNER/NAME"
@@ -22,7 +23,7 @@ _FORMS = (
 
 
 def read(source: str) -> Iterator[Located]:
-    """The rows of a data set. Refused for what cannot be read, naming file and line."""
+    """The rows of a data set. Raises Refused for what cannot be read, with file and line."""
     path = Path(source)
     if source.startswith(hub.PREFIX):
         yield from hub.read(source)
@@ -43,7 +44,7 @@ def _no_constant(word: str) -> NoReturn:
 
 
 def _read_jsonl(path: Path) -> Iterator[Located]:
-    """Blank lines hold no row; whatever else is no JSON object is refused."""
+    """Rows of a JSONL file. Blank lines are skipped; a line that is not a JSON object is refused."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -53,7 +54,7 @@ def _read_jsonl(path: Path) -> Iterator[Located]:
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # of which bad UTF-8 is one
+    except (ValueError, RecursionError) as error:  # includes bad UTF-8
         raise Refused(f"{where}: is not JSON: {error}", "mend the line") from error
     if not isinstance(found, dict):
         raise Refused(f"{where}: is no object but {type(found).__name__}", "write {...} on every line")
@@ -61,7 +62,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> Iterator[Located]:
-    """What `datasets.Dataset.save_to_disk` left: its state.json names the Arrow files, in order."""
+    """Rows of a folder written by `datasets.Dataset.save_to_disk`: its state.json names the Arrow files, in order."""
     splits = folder / "dataset_dict.json"
     if splits.is_file():
         names = ", ".join(str(folder / name) for name in json.loads(splits.read_text("utf-8"))["splits"])
@@ -89,7 +90,8 @@ def _read_columns(paths: list[Path]) -> Iterator[Located]:
         with pyarrow.memory_map(str(path)) as source:
             try:
                 return ipc.open_stream(source).read_all()
-            except pyarrow.ArrowInvalid:  # a file with a footer, not the stream that save_to_disk writes
+            # A file with a footer, instead of the stream that save_to_disk writes.
+            except pyarrow.ArrowInvalid:
                 return ipc.open_file(source).read_all()
 
     for path in paths:
@@ -104,5 +106,5 @@ def _read_columns(paths: list[Path]) -> Iterator[Located]:
 
 
 def _as_written(row: dict[str, Any], narrow: dict[str, type[np.floating[Any]]]) -> dict[str, Any]:
-    """The fields of less than 64 bits by their shortest digits: a float32 of 0.1 is 0.1, not 0.10000000149011612."""
+    """Convert fields below 64 bits by their shortest digits: a float32 of 0.1 is 0.1, not 0.10000000149011612."""
     return {key: float(str(kind(row[key]))) for key, kind in narrow.items() if row[key] is not None}

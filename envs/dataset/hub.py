@@ -1,4 +1,4 @@
-"""Rows of a data set of the Hugging Face hub, by the package `datasets`, an optional extra.
+"""Rows of a data set on the Hugging Face hub, by the package `datasets`, an optional extra.
 
 hf:OWNER/NAME[:CONFIG][@REVISION][#SPLIT]     hf:openai/gsm8k:main@e53f048#test
 """
@@ -29,14 +29,14 @@ class HubId:
 
 
 def parsed(source: str) -> HubId:
-    """Refused for what is not of FORM."""
+    """The parts of a source of the form FORM. Raises Refused for any other."""
     if (match := _NAME.fullmatch(source)) is None:
         raise Refused(f"{source}: is no name of a data set", f"write {FORM}")
     return HubId(match["name"], match["config"], match["revision"], match["split"] or "train")
 
 
 def read(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of each. Refused for what cannot be had. The data set brings no code: `datasets` 4 runs none."""
+    """(place, row) for each row. Raises Refused if it is not available. `datasets` 4 runs no code of a data set."""
     wanted = parsed(source)
     try:
         import datasets
@@ -47,7 +47,7 @@ def read(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
     try:
         rows = datasets.load_dataset(wanted.name, wanted.config, revision=wanted.revision, split=wanted.split)
-    except Exception as error:  # of the network, the hub, or the data set's files: there are a dozen kinds
+    except Exception as error:  # from the network, the hub or the data set's files, in a dozen types
         raise Refused(
             f"{source}: cannot be had: {type(error).__name__}: {error}",
             f"see its name, configuration and split ({FORM}; the split is train by default), and HF_TOKEN where it is"

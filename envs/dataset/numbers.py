@@ -1,16 +1,16 @@
-r"""The numbers in a text, exactly, in the forms in which people, programs and models write them.
+r"""Reads the numbers in a text exactly, in the forms in which people, programs and models write them.
 
     -3.50  .5  1e-05  1E+16  1,000,000  1,00,000  1_000  1{,}000  1\,000  10,\!000     digits, exponents, thousands
     3/4  2 1/2  2½  \frac{3}{4}  2\dfrac12                                             fractions, mixed numbers
     1.5 × 10^{3}  1.5 \times 10^3  2*10**-3                                            powers of ten
     −5 (U+2212)  -$5  $-5  ５  ٣                                                       other signs and digits
 
-A sign belongs to a number that it touches, unless a letter, a digit, a closing bracket or a percent sign stands right
-before it: `3-5` and `x-5` hold no -5. A comma groups thousands or it separates: `1,2` is two numbers, and so is a
-decimal comma. Percent signs, currencies and units are not part of a number: `50%` is 50. Infinities and NaN are none.
-Expressions are not evaluated, but for a fraction: the last number of `2 + 3` is 3.
+A sign belongs to the number that it touches, unless a letter, a digit, a closing bracket or a percent sign is right
+before it: `3-5` and `x-5` contain no -5. A comma groups thousands or separates: `1,2` is two numbers, and so is a
+decimal comma. Percent signs, currencies and units are not part of a number: `50%` is 50. Infinities and NaN are not
+numbers. Expressions are not evaluated, except fractions: the last number of `2 + 3` is 3.
 
-Every text is read in linear time, and none raises.
+Every text is read in linear time, and no text raises.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections import deque
 from decimal import Decimal
 from fractions import Fraction
 
-_MAX_DIGITS = 4300  # of a number written out; Python reads no longer ones into an int
+_MAX_DIGITS = 4300  # of a number written out; Python does not convert longer ones to int
 _MAX_EXPONENT = 4300
 
 _MINUS = dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe58\ufe63\uff0d\u207b", "-")
@@ -65,22 +65,22 @@ _LATEX_FRACTION = re.compile(rf"\\[dt]?frac\s*+(?:{_BRACED}\s*+{_BRACED}|([0-9])
 
 
 def number_in(text: str, last: bool) -> Fraction | None:
-    """The last number of a text, or the first. None where there is none, or it is none: 1/0, or one out of bounds."""
+    """The last number of a text, or the first. None if there is none, or it has no value: 1/0, or out of bounds."""
     found = _NUMBER.finditer(_plain(text))
     match = next(iter(deque(found, maxlen=1)) if last else found, None)
     return None if match is None else _value(match)
 
 
 def whole_number(text: str) -> Fraction | None:
-    """The number that a text is and nothing else; None where it is not."""
+    """The number, if the text consists of one number and nothing else; else None."""
     match = _NUMBER.fullmatch(_plain(text).strip())
     return None if match is None else _value(match)
 
 
 def number_of(value: object) -> Fraction | None:
-    """What a field of a row that is no text holds. A float is what it is written as: 0.1 is 1/10.
+    """The number in a row's field that is not a text. A float has the value that it is written as: 0.1 is 1/10.
 
-    None for what is no finite number; a bool is none.
+    None if it is not a finite number. A bool is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, Fraction)):
         return None
@@ -91,7 +91,7 @@ def number_of(value: object) -> Fraction | None:
 
 
 def is_number(said: Fraction, held: float | int | Decimal | Fraction) -> bool:
-    """Whether a number is the one that a row holds. A float is every number that rounds to it, but 0 only 0."""
+    """Whether a number equals the one in a row. A float equals every number that rounds to it; 0 equals only 0."""
     if said == number_of(held):
         return True
     try:
@@ -101,7 +101,7 @@ def is_number(said: Fraction, held: float | int | Decimal | Fraction) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Digits, signs and fractions of other scripts and of LaTeX in ASCII."""
+    """Convert digits, signs and fractions of other scripts and of LaTeX to ASCII."""
     if not text.isascii():
         text = _RAISED_POWER.sub(lambda power: f"10^{''.join(map(_lowered, power[1]))}", text)
         text = _NOT_ASCII.sub(_ascii, text)
@@ -128,7 +128,7 @@ def _slashed(match: re.Match[str]) -> str:
 
 
 def _joined(match: re.Match[str], fraction: str) -> str:
-    """A fraction in the place of another form of it; after a digit it is the rest of a mixed number."""
+    """Replace another form of fraction by the plain one. After a digit it is the rest of a mixed number."""
     before = match.string[match.start() - 1 : match.start()]
     return f" {fraction}" if before.isdecimal() else fraction
 
@@ -151,7 +151,7 @@ def _unsigned(match: re.Match[str]) -> Fraction:
 
 
 def _read(digits: str) -> Fraction:
-    """ValueError for too many."""
+    """The value of the digits. Raises ValueError if there are too many."""
     bare = re.sub(r"[^0-9.]", "", digits)
     if len(bare) > _MAX_DIGITS:
         raise ValueError("too long")
@@ -159,7 +159,7 @@ def _read(digits: str) -> Fraction:
 
 
 def _power(exponent: str) -> Fraction:
-    """A power of ten. ValueError for one that would fill the memory."""
+    """A power of ten. Raises ValueError if it would fill the memory."""
     if len(exponent) > _MAX_DIGITS or abs(int(exponent)) > _MAX_EXPONENT:
         raise ValueError("out of bounds")
     return Fraction(10) ** int(exponent)

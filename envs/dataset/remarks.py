@@ -1,4 +1,4 @@
-"""What is odd in the rows of a data set, though each can be used: prompts that repeat, or have two answers."""
+"""Reports irregularities in a data set whose rows are all usable: prompts that repeat, or have two answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MOST_FIELDS = 3
 
 
 def remarks(table: Table) -> list[str]:
-    """A sentence for each thing that is odd."""
+    """One sentence for each irregularity."""
     return [*_repeats(table), *_gaps(table)]
 
 
 def _repeats(table: Table) -> Iterator[str]:
-    """Rows are compared by prompt, wherever they stand; those of one prompt by what is their right answer."""
+    """Repeated prompts, wherever their rows are, and prompts with different right answers."""
     first: dict[str, Item] = {}
     again, differ = list[tuple[Item, Item]](), list[tuple[Item, Item]]()
     for item in table.items:
@@ -46,7 +46,7 @@ def _answer(table: Table, item: Item) -> object:
 
 
 def _gaps(table: Table) -> Iterator[str]:
-    """A field that some rows have and others lack: a scorer that needs it fails on those."""
+    """Fields that some rows have and others lack: a scorer that needs one fails on those rows."""
     has = Counter(
         key for item in table.items for key, value in item.question.data.items() if value is not None
     )

@@ -1,11 +1,11 @@
-"""Score answers that were written elsewhere: python -m rlpost.envs.dataset.rescore FILE --score NAME [...].
+"""Scores answers that were written elsewhere: python -m rlpost.envs.dataset.rescore FILE --score NAME [...].
 
     python -m rlpost.envs.dataset.rescore answers.jsonl --score rewards:right --score rewards:short --out scores.jsonl
 
-FILE is a data set as `env=dataset` reads it, whose rows hold a model's answer too, in the field `response` (a text, or
-a list of several). No model is started. Each answer becomes a line: where its row stands, its number within the row,
-reward, outcome, success and parts, or the error with which scoring failed. The means at the end leave out what failed,
-and say how many did, with the first cause. Exit codes: 0, 1 where every answer failed, 2 for what is refused.
+FILE is a data set as `env=dataset` reads it, whose rows also contain a model's answer in the field `response` (a text,
+or a list of several). No model is started. Each answer becomes one line: the place of its row, its number within the
+row, reward, outcome, success and parts, or the error with which scoring failed. The means at the end leave out
+failures, and give their number and first cause. Exit codes: 0, 1 if every answer failed, 2 for refused input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Line = dict[str, Any]
 
 
 def rescored(settings: Settings, response: str) -> Iterator[Line]:
-    """A line for each answer. Refused for rows that cannot be read, or have no answer in the field `response`."""
+    """One line per answer. Raises Refused for rows that cannot be read, or have no answer in the field `response`."""
     table = load(settings)
     answers = [(item, _answers(item, response)) for item in table.items]
     score = Scorer(settings, table.fields)
@@ -57,14 +57,14 @@ def _answers(item: Item, response: str) -> Sequence[str]:
 def _scored(score: Scorer, item: Item, answer: str) -> Line:
     try:
         verdict = score(answer, item.question)
-    except Exception as error:  # of the user's function
+    except Exception as error:  # raised by the user's function
         return {"error": told(error)}
     found: Line = {"reward": verdict.reward, "outcome": verdict.outcome, "success": verdict.success}
     return found | ({"parts": dict(verdict.parts)} if verdict.parts else {})
 
 
 def sentences(lines: Sequence[Line]) -> list[str]:
-    """What a person wants to know of all lines."""
+    """A summary of all lines, in sentences."""
     whole = [line for line in lines if "error" not in line]
     failed = [line for line in lines if "error" in line]
     said = []
@@ -91,7 +91,7 @@ def _parts(lines: Sequence[Line]) -> Mapping[str, tuple[float, int]]:
 
 
 def _written(lines: Sequence[Line], path: Path) -> None:
-    """All lines or no file."""
+    """Write all lines, or no file."""
     half = path.with_name(f".{path.name}.half")
     half.write_text(
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8", "backslashreplace"
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="write a JSON line for each answer to this file")
     asked = parser.parse_args(argv)
-    sys.path.insert(0, os.getcwd())  # where the functions lie, as for `python -m`
+    sys.path.insert(0, os.getcwd())  # the functions may be there, as for `python -m`
     weights = {"weights": asked.weights} if asked.weights else {}
     try:
         args = {

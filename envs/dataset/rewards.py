@@ -1,27 +1,26 @@
-"""From an answer to a verdict: what each scoring function is given, what it may return, and how several are added up.
+"""Calls scoring functions on an answer: what each receives, what it may return, and how several are added up.
 
-A function of the user's is given, by the names of its parameters, what it asks for:
+A user's function receives the arguments that its parameters name:
 
     answer     the model's answer, a str
     prompt     the last message of the user, a str
     messages   the conversation before the answer: [{"role": ..., "content": ...}, ...]
-    row        the row, a plain dict of its own
+    row        the row, as a separate plain dict
     NAME       any other name: the row's field of that name
 
-A parameter with a default may lack its field. `**others` gets everything. The function may be `async`: several are
-awaited together, in the environment's thread.
+A parameter with a default does not need its field. `**others` receives everything. The function may be `async`: several
+are awaited together, in the environment's thread.
 
-What it returns has one meaning:
+The meanings of return values:
 
     a bool, or a finite number (also NumPy's, or a tensor of one element)   its reward
-    a dict of such                                                          parts; their sum is its reward
+    a dict of those                                                         parts; their sum is its reward
     None, alone or in a dict                                                does not apply: left out of the sum
-    (one of these, "OUTCOME")                                               with a name for what happened
+    (one of these, "OUTCOME")                                               with a name for the outcome
 
-The reward of an answer is the sum of weight * reward over the functions that apply. The first of these says whether the
-answer is a success (its own reward, without the weight, is at least `success_at`) and names the outcome. Anything else
-is a failure: what a function raises, returns of another kind, NaN and infinities, and an answer that no function
-applies to.
+The reward of an answer is the sum of weight * reward over the functions that apply. The first of them decides whether
+the answer is a success (its own reward, without the weight, is at least `success_at`) and names the outcome. Anything
+else is a failure: an exception, another return type, NaN and infinities, and an answer to which no function applies.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from rlpost.envs.messages import messages_of
 from rlpost.envs.one_turn import Verdict
 
 Score = Callable[[str, Asked], Any]
-"""(the model's answer, the question) -> what a function returned, or what awaits it."""
+"""Maps (the model's answer, the question) to a function's return value, or an awaitable for it."""
 
 _GIVEN = ("answer", "prompt", "messages", "row")
 _DEFINE = "define it as: def score(answer: str, row: dict) -> float"
@@ -56,25 +55,25 @@ _RETURN = "must be a bool, a finite number, a dict of such, None, or one of thes
 
 @dataclass(frozen=True)
 class Function:
-    name: str  # as its part is logged
-    reference: str  # as `score` names it
+    name: str  # the name of its part in the metrics
+    reference: str  # as in the setting `score`
     weight: float
     call: Score
 
 
 @dataclass(frozen=True)
 class Returned:
-    """What one function said of an answer. `reward` is None where it does not apply."""
+    """The return value of one function for an answer. `reward` is None if the function does not apply."""
 
     reward: float | None
-    parts: Mapping[str, float]  # of a dict
+    parts: Mapping[str, float]  # from a returned dict
     outcome: str | None
 
 
 class Scorer:
-    """All functions of a data set. Those that are async run in an event loop of its own, which `close` ends.
+    """All functions of a data set. Async ones run in a separate event loop, which `close` ends.
 
-    Raises Refused where one cannot be imported, or asks for what is neither given nor a field of any row.
+    Raises Refused if one cannot be imported, or needs an argument that is neither provided nor a field of any row.
     """
 
     def __init__(self, settings: Settings, fields: Collection[str]) -> None:
@@ -88,7 +87,7 @@ class Scorer:
         self._runner: asyncio.Runner | None = None
 
     def __call__(self, answer: str, question: Asked) -> Verdict:
-        """Raises what a function raises, TypeError and ValueError for what it should not return."""
+        """Score an answer. Raises what a function raises, and TypeError or ValueError for a bad return value."""
         results = self._awaited([function.call(answer, question) for function in self._functions])
         pairs = zip(self._functions, results, strict=True)
         return self._verdict(
@@ -123,7 +122,7 @@ class Scorer:
         return Verdict(reward, outcome, success, self._parts(applying))
 
     def _parts(self, applying: Sequence[tuple[Function, Returned, float]]) -> dict[str, float]:
-        """By name; of a single function only those of its dict, since its reward is the answer's."""
+        """The parts by name. For a single function, only those of its dict, since its reward is the answer's."""
         if len(self._functions) == 1:
             return dict(applying[0][1].parts)
         found = dict[str, float]()
@@ -138,19 +137,19 @@ async def _together(waiting: Collection[Awaitable[Any]]) -> list[Any]:
 
 
 def _names(references: Sequence[str]) -> list[str]:
-    """The functions' own names; the whole references where two have one name."""
+    """The functions' own names; the whole references if two functions have the same name."""
     short = [reference.rpartition(":")[2] for reference in references]
     return short if len(set(short)) == len(short) else [each.replace(":", ".") for each in references]
 
 
 def outcome_of(reward: float, named: str | None, success_at: float) -> tuple[str, bool]:
-    """What a reward is called, unless it was `named`, and whether it is a success."""
+    """The outcome's name (`named`, if given) for a reward, and whether it is a success."""
     success = reward >= success_at
     return named or ("CORRECT" if success else "PARTIAL" if reward > 0 else "WRONG"), success
 
 
 def returned(result: object, told: str) -> Returned:
-    """What a function returned, in one form. TypeError or ValueError where it should not, naming who is `told`."""
+    """A function's return value in one form. Raises TypeError or ValueError for a bad one, with the name `told`."""
     outcome, value = None, result
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str) and result[1]:
         value, outcome = result
@@ -164,11 +163,11 @@ def returned(result: object, told: str) -> Returned:
 
 
 def number(reward: object) -> float:
-    """Raises TypeError where it is no number, and ValueError where it is not finite."""
+    """The reward as a float. Raises TypeError if it is not a number, and ValueError if it is not finite."""
     if not isinstance(reward, (Real, Decimal)) and callable(item := getattr(reward, "item", None)):
         try:
             reward = item()
-        except Exception:  # of more than one element, or an `item` of another kind
+        except Exception:  # a tensor of more than one element, or an `item` of another kind
             raise TypeError("no number") from None
     if not isinstance(reward, (Real, Decimal)):
         raise TypeError("no number")
@@ -204,7 +203,7 @@ def _callable(reference: str, settings: Settings, fields: Collection[str]) -> Sc
 
 
 def _refuse_no_scorer(reference: str, found: Any) -> None:
-    """Refused for a class, and for what the user's module merely imported from the standard library."""
+    """Raise Refused for a class, and for a name that the user's module only imported from the standard library."""
     while isinstance(found, functools.partial):
         found = found.func
     home = str(getattr(found, "__module__", None) or "").partition(".")[0]
@@ -214,7 +213,7 @@ def _refuse_no_scorer(reference: str, found: Any) -> None:
 
 
 def _asked_for(reference: str, function: Any, fields: Collection[str]) -> tuple[dict[str, bool], bool]:
-    """The parameters by name, with whether each must be given, and whether it takes all others."""
+    """The parameters by name, with whether each is required, and whether the function takes all others."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
@@ -240,7 +239,7 @@ def _asked_for(reference: str, function: Any, fields: Collection[str]) -> tuple[
 def _call(
     reference: str, function: Any, names: Mapping[str, bool], everything: bool, answer: str, asked: Asked
 ) -> Any:
-    row = copy.deepcopy(asked.data)  # what a function does to a row stays with it
+    row = copy.deepcopy(asked.data)  # a function's changes to the row must not leave the function
     said = messages_of(asked.observation)
     known = {
         **row,

@@ -1,4 +1,4 @@
-"""The ready scorers: comparison with a row's answer, as text, number or formula, and a row's tests of code."""
+"""The ready scorers: compare with a row's answer as text, number or formula, or run a row's tests of code."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rlpost.envs.dataset.numbers import is_number, number_in, number_of, whole_n
 from rlpost.envs.dataset.settings import Settings
 
 Compare = Callable[[str, Row], tuple[float, str]]
-"""(the model's answer, the row) -> reward and outcome."""
+"""Maps (the model's answer, the row) to reward and outcome."""
 
 
 def compares(settings: Settings) -> bool:
-    """Whether rows need an answer to be compared with."""
+    """Whether a ready scorer needs rows to have an answer to compare with."""
     return not {"exact", "number", "math"}.isdisjoint(settings.score)
 
 
 def applies(row: Row, field: str, settings: Settings) -> bool:
-    """Whether a ready scorer that reads `field` scores a row: one of several leaves rows without it to the others."""
+    """Whether a ready scorer that reads `field` scores a row. One of several scorers skips rows without the field."""
     return len(settings.score) == 1 or row.get(field) is not None
 
 
 def after_marker(text: str, marker: str | None) -> str | None:
-    """What stands after the last marker; None where there is none. Without a marker, the whole text."""
+    """The text after the last marker; None if the marker does not occur. With `marker` None, the whole text."""
     if marker is None:
         return text.strip()
     _, found, tail = text.rpartition(marker)
@@ -33,20 +33,20 @@ def after_marker(text: str, marker: str | None) -> str | None:
 
 
 def is_answer(value: object) -> bool:
-    """Whether a field holds something to compare with: a text, a finite number, true or false."""
+    """Whether a field contains something to compare with: a text, a finite number, true or false."""
     if isinstance(value, str):
         return bool(value.strip())
     return isinstance(value, bool) or number_of(value) is not None
 
 
 def answer_text(value: object, settings: Settings) -> str:
-    """A row's answer as text: after the marker, where it has one."""
+    """A row's answer as text: the part after the marker, if it has the marker."""
     text = str(value)
     return after_marker(text, settings.marker) or text.strip()
 
 
 def answer_number(value: object, settings: Settings) -> Fraction | None:
-    """A row's answer as a number: the field's own, or the one in its text. None where there is none."""
+    """A row's answer as a number: the field itself, or the number in its text. None if there is none."""
     if isinstance(value, str):
         return number_in(answer_text(value, settings), last=settings.marker is None)
     return number_of(value)
@@ -54,7 +54,7 @@ def answer_number(value: object, settings: Settings) -> Fraction | None:
 
 def _exact(settings: Settings) -> Compare:
     def equal(said: str, given: Any) -> bool:
-        """A text is compared letter by letter; a number, whose spelling no row holds, as a number."""
+        """Compare a text letter by letter, and a number, whose spelling no row fixes, as a number."""
         if isinstance(given, str):
             return said == answer_text(given, settings)
         if isinstance(given, bool):
@@ -118,9 +118,9 @@ READY = tuple(_READY)
 
 
 def ready(name: str, settings: Settings) -> Callable[[str, Row], tuple[float, str] | None]:
-    """The scorer of a name of READY. It returns None for a row that it does not apply to.
+    """The scorer with this name in READY. It returns None for a row to which it does not apply.
 
-    Raises Refused where a package that it needs is not installed.
+    Raises Refused if a package that it needs is not installed.
     """
     compare, field = _READY[name](settings), settings.tests if name == "code" else settings.answer
     return lambda answer, row: compare(answer, row) if applies(row, field, settings) else None

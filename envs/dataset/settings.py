@@ -1,4 +1,4 @@
-"""What a data set environment is told: where the rows are, which field is what, and who scores."""
+"""The arguments of a data set environment: the place of the rows, the meaning of fields, and the scorers."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Settings:
             hub: hf:OWNER/NAME[:CONFIG][@REVISION][#SPLIT].
         score: `my_module:function` (envs/dataset/rewards.py says what one is given and may return), or `exact`,
             `number` or `math`, which compare with the field `answer`, or `code`, which runs the field `tests`; or a
-            list of these. Without one, a data set serves task=sft alone.
-        weights: a factor for each function of a list; 1 each where none is given.
+            list of these. Without a scorer, a data set can be used only for task=sft.
+        weights: a factor for each function of a list; by default 1 each.
         held_out_path: further rows, only for evaluation: the variant `held_out`.
-        prompt, messages, answer, tests: fields of a row. `prompt` or `messages` may be null: not to be looked for.
-        instruction: said after every prompt.
-        marker: text after which `exact` and `number` read, in the model's answer and in the row's.
+        prompt, messages, answer, tests: fields of a row. `prompt` or `messages` may be null: not to be used.
+        instruction: text added to every prompt.
+        marker: `exact` and `number` read the text after it, in the model's answer and in the row's.
         variant: field that names a row's variant; without it all rows of `path` are the variant `default`.
         held_out: variants that are only for evaluation.
-        expert: field that holds a whole right answer, from which supervised fine-tuning learns. Without it, that is
-            the field `completion`, or the assistant's messages.
-        eval_share: share of the other variants' prompts that is kept for evaluation, chosen by hash.
+        expert: field that contains a whole right answer, from which supervised fine-tuning learns. By default the
+            field `completion`, or the assistant's messages.
+        eval_share: share of the other variants' prompts that is reserved for evaluation, chosen by hash.
         success_at: least reward that counts as success.
-        time_limit_s, memory_mib: what `code` and `math` may take for one answer.
+        time_limit_s, memory_mib: limits of `code` and `math` for one answer, in seconds and MiB.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Settings:
 
     @classmethod
     def checked(cls, args: Mapping[str, Any]) -> Settings:
-        """Refused for unknown, missing or ill-typed arguments, and for those that need another."""
+        """Raises Refused for unknown, missing or ill-typed arguments, and for arguments that need another one."""
         _refuse_names(args)
         settings = cls(**{key: _checked(key, value) for key, value in args.items()})
         if settings.held_out and settings.variant is None:
@@ -110,7 +110,7 @@ def _names(key: str, value: object) -> tuple[str, ...]:
 
 
 def _scorers(key: str, value: object) -> tuple[str, ...]:
-    """A list may come as YAML reads [a:b,c]: of names alone, each with its colon."""
+    """The scorers of a list. YAML may have read it as [a:b,c]: only names, each with its colon."""
     if value is None:
         return ()
     names = [value] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The rows of a data set, checked, and dealt out to variants and splits."""
+"""The rows of a data set, checked, and divided among variants and splits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Table:
-    """Every row by variant and split; an endless supply of questions drawn with replacement."""
+    """Every row by variant and split, and an endless supply of questions drawn with replacement."""
 
     settings: Settings
     items: tuple[Item, ...]
@@ -42,7 +42,7 @@ class Table:
 
     @cached_property
     def variants(self) -> dict[str, PlainVariant]:
-        """In the order of the rows, those to train on first."""
+        """The variants in the order of the rows, those to train on first."""
         names = dict.fromkeys(item.variant for item in self.items)
         return {
             name: PlainVariant(name, name in self.held_out, self._summary(name))
@@ -74,7 +74,7 @@ class Table:
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        """Those that some row has."""
+        """The fields that occur in some row."""
         return frozenset(field for item in self.items for field in item.question.data)
 
     @property
@@ -83,7 +83,7 @@ class Table:
         return bool(self.items[0].question.lesson)
 
     def samples(self) -> list[Item]:
-        """A few rows to try a scorer on: one of every variant, one of every set of fields that rows have."""
+        """A few rows on which to try a scorer: one of every variant, and one of every set of fields."""
         of_a_kind: dict[object, Item] = {}
         for item in self.items:
             of_a_kind.setdefault(item.variant, item)
@@ -91,16 +91,16 @@ class Table:
         return list(dict.fromkeys(of_a_kind.values()))[:_MOST_TRIED]
 
     def split(self, item: Item) -> Split:
-        """A held-out variant is all for evaluation, the others by hash."""
+        """The split of a row: evaluation for held-out variants, by hash for the others."""
         if item.variant in self.held_out:
             return Split.EVAL
         return split_of(item.question.instance, self.settings.eval_share)
 
 
 def load(settings: Settings) -> Table:
-    """Read once in a process, by the first to ask: each environment of a worker does, and they may be hundreds.
+    """Load the table, once per process: each environment of a worker asks for it, and there may be hundreds.
 
-    Refused for rows that cannot be used, naming file and line, and for variants without any.
+    Raises Refused for rows that cannot be used, with file and line, and for variants without rows.
     """
     with _READING:
         return _load(settings)
@@ -115,7 +115,7 @@ def _load(settings: Settings) -> Table:
 
 
 def _items(settings: Settings) -> Iterator[Item]:
-    """Every row, or none: bad ones are refused together."""
+    """Every row, or none: bad rows are refused together."""
     bad = []
     for where, row, variant in _located(settings):
         try:
@@ -136,7 +136,7 @@ def _named(places: list[str]) -> str:
 
 
 def _located(settings: Settings) -> Iterator[tuple[str, Row, object]]:
-    """Each row with where it stands and its variant, which may be none."""
+    """Each row with its place and its variant, which may be None."""
     for where, row in read(settings.path):
         yield where, row, DEFAULT if settings.variant is None else row.get(settings.variant)
     if settings.held_out_path is not None:
@@ -153,7 +153,7 @@ def _variant(row: Row, variant: object, settings: Settings) -> str:
 
 
 def _scorable(question: Asked, settings: Settings) -> Asked:
-    """Raises BadRow for a row that a ready scorer cannot score."""
+    """The question, if a ready scorer can score it. Raises BadRow otherwise."""
     row = question.data
     if compares(settings) and applies(row, settings.answer, settings):
         answer = row.get(settings.answer)
@@ -202,7 +202,7 @@ def _refuse_missing(table: Table) -> None:
 
 
 def _refuse_overlap(table: Table) -> None:
-    """A prompt that is trained on may not be held out as well, under whichever variant."""
+    """Raise Refused if a prompt is both trained on and held out, under whichever variants."""
     trained = {i.question.instance: i.where for i in table.items if table.split(i) is Split.TRAIN}
     both = [
         f"{trained[i.question.instance]} and {i.where}"

@@ -1,1 +1,1 @@
-"""Ready scorers that need more than a comparison: formulas (math-verify) and code (a process of its own)."""
+"""Ready scorers that need more than a comparison: formulas (math-verify) and code (run in its own process)."""

@@ -1,7 +1,7 @@
-"""Whether the Python code in an answer passes a row's tests.
+"""Tests whether the Python code in an answer passes a row's tests.
 
-A row's tests are Python (a text or a list of texts, as `assert f(2) == 4`), which run after the code with its names; or
-pairs of what a program reads and prints: [{"input": "2\n", "output": "4\n"}, ...]. Output is compared line by line,
+A row's tests are Python (a text or a list of texts, as `assert f(2) == 4`), which runs after the code with its names;
+or pairs of a program's input and output: [{"input": "2\n", "output": "4\n"}, ...]. Output is compared line by line,
 without spaces at the ends of lines and of the whole.
 """
 
@@ -20,11 +20,11 @@ _FENCE = re.compile(r"[ \t]*```[ \t]*([\w+-]*)[ \t]*")
 _PYTHON = ("", "python", "python3", "py")
 
 Tests = str | tuple[tuple[str, str], ...]
-"""Python, or pairs of input and output."""
+"""Python code, or pairs of input and output."""
 
 
 def passed(answer: str, tests: object, limits: Limits) -> tuple[float, str]:
-    """1 and PASSED, or 0 and what came instead. Raises ValueError for what is no test, OSError without a sandbox."""
+    """1 and PASSED, or 0 and the other outcome. Raises ValueError for a malformed test, OSError without a sandbox."""
     wanted, code = read_tests(tests), code_in(answer)
     if code is None:
         return 0.0, NO_CODE
@@ -33,13 +33,13 @@ def passed(answer: str, tests: object, limits: Limits) -> tuple[float, str]:
 
 
 def code_in(answer: str) -> str | None:
-    """The last block between ``` that is Python by its label or has none; None where there is no such block."""
+    """The last block between ``` that is labelled as Python or has no label; None if there is no such block."""
     blocks = [code for language, code in _blocks(answer) if language.lower() in _PYTHON and code.strip()]
     return textwrap.dedent(blocks[-1]) if blocks else None
 
 
 def _blocks(answer: str) -> Iterator[tuple[str, str]]:
-    """Label and content of each block that is closed, line by line: no text makes it slow."""
+    """Label and content of each closed block. It reads line by line, so no text makes it slow."""
     label: str | None = None
     content: list[str] = []
     for line in answer.split("\n"):
@@ -54,7 +54,7 @@ def _blocks(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def read_tests(value: object) -> Tests:
-    """Raises ValueError where these are no tests, or there is none."""
+    """Raises ValueError if these are not tests, or there are none."""
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, Sequence) and not isinstance(value, str) and value:
@@ -73,7 +73,7 @@ def _pair(value: object) -> tuple[str, str]:
 
 
 def _printed(code: str, pairs: Sequence[tuple[str, str]], limits: Limits) -> str:
-    """The outcome of the first pair that fails; all of them share the time limit."""
+    """The outcome of the first pair that fails. All pairs share the time limit."""
     ends = time.monotonic() + limits.time_s
     for read, printed in pairs:
         left = ends - time.monotonic()

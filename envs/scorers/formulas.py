@@ -1,8 +1,8 @@
-"""Whether an answer's formula equals a row's, by the package math-verify, an optional extra.
+"""Tests whether an answer's formula equals a row's, by the package math-verify, an optional extra.
 
-It is asked in a process of its own, one for all environments of this process: SymPy may take without end, and the
-package's own limits need Python's main thread. A question that takes longer than its time ends the process; the next
-one starts another.
+The package runs in a separate process, one for all environments of this process: SymPy may not terminate, and the
+package's own limits need Python's main thread. A question that exceeds its time ends the process; the next one starts a
+new process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rlpost.envs.errors import Refused
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT = "CORRECT", "WRONG", "NO_ANSWER", "TIMEOUT"
 _CHILD = Path(__file__).with_name("formulas_child.py")
-_START_S = 120.0  # to import SymPy on a busy machine
+_START_S = 120.0  # time to import SymPy on a busy machine
 
 
 def refuse_missing() -> None:
-    """Refused where math-verify is not installed."""
+    """Raise Refused if math-verify is not installed."""
     if importlib.util.find_spec("math_verify") is None:
         raise Refused(
             "score=math: the package math-verify, which compares formulas, is not installed",
@@ -33,9 +33,9 @@ def refuse_missing() -> None:
 
 
 def compared(answer: str, right: str, time_s: float) -> tuple[float, str]:
-    """1 and CORRECT, or 0 and WRONG, NO_ANSWER (no formula stands in it) or TIMEOUT.
+    """1 and CORRECT, or 0 and WRONG, NO_ANSWER (the answer contains no formula) or TIMEOUT.
 
-    Raises ValueError where `right` holds no formula, RuntimeError where the process does not start or ends.
+    Raises ValueError if `right` contains no formula, RuntimeError if the process does not start, or ends.
     """
     outcome = _PROCESS.asked(answer, right, time_s)
     if outcome == "NO_FORMULA":
@@ -44,7 +44,7 @@ def compared(answer: str, right: str, time_s: float) -> tuple[float, str]:
 
 
 class _Process:
-    """formulas_child.py: a line of JSON to it, a line from it."""
+    """The process of formulas_child.py: it reads and writes lines of JSON."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,9 +55,8 @@ class _Process:
         with self._lock:
             try:
                 return self._asked(answer, right, time_s)
-            except (
-                BaseException
-            ):  # an environment's deadline may end the wait in the middle: its answer would come next
+            # An environment's deadline may end the wait early: the late answer would then be read as the next one.
+            except BaseException:
                 self._end()
                 raise
 
@@ -107,7 +106,7 @@ class _Process:
 
 
 def _read(child: subprocess.Popen[bytes], lines: SimpleQueue[bytes]) -> None:
-    """Every line that the process writes; an empty one where it ended."""
+    """Read every line that the process writes; add an empty line when it ends."""
     assert child.stdout is not None, "it is a pipe"
     for line in child.stdout:
         lines.put(line)

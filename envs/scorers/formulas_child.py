@@ -1,4 +1,4 @@
-"""The process that compares formulas: [answer, right answer] a line of JSON, and an outcome a line back."""
+"""The process that compares formulas: reads [answer, right answer] as a line of JSON, and writes an outcome."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ def outcome(answer: str, right: str) -> str:
     from math_verify import parse, verify
 
     def formulas(text: str) -> list[Any]:
-        """Without the texts in which no formula was found, by which `verify` would compare letters."""
+        """The formulas found, without texts in which no formula was found: `verify` would compare their letters."""
         return [found for found in parse(text, parsing_timeout=None) if not isinstance(found, str)]
 
-    bare = (
-        "\\" in right and "$" not in right and "\\boxed" not in right
-    )  # LaTeX, of which a part would be found
+    # LaTeX without delimiters, of which only a part would be found.
+    bare = "\\" in right and "$" not in right and "\\boxed" not in right
     wanted = formulas(f"${right}$" if bare else right) or formulas(f"${right}$")
     if not wanted:
         return "NO_FORMULA"
@@ -28,7 +27,8 @@ def outcome(answer: str, right: str) -> str:
 
 
 def main() -> None:
-    logging.disable(logging.WARNING)  # it warns of each call without a time limit, which its asker keeps
+    # math-verify warns about each call without a time limit; the caller keeps the limit.
+    logging.disable(logging.WARNING)
     import math_verify  # noqa: F401 - before it says that it is ready
 
     print(json.dumps("ready"), flush=True)

@@ -1,16 +1,16 @@
-"""Foreign Python code in a process of its own, with limits. It guards against accidents, not against an adversary.
+"""Runs foreign Python code in its own process, with limits. It guards against accidents, not against an adversary.
 
-What it blocks: time and memory without end, output and files without end, new processes and threads, network
-connections, signals to other processes and their memory. The environment's variables are not passed on, stdin is empty
-or the test's, the working directory is a temporary folder that is removed, and packages that are installed cannot be
-imported: only Python's standard library can.
+What it blocks: unlimited time and memory, unlimited output and files, new processes and threads, network connections,
+signals to other processes and access to their memory. The environment's variables are not passed on, stdin is empty or
+the test's, the working directory is a temporary folder that is removed, and installed packages cannot be imported: only
+Python's standard library can.
 
-What it does not block: the code runs as this user and may read every file that this user may read (on Linux also
-`/proc/PID/environ`, where this process's variables stand), and overwrite those that it may write. It runs in one
-process with its tests, so code that looks for them can claim to have passed. For code of people who mean harm, run the
-whole of rlpost in a container or a virtual machine.
+What it does not block: the code runs as this user, may read every file that this user may read (on Linux also
+`/proc/PID/environ`, which contains this process's variables), and may overwrite files that this user may write. It runs
+in one process with its tests, so code that looks for them can claim to have passed. If the code may be malicious, run
+all of rlpost in a container or a virtual machine.
 
-Linux on x86_64 or aarch64: elsewhere it raises OSError, as it does where the kernel takes no filter of system calls.
+It needs Linux on x86_64 or aarch64: elsewhere, or if the kernel accepts no filter of system calls, it raises OSError.
 """
 
 from __future__ import annotations
@@ -31,29 +31,28 @@ PASSED, FAILED, TIMEOUT, MEMORY, CRASHED = "PASSED", "FAILED", "TIMEOUT", "MEMOR
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _MIB = 2**20
 _MOST_READ = _MIB
-_START_S = (
-    10.0  # for the interpreter to start where the machine is busy; the child's own clock begins after that
-)
+# Seconds for the interpreter to start on a busy machine; the child's own clock begins after that.
+_START_S = 10.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    time_s: float = 5.0  # of the wall clock, and of the processor rounded up
-    memory_mib: float = 512.0  # of address space
+    time_s: float = 5.0  # seconds of wall-clock time, and of processor time rounded up
+    memory_mib: float = 512.0  # MiB of address space
 
 
 @dataclass(frozen=True)
 class Result:
     outcome: str
-    detail: str  # what was raised, or what ended it
-    output: str  # what went to stdout, its first MiB
+    detail: str  # the exception, or what ended the code
+    output: str  # the first MiB of stdout
 
 
 def run(code: str, limits: Limits, tests: str = "", stdin: str = "", may_exit: bool = False) -> Result:
-    """Run `code`, then `tests` with its names. `may_exit`: sys.exit() of the code is its good end.
+    """Run `code`, then `tests` with its names. `may_exit`: sys.exit() in the code counts as a normal end.
 
-    PASSED: both came to their end. FAILED: a test raised. CRASHED: the code raised, exited, or was ended by a signal.
-    TIMEOUT, MEMORY: a limit was reached. Raises OSError where the limits cannot be set.
+    PASSED: both ended normally. FAILED: a test raised. CRASHED: the code raised, exited, or was ended by a signal.
+    TIMEOUT, MEMORY: a limit was reached. Raises OSError if the limits cannot be set.
     """
     job = {
         "token": secrets.token_hex(8),
@@ -76,7 +75,7 @@ def run(code: str, limits: Limits, tests: str = "", stdin: str = "", may_exit: b
 def _finished(
     job: dict[str, object], folder: Path, output: BinaryIO, report: BinaryIO, time_s: float
 ) -> int | None:
-    """The exit status; None where time was up. Whatever it has started is dead afterwards."""
+    """The exit status; None if the time was up. All processes that it started are dead afterwards."""
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", str(_CHILD), str(report.fileno())],
         stdin=subprocess.PIPE,
@@ -99,7 +98,7 @@ def _finished(
 
 
 def _reported(report: BinaryIO, token: str) -> dict[str, str] | None:
-    """The child's own line; None where it wrote none, or what stands there is not its own."""
+    """The child's own report line; None if it wrote none, or the line is not its own."""
     try:
         found = json.loads(_read(report))
     except ValueError:

@@ -1,7 +1,7 @@
-"""The process in which foreign code runs: it gives up what it does not need, runs the code, and reports.
+"""The process in which foreign code runs: it gives up unneeded rights, runs the code, and reports.
 
-Started as `python -I -S sandbox_child.py REPORT_FD`, with a job as JSON on stdin; see sandbox.py. Imports nothing of
-rlpost. The report is one line of JSON: the job's token, an outcome and a detail.
+It is started as `python -I -S sandbox_child.py REPORT_FD`, with a job as JSON on stdin; see sandbox.py. It imports
+nothing of rlpost. The report is one line of JSON: the job's token, an outcome and a detail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import struct
 import sys
 from typing import Any, NoReturn
 
-_DENIED = {  # system calls by architecture: new processes and threads, the network, signals, other processes' memory
+# System calls by architecture: new processes and threads, the network, signals, other processes' memory.
+_DENIED = {
     "x86_64": (
         0xC000003E,
         # clone fork vfork clone3 | socket connect | kill tkill tgkill pidfd_open pidfd_send_signal
@@ -34,17 +35,17 @@ _DENIED = {  # system calls by architecture: new processes and threads, the netw
 }
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _FILTER, _SIGKILL, _EPERM = 2, 9, 1
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # of BPF
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # opcodes of BPF
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | _EPERM, 0x80000000
-_FOREIGN_ABI = 0x40000000  # x32's system calls have this bit
+_FOREIGN_ABI = 0x40000000  # set in x32's system calls
 
 _MIB = 2**20
-_MOST_OUTPUT = _MIB  # of one file, stdout among them
+_MOST_OUTPUT = _MIB  # bytes of one file, including stdout
 _MOST_FILES = 64
 
 
 def _give_up(seconds: float, memory: int) -> None:
-    """Limits first, system calls last. Raises OSError where the kernel takes no filter."""
+    """Set limits first, then block system calls. Raises OSError if the kernel accepts no filter."""
     signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
     for kind, limit in (
@@ -72,7 +73,7 @@ def _prctl(libc: ctypes.CDLL, option: int, first: int, second: int = 0) -> None:
 
 
 def _filter() -> bytes:
-    """A BPF program over (number of the system call, architecture): denied ones fail with EPERM."""
+    """A BPF program over (number of the system call, architecture): denied calls fail with EPERM."""
     machine = platform.machine()
     if machine not in _DENIED:
         raise OSError(f"no filter of system calls for {machine}: there are {', '.join(_DENIED)}")
@@ -88,13 +89,13 @@ def _filter() -> bytes:
         step(_LOAD, 0),
         step(_AT_LEAST, _FOREIGN_ABI, len(denied) + 1, 0),
     ]
-    # Each jump counts the steps that it skips: the other checks, and the step that allows.
+    # Each jump counts the steps that it skips: the other checks, and the step that allows the call.
     checks += [step(_EQUAL, number, len(denied) - i, 0) for i, number in enumerate(denied)]
     return b"".join([*checks, step(_RETURN, _ALLOW), step(_RETURN, _REFUSE)])
 
 
 def _run(job: dict[str, Any]) -> tuple[str, str]:
-    """Outcome and detail of the code, and of the tests after it in its names."""
+    """Run the code, and the tests after it with its names; return outcome and detail."""
     names: dict[str, Any] = {"__name__": "__main__"}
     sys.stdin = io.StringIO(job["stdin"])
     for part, wrong in (("code", "CRASHED"), ("tests", "FAILED")):
@@ -119,7 +120,7 @@ def _run(job: dict[str, Any]) -> tuple[str, str]:
 def _told(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:300]
-    except BaseException:  # the code's own exception, whose text may raise anything
+    except BaseException:  # the code's own exception; converting it to text may raise anything
         return type(error).__name__
 
 
@@ -134,7 +135,7 @@ def main() -> NoReturn:
         outcome, detail = "UNAVAILABLE", str(error)
     line = json.dumps({"token": job["token"], "outcome": outcome, "detail": detail})
     os.write(report, line.encode())
-    os._exit(0)  # neither atexit nor threads of the code's
+    os._exit(0)  # runs neither atexit handlers nor the code's threads
 
 
 if __name__ == "__main__":

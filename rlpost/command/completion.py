@@ -1,7 +1,7 @@
 """`rlpost completion bash|zsh|fish`: the script that completes verbs, experiments, settings and their values.
 
-The script asks `rlpost completion words WORD ...` at every key press for completion: the words typed so far after
-`rlpost`, the last of which is to be completed (it may be empty). The answer has one full word a line.
+At every key press for completion, the script calls `rlpost completion words WORD ...` with the words typed so far after
+`rlpost`. The last one is to be completed and may be empty. The answer has one full word per line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ fish, in config.fish:               rlpost completion fish | source"""
 
 
 def candidates(before: Sequence[str], current: str) -> list[str]:
-    """The full words that begin with `current`, after the words `before` it; none where a path is expected."""
+    """The full words that begin with `current`, after the words `before` it; empty if a path is expected."""
     known = _expected(before, current)
     return sorted({word for word in known if word.startswith(current)})
 
@@ -74,7 +74,7 @@ def _after_verb(verb: str, position: int) -> Iterable[str]:
 
 
 def _settings() -> list[str]:
-    """Every key that takes a value; `algo` alone of the groups, as it chooses the algorithm."""
+    """Every key that takes a value. Of the groups only `algo` is included, since it chooses the algorithm."""
     return ["algo", *(key for key, kind in schema().items() if not dataclasses.is_dataclass(kind))]
 
 
@@ -92,5 +92,5 @@ def _values(key: str) -> Iterable[str]:
 
 
 def _environments() -> list[str]:
-    """Bundled names, and how the name of a family's member begins."""
+    """The names of bundled environments, and the prefixes of families of environments."""
     return [*registry.names(), *registry.FAMILIES]

@@ -1,6 +1,6 @@
 """The command line: `rlpost VERB ...`, or `rlpost experiment=NAME key=value ...` as for `python -m rlpost.run`.
 
-The name of an experiment, or of an experiment's file, may stand first without `experiment=`. Exit codes are those of
+The name of an experiment, or of an experiment's file, may come first without `experiment=`. Exit codes are those of
 rlpost.run: 0 done, 1 failed with a stated reason, 2 the words are refused, 130 Ctrl-C, 143 SIGTERM.
 """
 
@@ -37,7 +37,7 @@ def script() -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command line; returns the exit code. Exceptions that are not RlpostError keep their traceback."""
+    """Run one command line and return the exit code. Exceptions other than RlpostError keep their traceback."""
     if not words or words[0] in ("-h", "--help", "help"):
         _print_help(plain_console(stderr=not words))
         return 0 if words else 2
@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> int:
 def _import_from_here() -> None:
     """Let `env=my_module:MyEnv` name a module of the working directory, as under `python -m`.
 
-    It comes last on the path: a file `yaml.py` or `torch.py` that lies there is not imported for the package.
+    It comes last on the path, so a local file `yaml.py` or `torch.py` is not imported in place of the package.
     """
     if not sys.flags.safe_path:
         sys.path.append(os.getcwd())
@@ -77,7 +77,7 @@ def _run_verb(name: str, words: Sequence[str]) -> int:
 
 
 def _unknown(word: str) -> str:
-    """Why `word` is refused, and what is spelt alike or comes closest to what was meant."""
+    """The reason why `word` is refused, and the words that are spelt alike or closest to it."""
     if (Path(word) / "config.yaml").is_file():
         meant = f"rlpost resume={word} goes on with this run; rlpost report {word} writes its page"
     elif word in SHORT or word in schema():

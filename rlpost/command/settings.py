@@ -29,16 +29,16 @@ _INDENT = "    "
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    key: str  # dotted, in full
-    default: Any  # as in YAML: a choice by its name
-    allowed: str  # what may be given, in words
+    key: str  # the full dotted key
+    default: Any  # as in YAML: a choice is its name
+    allowed: str  # the allowed values, in words
     meaning: str
-    choices: dict[str, str]  # of a choice: every word, with its meaning where it has one
-    defaults_by_algorithm: dict[str, Any]  # where an algorithm has a default of its own
+    choices: dict[str, str]  # of a choice: every word, with its meaning if it has one
+    defaults_by_algorithm: dict[str, Any]  # by algorithm, for algorithms with their own default
 
 
 def main(words: Sequence[str]) -> int:
-    """Print settings with their default, range and meaning. Raises ConfigError where none begins with PREFIX."""
+    """Print settings with their default, range and meaning. Raises ConfigError if none begins with PREFIX."""
     parser = argparse.ArgumentParser(prog="rlpost settings", description=__doc__)
     parser.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="such as algo, or algo.kl")
     parser.add_argument("--json", action="store_true", help="as a JSON list, for programs")
@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def settings() -> Iterator[Setting]:
-    """Every setting, in the schema's order."""
+    """Every setting, in the order of the schema."""
     meant, defaults = meanings(), Config()
     for key, kind in _kinds(Config, ""):
         ranges = {**RANGES, **OPTIONAL_RANGES}
@@ -79,7 +79,7 @@ def _kinds(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _allowed(kind: Any, bounds: str) -> str:
-    """What a value may be, in words: its type, its bounds, and whether it may be null."""
+    """The allowed values in words: type, bounds, and whether the value may be null."""
     parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     type_words = [describe(typing.get_origin(part) or part) for part in parts if part is not types.NoneType]
     words = " or ".join(type_words)
@@ -110,7 +110,7 @@ def _print(chosen: Sequence[Setting], console: Console) -> None:
 
 
 def typed(value: Any) -> str:
-    """A default as it is typed after `key=`."""
+    """A default as a user types it after `key=`."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The settings that there are, with their types, and the words in which a wrong one is refused."""
+"""All settings with their types, and the wording of refusals."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SEPARATORS = frozenset("\x85\u2028\u2029")
 
 
 def refusal(key: str, value: object, reason: str, remedy: str) -> str:
-    """The one form in which a setting is refused."""
+    """A refusal of a setting, in the form that all of them have."""
     return f"{key}={'null' if value is None else value}\n  reason: {reason}\n  remedy: {remedy}"
 
 
 @functools.cache
 def schema() -> Mapping[str, type]:
-    """Every setting by its dotted key, with the type to show: a group of settings maps to its dataclass."""
+    """Every setting by its dotted key, with the type to show. A group of settings maps to its dataclass."""
     return {key: typing.get_origin(kind) or kind for key, kind in _walk(Config, "")}
 
 
 @functools.cache
 def text_settings() -> frozenset[str]:
-    """The settings that are a text or a list of texts."""
+    """The settings whose type is a text or a list of texts."""
     return frozenset(key for key, kind in _walk(Config, "") if kind in (str, str | None, list[str]))
 
 
@@ -42,7 +42,7 @@ def _walk(node: type, prefix: str) -> Iterator[tuple[str, type]]:
 
 
 def describe(kind: type) -> str:
-    """What a value of a setting's type looks like, in words."""
+    """The values that a setting's type allows, in words."""
     if dataclasses.is_dataclass(kind):
         return "its settings one by one: " + ", ".join(field.name for field in dataclasses.fields(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -58,7 +58,7 @@ def describe(kind: type) -> str:
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a nested mapping, by dotted key; what is free-form stays whole."""
+    """The settings of a nested mapping, by dotted key. Free-form mappings stay whole."""
     for key, value in settings.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict) and not free_form(path):
@@ -68,13 +68,13 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def free_form(key: str) -> bool:
-    """Whether a dotted key is a mapping whose names are the user's, such as env_args, or within one."""
+    """Whether a dotted key is a mapping whose names the user chooses, such as env_args, or is within one."""
     parts = key.split(".")
     return any(schema().get(".".join(parts[: n + 1])) is dict for n in range(len(parts)))
 
 
 def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
-    """Raise ConfigError, naming `where`, for the first key that no setting has, or that a group of them has."""
+    """Raise ConfigError, naming `where`, for the first key that is not a setting, or not one of its group."""
     known = schema()
     for key, value in settings:
         kind = known.get(key)
@@ -88,9 +88,9 @@ def refuse_unknown(settings: typing.Iterable[tuple[str, Any]], where: str) -> No
 
 
 def refuse_unquoted(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
-    """Raise ConfigError, naming `where`, for the first text that YAML has read as something else.
+    """Raise ConfigError, naming `where`, for the first text that YAML has read as another type.
 
-    What was written is lost by then: 1.10 is 1.1.
+    The text as written is lost by then: 1.10 has become 1.1.
     """
     texts = text_settings()
     for key, value in settings:
@@ -101,11 +101,11 @@ def refuse_unquoted(settings: typing.Iterable[tuple[str, Any]], where: str) -> N
 
 
 def refuse_marks(settings: typing.Iterable[tuple[str, Any]], where: str) -> None:
-    """Raise ConfigError, naming `where`, for the first setting with a text that would not be kept as it is.
+    """Raise ConfigError, naming `where`, for the first setting with a text that would not be stored unchanged.
 
-    OmegaConf would resolve an interpolation at the start and write to config.yaml what it stood for (a secret, from
-    the environment), or write it as it is, and fail when a resumed run, or a cell, reads it. YAML's writer mixes up
-    its separators of lines other than a newline.
+    OmegaConf would resolve an interpolation at the start and write its value to config.yaml (possibly a secret from the
+    environment), or write it unresolved and fail when a resumed run, or a cell, reads it. YAML's writer confuses line
+    separators other than a newline.
     """
     for key, value in settings:
         for text in (key, *_texts(value)):
@@ -130,7 +130,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """A question that names what is spelt alike; empty where nothing is."""
+    """A question that suggests words with a similar spelling; empty if there are none."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     tail = word.rpartition(".")[2]
     close += [key for key in known if key.rpartition(".")[2] == tail and key not in close]

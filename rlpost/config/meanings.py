@@ -1,7 +1,7 @@
-"""What each setting means: the comment beside its default in rlpost/config/schema.py, read from the source.
+"""The meaning of each setting: the comment beside its default in rlpost/config/schema.py, read from the source.
 
-The comment stays the only place where a meaning is written, so a setting is added in one line. `rlpost settings`
-prints it, and a test refuses a setting without one.
+A meaning is written only in that comment, so a setting is added in one line. `rlpost settings` prints it, and a test
+fails for a setting without one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rlpost.config.schema import Config
 
 @functools.cache
 def meanings() -> Mapping[str, str]:
-    """The comment of every setting by its dotted key; empty where it has none."""
+    """The comment of every setting by its dotted key; empty if it has none."""
     return dict(_of_settings(Config, "", comments(inspect.getsource(schema))))
 
 
 def choice_meanings(kind: type[Enum]) -> dict[str, str]:
-    """The comment of every member of one of the schema's enumerations; empty where it has none."""
+    """The comment of every member of an enumeration of the schema; empty if it has none."""
     found = comments(inspect.getsource(schema)).get(kind.__name__, {})
     return {member.name: found.get(member.name, "") for member in kind}
 
 
 def comments(source: str) -> dict[str, dict[str, str]]:
-    """Class by class, the comment of every attribute that a module assigns in a class body.
+    """The comment of every attribute that a module assigns in a class body, by class.
 
-    A comment stands on the attribute's own lines, or on the lines directly above that hold nothing else.
+    A comment is on the attribute's own lines, or on the lines directly above that contain nothing else.
     """
     code, alone = _comment_lines(source)
     return {
@@ -48,7 +48,7 @@ def comments(source: str) -> dict[str, dict[str, str]]:
 
 
 def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """Comments by line number: those beside code, and those that have their line to themselves."""
+    """Comments by line number: those beside code, and those on lines of their own."""
     beside: dict[int, str] = {}
     alone: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

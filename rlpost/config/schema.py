@@ -1,7 +1,7 @@
 """The configuration schema: every setting, its default and its meaning, once.
 
-`rlpost.config.compose` lays one file of `experiments/` and the command line over it; `rlpost.validate` then refuses
-impossible values and combinations, both before anything heavy (torch, vllm, ray) is imported.
+`rlpost.config.compose` overrides it with one file of `experiments/` and the command line. `rlpost.validate` then
+refuses impossible values and combinations. Both run before anything heavy (torch, vllm, ray) is imported.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ class Task(Enum):
 
     rl = "rl"  # warm start, then reinforcement learning
     sft = "sft"  # supervised fine-tuning of the adapter only
-    dry_run = "dry_run"  # episodes of any experiment with scripted answers: no engine, no learner
+    dry_run = "dry_run"  # play an experiment's episodes with scripted answers: no engine, no learner
     eval = "eval"  # evaluation of an adapter (or the bare model) only
     compare = "compare"  # SFT against RL: many runs from the same start, one report
     tiny_base = "tiny_base"  # the recipe that made the bundled model
 
 
 class Dtype(Enum):
-    auto = "auto"  # what is faster where the run computes, measured at its start; see rlpost/cluster/precision.py
+    auto = "auto"  # the faster precision on the run's hardware, measured at its start; see rlpost/cluster/precision.py
     float32 = "float32"
     bfloat16 = "bfloat16"
 
@@ -36,7 +36,7 @@ class AdapterKind(Enum):
 
 
 class AlgoName(Enum):
-    """The algorithms; their parts stand in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
+    """The algorithms. Their parts are in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
 
     ppo = "ppo"
     ppo_turn = "ppo_turn"
@@ -62,7 +62,7 @@ class KlPlace(Enum):
 
 
 class KlEstimator(Enum):
-    """Of KL(policy || reference) from one sampled token, r = reference / policy; Schulman (2020)."""
+    """Estimators of KL(policy || reference) from one sampled token, with r = reference / policy; Schulman (2020)."""
 
     k1 = "k1"  # -log r: unbiased, any sign; only in the reward
     k2 = "k2"  # (log r)^2 / 2: biased as a value; its gradient is the divergence's
@@ -70,8 +70,7 @@ class KlEstimator(Enum):
 
 
 class RolloutIS(Enum):
-    """Rollout importance sampling: weights for tokens that the engine drew under slightly other log-probs than the
-    learner's."""
+    """Rollout importance sampling: weights for tokens whose log-probs differ slightly between engine and learner."""
 
     none = "none"
     truncate = "truncate"  # TIS: weights above the cap count as the cap
@@ -79,14 +78,14 @@ class RolloutIS(Enum):
 
 
 class OldLogprobs(Enum):
-    """Where the old policy's log-probs of the batch come from."""
+    """The source of the old policy's log-probs of the batch."""
 
-    learner = "learner"  # the learner's own pass, left out where the update's only step knows them anyway
-    engine = "engine"  # as sampled: a pass fewer, and the ratio corrects the engine's rounding as well
+    learner = "learner"  # the learner's own pass, skipped if the update's only step computes them anyway
+    engine = "engine"  # as sampled: saves a pass, and the ratio also corrects the engine's rounding
 
 
 class Measure(Enum):
-    """What compute is measured in; see rlpost/record/compute.py."""
+    """Units of compute; see rlpost/record/compute.py."""
 
     flops = "flops"
     tokens = "tokens"
@@ -111,11 +110,9 @@ class SftConfig:
     """Supervised warm start (task=rl) or the whole run (task=sft): fresh expert answers on training instances."""
 
     steps: int = 30  # optimizer steps; 0 skips the warm start
-    skip: int = 0  # steps whose examples are passed over: those of a warm start that this run goes on from
-    examples: int = (
-        0  # size of the data set, which is gone through again and again; 0: fresh examples without end
-    )
-    batch_size: int = 64  # examples an optimizer step
+    skip: int = 0  # steps whose examples are skipped: those of the warm start that this run continues
+    examples: int = 0  # size of the data set, repeated in epochs; 0: endless new examples
+    batch_size: int = 64  # examples per optimizer step
     learning_rate: float = 1e-3  # peak, after sft.warmup_steps
     warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
     revision_share: float = 0.3  # share of examples that are a revision after a wrong answer and its feedback
@@ -123,60 +120,62 @@ class SftConfig:
 
 @dataclass
 class AlgoConfig:
-    """Reinforcement learning. `algo=NAME` chooses an algorithm with its own defaults, which are laid over these."""
+    """Reinforcement learning. `algo=NAME` chooses an algorithm, whose own defaults replace these."""
 
     name: AlgoName = AlgoName.ppo  # which algorithm; `algo=NAME` is the same
     iterations: int = 40  # each plays rollout.episodes and updates the adapter
-    rewards: Rewards = Rewards.turn  # which tokens carry the rewards
-    reward_function: str | None = None  # module:function that gives an iteration's episodes other rewards
+    rewards: Rewards = Rewards.turn  # tokens that receive the rewards
+    reward_function: str | None = None  # module:function that replaces the rewards of an iteration's episodes
     reward_scale: float = 0.2  # rewards are multiplied by it before anything else
     normalize_rewards: bool = False  # divide by the standard deviation of the batch's episode totals
-    overlong_buffer: int = 0  # last tokens of rollout.max_new_tokens in which an answer pays; 0: no penalty
-    overlong_penalty: float = 1.0  # reward that an answer of full length loses, before scaling
+    overlong_buffer: int = 0  # last tokens before max_new_tokens over which the length penalty grows; 0: off
+    overlong_penalty: float = 1.0  # penalty on the reward of an answer of full length, before scaling
     whiten_advantages: bool = True  # scale advantages to mean 0 and variance 1 over the batch
     gamma: float = 1.0  # discount per sampled token (ppo_turn: per turn); feedback tokens are skipped
     gae_lambda: float = 0.95  # lambda of GAE, for algorithms with a critic
     epochs: int = 2  # passes over an iteration's episodes
-    minibatches: int = 2  # optimizer steps a pass; groups stay whole
-    critic_epochs: int | None = None  # passes of the critic; none: as many as the policy's
+    minibatches: int = 2  # optimizer steps per pass; groups stay whole
+    critic_epochs: int | None = None  # passes of the critic; none: as many as of the policy
     clip: float = 0.2  # clips the probability ratio at 1 - clip (and at 1 + clip, unless clip_high is given)
     clip_high: float | None = None  # clips the probability ratio at 1 + clip_high; none: as clip
-    ratio_ceiling: float | None = None  # above this ratio the clipped term alone counts
+    ratio_ceiling: float | None = None  # above this probability ratio, only the clipped term counts
     thought_weight: float = 1.0  # weight of log-probs before rollout.answer_marker in a turn's ratio
-    value_clip: float = 0.5  # how far a value may move from its estimate at rollout
+    value_clip: float = 0.5  # largest change of a value from its estimate at rollout
     value_coef: float = 0.5  # weight of the critic's loss
     entropy_coef: float = 0.0  # weight of the entropy bonus; 0: none
     kl: KlPlace = KlPlace.reward  # where the divergence from the reference is penalised
-    kl_estimator: KlEstimator = KlEstimator.k1  # estimate of KL(policy || reference), token by token
+    kl_estimator: KlEstimator = KlEstimator.k1  # estimator of KL(policy || reference), per token
     kl_coef: float = 0.02  # weight of the KL penalty; with kl_target, its first value
-    kl_target: float | None = None  # nats per token that kl_coef is steered to; none: it stays as it is
+    kl_target: float | None = (
+        None  # KL in nats per token that kl_coef is steered to; none: kl_coef is constant
+    )
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
     reference: Reference = Reference.start  # policy that the KL is measured from
-    old_logprobs: OldLogprobs = OldLogprobs.learner  # who computes the old policy's log-probs
-    rollout_is: RolloutIS = RolloutIS.none  # importance weights of learner to engine
-    rollout_is_cap: float = 2.0  # bound of the importance weights
-    dynamic_sampling: bool = False  # replace groups whose episodes all earned the same
-    max_refills: int = 3  # rounds of replacement an iteration; groups still flat then stay, counted
-    learning_rate: float = 3e-4  # of the policy's adapter
-    critic_learning_rate: float = 1e-3  # of the critic's adapter and value head
+    old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
+    rollout_is: RolloutIS = RolloutIS.none  # importance weights for differences between learner and engine
+    rollout_is_cap: float = 2.0  # largest importance weight
+    dynamic_sampling: bool = False  # replace groups whose episodes all have the same reward
+    max_refills: int = 3  # rounds of replacement per iteration; groups still flat then stay, and are counted
+    learning_rate: float = 3e-4  # learning rate of the policy's adapter
+    critic_learning_rate: float = 1e-3  # learning rate of the critic's adapter and value head
     warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
-    critic_warmup: int = 2  # first iterations that update the critic alone
+    critic_warmup: int = 2  # number of first iterations that update only the critic
 
 
 @dataclass
 class RolloutConfig:
     workers: int = 1  # Ray actors, one vLLM engine each
-    episodes: int = 128  # a whole iteration's batch, over all workers
+    episodes: int = 128  # episodes of an iteration, over all workers
     group_size: int = 1  # episodes that share one instance
     temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
-    max_new_tokens: int = 128  # tokens of one answer at most
-    max_model_len: int = 1024  # tokens of an episode at most: prompt and all turns
-    answer_marker: str | None = None  # text from which on an answer is answer, and no longer thought
-    # Said before what the environment says first; for templates with a system role.
+    max_new_tokens: int = 128  # most tokens of one answer
+    max_model_len: int = 1024  # most tokens of an episode: prompt and all turns
+    answer_marker: str | None = None  # text that separates an answer's reasoning from its result
+    # System message before the environment's first message; for templates with a system role.
     system_prompt: str | None = None
-    # Texts at which an answer ends, with the token that completes one; the text stays part of the answer.
+    # Texts that end an answer. The token that completes one is kept, and the text is part of the answer.
     stop: list[str] = field(default_factory=list)
-    # Given to the model's chat template, which must read them: {enable_thinking: false}.
+    # Variables for the model's chat template, which must read them: {enable_thinking: false}.
     template_args: dict[str, Any] = field(default_factory=dict)
     max_num_seqs: int = 128  # episodes that one engine decodes at once
     kv_cache_gib: float = 1.0  # GiB of KV cache of one engine on CPU
@@ -184,10 +183,9 @@ class RolloutConfig:
     cpus: float = 1.0  # Ray CPUs and compute threads of a worker
     gpus: float = 0.0  # share of a GPU that Ray sets aside for a worker
     enforce_eager: bool = True  # False compiles the engine: slower start, faster decoding
-    max_canary_gap: float = (
-        0.1  # mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07
-    )
-    restarts: int = 3  # engines that may die and be replaced in a run
+    # Largest mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07.
+    max_canary_gap: float = 0.1
+    restarts: int = 3  # number of dead engines that a run replaces
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
 
@@ -200,10 +198,10 @@ class LearnerConfig:
     weight_decay: float = 0.0  # decoupled weight decay of AdamW
     # decay rates of AdamW's two moments, each at least 0 and below 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0  # longer gradients are scaled down to it
+    max_grad_norm: float = 1.0  # largest gradient norm; longer gradients are scaled down to it
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
-    cpus: float = 1.0  # Ray CPUs a rank claims
-    threads: int = 2  # compute threads a rank uses while the engines sleep
+    cpus: float = 1.0  # Ray CPUs that a rank claims
+    threads: int = 2  # compute threads of a rank while the engines sleep
     gpus: float = 0.0  # share of a GPU that Ray sets aside for a rank
     timeout_s: float = 900.0  # deadline of one answer from a rank
 
@@ -211,35 +209,35 @@ class LearnerConfig:
 @dataclass
 class EvalConfig:
     episodes: int = 256  # instances per variant and decoding
-    samples: int = 1  # sampled episodes of each instance; from 2 on there are pass@k and majority@k
+    samples: int = 1  # sampled episodes per instance; from 2, pass@k and majority@k are reported
     greedy: bool = True  # evaluate greedy decoding
     sampled: bool = True  # evaluate answers sampled at rollout.temperature
-    start: bool = True  # evaluate before training too
-    every: int = 0  # evaluate each so many iterations (task=sft: steps) as well; 0: only before and after
+    start: bool = True  # also evaluate before training
+    every: int = 0  # iterations (task=sft: steps) between evaluations; 0: only before and after
     seed: int = 20250126  # fixed: every run and checkpoint sees the same deals
 
 
 @dataclass
 class BudgetConfig:
-    """Compute, since training began, at which task=rl and task=sft evaluate; the last amount ends the training."""
+    """Amounts of compute since the start of training at which task=rl and task=sft evaluate; the last one ends it."""
 
     measure: Measure = Measure.flops  # unit of budget.amounts
-    amounts: list[float] = field(default_factory=list)  # rising; empty: algo.iterations, sft.steps decide
+    amounts: list[float] = field(default_factory=list)  # increasing; empty: set by algo.iterations, sft.steps
 
 
 @dataclass
 class CompareConfig:
     """task=compare: `arms=`, `seeds=` and `quick=` are short for the settings here."""
 
-    # sft and algorithms, the first of which sets the budget of the others
+    # sft and algorithms; the first algorithm sets the budget of the other arms
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each seed
     points: int = 4  # evaluations of an arm, at equal shares of the budget
-    match_on: Measure = Measure.flops  # what the arms spend alike
-    concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs bear
-    # Settings that every arm keeps, whatever its algorithm's default: those that were named (noted by `compose`).
+    match_on: Measure = Measure.flops  # unit of compute in which all arms have the same budget
+    concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs allow
+    # Settings named by the user (noted by `compose`), which every arm keeps whatever its algorithm's default.
     named: list[str] = field(default_factory=list)
-    quick: bool = False  # the first seed alone, and quick_iterations for algo.iterations
+    quick: bool = False  # only the first seed, and quick_iterations as algo.iterations
     quick_iterations: int = 16  # algo.iterations of a quick comparison
 
 
@@ -252,7 +250,7 @@ class RayConfig:
 @dataclass
 class TrackingConfig:
     backends: list[str] = field(default_factory=lambda: ["wandb"])  # any of wandb, tensorboard, mlflow
-    wandb: str = "auto"  # auto: WANDB_MODE, else online when a key is there; or online, offline, disabled
+    wandb: str = "auto"  # auto (WANDB_MODE, else online if there is a key), online, offline or disabled
     mlflow_uri: str | None = None  # none: MLFLOW_TRACKING_URI, else a database in the run directory
     project: str = "rlpost"  # wandb's project, MLflow's experiment
     checkpoint_every: int = 10  # iterations between checkpoints
@@ -263,31 +261,31 @@ class TinyBaseConfig:
     """The recipe of the bundled base model; see rlpost/assets/tiny/README.md for what made the shipped file."""
 
     minutes: float = 75.0  # minutes of training; the learning-rate schedule follows the clock
-    start: str | None = None  # model folder of an earlier training to go on from, tokenizer included
-    vocab_size: int = 512  # entries of the tokenizer that is trained
+    start: str | None = None  # model folder, with tokenizer, of an earlier training to continue
+    vocab_size: int = 512  # entries of the trained tokenizer
     hidden_size: int = 256  # width of the model
     layers: int = 6  # transformer blocks
-    heads: int = 4  # attention heads a block
+    heads: int = 4  # attention heads per block
     intermediate_size: int = 768  # width of the feed-forward part
-    batch_tokens: int = 8192  # tokens an optimizer step
+    batch_tokens: int = 8192  # tokens per optimizer step
     learning_rate: float = 3e-3  # peak of the schedule
 
 
 @dataclass
 class Config:
-    task: Task = Task.rl  # what the run does
-    name: str = "run"  # the experiment's name, which the output folder has
+    task: Task = Task.rl  # task of the run
+    name: str = "run"  # the experiment's name, part of the output folder's path
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
-    dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml has what was chosen
+    dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml contains the choice
     adapter: str | None = None  # folder of a PEFT adapter to start from (or to evaluate)
     env: str = "generalpoints"  # a registered environment
     env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the environment
-    train_variant: str = "faces_10"  # variant of the environment that is trained on
-    # variants of the environment that are evaluated
+    train_variant: str = "faces_10"  # variant of the environment to train on
+    # variants of the environment to evaluate
     eval_variants: list[str] = field(default_factory=lambda: ["faces_10", "faces_11_12_13"])
-    seed: int = 0  # decides the episodes, the first adapter and the order of minibatches
+    seed: int = 0  # determines the episodes, the initial adapter and the order of minibatches
     output_dir: str | None = None  # folder of the run; none: outputs/<name>/<time>-<seed>
-    resume: str | None = None  # run directory to go on with
+    resume: str | None = None  # run directory to continue
     lora: LoraConfig = field(default_factory=LoraConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)

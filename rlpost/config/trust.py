@@ -1,9 +1,10 @@
-"""Whose code a run may import: rlpost's own, and what the command line names.
+"""Decides whose code a run may import: rlpost's own, and code that the command line names.
 
-A record that is resumed may be somebody else's. It names modules that would be imported here, of an environment, of a
-scorer and of a reward function, an environment's server, and a cluster, whose answers are pickles. Who owns its files
-proves nothing: a downloaded folder is the downloader's. So whoever resumes a run on such code names it again, and has
-then said what is trusted. What the command line names by `experiment=FILE` is trusted, as a script would be.
+A record that is resumed may come from somebody else. It names modules that would be imported here (an environment, a
+scorer, a reward function), the server of an environment, and a cluster whose answers are pickles. The owner of its
+files proves nothing: the downloader owns a downloaded folder. So a user who resumes a run with such code must name it
+again, and thereby says that it is trusted. What the command line names by `experiment=FILE` is trusted, as a script
+would be.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) ->
 
 
 def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Key, value, and what it would bring to run."""
+    """Key, value, and the code that it would run here."""
     code = named_code(config.env, config.env_args)
     if config.algo.reward_function is not None:
         code["algo.reward_function"] = config.algo.reward_function
@@ -66,7 +67,7 @@ def named_code(env: str, env_args: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _where(reference: str) -> str:
-    """The files of the modules, or of the packages that they are in, found without importing anything."""
+    """The files of the modules, or of the packages that contain them, found without importing anything."""
     modules = [registry.module_named(each) for each in reference.strip("[]").split(",") if ":" in each]
     if not modules or not all(part.isidentifier() for module in modules for part in module.split(".")):
         return "a command"

@@ -1,1 +1,1 @@
-"""What people look at: the console, pages and their pictures."""
+"""Output for people: the console, pages and their figures."""

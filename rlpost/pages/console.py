@@ -1,6 +1,6 @@
-"""What a person sees of a run: a line an iteration, a live bar on a terminal, the table at the end.
+"""The console output of a run: one line per iteration, a live bar on a terminal, the table at the end.
 
-On anything but a terminal (a log file, a pipe) only plain lines are printed, without control codes.
+If the output is not a terminal (a log file, a pipe), only plain lines are printed, without control codes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from rlpost.record.summary import (
     step_share,
 )
 
-WINDOW = 8  # iterations that the time left is estimated from
+WINDOW = 8  # iterations from which the remaining time is estimated
 
 
 class Progress:
-    """Shows where a run stands that takes `total` iterations or supervised steps; None where nobody knows how many."""
+    """Shows the progress of a run of `total` iterations or supervised steps; None if the number is unknown."""
 
     def __init__(self, console: Console, total: int | None) -> None:
         self._console = console
@@ -59,18 +59,18 @@ class Progress:
             self._bar.start()
 
     def stage(self, text: str) -> None:
-        """Say what goes on now."""
+        """Show the current stage."""
         if self._bar is None:
             self._print(text)
         else:
             self._bar.update(self._task, description=text)
 
     def closing(self, seconds: float) -> None:
-        """Count `seconds` for what follows the last iteration (an evaluation) into the time left."""
+        """Add `seconds` for what follows the last iteration (an evaluation) to the remaining time."""
         self._closing_seconds = seconds
 
     def lead_with_reward(self) -> None:
-        """Begin the lines from now on with the mean reward: the environment grades answers (see `measure_of`)."""
+        """Begin further lines with the mean reward, since the environment grades answers (see `measure_of`)."""
         self._measure = REWARD
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
@@ -81,7 +81,7 @@ class Progress:
             self._bar.update(self._task, completed=done, stand=f"{done}{self._of} {self._time_left(done)}")
 
     def iteration(self, done: int, metrics: Mapping[str, float], notes: Sequence[str] = ()) -> None:
-        """As `step`, with a line of its own, and one for each of `notes`."""
+        """Move the bar like `step`, and print a line for the iteration and one for each of `notes`."""
         self.step(done, metrics)
         if metrics.get("partly_right"):
             self.lead_with_reward()
@@ -91,7 +91,7 @@ class Progress:
             self.note(note)
 
     def note(self, text: str) -> None:
-        """Print a line that stays: what a person must know of the step or evaluation that was made."""
+        """Print a permanent line: what a user must know about the finished step or evaluation."""
         self._print(f"      note: {text}")
 
     @property
@@ -99,7 +99,7 @@ class Progress:
         return "" if self._total is None else f"/{self._total}"
 
     def close(self) -> None:
-        """Take the bar off the screen; may be called twice."""
+        """Remove the bar from the screen. It may be called twice."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -117,8 +117,10 @@ class Progress:
 
 
 def iteration_line(metrics: Mapping[str, float], measure: Measure = SUCCESS) -> str:
-    """Success and mean reward, KL and decoding speed, each `-` where `metrics` does not tell; failed episodes if there
-    are. `measure`, SUCCESS or REWARD, comes first."""
+    """Success and mean reward, KL and decoding speed, each `-` if `metrics` lacks it; failed episodes if there are any.
+
+    `measure`, SUCCESS or REWARD, comes first.
+    """
     episodes = metrics.get("episodes", 0.0)
     failed = [f"{kind} {metrics[kind]:g}/{episodes:g}" for kind in failures.KINDS if metrics.get(kind)]
     success = f"success {_shown(metrics, 'success', '6.1%')}"
@@ -138,14 +140,14 @@ def _shown(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 
 def _speed(metrics: Mapping[str, float]) -> str:
-    """Sampled tokens a second of rollout."""
+    """Sampled tokens per second of rollout."""
     if "tokens/sampled" not in metrics or not metrics.get("seconds/rollout"):
         return MISSING
     return f"{metrics['tokens/sampled'] / metrics['seconds/rollout']:6,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """3 s, 2:05 or 1:02:05."""
+    """A duration as text: 3 s, 2:05 or 1:02:05."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -155,11 +157,11 @@ def duration(seconds: float) -> str:
 
 
 def results_table(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print success with 95% intervals: a row for each variant and decoding, a column for each stage evaluated.
+    """Print success with 95% intervals: one row per variant and decoding, one column per evaluated stage.
 
-    Where the environment grades answers, it is the mean reward, and success is a row below. Where episodes have
-    several steps, so is the share of right ones; where each instance was played several times, pass@k and majority@k of
-    all its samples. Below it stands what changed on the same instances.
+    If the environment grades answers, the table shows the mean reward, with success in a row below. If episodes have
+    several steps, it also has the share of right steps; if each instance was played several times, pass@k and
+    majority@k of all its samples. Changes on the same instances are listed below it.
     """
     stages, measure = stages_of(summary), measure_of(summary)
     title = f"{measure.name.capitalize()}, with 95% intervals"

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates, in which everything that is not marked as markup is escaped."""
+"""Self-contained HTML and Markdown pages, rendered from auto-escaped Jinja templates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from markupsafe import Markup
 from rlpost.record.summary import share, step_share, unplayed
 
 TEMPLATES = Path(__file__).parent / "templates"
-# What Markdown reads as more than text within a line; an underscore between letters or digits is none.
+# Characters that Markdown interprets within a line. An underscore between letters or digits is not interpreted.
 _MARKS = re.compile(r"[\\`*|~]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[]")
 
 
 def render(template: str, **values: Any) -> bytes:
-    """A template of rlpost/templates (NAME.html.jinja or NAME.md.jinja), filled in, as UTF-8.
+    """Render a template of rlpost/templates (NAME.html.jinja or NAME.md.jinja) as UTF-8.
 
-    What UTF-8 cannot hold (lone surrogates in a model's answer) becomes a reference, which browsers show as U+FFFD.
+    What UTF-8 cannot encode (lone surrogates in a model's answer) becomes a reference, which browsers show as U+FFFD.
     """
     page = _environment().get_template(template).render(**values)
     return page.encode("utf-8", "xmlcharrefreplace")
@@ -40,6 +40,6 @@ def _environment() -> Environment:
 
 
 def in_cell(text: str) -> Markup:
-    """A text for a cell of a Markdown table: on one line, and neither Markdown nor HTML is read from it."""
+    """A text for a cell of a Markdown table: on one line, and neither Markdown nor HTML is interpreted in it."""
     said = _MARKS.sub(lambda found: f"&#{ord(found[0])};", html.escape(text, quote=False))
     return Markup("<br>".join(said.splitlines()))

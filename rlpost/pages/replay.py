@@ -1,4 +1,4 @@
-"""Recorded episodes played again, from their own answers and without a model, to have them drawn."""
+"""Replays recorded episodes from their own answers, without a model, in order to draw them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from rlpost.types import Trajectory
 
 
 class Gallery:
-    """Draws evaluation episodes of one environment, where it has pictures (`rlpost.envs.base.Pictured`).
+    """Draws evaluation episodes of one environment, if it has pictures (`rlpost.envs.base.Pictured`).
 
-    An environment may raise anything, and hang: an episode is given as long as a step of a rollout. A report is to be
-    had without pictures too: `failure` says why there are none, after which nothing more is asked of the environment.
+    An environment may raise anything, and hang: an episode has the deadline of one rollout step. A report must be
+    possible without pictures too: `failure` says why there are none, and the environment is not called again after
+    that.
     """
 
     def __init__(self, env: str, env_args: Mapping[str, Any], eval_seed: int, timeout_s: float) -> None:
@@ -33,9 +34,9 @@ class Gallery:
 
     @classmethod
     def of(cls, config: DictConfig, own_code: bool) -> Gallery | None:
-        """For the episodes of a run with this config.yaml; None where it names no environment.
+        """The gallery for a run with this config.yaml; None if it names no environment.
 
-        Without `own_code` an environment that is not bundled is not imported, which `failure` says.
+        Without `own_code`, an environment that is not bundled is not imported; `failure` then says so.
         """
         env, seed = OmegaConf.select(config, "env"), OmegaConf.select(config, "eval.seed")
         if env is None or seed is None:
@@ -50,7 +51,7 @@ class Gallery:
         return gallery
 
     def illustrated(self, deal: Deal) -> Deal:
-        """The deal with pictures of how its episodes ended, of those that can be drawn."""
+        """The deal with pictures of the ends of its episodes, as far as they can be drawn."""
         drawn = {policy: self._drawn(episode) for policy, episode in deal.played.items()}
         pictures = {policy: Image(svg, _alt(deal, policy)) for policy, svg in drawn.items() if svg}
         return replace(deal, pictures=pictures)
@@ -69,7 +70,7 @@ class Gallery:
             return None
 
     def _replayed(self, episode: Trajectory) -> str | None:
-        """In an environment of its own, so that all its life is in one thread."""
+        """The picture of an episode, from a new environment, which is created and closed in the same thread."""
         env = registry.make(self._name, **self._args)
         try:
             return picture(env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.group))
@@ -83,9 +84,9 @@ def _alt(deal: Deal, policy: str) -> str:
 
 
 def picture(env: gymnasium.Env[Any, str], episode: Trajectory, env_seed: int) -> str | None:
-    """The end of an episode as an SVG document; None where the environment draws nothing.
+    """The end of an episode as an SVG document; None if the environment draws nothing.
 
-    Also None where `env_seed` no longer deals the recorded instance, as after a change to the environment.
+    Also None if `env_seed` no longer gives the recorded instance, for example after a change to the environment.
     """
     pictured = env.unwrapped
     if not isinstance(pictured, Pictured):

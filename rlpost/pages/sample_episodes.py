@@ -1,4 +1,4 @@
-"""Sample episodes for a report: the same deal as different policies played it."""
+"""Sample episodes for a report: the same deal as played by different policies."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rlpost.types import Trajectory
 
 @dataclass(frozen=True)
 class Deal:
-    """One deal as played by different policies, or at different stages; `change` says how they compare."""
+    """One deal as played by different policies, or at different stages. `change` says how the results compare."""
 
     first: Trajectory
     change: str
     played: Mapping[str, Trajectory]  # by policy
-    pictures: Mapping[str, Image] = field(default_factory=dict)  # by policy: how it stood at the end
+    pictures: Mapping[str, Image] = field(default_factory=dict)  # of the episode's end, by policy
 
 
 def choose(policies: Mapping[str, Sequence[Trajectory]], most: int) -> list[Deal]:
-    """The first deal of each kind of change, those on which the policies differ first; then further ones.
+    """Choose the first deal of each kind of change, those on which the policies differ first; then further ones.
 
-    Deals that some policy did not play are left out: there is nothing to compare.
+    Deals that some policy did not play are left out, since there is nothing to compare.
     """
     by_deal = [{(t.instance, t.episode): t for t in episodes} for episodes in policies.values()]
     deals = []
@@ -36,7 +36,7 @@ def choose(policies: Mapping[str, Sequence[Trajectory]], most: int) -> list[Deal
 
 
 def _interest(deal: Deal) -> tuple[bool, bool, tuple[bool, ...]]:
-    """Small for what is worth seeing: policies that differ, the last one solving it; of those alike, failures."""
+    """A sort key, smallest for the most informative deals: policies differ and the last solves it; else failures."""
     solved = tuple(t.success for t in deal.played.values())
     alike = len(set(solved)) == 1
     return alike, solved[-1] if alike else not solved[-1], solved

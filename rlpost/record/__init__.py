@@ -1,1 +1,1 @@
-"""The record of a run: its folder, files, checkpoints, measurements, and what may be said of them."""
+"""The record of a run: its folder, files, checkpoints, measurements, and the conclusions drawn from them."""

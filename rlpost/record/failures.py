@@ -1,6 +1,7 @@
-"""Counts and reports episodes that say nothing about the policy, with their first cause; all such is an error.
+"""Counts and reports episodes that say nothing about the policy, with their first cause.
 
-Broken: the environment raised an error or missed its deadline. Unfit: the prompt left no room for an answer.
+Broken: the environment raised an error or missed its deadline. Unfit: the prompt left no room for an answer. If all
+episodes of a batch are such, it is an error.
 """
 
 from __future__ import annotations

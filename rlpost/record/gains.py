@@ -1,7 +1,7 @@
-"""What training changed: success on the same instances before and after, as paired differences.
+"""The effect of training: success on the same instances before and after, as paired differences.
 
-Two intervals that overlap say little of a difference: much of their width comes from some instances being harder than
-others, which a difference on the same instances does not have.
+Whether two intervals overlap says little about a difference: much of their width comes from some instances being harder
+than others, and a difference on the same instances does not have that variance.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.summary import rows_of, stages_of
 from rlpost.types import Trajectory
 
-_PSEUDO = (1.0, -1.0)  # two instances, one for either side: Bonett and Price (2012)
+_PSEUDO = (1.0, -1.0)  # two instances, one in each direction: Bonett and Price (2012)
 
 
 def gains(run_dir: RunDir, summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """By variant and decoding the `gain` from the first evaluation to the one after training, where both were made.
+    """The `gain` from the first evaluation to the one after training, by variant and decoding, if both were made.
 
-    Raises OutputError for a file of episodes that is broken.
+    Raises OutputError if a file of episodes is broken.
     """
     first, files = next(iter(stages_of(summary)), ""), run_dir.evaluations()
     found: dict[str, dict[str, Any]] = {}
@@ -36,14 +36,14 @@ def gains(run_dir: RunDir, summary: Mapping[str, Any]) -> dict[str, dict[str, An
 def gain(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> dict[str, Any] | None:
     """The mean over common instances of the difference in the share solved, with its 95% interval.
 
-    The interval is Student's t on the differences and the pseudo-instances, which keep it above zero width where no
+    The interval is Student's t on the differences and the pseudo-instances, which keep its width above zero if no
     instance changed. None with fewer than two instances in common.
     """
     ends = _shares(before), _shares(after)
     common = sorted(ends[0].keys() & ends[1].keys())
     if len(common) < 2:
         return None
-    from statsmodels.stats.weightstats import DescrStatsW  # two seconds to import
+    from statsmodels.stats.weightstats import DescrStatsW  # takes two seconds to import
 
     differences = [ends[1][name] - ends[0][name] for name in common]
     low, high = DescrStatsW([*differences, *_PSEUDO]).tconfint_mean(alpha=0.05)
@@ -52,7 +52,7 @@ def gain(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> dict[str,
 
 
 def _shares(episodes: Sequence[Trajectory]) -> dict[str, float]:
-    """Of each instance the share of its episodes that were solved; those that broke before they had one have none."""
+    """The share of solved episodes of each instance. Episodes that broke before they had an instance are left out."""
     solved: dict[str, list[bool]] = defaultdict(list)
     for episode in episodes:
         if episode.instance:

@@ -1,8 +1,8 @@
-"""Trajectories as lines of JSON that a person can read and `from_line` turns back, exactly.
+"""Trajectories as lines of JSON that people can read and `from_line` restores exactly.
 
-Text is UTF-8 as it is; what UTF-8 cannot hold (lone surrogates) is written as JSON escapes. Strict JSON has no
-NaN and no infinities, so a number that is not finite is written as the string "nan", "inf" or "-inf".
-One thing does not come back: JSON reads two halves of a surrogate pair, side by side, as the character they spell.
+Text is written as UTF-8; what UTF-8 cannot encode (lone surrogates) is written as JSON escapes. Strict JSON has no NaN
+and no infinities, so a number that is not finite is written as the string "nan", "inf" or "-inf". One case is not
+restored: JSON reads the two halves of a surrogate pair, side by side, as the character that they spell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is measured of episodes and of time. docs/metrics.md defines every key."""
+"""Metrics of episodes and of time. docs/metrics.md defines every key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlpost.record.pass_at_k import by_instance, majorities, passes
 from rlpost.types import Ending, Finish, Trajectory, Turn
 
 NANO = 1e-9
-SPLIT_TOLERANCE = 0.01  # of a phase's seconds: clocks of two machines do not run quite alike
+SPLIT_TOLERANCE = 0.01  # share of a phase's seconds: the clocks of two machines differ slightly
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -44,7 +44,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 def evaluation(trajectories: Sequence[Trajectory], answer_marker: str | None = None) -> dict[str, Any]:
     """The result of one (variant, decoding), as JSON. Raises ValueError for an empty batch.
 
-    `answer_marker`: rollout.answer_marker, after which the text is that votes for majority@k.
+    `answer_marker`: rollout.answer_marker; the text after it votes for majority@k.
     """
     n, answers = _counted(trajectories), _answers(trajectories)
     failed = [t for t in trajectories if not t.success]
@@ -74,7 +74,7 @@ def evaluation(trajectories: Sequence[Trajectory], answer_marker: str | None = N
 
 
 def _solved(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """How many episodes and instances, and the share solved with its interval."""
+    """The numbers of episodes and instances, and the share solved with its interval."""
     n, instances = len(trajectories), len(by_instance(trajectories))
     solved = sum(t.success for t in trajectories)
     low, high = wilson(solved * instances / n, instances)
@@ -82,7 +82,7 @@ def _solved(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def _by_k(trajectories: Sequence[Trajectory], answer_marker: str | None) -> dict[str, Any]:
-    """`pass_at` and `majority_at` by k, where each instance was played several times as a group."""
+    """`pass_at` and `majority_at` by k, if each instance was played several times as a group."""
     if max(Counter(t.group for t in trajectories).values()) == 1:
         return {}
     instances = by_instance(trajectories)
@@ -93,7 +93,7 @@ def _by_k(trajectories: Sequence[Trajectory], answer_marker: str | None) -> dict
 
 
 def _by_difficulty(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """`by_difficulty`, where the environment says how difficult an instance is; an episode without one is left out."""
+    """`by_difficulty`, if the environment names the difficulty of instances; episodes without one are left out."""
     difficulties = {t.difficulty for t in trajectories if t.difficulty is not None}
     if not difficulties:
         return {}
@@ -104,75 +104,78 @@ def _by_difficulty(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def _number_first(text: str) -> list[tuple[float, str]]:
-    """Sorts texts by the numbers in them: "legs: 2" before "legs: 10", and 0.5 before 2."""
+    """A sort key that orders texts by the numbers in them: "legs: 2" before "legs: 10", and 0.5 before 2."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
 def step_accuracy(trajectories: Sequence[Trajectory]) -> float | None:
-    """Answers that earned a reward above 0 / answers: the per-step accuracy of arXiv 2501.17161, appendix C.3.
+    """Answers with a reward above 0 / answers: the per-step accuracy of arXiv 2501.17161, appendix C.3.
 
-    Every further attempt at a step counts as an answer of its own. None without answers, and where every right answer
-    ended its episode: such an episode has one step, and success says all.
+    Every further attempt at a step counts as a separate answer. None if there are no answers, and if every right answer
+    ended its episode: such an episode has one step, so success gives the same information.
     """
     share = right_share(trajectories)
     return None if share and not goes_on_after_right(trajectories) else share
 
 
 def is_right(turn: Turn) -> bool:
-    """A step that the environment rewards."""
+    """Whether the environment rewarded this step."""
     return (turn.reward if turn.env_reward is None else turn.env_reward) > 0
 
 
 def right_share(trajectories: Sequence[Trajectory]) -> float | None:
-    """Right answers / answers; None without answers."""
+    """Right answers / answers; None if there are no answers."""
     answers = _answers(trajectories)
     return sum(map(is_right, answers)) / len(answers) if answers else None
 
 
 def goes_on_after_right(trajectories: Iterable[Trajectory]) -> bool:
-    """Whether some episode went on after a right answer, so that it has steps."""
+    """Whether some episode continued after a right answer, so that it has steps."""
     return any(is_right(turn) for t in trajectories for turn in t.turns[:-1])
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
     """95% score interval of a share (Wilson, 1927). Raises ValueError unless 0 <= successes <= n and n > 0.
 
-    An instance that was played several times is one trial, with a share of successes: the answers to one question are
-    no independent ones.
+    An instance that was played several times is one trial, with a share of successes: answers to the same question are
+    not independent.
     """
     return _share_interval(successes, n, "wilson")
 
 
 def exact_interval(successes: float, n: int) -> tuple[float, float]:
-    """95% exact interval of a share (Clopper and Pearson, 1934): at least 95% at every share, where `wilson` has 95% on
-    average over shares and less near 0 and 1, where pass@k often is. Raises as `wilson` does."""
+    """95% exact interval of a share (Clopper and Pearson, 1934).
+
+    It covers at least 95% at every share. `wilson` covers 95% on average over shares, and less near 0 and 1, where
+    pass@k often is. Raises like `wilson`.
+    """
     return _share_interval(successes, n, "beta")
 
 
 def _share_interval(successes: float, n: int, method: str) -> tuple[float, float]:
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes of {n} are no share")
-    from statsmodels.stats.proportion import proportion_confint  # two seconds to import
+    from statsmodels.stats.proportion import proportion_confint  # takes two seconds to import
 
     low, high = proportion_confint(successes, n, alpha=0.05, method=method)
     return float(low), float(high)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% normal interval of a mean, by the sample's deviation. Of one value, all that is known is that value."""
+    """95% normal interval of a mean, by the sample's deviation. For a single value, both ends are that value."""
     mean = statistics.fmean(values)
     half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return mean - half, mean + half
 
 
 def _partly_right(failed: Trajectory) -> bool:
-    """Whether an answer that ended its episode unsolved was paid for: the environment grades answers."""
+    """Whether an answer that ended its episode unsolved got a reward: the environment then grades answers."""
     return failed.ending is Ending.TERMINATED and bool(failed.turns) and is_right(failed.turns[-1])
 
 
 def _env_reward(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The environment's mean reward, where a reward function gave another."""
+    """The environment's mean reward, if a reward function gave another one."""
     given = [turn.env_reward for turn in _answers(trajectories) if turn.env_reward is not None]
     return {"env_reward": sum(given) / len(trajectories)} if given else {}
 
@@ -200,7 +203,7 @@ def _outcomes(answers: Sequence[Turn]) -> dict[str, int]:
 
 
 def _parts(answers: Sequence[Turn]) -> dict[str, float]:
-    """By name of a reward's part: its mean over the answers that it applies to, and the share of answers that are."""
+    """For each part of the reward: its mean over the answers that it applies to, and the share of those answers."""
     values: dict[str, list[float]] = {}
     for turn in answers:
         for name, value in turn.parts:
@@ -217,10 +220,10 @@ def _success_by_turn(trajectories: Sequence[Trajectory]) -> list[float]:
 
 
 class Clock:
-    """Where the time goes: phases that do not overlap, laps that leave no gap.
+    """Measures time: phases that do not overlap, and laps without gaps between them.
 
-    A lap begins where the one before it ended. Whatever no phase claimed is `other`, so the parts of a lap sum to
-    its wall time, and the laps to the run's.
+    A lap begins where the previous one ended. Time outside of phases is `other`, so the parts of a lap sum to its wall
+    time, and the laps to the run's.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
@@ -231,9 +234,9 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book the time inside as `name`; a phase that comes again adds up, one that raises is booked too.
+        """Count the time inside as `name`. Repeated phases add up; a phase that raises is counted too.
 
-        Raises RuntimeError inside another phase: the time would count twice.
+        Raises RuntimeError inside another phase, where the time would count twice.
         """
         self._refuse_running(f"phase {name!r} cannot begin")
         if name in ("other", "total"):
@@ -246,12 +249,12 @@ class Clock:
             self._booked[name] = self._booked.get(name, 0) + self._now_ns() - began
 
     def split(self, name: str, parts: Mapping[str, float]) -> None:
-        """Book the time of phase `name` as the seconds of `parts` that whoever did the work reported.
+        """Divide the time of phase `name` into the seconds of `parts`, as reported by the process that did the work.
 
-        What they leave of the phase (transfers, waiting) goes to `other`. Parts that exceed it by a hair, as
-        clocks of two machines may, are scaled to fit.
+        The rest of the phase (transfers, waiting) goes to `other`. Parts that exceed the phase slightly, as the clocks
+        of two machines may, are scaled to fit.
 
-        Raises ValueError when the phase did not run in this lap, or the parts are negative or exceed it clearly.
+        Raises ValueError if the phase did not run in this lap, or the parts are negative or exceed it clearly.
         """
         measured, reported = self._booked.pop(name, 0), sum(parts.values()) / NANO
         if min(parts.values()) < 0 or reported > measured * (1 + SPLIT_TOLERANCE):
@@ -261,7 +264,7 @@ class Clock:
             self._booked[part] = self._booked.get(part, 0) + int(seconds / NANO * scale)
 
     def lap(self) -> dict[str, float]:
-        """Seconds since the last lap: `seconds/<phase>` each, `seconds/other` and `seconds/total`; starts anew.
+        """Start a new lap. Return the seconds of the last: each `seconds/<phase>`, `seconds/other`, `seconds/total`.
 
         Raises RuntimeError while a phase runs.
         """

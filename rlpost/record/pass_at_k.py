@@ -1,11 +1,11 @@
-"""Several sampled episodes of each instance: pass@k and majority@k, with intervals over the instances.
+"""pass@k and majority@k from several sampled episodes of each instance, with intervals over the instances.
 
     episodes ─▶ by_instance ─▶ n episodes, c solved ─▶ pass@k      chance that one of k is solved
                                n final answers      ─▶ majority@k  chance that the most frequent of k is right
 
-Of the n episodes that were played, k are drawn without replacement, and both figures are the exact mean over all such
-draws. Another number of episodes would change their variance, not what they estimate (pass@k: Chen et al., 2021,
-arXiv 2107.03374, equation 1; majority voting: Wang et al., 2022, arXiv 2203.11171).
+k of the n played episodes are drawn without replacement, and both figures are the exact mean over all such draws.
+Another number of episodes would change their variance, not what they estimate (pass@k: Chen et al., 2021, arXiv
+2107.03374, equation 1; majority voting: Wang et al., 2022, arXiv 2203.11171).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy.typing as npt
 from rlpost.types import Trajectory
 
 Estimate = dict[str, float]  # value, low, high
-ShareInterval = Callable[[float, int], tuple[float, float]]  # of (successes, trials)
+ShareInterval = Callable[[float, int], tuple[float, float]]  # takes (successes, trials)
 
 
 def by_instance(episodes: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """The episodes of each instance; one that broke before it had a name is of the instance of its group."""
+    """The episodes of each instance. One that broke before it had an instance counts for the instance of its group."""
     names = {episode.group: episode.instance for episode in episodes if episode.instance}
     played: dict[Hashable, list[Trajectory]] = defaultdict(list)
     for episode in episodes:
@@ -35,22 +35,22 @@ def by_instance(episodes: Sequence[Trajectory]) -> list[list[Trajectory]]:
 
 
 def pass_at_k(n: int, solved: int, k: int) -> float:
-    """1 - C(n - solved, k) / C(n, k): the share of the draws of k of n episodes with one that is solved."""
+    """1 - C(n - solved, k) / C(n, k): the share of draws of k of n episodes that contain a solved one."""
     return 1.0 - math.comb(n - solved, k) / math.comb(n, k)
 
 
 def majority_at_k(answers: Sequence[Hashable], right: Sequence[float]) -> list[float]:
-    """Entry k - 1: the mean over all draws of k answers of whether the most frequent answer of the draw is right.
+    """Entry k - 1: the share of draws of k answers in which the most frequent answer is right.
 
-    Where several are most frequent, one of them is taken at random, so the mean over them counts.
+    If several are most frequent, one of them is taken at random, so the mean over them counts.
 
     Args:
-        answers: of the n episodes, in canonical form; equal ones vote together.
-        right: of each, 1 where its episode was solved, else 0. Equal answers that an environment judged differently
-            count as their mean.
+        answers: one per episode, in canonical form; equal ones vote together.
+        right: one per episode, 1 if it was solved, else 0. Equal answers that an environment judged differently count
+            as their mean.
     """
     counts = Counter(answers)
-    # By how often an answer was given: the sum of `right` over such answers.
+    # For each number of times that an answer was given: the sum of `right` over such answers.
     worth: dict[int, float] = defaultdict(float)
     for answer, count in counts.items():
         worth[count] += sum(r for a, r in zip(answers, right, strict=True) if a == answer) / count
@@ -62,9 +62,9 @@ def majority_at_k(answers: Sequence[Hashable], right: Sequence[float]) -> list[f
 
 @lru_cache(maxsize=4096)
 def _chances(counts: tuple[int, ...]) -> Mapping[int, npt.NDArray[np.float64]]:
-    """By how often an answer was given: entry k - 1 is the chance that it is the one that k draws elect.
+    """For each number of times that an answer was given: entry k - 1 is the chance that k draws elect it.
 
-    `counts`: how often each of the different answers was given, sorted; n their sum.
+    `counts`: how often each different answer was given, sorted; n is their sum.
     """
     n = sum(counts)
     ways = np.array([math.comb(n, k) for k in range(1, n + 1)], dtype=np.float64)
@@ -82,12 +82,12 @@ def _chances(counts: tuple[int, ...]) -> Mapping[int, npt.NDArray[np.float64]]:
 
 
 def _draws_of_others(others: Sequence[int], votes: int, n: int) -> npt.NDArray[np.float64]:
-    """Entry [m, t]: in how many ways m votes fall to `others`, none getting more than `votes` and t as many."""
+    """Entry [m, t]: how many ways m votes can fall to `others`, at most `votes` each, and t of them having so many."""
     most_ties = sum(count >= votes for count in others)
     draws = np.zeros((n + 1, most_ties + 1))
     draws[0, 0] = 1.0
     for count in others:
-        longer = draws.copy()  # it gets no vote
+        longer = draws.copy()  # the answer gets no vote
         for got in range(1, min(count, votes) + 1):
             added = math.comb(count, got) * draws[: n + 1 - got]
             if got == votes:
@@ -101,7 +101,7 @@ def _draws_of_others(others: Sequence[int], votes: int, n: int) -> npt.NDArray[n
 def final_answer(episode: Trajectory, marker: str | None) -> str | None:
     """The answer that votes: the environment's canonical form, else the text after `marker`, else the whole text.
 
-    None for an episode without an answer, whose vote agrees with no other.
+    None for an episode without an answer; its vote agrees with no other.
     """
     if episode.final_answer is not None:
         return episode.final_answer
@@ -112,7 +112,7 @@ def final_answer(episode: Trajectory, marker: str | None) -> str | None:
 
 
 def passes(instances: Sequence[Sequence[Trajectory]], interval: ShareInterval) -> dict[str, Estimate]:
-    """pass@k by k, from 1 to the fewest episodes that an instance has."""
+    """pass@k by k, from 1 to the smallest number of episodes of an instance."""
     played = [(len(episodes), sum(e.success for e in episodes)) for episodes in instances]
     return {
         str(k): _estimate([pass_at_k(n, solved, k) for n, solved in played], interval)
@@ -123,8 +123,11 @@ def passes(instances: Sequence[Sequence[Trajectory]], interval: ShareInterval) -
 def majorities(
     instances: Sequence[Sequence[Trajectory]], marker: str | None, interval: ShareInterval
 ) -> dict[str, Estimate] | None:
-    """majority@k by k, as `passes`; None where an episode of several turns has no final answer by its environment:
-    after feedback, the text of the last turn alone says little."""
+    """majority@k by k, like `passes`.
+
+    None if an episode of several turns has no final answer from its environment: after feedback, the text of the last
+    turn alone says little.
+    """
     if any(len(e.turns) > 1 and e.final_answer is None for episodes in instances for e in episodes):
         return None
     each = [_majority(episodes, marker) for episodes in instances]
@@ -141,10 +144,10 @@ def _majority(episodes: Sequence[Trajectory], marker: str | None) -> list[float]
 
 
 def _estimate(shares: Sequence[float], interval: ShareInterval) -> Estimate:
-    """The mean of one share an instance, and its interval with each instance as one trial.
+    """The mean of one share per instance, and its interval with each instance as one trial.
 
-    A value between 0 and 1 varies at most as much as a success or failure of the same mean, so the interval of as many
-    trials covers; where k is all that were played, it is exactly theirs.
+    A value between 0 and 1 varies at most as much as a success or failure of the same mean, so the interval for that
+    number of trials covers; if k is the number of episodes played, it is exactly that of the successes.
     """
     value = math.fsum(shares) / len(shares)
     low, high = interval(min(value, 1.0) * len(shares), len(shares))

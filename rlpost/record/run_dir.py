@@ -1,16 +1,16 @@
-"""The folder of a run, which is its record.
+"""The folder of a run, which is the run's record.
 
-    config.yaml            every setting, resolved            versions.json   what it ran on
-    metrics.jsonl          one object an iteration            summary.json    the result, written at the end
-    trajectories/*.jsonl   every episode, one a line          report.html     all of it, to look at
-    evaluations.jsonl      which trajectories file is which evaluation: stage, variant, decoding
+    config.yaml            every setting, resolved            versions.json   versions of the software it ran on
+    metrics.jsonl          one object per iteration           summary.json    the result, written at the end
+    trajectories/*.jsonl   every episode, one per line        report.html     all of it as a page
+    evaluations.jsonl      which trajectories file belongs to which evaluation: stage, variant, decoding
     examples.jsonl         instances of the supervised steps
-    sittings.json          the time of every start        error.json     why it failed (rlpost.record.run_error)
-    data.jsonl             the rows, where Python code gave them as a list
-    console.log            what a run prints that `rlpost.start` has started
-    adapter/               the adapter in PEFT's own format   checkpoints/    enough to go on
+    sittings.json          the time of every start            error.json      why it failed (rlpost.record.run_error)
+    data.jsonl             the rows, if Python code gave them as a list
+    console.log            the output of a run that `rlpost.start` started
+    adapter/               the adapter in PEFT's own format   checkpoints/    what a resumed run needs
 
-Whatever is written appears whole or not at all; a disk that is full or forbidden is an OutputError.
+Files appear complete or not at all. A full disk, or one without permission to write, raises OutputError.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROWS, CONSOLE = "data.jsonl", "console.log"  # may be there before a run
 EvaluationKey = tuple[str, str, str]  # stage, variant, decoding
 _OF_ITERATION = re.compile(r"iteration-(\d+)\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
-# Of records that were made before there was an evaluations.jsonl.
+# For records made before evaluations.jsonl existed.
 _EVALUATION = re.compile(
     r"eval-(?P<stage>before|warm|after|(?:iteration|step)-\d+)-(?P<variant>.*)-(?P<decoding>greedy|sampled)\.jsonl"
 )
@@ -59,7 +59,7 @@ def step_name(step: int) -> str:
 
 
 def stage_number(stage: str) -> int | None:
-    """The iteration or step that a stage follows, the inverse of `iteration_name` and `step_name`; else None."""
+    """The iteration or step that a stage follows, the inverse of `iteration_name` and `step_name`; None for others."""
     found = _STAGE.fullmatch(stage)
     return None if found is None else int(found[1])
 
@@ -67,23 +67,23 @@ def stage_number(stage: str) -> int | None:
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
     """The stem of an evaluation's file. `stage` is before, warm, after, an `iteration_name` or a `step_name`.
 
-    A variant may have any name; what is no part of a file's (such as a slash) is written as in a URL.
+    A variant may have any name; characters that a file name cannot have (such as a slash) are encoded as in a URL.
     """
     return f"eval-{stage}-{quote(variant, safe='')}-{decoding}"
 
 
 def time_stamp() -> str:
-    """The time as folders are named by it, to the second."""
+    """The current time for folder names, to the second."""
     return datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def new_folder(path: Path | str | None, default: Path, first: str) -> Path:
-    """A folder that no other process was given, with the folder `first` in it.
+    """Make a folder that no other process uses, with the folder `first` in it.
 
-    `path`, which may be there and empty (but for ROWS and CONSOLE); None: `default`, or where that is taken
-    `default`-2, -3 and so on. Of two processes that ask at once for one `path`, the one that makes `first` gets it.
+    `path` may exist if it is empty, but for ROWS and CONSOLE. If it is None, the folder is `default`, or `default`-2,
+    -3 and so on if that exists. If two processes ask for the same `path` at once, the one that makes `first` gets it.
 
-    Raises OutputError when the folder cannot be written or already holds something.
+    Raises OutputError if the folder cannot be written or already contains something.
     """
     if path is None:
         folder = _unused(default)
@@ -117,13 +117,13 @@ def _default(name: str, seed: int) -> Path:
 
 
 def _unused(default: Path) -> Path:
-    """A folder that this call has made."""
+    """The first free name of `default`, `default`-2 and so on, as a folder made by this call."""
     numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
     return next(folder for folder in itertools.chain([default], numbered) if _made(folder))
 
 
 def _made(folder: Path) -> bool:
-    """Whether this call has made the folder, and not an earlier one."""
+    """Whether this call made the folder, and not an earlier one."""
     with writing(folder), contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)
         return True
@@ -139,7 +139,7 @@ def _not_empty(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Sitting:
-    """A start that worked on the run, up to its end; one that was killed, up to its last checkpoint."""
+    """A start that worked on the run, up to its end; if it was killed, up to its last checkpoint."""
 
     seconds: float
     workers_replaced: int
@@ -197,7 +197,7 @@ class RunDir:
     def create(cls, path: Path | str | None, name: str, seed: int, config_yaml: str) -> RunDir:
         """Start a record at `path`, by default outputs/<name>/<time>-<seed>.
 
-        Raises OutputError when the folder cannot be written or already holds something.
+        Raises OutputError if the folder cannot be written or already contains something.
         """
         run_dir = cls(new_folder(path, _default(name, seed), first="checkpoints"))
         write_atomic(run_dir.config, config_yaml.encode())
@@ -206,7 +206,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """Open an existing record. Raises OutputError when `path` is none."""
+        """Open an existing record. Raises OutputError if `path` is not a record."""
         run_dir = cls(Path(path))
         if not run_dir.config.is_file():
             raise OutputError(
@@ -222,11 +222,11 @@ class RunDir:
                 folder.mkdir(exist_ok=True)
 
     def read_config(self) -> DictConfig:
-        """The settings as written, by name; an older run's may differ from today's schema. Raises ConfigError."""
+        """The settings as written, by name. An older run's may differ from today's schema. Raises ConfigError."""
         return OmegaConf.create(translated(read_mapping(self.config)))
 
     def write_versions(self) -> None:
-        """Write versions.json. A resumed run that finds other versions keeps the ones before it in `earlier`."""
+        """Write versions.json. A resumed run with other versions keeps the previous ones in `earlier`."""
         now, earlier = versions(), []
         if self.versions.is_file():
             before = json.loads(self.versions.read_bytes())
@@ -240,7 +240,7 @@ class RunDir:
         write_atomic(self.sittings, _pretty({"sittings": list(map(asdict, sittings))}))
 
     def read_sittings(self) -> tuple[Sitting, ...]:
-        """Inverse of `write_sittings`; empty for a new run. Raises OutputError for what it did not write."""
+        """Inverse of `write_sittings`; empty for a new run. Raises OutputError for any other content."""
         if not self.sittings.is_file():
             return ()
         record = _object(self.sittings, 1, self.sittings.read_bytes())
@@ -250,36 +250,36 @@ class RunDir:
             raise OutputError(_broken(self.sittings, 1, str(error))) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl and flush it.
+        """Append one line to metrics.jsonl and flush it.
 
-        A number that is not finite is written as null and counted in the line's `non_finite`: one diagnostic
-        without a value must not end a run, nor make the file unreadable as strict JSON.
+        A number that is not finite is written as null and counted in the line's `non_finite`: a single metric without a
+        value must not end a run, nor make the file unreadable as strict JSON.
         """
         values = {name: value if _sound(value) else None for name, value in metrics.items()}
         lost = sum(not _sound(value) for value in metrics.values())
         append_whole(self.metrics, jsonl.encode({**values, "non_finite": lost}))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every whole line, in order; a last line that a crash cut short is left out.
+        """Every complete line, in order. A last line that a crash cut short is left out.
 
-        Raises OutputError for any other line that is no JSON object.
+        Raises OutputError if any other line is not a JSON object.
         """
         return [translated_line(line) for line in _read_lines(self.metrics)]
 
     def append_examples(self, step: int, instances: Sequence[str]) -> None:
-        """Note in examples.jsonl which instances a supervised step learns from."""
+        """Record in examples.jsonl the instances that a supervised step learns from."""
         append_whole(self.examples, jsonl.encode({"step": step, "instances": list(instances)}))
 
     def read_examples(self) -> list[dict[str, Any]]:
-        """The lines of examples.jsonl, as `read_metrics`."""
+        """The lines of examples.jsonl, read like `read_metrics`."""
         return _read_lines(self.examples)
 
     def truncate_metrics(self, last: int, key: str = "iteration") -> None:
-        """Forget what was recorded after `last`, so that a resumed run's record has no doubles.
+        """Remove what was recorded after `last`, so a resumed run's record has no duplicates.
 
-        Drops the lines of metrics.jsonl and examples.jsonl whose `key` (iteration; step, for task=sft) is greater,
-        and the lines, trajectories and evaluations of later iterations (steps) and of the end of a run. What has
-        neither key nor such a stage stays: it comes before the first.
+        Drops the lines of metrics.jsonl and examples.jsonl whose `key` (iteration; step, for task=sft) is greater, and
+        the lines, trajectories and evaluations of later iterations (steps) and of the end of a run. Lines without the
+        key and without such a stage stay, since they come before the first step.
         """
         for path, lines in ((self.metrics, self.read_metrics()), (self.examples, self.read_examples())):
             kept = [line for line in lines if not _is_after(line, last, key)]
@@ -297,7 +297,7 @@ class RunDir:
         return self.trajectories / f"{name}.jsonl"
 
     def write_trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> Path:
-        """Write trajectories/<name>.jsonl, an episode a line; see rlpost.record.jsonl for the fields."""
+        """Write trajectories/<name>.jsonl, one episode per line; see rlpost.record.jsonl for the fields."""
         path = self.trajectories_file(name)
         write_atomic(path, b"".join(map(jsonl.to_line, trajectories)))
         return path
@@ -305,13 +305,13 @@ class RunDir:
     def write_evaluation(
         self, stage: str, variant: str, decoding: str, trajectories: Iterable[Trajectory]
     ) -> Path:
-        """`write_trajectories` for an evaluation, which evaluations.jsonl then names."""
+        """Write an evaluation like `write_trajectories`, and list it in evaluations.jsonl."""
         path = self.write_trajectories(evaluation_name(stage, variant, decoding), trajectories)
         append_whole(self.evaluation_index, _index_line((stage, variant, decoding), path))
         return path
 
     def evaluations(self) -> dict[EvaluationKey, Path]:
-        """The files of the evaluations that are there, in the order in which they were written.
+        """The files of all evaluations, in the order in which they were written.
 
         Raises OutputError for a line of evaluations.jsonl that `write_evaluation` did not write.
         """
@@ -331,7 +331,7 @@ class RunDir:
         return (stage, variant, decoding), self.trajectories / file
 
     def _truncate_evaluations(self, last: int) -> None:
-        """Forget those of the end of a run and of iterations (steps) after `last`. An older record gets its index."""
+        """Remove evaluations at the end of a run and after iteration (step) `last`. An older record gets its index."""
         found = self.evaluations()
         gone = {key for key in found if _stage_is_after(key[0], last)}
         if found:
@@ -341,18 +341,18 @@ class RunDir:
             _remove(found[key])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Raises ValueError when a number is not finite: a result that is none must not look like one."""
+        """Write summary.json. Raises ValueError if a number is not finite: a missing result must not look like one."""
         write_atomic(self.summary, _pretty(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
-        """None when the run has not finished."""
+        """The content of summary.json; None if the run has not finished."""
         if not self.summary.is_file():
             return None
         return _object(self.summary, 1, self.summary.read_bytes())
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """Inverse of `RunDir.write_trajectories`. Raises OutputError naming the line that is broken."""
+    """Inverse of `RunDir.write_trajectories`. Raises OutputError that names the broken line."""
     trajectories = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -366,15 +366,15 @@ def read_trajectories(path: Path) -> list[Trajectory]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
+    lines = path.read_bytes().split(b"\n")[:-1]  # the part after the last newline was cut short
     return [_object(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def _is_after(line: Mapping[str, Any], last: int, key: str) -> bool:
-    """Whether a step after `last` wrote the line, or an evaluation after it."""
+    """Whether the line was written by a step after `last`, or an evaluation after it."""
     if key in line:
         return bool(line[key] > last)
-    return _stage_is_after(str(line.get("stage")), last)  # examples.jsonl names none
+    return _stage_is_after(str(line.get("stage")), last)  # lines of examples.jsonl name no stage
 
 
 def _stage_is_after(stage: str, last: int) -> bool:

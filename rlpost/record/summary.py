@@ -1,9 +1,9 @@
-"""Reading summary.json: which stages and variants there are, and what may honestly be said of them.
+"""Reads summary.json: the stages and variants in it, and the conclusions that their intervals allow.
 
     {"eval": {STAGE: {VARIANT: {n, success, low, high, DECODING: rlpost.record.metrics.evaluation(...)}}},
      "variants": {VARIANT: {"held_out": bool, "summary": str}}, "train_variant": VARIANT, ...}
 
-STAGE is before (the bare model), warm (after the warm start) or after; only those evaluated are there.
+STAGE is before (the bare model), warm (after the warm start) or after; only stages that were evaluated are present.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rlpost.config.schema import EvalConfig
 
 STAGES = ("before", "warm", "after")  # the bare model, the adapter that training starts from, the end
 DECODINGS = ("greedy", "sampled")
-AT_K = {"pass_at": "pass@", "majority_at": "majority@"}  # keys of an evaluation, and what they are called
+AT_K = {"pass_at": "pass@", "majority_at": "majority@"}  # keys of an evaluation, and the names shown for them
 MISSING = "-"
-HELD_OUT = "held_out/"  # begins the keys of a metrics line that measured the loss on held-out answers
+HELD_OUT = "held_out/"  # prefix of the keys of a metrics line that measured the loss on held-out answers
 UNPLAYED = {
     "context_full": "outgrew the context",
     "unfit": "of those by the prompt alone",
@@ -33,7 +33,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a run is judged by, with the names of its keys in an evaluation."""
+    """The headline metric of a run, with the names of its keys in an evaluation."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Measure:
     percent: bool
 
     def shown(self, entry: Entry | None) -> str:
-        """22.5% [18, 28], the interval in percent too; or 0.250 [0.212, 0.288]."""
+        """The value as text: 22.5% [18, 28], with the interval in percent too; or 0.250 [0.212, 0.288]."""
         if entry is None:
             return MISSING
         value, low, high = (entry[key] for key in (self.value, self.low, self.high))
@@ -56,28 +56,31 @@ REWARD = Measure("mean reward", "reward", "reward_low", "reward_high", percent=F
 
 
 def measure_of(summary: Summary) -> Measure:
-    """The mean reward where the environment grades answers (some that were not right earned a part of the reward):
-    a policy may learn much there before it solves anything. Else success."""
+    """The mean reward if the environment grades answers, else success.
+
+    It grades answers if some that were not right got a part of the reward. A policy may then learn much before it
+    solves anything.
+    """
     return REWARD if any(entry.get("graded") for entry in _entries(summary)) else SUCCESS
 
 
 def main_decoding(made: Container[str]) -> str:
-    """Of the decodings that were evaluated, the one to judge by: sampling where it is among them, as RL trains that."""
+    """The headline decoding: sampled if it was evaluated, since RL optimises it, else greedy."""
     return next(decoding for decoding in DECODINGS[::-1] if decoding in made)
 
 
 def headline_decoding(wanted: EvalConfig) -> str:
-    """The `main_decoding` of what the configuration asks for."""
+    """The `main_decoding` among the configured decodings."""
     return main_decoding([decoding for decoding in DECODINGS if getattr(wanted, decoding)])
 
 
 def stages_of(summary: Summary) -> list[str]:
-    """The stages that were evaluated, in the order of the run."""
+    """The evaluated stages, in the order of the run."""
     return [stage for stage in STAGES if summary["eval"].get(stage)]
 
 
 def rows_of(summary: Summary) -> list[tuple[str, str]]:
-    """Every (variant, decoding) that some stage evaluated, the trained variant first."""
+    """Every (variant, decoding) that was evaluated at some stage, the trained variant first."""
     rows = {
         (variant, decoding)
         for stage in stages_of(summary)
@@ -89,7 +92,7 @@ def rows_of(summary: Summary) -> list[tuple[str, str]]:
 
 
 def held_out_losses(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By stage and variant the loss on held-out answers, of the lines of metrics.jsonl (rlpost/tasks/held_out.py)."""
+    """The held-out loss by stage and variant, from the lines of metrics.jsonl (rlpost/tasks/held_out.py)."""
     found: dict[str, dict[str, float]] = {}
     for line in lines:
         for key, value in line.items():
@@ -101,7 +104,7 @@ def held_out_losses(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, f
 
 
 def held_out_told(summary: Summary) -> dict[str, str]:
-    """A variant's held-out loss in nats per token: "9.270 before, 5.463 after". Empty where none was measured."""
+    """A variant's held-out loss in nats per token: "9.270 before, 5.463 after". Empty if none was measured."""
     stages = summary.get("held_out_loss", {})
     variants = dict.fromkeys(variant for losses in stages.values() for variant in losses)
     return {
@@ -113,13 +116,13 @@ def held_out_told(summary: Summary) -> dict[str, str]:
 
 
 def entry_of(summary: Summary, stage: str, variant: str, decoding: str) -> Mapping[str, Any] | None:
-    """One evaluation, or None where it was not made."""
+    """One evaluation; None if it was not made."""
     entry: Mapping[str, Any] | None = summary["eval"].get(stage, {}).get(variant, {}).get(decoding)
     return entry
 
 
 def role(summary: Summary, variant: str) -> str:
-    """What a variant was to the run."""
+    """The role of a variant in the run."""
     if variant == summary["train_variant"]:
         return "trained"
     known = summary["variants"].get(variant)
@@ -127,7 +130,7 @@ def role(summary: Summary, variant: str) -> str:
 
 
 def share(entry: Entry | None) -> str:
-    """22.5% [18, 28]: success, the interval in percent too."""
+    """Success as text: 22.5% [18, 28], with the interval in percent too."""
     return SUCCESS.shown(entry)
 
 
@@ -138,24 +141,24 @@ def _entries(summary: Summary) -> list[Entry]:
 
 
 def has_steps(summary: Summary) -> bool:
-    """Whether some episode went on after a right answer, so that the accuracy of single steps tells something."""
+    """Whether some episode continued after a right answer, so that the accuracy of single steps is informative."""
     return any(entry.get("step_accuracy") for entry in _entries(summary))
 
 
 def step_share(entry: Mapping[str, Any] | None) -> str:
-    """61.2%: the share of right steps."""
+    """The share of right steps as text: 61.2%."""
     accuracy = None if entry is None else entry.get("step_accuracy")
     return MISSING if accuracy is None else f"{accuracy:.1%}"
 
 
 def shown_ks(by_k: Iterable[str]) -> list[str]:
-    """Of the keys of `pass_at` or `majority_at` the powers of two and the last: all would fill a page."""
+    """The powers of two among the keys of `pass_at` or `majority_at`, and the last: all would fill a page."""
     ks = sorted(map(int, by_k))
     return [str(k) for k in ks if k & (k - 1) == 0 or k == ks[-1]]
 
 
 def at_k_names(summary: Summary, variant: str, decoding: str) -> list[tuple[str, str]]:
-    """(pass_at or majority_at, k) from k = 2 on (k = 1 is success) that some stage has for a variant and decoding."""
+    """(pass_at or majority_at, k), k from 2 (1 is success), that some stage has for the variant and decoding."""
     entries = [entry_of(summary, stage, variant, decoding) or {} for stage in stages_of(summary)]
     names: dict[tuple[str, str], None] = {}
     for name in AT_K:
@@ -165,32 +168,34 @@ def at_k_names(summary: Summary, variant: str, decoding: str) -> list[tuple[str,
 
 
 def most_samples(summary: Summary, variant: str, decoding: str) -> list[tuple[str, str]]:
-    """Of `at_k_names` those with the greatest k: pass@k and majority@k of all samples."""
+    """The entries of `at_k_names` with the greatest k: pass@k and majority@k of all samples."""
     greatest = {name: (name, k) for name, k in at_k_names(summary, variant, decoding)}
     return list(greatest.values())
 
 
 def samples_of(summary: Summary) -> list[tuple[str, str, str, str]]:
-    """(variant, decoding, pass_at or majority_at, k) of every row of a page's table of samples."""
+    """(variant, decoding, pass_at or majority_at, k) for every row of a page's table of samples."""
     rows = [(row, at_k_names(summary, *row)) for row in rows_of(summary)]
     return [(*row, name, k) for row, names in rows for name, k in names]
 
 
 def difficulties_of(summary: Summary, variant: str, decoding: str) -> list[str]:
-    """The difficulties of the instances that some stage played, in the order of an evaluation."""
+    """The difficulties of the instances played at some stage, in the order of an evaluation."""
     entries = [entry_of(summary, stage, variant, decoding) or {} for stage in stages_of(summary)]
     return list(dict.fromkeys(name for entry in entries for name in entry.get("by_difficulty") or {}))
 
 
 def at_k_share(entry: Entry | None, name: str, k: str) -> str:
-    """41.2% [35, 48]: pass@k or majority@k with its interval in percent."""
+    """pass@k or majority@k as text, with its interval in percent: 41.2% [35, 48]."""
     found = ((entry or {}).get(name) or {}).get(k)
     return MISSING if found is None else SUCCESS.shown({**found, "success": found["value"]})
 
 
 def unplayed(entry: Mapping[str, Any]) -> list[str]:
-    """How many episodes were not played to an end, so that they count as not solved, with their share and the first
-    cause; an older run tells fewer."""
+    """How many episodes were not played to an end and so count as not solved, with their share and the first cause.
+
+    Older runs record fewer kinds.
+    """
     counted = [
         f"{entry[key]} {reason} ({entry[key] / entry['n']:.0%})"
         for key, reason in UNPLAYED.items()
@@ -201,7 +206,7 @@ def unplayed(entry: Mapping[str, Any]) -> list[str]:
 
 
 class Trend(StrEnum):
-    """What intervals allow to say: rose and fell only when a difference's excludes zero, or two do not overlap."""
+    """The direction of a change: rose or fell only if a difference's interval excludes zero, or two do not overlap."""
 
     ROSE = "rose"
     FELL = "fell"
@@ -217,7 +222,7 @@ def verdict(before: Entry, after: Entry, measure: Measure = SUCCESS) -> Trend:
 
 
 def gain_of(summary: Summary, variant: str, decoding: str) -> Entry | None:
-    """The paired difference of success (rlpost.record.gains); None where an end was not evaluated, or in older runs."""
+    """The paired difference of success (rlpost.record.gains); None if an end was not evaluated, or in older runs."""
     gain: Entry | None = summary.get("gains", {}).get(variant, {}).get(decoding)
     return gain
 
@@ -229,13 +234,13 @@ def trend(gain: Entry) -> Trend:
 
 
 def _points(gain: Entry) -> str:
-    """+8.3 points [+0.6, +16.0] on the same 192 instances."""
+    """A gain as text: +8.3 points [+0.6, +16.0] on the same 192 instances."""
     low, high = 100 * gain["low"], 100 * gain["high"]
     return f"{100 * gain['gain']:+.1f} points [{low:+.1f}, {high:+.1f}] on the same {gain['instances']} instances"
 
 
 def changes(summary: Summary) -> list[str]:
-    """What training changed, a line a (variant, decoding) that was evaluated at both ends."""
+    """The changes by training, one line per (variant, decoding) that was evaluated at both ends."""
     rows = [(row, gain_of(summary, *row)) for row in rows_of(summary)]
     return [
         f"{variant}, {decoding}: success {trend(gain)}, {_points(gain)}"
@@ -245,7 +250,7 @@ def changes(summary: Summary) -> list[str]:
 
 
 def headlines(summary: Summary) -> list[str]:
-    """One sentence a (variant, decoding), the trained variant first."""
+    """One sentence per (variant, decoding), the trained variant first."""
     return [_headline(summary, variant, decoding) for variant, decoding in rows_of(summary)]
 
 

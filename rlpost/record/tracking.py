@@ -1,11 +1,11 @@
-"""A run's metrics to the trackers that `tracking.backends` names; metrics.jsonl does not depend on them.
+"""Sends a run's metrics to the trackers in `tracking.backends`; metrics.jsonl does not depend on them.
 
     Trackers ─▶ wandb        rlpost/record/trackers/wandb_backend.py
              ─▶ tensorboard  rlpost/record/trackers/tensorboard_backend.py
              ─▶ mlflow       rlpost/record/trackers/mlflow_backend.py
 
-A tracker never stops a run: the first failure (no network, full disk, broken install) is warned about once with its
-reason, and that tracker is off from then on. Nor does it hold one up: every wait has a deadline.
+A tracker never stops a run: the first failure (no network, full disk, broken install) gives one warning with its
+reason, and that tracker is off from then on. A tracker never blocks a run either: every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ Start = Callable[[Config, Path, Mapping[str, Any]], Backend]
 
 
 class Tracker(Protocol):
-    """Where a run's figures go beside its record. No method raises."""
+    """Takes a run's metrics in addition to its record. No method raises."""
 
     def log(self, metrics: Mapping[str, float], over: str) -> None:
-        """Send metrics, to be drawn over the key `over` of theirs: each kind of step begins at 0."""
+        """Send metrics with the x-axis `over`, one of their keys: each kind of step begins at 0."""
 
     def log_evaluation(self, evaluation: Mapping[str, Any], over: str, finished: int) -> None:
-        """Send the result of an evaluation, by variant, to be drawn over `over` at `finished` iterations or steps."""
+        """Send an evaluation, by variant, with `finished` iterations or steps as its x on the axis `over`."""
 
     def finish(self) -> None:
-        """Send what is left and end; may be called twice."""
+        """Send what is left and end. It may be called twice."""
 
 
 class Trackers:
-    """The trackers of a run; each is dropped at its first failure."""
+    """The trackers of a run. Each is dropped at its first failure."""
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
         self._backends = dict(backends)
 
     @classmethod
     def start(cls, config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Trackers:
-        """`settings` is the resolved configuration as plain data, to show beside the metrics, but for its secrets."""
+        """`settings` is the resolved configuration as plain data, shown beside the metrics without its secrets."""
         shown, started = without_secrets(dict(settings)), {}
         for name in wanted(config):
             try:
                 started[name] = KINDS[name].start(config, run_dir, shown)
-            except Exception as error:  # whatever a foreign service throws, the run goes on
+            except Exception as error:  # the run goes on, whatever a foreign service raises
                 _warn(name, "start", error)
         return cls({**started, **_also.get()})
 
@@ -94,7 +94,7 @@ def also(backends: Mapping[str, Backend]) -> Iterator[None]:
 
 
 def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """By eval/VARIANT/DECODING/FIGURE the success, and of several samples pass@k and majority@k for some k."""
+    """eval/VARIANT/DECODING/FIGURE: success, and with several samples pass@k and majority@k for some k."""
     figures = {}
     for variant, entry in evaluation.items():
         for decoding in (d for d in DECODINGS if d in entry):
@@ -137,7 +137,7 @@ def _mlflow(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Backe
 
 @dataclass(frozen=True)
 class Kind:
-    """A tracker that can be named: how it starts, the modules it needs, and how to get them."""
+    """A kind of tracker: how it starts, the modules it needs, and how to install them."""
 
     start: Start
     modules: Callable[[Config], Sequence[str]]
@@ -149,7 +149,7 @@ KINDS: Mapping[str, Kind] = {
     "tensorboard": Kind(_tensorboard, lambda config: ("tensorboard",), "pip install tensorboard"),
     "mlflow": Kind(
         _mlflow,
-        # A server keeps its own database; the run's own one needs these.
+        # A server has its own database; the run's own database needs these.
         lambda config: ("mlflow",) if wanted_uri(config) else ("mlflow", "sqlalchemy", "alembic"),
         "pip install mlflow",
     ),
@@ -157,11 +157,11 @@ KINDS: Mapping[str, Kind] = {
 
 
 def wanted(config: Config) -> list[str]:
-    """The trackers that the configuration asks for; wandb counts as not asked for where its mode is disabled."""
+    """The configured trackers. wandb is left out if its mode is disabled."""
     names = config.tracking.backends
     return [name for name in names if name != "wandb" or resolve_mode(config.tracking.wandb) != "disabled"]
 
 
 def missing_modules(config: Config, name: str) -> list[str]:
-    """What a tracker needs and is not installed."""
+    """The modules that a tracker needs and that are not installed."""
     return [module for module in KINDS[name].modules(config) if find_spec(module) is None]

@@ -1,12 +1,12 @@
-"""Between what an environment says and the model's tokens. A conversation is only ever appended to.
+"""Encodes what an environment says into the model's tokens. A conversation is only ever appended to.
 
     prompt_ids("Make 24 ...")        <|user|>Make 24 ...<|end|><|assistant|>
     the model's own tokens           {"cards": ...}<|end|>
     feedback_ids("You failed ...")   <|user|>You failed ...<|end|><|assistant|>
 
-What the model sampled is never decoded and encoded again. Control tokens come from the template alone: a text that
-spells one (`<|end|>`) is encoded as the letters it is made of, whoever wrote it: an environment in any role, a tool's
-description, the system prompt.
+Sampled tokens are never decoded and encoded again. Control tokens come from the template alone: text that spells one
+(`<|end|>`) is encoded letter by letter, whoever wrote it: an environment in any role, a tool's description, the system
+prompt.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from rlpost.errors import ConfigError, ModelError
 from rlpost.rollout.chat_template import ChatTemplate, Tools
 from rlpost.types import Example, Finish
 
-_Layout = Callable[[Sequence[Message], Tools], str]  # a part of a conversation's text
+_Layout = Callable[[Sequence[Message], Tools], str]  # renders a part of a conversation as text
 
 
 class Chat:
-    """One tokenizer and its chat template, under the settings of `rollout` that decide what a conversation looks like:
-    `system_prompt`, `template_args` and `stop`.
+    """One tokenizer and its chat template, under the run's chat settings.
+
+    These are `system_prompt`, `template_args` and `stop` of `rollout`.
 
     Raises:
-        ModelError: no chat template, or one that does not end an assistant's turn with the tokenizer's eos.
-        ConfigError: a setting that is not for this model.
+        ModelError: there is no chat template, or it does not end an assistant's turn with the tokenizer's eos.
+        ConfigError: a setting does not fit this model.
     """
 
     def __init__(self, tokenizer: Any, settings: RolloutConfig | None = None) -> None:
@@ -49,20 +50,20 @@ class Chat:
 
     @classmethod
     def load(cls, model_folder: Path, settings: RolloutConfig | None = None) -> Chat:
-        """That of a model's folder, under `cfg.rollout`."""
+        """Load the tokenizer of a model folder, with the chat settings of `cfg.rollout`."""
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(model_folder), settings)
 
     @property
     def template(self) -> ChatTemplate:
-        """For conversations that are not only appended to."""
+        """The chat template itself, for conversations that are not only appended to."""
         return self._template
 
     def prompt_ids(self, said: Said, tools: Tools = ()) -> tuple[int, ...]:
-        """What an environment says first, with the system prompt and the tools, up to where the answer begins.
+        """The tokens of the environment's first messages, system prompt and tools, up to the start of the answer.
 
-        Raises ModelError where the template cannot say it, ConfigError for a second system prompt.
+        Raises ModelError if the template cannot write them, ConfigError for a second system prompt.
         """
         messages = self._template.opening(messages_of(said))
         self._template.check_opening(messages, tools)
@@ -73,9 +74,10 @@ class Chat:
         return self._template.prompt(self._template.opening(messages_of(said)), tools)
 
     def feedback_ids(self, said: Said, finish: Finish, tools: Tools = ()) -> tuple[int, ...]:
-        """What stands between two answers: messages, and before them the end of the turn if the model wrote none.
+        """The tokens between two answers: messages, preceded by the end of the turn if the model did not write it.
 
-        `tools` are those of the prompt. Raises ModelError where the template does not append it to what was played.
+        `tools` are those of the prompt. Raises ModelError if the template does not append them to the conversation so
+        far.
         """
         messages = messages_of(said)
         self._template.check_feedback(messages, tools)
@@ -83,11 +85,11 @@ class Chat:
         return ids[1:] if finish is Finish.STOP else ids
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
-        """An answer as a model that writes it would sample it: up to a stop string, or with the end of its turn."""
+        """The tokens of an answer as a model would sample it: up to a stop string, or with the end of its turn."""
         return self.written(answer, self._stop)[0]
 
     def written(self, answer: str, stop: Sequence[str]) -> tuple[tuple[int, ...], Finish]:
-        """The tokens of an answer up to the one that completes any of `stop`, else the end of the turn included."""
+        """The tokens of an answer up to the one that completes any of `stop`, else with the end of the turn."""
         ids = self._ids(answer, plain=True)
         if any(text in self.text(ids) for text in stop):
             return ids[
@@ -100,9 +102,9 @@ class Chat:
         return str(self._tokenizer.decode(answer_ids, skip_special_tokens=True))
 
     def thought_tokens(self, answer_ids: Sequence[int], marker: str) -> int:
-        """How many of an answer's first tokens come before `marker`; all of them if it does not stand there.
+        """The number of an answer's tokens before `marker`; all of them if the marker does not occur.
 
-        The token in which the marker begins is the answer's.
+        The token in which the marker begins counts as part of the answer proper.
         """
         start = self.text(answer_ids).find(marker)
         if start < 0:
@@ -113,7 +115,7 @@ class Chat:
         """A supervised example of (observation, answer, learn) turns, laid out exactly as a rollout would be."""
         ids: list[int] = []
         mask: list[int] = []
-        finish: Finish | None = None  # of the answer before
+        finish: Finish | None = None  # how the previous answer ended
         for said, answer, learn in conversation:
             context = self.feedback_ids(said, finish, tools) if finish else self.prompt_ids(said, tools)
             reply, finish = self.written(answer, self._stop)
@@ -122,10 +124,11 @@ class Chat:
         return Example(tuple(ids), tuple(mask))
 
     def encoded(self, layout: Callable[[Callable[[str], str]], str], spelt: str) -> tuple[int, ...]:
-        """The tokens of a text that the template writes; its control tokens are the template's own.
+        """The tokens of a text written by the template. Its control tokens come from the template alone.
 
-        `layout(change)` is that text, in which everything that others say went through `change`; `spelt` has all of it.
-        Encoded in one piece, as the tokenizer was trained, unless what others say brings control tokens of its own.
+        `layout(change)` renders the text and passes everything that others say through `change`; `spelt` contains all
+        that they say. The text is encoded in one piece, as the tokenizer was trained, unless others spell control
+        tokens in it.
         """
         mark = _unused_in(spelt)
         whole, hidden = layout(str), layout(self._hiding(mark))
@@ -137,7 +140,7 @@ class Chat:
         )
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Each token's text by itself, special ones spelt out; a part of a character is U+FFFD."""
+        """The text of each single token, with special tokens spelt out. A part of a character is U+FFFD."""
         return tuple(str(self._tokenizer.decode([i])) for i in ids)
 
     def _encode(self, layout: _Layout, messages: Sequence[Message], tools: Tools) -> tuple[int, ...]:
@@ -153,9 +156,9 @@ class Chat:
         return self.encoded(changed, spelt)
 
     def _encode_apart(self, hidden: str, mark: str) -> tuple[int, ...]:
-        """The tokens of a text in which what messages spell is hidden, so that the control tokens are the template's.
+        """The tokens of a text with spellings of control tokens hidden, so all control tokens are the template's.
 
-        The text is cut at those, as the tokenizer itself would; what is between them is encoded as plain text.
+        The text is cut at control tokens, as the tokenizer itself would; the parts between are encoded as plain text.
         """
         ids_of = {text: i for i, text in self._control.items()}
         ids: list[int] = []
@@ -165,17 +168,17 @@ class Chat:
         return tuple(ids)
 
     def _hiding(self, mark: str) -> Callable[[str], str]:
-        """Replaces what spells a control token by its number between two marks."""
+        """A function that replaces each spelling of a control token by its number between two marks."""
         ids_of = {text: i for i, text in self._control.items()}
         pattern = self._spellings()
         return lambda text: pattern.sub(lambda found: f"{mark}{ids_of[found.group()]}{mark}", text)
 
     def _spellings(self) -> re.Pattern[str]:
-        """Any control token's text, the longest where one begins with another."""
+        """Matches any control token's text, the longest first if one begins with another."""
         return re.compile("|".join(map(re.escape, sorted(self._control.values(), key=len, reverse=True))))
 
     def _ids(self, text: str, plain: bool = False) -> tuple[int, ...]:
-        """`plain`: a control token's spelling is text."""
+        """The token ids of a text. `plain`: spellings of control tokens are encoded as text."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain))
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
@@ -199,7 +202,7 @@ class Chat:
 
 
 def _least(high: int, holds: Callable[[int], bool]) -> int:
-    """The least of 1 to `high` for which `holds`, which holds for `high` and from the least on."""
+    """The least i from 1 to `high` for which `holds(i)`. It must hold for `high`, and for every i above the least."""
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
@@ -208,7 +211,7 @@ def _least(high: int, holds: Callable[[int], bool]) -> int:
 
 
 def changed_json(value: Any, change: Callable[[str], str]) -> Any:
-    """JSON with every text in it, keys included, as `change` has it."""
+    """JSON data with every text in it, keys included, replaced by `change(text)`."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -219,5 +222,5 @@ def changed_json(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _unused_in(text: str) -> str:
-    """A character of the private use area that `text` does not have."""
+    """A character of the private use area that does not occur in `text`."""
     return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text)

@@ -1,13 +1,13 @@
-"""A model's chat template under a run's settings: messages to text, and refusals of what it cannot say.
+"""A model's chat template under a run's settings: renders messages as text and refuses what it cannot write.
 
-A conversation is only ever appended to, so the template must write a longer conversation as the shorter one and more:
+A conversation is only ever appended to, so the template must write a longer conversation as the shorter one plus more:
 
     prompt(opening)        <|user|>Make 24 ...<|end|><|assistant|>
     the model's answer     ...
     after_answer(said)     <|end|><|user|>You failed ...<|end|><|assistant|>
 
-A template that drops the thinking of earlier answers, moves the tools to the last message, or writes a role as another
-does not. It is refused for the roles that an environment says, with the reason, before anything is played with them.
+A template fails this if it drops the thinking of earlier answers, moves the tools to the last message, or writes one
+role as another. It is refused, with the reason, for the roles that an environment uses, before any episode is played.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Tools = Sequence[Mapping[str, Any]]
 
 _ANSWER = "rlpost-answer-mark"  # stands for an answer while the template is taken apart
 _THINKING = f"<think>\nrlpost-thought-mark\n</think>\n\n{_ANSWER}"
-# A role, and those that a template may write in its place without a word.
+# A role, and the roles that a template may silently write in its place.
 _CONFUSED: Mapping[Role, tuple[Role, ...]] = {
     "assistant": ("user",),
     "system": ("user", "assistant"),
     "tool": ("user", "assistant", "system"),
 }
-_SHOWN = 40  # characters of a difference in a message
+_SHOWN = 40  # characters of a difference that a message shows
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` of transformers' templates, so that they can be parsed."""
+    """The tag `{% generation %}` of transformers' templates, so that they can be parsed."""
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
@@ -52,9 +52,11 @@ class _Generation(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """Raises:
-    ModelError: there is no chat template, or it cannot be rendered.
-    ConfigError: rollout.template_args or rollout.system_prompt are not for this template.
+    """Renders conversations and checks that they can be appended to.
+
+    Raises:
+        ModelError: there is no chat template, or it cannot be rendered.
+        ConfigError: rollout.template_args or rollout.system_prompt do not fit this template.
     """
 
     def __init__(self, tokenizer: Any, settings: RolloutConfig) -> None:
@@ -63,15 +65,15 @@ class ChatTemplate:
             raise ModelError(f"{self._name} has no chat template; rlpost needs one to build prompts.")
         self._args = dict(settings.template_args)
         self._system_prompt: str | None = None
-        self._passed: set[tuple[object, ...]] = set()  # what was checked and found well
+        self._passed: set[tuple[object, ...]] = set()  # checks that have passed
         self._refuse_args()
         self._refuse_system_prompt(settings.system_prompt)
         self._system_prompt = settings.system_prompt
 
     def opening(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """What an environment says first, with rollout.system_prompt in front.
+        """An environment's first messages, with rollout.system_prompt in front.
 
-        Raises ConfigError where it says a system message itself.
+        Raises ConfigError if the environment itself says a system message.
         """
         if self._system_prompt is None:
             return tuple(messages)
@@ -84,22 +86,22 @@ class ChatTemplate:
         return (Message.of("system", self._system_prompt), *messages)
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """The text up to where the model's answer begins."""
+        """The text up to the point where the model's answer begins."""
         return self.render(_plain(messages), tools)
 
     def after_answer(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """The text between an answer and the next: the end of its turn, `messages`, the beginning of the next."""
+        """The text between two answers: the end of the turn, `messages`, and the beginning of the next answer."""
         asked = [Message.of("user", "x"), Message.of("assistant", _ANSWER)]
         return self.render(_plain([*asked, *messages]), tools).partition(_ANSWER)[2]
 
     def check_opening(self, messages: Sequence[Message], tools: Tools = ()) -> None:
-        """Raises ModelError unless the template says messages of these roles, in this order, and the tools."""
+        """Raise ModelError unless the template can write messages of these roles, in this order, and the tools."""
         roles = _roles(messages)
         if self._once("opening", roles, tools):
             self._refuse("open with", roles, self._roles_fault(roles, tools) or self._tools_fault(tools))
 
     def check_feedback(self, messages: Sequence[Message], tools: Tools = ()) -> None:
-        """Raises ModelError unless messages of these roles can be appended to an answer, again and again."""
+        """Raise ModelError unless messages of these roles can be appended to an answer repeatedly."""
         roles = _roles(messages)
         if self._once("feedback", roles, tools):
             fault = self._roles_fault(("user", "assistant", *roles), tools)
@@ -114,14 +116,14 @@ class ChatTemplate:
     def _refuse(self, what: str, roles: tuple[Role, ...], fault: str | None) -> None:
         if fault is None:
             return
-        self._passed.clear()  # nothing that failed counts as checked
+        self._passed.clear()  # a failure must not leave anything recorded as checked
         raise ModelError(
             f"The chat template of {self._name} cannot {what} what the environment says ({', '.join(roles)}): {fault}\n"
             "  remedy: take a model whose template does, or give chat_template in its tokenizer_config.json"
         )
 
     def _roles_fault(self, roles: tuple[Role, ...], tools: Tools) -> str | None:
-        """What is wrong with how messages of these roles are written; None where nothing is."""
+        """What the template writes wrongly in messages of these roles; None if nothing."""
         said = _marked(roles)
         try:
             text = self.prompt(said, tools)
@@ -152,7 +154,7 @@ class ChatTemplate:
         return None
 
     def _append_fault(self, roles: tuple[Role, ...], tools: Tools) -> str | None:
-        """Whether the template writes a conversation of three turns as what is appended in a rollout."""
+        """The difference between a rendered conversation of three turns and what a rollout appends; None if equal."""
         opening, said = self.opening([Message.of("user", "rlpost-question-mark")]), _marked(roles)
         between = self.after_answer(said, tools)
         for answer, reason in (
@@ -167,9 +169,9 @@ class ChatTemplate:
         return None
 
     def render(self, messages: Sequence[Mapping[str, str]], tools: Tools, answer: bool = True) -> str:
-        """A conversation as text; with `answer`, up to where the model's answer begins.
+        """A conversation as text; with `answer`, up to the point where the model's answer begins.
 
-        Raises ModelError where the template does.
+        Raises ModelError if the template raises.
         """
         try:
             text = self._tokenizer.apply_chat_template(
@@ -198,7 +200,7 @@ class ChatTemplate:
             raise ConfigError(refusal(f"rollout.template_args.{name}", value, reason, f"it reads {may}"))
 
     def _reads(self) -> frozenset[str]:
-        """The names that the template takes from outside."""
+        """The names of the variables that the template reads."""
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation], autoescape=True)
         sources: Iterator[str] = iter([self._tokenizer.chat_template])
         if isinstance(self._tokenizer.chat_template, Mapping):
@@ -233,12 +235,12 @@ def _roles(messages: Sequence[Message]) -> tuple[Role, ...]:
 
 
 def _marked(roles: Sequence[Role]) -> tuple[Message, ...]:
-    """A message of each role, each with a text of its own."""
+    """One message per role, each with its own text."""
     return tuple(Message.of(role, f"rlpost-mark-{place}.") for place, role in enumerate(roles))
 
 
 def _difference(whole: str, appended: str) -> str:
-    """Where two texts part."""
+    """The place where two texts differ."""
     pairs = zip(whole, appended, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(appended)))
     start = max(0, at - _SHOWN // 2)

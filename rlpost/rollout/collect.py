@@ -1,17 +1,17 @@
-"""Run episodes: all live ones decode together, each going on to its next turn as soon as its answer is there.
+"""Plays episodes: all live episodes decode together, and each goes on to its next turn once its answer is complete.
 
     specs ─▶ reset ─▶ prompt ─▶ engine.submit ─▶ engine.step ─▶ answer ─▶ env.step ─▶ feedback ─▶ engine.submit
                ▲                                                              │ episode over
                └──────────────── a free place, an idle environment ◀──────────┘
 
-No more episodes are live than the engine decodes at once. `reset` and `step` run in threads (see env_threads.py),
-while other episodes decode, those of one environment in one thread from the first to the last. An environment that
-raises or misses its deadline ends its own episode, with a named ending, and is not used again; the batch goes on.
+No more episodes are live than the engine decodes at once. `reset` and `step` run in threads (see env_threads.py) while
+other episodes decode; all calls of one environment run in one thread. If an environment raises or misses its deadline,
+its own episode ends, with a named ending, and the environment is not used again; the batch goes on.
 
-Episodes are handed over as they end. Whoever wants no more of them closes the stream: the live ones then end as well.
+Episodes are handed over as they end. A caller that wants no more closes the stream, which ends the live episodes.
 
-An environment that asks (envs/asking.py) is a program of the user's: it says each time which conversation is to be
-answered, and hears the answer with its tokens.
+An environment that asks (envs/asking.py) is a user's program: each time, it says which conversation to answer, and
+receives the answer with its tokens.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from rlpost.seeds import derive
 from rlpost.types import Ending, EpisodeSpec, Trajectory
 
 Ended = list[tuple[int, Trajectory]]
-"""Episodes that have just ended, each with its place among the specs that were asked for."""
+"""Episodes that have just ended, each with its index in the list of specs."""
 
 
 @dataclass
 class _Batch:
-    """Episodes by key, wherever they stand; `decoding` are those of the live ones that the engine has."""
+    """The episodes of a batch by key, in any state. `decoding` holds the live ones that the engine has."""
 
     waiting: deque[tuple[str, EpisodeSpec]]
     sampling: Sampling
     policy_version: int
     live: dict[str, Episode] = field(default_factory=dict)
     decoding: set[str] = field(default_factory=set)
-    ended: list[tuple[str, Episode]] = field(default_factory=list)  # and not handed over
+    ended: list[tuple[str, Episode]] = field(default_factory=list)  # not yet handed over
 
 
 class Collector:
-    """Plays episodes of one environment with one engine."""
+    """Plays episodes of one environment on one engine."""
 
     def __init__(
         self,
@@ -69,25 +69,25 @@ class Collector:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        """For programs that ask; it reads the chat template, which other environments need not have."""
+        """The renderer for programs that ask. It reads the chat template, which other environments need not have."""
         return Renderer(self._chat)
 
     def collect(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
     ) -> list[Trajectory]:
-        """All of `stream`, in the order of `specs`."""
+        """Play all of `stream`; return the episodes in the order of `specs`."""
         places = (pair for ended in self.stream(specs, sampling, policy_version) for pair in ended)
         return [trajectory for _, trajectory in sorted(places, key=lambda pair: pair[0])]
 
     def stream(
         self, specs: Sequence[EpisodeSpec], sampling: Sampling, policy_version: int
     ) -> Generator[Ended]:
-        """Play every spec to its end, none missing. Yields after each step of the engine what has ended, often nothing.
+        """Play every spec to its end. After each engine step, yields the episodes that have ended, often none.
 
-        `policy_version` is that of the engine's adapter. Closed early, it ends the live episodes, for which it waits
-        rollout.env_timeout_s at most: an environment that is being asked is asked to the end.
+        `policy_version` is the version of the engine's adapter. Closed early, the stream ends the live episodes; it
+        waits at most rollout.env_timeout_s for environment calls in progress, which are not interrupted before.
 
-        Raises RolloutError when so many calls of the environment hang that it must be taken for broken.
+        Raises RolloutError if so many calls of the environment hang that it counts as broken.
         """
         batch = _Batch(deque((str(i), spec) for i, spec in enumerate(specs)), sampling, policy_version)
         try:
@@ -100,7 +100,7 @@ class Collector:
             raise
 
     def _advance(self, batch: _Batch) -> None:
-        """Begin what there is room for, hear what environments have said, and decode a step."""
+        """Begin episodes in free places, process the environments' replies, and decode one step."""
         while self._has_room(batch):
             self._begin(batch, *batch.waiting.popleft())
         for call in self._threads.finished(bool(batch.decoding)):
@@ -111,7 +111,7 @@ class Collector:
                 self._answered(batch, key, completion)
 
     def _abandon(self, batch: _Batch) -> None:
-        """End the live episodes, so that nothing of them comes up in the next batch."""
+        """End the live episodes, so that no part of them appears in the next batch."""
         self._engine.abort(sorted(batch.decoding))
         while calls := self._threads.finished(decoding=False):
             for call in calls:
@@ -119,11 +119,11 @@ class Collector:
         for episode in batch.live.values():
             if episode.dialogue is None or episode.env is None:
                 self._rest(episode)
-            else:  # whose program would wait for an answer
+            else:  # its program would otherwise wait for an answer
                 self._threads.retire(episode.thread, episode.env.close)
 
     def close(self) -> list[str]:
-        """Close the environments, in their threads, within rollout.env_timeout_s each; what went wrong."""
+        """Close the environments, in their threads, within rollout.env_timeout_s each. Returns what went wrong."""
         idle, self._idle = self._idle, []
         for i, (env, thread) in enumerate(idle):
             self._threads.submit(Call(str(i), env.close, thread))
@@ -155,7 +155,7 @@ class Collector:
         self._threads.submit(Call(key, work, episode.thread))
 
     def _hear(self, batch: _Batch, call: Call) -> None:
-        """What the environment has said, or that it failed."""
+        """Process an environment's reply, or its failure."""
         episode, version = batch.live[call.name], batch.policy_version
         if call.timed_out or call.error is not None:
             self._failed(episode, call, version)
@@ -174,7 +174,7 @@ class Collector:
             self._replied(episode, call.result, version)
 
     def _heard(self, batch: _Batch, episode: Episode, heard: Heard) -> None:
-        """What a program did after an answer or a refusal."""
+        """Process what a program did after an answer or a refusal."""
         if episode.completion is not None:
             thought_tokens = self._thought_tokens(episode.completion)
             episode.record(0.0, heard.outcome, batch.policy_version, thought_tokens)
@@ -218,7 +218,7 @@ class Collector:
             episode.show(reply.messages, ids)
 
     def _ask(self, batch: _Batch, key: str) -> None:
-        """Submit the episode's next turn, or retire it when it is over."""
+        """Submit the episode's next turn, or retire the episode if it is over."""
         episode = batch.live[key]
         if episode.ending is None and len(episode.conversation) >= self._engine.max_model_len:
             episode.ending = Ending.CONTEXT_FULL
@@ -236,7 +236,7 @@ class Collector:
         batch.decoding.add(key)
 
     def _rest(self, episode: Episode) -> None:
-        """The environment of an episode that is over may play another one, unless it failed."""
+        """Keep the environment of a finished episode for another one, unless the environment failed."""
         if episode.env is not None:
             self._idle.append((episode.env, episode.thread))
 

@@ -1,10 +1,10 @@
-"""Dynamic sampling: groups whose episodes all earned the same are played again on other instances.
+"""Dynamic sampling: groups whose episodes all have the same reward are replaced by groups on other instances.
 
     round 0: groups 0 .. G-1 ─▶ flat ones ─▶ round 1: as many new groups, numbered on from G ─▶ flat ones ─▶ ...
-    ends when none is flat, or after `max_refills` rounds; what is flat then stays in the batch, and is counted
+    ends when none is flat, or after `max_refills` rounds; groups still flat then stay in the batch, and are counted
 
-A flat group has advantage 0 and so no gradient (arXiv 2503.14476, section 3.2). What is replaced is played for
-nothing but is not forgotten: it counts in the rollout's metrics and is written with the other episodes.
+A flat group has advantage 0 and so no gradient (arXiv 2503.14476, section 3.2). Replaced episodes teach nothing but
+stay on record: they count in the rollout's metrics and are written with the other episodes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Play = Callable[[Sequence[EpisodeSpec]], list[Trajectory]]
 
 @dataclass(frozen=True)
 class Collected:
-    """`batch` is what to learn from, always `rollout.episodes`; `played` holds also what was replaced."""
+    """`batch` is what the learner gets, always `rollout.episodes` episodes; `played` also holds the replaced ones."""
 
     batch: list[Trajectory]
     played: list[Trajectory]
@@ -32,7 +32,7 @@ class Collected:
 
 
 def collect(play: Play, cfg: Config, iteration: int) -> Collected:
-    """Play an iteration's episodes, and those that replace flat groups if `algo.dynamic_sampling` asks for it."""
+    """Play an iteration's episodes, and replacements for flat groups if `algo.dynamic_sampling` is set."""
     count = cfg.rollout.episodes // cfg.rollout.group_size
     groups = _groups(play(group_specs(cfg, iteration, range(count))))
     played, rounds = list(groups), 0
@@ -59,8 +59,10 @@ def collect(play: Play, cfg: Config, iteration: int) -> Collected:
 
 
 def is_flat(group: Sequence[Trajectory]) -> bool:
-    """Whether the episodes that can be learnt from, those not broken by the environment, all earned the same, as
-    rlpost.algorithms.advantages.flat counts it."""
+    """Whether all episodes that the learner can use (those not broken by the environment) have the same reward.
+
+    This is what rlpost.algorithms.advantages.flat counts.
+    """
     earned = [t.total_reward for t in group if not t.ending.broken]
     return not earned or math.isclose(min(earned), max(earned), rel_tol=EQUAL_WITHIN)
 

@@ -1,4 +1,4 @@
-"""One live episode: what was said so far, and what its environment is asked next."""
+"""One live episode: its conversation so far, and the next request to its environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Env = gymnasium.Env[Any, str]
 
 @dataclass(frozen=True)
 class Opening:
-    """What an environment says first."""
+    """The environment's first messages."""
 
     env: Env
     messages: tuple[Message, ...]
@@ -35,22 +35,22 @@ class Opening:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an environment says to an answer; `ending` is none while the episode goes on."""
+    """The environment's reply to an answer. `ending` is None while the episode goes on."""
 
     messages: tuple[Message, ...]
     reward: float
     ending: Ending | None
     outcome: str
     success: bool
-    final_answer: str | None  # the answer in canonical form, where the environment gives one
+    final_answer: str | None  # the answer in canonical form, if the environment gives one
     parts: tuple[tuple[str, float], ...] = ()
 
 
 def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> Opening:
-    """Reset `env`, or a new one.
+    """Reset `env`, or a new environment if it is None; return the opening.
 
-    Raises whatever the environment raises, Refused and TypeError as envs/adapter.py does for what it returns, and
-    ValueError for what UTF-8 cannot hold.
+    Raises whatever the environment raises, Refused and TypeError for a wrong return value (see envs/adapter.py), and
+    ValueError for text that UTF-8 cannot encode.
     """
     if env is not None:
         return _reset(env, spec)
@@ -58,7 +58,7 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
     try:
         return _reset(env, spec)
     except BaseException:
-        with suppress(Exception):  # nobody else knows of it
+        with suppress(Exception):  # no other code holds this environment
             env.close()
         raise
 
@@ -72,7 +72,7 @@ def _reset(env: Env, spec: EpisodeSpec) -> Opening:
 
 
 def replied(env: Env, answer: str) -> Reply:
-    """One step. Raises like `opened`, and ValueError for a reward that is not finite: no update survives it."""
+    """Take one step. Raises like `opened`, and ValueError if the reward is not finite: it would spoil the update."""
     feedback, reward, terminated, truncated, info = adapter.stepped(env.step(answer))
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
     outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
@@ -82,7 +82,7 @@ def replied(env: Env, answer: str) -> Reply:
 
 
 def _parts(parts: object) -> tuple[tuple[str, float], ...]:
-    """`info["parts"]`, the reward's parts by name. Raises TypeError and ValueError for what are none."""
+    """`info["parts"]`, the reward's parts by name. Raises TypeError or ValueError if they have another form."""
     if not isinstance(parts, Mapping):
         raise TypeError(
             f"the info of step has parts of type {type(parts).__name__}: give a dict of numbers by name"
@@ -104,9 +104,9 @@ def _messages(said: Said) -> tuple[Message, ...]:
 
 
 def _told(info: Mapping[str, Any], name: str) -> str | None:
-    """What the environment may say in a word or a number, as text; None where it says nothing.
+    """The entry `name` of `info`, a word or a number, as text; None if it is absent.
 
-    Raises TypeError for anything else: a list or a dict would make a category of its own for almost every instance.
+    Raises TypeError for anything else: a list or a dict would create a separate category for almost every instance.
     """
     value = info.get(name)
     if value is None:
@@ -117,23 +117,23 @@ def _told(info: Mapping[str, Any], name: str) -> str | None:
 
 
 def _in_utf8(text: str) -> str:
-    """`text`, which tokenizers and files take as UTF-8. Raises ValueError for a lone surrogate."""
+    """`text`, checked to be valid UTF-8, which tokenizers and files need. Raises ValueError for a lone surrogate."""
     text.encode()
     return text
 
 
 @dataclass
 class Episode:
-    """`answer` and `completion` are the model's last answer as long as the environment has not replied to it."""
+    """`answer` and `completion` are the model's last answer until the environment has replied to it."""
 
     spec: EpisodeSpec
-    env: Env | None  # none until the environment has opened, and after it failed
-    thread: EnvThread  # the environment's own
+    env: Env | None  # None until the environment has opened, and after it failed
+    thread: EnvThread  # the environment's own thread
     instance: str = ""
-    tools: tuple[Mapping[str, Any], ...] = ()  # that its prompt declares
-    observation: str = ""  # readable, of the messages since the last answer
-    context_ids: tuple[int, ...] = ()  # appended since the last answer
-    conversation: ModelInput = field(default=ModelInput(()))  # all of it, the present context included
+    tools: tuple[Mapping[str, Any], ...] = ()  # the tools that its prompt declares
+    observation: str = ""  # readable text of the messages since the last answer
+    context_ids: tuple[int, ...] = ()  # tokens appended since the last answer
+    conversation: ModelInput = field(default=ModelInput(()))  # all tokens, with the present context
     turns: list[Turn] = field(default_factory=list)
     success: bool = False
     difficulty: str | None = None
@@ -142,16 +142,16 @@ class Episode:
     error: str | None = None
     completion: Completion | None = None
     answer: str = ""
-    dialogue: Dialogue | None = None  # of an environment that asks
-    next: Callable[[], Heard] | None = None  # to be called in its thread before anything is sampled
-    opens_sample: bool = False  # the present context is a whole prompt that begins a sample
+    dialogue: Dialogue | None = None  # for an environment that asks
+    next: Callable[[], Heard] | None = None  # must be called in its thread before anything is sampled
+    opens_sample: bool = False  # whether the present context is a whole prompt that begins a sample
 
     def show(self, messages: tuple[Message, ...], context_ids: tuple[int, ...]) -> None:
         self.observation, self.context_ids = readable(messages), context_ids
         self.conversation = self.conversation.followed_by(context_ids)
 
     def show_request(self, placed: Placed) -> None:
-        """A whole conversation, which may be another than the last."""
+        """Set the context to a whole conversation, which may differ from the last one."""
         self.observation, self.context_ids = placed.observation, placed.context_ids
         self.conversation, self.opens_sample = ModelInput(placed.prompt_ids), placed.opens_sample
 
@@ -163,7 +163,7 @@ class Episode:
         thought_tokens: int,
         parts: tuple[tuple[str, float], ...] = (),
     ) -> None:
-        """The last answer becomes a turn."""
+        """Turn the last answer into a turn."""
         completion, self.completion = self.completion, None
         assert completion is not None, "a turn has an answer"
         self.conversation = self.conversation.followed_by(completion.token_ids)

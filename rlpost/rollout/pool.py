@@ -1,17 +1,17 @@
-"""The rollout workers as the loops see them: one batch of episodes out, groups of trajectories back as they finish.
+"""The rollout workers as one pool: takes a batch of specs, returns groups of trajectories as they finish.
 
     stream(specs)  ──▶ a share of the specs to each actor ──▶ its episodes, as they end ──▶ whole groups, as they are
                        every share must be played within rollout.timeout_s
-                       an actor dies ──▶ a new one starts, takes the live adapter, plays the same share again, in a
-                                         time of its own; so does the next, if that one dies, while restarts are left
+                       an actor dies ──▶ a new one starts, takes the live adapter and plays the same share again, with
+                       a new deadline; this repeats while restarts are left
     collect(specs) ──▶ all groups of the stream, in the order of the specs
-    swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it go back to the version before
+    swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it return to the version before
 
-A share is played again as a whole, groups included that were handed over before: the engine rounds alike only in equal
-batches, so the episodes are those of a run that lost nobody.
+A share is played again as a whole, including groups that were already handed over: the engine's rounding depends on the
+batch, so only equal batches give the episodes of a run that lost no worker.
 
-Which actor plays an episode does not matter: the episode's seed decides its dice. The episodes of a group go to one
-actor, whose engine computes their common prompt once.
+Which actor plays an episode does not matter: the episode's seed decides its random draws. The episodes of a group go to
+one actor, whose engine computes their common prompt once.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
 
-Ask = Callable[[Any], Asked]  # from an actor to what it will answer
-CLOSING_S = 30.0  # for the environments of all workers, whose processes then end in any case
+Ask = Callable[[Any], Asked]  # asks an actor; gives the pending answer
+CLOSING_S = 30.0  # deadline for closing the environments of all workers; their processes end in any case
 
 
 @dataclass(frozen=True)
 class PoolSwapReport:
-    """A swap over all workers; figures are the worst of any worker, but for the time."""
+    """A swap in all workers. Figures are the worst of any worker, except the time."""
 
     version: int
     modules_bound: int
     canary_gap: float
     rounding_loss: float
-    seconds: float  # in an engine, the median of them
+    seconds: float  # median over workers of the time in the engine
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -62,7 +62,7 @@ class PoolSwapReport:
 
 
 class RolloutPool:
-    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that were replaced in the run."""
+    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that the run has replaced."""
 
     def __init__(self, cfg: Config, model_folder: Path) -> None:
         self.cfg, self._model_folder = cfg, model_folder
@@ -72,20 +72,21 @@ class RolloutPool:
         self._starts = [self._start(actor) for actor in self._actors]
 
     def wait_ready(self) -> None:
-        """Engines start when the pool is made; this waits until all are up. Raises ClusterError, RolloutError."""
+        """Wait until all engines are up; they start with the pool. Raises ClusterError, RolloutError."""
         get_all(self._starts, self.cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
-        """Play all episodes; trajectories in the order of `specs`. Raises like `stream`."""
+        """Play all episodes; return trajectories in the order of `specs`. Raises like `stream`."""
         with closing(self.stream(specs, sampling)) as stream:
             groups = {group[0].group: iter(group) for group in stream}
         return [next(groups[spec.group]) for spec in specs]
 
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[list[Trajectory]]:
-        """Play all episodes; every group once, when its last episode is over, its episodes in the order of `specs`.
+        """Play all episodes; yield each group once its last episode is over, with episodes in the order of `specs`.
 
-        The workers are asked when the first group is. They go on while the caller is busy with a group, and their time
-        runs. Closed early (contextlib.closing), the stream has them stop after a step of their engines.
+        Workers start when the first group is requested. They go on while the caller processes a group, and their
+        deadline keeps running. If the stream is closed early (contextlib.closing), they stop after the current engine
+        step.
 
         Raises:
             RolloutError: workers died more often than rollout.restarts allows.
@@ -105,7 +106,7 @@ class RolloutPool:
         """Make `adapter` live in every worker, or in none.
 
         Raises:
-            SwapError: a worker refused it; all serve the version before.
+            SwapError: a worker refused it; all workers serve the previous version.
         """
         reports = self._one_each([_swapping(ray.put(adapter), canary)] * len(self._actors), kept=SwapError)
         refused = self._refusals(reports)
@@ -116,7 +117,10 @@ class RolloutPool:
         return _worst(reports)
 
     def close_environments(self) -> list[str]:
-        """In every worker, before its process ends; what went wrong, by worker. Raises nothing: the work is done."""
+        """Close the environments of every worker before its process ends, and return what went wrong, by worker.
+
+        Raises nothing, since the work is done.
+        """
         wrong, deadline = [], time.monotonic() + CLOSING_S
         for i, ref in enumerate([actor.close.remote() for actor in self._actors]):
             try:
@@ -127,23 +131,23 @@ class RolloutPool:
         return wrong
 
     def close(self) -> None:
-        """End every actor's process."""
+        """End the process of every actor."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
 
     def _one_each(self, asks: Sequence[Ask], kept: type[RlpostError]) -> list[Any]:
-        """The one answer of each worker, in their order; see `_answers`."""
+        """One answer per worker, in the order of workers; see `_answers`."""
         answers = dict(self._answers(asks, kept))
         return [answers[i] for i in range(len(asks))]
 
     def _answers(
         self, asks: Sequence[Ask], kept: type[RlpostError] | None = None
     ) -> Generator[tuple[int, Any]]:
-        """(worker, answer) as the first workers answer, one question each; all are asked at once.
+        """Ask each worker one question, all at once; yield (worker, answer) in the order of arrival.
 
-        A worker that died is replaced, and its successor asked again. An error of the type `kept` is an answer.
-        Whatever ends this, questions that are still open are cancelled.
+        A worker that died is replaced, and its successor asked again. An error of the type `kept` counts as an answer.
+        If this ends early, open questions are cancelled.
         """
         timeout_s = self.cfg.rollout.timeout_s
         workers = {ask(actor): i for i, (ask, actor) in enumerate(zip(asks, self._actors, strict=False))}
@@ -171,7 +175,7 @@ class RolloutPool:
             cancel(deadlines)
 
     def _replace(self, i: int, reason: ActorLostError) -> None:
-        """A new actor in place i, with the live adapter. Raises RolloutError when too many have died."""
+        """Start a new actor in place i, with the live adapter. Raises RolloutError if too many actors have died."""
         while True:
             self.restarts += 1
             if self.restarts > self.cfg.rollout.restarts:
@@ -180,7 +184,7 @@ class RolloutPool:
                     f" rollout.restarts={self.cfg.rollout.restarts} allows no more. Its last words are in the Ray logs;"
                     " out of memory is the usual reason (rollout.kv_cache_gib, rollout.max_num_seqs)."
                 ) from reason
-            ray.kill(self._actors[i])  # one that Ray only cannot reach would keep its CPUs and its GPU
+            ray.kill(self._actors[i])  # an actor that Ray merely cannot reach would keep its CPUs and its GPU
             self._actors[i] = self._spawn()
             try:
                 return self._bring_up(i)
@@ -195,9 +199,9 @@ class RolloutPool:
             get(actor.swap.remote(*self._live), timeout_s, name)
 
     def _roll_back(self, refused: Adapter) -> None:
-        """Bring the workers that took `refused` back to the version before."""
+        """Return the workers that took `refused` to the previous version."""
         if self._live is None:
-            return  # no worker may be used after a refused first swap: the run stops
+            return  # after a refused first swap the run stops, so no worker is used again
         failure = f"Version {refused.version} was refused, and not every worker is back at {self._live[0].version}: "
         try:
             answers = self._one_each([_swapping(*self._live)] * len(self._actors), kept=SwapError)
@@ -207,7 +211,7 @@ class RolloutPool:
             raise SwapError(failure + " ".join(stuck))
 
     def _refusals(self, answers: Sequence[SwapReport | SwapError]) -> list[str]:
-        """What those workers said that did not take an adapter."""
+        """The reasons of the workers that refused an adapter."""
         return [
             f"{self._name(i)}: {answer}" for i, answer in enumerate(answers) if isinstance(answer, SwapError)
         ]
@@ -227,10 +231,9 @@ class RolloutPool:
 
 
 def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:
-    """Each worker's places in `specs`, like-sized to within one episode.
+    """Each worker's indices in `specs`, with sizes equal to within one episode.
 
-    Episodes are laid out group by group and cut into as many runs as there are workers, so that no more than
-    `workers` - 1 groups are torn.
+    Episodes are laid out group by group and cut into one run per worker, so at most `workers` - 1 groups are split.
     """
     order = sorted(range(len(specs)), key=lambda k: (specs[k].group, k))
     cuts = [i * len(order) // workers for i in range(workers + 1)]
@@ -238,12 +241,12 @@ def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:
 
 
 def _streaming(specs: list[EpisodeSpec], sampling: Sampling) -> Ask:
-    """How to ask a worker for these episodes, as they end."""
+    """A call that asks a worker to play these episodes and stream them as they end."""
     return lambda actor: actor.stream.options(num_returns="streaming").remote(specs, sampling)
 
 
 def _swapping(adapter: Any, canary: Canary) -> Ask:
-    """How to ask a worker to make an adapter live."""
+    """A call that asks a worker to make an adapter live."""
     return lambda actor: actor.swap.remote(adapter, canary)
 
 

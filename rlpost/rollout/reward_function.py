@@ -1,10 +1,10 @@
-"""`algo.reward_function`: a function of the user's gives episodes their rewards, for reward models and judges.
+"""`algo.reward_function`: a user's function gives episodes their rewards, for reward models and judges.
 
-    played ──▶ function(list of Trajectory) ──▶ the same episodes with other rewards ──▶ checked ──▶ to be learnt from
+    played ──▶ function(list of Trajectory) ──▶ the same episodes with other rewards ──▶ checked ──▶ learner
                in the main process, within rollout.timeout_s
 
-The function may change the turns' rewards and nothing else: tokens and log-probs are what the engine sampled, and an
-update on others would be wrong without a sign of it. What the environment gave stays in `Turn.env_reward`.
+The function may change the rewards of turns and nothing else: tokens and log-probs are what the engine sampled, and an
+update on others would be silently wrong. The environment's reward stays in `Turn.env_reward`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEFINE = "define it as: def rewards(episodes: list[Trajectory]) -> list[Traject
 
 
 def load(reference: str) -> Score:
-    """What `module:name` names. Raises Refused where it cannot be imported or called with a list of episodes."""
+    """Import the function `module:name`. Raises Refused if it cannot be imported or called with a list of episodes."""
     function = own.load(reference)
     if isinstance(function, type) or not callable(function):
         what = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
@@ -43,10 +43,10 @@ def load(reference: str) -> Score:
 
 
 def reward_function(cfg: Config) -> Score | None:
-    """The configured one, whose results are checked; None where the environment's rewards stay.
+    """The configured function with its results checked; None if the environment's rewards are used.
 
-    It raises RolloutError when the function raises or takes longer than rollout.timeout_s, and when it returns other
-    episodes, changes more than rewards, or gives one that is not finite.
+    It raises RolloutError if the function raises or takes longer than rollout.timeout_s, and if it returns other
+    episodes, changes more than rewards, or gives a reward that is not finite.
     """
     reference = cfg.algo.reward_function
     return (
@@ -75,7 +75,7 @@ def _rewarded(
 
 
 def _faults(before: Trajectory, after: Any) -> Iterator[str]:
-    """What must not be so in an episode that came back."""
+    """The errors in an episode that the function returned."""
     if not isinstance(after, Trajectory):
         yield f"came back as {type(after).__name__}"
         return
@@ -93,7 +93,7 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
 
 
 def _changed(before: Trajectory | Turn, after: Any, free: str) -> Iterator[str]:
-    """The fields, but for `free`, that are not what they were."""
+    """The names of changed fields, except `free`."""
     names = [field.name for field in fields(before) if field.name != free]
     missing = object()
     yield from (name for name in names if getattr(after, name, missing) != getattr(before, name))

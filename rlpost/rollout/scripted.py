@@ -1,4 +1,4 @@
-"""A fake engine that plays from a script: for dry runs of an environment and for tests without a model."""
+"""A fake engine that answers from a script: for dry runs of an environment and tests without a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
 from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter, fingerprint
 
-LOGPROB = -1.0  # of every token a script "samples"
+LOGPROB = -1.0  # log-prob of every token that a script "samples"
 
 Script = Callable[[str, int], str]
-"""(conversation so far as text, seed) -> answer."""
+"""Maps (conversation so far as text, seed) to an answer."""
 
 
 class ScriptedEngine:
-    """`rlpost.rollout.engine.protocol.Engine` whose answers come from a function, cut where a model's would be."""
+    """A `rlpost.rollout.engine.protocol.Engine` whose answers come from a function, cut where a model's would end."""
 
     def __init__(self, script: Script, chat: Chat, max_model_len: int = 1024) -> None:
         self.max_model_len = max_model_len
-        self.versions: list[int] = []  # of the adapters swapped in, in order
+        self.versions: list[int] = []  # versions of the adapters swapped in, in order
         self._script, self._chat = script, chat
         self._queue: list[tuple[str, ModelInput, Sampling, int]] = []
 
@@ -44,7 +44,7 @@ class ScriptedEngine:
         return [LOGPROB] * (len(token_ids) - 1)
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
-        """Takes any adapter whose tensors match its fingerprint."""
+        """Accept any adapter whose tensors match its fingerprint."""
         if fingerprint(adapter.tensors) != adapter.fingerprint:
             raise SwapError(f"version {adapter.version}: the tensors do not match their fingerprint")
         self.versions.append(adapter.version)

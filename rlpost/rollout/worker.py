@@ -17,7 +17,7 @@ from rlpost.weights.adapters import Adapter
 
 
 class RolloutWorker:
-    """An engine, its environments and the version of the adapter that is live in it (0: the bare base)."""
+    """An engine, its environments and the version of the live adapter (0: the bare base model)."""
 
     def __init__(self, cfg: Config, engine: Engine, chat: Chat) -> None:
         self._engine, self._max_gap = engine, cfg.rollout.max_canary_gap
@@ -33,7 +33,7 @@ class RolloutWorker:
         self.version = 0
 
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
-        """Raises SwapError; the version before is then live."""
+        """Make `adapter` live. Raises SwapError; the previous version is then live."""
         report = self._engine.swap(adapter, canary, self._max_gap)
         self.version = adapter.version
         return report
@@ -46,12 +46,12 @@ class RolloutWorker:
         return self._collector.stream(specs, sampling, self.version)
 
     def close(self) -> list[str]:
-        """Close the environments; what went wrong."""
+        """Close the environments; return what went wrong."""
         return self._collector.close()
 
 
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
-    """The vLLM engine that the configuration asks for, in this process."""
+    """Start the vLLM engine of the configuration in this process."""
     from rlpost.cluster.precision import TORCH_DTYPES
     from rlpost.rollout.engine.vllm_engine import EngineSettings, VllmEngine
 
@@ -73,7 +73,7 @@ def start_engine(cfg: Config, model_folder: Path) -> Engine:
 
 
 class RolloutActor:
-    """A worker in a process of its own. `start` is apart from the constructor so that its errors arrive as they are."""
+    """A worker in its own process. `start` is not part of the constructor, so its errors arrive with their own type."""
 
     _worker: RolloutWorker
 
@@ -87,8 +87,8 @@ class RolloutActor:
         return self._worker.swap(adapter, canary)
 
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Iterator[Ended]:
-        """To be called with num_returns="streaming". Ends after a step of the engine where the call was cancelled."""
-        from rlpost.cluster.actor_calls import is_cancelled  # Ray, which a dry run does without
+        """Must be called with num_returns="streaming". Ends after an engine step if the call was cancelled."""
+        from rlpost.cluster.actor_calls import is_cancelled  # imports Ray, which a dry run does not need
 
         with closing(self._worker.stream(specs, sampling)) as stream:
             for ended in stream:

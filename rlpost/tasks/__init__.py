@@ -1,1 +1,1 @@
-"""One file a task, and what tasks share."""
+"""The tasks, one file each, and the modules that they share."""

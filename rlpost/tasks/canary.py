@@ -1,4 +1,4 @@
-"""The canary: a fixed conversation by whose log-probs an engine proves that it serves what the learner trained."""
+"""The canary: a fixed conversation whose log-probs prove that an engine serves the adapter that the learner trained."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-MAX_TOKENS = 64  # a swap scores them all: 0.02 s on the bundled model
+MAX_TOKENS = 64  # a swap scores all of them: 0.02 s on the bundled model
 
 
 def canary_ids(cfg: Config, chat: Chat) -> tuple[int, ...]:
-    """A prompt of the training variant, with an expert's answer where the environment has one.
+    """A prompt of the training variant, with an expert's answer if the environment has an expert.
 
-    Raises RolloutError when the environment takes longer than rollout.env_timeout_s.
+    Raises RolloutError if the environment takes longer than rollout.env_timeout_s.
     """
     who = f"the environment {cfg.env} (asked for the canary)"
     return within(cfg.rollout.env_timeout_s, who, partial(_conversation, cfg, chat))
@@ -50,7 +50,7 @@ def _conversation(cfg: Config, chat: Chat) -> tuple[int, ...]:
 def plain_peft_canary(model_folder: Path, adapter_folder: Path, token_ids: tuple[int, ...]) -> Canary:
     """The canary of a saved adapter, scored in fp32 by transformers and PEFT alone, without a learner.
 
-    The base is held as it is stored, and one module of it at a time in fp32: half the memory of a base in fp32.
+    The base model stays in its stored precision, and one module at a time is in fp32: half the memory of an fp32 base.
     """
     import torch
     from peft import PeftModel
@@ -67,7 +67,7 @@ def plain_peft_canary(model_folder: Path, adapter_folder: Path, token_ids: tuple
 
 
 def _stored_dtype(model_folder: Path) -> torch.dtype:
-    """The half precision that all of a model's weights are stored in, else fp32."""
+    """The half precision in which all of a model's weights are stored, else fp32."""
     import torch
 
     half = {"BF16": torch.bfloat16, "F16": torch.float16}
@@ -76,9 +76,9 @@ def _stored_dtype(model_folder: Path) -> torch.dtype:
 
 
 def _compute_in_float32(model: nn.Module) -> None:
-    """Each module's own parameters are in fp32 while it computes, and as they were before and after.
+    """Convert each module's own parameters to fp32 while it computes, and back afterwards.
 
-    A layer of PEFT is widened with all that is in it: some kinds compute with the weight of the layer inside.
+    A PEFT layer is widened with everything in it, since some kinds compute with the weight of the layer inside.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

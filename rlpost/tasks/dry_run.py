@@ -2,9 +2,9 @@
 
     python -m rlpost.run experiment=generalpoints_ppo task=dry_run
 
-Shows for each variant what the environment says and what it costs in the model's tokens: whether the expert's answers
-earn success and fit `rollout.max_new_tokens`, and whether an episode in which every attempt fails fits
-`rollout.max_model_len`. An environment that raises, or a limit too small, shows here before an hour is spent on it.
+It shows for each variant what the environment says and how many of the model's tokens that takes: whether the expert's
+answers earn success and fit `rollout.max_new_tokens`, and whether an episode in which every attempt fails fits
+`rollout.max_model_len`. It finds an environment that raises, or a limit that is too small, before a long run does.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from rlpost.types import EpisodeSpec, Trajectory
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 
-EPISODES = 64  # a variant and split, at most
+EPISODES = 64  # at most, for each variant and split
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What the expert's answers come to; none of it where the environment has no expert."""
+    """The share of episodes that the expert solves, and the length of its longest answer."""
 
     solved: float
-    longest: int  # tokens of one answer
+    longest: int  # tokens of the longest answer
 
 
 def run(cfg: Config) -> None:
     """Print a sample episode and the table.
 
-    Raises ModelError when the model cannot be found; ConfigError, AdapterError for what does not fit it.
+    Raises ModelError if the model cannot be found; ConfigError or AdapterError if something does not fit it.
     """
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
@@ -69,7 +69,7 @@ def run(cfg: Config) -> None:
 
 
 def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
-    """Episodes of a player who answers nothing, so that every attempt and every feedback is seen."""
+    """Play episodes with empty answers, so that every attempt and every feedback occurs."""
     engine = ScriptedEngine(lambda conversation, seed: "", chat, cfg.rollout.max_model_len)
     worker = RolloutWorker(cfg, engine, chat)
     played = worker.collect(specs, Sampling(1.0, cfg.rollout.max_new_tokens, tuple(cfg.rollout.stop)))
@@ -78,9 +78,9 @@ def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list
 
 
 def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares | None:
-    """Let the environment's expert answer the first observation of every episode.
+    """Let the environment's expert answer the first observation of every episode; None if there is no expert.
 
-    Raises RolloutError when an episode of it takes longer than rollout.env_timeout_s.
+    Raises RolloutError if one of its episodes takes longer than rollout.env_timeout_s.
     """
     timeout_s = cfg.rollout.env_timeout_s
     with living(cfg.env, cfg.env_args, timeout_s, "played by its expert") as (env, ask):
@@ -93,7 +93,7 @@ def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares 
 
 
 def _as_sampled(chat: Chat, answer: str) -> str:
-    """An answer up to a stop string, as the environment would see it."""
+    """An answer cut at a stop string, as the environment would see it."""
     return chat.text(chat.answer_ids(answer))
 
 

@@ -26,9 +26,9 @@ HEADLINE = ("n", "success", "low", "high")
 def evaluate(
     cfg: Config, pool: RolloutPool, run_dir: RunDir, progress: Progress, stage: str
 ) -> dict[str, Any]:
-    """Play every evaluation variant in every decoding; results by variant, episodes under trajectories/.
+    """Play every evaluation variant with every decoding. Results are by variant; episodes go to trajectories/.
 
-    A variant's own `success` is that of `main_decoding`. Raises RolloutError when no episode of a variant was played.
+    A variant's own `success` is that of `main_decoding`. Raises RolloutError if no episode of a variant was played.
     """
     return {variant: _variant(cfg, pool, run_dir, progress, stage, variant) for variant in cfg.eval_variants}
 
@@ -39,7 +39,7 @@ def _variant(
     results: dict[str, Any] = {}
     for decoding, sampling in decodings(cfg).items():
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
-        samples = cfg.eval.samples if sampling.temperature > 0 else 1  # greedy answers are all alike
+        samples = cfg.eval.samples if sampling.temperature > 0 else 1  # greedy answers are all equal
         specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant), samples)
         played = pool.collect(specs, sampling)
         path = run_dir.write_evaluation(stage, variant, decoding, played)
@@ -55,12 +55,12 @@ def _variant(
 
 
 def evaluate_stage(session: Session, stage: str, finished: int) -> dict[str, Any]:
-    """`evaluate` as a stage of a run, with its time in a line of metrics.jsonl.
+    """Run `evaluate` as a stage of a run, with its time in a line of metrics.jsonl.
 
-    Where the environment scores nothing, the stage measures the held-out loss (rlpost/tasks/held_out.py) and plays
-    nothing: its result is empty.
+    If the environment does not score answers, the stage measures the held-out loss (rlpost/tasks/held_out.py), plays no
+    episodes, and its result is empty.
 
-    `finished`: iterations (task=sft: steps) before it, over which trackers draw what it found.
+    `finished`: the iterations (task=sft: steps) before it, the x-axis on which trackers draw the results.
     """
     if not held_out.scored(session.cfg):
         held_out.evaluate_stage(session, stage, axis(session.cfg), finished)
@@ -73,7 +73,7 @@ def evaluate_stage(session: Session, stage: str, finished: int) -> dict[str, Any
 
 
 def evaluate_stage_once(session: Session, stage: str, finished: int) -> None:
-    """`evaluate_stage`, unless a run that is resumed has its results already."""
+    """Run `evaluate_stage`, unless a resumed run already has its results."""
     cfg = session.cfg
     wanted = {(stage, variant, decoding) for variant in cfg.eval_variants for decoding in decodings(cfg)}
     played = wanted <= session.run_dir.evaluations().keys()
@@ -82,12 +82,12 @@ def evaluate_stage_once(session: Session, stage: str, finished: int) -> None:
 
 
 def axis(cfg: Config) -> str:
-    """What trackers call the number of finished iterations or supervised steps, which evaluations are drawn over."""
+    """The trackers' key for the number of finished iterations or supervised steps: the x-axis of evaluations."""
     return "eval/steps" if cfg.task is Task.sft else "eval/iterations"
 
 
 def decodings(cfg: Config) -> dict[str, Sampling]:
-    """The decodings that the configuration asks for, by name."""
+    """The configured decodings, by name."""
     limit, stop = cfg.rollout.max_new_tokens, tuple(cfg.rollout.stop)
     wanted = {
         "greedy": (cfg.eval.greedy, Sampling(0.0, limit, stop)),
@@ -97,7 +97,7 @@ def decodings(cfg: Config) -> dict[str, Sampling]:
 
 
 def variants_of(cfg: Config) -> dict[str, dict[str, Any]]:
-    """What the report says of each variant."""
+    """The report's entries about each variant."""
     return {
         v.name: {"held_out": v.held_out, "summary": v.summary}
         for v in registry.variants(cfg.env, **cfg.env_args)

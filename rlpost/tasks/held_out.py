@@ -1,4 +1,4 @@
-"""Evaluation without episodes: the loss on held-out answers, where an environment shows answers and scores none.
+"""Evaluation without episodes: the loss on held-out answers, for environments that show answers and do not score any.
 
 A stage's line of metrics.jsonl has, for each of `eval_variants`, `held_out/VARIANT/loss`: the mean negative
 log-likelihood per token of the answers, in nats, over at most `eval.episodes` of the variant's evaluation rows.
@@ -23,7 +23,7 @@ from rlpost.types import Example
 def scored(cfg: Config) -> bool:
     """Whether the environment scores answers, so that evaluation plays episodes.
 
-    Raises RolloutError where it misses rollout.env_timeout_s.
+    Raises RolloutError if it misses rollout.env_timeout_s.
     """
     return _scored(cfg.env, json.dumps(cfg.env_args, sort_keys=True), cfg.rollout.env_timeout_s)
 
@@ -35,9 +35,9 @@ def _scored(env_name: str, args: str, timeout_s: float) -> bool:
 
 
 def evaluate_stage(session: Session, stage: str, axis: str, finished: int) -> None:
-    """Measure the loss of every variant: a line of metrics.jsonl, a note on the console, a point in the trackers.
+    """Measure the loss of every variant and write it to metrics.jsonl, the console and the trackers.
 
-    `axis`: what trackers call the number of steps `finished` before it.
+    `axis`: the trackers' key for the number of steps `finished` before the stage.
     """
     measured: dict[str, float] = {}
     with session.clock.phase("evaluation"):
@@ -55,7 +55,7 @@ def evaluate_stage(session: Session, stage: str, axis: str, finished: int) -> No
 
 
 def _examples(session: Session, variant: str) -> list[Example]:
-    """The same at every stage: at most `eval.episodes`, chosen by `eval.seed`."""
+    """A variant's examples, the same at every stage: at most `eval.episodes`, chosen by `eval.seed`."""
     cfg = session.cfg
     timeout_s = cfg.rollout.env_timeout_s
     with living(cfg.env, cfg.env_args, timeout_s, "asked for held-out answers") as (env, ask):

@@ -1,6 +1,7 @@
-"""What to know of an environment's prompts before episodes are played, where they are a list: those that do not fit.
+"""Checks an environment's list of prompts before episodes are played, if it has one: some may not fit the context.
 
-Only prompts that could be too long are encoded: a prompt has no more tokens than bytes, but for those of the template.
+Only prompts that could be too long are encoded: apart from the template's tokens, a prompt has at most one token per
+byte.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlpost.validate.environment import TRAINING
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Of one variant and split: (where it stands, what is said)."""
+    """The prompts of one variant and split: (their place in the file, their text)."""
 
     variant: str
     split: str
@@ -30,9 +31,9 @@ class _Prompts:
 
 
 def remarks(cfg: Config, chat: Chat) -> list[str]:
-    """Sentences on what is odd in the prompts to be played; empty where nothing is, or where there is no list.
+    """Sentences on unusual prompts among those to be played; empty if there are none, or no list of prompts.
 
-    Raises ConfigError where no prompt of a variant fits, RolloutError where the environment misses its deadline.
+    Raises ConfigError if no prompt of a variant fits, RolloutError if the environment misses its deadline.
     """
     said, listed = list[str](), list[_Prompts]()
     timeout_s = cfg.rollout.env_timeout_s
@@ -70,7 +71,7 @@ def _lengths(cfg: Config, chat: Chat, prompts: _Prompts) -> Iterator[str]:
 
 
 def _frame(chat: Chat, roles: tuple[Role, ...]) -> int:
-    """Tokens of a prompt of these roles in which nothing is said."""
+    """The number of tokens of a prompt of these roles with empty messages."""
     return len(chat.prompt_ids([Message.of(role, "") for role in roles]))
 
 

@@ -1,4 +1,4 @@
-"""Before Ray starts: whether the model's chat template can write what the environment says, and append it."""
+"""Checks before Ray starts that the model's chat template can write and append what the environment says."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rlpost.validate.environment import TRAINING
 
 
 def rehearse(cfg: Config, chat: Chat) -> None:
-    """Open one episode of each variant, give an empty answer, and make tokens of what the environment says.
+    """Open one episode of each variant, give an empty answer, and encode what the environment says.
 
-    Raises ModelError where the chat template cannot say it, or rewrites what was said before; ConfigError where the
-    environment has a system message beside rollout.system_prompt. What goes wrong in the environment is not told here:
-    the rollouts name it, with their episode.
+    Raises ModelError if the chat template cannot write it, or rewrites earlier messages; ConfigError if the environment
+    has a system message in addition to rollout.system_prompt. Errors of the environment itself are ignored here: the
+    rollouts report them, with their episode.
     """
     for opening, reply in _heard(cfg):
         chat.prompt_ids(opening.messages, opening.tools)
@@ -30,7 +30,7 @@ def rehearse(cfg: Config, chat: Chat) -> None:
 
 
 def _heard(cfg: Config) -> list[tuple[Opening, Reply | None]]:
-    """Until the environment fails."""
+    """The openings and replies of each variant's episode, up to the environment's first failure."""
     heard = list[tuple[Opening, Reply | None]]()
     make_env = partial(registry.make, cfg.env, **cfg.env_args)
     with (
@@ -38,7 +38,7 @@ def _heard(cfg: Config) -> list[tuple[Opening, Reply | None]]:
         living(cfg.env, cfg.env_args, cfg.rollout.env_timeout_s, "rehearsed") as (env, ask),
     ):
         if isinstance(env.unwrapped, Asking):
-            return heard  # a program says what it likes; what cannot be appended is a sample of its own
+            return heard  # a program may say anything: what cannot be appended becomes a new sample
         for spec in _specs(cfg):
             opening = ask(partial(opened, make_env, env, spec))
             heard.append((opening, None))

@@ -1,4 +1,4 @@
-"""`task=rl`: warm start, then rollouts, update, swap, again and again, whatever the algorithm (`algo=`).
+"""`task=rl`: a warm start, then rollouts, update and swap in each iteration, with any algorithm (`algo=`).
 
 collect (adapter v) ─▶ trajectories ─▶ rewards ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
 """
@@ -28,7 +28,7 @@ from rlpost.types import EpisodeSpec, Trajectory
 
 
 def run(cfg: Config) -> None:
-    """Train, evaluate and report; `cfg.resume` goes on from the last checkpoint of that run."""
+    """Train, evaluate and report. With `cfg.resume`, continue from the last checkpoint of that run."""
     with open_session(cfg, with_learner=True) as session:
         schedule = Schedule(cfg, cfg.algo.iterations, session.model_folder)
         resumes = cfg.resume is not None
@@ -40,7 +40,7 @@ def run(cfg: Config) -> None:
 
 
 def _begin(session: Session) -> TrainingState:
-    """Evaluate the bare model, warm up, make the warm adapter the reference, evaluate again if it is one."""
+    """Evaluate the bare model, warm up, make the warm adapter the reference; if there is one, evaluate again."""
     state = TrainingState()
     session.book("start")
     cfg = session.cfg
@@ -80,10 +80,10 @@ def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
 
 
 def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score | None) -> dict[str, Any]:
-    """One iteration; returns its line of metrics.jsonl."""
+    """Run one iteration and return its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, state.steps
     collected = collect(partial(_play, session, score), cfg, iteration)
-    with clock.phase("record"):  # before the update, so that the episodes which break one can be looked at
+    with clock.phase("record"):  # before the update, so that episodes which break an update can be inspected
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     with clock.phase("learner"):
@@ -93,7 +93,7 @@ def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score 
     with clock.phase("swap"):
         swap = training_state.swap(session, state)
     state.steps += 1
-    # Absent while only the critic learns and the engine's log-probs are taken as they are.
+    # Absent while only the critic learns and the engine's log-probs are used unchanged.
     if "logprob_gap" in update_metrics:
         state.logprob_gaps.append(update_metrics["logprob_gap"])
     warning = stall.see(collected.batch, update_metrics)
@@ -101,9 +101,9 @@ def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score 
 
 
 def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
-    """The episodes with the rewards to learn from: the environment's, unless `score` gives others.
+    """Play episodes and set the rewards to learn from: the environment's, or those of `score` if it is given.
 
-    Dynamic sampling judges by these too, which is why they are given after each of its rounds.
+    Dynamic sampling judges by these rewards too, so they are set after each of its rounds.
     """
     rollout = session.cfg.rollout
     with session.clock.phase("rollout"):

@@ -1,9 +1,9 @@
-"""When training evaluates and when it ends: by count, or by the compute that it has spent.
+"""Decides when training evaluates and when it ends: by count, or by compute spent.
 
-    each step's line of metrics.jsonl ─▶ add ─▶ due: evaluate now?   over: was that the last?
+    each step's line of metrics.jsonl ─▶ add ─▶ due: evaluate now?   over: was that the last step?
 
-Counts are known beforehand (`eval.every`, a last step). Amounts of compute (`budget.amounts`) are reached when the
-tokens are measured; each counts as reached by the step that ends nearest to it.
+Counts are known in advance (`eval.every`, a last step). Whether amounts of compute (`budget.amounts`) are reached is
+known once tokens are measured; the step that ends nearest to an amount counts as reaching it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rlpost.weights.models import parameters
 
 
 def steps_of(cfg: Config) -> int | None:
-    """Iterations or supervised steps that the task takes; None where it takes none, or a budget decides."""
+    """The number of iterations or supervised steps of the task; None if it has no steps, or a budget decides."""
     if cfg.task is Task.eval or cfg.budget.amounts:
         return None
     return cfg.sft.steps if cfg.task is Task.sft else cfg.algo.iterations
 
 
 class Schedule:
-    """Of a run whose steps (iterations) are numbered 0 .. last - 1."""
+    """The schedule of a run whose steps (iterations) are numbered 0 .. last - 1."""
 
     def __init__(self, cfg: Config, last: int, model_folder: Path) -> None:
         self._last, self._every = last, cfg.eval.every
@@ -37,30 +37,30 @@ class Schedule:
 
     @property
     def over(self) -> bool:
-        """No step is to follow. The loop's own last evaluation is made then, whatever `due` says."""
+        """Whether no step follows. The loop then makes its own last evaluation, whatever `due` says."""
         return self._done >= self._last or 0 < len(self._amounts) == self._reached
 
     @property
     def due(self) -> bool:
-        """An evaluation is to be made after the step that was added last, and others are to follow."""
+        """Whether an evaluation is due after the last added step, and more steps follow."""
         by_count = self._every > 0 and self._done > 0 and self._done % self._every == 0
         return (by_count or self._fresh) and not self.over
 
     @property
     def next(self) -> str:
-        """What a console says of the step that follows: 3/16, or how much of the budget is spent by then."""
+        """The console's name of the next step: 3/16, or the share of the budget spent before it."""
         if self._amounts:
             return f"{self._done + 1}, {self._spent / self._amounts[-1]:.0%} of the budget spent"
         return f"{self._done + 1}/{self._last}"
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Take note of a finished step, by its line of metrics.jsonl."""
+        """Count a finished step, given its line of metrics.jsonl."""
         self._done += 1
         if self._amounts:
             self._spend(line)
 
     def replay(self, lines: Iterable[Mapping[str, Any]], key: str) -> None:
-        """Take note of what a resumed run did before: the lines that have `key` (iteration or step)."""
+        """Count the steps of a resumed run: the lines that have `key` (iteration or step)."""
         for line in lines:
             if key in line:
                 self.add(line)

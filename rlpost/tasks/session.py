@@ -1,9 +1,9 @@
-"""What every task on the cluster shares: run directory, Ray, engines, learner, display; opened and closed together.
+"""What all tasks on the cluster share: run directory, Ray, engines, learner and display, opened and closed together.
 
     open_session ─▶ model folder ─▶ precision ─▶ run directory ─▶ Ray ─▶ engines start │ learner starts ─▶ all ready
     publish      ─▶ summary.json, report.html, the table on the console
 
-Whatever ends a session (its end, an error, Ctrl-C) closes all of it, leaves the record and no process behind.
+However a session ends (normally, by an error, by Ctrl-C), all of it is closed; the record stays, no process does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rlpost.tasks.schedule import steps_of
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 
-# Settings that a resumed run may change, for good: where it runs, what it reports, how long it goes on.
+# Settings that a resumed run may change permanently: where it runs, what it reports, how long it continues.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations",),
@@ -67,22 +67,22 @@ class Session:
     clock: Clock
     started: float
     learner_group: LearnerGroup | None
-    earlier: tuple[Sitting, ...] = ()  # of a resumed run
+    earlier: tuple[Sitting, ...] = ()  # the earlier starts of a resumed run
 
     def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
-        """Give the time since the last line of metrics.jsonl a line of its own, so that the lines add up to the run.
+        """Write the time since the last line of metrics.jsonl as its own line, so that the lines sum to the run's time.
 
-        `measured` joins the line.
+        `measured` is added to the line.
         """
         self.run_dir.append_metrics({"stage": stage, **(measured or {}), **self.clock.lap()})
 
     def sittings(self) -> tuple[Sitting, ...]:
-        """Every start that worked on the run, this one last."""
+        """Every start that worked on the run, the current one last."""
         return (*self.earlier, Sitting(time.monotonic() - self.started, self.pool.restarts))
 
     @contextmanager
     def sitting(self) -> Iterator[None]:
-        """Work on the run; whatever ends it, the starts after this one know of its time."""
+        """Work on the run. However it ends, its time is recorded for later starts."""
         try:
             yield
         finally:
@@ -96,23 +96,23 @@ class Session:
 
 @contextmanager
 def open_session(cfg: Config, with_learner: bool) -> Iterator[Session]:
-    """Raises an RlpostError when something cannot start: of the model, its prompts, a folder, Ray, engines, learner.
+    """Open a session. Raises an RlpostError if something cannot start: model, prompts, folder, Ray, engines, learner.
 
-    What does not fit the model is refused before Ray starts: ConfigError, AdapterError.
+    Settings that do not fit the model are refused before Ray starts: ConfigError, AdapterError.
     """
     started, clock = time.monotonic(), Clock()
     with ExitStack() as stack:
         with clock.phase("start"):
             session = _started(cfg, with_learner, stack, clock, started)
         yield session
-        # Not after an error, when a worker may still be playing.
+        # Skipped after an error, when a worker may still be playing.
         if wrong := session.pool.close_environments():
             told = f"closing environments: {len(wrong)} did not close, the first: {wrong[0]}"
             session.console.print(told, soft_wrap=True)
 
 
 def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, started: float) -> Session:
-    """Everything opened; `stack` closes it."""
+    """Open everything; `stack` closes it."""
     console = plain_console()
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
@@ -184,17 +184,17 @@ def publish(
     session.run_dir.write_summary(summary)
     session.progress.close()
     results_table(session.console, summary)
-    report = write_report(session.run_dir, own_code=True)  # which the run has imported anyway
+    report = write_report(session.run_dir, own_code=True)  # the run has already imported it
     session.console.print(f"report: {report}", soft_wrap=True)
 
 
 def plain(cfg: Config) -> dict[str, Any]:
-    """The configuration as JSON-able data."""
+    """The configuration as plain data that JSON can hold."""
     return {key: _plain(value) for key, value in asdict(cfg).items()}
 
 
 def keep_settings(session: Session) -> None:
-    """Write what this start changed into config.yaml, so that the next plain `resume=` goes on with it, and say so."""
+    """Write the settings changed by this start into config.yaml, so the next `resume=` keeps them, and say so."""
     run_dir = session.run_dir
     recorded = OmegaConf.to_container(run_dir.read_config())
     assert isinstance(recorded, dict)
@@ -206,7 +206,7 @@ def keep_settings(session: Session) -> None:
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
-    """The settings that a checkpoint must share with the run that takes it up."""
+    """The settings that must be the same in a checkpoint and in the run that resumes from it."""
     settings = {key: value for key, value in plain(cfg).items() if key not in _FREE}
     for key, free in _FREE_WITHIN.items():
         settings[key] = {name: value for name, value in settings[key].items() if name not in free}
@@ -221,7 +221,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _run_dir(cfg: Config) -> Iterator[RunDir]:
-    """The run's folder, new or that of `cfg.resume`, which no other process works in meanwhile."""
+    """The run's folder, new or that of `cfg.resume`, locked against other processes."""
     if cfg.resume is not None:
         run_dir = RunDir.open(cfg.resume)
     else:

@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class ExpertData:
-    """Supervised examples of the training variant, addressed by step: fresh ones, or a data set gone through again.
+    """Supervised examples of the training variant, addressed by step: new ones, or a data set repeated in epochs.
 
-    Where the environment's answers are a list (rlpost.envs.base.Taught) the data set is that list, or `sft.examples`
-    of it, drawn by the seed.
+    If the environment's answers are a list (rlpost.envs.base.Taught), the data set is that list, or `sft.examples` of
+    it, drawn by the seed.
 
     Raises:
         ConfigError: the environment shows no expert answers.
@@ -39,7 +39,7 @@ class ExpertData:
 
     def __init__(self, cfg: Config, chat: Chat) -> None:
         self._cfg, self._chat = cfg, chat
-        self._thread = EnvThread()  # where the environment is made, asked and closed
+        self._thread = EnvThread()  # the environment is created, asked and closed in this thread
         self._env = self._asked(partial(registry.make, cfg.env, **cfg.env_args))
         self._epoch, self._order = -1, list[int]()
         if not isinstance(self._env.unwrapped, Expert):
@@ -48,18 +48,18 @@ class ExpertData:
                 " set sft.steps=0, or give the environment an `expert` method."
             )
         self._lessons = self._chosen_lessons()
-        self._size = len(self._lessons) or cfg.sft.examples  # 0: without end
+        self._size = len(self._lessons) or cfg.sft.examples  # 0: endless
 
     def batch(self, step: int) -> tuple[list[Example], list[str]]:
         """The examples of a step, and the instances that they solve.
 
-        Raises RolloutError when the environment takes longer than rollout.env_timeout_s for an example.
+        Raises RolloutError if the environment takes longer than rollout.env_timeout_s for an example.
         """
         pairs = [self._pair(step, index) for index in range(self._cfg.sft.batch_size)]
         return [example for example, _ in pairs], [instance for _, instance in pairs]
 
     def close(self) -> None:
-        """Close the environment. Raises RolloutError when it takes longer than rollout.env_timeout_s."""
+        """Close the environment. Raises RolloutError if it takes longer than rollout.env_timeout_s."""
         self._asked(self._env.close)
         self._thread.end()
 
@@ -68,7 +68,7 @@ class ExpertData:
         return self._thread.within(self._cfg.rollout.env_timeout_s, who, ask)
 
     def _chosen_lessons(self) -> Sequence[tuple[str, Sequence[ExpertTurn]]]:
-        """Empty where the environment has no list."""
+        """The lessons to train on; empty if the environment has no list."""
         cfg, taught = self._cfg, self._env.unwrapped
         if not isinstance(taught, Taught):
             return ()
@@ -77,7 +77,7 @@ class ExpertData:
         return random.Random(derive(cfg.seed, "sft data set")).sample(lessons, wanted)
 
     def _pair(self, step: int, index: int) -> tuple[Example, str]:
-        """An example and its instance, by its place in the whole training."""
+        """An example and its instance, by its index in the whole training."""
         sft, seed = self._cfg.sft, self._cfg.seed
         if self._size == 0:
             return self._asked(partial(self._example, derive(seed, "sft", sft.skip + step, index)))
@@ -105,7 +105,7 @@ class ExpertData:
 
 
 def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
-    """Take one step; it is a line of metrics.jsonl, which is returned."""
+    """Take one step; write its line of metrics.jsonl and return it."""
     with session.clock.phase("data"):
         examples, instances = data.batch(step)
         session.run_dir.append_examples(step, instances)

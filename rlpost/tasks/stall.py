@@ -1,4 +1,4 @@
-"""A run that cannot learn says so once: batches in which no reward differs, or updates without a gradient.
+"""Warns once if a run cannot learn: all rewards of its batches are equal, or its updates have no gradient.
 
 each iteration's batch and metrics ─▶ Stall.see ─▶ a warning after PATIENCE such iterations in a row, then silence
 """
@@ -13,11 +13,11 @@ from rlpost.config.schema import AlgoConfig
 from rlpost.rollout.dynamic_sampling import is_flat
 from rlpost.types import Trajectory
 
-PATIENCE = 3  # iterations in a row; single ones are common where a task is hard or nearly solved
+PATIENCE = 3  # iterations in a row; single ones are common if a task is hard or nearly solved
 
 
 class Stall:
-    """Counts the iterations in a row that taught nothing; a resumed run counts anew."""
+    """Counts the consecutive iterations without anything to learn. A resumed run starts to count again."""
 
     def __init__(self, algo: AlgoConfig) -> None:
         self._grouped = TABLE[algo.name].grouped
@@ -25,7 +25,7 @@ class Stall:
         self._said = False
 
     def see(self, batch: Sequence[Trajectory], metrics: Mapping[str, float]) -> str | None:
-        """Take note of an iteration: its episodes and its update's metrics. The warning, when it is due."""
+        """Count an iteration, given its episodes and its update's metrics. Returns the warning when it is due."""
         self._flat = self._flat + 1 if self._nothing_differs(batch) else 0
         self._still = self._still + 1 if metrics.get("grad_norm_policy") == 0 else 0
         if self._said or max(self._flat, self._still) < PATIENCE:
@@ -40,7 +40,7 @@ class Stall:
         )
 
     def _nothing_differs(self, batch: Sequence[Trajectory]) -> bool:
-        """Within a group, where groups are compared; else in the whole batch."""
+        """Whether all rewards are equal: within each group if groups are compared, else in the whole batch."""
         if not self._grouped:
             return len(batch) > 1 and is_flat(batch)
         return all(is_flat(list(group)) for _, group in groupby(batch, key=lambda t: t.group))

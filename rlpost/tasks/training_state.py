@@ -1,4 +1,4 @@
-"""The state of a training run, of task=rl and task=sft alike: swaps change it, checkpoints hold it."""
+"""Training state shared by task=rl and task=sft. Swaps change it, checkpoints contain it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from rlpost.tasks.session import Session, keep_settings, publish, training_setti
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds besides the learner's own state."""
+    """The content of a checkpoint besides the learner's own state."""
 
-    steps: int = 0  # finished iterations, or supervised steps
-    version: int = 0  # of the adapter that the engines have
+    steps: int = 0  # finished iterations or supervised steps
+    version: int = 0  # version of the adapter in the engines
     evaluations: dict[str, Any] = field(default_factory=dict)
     swap_seconds: list[float] = field(default_factory=list)
-    # Means of |engine's - learner's log-prob|: over an iteration's sampled tokens, and over a swap's canary.
+    # Mean |engine's - learner's log-prob| over an iteration's sampled tokens, and over a swap's canary.
     logprob_gaps: list[float] = field(default_factory=list)
     canary_gaps: list[float] = field(default_factory=list)
 
 
 def sync_weights(session: Session, version: int) -> PoolSwapReport:
-    """Export the policy as `version` and swap it into every engine; SwapError stops the run.
+    """Export the policy as `version` and swap it into every engine. A SwapError stops the run.
 
-    The adapter is saved after it: what lies in the run directory is an adapter that the engines have taken.
+    The adapter is saved afterwards, so the run directory contains only adapters that the engines have accepted.
     """
     adapter, canary = session.learner.export(version)
     report = session.pool.swap(adapter, canary)
@@ -39,7 +39,7 @@ def sync_weights(session: Session, version: int) -> PoolSwapReport:
 
 
 def swap(session: Session, state: TrainingState) -> PoolSwapReport:
-    """Give the engines the policy as the next version."""
+    """Swap the policy into the engines as the next version."""
     report = sync_weights(session, state.version + 1)
     state.version = report.version
     state.swap_seconds.append(report.seconds)
@@ -48,9 +48,9 @@ def swap(session: Session, state: TrainingState) -> PoolSwapReport:
 
 
 def checkpoint(session: Session, state: TrainingState) -> None:
-    """Save the learner's state and `state`; the line of the last step is written before.
+    """Save the learner's state and `state`. The line of the last step has been written before.
 
-    Raises OutputError when it cannot be written, and CheckpointError when the learner writes elsewhere.
+    Raises OutputError if it cannot be written, and CheckpointError if the learner writes to another disk.
     """
     settings = training_settings(session.cfg)
     with session.clock.phase("record"):
@@ -59,13 +59,13 @@ def checkpoint(session: Session, state: TrainingState) -> None:
 
 
 def resume(session: Session, step_key: str, live: bool) -> TrainingState:
-    """Go on from the last whole checkpoint, with the record cut to what it knows of.
+    """Continue from the last complete checkpoint, with the record cut back to that point.
 
-    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must have the adapter first.
-    The record is cut last: whatever fails before leaves a finished run's results as they are.
+    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must get the adapter first. The
+    record is cut last, so any earlier failure leaves a finished run's results unchanged.
 
-    Raises CheckpointError without a checkpoint, for one of another version of rlpost, and when the record lacks steps
-    that it has taken.
+    Raises CheckpointError if there is no checkpoint, if it is of another version of rlpost, and if the record lacks
+    steps that it counts.
     """
     latest = checkpoints.latest(session.run_dir, training_settings(session.cfg))
     for path in latest.passed_over:
@@ -94,7 +94,7 @@ def _state_in(saved: checkpoints.Checkpoint) -> TrainingState:
 
 
 def _check_lines(run_dir: RunDir, state: TrainingState, step_key: str) -> None:
-    """What was spent, and when to evaluate, is counted by the lines: none may be missing."""
+    """Raise CheckpointError if a line is missing: compute and evaluations are counted by the lines."""
     lines = sum(line.get(step_key, math.inf) < state.steps for line in run_dir.read_metrics())
     if lines != state.steps:
         raise CheckpointError(
@@ -105,7 +105,7 @@ def _check_lines(run_dir: RunDir, state: TrainingState, step_key: str) -> None:
 
 
 def finish(session: Session, state: TrainingState) -> None:
-    """Evaluate what was trained, and publish all that was measured."""
+    """Evaluate the trained policy, and publish all measurements."""
     state.evaluations["after"] = evaluate_stage(session, "after", state.steps)
     publish(
         session,

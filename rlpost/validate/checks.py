@@ -1,7 +1,7 @@
 """Refuses impossible settings, all at once, before torch, vllm or ray are imported.
 
-Every number of the schema has its range in RANGES; what spans several settings has a check of its own. A check
-yields refusals (key, value, reason, remedy); it never repairs.
+Every number of the schema has its range in RANGES. Conditions on several settings have their own checks. A check yields
+refusals (key, value, reason, remedy) and never repairs a setting.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql"
 class Range:
     low: float
     high: float = math.inf
-    low_open: bool = False  # low itself is refused
+    low_open: bool = False  # the value `low` itself is refused
 
     def holds(self, value: float) -> bool:
         return (self.low < value if self.low_open else self.low <= value) and value <= self.high
@@ -126,7 +126,8 @@ RANGES: dict[str, Range] = {
     "tiny_base.batch_tokens": COUNT,
     "tiny_base.learning_rate": POSITIVE_SHARE,
 }
-OPTIONAL_RANGES: dict[str, Range] = {  # of settings that may be null
+# Ranges of settings that may be null.
+OPTIONAL_RANGES: dict[str, Range] = {
     "algo.critic_epochs": COUNT,
     "algo.clip_high": POSITIVE,
     "algo.ratio_ceiling": Range(1, low_open=True),
@@ -138,7 +139,7 @@ OPTIONAL_RANGES: dict[str, Range] = {  # of settings that may be null
 def validate(config: Config, named: Collection[str] = ()) -> None:
     """Raise one ConfigError that lists every refusal, each with key, value, reason and remedy.
 
-    `named`: the settings that the command line names, of which each must have an effect.
+    `named`: the settings that the command line names. Each of them must have an effect.
     """
     refusals = [*(text for check in CHECKS for text in check(config)), *unread(config, named)]
     if refusals:
@@ -202,7 +203,7 @@ def _adapter(config: Config) -> Iterator[str]:
 
 
 def _adapter_remedy(folder: Path) -> str:
-    if (folder / "adapter_model.bin").is_file():  # a pickle, which could run code: not read
+    if (folder / "adapter_model.bin").is_file():  # a pickle, which could run code, so it is not read
         return "it has adapter_model.bin, as older PEFT wrote: load it with PEFT, and save_pretrained() again"
     return "name a folder that PEFT saved, such as RUN/adapter"
 
@@ -244,7 +245,7 @@ def _tracking(config: Config) -> Iterator[str]:
 
 
 def _installed(config: Config) -> Iterator[str]:
-    """Refusals of trackers whose packages are missing: a run of a day must not show so in its last line."""
+    """Refusals of trackers whose packages are missing, so that a long run does not fail at its end."""
     for name in config.tracking.backends:
         if name == "wandb" and config.tracking.wandb == "disabled":
             continue
@@ -310,7 +311,7 @@ def _modules(config: Config) -> Iterator[str]:
 
 
 def _conversation(config: Config) -> Iterator[str]:
-    """What can be said without the model; the rest is refused by its chat template (rlpost/rollout/chat.py)."""
+    """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
     if rollout.system_prompt is not None and not rollout.system_prompt.strip():
         yield refusal("rollout.system_prompt", repr(rollout.system_prompt), "it says nothing", "give null")

@@ -1,4 +1,4 @@
-"""Refuses environments that are unknown, cannot be made or have nothing to play, as rlpost.validate.checks the rest."""
+"""Refuses environments that are unknown, cannot be created or have no instances, as part of rlpost.validate.checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlpost.record.run_dir import evaluation_name, iteration_name
 from rlpost.rollout.env_threads import EnvThread
 
 TRAINING = (Task.rl, Task.sft, Task.compare)
-_LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; 16 for what the name of a half-written file adds
+_LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; the name of a half-written file is 16 longer
 _NAME_ONE = (
     "env=my_module:MyEnv, env=dataset, env=agent or env=reasoning_gym:TASK, with train_variant= and eval_variants="
     " where it has variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
@@ -36,7 +36,7 @@ def environment(config: Config) -> Iterator[str]:
     if not config.env:
         yield refusal("env", config.env, "no environment is named", _NAME_ONE)
         return
-    thread = EnvThread()  # as in the rollouts
+    thread = EnvThread()  # as in rollouts
     try:
         yield from _environment(config, thread)
     finally:
@@ -64,14 +64,14 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
         _in_time(config, thread, "close", env.close)
     except _Hangs as hangs:
         yield hangs.refusal
-    except Exception as error:  # of `close`
+    except Exception as error:  # raised by `close`
         yield refusal(
             "env", config.env, f"close: {told(error)}", f"see python -m rlpost.envs.check {config.env}"
         )
 
 
 class _Hangs(Exception):
-    """Nothing more can be asked of the environment."""
+    """The environment does not answer, so no further checks are possible."""
 
     def __init__(self, refusal: str) -> None:
         super().__init__(refusal)
@@ -79,12 +79,12 @@ class _Hangs(Exception):
 
 
 def _in_time(config: Config, thread: EnvThread, what: str, work: Callable[[], T]) -> T:
-    """As the rollouts ask it. Raises RolloutError when the environment misses its deadline."""
+    """Call the environment as rollouts do. Raises RolloutError if it misses its deadline."""
     return thread.within(config.rollout.env_timeout_s, f"the environment {config.env} ({what})", work)
 
 
 def _refused_environment(config: Config, error: Exception) -> str:
-    """Either there is no such environment, or its arguments are at fault."""
+    """The refusal if the environment is unknown, or its arguments are wrong."""
     unknown = isinstance(error, UnknownEnvironment)
     key, value = ("env", config.env) if unknown else ("env_args", config.env_args)
     return refusal(key, value, *_reason_and_remedy(error, f"see the arguments of {config.env}"))
@@ -110,7 +110,7 @@ def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Ite
 
 
 def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) -> Iterator[str]:
-    """Whether there is anything to train and to evaluate on. Raises _Hangs."""
+    """Refusals if there are no instances to train or evaluate on. Raises _Hangs."""
     wanted = [("eval_variants", name, "eval") for name in config.eval_variants]
     if config.task in TRAINING:
         wanted.append(("train_variant", config.train_variant, "train"))
@@ -120,21 +120,21 @@ def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) 
             _in_time(config, thread, f"reset, split {split}", reset)
         except RolloutError as error:
             raise _Hangs(refusal(key, variant, str(error), _MORE_TIME)) from error
-        except Exception as error:  # an environment may raise anything, and would for hours
+        except Exception as error:  # an environment may raise anything, and would do so for hours
             yield refusal(
                 key, variant, *_reason_and_remedy(error, f"see python -m rlpost.envs.check {config.env}")
             )
 
 
 def _reset(env: gymnasium.Env[Any, str], seed: int, options: dict[str, str]) -> None:
-    """A reset. Raises what it raises, and Refused for what is not as the rollouts need it."""
+    """Reset the environment. Raises what it raises, and Refused if rollouts cannot use what it returns."""
     _, info = adapter.opened(env.reset(seed=seed, options=options))
     adapter.field(info, "instance", "reset")
     adapter.tools_of(env)
 
 
 def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
-    """Whether there is anything to learn from under supervision, where that is asked for."""
+    """A refusal if supervised training is requested and the environment shows no answers."""
     asked = config.sft.steps > 0 or (config.task is Task.compare and SFT in config.compare.arms)
     if config.task in TRAINING and asked and not isinstance(env.unwrapped, Expert):
         give = (
@@ -155,7 +155,7 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
 
 
 def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
-    """Whether answers are scored, where episodes are played."""
+    """A refusal if episodes are to be played and the environment does not score answers."""
     if config.task is not Task.sft and not is_scored(env.unwrapped):
         yield refusal(
             "env_args.score",
@@ -167,7 +167,7 @@ def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
 
 
 def _rehearsals(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) -> Iterator[str]:
-    """What the environment calls of the user's, until something is wrong or time is up. Raises _Hangs."""
+    """Try the user's code that the environment calls, up to the first fault or the deadline. Raises _Hangs."""
     deadline = time.monotonic() + config.rollout.env_timeout_s
     for what, call in env.unwrapped.rehearsals() if isinstance(env.unwrapped, Rehearsed) else ():
         try:
@@ -191,7 +191,7 @@ def _training_variant(config: Config, variants: dict[str, VariantInfo]) -> Itera
 
 
 def _no_such_variant(config: Config, name: str) -> str:
-    """Names who wrote it, where that was nobody who chose the environment."""
+    """The refusal of an unknown variant. It says where the variant comes from, if the user did not write it."""
     schema = Config()
     default = name in (schema.train_variant, *schema.eval_variants) and config.env != schema.env
     of = f"; {name} is the default, of {schema.env}" if default else ""

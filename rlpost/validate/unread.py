@@ -1,7 +1,7 @@
 """Refuses settings that the command line names and that nothing in this run reads.
 
-A default, and what an experiment's file brings along for another algorithm, is no offence: only the command line says
-what somebody expects to have an effect in this run.
+Defaults, and settings that an experiment's file has for another algorithm, are allowed: only settings on the command
+line are expected to have an effect in this run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
 
 @dataclass(frozen=True)
 class _Rule:
-    """Settings, when a run reads them, and what to say where it does not. `reason` may name `{algorithm}`."""
+    """Settings, when a run reads them, and the refusal if it does not. `reason` may contain `{algorithm}`."""
 
     keys: Sequence[str]
     reads: Callable[[Config], bool]
@@ -29,7 +29,7 @@ class _Rule:
 
 _LEAVE = "leave it out"
 
-# Each algorithm of a comparison reads settings of its own: one is unread where none of them reads it.
+# Each algorithm of a comparison reads its own settings. A setting is unread if no algorithm reads it.
 ALGORITHM_RULES = (
     _Rule(
         ("rollout.system_prompt",),
@@ -136,7 +136,8 @@ RULES = (
 def unread(config: Config, named: Collection[str]) -> Iterator[str]:
     """Refusals of settings among `named` (dotted keys) that this run does not read.
 
-    None for task=dry_run, which plays the episodes of any command line, and task=tiny_base, which has its own settings.
+    Yields nothing for task=dry_run, which accepts the command line of any run, and task=tiny_base, which has its own
+    settings.
     """
     if config.task not in (Task.dry_run, Task.tiny_base):
         for rule in RULES:

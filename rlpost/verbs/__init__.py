@@ -1,1 +1,1 @@
-"""What is done with a run once it has trained: one module a verb, each with `main(argv)` that returns the exit code."""
+"""Commands on trained runs: one module per verb, each with `main(argv)`, which returns the exit code."""

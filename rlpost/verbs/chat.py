@@ -1,7 +1,7 @@
-"""Talk with a trained policy at a terminal: rlpost chat RUN [--env] [--variant V] [--temperature T].
+"""Chat with a trained policy at a terminal: rlpost chat RUN [--env] [--variant V] [--temperature T].
 
 The engine, the chat template and the adapter's merge are those of a rollout. With --env the model plays the run's own
-environment, the instances of its evaluations in their order and with their dice; its verdict stands below each answer.
+environment: the instances of its evaluations, in their order and with their seeds. Its verdict is below each answer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _chat(asked: argparse.Namespace) -> None:
     assert trained.settings is not None, "a run has settings"
     config = _settings(trained.settings, asked)
     for name, value in engine_environment(_threads(config), config.rollout.enforce_eager).items():
-        os.environ.setdefault(name, value)  # before torch is imported, as OpenMP wants it
+        os.environ.setdefault(name, value)  # before torch is imported, as OpenMP requires
     from rlpost.rollout.chat import Chat
     from rlpost.rollout.engine.protocol import Sampling
 
@@ -78,7 +78,7 @@ def _chat(asked: argparse.Namespace) -> None:
 
 
 def _settings(config: Config, asked: argparse.Namespace) -> Config:
-    """The run's settings with those of the command line. Raises ConfigError for one that cannot be."""
+    """The run's settings, changed by the command line. Raises ConfigError for an impossible one."""
     if asked.temperature is not None:
         if not (math.isfinite(asked.temperature) and asked.temperature >= 0):
             reason = "it is no temperature"
@@ -117,7 +117,7 @@ def _threads(config: Config) -> int:
 
 
 def _engine(config: Config, trained: Policy) -> Engine:
-    """vLLM with the policy merged in, each written layer probed. Raises SwapError, AdapterError, RolloutError."""
+    """vLLM with the policy merged in; each written layer is probed. Raises SwapError, AdapterError, RolloutError."""
     from rlpost.rollout.worker import start_engine
     from rlpost.weights.adapters import Adapter
 
@@ -129,7 +129,7 @@ def _engine(config: Config, trained: Policy) -> Engine:
 
 @dataclass(frozen=True)
 class Talk:
-    """With whom, how, and where lines come from and go."""
+    """A chat session: the policy, the sampling, and the functions that read and write lines."""
 
     config: Config
     engine: Engine
@@ -148,7 +148,7 @@ class Talk:
         self.write(printable(text))
 
     def message(self) -> str | None:
-        """A line that was typed, without the blanks around it; none for what is not UTF-8, which is said."""
+        """A typed line, without surrounding blanks; None, after a notice, if it is not UTF-8."""
         line = self.read("> ").strip()
         try:
             line.encode()
@@ -159,7 +159,7 @@ class Talk:
 
 
 def talk(with_whom: Talk, env: bool) -> None:
-    """Until the input ends (Ctrl-D) or Ctrl-C comes, which both end it well."""
+    """Chat until the input ends (Ctrl-D) or Ctrl-C; both end it without an error."""
     try:
         if env:
             _play(with_whom)
@@ -184,7 +184,7 @@ def _converse(talk: Talk) -> None:
 
 
 def _next(talk: Talk) -> str:
-    """The next message that can be said; empty where the line was."""
+    """The next message that the model can take; empty if the line was empty."""
     while (line := talk.message()) is None:
         pass
     return line
@@ -209,7 +209,7 @@ def _play(talk: Talk) -> None:
 
 
 class _Game:
-    """One instance: the environment asks, the model answers, the environment judges, until it is over."""
+    """One instance: the environment asks, the model answers and the environment judges, until the episode is over."""
 
     def __init__(self, talk: Talk, env: Any, ask: Callable[[Callable[[], Any]], Any], number: int) -> None:
         from rlpost.rollout.specs import evaluation_specs
@@ -220,7 +220,7 @@ class _Game:
         self._over = False
 
     def play(self) -> None:
-        """Raises RolloutError for an environment that fails or hangs."""
+        """Play the instance. Raises RolloutError if the environment fails or hangs."""
         from rlpost.rollout.episode import opened
 
         opening = self._asked("reset", lambda: opened(lambda: self._env, self._env, self._spec))
@@ -237,7 +237,7 @@ class _Game:
                 return
 
     def _turn(self, said: Said, tools: Tools) -> Said | None:
-        """What the environment says to the model's answer to `said`; none where the episode is over."""
+        """The environment's reply to the model's answer to `said`; None if the episode is over."""
         from rlpost.rollout.episode import replied
         from rlpost.verbs.conversation import ContextFull
 
@@ -266,7 +266,7 @@ class _Game:
             self._talk.show(f"  (the episode is over: {reply.ending.value}; Enter for the next instance)")
 
     def _asked(self, what: str, work: Callable[[], Any]) -> Any:
-        """An environment may raise anything."""
+        """Call the environment, which may raise anything, and turn its errors into RolloutError."""
         try:
             return self._ask(work)
         except (RolloutError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Several runs on one page: rlpost compare-runs A B ... [-o FILE.html]."""
+"""Compares several runs on one page: rlpost compare-runs A B ... [-o FILE.html]."""
 
 from __future__ import annotations
 

@@ -20,20 +20,20 @@ class Answer:
 
 
 class ContextFull(Exception):
-    """The message leaves no room for an answer; the conversation is as it was before."""
+    """The message leaves no room for an answer. The conversation is unchanged."""
 
 
 class Conversation:
-    """What was said between a user, or an environment, and the model. `seed` decides the dice of every turn."""
+    """The conversation of a user, or an environment, with the model. `seed` decides each turn's random draws."""
 
     def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, seed: int) -> None:
         self._engine, self._chat, self._sampling, self._seed = engine, chat, sampling, seed
-        self._finish: Finish | None = None  # of the last answer
+        self._finish: Finish | None = None  # how the last answer ended
         self.token_ids: tuple[int, ...] = ()
         self.turns = 0
 
     def say(self, said: Said, tools: Tools = ()) -> Answer:
-        """Append what is said and the model's answer. `tools`: those that the prompt describes. Raises ContextFull."""
+        """Append a message and the model's answer. `tools` are those in the prompt. Raises ContextFull."""
         if self._finish is None:
             context = self._chat.prompt_ids(said, tools)
         else:
@@ -47,7 +47,7 @@ class Conversation:
         key = str(self.turns)
         self._engine.submit(key, ModelInput(prompt_ids), self._sampling, derive(self._seed, self.turns))
         finished = dict(self._engine.step())
-        while key not in finished:  # ends: an answer has at most rollout.max_new_tokens
+        while key not in finished:  # it ends: an answer has at most rollout.max_new_tokens
             finished = dict(self._engine.step())
         completion = finished[key]
         self.token_ids = (*prompt_ids, *completion.token_ids)

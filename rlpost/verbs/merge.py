@@ -1,10 +1,10 @@
-"""Write a trained policy as a whole model: rlpost merge RUN FOLDER [--dtype D] [--model M].
+"""Writes a trained policy as a whole model: rlpost merge RUN FOLDER [--dtype D] [--model M].
 
     model's shards (memory-mapped) ─▶ one tensor after another, with the adapter in ─▶ FOLDER: shards of the same names,
     config, tokenizer, chat template, generation config                                index, and the small files
 
-Memory: one shard of the result. The base is taken in the precision written, and the sum rounded to it once, as the
-engines of a run do (rlpost/rollout/engine/swap.py): the same weights, and so the same log-probs.
+It needs memory for one shard of the result. The base is read in the precision that is written, and the sum is rounded
+to it once, as in a run's engines (rlpost/rollout/engine/swap.py), so weights and log-probs are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 INDEX = "model.safetensors.index.json"
-# What a loader reads beside the weights. Not the model's README: it is about the base.
+# The files that a loader reads besides the weights. The README is left out, since it describes the base model.
 SMALL_FILES = (
     *("generation_config.json", "tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "*.model", "*.tiktoken", "LICENSE*"),
@@ -69,7 +69,7 @@ def _merge(asked: argparse.Namespace) -> None:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise OutputError for a folder (or file) that is there."""
+    """Raise OutputError if the folder (or a file of that name) exists."""
     if folder.exists() or folder.is_symlink():
         raise OutputError(
             f"{folder}\n  reason: it is there already\n  remedy: name another folder, or remove it"
@@ -77,15 +77,15 @@ def refuse_existing(folder: Path) -> None:
 
 
 def write_merged(trained: Policy, folder: Path, dtype: str | None = None) -> str:
-    """Write `trained` as a whole model into `folder`, which appears whole or not at all; returns the weights' dtype.
+    """Write `trained` as a whole model into `folder`, complete or not at all; return the weights' dtype.
 
     Args:
-        dtype: one of DTYPES; none: what the run computed in, which gives its log-probs again, else what the base is
-            stored in.
+        dtype: one of DTYPES. None: the precision that the run computed in, which gives its log-probs again; if it is
+            unknown, the one in which the base is stored.
 
     Raises:
-        OutputError: the folder is there, or cannot be written.
-        AdapterError: the adapter is broken, or of another model.
+        OutputError: the folder exists, or cannot be written.
+        AdapterError: the adapter is broken, or belongs to another model.
         ModelError: the base is quantized, or a file of it cannot be read.
     """
     from rlpost.weights.adapters import Adapter
@@ -102,7 +102,7 @@ def write_merged(trained: Policy, folder: Path, dtype: str | None = None) -> str
 
 
 def _stored(model_folder: Path) -> set[str]:
-    """What the floating-point weights are stored in. Raises ModelError for a quantized model."""
+    """The dtypes of the stored floating-point weights. Raises ModelError for a quantized model."""
     kinds = models.stored_dtypes(model_folder)
     if others := sorted(kinds - _STORED.keys()):
         raise ModelError(
@@ -113,7 +113,7 @@ def _stored(model_folder: Path) -> set[str]:
 
 
 def _check_modules(update: WeightUpdate, model_folder: Path) -> None:
-    """Names and shapes of the adapted modules, before anything is written. Raises AdapterError."""
+    """Check names and shapes of the adapted modules before anything is written. Raises AdapterError."""
     layers = models.linear_layers(model_folder)
     wrong = [
         f"{module} is {its} there and {layers.get(module, 'absent')} here"
@@ -129,7 +129,7 @@ def _check_modules(update: WeightUpdate, model_folder: Path) -> None:
 
 def _fill(fresh: Path, model_folder: Path, update: WeightUpdate, dtype: str) -> None:
     config = _read_json(model_folder / "config.json")
-    config.pop("torch_dtype", None)  # the former word for dtype
+    config.pop("torch_dtype", None)  # the former name of dtype
     _write_json(fresh / "config.json", config | {"dtype": dtype})
     for path in sorted({path for pattern in SMALL_FILES for path in model_folder.glob(pattern)}):
         if path.is_file():
@@ -137,13 +137,14 @@ def _fill(fresh: Path, model_folder: Path, update: WeightUpdate, dtype: str) -> 
     shards = models.weight_files(model_folder)
     written = [(shard.name, _write_shard(shard, fresh / shard.name, update, dtype)) for shard in shards]
     for shard in shards:
-        shutil.copymode(fresh / "config.json", fresh / shard.name)  # safetensors' are for their owner alone
+        # safetensors writes files that only their owner can read.
+        shutil.copymode(fresh / "config.json", fresh / shard.name)
     if (model_folder / INDEX).is_file():
         _write_json(fresh / INDEX, _index(written))
 
 
 def _write_shard(shard: Path, target: Path, update: WeightUpdate, dtype: str) -> dict[str, int]:
-    """Bytes of every tensor written, by its name."""
+    """Write one shard; return the bytes of every tensor written, by its name."""
     import torch
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
@@ -157,7 +158,7 @@ def _write_shard(shard: Path, target: Path, update: WeightUpdate, dtype: str) ->
                 base = base.to(kind) if base.is_floating_point() else base
                 tensors[name] = merged_tensor(update, name, base).to(base.dtype).contiguous()
         save_file(tensors, target, {"format": "pt", "adapter": update.fingerprint})
-    except SafetensorError as error:  # a full disk as well, which is no OSError there
+    except SafetensorError as error:  # includes a full disk, which safetensors does not report as OSError
         raise OutputError(
             f"{target}\n  reason: {shard} could not be read or this not be written ({error})\n"
             "  remedy: free space on the disk, or restore the model's files"
@@ -166,13 +167,13 @@ def _write_shard(shard: Path, target: Path, update: WeightUpdate, dtype: str) ->
 
 
 def merged_tensor(update: WeightUpdate, name: str, base: Tensor) -> Tensor:
-    """A tensor of the checkpoint with the adapter in: fp32 for an adapted module's weight, any other as it is."""
+    """A tensor of the checkpoint with the adapter merged in: fp32 for an adapted module's weight, others unchanged."""
     module, _, part = name.rpartition(".")
     return update.merged(module, base) if part == "weight" and module in update.shapes else base
 
 
 def _index(written: Iterable[tuple[str, dict[str, int]]]) -> dict[str, Any]:
-    """As transformers writes it: which file holds which tensor."""
+    """The index of shards, which says which file holds which tensor, as transformers writes it."""
     files = {name: shard for shard, sizes in written for name in sizes}
     total = sum(size for _, sizes in written for size in sizes.values())
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}

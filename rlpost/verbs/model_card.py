@@ -1,6 +1,6 @@
-"""The model card of a trained adapter: what its run's record says, and nothing that was not measured.
+"""The model card of a trained adapter: what its run's record says. Nothing that was not measured is in it.
 
-Names of machines and folders stay here: an absolute path is given by its last part alone, and the card says so.
+Names of machines and folders are left out: only the last part of an absolute path is given, and the card says so.
 """
 
 from __future__ import annotations
@@ -25,20 +25,14 @@ from rlpost.weights.models import SMOLLM2, is_hub_id
 
 SETTINGS = "settings.yaml"
 SMOLLM2_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_OF_THE_PLACE = (
-    "output_dir",
-    "resume",
-    "ray",
-    "tracking",
-    "compare",
-    "tiny_base",
-)  # say nothing of the policy
+# Settings that say nothing about the policy.
+_OF_THE_PLACE = ("output_dir", "resume", "ray", "tracking", "compare", "tiny_base")
 _SHOWN_VERSIONS = ("rlpost", "git", "python", "torch", "transformers", "peft", "vllm", "ray", "deepspeed")
 
 
 @dataclass(frozen=True)
 class Base:
-    """How the model that an adapter belongs to is called in public."""
+    """The public name of the model that an adapter belongs to."""
 
     name: str  # a hub id, `tiny`, or a folder's last part
     hub: bool
@@ -55,7 +49,7 @@ def base_of(config: Config) -> Base:
 def public_settings(config: Config) -> tuple[dict[str, Any], list[str]]:
     """The settings in which the run differs from its algorithm's defaults, nested, and those that named a local path.
 
-    `experiment=FILE` of them gives the run's settings again, but for where it ran and what it reported.
+    `experiment=FILE` with them restores the run's settings, except where it ran and what it reported.
     """
     defaults = dict(leaves(_plain(defaults_under(config.algo.name))))
     changed = {key: value for key, value in leaves(_plain(config)) if defaults[key] != value}
@@ -69,7 +63,7 @@ def public_settings(config: Config) -> tuple[dict[str, Any], list[str]]:
 
 
 def card(repo: str, run_dir: RunDir, config: Config) -> bytes:
-    """README.md of a finished run's adapter. Raises OutputError for a run that has not finished."""
+    """README.md for a finished run's adapter. Raises OutputError if the run has not finished."""
     summary = run_dir.read_summary()
     if summary is None:
         raise OutputError(
@@ -124,7 +118,7 @@ def _container(node: Any) -> dict[str, Any]:
 
 
 def _without_paths(value: Any) -> Any:
-    """A setting whose absolute paths are given by their last part."""
+    """A setting in which only the last part of each absolute path is left."""
     if isinstance(value, str) and value.startswith(("/", "~")):
         return value.rstrip("/").rpartition("/")[2]
     if isinstance(value, Mapping):
@@ -135,7 +129,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _front_matter(config: Config, base: Base) -> dict[str, Any]:
-    """What the hub reads. No licence: the record names none."""
+    """The metadata that the hub reads. It has no licence, since the record names none."""
     tags = ["rlpost", config.lora.kind.value, config.algo.name.value if config.task is Task.rl else "sft"]
     front: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
     return {"base_model": base.name, **front} if base.hub else front
@@ -156,7 +150,7 @@ def _versions(run_dir: RunDir) -> dict[str, str]:
 
 
 def _fence(text: str) -> str:
-    """Longer than any run of backticks in `text`, which cannot end its block then."""
+    """A code fence longer than any run of backticks in `text`, so the text cannot end its block."""
     return "`" * max(3, 1 + max(_runs(text), default=0))
 
 

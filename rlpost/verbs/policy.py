@@ -18,30 +18,30 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Policy:
-    """Where the parts of a trained policy lie."""
+    """The locations of a trained policy's parts."""
 
     adapter_folder: Path
     model_folder: Path
-    settings: Config | None  # of the run that trained it; none where all there is is an adapter
+    settings: Config | None  # settings of the run that trained it; None if there is only an adapter
 
     @property
     def dtype(self) -> str | None:
-        """The precision that the run computed in: float32 or bfloat16; none where nobody knows."""
+        """The precision that the run computed in: float32 or bfloat16; None if it is unknown."""
         if self.settings is None or self.settings.dtype.value == "auto":
             return None
         return str(self.settings.dtype.value)
 
 
 def find(folder: Path, model: str | None = None) -> Policy:
-    """The policy of a run directory, or of a folder that holds an adapter alone.
+    """Find the policy of a run directory, or of a folder that holds only an adapter.
 
     Args:
-        model: a name as `model=` takes it; none: what the record, or the adapter itself, says.
+        model: a name as `model=` takes it. None: the one that the record, or the adapter itself, names.
 
     Raises:
-        OutputError: neither a run nor an adapter, or a run that has no adapter.
-        ModelError: the model cannot be had; where it has moved, the message says how to name it.
-        ConfigError: the record's settings are none of today's.
+        OutputError: the folder is neither a run nor an adapter, or the run has no adapter.
+        ModelError: the model cannot be found; if it has moved, the message says how to name it.
+        ConfigError: the record's settings do not fit today's schema.
     """
     if is_run(folder):
         run_dir = RunDir(folder)
@@ -57,7 +57,7 @@ def find(folder: Path, model: str | None = None) -> Policy:
 
 
 def adapter_of(run_dir: RunDir, settings: Config) -> Path:
-    """Where a run's adapter lies. Raises OutputError for a run that has none."""
+    """The folder of a run's adapter. Raises OutputError if the run has none."""
     if not (run_dir.adapter / ADAPTER_CONFIG).is_file():
         raise OutputError(
             f"{run_dir.path}\n  reason: the run has no adapter/: it trained none (task={settings.task.value}), or ended"
@@ -74,7 +74,7 @@ def is_run(folder: Path) -> bool:
 
 
 def run_at(folder: Path) -> RunDir:
-    """The record of a run. Raises OutputError where the folder holds none."""
+    """The record of a run. Raises OutputError if the folder holds none."""
     if not is_run(folder):
         raise OutputError(
             f"{folder}\n  reason: it is no run (config.yaml and trajectories/ are not both there)\n"
@@ -84,9 +84,9 @@ def run_at(folder: Path) -> RunDir:
 
 
 def settings_of(run_dir: RunDir) -> Config:
-    """A run's settings, typed, for looking at them: nothing that they name is imported or called.
+    """A run's settings, typed, for reading only: nothing that they name is imported or called.
 
-    Raises ConfigError for a record that does not fit today's schema.
+    Raises ConfigError if the record does not fit today's schema.
     """
     record = run_dir.read_config()
     code = named_code(str(record.get("env", "")), record.get("env_args") or {})
@@ -95,7 +95,7 @@ def settings_of(run_dir: RunDir) -> Config:
 
 
 def _base_of(folder: Path) -> str:
-    """The model that an adapter names. Raises AdapterError where it names none."""
+    """The name of the base model in an adapter's configuration. Raises AdapterError if there is none."""
     path = folder / ADAPTER_CONFIG
     try:
         name = json.loads(path.read_bytes())["base_model_name_or_path"]

@@ -1,8 +1,8 @@
-"""Send a run's adapter to the Hugging Face hub: rlpost push RUN REPO [--private] [--dry-run].
+"""Sends a run's adapter to the Hugging Face hub: rlpost push RUN REPO [--private] [--dry-run].
 
     RUN ─▶ RUN/push/: adapter, model card, settings.yaml ─▶ create_repo, upload_folder (huggingface_hub, its retries)
 
-With --dry-run the folder is written, to look at, and nothing is sent. What names this machine stays here.
+With --dry-run the folder is written for inspection and nothing is sent. Names of this machine are not sent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _push(asked: argparse.Namespace) -> None:
 
 
 def _refuse_name(repo: str) -> None:
-    """Raise ConfigError for what is no owner/name."""
+    """Raise ConfigError if `repo` does not have the form owner/name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is documented
 
@@ -73,7 +73,7 @@ def _refuse_name(repo: str) -> None:
 
 
 def _api() -> HfApi:
-    """The hub's client. Raises ConfigError where there is no token to write with."""
+    """The hub's client. Raises ConfigError if there is no token with which to write."""
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
@@ -84,7 +84,7 @@ def _api() -> HfApi:
 
 
 def written(repo: str, run_dir: RunDir) -> Path:
-    """RUN/push/, made anew: adapter, card and settings. Raises OutputError, AdapterError, ConfigError."""
+    """Write RUN/push/ anew: adapter, card and settings. Raises OutputError, AdapterError, ConfigError."""
     from rlpost.weights.adapters import Adapter
 
     config = policy.settings_of(run_dir)
@@ -105,8 +105,8 @@ def _fill(adapter: Adapter, card: bytes, config: Config, folder: Path) -> None:
 
 
 def send(api: HfApi, repo: str, folder: Path, private: bool) -> str:
-    """Upload the folder; returns where it is. Raises OutputError for what the hub, or the way to it, refuses."""
-    # Of its HTTP client, whichever that is: a refused connection is no error of the hub's own.
+    """Upload the folder and return its address. Raises OutputError if the hub refuses it or cannot be reached."""
+    # Errors of the hub's HTTP client, whichever it is: a refused connection is not one of the hub's own errors.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:

@@ -1,4 +1,4 @@
-"""One metric of several runs in one picture: a run differs from the others in colour, dashes and marker at once."""
+"""One metric of several runs in one figure: runs differ in colour, dashes and marker at the same time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rlpost.pages.figures import SMOOTH_FROM, STYLE, Series, canvas, drawn, trailing_mean
 from rlpost.pages.images import Image
 
-# Of Okabe and Ito's palette, which the colour-blind tell apart.
+# Colours of Okabe and Ito's palette, which colour-blind people can tell apart.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # 7, 4 and 9 have no common factor: 252 looks
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # 7, 4 and 9 have no common factor: 252 combinations
 
 
 def overlay(title: str, runs: Sequence[Series], x_label: str, percent: bool = False) -> Image:
-    """Values over x, a line a run; a run without values is in the words alone. Long lines are trailing means."""
+    """Plot values over x, one line per run. A run without values is only in the text. Long lines are trailing means."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(4.3, 2.9)
         for i, run in enumerate(runs):

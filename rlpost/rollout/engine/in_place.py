@@ -1,16 +1,16 @@
-"""The writer of weights into a vLLM model that runs: merge, write in place, prove.
+"""Writes weights into a running vLLM model: merge, write in place, prove.
 
-    1 find every module's live layer       else refuse, nothing touched
+    1 find the live layer of every module  else refuse, nothing touched
     2 W = round(W0 + delta), one layer after another, written in place; a fused layer's modules are stacked
     3 probe every written layer            else report which do not hold W
 
-Each merge starts from the checkpoint's own W0 (memory-mapped, no second copy), so nothing drifts, and the
-bare base is restored bit for bit by writing W0. Layers written earlier that the next update leaves alone
-go back to W0 as well. This file never imports vllm.
+Each merge starts from the checkpoint's own W0 (memory-mapped, no second copy), so errors do not accumulate, and writing
+W0 restores the base model bit for bit. Layers that an earlier update wrote and the next one does not name return to W0.
+This file never imports vllm.
 
-vLLM's own loader (`reload_weights`) could stand behind the same protocol, and would know shards of an engine on several
-devices. It takes longer without a proof than this writer with one, and an update that names one of a fused layer's
-modules leaves the others without values (docs/results/decoding-and-swap.md).
+vLLM's own loader (`reload_weights`) could implement the same protocol, and would handle the shards of an engine on
+several devices. But it takes longer without a proof than this writer with one, and an update that names only one module
+of a fused layer leaves the others without values (docs/results/decoding-and-swap.md).
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import WeightUpdate
 
 PROBE_COLUMNS = 16  # columns of each written layer that are read back bit for bit
-_SAMPLED = 8  # of so many rows one is measured for the rounding loss
+_SAMPLED = 8  # one row in so many is measured for the rounding loss
 
 
 @dataclass(frozen=True)
 class Target:
-    """A live layer and the base model's modules whose rows are stacked in it, top to bottom."""
+    """A live layer, and the base model's modules whose rows are stacked in it, top to bottom."""
 
     layer: LiveLayer
     parts: tuple[str, ...]
 
 
 class InPlaceWriter:
-    """`rlpost.rollout.engine.weight_writer.WeightWriter` for unquantized linear layers on one device."""
+    """A `rlpost.rollout.engine.weight_writer.WeightWriter` for unquantized linear layers on one device."""
 
     def __init__(self, model: nn.Module, base: BaseWeights):
         self._base = base
         self._targets = {part: target for target in _targets(model) for part in target.parts}
-        self._written: set[str] = set()  # first parts of the layers that may not hold the base
+        self._written: set[str] = set()  # first module names of the layers that may not contain the base
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     def write(self, update: WeightUpdate | None) -> WriteReport:
@@ -91,7 +91,7 @@ class InPlaceWriter:
         row = 0
         for part in target.parts:
             base = self._base[f"{part}.weight"]
-            # The base as the engine holds it. Widened to fp32 it is that already, and needs no copy.
+            # The base as the engine holds it. Widened to fp32 it already is that, and needs no copy.
             if layer.dtype != torch.float32:
                 base = base.to(layer.device, layer.dtype)
             merge.into(merged[row : row + base.shape[0]], part, base, layer.dtype)
@@ -102,8 +102,10 @@ class InPlaceWriter:
         return Probe.of(layer, weight, merged, merge.questions(layer))
 
     def _buffers(self, layer: LiveLayer) -> tuple[Tensor, Tensor]:
-        """The merge in fp32 and the same in the engine's dtype, [out, in] each, one memory for all layers:
-        fresh memory for each would cost more than the merge."""
+        """Buffers for the merge in fp32 and in the engine's dtype, [out, in] each.
+
+        All layers share their memory: new memory for each would cost more than the merge.
+        """
         merged = self._buffer(layer, torch.float32)
         return merged, merged if layer.dtype == torch.float32 else self._buffer(layer, layer.dtype)
 
@@ -115,7 +117,7 @@ class InPlaceWriter:
 
 
 class _Merge:
-    """One update's merging: what goes in, what was lost to rounding, and the questions asked afterwards."""
+    """The merge of one update: its deltas, the rounding loss so far, and the questions to ask afterwards."""
 
     def __init__(self, update: WeightUpdate | None):
         self._update = update
@@ -123,10 +125,10 @@ class _Merge:
         self._questions: dict[tuple[int, torch.device], Questions] = {}
         self._lost = 0.0
         self._delta = 0.0
-        self.bound = 0  # modules merged
+        self.bound = 0  # number of merged modules
 
     def into(self, rows: Tensor, module: str, base: Tensor, dtype: torch.dtype) -> None:
-        """Fill fp32 `rows` [out, in] with the module's weight; `base` is W0 as the engine holds it, or widened to fp32.
+        """Fill fp32 `rows` [out, in] with the module's weight. `base` is W0 as the engine holds it, or widened to fp32.
 
         `dtype` is the engine's.
         """
@@ -143,11 +145,13 @@ class _Merge:
     @property
     def rounding_loss(self) -> float:
         """||round(W) - W|| / ||W - W0||, W = W0 + D in fp32, over all merged modules; 0 in an fp32 engine.
-        Estimated from every eighth row, since over all rows it would cost as much as the merge."""
+
+        It is estimated from every eighth row, since over all rows it would cost as much as the merge.
+        """
         return math.sqrt(self._lost / self._delta) if self._delta > 0 else 0.0
 
     def questions(self, layer: LiveLayer) -> Questions:
-        """New ones in each update, shared by layers of one width."""
+        """New questions in each update, shared by layers of equal width."""
         key = (layer.shape[1], layer.device)
         if key not in self._questions:
             self._questions[key] = Questions.random(layer.shape[1], PROBE_COLUMNS, self._dice, layer.device)
@@ -160,7 +164,7 @@ def _square(tensor: Tensor) -> float:
 
 
 def _targets(model: Any) -> Iterator[Target]:
-    """Every unquantized linear layer of a vLLM model, with the checkpoint's names of what is stacked in it."""
+    """Every unquantized linear layer of a vLLM model, with the checkpoint's names of the modules stacked in it."""
     fused = model.packed_modules_mapping if hasattr(model, "packed_modules_mapping") else {}
     for name, layer in model.named_modules():
         method = layer.quant_method if hasattr(layer, "quant_method") else None

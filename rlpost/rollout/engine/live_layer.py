@@ -1,15 +1,15 @@
-"""A linear layer of a running vLLM model: write its weight in place, and prove what it now computes with.
+"""A linear layer of a running vLLM model: writes its weight in place, and proves which weight it computes with.
 
-On a GPU a layer computes with `layer.weight`. On a CPU vLLM packs the weight at load and leaves `layer.weight`
-empty; what `layer.cpu_linear` then holds, and what rewriting means for it:
+On a GPU a layer computes with `layer.weight`. On a CPU vLLM packs the weight at load and leaves `layer.weight` empty.
+What `layer.cpu_linear` then holds, and how it is rewritten:
 
     kernel              holds in its closure            rewritten by
     oneDNN matmul       handler (address in a tensor)   pointing that tensor at a newly packed handler
     AMX small matmul    packed_weight                   packing again, copying over it
     plain matmul        nothing, reads layer.weight     copying over it
 
-All three keep the identity of the tensors that a compiled graph has captured, so compiled engines see the
-new weight too. vLLM is never imported: its kernels are reached through `torch.ops._C`.
+All three keep the identity of the tensors that a compiled graph has captured, so compiled engines see the new weight
+too. vLLM is never imported: its kernels are called through `torch.ops._C`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from rlpost.errors import SwapError
 
-_PRIMITIVES_KEPT = 32  # matmul shapes a oneDNN handler remembers, as vLLM sets it
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}  # of the largest output
+_PRIMITIVES_KEPT = 32  # number of matmul shapes that a oneDNN handler remembers, as vLLM sets it
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}  # share of the largest output
 
 
 class LiveLayer:
@@ -37,7 +37,7 @@ class LiveLayer:
         self.device: torch.device = layer.weight.device
 
     def write(self, weight: Tensor) -> None:
-        """Make `weight` [out, in] the one the layer computes with.
+        """Make the layer compute with `weight` [out, in].
 
         Raises:
             SwapError: wrong shape or dtype, or a CPU kernel that this version does not know.
@@ -65,10 +65,10 @@ class LiveLayer:
 
 @dataclass(frozen=True)
 class Questions:
-    """Inputs that make a layer tell what weight it holds.
+    """Inputs that reveal which weight a layer holds.
 
-    The first rows are one-hot and read single columns, which no rounding can blur: their outputs must be
-    equal bit for bit. The last row is +1 and -1 at random and sees every weight, up to rounding.
+    The first rows are one-hot and read single columns without rounding: their outputs must be equal bit for bit. The
+    last row has random signs, +1 and -1, and tests every weight, up to rounding.
     """
 
     columns: Tensor  # [count] the columns that are read
@@ -85,7 +85,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Probe:
-    """Questions to a layer with the answers, to be asked through its own kernel after all writing is done."""
+    """Questions to a layer and their answers, to be checked through its own kernel after all writing is done."""
 
     layer: LiveLayer
     inputs: Tensor  # [count + 1, in]

@@ -1,4 +1,4 @@
-"""How a vLLM engine is started: its settings and the environment of its process. Imports nothing heavy."""
+"""The settings of a vLLM engine and the environment of its process. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
-    """Variables of a process that will hold an engine.
+    """Environment variables for a process that will hold an engine.
 
-    The OpenMP ones count only when they are set before torch is imported there (Ray:
-    `runtime_env={"env_vars": ...}`), the others until vllm is; `VllmEngine` sets those that are unset.
+    The OpenMP variables count only if they are set before torch is imported there (Ray: `runtime_env={"env_vars":
+    ...}`), the others only before vllm is imported; `VllmEngine` sets those that are unset.
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
@@ -20,7 +20,7 @@ def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TQDM_DISABLE": "1",
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning ones take the cores of whoever works
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep; spinning ones take the cores of working threads
         "KMP_BLOCKTIME": "0",  # the same for Intel's OpenMP
     }
     if enforce_eager:
@@ -31,7 +31,7 @@ def engine_environment(threads: int, enforce_eager: bool) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What a vLLM engine is started with; sizes as in `rlpost.config.schema.RolloutConfig`."""
+    """The settings that a vLLM engine starts with; sizes as in `rlpost.config.schema.RolloutConfig`."""
 
     model: Path  # folder with config, tokenizer and *.safetensors
     dtype: str = "float32"  # or bfloat16
@@ -41,4 +41,4 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.4  # on GPU
     threads: int = 1  # compute threads on CPU
     enforce_eager: bool = True
-    seed: int = 0  # of vLLM itself; every request brings its own
+    seed: int = 0  # seed of vLLM itself; every request brings its own

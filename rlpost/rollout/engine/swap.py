@@ -1,4 +1,4 @@
-"""The hot swap inside a vLLM worker: from the adapter that arrived to weights that are proven to be live.
+"""The hot swap inside a vLLM worker: from an arriving adapter to weights that are proven to be live.
 
     Adapter (learner)            vLLM worker (`SwapWorker`, mixed into its class)
     tensors, fingerprint ──────▶ 1 weight_update: fingerprint what arrived    else refuse, nothing touched
@@ -29,7 +29,7 @@ class SwapWorker:
     """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""
 
     def rlpost_write(self, adapter: Adapter | None) -> WriteReport:
-        """Make `adapter` (None: the bare base) live. See `WeightWriter.write` and `weight_update`."""
+        """Make `adapter` live (None: the bare base model). See `WeightWriter.write` and `weight_update`."""
         base, writer = self._rlpost_writer()
         return writer.write(None if adapter is None else weight_update(adapter, base))
 

@@ -1,4 +1,4 @@
-"""The real generator: vLLM in this process, with merged hot swaps. The only file that imports vllm.
+"""The real engine: vLLM in this process, with merged hot swaps. Only this file imports vllm.
 
     submit ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
     score  ──▶ one prompt through the live weights, past the prefix cache
@@ -32,16 +32,15 @@ __all__ = ["EngineSettings", "VllmEngine", "engine_args"]
 
 _SCORE = "\0score"  # key of scoring requests; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
-_CPU_BLOCK = (
-    32  # tokens a KV block: prompts share whole blocks only, and the CPU kernels want multiples of 32
-)
-_PREFILL_TOKENS = 8192  # prompt tokens one engine step may take on CPU, where prompts stay whole
+# Tokens per KV block. Prompts share whole blocks only, and the CPU kernels need multiples of 32.
+_CPU_BLOCK = 32
+_PREFILL_TOKENS = 8192  # prompt tokens per engine step on CPU, where prompts stay whole
 _RESTORED = 1e-4  # largest log-prob change that a restored version may show on the canary it was proven with
 
 
 @dataclass(frozen=True)
 class _Live:
-    """What the engine serves, and how it scored the canary when that was proven."""
+    """The adapter that the engine serves, and its scores on the canary when it was proven."""
 
     adapter: Adapter | None = None
     canary: Canary | None = None
@@ -53,10 +52,10 @@ class _Live:
 
 
 class VllmEngine:
-    """`rlpost.rollout.engine.protocol.Engine` over vLLM. One a process."""
+    """`rlpost.rollout.engine.protocol.Engine` over vLLM, one per process."""
 
     def __init__(self, settings: EngineSettings):
-        """Load, start and warm up; takes seconds.
+        """Load, start and warm up; this takes seconds.
 
         Raises:
             RolloutError: vLLM cannot start (model, memory, device); its own message is quoted.
@@ -72,7 +71,7 @@ class VllmEngine:
         self._warm_up()
 
     def submit(self, key: str, prompt: ModelInput, sampling: Sampling, seed: int) -> None:
-        """See `Engine.submit`. Raises RolloutError when the prompt leaves no room for a token, or the key is taken."""
+        """See `Engine.submit`. Raises RolloutError if the prompt leaves no room for a token, or the key is taken."""
         room = self.max_model_len - len(prompt)
         if room < 1 or not len(prompt):
             raise RolloutError(
@@ -87,7 +86,8 @@ class VllmEngine:
             seed=seed % _SEEDS,
             logprobs=0,
             stop=list(sampling.stop),
-            detokenize=bool(sampling.stop),  # vLLM looks for them in the text; the tokens stay as sampled
+            # vLLM looks for stop strings in the text; the tokens stay as sampled.
+            detokenize=bool(sampling.stop),
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
         self._add(key, prompt, params)
@@ -106,10 +106,10 @@ class VllmEngine:
         self._finished = [(key, completion) for key, completion in self._finished if key not in keys]
 
     def score(self, token_ids: tuple[int, ...]) -> list[float]:
-        """See `Engine.score`. Other requests that are live advance meanwhile; `step` returns what they yield.
+        """See `Engine.score`. Other live requests advance meanwhile; `step` returns their results.
 
         Raises:
-            RolloutError: more tokens than fit the model's context with room for one more.
+            RolloutError: there are more tokens than fit the model's context with room for one more.
         """
         if not 2 <= len(token_ids) < self.max_model_len:
             raise RolloutError(
@@ -133,7 +133,7 @@ class VllmEngine:
         """Make `adapter` live and prove it; see `Engine.swap`.
 
         Raises:
-            SwapError: requests are live, or a proof failed; the message says which, and what is live now.
+            SwapError: requests are live, or a proof failed; the message says which, and which adapter is live now.
         """
         if self._waiting:
             raise SwapError(f"{len(self._waiting)} requests are live; finish them before a swap.")
@@ -163,7 +163,7 @@ class VllmEngine:
         self._waiting.add(key)
 
     def _advance(self) -> Any | None:
-        """One engine step; completions go to `_finished`, the log-probs of a scored prompt are returned."""
+        """Take one engine step. Completions go to `_finished`; the log-probs of a scored prompt are returned."""
         scored = None
         for output in self._engine.step():
             if not output.finished:
@@ -195,7 +195,7 @@ class VllmEngine:
         return scores, gap
 
     def _restore(self, reason: Exception) -> None:
-        """Bring back what was live before, proven by probes and by the scores its own canary had."""
+        """Restore the previous adapter, proven by probes and by its scores on its own canary."""
         live = self._live
         try:
             self._write(live.adapter)
@@ -213,7 +213,7 @@ class VllmEngine:
             )
 
     def _warm_up(self) -> None:
-        """The first batch pays for first uses (kernels, caches); let it be this one."""
+        """Run a first batch, since it pays for first uses (kernels, caches)."""
         for i in range(4):
             self.submit(f"warm-up {i}", ModelInput((1, 2, 3, 4)), Sampling(1.0, 4), seed=i)
         while self._waiting:
@@ -223,14 +223,13 @@ class VllmEngine:
 
 
 def _completion(output: Any) -> Completion:
-    """Raises RolloutError when vLLM gave up on the request."""
+    """The completion of a finished request. Raises RolloutError if vLLM gave up on the request."""
     if output.finish_reason not in ("stop", "length"):
         raise RolloutError(f"vLLM ended a request with {output.finish_reason!r}.")
     ids = tuple(output.token_ids)
     logprobs = tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True))
-    at_string = isinstance(
-        output.stop_reason, str
-    )  # which stop string; vLLM gives none for the end of a turn
+    # The reason is the stop string; vLLM gives none for the end of a turn.
+    at_string = isinstance(output.stop_reason, str)
     return Completion(ids, logprobs, Finish.STOP_STRING if at_string else Finish(output.finish_reason))
 
 
@@ -255,22 +254,22 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         sampler.batched_count_greater_than = _unranked
         names = engine_args(settings, torch.cuda.is_available())
         args = EngineArgs(**names, distributed_executor_backend=_executor())
-        gc.freeze()  # vLLM collects garbage five times at start; spare it the modules just loaded
+        gc.freeze()  # vLLM collects garbage five times at start; this exempts the modules just loaded
         with _threads(settings.threads):
             engine = LLMEngine.from_engine_args(args)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
 
 
 def _unranked(logprobs_BV: torch.Tensor, chosen_B1: torch.Tensor) -> torch.Tensor:
-    """In place of a token's rank among all words, which nobody reads: on a CPU 10 of 66 ms a step (SmolLM2)."""
+    """Replaces the rank of a token among all words, which is not used: on a CPU 10 of 66 ms per step (SmolLM2)."""
     return torch.zeros(len(chosen_B1), dtype=torch.long, device=chosen_B1.device)
 
 
 def _executor() -> type:
-    """vLLM's executor in this process, which leaves no file in the temporary folder.
+    """vLLM's executor in this process, without a file left in the temporary folder.
 
-    vLLM starts a process group, here of one, by a file that it never removes. This one lies in memory and goes with
-    the process, however that ends.
+    vLLM starts a process group, here with one process, through a file that it never removes. This one uses memory and
+    ends with the process, however that ends.
     """
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -283,7 +282,7 @@ def _executor() -> type:
 
 
 def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
-    """vLLM's own names and values: of an engine here, and of a server (rlpost/verbs/serve.py)."""
+    """vLLM's own names and values, for an engine here and for a server (rlpost/verbs/serve.py)."""
     args: dict[str, Any] = {
         "model": str(settings.model),
         "dtype": settings.dtype,
@@ -292,17 +291,18 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
-        "logprobs_mode": "processed_logprobs",  # of the distribution that is drawn from, after temperature
+        "logprobs_mode": "processed_logprobs",  # log-probs of the distribution that is drawn from, after temperature
         "generation_config": "vllm",  # no top-p or top-k from the model's own file
         "disable_log_stats": True,
         "worker_extension_cls": WORKER_EXTENSION,
     }
-    if on_gpu:  # how many prompt tokens a step takes is left to vLLM, which knows the GPU
+    # vLLM, which knows the GPU, chooses how many prompt tokens a step takes.
+    if on_gpu:
         return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}
     return args | {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         "block_size": _CPU_BLOCK,
-        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, torch cannot there).
+        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, which torch cannot do there).
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
     }
@@ -310,7 +310,7 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Importing vLLM makes millions of objects that live on; collecting garbage meanwhile only costs time."""
+    """Pause garbage collection: importing vLLM creates millions of permanent objects, so collecting only costs time."""
     gc.disable()
     try:
         yield
