@@ -26,7 +26,7 @@ from rlpost.config.overrides import Word
 from rlpost.envs import given
 from rlpost.record import run_error
 from rlpost.record.files import writing
-from rlpost.record.run_dir import CONSOLE
+from rlpost.record.folders import CONSOLE
 from rlpost.run import Sigterm, dispatch, prepare
 
 STOPPED = 143  # exit code after SIGTERM

@@ -19,7 +19,8 @@ from rlpost.envs import caches, given
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.record import tracking
 from rlpost.record.files import write_atomic
-from rlpost.record.run_dir import ROWS, RunDir, reserved
+from rlpost.record.folders import ROWS, reserved
+from rlpost.record.run_dir import RunDir
 from rlpost.run import Sigterm, dispatch, prepare
 from rlpost.validate.checks import folders
 

@@ -20,7 +20,8 @@ from rlpost.config.trust import refuse_unnamed_code
 from rlpost.envs import given
 from rlpost.errors import OutputError, RlpostError
 from rlpost.record import run_error
-from rlpost.record.run_dir import CONSOLE, RunDir, read_trajectories
+from rlpost.record.folders import CONSOLE
+from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.run_error import RunError
 from rlpost.record.summary import headlines
 from rlpost.types import Trajectory

@@ -30,7 +30,7 @@ from rlpost.errors import ConfigError, RlpostError
 from rlpost.record import locks, run_error
 from rlpost.record.compute import TRAINED, lora_flops
 from rlpost.record.files import write_atomic
-from rlpost.record.run_dir import OUTPUTS, new_folder, time_stamp
+from rlpost.record.folders import OUTPUTS, new_folder, time_stamp
 from rlpost.record.summary import headline_decoding
 from rlpost.record.versions import versions
 from rlpost.validate.model import check_model

@@ -26,7 +26,7 @@ from rlpost.envs.terminal import plain_console
 from rlpost.pretrain import cards, corpus, streets
 from rlpost.pretrain.talk import Conversation, draw
 from rlpost.pretrain.tokenizer import ASSISTANT, END, USER, add_phrases, save_tokenizer, train_tokenizer
-from rlpost.record.run_dir import OUTPUTS, new_folder, time_stamp
+from rlpost.record.folders import OUTPUTS, new_folder, time_stamp
 
 IGNORE = -100
 POOL = 2048  # conversations sorted by length at a time, so that batches need little padding

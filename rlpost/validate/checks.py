@@ -19,7 +19,7 @@ from rlpost.cluster.addresses import host_and_port
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
-from rlpost.record.run_dir import holds_files
+from rlpost.record.folders import holds_files
 from rlpost.record.trackers.secrets import without_users
 from rlpost.record.trackers.wandb_backend import MODES, WANDB_MODES, has_wandb_key, resolve_mode
 from rlpost.record.tracking import KINDS, missing_modules

@@ -9,7 +9,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from rlpost.errors import OutputError
-from rlpost.record.run_dir import RunDir, new_folder
+from rlpost.record.folders import new_folder
+from rlpost.record.run_dir import RunDir
 
 PROCESSES, ROUNDS, DEADLINE_S = 4, 25, 120
 REFUSED = "refused"
