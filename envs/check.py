@@ -27,7 +27,7 @@ from gymnasium.utils.env_checker import check_env
 from rich.table import Table
 from rich.text import Text
 
-from rlpost.envs.base import Expert, ExpertTurn, Listed, VariantInfo
+from rlpost.envs.base import Expert, ExpertTurn, Listed, VariantInfo, is_scored
 from rlpost.envs.command_line import env_arguments
 from rlpost.envs.errors import hint
 from rlpost.envs.messages import Said, messages_of, readable
@@ -257,6 +257,16 @@ EACH_VARIANT: dict[str, Callable[[Subject, str], str]] = {
     "timing": timing,
 }
 
+WITHOUT_EPISODES: dict[str, Callable[[Subject, str], str]] = {"splits": splits}
+
+
+def _scored(subject: Subject) -> bool:
+    """Whether episodes can be played; so they can where making the environment fails, which the checks then tell."""
+    try:
+        return _alone(lambda mine: str(int(is_scored(mine.env().unwrapped))), subject) == "1"
+    except (Exception, SystemExit):
+        return True
+
 
 def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
     try:
@@ -270,12 +280,18 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
 
 
 def findings(subject: Subject) -> Iterator[Finding]:
-    yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
+    scored = _scored(subject)
+    if scored:
+        yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
+    else:
+        yield Finding(
+            "episodes", "", True, "none are played, as nothing scores them: it serves task=sft alone"
+        )
     listed = _found("rows", "", lambda: _alone(rows, subject))
     if listed.passed and listed.told:  # what else is wrong is found by the checks of its variants
         yield listed
     for variant in subject.variants():
-        for name, check in EACH_VARIANT.items():
+        for name, check in EACH_VARIANT.items() if scored else WITHOUT_EPISODES.items():
             yield _found(name, variant.name, partial(_alone, check, subject, variant.name))
 
 

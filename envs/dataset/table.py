@@ -182,6 +182,8 @@ def _shown(row: Row, field: str) -> str:
 
 def _refuse_missing(table: Table) -> None:
     settings, variants = table.settings, table.variants
+    if not table.items:
+        raise Refused(f"{settings.path}: has no rows", "give at least one")
     if missing := [name for name in settings.held_out if name not in variants]:
         raise Refused(
             f"held_out={missing}: no row is of that variant", f"there are: {', '.join(variants) or 'none'}"

@@ -12,6 +12,7 @@ import gymnasium
 
 from rlpost.envs import adapter
 from rlpost.envs.asking import Heard
+from rlpost.envs.base import MAX_REWARD, outcome_name
 from rlpost.envs.messages import Message, Said, messages_of, readable
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.recording import Placed
@@ -72,10 +73,10 @@ def _reset(env: Env, spec: EpisodeSpec) -> Opening:
 
 
 def replied(env: Env, answer: str) -> Reply:
-    """One step. Raises like `opened`, and ValueError for a reward that is not finite: no update survives it."""
+    """One step. Raises like `opened`, and ValueError for a reward that no update survives: not finite, or huge."""
     feedback, reward, terminated, truncated, info = adapter.stepped(env.step(answer))
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
-    outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
+    outcome = outcome_name(_in_utf8(str(adapter.field(info, "outcome", "step"))))
     success = bool(adapter.field(info, "success", "step"))
     final, parts = _told(info, "answer"), _parts(info.get("parts", {}))
     return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final, parts)
@@ -93,6 +94,8 @@ def _parts(parts: object) -> tuple[tuple[str, float], ...]:
 def _finite(reward: float) -> float:
     if not math.isfinite(reward):
         raise ValueError(f"the reward is {reward}")
+    if abs(reward) > MAX_REWARD:
+        raise ValueError(f"the reward is {reward:g}: at most {MAX_REWARD:g} can be learnt from")
     return reward
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.envs import own
+from rlpost.envs.base import MAX_REWARD
 from rlpost.envs.errors import Refused
 from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import within
@@ -90,6 +91,8 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
             yield f"the reward of turn {k} is no number but {type(reward).__name__}"
         elif not math.isfinite(reward):
             yield f"the reward of turn {k} is {reward}"
+        elif abs(reward) > MAX_REWARD:
+            yield f"the reward of turn {k} is {float(reward):g}: at most {MAX_REWARD:g} can be learnt from"
 
 
 def _changed(before: Trajectory | Turn, after: Any, free: str) -> Iterator[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -123,6 +125,18 @@ def test_navigation_passes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "relative_old_town" in shown
     assert "FAILED" not in shown
+
+
+def test_a_data_set_without_a_scorer_is_checked_without_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{n} + 1 =", "completion": str(n + 1)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    assert check.main(["dataset", "--instances", "3", "--arg", f"path={tmp_path}/rows.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    assert "none are played" in shown
+    assert "1 of 21 rows repeat" in shown
+    assert "hostile text" not in shown
 
 
 @pytest.mark.parametrize(

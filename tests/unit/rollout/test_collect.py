@@ -180,6 +180,17 @@ LONE = "half a pair: \ud83d"
         ({}, None, ["YES"]),
         ({"reward": math.nan}, "ValueError: the reward is nan", ["ENV_ERROR"]),
         ({"reward": -math.inf}, "ValueError: the reward is -inf", ["ENV_ERROR"]),
+        (
+            {"reward": 1e308},
+            r"ValueError: the reward is 1e\+308: at most 1e\+15 can be learnt from",
+            ["ENV_ERROR"],
+        ),
+        ({"outcome": "WRONG\nbecause"}, r"ValueError: the outcome .* is no name: .*", ["ENV_ERROR"]),
+        (
+            {"outcome": "x" * 101},
+            r"ValueError: the outcome .* one line of at most 100 characters, .*",
+            ["ENV_ERROR"],
+        ),
         ({"feedback": LONE}, "UnicodeEncodeError: .*surrogates not allowed", ["ENV_ERROR"]),
         ({"outcome": LONE}, "UnicodeEncodeError: .*surrogates not allowed", ["ENV_ERROR"]),
         ({"observation": LONE}, "UnicodeEncodeError: .*surrogates not allowed", []),
