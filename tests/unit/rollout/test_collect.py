@@ -141,7 +141,8 @@ def test_environments_that_raise_end_their_own_episodes_only(chat: Chat) -> None
     wanted = [EpisodeSpec("v", "train", 0, i, i, i, i) for i in range(4)]
     played = collector(chat, lambda text, seed: "hi", Broken).collect(wanted, SAMPLING, 0)
     assert [t.ending for t in played] == [Ending.ENV_ERROR] * 4
-    assert [t.error for t in played] == ["RuntimeError: no cards", "ValueError: no rules"] * 2
+    for episode, told in zip(played, ["RuntimeError: no cards", "ValueError: no rules"] * 2, strict=True):
+        assert re.fullmatch(rf"{told} \(test_collect\.py:\d+\)", episode.error or "")
     assert [[turn.outcome for turn in t.turns] for t in played] == [[], ["ENV_ERROR"]] * 2
 
 
