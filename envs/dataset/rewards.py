@@ -93,7 +93,7 @@ class Scorer:
 
     def __call__(self, answer: str, question: Asked) -> Verdict:
         """Raises what a function raises, TypeError and ValueError for what it should not return."""
-        results = self._awaited([function.call(answer, question) for function in self._functions])
+        results = self._awaited(self._called(answer, question))
         pairs = zip(self._functions, results, strict=True)
         return self._verdict(
             [(function, returned(result, f"score={function.reference}")) for function, result in pairs]
@@ -103,6 +103,18 @@ class Scorer:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+    def _called(self, answer: str, question: Asked) -> list[Any]:
+        """What each function returned. Where one raises, what the others would await is closed."""
+        results = list[Any]()
+        try:
+            for function in self._functions:
+                results.append(function.call(answer, question))
+        except BaseException:
+            for result in filter(inspect.iscoroutine, results):
+                result.close()
+            raise
+        return results
 
     def _awaited(self, results: list[Any]) -> list[Any]:
         waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}

@@ -168,10 +168,10 @@ def _scorable(question: Asked, settings: Settings) -> Asked:
 
 
 def _refuse_no_tests(row: Row, field: str) -> None:
-    from rlpost.envs.scorers.code_tests import read_tests
+    from rlpost.envs.scorers.code_tests import read_tests, refuse_no_python
 
     try:
-        read_tests(row.get(field))
+        refuse_no_python(read_tests(row.get(field)))
     except ValueError as error:
         raise BadRow(f"its field {field!r} is {_shown(row, field)}, but must be tests: {error}") from error
 
