@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ import gymnasium
 
 from rlpost.envs import adapter
 from rlpost.envs.asking import Heard
-from rlpost.envs.base import MAX_REWARD, outcome_name
+from rlpost.envs.base import outcome_name
 from rlpost.envs.messages import Message, Said, messages_of, readable
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.recording import Placed
@@ -67,8 +66,8 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     options = {"variant": spec.variant, "split": spec.split}
     observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
-    instance = _in_utf8(str(adapter.field(info, "instance", "reset")))
-    told = _told(info, "difficulty")
+    instance = adapter.in_utf8(str(adapter.field(info, "instance", "reset")))
+    told = adapter.word(info, "difficulty")
     return Opening(env, _messages(observation), instance, told, adapter.tools_of(env))
 
 
@@ -76,53 +75,17 @@ def replied(env: Env, answer: str) -> Reply:
     """One step. Raises like `opened`, and ValueError for a reward that no update survives: not finite, or huge."""
     feedback, reward, terminated, truncated, info = adapter.stepped(env.step(answer))
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
-    outcome = outcome_name(_in_utf8(str(adapter.field(info, "outcome", "step"))))
+    outcome = outcome_name(adapter.in_utf8(str(adapter.field(info, "outcome", "step"))))
     success = bool(adapter.field(info, "success", "step"))
-    final, parts = _told(info, "answer"), _parts(info.get("parts", {}))
-    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final, parts)
-
-
-def _parts(parts: object) -> tuple[tuple[str, float], ...]:
-    """`info["parts"]`, the reward's parts by name. Raises TypeError and ValueError for what are none."""
-    if not isinstance(parts, Mapping):
-        raise TypeError(
-            f"the info of step has parts of type {type(parts).__name__}: give a dict of numbers by name"
-        )
-    return tuple((_in_utf8(str(name)), _finite(float(value))) for name, value in parts.items())
-
-
-def _finite(reward: float) -> float:
-    if not math.isfinite(reward):
-        raise ValueError(f"the reward is {reward}")
-    if abs(reward) > MAX_REWARD:
-        raise ValueError(f"the reward is {reward:g}: at most {MAX_REWARD:g} can be learnt from")
-    return reward
+    final, parts = adapter.word(info, "answer"), adapter.parts(info.get("parts", {}))
+    return Reply(_messages(feedback), adapter.reward(float(reward)), ending, outcome, success, final, parts)
 
 
 def _messages(said: Said) -> tuple[Message, ...]:
     messages = messages_of(said)
     for message in messages:
-        _in_utf8(message.text)
+        adapter.in_utf8(message.text)
     return messages
-
-
-def _told(info: Mapping[str, Any], name: str) -> str | None:
-    """What the environment may say in a word or a number, as text; None where it says nothing.
-
-    Raises TypeError for anything else: a list or a dict would make a category of its own for almost every instance.
-    """
-    value = info.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise TypeError(f"info[{name!r}] is no word and no number but {type(value).__name__}")
-    return _in_utf8(value if isinstance(value, str) else f"{value:.12g}")
-
-
-def _in_utf8(text: str) -> str:
-    """`text`, which tokenizers and files take as UTF-8. Raises ValueError for a lone surrogate."""
-    text.encode()
-    return text
 
 
 @dataclass
@@ -191,7 +154,7 @@ class Episode:
         """End the episode of a program that asks. Its last turn earns the reward."""
         self.ending, self.success = ending, heard.success
         if self.turns:
-            last, parts = self.turns[-1], _parts(heard.parts)
+            last, parts = self.turns[-1], adapter.parts(heard.parts)
             self.turns[-1] = replace(last, reward=heard.reward, outcome=heard.outcome, parts=parts)
 
     def trajectory(self, env_name: str) -> Trajectory:

@@ -53,15 +53,17 @@ class Echo(gymnasium.Env[str, str]):
         if parity is not None and self.fault != "overlap":
             number = 2 * number + parity
         self.number = 7 if self.fault == "overlap" else number
-        return f"say {self.number}", {"instance": str(self.number)}
+        difficulty = {"list": [1], "no number": float("nan")}.get(self.fault, 1)
+        return f"say {self.number}", {"instance": str(self.number), "difficulty": difficulty}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self.fault == "raises" and "{" in action:
             raise KeyError("brace")
         success = action == str(self.number)
         feedback = "\u2603" if self.fault == "foreign" and not success else "done"
-        reward = float("nan") if self.fault == "nan" else float(success)
-        return feedback, reward, True, False, {"outcome": "SAID", "success": success}
+        reward = {"nan": float("nan"), "huge": 1e16}.get(self.fault, float(success))
+        info = {"outcome": "no\nname" if self.fault == "outcome" else "SAID", "success": success}
+        return feedback, reward, True, False, info | ({"parts": [1.0]} if self.fault == "parts" else {})
 
     def close(self) -> None:
         self.rows.close()  # an error in another thread
@@ -99,6 +101,11 @@ def _failed(fault: str) -> dict[str, str]:
         ("raises", "hostile text", "KeyError at test_check.py"),
         ("foreign", "hostile text", "not of the observation space"),
         ("nan", "hostile text", "the reward is nan"),
+        ("huge", "hostile text", "at most 1e+15 can be learnt from"),
+        ("parts", "hostile text", "has parts of type list"),
+        ("outcome", "hostile text", "is no name"),
+        ("list", "seeds", "info['difficulty'] is no word and no number but list"),
+        ("no number", "seeds", "info['difficulty'] is nan, and no finite number"),
         ("expert", "expert", "SAID (+0) for the expert's '?'"),
         ("unseeded", "seeds", "seed 0 differs in a second environment"),
         ("overlap", "splits", "1 instances are both trained on and held out, such as 7"),
