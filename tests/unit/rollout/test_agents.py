@@ -436,7 +436,7 @@ def _is_dead(pid: int) -> bool:
 def test_a_command_that_is_none_is_told(chat: Chat, tasks: Path) -> None:
     (played,) = play(chat, tasks, None, command=["/no/such/program"])
     assert played.ending is Ending.ENV_ERROR
-    assert "FileNotFoundError" in str(played.error)
+    assert "there is no program '/no/such/program' to run" in str(played.error)
 
 
 def test_an_environment_is_used_again(chat: Chat, tasks: Path) -> None:

@@ -128,6 +128,7 @@ def _turn(**fields: Any) -> Change:
         (_turn(env_reward=1.0), "env_reward of turn 0 was changed"),
         (_turn(reward=math.nan), "episode 0 .*: the reward of turn 0 is nan"),
         (_turn(reward=math.inf), "the reward of turn 0 is inf"),
+        (_turn(reward=10**400), "the reward of turn 0 is inf"),
         (_turn(reward=-1e16), "the reward of turn 0 is -1e\\+16: at most 1e\\+15"),
         (_turn(reward="1"), "the reward of turn 0 is no number but str"),
         (_turn(reward=torch.tensor(1.0)), "the reward of turn 0 is no number but Tensor"),
