@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
@@ -11,7 +12,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.spaces import Text
 
-from rlpost.envs.base import PlainVariant, WithTools
+from rlpost.envs.base import MAX_REWARD, PlainVariant, WithTools
 from rlpost.envs.choices import choose
 from rlpost.envs.errors import Refused
 from rlpost.envs.messages import Said, messages_of, readable
@@ -66,6 +67,46 @@ def field(info: Mapping[str, Any], name: str, method: str) -> Any:
             "give it (docs/tutorial.md); an environment without `variants` gets one",
         )
     return info[name]
+
+
+def parts(given: object) -> tuple[tuple[str, float], ...]:
+    """`info["parts"]`, the reward's parts by name. Raises TypeError and ValueError for what are none."""
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"the info of step has parts of type {type(given).__name__}: give a dict of numbers by name"
+        )
+    return tuple((in_utf8(str(name)), reward(float(value))) for name, value in given.items())
+
+
+def reward(value: float) -> float:
+    """Raises ValueError for a reward that no update survives: not finite, or above MAX_REWARD."""
+    if not math.isfinite(value):
+        raise ValueError(f"the reward is {value}")
+    if abs(value) > MAX_REWARD:
+        raise ValueError(f"the reward is {value:g}: at most {MAX_REWARD:g} can be learnt from")
+    return value
+
+
+def word(info: Mapping[str, Any], name: str) -> str | None:
+    """What the environment may say in a word or a number, as text; None where it says nothing.
+
+    Raises ValueError for a number that is not finite, and TypeError for anything else: a list or a dict would make a
+    category of its own for almost every instance.
+    """
+    value = info.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"info[{name!r}] is no word and no number but {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"info[{name!r}] is {value}, and no finite number")
+    return in_utf8(value if isinstance(value, str) else f"{value:.12g}")
+
+
+def in_utf8(text: str) -> str:
+    """`text`, which tokenizers and files take as UTF-8. Raises ValueError for a lone surrogate."""
+    text.encode()
+    return text
 
 
 def tools_of(env: gymnasium.Env[Any, str]) -> tuple[Mapping[str, Any], ...]:

@@ -9,6 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from rlpost.envs.messages import Said
 
+MAX_REWARD = 1e15  # in size; the learner computes with squares of rewards in float32, which ends at 3.4e38
+MAX_OUTCOME = 100  # characters
+
 ExpertTurn = tuple[Said, str, bool]
 """(observation, answer, learn). `learn` is False for a wrong attempt, which is only context."""
 
@@ -32,6 +35,16 @@ class VariantInfo(Protocol):
 def has_own_rule(variant: VariantInfo) -> bool:
     """Whether a variant holds out a rule: it is held out and does not set `same_rule`."""
     return variant.held_out and not getattr(variant, "same_rule", False)
+
+
+def outcome_name(outcome: str) -> str:
+    """`outcome`, which names a metric and a figure's bar. Raises ValueError unless it is one short line."""
+    if len(outcome) > MAX_OUTCOME or not outcome.isprintable():
+        raise ValueError(
+            f"the outcome {outcome[:40]!r}... is no name: give one line of at most {MAX_OUTCOME} characters, the"
+            " same for all answers to which the same happened"
+        )
+    return outcome
 
 
 @dataclass(frozen=True)

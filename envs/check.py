@@ -8,18 +8,17 @@ Environments are made, played and closed as in the rollouts: in a thread that is
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -27,7 +26,8 @@ from gymnasium.utils.env_checker import check_env
 from rich.table import Table
 from rich.text import Text
 
-from rlpost.envs.base import Expert, ExpertTurn, Listed, VariantInfo
+from rlpost.envs import adapter
+from rlpost.envs.base import Expert, ExpertTurn, Listed, VariantInfo, is_scored, outcome_name
 from rlpost.envs.command_line import env_arguments
 from rlpost.envs.errors import hint
 from rlpost.envs.messages import Said, messages_of, readable
@@ -171,6 +171,10 @@ def expert(subject: Subject, variant: str) -> str:
 
 def _transcript(env: Env, variant: str, seed: int) -> list[Any]:
     heard: list[Any] = [env.reset(seed=seed, options=_options(variant))]
+    try:
+        adapter.word(heard[0][1], "difficulty")
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(f"seed {seed}: {error}") from error
     over = False
     while not over and len(heard) < 4:
         heard.append(env.step("no idea"))
@@ -196,6 +200,17 @@ def _texts(rng: random.Random) -> Iterator[str]:
         yield "".join(rng.choices(_ALPHABET, k=rng.randrange(200)))
 
 
+def _as_rollouts_read(shown: str, reward: SupportsFloat, info: Mapping[str, Any]) -> None:
+    """CheckFailed for what the rollouts would not take from a step."""
+    try:
+        adapter.reward(float(reward))
+        adapter.parts(info.get("parts", {}))
+        adapter.word(info, "answer")
+        outcome_name(str(info["outcome"]))
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(f"{shown}: {error}") from error
+
+
 def hostile_text(subject: Subject, variant: str) -> str:
     """No text makes `step` raise, and its return values have the right types and are in the observation space."""
     env, count = subject.env(), 0
@@ -206,8 +221,14 @@ def hostile_text(subject: Subject, variant: str) -> str:
         _require(
             observation in env.observation_space, f"{shown}: the feedback is not of the observation space"
         )
-        _require(math.isfinite(float(reward)), f"{shown}: the reward is {reward}")
-        _require(isinstance(info["outcome"], str) and not info["success"], f"{shown}: success, or no outcome")
+        _as_rollouts_read(shown, reward, info)
+        _require(
+            isinstance(info["outcome"], str), f"{shown}: the outcome is {info['outcome']!r}, and no text"
+        )
+        _require(
+            not info["success"],
+            f"{shown}: it counts as success (outcome {info['outcome']}), as no such text should",
+        )
         count += 1
         if terminated or truncated:
             env.reset(options=_options(variant))
@@ -260,6 +281,16 @@ EACH_VARIANT: dict[str, Callable[[Subject, str], str]] = {
     "timing": timing,
 }
 
+WITHOUT_EPISODES: dict[str, Callable[[Subject, str], str]] = {"splits": splits}
+
+
+def _scored(subject: Subject) -> bool:
+    """Whether episodes can be played; so they can where making the environment fails, which the checks then tell."""
+    try:
+        return _alone(lambda mine: str(int(is_scored(mine.env().unwrapped))), subject) == "1"
+    except (Exception, SystemExit):
+        return True
+
 
 def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
     try:
@@ -276,12 +307,18 @@ def _found(check: str, variant: str, run: Callable[[], str]) -> Finding:
 
 
 def findings(subject: Subject) -> Iterator[Finding]:
-    yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
+    scored = _scored(subject)
+    if scored:
+        yield _found("gymnasium's checker", "", lambda: _alone(gymnasium_checker, subject))
+    else:
+        yield Finding(
+            "episodes", "", True, "none are played, as nothing scores them: it serves task=sft alone"
+        )
     listed = _found("rows", "", lambda: _alone(rows, subject))
     if listed.passed and listed.told:  # the checks of its variants find any other fault
         yield listed
     for variant in subject.variants():
-        for name, check in EACH_VARIANT.items():
+        for name, check in EACH_VARIANT.items() if scored else WITHOUT_EPISODES.items():
             yield _found(name, variant.name, partial(_alone, check, subject, variant.name))
 
 

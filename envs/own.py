@@ -21,12 +21,13 @@ from rlpost.envs.base import VariantInfo
 from rlpost.envs.errors import Refused, UnknownEnvironment, hint
 
 _IMPORTABLE = "write module:name, importable from here: start in its folder, or install its package"
+_RLPOST = str(Path(__file__).parents[1]) + "/"
 
 
 def told(error: BaseException) -> str:
-    """The error, and the last line of code outside this file that led to it."""
+    """The error, and the last line of code outside rlpost that led to it, which the user can look into."""
     files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    elsewhere = [(name, line) for name, line in files if name != __file__ and not name.startswith("<frozen")]
+    elsewhere = [(name, line) for name, line in files if not name.startswith((_RLPOST, "<frozen"))]
     where = f" ({Path(elsewhere[-1][0]).name}:{elsewhere[-1][1]})" if elsewhere else ""
     return f"{type(error).__name__}: {error}{where}{hint(error)}"
 

@@ -135,7 +135,9 @@ class Command:
         self._said.seek(0, os.SEEK_END)
         self._said.seek(max(0, self._said.tell() - 4 * _TAIL))
         tail = self._said.read().decode("utf-8", "replace").strip()[-_TAIL:]
-        return f"the command ended with status {status}: {tail or 'it said nothing'}"
+        before, _, last = tail.rpartition("\n")  # of a traceback, the last line names the error
+        told = f"the command ended with status {status}: {last.strip() or 'it said nothing'}"
+        return f"{told}; before that: {before.strip()}" if before.strip() else told
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError, PermissionError):

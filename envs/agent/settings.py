@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlpost.envs import own
@@ -48,7 +50,16 @@ class Settings:
         others = {key: value for key, value in args.items() if key not in _OWN}
         if "expert" in others:
             raise Refused("expert: an agent's answers cannot be shown beforehand", "leave it out")
-        return cls(Tasks.checked(others), **{key: _CHECKS[key](key, value) for key, value in mine.items()})
+        settings = cls(
+            Tasks.checked(others), **{key: _CHECKS[key](key, value) for key, value in mine.items()}
+        )
+        if settings.command and shutil.which(settings.command[0]) is None:
+            raise Refused(
+                f"command={list(settings.command)}: there is no program {settings.command[0]!r} to run, seen from"
+                f" {Path.cwd()}",
+                "write its path, or begin with the program that runs it: [python,my_agent.py]",
+            )
+        return settings
 
     @property
     def scored(self) -> bool:

@@ -25,6 +25,17 @@ from rlpost.envs.one_turn import Question, instance_of
 Row = dict[str, Any]
 COMPLETION = "completion"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Fields of a message, in other data sets, that say more than its content or whether it is learnt.
+_UNREAD = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "weight",
+    "train",
+    "refusal",
+)
 
 
 class BadRow(ValueError):
@@ -109,6 +120,11 @@ def _message(value: object, where: str) -> Message:
         raise BadRow(f"{where} is {repr(value)[:40]}, but must have role and content")
     if value["role"] not in ROLES:
         raise BadRow(f"{where} has the role {value['role']!r}: there are {', '.join(ROLES)}")
+    if unread := [name for name in _UNREAD if value.get(name) not in (None, "", [], {})]:
+        raise BadRow(
+            f"{where} has {unread[0]!r}, which is not read: only content is. Write it into the content, in the form"
+            " that the model is to say it, or remove it"
+        )
     content = value["content"]
     parts = [content] if isinstance(content, str) else content
     if not isinstance(parts, Sequence) or not parts:

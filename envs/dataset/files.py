@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +18,7 @@ Located = tuple[str, dict[str, Any]]  # "file:line" or "file, row n", and the ro
 
 # The types of less than 64 bits, by Arrow's names.
 _NARROW: dict[str, type[np.floating[Any]]] = {"float": np.float32, "halffloat": np.float16}
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FORMS = (
     "name a .jsonl file (an object a line), a .parquet, .arrow or .feather file, a folder of save_to_disk, or a data"
     " set of the hub: hf:OWNER/NAME"
@@ -43,6 +46,15 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. ValueError where a name stands twice in it, of which one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the name {twice!r} stands twice in an object")
+    return found
+
+
 def _read_jsonl(path: Path) -> Iterator[Located]:
     """Rows of a JSONL file. Blank lines are skipped; a line that is not a JSON object is refused."""
     with path.open("rb") as lines:
@@ -52,8 +64,15 @@ def _read_jsonl(path: Path) -> Iterator[Located]:
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
+    if line.startswith(_MARKS):
+        raise Refused(f"{where}: begins with a byte order mark", "save the file as UTF-8 without one")
     try:
-        found = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+        found = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:  # its own line numbers are those within this line
+        raise Refused(
+            f"{where}: is not JSON: {error.msg}, at character {error.pos + 1} of the line",
+            "mend the line; a row stands whole on one line",
+        ) from error
     except (ValueError, RecursionError) as error:  # includes bad UTF-8
         raise Refused(f"{where}: is not JSON: {error}", "mend the line") from error
     if not isinstance(found, dict):

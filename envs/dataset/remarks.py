@@ -9,11 +9,12 @@ from rlpost.envs.dataset.scoring import answer_number
 from rlpost.envs.dataset.table import Item, Table
 
 _MOST_FIELDS = 3
+_SAID_ELSEWHERE = ("tools", "chat_template_kwargs")  # fields that TRL gives to the chat template
 
 
 def remarks(table: Table) -> list[str]:
     """One sentence for each irregularity."""
-    return [*_repeats(table), *_gaps(table)]
+    return [*_repeats(table), *_gaps(table), *_unsaid(table)]
 
 
 def _repeats(table: Table) -> Iterator[str]:
@@ -55,3 +56,10 @@ def _gaps(table: Table) -> Iterator[str]:
         :_MOST_FIELDS
     ]:
         yield f"{count} of {len(table.items)} rows have no {key!r}"
+
+
+def _unsaid(table: Table) -> Iterator[str]:
+    """A field by which other trainers change what the model is told."""
+    for field in _SAID_ELSEWHERE:
+        if count := sum(bool(item.question.data.get(field)) for item in table.items):
+            yield f"{count} of {len(table.items)} rows have {field!r}, which the chat template is not given"

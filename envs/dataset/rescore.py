@@ -57,7 +57,7 @@ def _answers(item: Item, response: str) -> Sequence[str]:
 def _scored(score: Scorer, item: Item, answer: str) -> Line:
     try:
         verdict = score(answer, item.question)
-    except Exception as error:  # raised by the user's function
+    except (Exception, SystemExit) as error:  # raised by the user's function
         return {"error": told(error)}
     found: Line = {"reward": verdict.reward, "outcome": verdict.outcome, "success": verdict.success}
     return found | ({"parts": dict(verdict.parts)} if verdict.parts else {})
@@ -114,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="write a JSON line for each answer to this file")
     asked = parser.parse_args(argv)
+    if asked.out is not None and (asked.out.is_dir() or not asked.out.parent.is_dir()):
+        print(f"--out {asked.out}: refused: it is a folder, or its folder does not exist", file=sys.stderr)
+        return 2
     sys.path.insert(0, os.getcwd())  # the functions may be there, as for `python -m`
     weights = {"weights": asked.weights} if asked.weights else {}
     try:

@@ -38,6 +38,7 @@ from numbers import Real
 from typing import Any
 
 from rlpost.envs import own
+from rlpost.envs.base import MAX_REWARD, outcome_name
 from rlpost.envs.dataset.conversation import Asked
 from rlpost.envs.dataset.scoring import READY, ready
 from rlpost.envs.dataset.settings import Settings
@@ -50,7 +51,10 @@ Score = Callable[[str, Asked], Any]
 
 _GIVEN = ("answer", "prompt", "messages", "row")
 _DEFINE = "define it as: def score(answer: str, row: dict) -> float"
-_RETURN = "must be a bool, a finite number, a dict of such, None, or one of these with an outcome: (reward, 'OUTCOME')"
+_RETURN = (
+    f"must be a bool, a number of at most {MAX_REWARD:g}, a dict of such, None, or one of these with an outcome:"
+    " (reward, 'OUTCOME')"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Scorer:
 
     def __call__(self, answer: str, question: Asked) -> Verdict:
         """Score an answer. Raises what a function raises, and TypeError or ValueError for a bad return value."""
-        results = self._awaited([function.call(answer, question) for function in self._functions])
+        results = self._awaited(self._called(answer, question))
         pairs = zip(self._functions, results, strict=True)
         return self._verdict(
             [(function, returned(result, f"score={function.reference}")) for function, result in pairs]
@@ -98,6 +102,18 @@ class Scorer:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+    def _called(self, answer: str, question: Asked) -> list[Any]:
+        """What each function returned. Where one raises, what the others would await is closed."""
+        results = list[Any]()
+        try:
+            for function in self._functions:
+                results.append(function.call(answer, question))
+        except BaseException:
+            for result in filter(inspect.iscoroutine, results):
+                result.close()
+            raise
+        return results
 
     def _awaited(self, results: list[Any]) -> list[Any]:
         waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}
@@ -112,10 +128,11 @@ class Scorer:
         if not applying:
             names = ", ".join(function.reference for function, _ in said)
             raise ValueError(
-                f"score={names}: applies to no part of this answer: every function returned None"
+                f"score={names}: applies to no part of this answer: every function returned None, or no"
+                " reward in a dict"
             )
         reward = sum(function.weight * own for function, _, own in applying)
-        if not math.isfinite(reward):
+        if not abs(reward) <= MAX_REWARD:
             raise ValueError(f"the weighted sum of score={[f.reference for f, _, _ in applying]} is {reward}")
         _, first, own_reward = applying[0]
         outcome, success = outcome_of(own_reward, first.outcome, self._success_at)
@@ -154,6 +171,10 @@ def returned(result: object, told: str) -> Returned:
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str) and result[1]:
         value, outcome = result
     try:
+        outcome = outcome and outcome_name(outcome)
+    except ValueError as error:
+        raise ValueError(f"{told}: {error}") from None
+    try:
         if isinstance(value, Mapping):
             parts = {str(key): number(each) for key, each in value.items() if each is not None}
             return Returned(math.fsum(parts.values()) if parts else None, parts, outcome)
@@ -163,7 +184,7 @@ def returned(result: object, told: str) -> Returned:
 
 
 def number(reward: object) -> float:
-    """The reward as a float. Raises TypeError if it is not a number, and ValueError if it is not finite."""
+    """The reward as a float. Raises TypeError if it is not a number, ValueError if not finite or above MAX_REWARD."""
     if not isinstance(reward, (Real, Decimal)) and callable(item := getattr(reward, "item", None)):
         try:
             reward = item()
@@ -177,6 +198,8 @@ def number(reward: object) -> float:
         value = math.inf
     if not math.isfinite(value):
         raise ValueError("not finite")
+    if abs(value) > MAX_REWARD:
+        raise ValueError("huge")
     return value
 
 
@@ -228,7 +251,7 @@ def _asked_for(reference: str, function: Any, fields: Collection[str]) -> tuple[
         if each.name in (*_GIVEN, *fields):
             names[each.name] = needed
         elif needed:
-            known = ", ".join((*_GIVEN, *sorted(fields)))
+            known = ", ".join((*_GIVEN, *sorted(set(fields) - set(_GIVEN))))
             raise Refused(
                 f"score={reference}: asks for {each.name!r}, which is neither given nor a field of the rows",
                 f"a function may ask for: {known}; {_DEFINE}",

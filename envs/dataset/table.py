@@ -169,10 +169,10 @@ def _scorable(question: Asked, settings: Settings) -> Asked:
 
 
 def _refuse_no_tests(row: Row, field: str) -> None:
-    from rlpost.envs.scorers.code_tests import read_tests
+    from rlpost.envs.scorers.code_tests import read_tests, refuse_no_python
 
     try:
-        read_tests(row.get(field))
+        refuse_no_python(read_tests(row.get(field)))
     except ValueError as error:
         raise BadRow(f"its field {field!r} is {_shown(row, field)}, but must be tests: {error}") from error
 
@@ -183,6 +183,8 @@ def _shown(row: Row, field: str) -> str:
 
 def _refuse_missing(table: Table) -> None:
     settings, variants = table.settings, table.variants
+    if not table.items:
+        raise Refused(f"{settings.path}: has no rows", "give at least one")
     if missing := [name for name in settings.held_out if name not in variants]:
         raise Refused(
             f"held_out={missing}: no row is of that variant", f"there are: {', '.join(variants) or 'none'}"

@@ -7,9 +7,11 @@ without spaces at the ends of lines and of the whole.
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -62,6 +64,19 @@ def read_tests(value: object) -> Tests:
             return "\n".join(value)
         return tuple(map(_pair, value))
     raise ValueError("Python, a list of it, or a list of {input, output}")
+
+
+def refuse_no_python(tests: Tests) -> None:
+    """Raises ValueError for tests in Python that are none: no answer could pass them. Nothing is run."""
+    if isinstance(tests, str):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ast.parse(tests)
+        except SyntaxError as error:
+            raise ValueError(f"as Python it is wrong in line {error.lineno}: {error.msg}") from error
+        except (RecursionError, MemoryError) as error:
+            raise ValueError("as Python it is nested too deep") from error
 
 
 def _pair(value: object) -> tuple[str, str]:

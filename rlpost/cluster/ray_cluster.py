@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stub
 
 from rlpost.cluster.addresses import host_and_port
 from rlpost.cluster.ray_folder import RayFolder
@@ -92,8 +93,7 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path]) -> Iterator[None]:
-    # Without it Ray writes a token into the home folder.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _own_token()
     os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
     folder = RayFolder()
     try:
@@ -115,6 +115,16 @@ def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path])
         with _uninterrupted():
             _stop(folder.path)
             folder.remove()
+
+
+def _own_token() -> None:
+    """Give Ray a token by the environment. Without one it writes one into the home folder.
+
+    A process that has used Ray before remembers that earlier token, and could not talk to the cluster it starts now.
+    """
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _init(failure: str, **options: Any) -> None:

@@ -12,6 +12,10 @@ from typing import Any
 from rlpost.errors import RolloutError
 from rlpost.types import Ending, Trajectory
 
+_REMEDY = (
+    "play single episodes with task=dry_run; try the environment (and its scorer) by itself with"
+    " python -m rlpost.envs.check; for long prompts raise rollout.max_model_len"
+)
 _MOST = 300  # characters shown of a cause: an exception may quote a whole row
 
 
@@ -58,15 +62,11 @@ def notes(episodes: Sequence[Trajectory]) -> list[str]:
     ]
 
 
-def refuse_all(episodes: Sequence[Trajectory], what: str) -> None:
+def refuse_all(episodes: Sequence[Trajectory], what: str, remedy: str = _REMEDY) -> None:
     """Raises RolloutError, with the causes, if no episode of a batch says anything about the policy."""
     if all(is_broken(e) or is_unfit(e) for e in episodes):
         causes = "\n".join(f"  reason: {note}" for note in notes(episodes))
-        raise RolloutError(
-            f"{what}: not one episode was played\n{causes}\n"
-            "  remedy: play single episodes with task=dry_run; try the environment (and its scorer) by itself with"
-            " python -m rlpost.envs.check; for long prompts raise rollout.max_model_len"
-        )
+        raise RolloutError(f"{what}: not one episode was played\n{causes}\n  remedy: {remedy}")
 
 
 def _cause(episode: Trajectory) -> str:

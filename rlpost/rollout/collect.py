@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
+from rlpost.envs import own
 from rlpost.envs.asking import Asking, Heard, Refusal
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.rendering import Renderer
@@ -204,7 +205,8 @@ class Collector:
     def _told(self, call: Call, what: str) -> str:
         if call.timed_out:
             return f"{what} took longer than rollout.env_timeout_s={self._env_timeout_s:g}"
-        return f"{type(call.error).__name__}: {call.error}"
+        assert call.error is not None, "it failed"
+        return own.told(call.error)
 
     def _replied(self, episode: Episode, reply: Reply, policy_version: int) -> None:
         completion = episode.completion

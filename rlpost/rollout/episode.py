@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import gymnasium
 
 from rlpost.envs import adapter
 from rlpost.envs.asking import Heard
+from rlpost.envs.base import outcome_name
 from rlpost.envs.messages import Message, Said, messages_of, readable
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.recording import Placed
@@ -66,60 +66,26 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
     options = {"variant": spec.variant, "split": spec.split}
     observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
-    instance = _in_utf8(str(adapter.field(info, "instance", "reset")))
-    told = _told(info, "difficulty")
+    instance = adapter.in_utf8(str(adapter.field(info, "instance", "reset")))
+    told = adapter.word(info, "difficulty")
     return Opening(env, _messages(observation), instance, told, adapter.tools_of(env))
 
 
 def replied(env: Env, answer: str) -> Reply:
-    """Take one step. Raises like `opened`, and ValueError if the reward is not finite: it would spoil the update."""
+    """Take one step. Raises like `opened`, and ValueError for a reward that no update takes: not finite, or huge."""
     feedback, reward, terminated, truncated, info = adapter.stepped(env.step(answer))
     ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else None
-    outcome = _in_utf8(str(adapter.field(info, "outcome", "step")))
+    outcome = outcome_name(adapter.in_utf8(str(adapter.field(info, "outcome", "step"))))
     success = bool(adapter.field(info, "success", "step"))
-    final, parts = _told(info, "answer"), _parts(info.get("parts", {}))
-    return Reply(_messages(feedback), _finite(float(reward)), ending, outcome, success, final, parts)
-
-
-def _parts(parts: object) -> tuple[tuple[str, float], ...]:
-    """`info["parts"]`, the reward's parts by name. Raises TypeError or ValueError if they have another form."""
-    if not isinstance(parts, Mapping):
-        raise TypeError(
-            f"the info of step has parts of type {type(parts).__name__}: give a dict of numbers by name"
-        )
-    return tuple((_in_utf8(str(name)), _finite(float(value))) for name, value in parts.items())
-
-
-def _finite(reward: float) -> float:
-    if not math.isfinite(reward):
-        raise ValueError(f"the reward is {reward}")
-    return reward
+    final, parts = adapter.word(info, "answer"), adapter.parts(info.get("parts", {}))
+    return Reply(_messages(feedback), adapter.reward(float(reward)), ending, outcome, success, final, parts)
 
 
 def _messages(said: Said) -> tuple[Message, ...]:
     messages = messages_of(said)
     for message in messages:
-        _in_utf8(message.text)
+        adapter.in_utf8(message.text)
     return messages
-
-
-def _told(info: Mapping[str, Any], name: str) -> str | None:
-    """The entry `name` of `info`, a word or a number, as text; None if it is absent.
-
-    Raises TypeError for anything else: a list or a dict would create a separate category for almost every instance.
-    """
-    value = info.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise TypeError(f"info[{name!r}] is no word and no number but {type(value).__name__}")
-    return _in_utf8(value if isinstance(value, str) else f"{value:.12g}")
-
-
-def _in_utf8(text: str) -> str:
-    """`text`, checked to be valid UTF-8, which tokenizers and files need. Raises ValueError for a lone surrogate."""
-    text.encode()
-    return text
 
 
 @dataclass
@@ -188,7 +154,7 @@ class Episode:
         """End the episode of a program that asks. Its last turn earns the reward."""
         self.ending, self.success = ending, heard.success
         if self.turns:
-            last, parts = self.turns[-1], _parts(heard.parts)
+            last, parts = self.turns[-1], adapter.parts(heard.parts)
             self.turns[-1] = replace(last, reward=heard.reward, outcome=heard.outcome, parts=parts)
 
     def trajectory(self, env_name: str) -> Trajectory:

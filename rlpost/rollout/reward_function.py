@@ -19,6 +19,7 @@ from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.envs import own
+from rlpost.envs.base import MAX_REWARD
 from rlpost.envs.errors import Refused
 from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import within
@@ -88,8 +89,17 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
         reward: Any = now.reward
         if not isinstance(reward, numbers.Real):
             yield f"the reward of turn {k} is no number but {type(reward).__name__}"
-        elif not math.isfinite(reward):
-            yield f"the reward of turn {k} is {reward}"
+        elif not math.isfinite(value := _as_float(reward)):
+            yield f"the reward of turn {k} is {value}"
+        elif abs(value) > MAX_REWARD:
+            yield f"the reward of turn {k} is {value:g}: at most {MAX_REWARD:g} can be learnt from"
+
+
+def _as_float(reward: numbers.Real) -> float:
+    try:
+        return float(reward)
+    except OverflowError:
+        return math.inf
 
 
 def _changed(before: Trajectory | Turn, after: Any, free: str) -> Iterator[str]:

@@ -13,14 +13,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from rlpost.config.schema import Config, RolloutConfig
+from rlpost.envs import own
 from rlpost.envs.base import Expert
 from rlpost.envs.terminal import plain_console
+from rlpost.errors import RolloutError
 from rlpost.record import failures
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Sampling
@@ -35,7 +38,13 @@ from rlpost.types import EpisodeSpec, Trajectory
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 
+T = TypeVar("T")
+
 EPISODES = 64  # at most, for each variant and split
+_REMEDY = (
+    "mend the environment, which has to take an empty answer too (python -m rlpost.envs.check tries it by itself);"
+    " for long prompts raise rollout.max_model_len"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Shares:
 def run(cfg: Config) -> None:
     """Print a sample episode and the table.
 
-    Raises ModelError if the model cannot be found; ConfigError or AdapterError if something does not fit it.
+    Raises ModelError if the model cannot be found; ConfigError or AdapterError if something does not fit it;
+    RolloutError if every episode of a variant fails, or if the expert's answers do: a run would end there too.
     """
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
@@ -59,6 +69,7 @@ def run(cfg: Config) -> None:
         played = play_silently(cfg, chat, specs)
         if table.row_count == 0:
             console.print(_sample(played[0]))
+        failures.refuse_all(played, f"dry run of {played[0].variant} ({played[0].split})", _REMEDY)
         table.add_row(*_row(played, ask_expert(cfg, chat, specs), cfg.rollout))
         notes += failures.notes(played)
     console.print(table)
@@ -80,16 +91,30 @@ def play_silently(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> list
 def ask_expert(cfg: Config, chat: Chat, specs: Sequence[EpisodeSpec]) -> Shares | None:
     """Let the environment's expert answer the first observation of every episode; None if there is no expert.
 
-    Raises RolloutError if one of its episodes takes longer than rollout.env_timeout_s.
+    Raises RolloutError if one of its episodes raises, or takes longer than rollout.env_timeout_s.
     """
     timeout_s = cfg.rollout.env_timeout_s
     with living(cfg.env, cfg.env_args, timeout_s, "played by its expert") as (env, ask):
         if not isinstance(expert := env.unwrapped, Expert):
             return None
         as_sampled = partial(_as_sampled, chat) if cfg.rollout.stop else str
-        played = [ask(partial(_played_by_expert, env, expert, spec, as_sampled)) for spec in specs]
+        played = [
+            ask(partial(_named, spec, partial(_played_by_expert, env, expert, spec, as_sampled)))
+            for spec in specs
+        ]
     longest = max((len(chat.answer_ids(answer)) for answers, _ in played for answer in answers), default=0)
     return Shares(sum(success for _, success in played) / len(specs), longest)
+
+
+def _named(spec: EpisodeSpec, play: Callable[[], T]) -> T:
+    """What `play` returns. Raises RolloutError, naming the episode, for what it raises."""
+    try:
+        return play()
+    except Exception as error:  # an environment may raise anything
+        raise RolloutError(
+            f"played by its expert, the environment failed (variant {spec.variant}, episode {spec.episode})\n"
+            f"  reason: {own.told(error)}\n  remedy: mend the environment, or the answers that its expert gives"
+        ) from error
 
 
 def _as_sampled(chat: Chat, answer: str) -> str:

@@ -14,6 +14,7 @@ from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.envs import adapter, registry
 from rlpost.envs.base import Expert, Rehearsed, Taught, VariantInfo, is_scored
+from rlpost.envs.dataset.table import HELD_OUT
 from rlpost.envs.errors import Refused, UnknownEnvironment
 from rlpost.envs.own import told
 from rlpost.errors import RolloutError
@@ -98,6 +99,15 @@ def _reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
 
 def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Iterator[str]:
     choose = "choose from " + ", ".join(variants)
+    held_out_path = config.env_args.get("held_out_path")
+    if held_out_path is not None and HELD_OUT in variants and HELD_OUT not in config.eval_variants:
+        yield refusal(
+            "env_args.held_out_path",
+            held_out_path,
+            f"nothing evaluates on it: its rows are the variant {HELD_OUT}, and eval_variants="
+            f"{list(config.eval_variants)}",
+            f"eval_variants=[{HELD_OUT}] (with env_args.eval_share=0 all other rows are trained on), or leave it out",
+        )
     for name in config.eval_variants:
         if name not in variants:
             yield refusal("eval_variants", name, _no_such_variant(config, name), choose)

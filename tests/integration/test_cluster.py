@@ -301,3 +301,31 @@ def test_a_running_cluster_is_joined_with_this_code_and_left_running(
         host.communicate(timeout=60)  # closes its standard input, upon which it ends
     assert host.returncode == 0
     assert not list(tmp_path.glob(".ray*"))
+
+
+AFTER_RAY = """
+import ray
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+ray.shutdown()
+
+from rlpost.cluster import ray_cluster
+from rlpost.config.schema import RayConfig
+
+with ray_cluster.connect(RayConfig(), ray_cluster.Needs(cpus=1, gpus=0)):
+    print(ray.get(ray.remote(lambda: "connected").remote(), timeout=60))
+"""
+
+
+def test_a_program_that_has_used_ray_before_can_start_a_run(tmp_path: Path) -> None:
+    """Ray itself remembers the token of the earlier cluster, which it keeps in the home folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_RAY],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**environment, "HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.stdout.split() == ["connected"], done.stderr

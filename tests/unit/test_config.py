@@ -794,6 +794,15 @@ class TestValidate:
         assert not refused_data_set(scored, "sft.steps=3", "env_args.expert=answer")
         assert not refused_data_set(scored, "sft.steps=3", "task=dry_run")
 
+    def test_a_held_out_file_that_nothing_evaluates_on_is_refused(self, scored: str) -> None:
+        other = Path(scored).with_name("other.jsonl")
+        other.write_text('{"prompt": "of another file", "answer": "1"}\n')
+        named = ("sft.steps=0", f"env_args.held_out_path={other}")
+        told = refused_data_set(scored, *named)
+        assert f"env_args.held_out_path={other}\n  reason: nothing evaluates on it" in told
+        assert "remedy: eval_variants=[held_out]" in told
+        assert not refused_data_set(scored, *named, "eval_variants=[held_out]")
+
     def test_a_data_set_without_variants_is_told_of_none_that_nobody_wrote(self, scored: str) -> None:
         assert not refused_data_set(scored, "sft.steps=0")
         plain = Path(scored).with_name("plain.yaml")

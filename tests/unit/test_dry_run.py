@@ -10,6 +10,7 @@ import pytest
 from rlpost.config.schema import Config
 from rlpost.envs import registry
 from rlpost.envs.generalpoints.env import GeneralPoints
+from rlpost.errors import RolloutError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.specs import training_specs
 from rlpost.tasks.dry_run import ask_expert, play_silently, run
@@ -61,15 +62,31 @@ def test_an_environment_that_raises_is_counted(
     played = play_silently(cfg, Chat.load(random_model), training_specs(cfg, 0))
     assert {t.ending for t in played} == {Ending.ENV_ERROR}
     assert "out of cards" in str(played[0].error)
+    told = r"dry run of faces_10 \(train\): not one .*\n  reason: 8 of 8 .*out of cards.*\n  remedy: mend the env"
+    with pytest.raises(RolloutError, match=told):
+        run(cfg)
 
 
-def test_prompts_that_do_not_fit_are_counted_and_told(
-    cfg: Config, capsys: pytest.CaptureFixture[str]
+def test_what_fails_under_the_experts_answers_alone_is_told(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Broken(GeneralPoints):
+        def step(self, action: str) -> Any:
+            if action:
+                raise RuntimeError("out of cards")
+            return super().step(action)
+
+    monkeypatch.setattr(registry, "make", lambda name, **args: Broken(**args))
+    told = r"by its expert, .*variant faces_10, episode 0\)\n  reason: RuntimeError: out of cards \(test_dry_run.py:"
+    with pytest.raises(RolloutError, match=told):
+        run(cfg)
+
+
+def test_prompts_that_do_not_fit_are_counted_and_told(cfg: Config) -> None:
     cfg.rollout.max_model_len = 20
-    run(cfg)
-    shown = capsys.readouterr().out
-    assert "8 of 8 episodes (100%) unfit: the prompt does not fit rollout.max_model_len" in shown
+    told = r"reason: 8 of 8 episodes \(100%\) unfit: the prompt does not fit rollout.max_model_len"
+    with pytest.raises(RolloutError, match=told):
+        run(cfg)
 
 
 def test_the_expert_is_cut_at_a_stop_string_as_a_model_would_be(cfg: Config, random_model: Path) -> None:

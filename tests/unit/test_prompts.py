@@ -78,6 +78,14 @@ def test_repeats_contradictions_and_gaps(tmp_path: Path, chat: Chat) -> None:
     assert remarks(config(tmp_path, given, score="exact"), chat) == [again, f"2 {differ}", gaps]
 
 
+def test_fields_that_other_trainers_give_to_the_template(tmp_path: Path, chat: Chat) -> None:
+    given = [
+        {**row, "tools": [{"type": "function"}] if n % 2 else []} for n, row in enumerate(rows(*[20] * 30))
+    ]
+    told = "15 of 30 rows have 'tools', which the chat template is not given"
+    assert remarks(config(tmp_path, given), chat) == [told]
+
+
 def test_rows_without_the_answer_that_others_have(
     tmp_path: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,17 +263,19 @@ def tasks(tmp_path: Path) -> Path:
 
 ARGUMENTS = [
     ({}, "give one of agent= and command="),
-    ({"agent": "tests.agent_programs:one_call", "command": ["x"]}, "give one of"),
+    ({"agent": "tests.agent_programs:one_call", "command": ["sh"]}, "give one of"),
     ({"agent": "one_call"}, "names no function"),
     ({"agent": "no_such_module:agent"}, "cannot be imported"),
     ({"agent": "tests.agent_programs:score"}, "cannot be called"),
     ({"agent": "subprocess:run"}, "standard library"),
     ({"command": "python agent.py"}, "no list of words"),
     ({"command": []}, "no list of words"),
-    ({"command": ["x"], "max_calls": 0}, "no count"),
-    ({"command": ["x"], "network": "yes"}, "no truth value"),
-    ({"command": ["x"], "expert": "answer"}, "cannot be shown"),
-    ({"command": ["x"], "colour": "red"}, "unknown argument colour"),
+    ({"command": ["no-such-program"]}, "there is no program 'no-such-program' to run, seen from /"),
+    ({"command": ["./agent.py"]}, "there is no program './agent.py' to run"),
+    ({"command": ["sh"], "max_calls": 0}, "no count"),
+    ({"command": ["sh"], "network": "yes"}, "no truth value"),
+    ({"command": ["sh"], "expert": "answer"}, "cannot be shown"),
+    ({"command": ["sh"], "colour": "red"}, "unknown argument colour"),
 ]
 
 
@@ -285,11 +287,11 @@ def test_bad_arguments_are_refused(tasks: Path, args: dict[str, Any], reason: st
 
 def test_tasks_are_needed() -> None:
     with pytest.raises(ValueError, match="path= is missing"):
-        registry.make("agent", command=["x"])
+        registry.make("agent", command=["sh"])
 
 
 def test_tasks_are_dealt_as_rows_of_a_data_set(tasks: Path) -> None:
-    env = registry.make("agent", path=str(tasks), command=["x"])
+    env = registry.make("agent", path=str(tasks), command=["sh"])
     assert isinstance(env, Finite)
     observations = {
         split: {env.reset(seed=seed, options={"split": split})[0] for seed in range(200)}

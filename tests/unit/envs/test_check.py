@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -51,15 +53,17 @@ class Echo(gymnasium.Env[str, str]):
         if parity is not None and self.fault != "overlap":
             number = 2 * number + parity
         self.number = 7 if self.fault == "overlap" else number
-        return f"say {self.number}", {"instance": str(self.number)}
+        difficulty = {"list": [1], "no number": float("nan")}.get(self.fault, 1)
+        return f"say {self.number}", {"instance": str(self.number), "difficulty": difficulty}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self.fault == "raises" and "{" in action:
             raise KeyError("brace")
         success = action == str(self.number)
         feedback = "\u2603" if self.fault == "foreign" and not success else "done"
-        reward = float("nan") if self.fault == "nan" else float(success)
-        return feedback, reward, True, False, {"outcome": "SAID", "success": success}
+        reward = {"nan": float("nan"), "huge": 1e16}.get(self.fault, float(success))
+        info = {"outcome": "no\nname" if self.fault == "outcome" else "SAID", "success": success}
+        return feedback, reward, True, False, info | ({"parts": [1.0]} if self.fault == "parts" else {})
 
     def close(self) -> None:
         self.rows.close()  # an error in another thread
@@ -97,6 +101,11 @@ def _failed(fault: str) -> dict[str, str]:
         ("raises", "hostile text", "KeyError at test_check.py"),
         ("foreign", "hostile text", "not of the observation space"),
         ("nan", "hostile text", "the reward is nan"),
+        ("huge", "hostile text", "at most 1e+15 can be learnt from"),
+        ("parts", "hostile text", "has parts of type list"),
+        ("outcome", "hostile text", "is no name"),
+        ("list", "seeds", "info['difficulty'] is no word and no number but list"),
+        ("no number", "seeds", "info['difficulty'] is nan, and no finite number"),
         ("expert", "expert", "SAID (+0) for the expert's '?'"),
         ("unseeded", "seeds", "seed 0 differs in a second environment"),
         ("overlap", "splits", "1 instances are both trained on and held out, such as 7"),
@@ -123,6 +132,18 @@ def test_navigation_passes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "relative_old_town" in shown
     assert "FAILED" not in shown
+
+
+def test_a_data_set_without_a_scorer_is_checked_without_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{n} + 1 =", "completion": str(n + 1)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    assert check.main(["dataset", "--instances", "3", "--arg", f"path={tmp_path}/rows.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    assert "none are played" in shown
+    assert "1 of 21 rows repeat" in shown
+    assert "hostile text" not in shown
 
 
 @pytest.mark.parametrize(

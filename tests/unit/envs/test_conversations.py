@@ -89,6 +89,11 @@ def test_other_fields_may_be_named_and_an_instruction_follows_the_users_last_wor
     assert question({"prompt": "2", "messages": [USER, BOT]}, messages=None).observation == "2"
 
 
+def test_fields_of_a_message_that_say_nothing_are_passed_over() -> None:
+    empty = {"tool_calls": None, "thinking": "", "name": "Ann", "tool_call_id": "1"}
+    assert question({"messages": [USER | empty, BOT | empty]}).lesson == (("2 + 2 =", "4", True),)
+
+
 def test_what_is_asked_is_one_instance_in_every_shape() -> None:
     rows = [{"prompt": "2 + 2 ="}, {"messages": [USER, BOT]}, {"prompt": [USER], "completion": "4"}]
     assert len({question(row).instance for row in rows}) == 1
@@ -122,6 +127,9 @@ def test_what_is_asked_is_one_instance_in_every_shape() -> None:
         ({"prompt": [USER, BOT], "completion": "4"}, "ends with a message of the assistant, and 'completion' is anoth"),
         ({"prompt": "x", "completion": [USER]}, "its field 'completion' is no answer: its messages are user"),
         ({"prompt": "x", "completion": [BOT, MORE]}, "its field 'completion' is no answer.*assistant, user"),
+        ({"messages": [USER, BOT | {"tool_calls": [{"id": "1"}]}]}, "message 1 of 'messages' has 'tool_calls', which"),
+        ({"messages": [USER, BOT | {"weight": 0}, MORE, LAST]}, "message 1 of 'messages' has 'weight', which is not"),
+        ({"prompt": "x", "completion": [BOT | {"thinking": "so"}]}, "message 0 of 'completion' has 'thinking', which"),
         ({"prompt": "x", "completion": 4}, "its field 'completion' is 4, but must be a text or messages"),
     ],
 )  # fmt: skip

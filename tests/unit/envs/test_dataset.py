@@ -221,11 +221,13 @@ def test_a_score_is_whatever_holds_one_number(result: object, reward: float) -> 
         (Decimal("sNaN"), ValueError),
         (10**400, ValueError),
         (Fraction(-(10**400)), ValueError),
+        (1.1e15, ValueError),
+        ({"a": -1e308}, ValueError),
     ],
 )
 def test_what_holds_no_one_number_is_no_score(result: object, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=r"score=m:f returned .*: must be"):
-        returned(result, "m:f")
+        returned(result, "score=m:f")
 
 
 def test_a_scorer_gets_a_dict_of_its_own(tmp_path: Path) -> None:
@@ -309,6 +311,12 @@ def test_a_narrow_column_holds_what_was_written() -> None:
     ("line", "told"),
     [
         ('{"prompt": "a", "answer": ', "rows.jsonl:2: is not JSON"),
+        (
+            '{"prompt": "a" "b"}',
+            "rows.jsonl:2: is not JSON: Expecting ',' delimiter, at character 16 of the line",
+        ),
+        ('{"prompt": "a", "prompt": "b"}', "rows.jsonl:2: is not JSON: the name 'prompt' stands twice"),
+        ('{"prompt": "a", "x": [{"y": 1, "y": 1}]}', "rows.jsonl:2: is not JSON: the name 'y' stands twice"),
         ("[1, 2]", "rows.jsonl:2: is no object but list"),
         ('{"prompt": NaN}', "rows.jsonl:2: is not JSON: NaN is no JSON"),
         ('{"question": "a"}', r"rows.jsonl:2: its field 'prompt' is missing \(there are question\)"),
@@ -329,6 +337,21 @@ def test_a_bad_row_is_named(tmp_path: Path, line: str, told: str) -> None:
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROWS[0])}\n{line}\n\n{json.dumps(ROWS[1])}\n")
     with pytest.raises(Refused, match=told):
         made(str(tmp_path / "rows.jsonl"), score="number", variant="kind")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "1"}\n', encoding)
+    with pytest.raises(
+        Refused, match=r"rows.jsonl:1: begins with a byte order mark; save the file as UTF-8 without"
+    ):
+        made(str(tmp_path / "rows.jsonl"))
+
+
+def test_a_file_without_rows_is_refused_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n")
+    with pytest.raises(Refused, match=r"rows.jsonl: has no rows; give at least one"):
+        made(str(tmp_path / "rows.jsonl"))
 
 
 def test_bad_rows_are_counted_and_bad_bytes_found(tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ def odd(answer):
         raise LookupError("no judge")
     return 1
 
+def huge(answer):
+    return 1e308
+
+def leaves(answer):
+    raise SystemExit(3)
+
 def broken(answer):
     raise LookupError("no judge at all")
 """
@@ -80,11 +86,26 @@ def test_where_all_fail_it_fails_by_name(folder: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
+    ("function", "told"), [("huge", "at most 1e+15"), ("leaves", "SystemExit: 3 (judges.py:")]
+)
+def test_what_cannot_be_averaged_or_leaves_fails_its_own_answer(
+    folder: Path, function: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rescore.main(["answers.jsonl", "--score", f"judges:{function}", "--out", "scores.jsonl"]) == 1
+    assert told in capsys.readouterr().out
+    assert len(lines(folder / "scores.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
     ("argv", "told"),
     [
         (
             ["answers.jsonl", "--score", "exact", "--response", "said"],
             "answers.jsonl:1: its field 'said' is None",
+        ),
+        (
+            ["answers.jsonl", "--score", "exact", "--out", "none/scores.jsonl"],
+            "--out none/scores.jsonl: refused",
         ),
         (["none.jsonl", "--score", "exact"], "none.jsonl: there is no such file"),
         (["answers.jsonl", "--score", "exact", "--weights", "1", "2"], "are 2, for 1 functions"),
@@ -94,6 +115,6 @@ def test_where_all_fail_it_fails_by_name(folder: Path, capsys: pytest.CaptureFix
 def test_what_cannot_be_scored_is_refused(
     folder: Path, argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert rescore.main([*argv, "--out", "scores.jsonl"]) == 2
+    assert rescore.main(["--out", "scores.jsonl", *argv]) == 2
     assert told in capsys.readouterr().err
     assert not (folder / "scores.jsonl").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ loops = []
 async def same_loop(answer):
     loops.append(asyncio.get_running_loop())
     return 0
+
+def raises(answer):
+    raise LookupError("no row")
 
 async def fails(answer):
     await asyncio.sleep(0)
@@ -165,6 +169,23 @@ def test_async_functions_are_awaited_together_in_one_loop(path: str) -> None:
     assert loops[0].is_closed()
     with pytest.raises(LookupError, match="no judge"):
         said(path, "3", "rewards:right", "rewards:fails")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_nobody_will_await_is_closed(path: str) -> None:
+    with pytest.raises(LookupError, match="no row"):
+        said(path, "3", "rewards:waits", "rewards:raises")
+    gc.collect()  # a coroutine that was never awaited warns when it is collected
+
+
+@pytest.mark.parametrize("tests", ["assert (", ["assert x == 7", "def f(:"], "assert x == 7\n  y"])
+def test_tests_that_are_no_python_are_refused_by_row(tmp_path: Path, tests: object) -> None:
+    mixed = tmp_path / "broken.jsonl"
+    mixed.write_text("".join(json.dumps({"prompt": f"c{n}", "tests": tests}) + "\n" for n in range(9)))
+    with pytest.raises(
+        Refused, match=r"broken.jsonl:1: its field 'tests' is .* as Python it is wrong in line \d"
+    ):
+        said(str(mixed), "it is 7", "code")
 
 
 def test_functions_of_one_name_are_logged_by_their_modules(path: str, tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_environments_that_raise_end_their_own_episodes_only(chat: Chat) -> None
     wanted = [EpisodeSpec("v", "train", 0, i, i, i, i) for i in range(4)]
     played = collector(chat, lambda text, seed: "hi", Broken).collect(wanted, SAMPLING, 0)
     assert [t.ending for t in played] == [Ending.ENV_ERROR] * 4
-    assert [t.error for t in played] == ["RuntimeError: no cards", "ValueError: no rules"] * 2
+    for episode, told in zip(played, ["RuntimeError: no cards", "ValueError: no rules"] * 2, strict=True):
+        assert re.fullmatch(rf"{told} \(test_collect\.py:\d+\)", episode.error or "")
     assert [[turn.outcome for turn in t.turns] for t in played] == [[], ["ENV_ERROR"]] * 2
 
 
@@ -180,6 +181,17 @@ LONE = "half a pair: \ud83d"
         ({}, None, ["YES"]),
         ({"reward": math.nan}, "ValueError: the reward is nan", ["ENV_ERROR"]),
         ({"reward": -math.inf}, "ValueError: the reward is -inf", ["ENV_ERROR"]),
+        (
+            {"reward": 1e308},
+            r"ValueError: the reward is 1e\+308: at most 1e\+15 can be learnt from",
+            ["ENV_ERROR"],
+        ),
+        ({"outcome": "WRONG\nbecause"}, r"ValueError: the outcome .* is no name: .*", ["ENV_ERROR"]),
+        (
+            {"outcome": "x" * 101},
+            r"ValueError: the outcome .* one line of at most 100 characters, .*",
+            ["ENV_ERROR"],
+        ),
         ({"feedback": LONE}, "UnicodeEncodeError: .*surrogates not allowed", ["ENV_ERROR"]),
         ({"outcome": LONE}, "UnicodeEncodeError: .*surrogates not allowed", ["ENV_ERROR"]),
         ({"observation": LONE}, "UnicodeEncodeError: .*surrogates not allowed", []),

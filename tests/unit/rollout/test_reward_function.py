@@ -78,7 +78,7 @@ def test_both_rewards_are_kept_in_the_record_and_in_the_metrics(scored: Any) -> 
     assert b"env_reward" not in b"".join(map(jsonl.to_line, batch()))
 
 
-@given(played=st.lists(trajectories, max_size=3), reward=st.floats(allow_nan=False, allow_infinity=False))
+@given(played=st.lists(trajectories, max_size=3), reward=st.floats(-1e15, 1e15))
 def test_only_rewards_are_other_ones(played: list[Trajectory], reward: float) -> None:
     cfg = Config()
     played = [replace(e, turns=tuple(replace(t, env_reward=None) for t in e.turns)) for e in played]
@@ -128,6 +128,8 @@ def _turn(**fields: Any) -> Change:
         (_turn(env_reward=1.0), "env_reward of turn 0 was changed"),
         (_turn(reward=math.nan), "episode 0 .*: the reward of turn 0 is nan"),
         (_turn(reward=math.inf), "the reward of turn 0 is inf"),
+        (_turn(reward=10**400), "the reward of turn 0 is inf"),
+        (_turn(reward=-1e16), "the reward of turn 0 is -1e\\+16: at most 1e\\+15"),
         (_turn(reward="1"), "the reward of turn 0 is no number but str"),
         (_turn(reward=torch.tensor(1.0)), "the reward of turn 0 is no number but Tensor"),
         (_turn(reward=None), "the reward of turn 0 is no number but NoneType"),
