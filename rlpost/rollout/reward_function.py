@@ -80,6 +80,9 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
         yield f"came back as {type(after).__name__}"
         return
     yield from (f"its {name} was changed" for name in _changed(before, after, "turns"))
+    if not isinstance(after.turns, Sequence):
+        yield f"its turns came back as {type(after.turns).__name__}"
+        return
     if len(after.turns) != len(before.turns):
         yield f"has {len(after.turns)} turns of {len(before.turns)}"
         return
@@ -88,8 +91,16 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
         reward: Any = now.reward
         if not isinstance(reward, numbers.Real):
             yield f"the reward of turn {k} is no number but {type(reward).__name__}"
-        elif not math.isfinite(reward):
-            yield f"the reward of turn {k} is {reward}"
+        elif not math.isfinite(as_float := _as_float(reward)):
+            yield f"the reward of turn {k} is {as_float}"
+
+
+def _as_float(reward: Any) -> float:
+    """A real number as a float: infinite where it is an int or a Fraction that is too large for one."""
+    try:
+        return float(reward)
+    except OverflowError:
+        return math.copysign(math.inf, reward > 0 or -1)
 
 
 def _changed(before: Trajectory | Turn, after: Any, free: str) -> Iterator[str]:
