@@ -44,7 +44,9 @@ def load(reference: str, refused: type[Refused] = Refused) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except SystemExit as error:  # a script, which reads the command line or ends when it is imported
-        raise refused(f"{reference} cannot be imported: it calls sys.exit({error.code!r})", _A_SCRIPT) from error
+        raise refused(
+            f"{reference} cannot be imported: it calls sys.exit({error.code!r})", _A_SCRIPT
+        ) from error
     except Exception as error:
         raise refused(f"{reference} cannot be imported: {told(error)}", _IMPORTABLE) from error
 
