@@ -20,7 +20,8 @@ from rlpost.envs.terminal import plain_console
 
 def _variants_table() -> Table:
     table = Table("environment", "variant", "use", "what it is")
-    table.columns[1].no_wrap = True
+    for column in table.columns:
+        column.overflow = "fold"  # on a narrow terminal nothing is left out
     return table
 
 

@@ -22,6 +22,7 @@ from rlpost.envs.errors import Refused, UnknownEnvironment, hint
 
 _IMPORTABLE = "write module:name, importable from here: start in its folder, or install its package"
 _RLPOST = str(Path(__file__).parents[1]) + "/"
+_A_SCRIPT = 'put what the file does as a script under: if __name__ == "__main__":'
 
 
 def told(error: BaseException) -> str:
@@ -47,6 +48,10 @@ def load(reference: str, refused: type[Refused] = Refused) -> Any:
         raise refused(f"{reference} is of Python's standard library, not made to be called here", _IMPORTABLE)
     try:
         return getattr(importlib.import_module(module), name)
+    except SystemExit as error:  # a script, which reads the command line or ends when it is imported
+        raise refused(
+            f"{reference} cannot be imported: it calls sys.exit({error.code!r})", _A_SCRIPT
+        ) from error
     except Exception as error:
         raise refused(f"{reference} cannot be imported: {told(error)}", _IMPORTABLE) from error
 

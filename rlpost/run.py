@@ -114,9 +114,10 @@ def two_columns(rows: Mapping[str, str], one_line: bool = False) -> Table:
     """Words and what they do, side by side; with `one_line`, what is too long for the console ends in an ellipsis."""
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
     table.add_column(no_wrap=True, style="bold", min_width=max(map(len, rows)))
-    table.add_column(no_wrap=one_line)
+    # On the texts: a column that may not be wrapped is cut without a sign where another has a least width.
+    table.add_column()
     for left, right in rows.items():
-        table.add_row(left, right)
+        table.add_row(left, Text(right, no_wrap=one_line, overflow="ellipsis" if one_line else None))
     return table
 
 

@@ -7,6 +7,7 @@ rlpost.run: 0 done, 1 failed with a stated reason, 2 the words are refused, 130 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def _run_verb(name: str, words: Sequence[str]) -> int:
 def _unknown(word: str) -> str:
     """The reason why `word` is refused, and the words that are spelt alike or closest to it."""
     if (Path(word) / "config.yaml").is_file():
-        meant = f"rlpost resume={word} goes on with this run; rlpost report {word} writes its page"
+        resume, report = (shlex.join(["rlpost", *words]) for words in ([f"resume={word}"], ["report", word]))
+        meant = f"{resume} goes on with this run; {report} writes its page"
     elif word in SHORT or word in schema():
         meant = f"it is a setting: write {word}=VALUE; rlpost settings {word} says which"
     else:

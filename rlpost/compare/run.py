@@ -83,7 +83,8 @@ def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:
     if failed:
         raise RlpostError(
             f"{len(failed)} of {len(comparison.cells)} cells failed, and are shown as failed in the report:"
-            f" {', '.join(Path(cell.run_dir).name for cell in failed)}.\nresume={folder} tries them again."
+            f" {', '.join(Path(cell.run_dir).name for cell in failed)}."
+            f"\n{shlex.quote(f'resume={folder}')} tries them again."
         )
 
 

@@ -103,7 +103,7 @@ def _message(path: Path, error: OSError) -> str:
     if error.errno in _FULL:
         remedy = "free space on that disk; a training run then goes on with resume=<its folder>"
     elif error.errno in _FORBIDDEN:
-        remedy = "make the folder writable, or choose another with output_dir="
+        remedy = "make the folder writable, or name another place (of a run: output_dir=)"
     else:
-        remedy = "check that the path can be written, or choose another with output_dir="
+        remedy = "check that the path can be written, or name another place (of a run: output_dir=)"
     return f"{path}\n  reason: cannot be written ({reason})\n  remedy: {remedy}"

@@ -81,25 +81,30 @@ def _faults(before: Trajectory, after: Any) -> Iterator[str]:
         yield f"came back as {type(after).__name__}"
         return
     yield from (f"its {name} was changed" for name in _changed(before, after, "turns"))
-    if len(after.turns) != len(before.turns):
-        yield f"has {len(after.turns)} turns of {len(before.turns)}"
+    turns: Any = after.turns  # the user's code may have put anything there
+    if not isinstance(turns, Sequence):
+        yield f"its turns came back as {type(turns).__name__}"
         return
-    for k, (turn, now) in enumerate(zip(before.turns, after.turns, strict=True)):
+    if len(turns) != len(before.turns):
+        yield f"has {len(turns)} turns of {len(before.turns)}"
+        return
+    for k, (turn, now) in enumerate(zip(before.turns, turns, strict=True)):
         yield from (f"{name} of turn {k} was changed" for name in _changed(turn, now, "reward"))
         reward: Any = now.reward
         if not isinstance(reward, numbers.Real):
             yield f"the reward of turn {k} is no number but {type(reward).__name__}"
-        elif not math.isfinite(value := _as_float(reward)):
-            yield f"the reward of turn {k} is {value}"
-        elif abs(value) > MAX_REWARD:
-            yield f"the reward of turn {k} is {value:g}: at most {MAX_REWARD:g} can be learnt from"
+        elif not math.isfinite(as_float := _as_float(reward)):
+            yield f"the reward of turn {k} is {as_float}"
+        elif abs(as_float) > MAX_REWARD:
+            yield f"the reward of turn {k} is {as_float:g}: at most {MAX_REWARD:g} can be learnt from"
 
 
-def _as_float(reward: numbers.Real) -> float:
+def _as_float(reward: Any) -> float:
+    """A real number as a float: infinite for an int or a Fraction that is too large for one."""
     try:
         return float(reward)
     except OverflowError:
-        return math.inf
+        return math.copysign(math.inf, reward > 0 or -1)
 
 
 def _changed(before: Trajectory | Turn, after: Any, free: str) -> Iterator[str]:

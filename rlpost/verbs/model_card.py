@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def card(repo: str, run_dir: RunDir, config: Config) -> bytes:
     if summary is None:
         raise OutputError(
             f"{run_dir.path}\n  reason: the run has not finished (no summary.json): there are no figures for a card\n"
-            f"  remedy: go on with it: python -m rlpost.run resume={run_dir.path}"
+            f"  remedy: go on with it: python -m rlpost.run {shlex.quote(f'resume={run_dir.path}')}"
         )
     settings, local = public_settings(config)
     settings_yaml = OmegaConf.to_yaml(OmegaConf.create(settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def adapter_of(run_dir: RunDir, settings: Config) -> Path:
         raise OutputError(
             f"{run_dir.path}\n  reason: the run has no adapter/: it trained none (task={settings.task.value}), or ended"
             " before its first swap\n  remedy: name a run that has trained, or go on with this one:"
-            f" python -m rlpost.run resume={run_dir.path}"
+            f" python -m rlpost.run {shlex.quote(f'resume={run_dir.path}')}"
         )
     return run_dir.adapter
 

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -118,8 +119,23 @@ def _refuse(asked: argparse.Namespace, options: Sequence[str]) -> None:
         raise ConfigError(
             f"--port={asked.port}\n  reason: there is no such port\n  remedy: give one from 1 to 65535"
         )
+    _refuse_taken(asked.host, asked.port)
     if asked.folder is not None:
         refuse_existing(asked.folder)
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raise OutputError for an address that cannot be listened on; vLLM finds that out only once it has loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise OutputError(
+            f"--host {host} --port {port}\n  reason: nothing can listen there ({error.strerror or error})\n"
+            "  remedy: give another --port, or an address of this machine as --host"
+        ) from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rlpost import run
 from rlpost.command import main as command
 from rlpost.command.verbs import VERBS, Verb
 from rlpost.config.experiments import experiments
+from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError, OutputError
 
 ROOT = Path(__file__).parents[3]
@@ -152,3 +154,28 @@ def test_the_working_directory_comes_last_on_the_path(
     monkeypatch.setattr(sys, "argv", ["rlpost", "--version"])
     assert command.script() == 0
     assert sys.path[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("one_line", [True, False])
+def test_what_is_cut_from_a_help_ends_in_an_ellipsis(one_line: bool) -> None:
+    written = io.StringIO()
+    rows = {"generalpoints_ppo": "word " * 40, "own_ppo": "short"}
+    plain_console(file=written, width=60).print(run.two_columns(rows, one_line=one_line))
+    lines = written.getvalue().splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    if one_line:
+        assert [line.rstrip()[-1] for line in lines] == ["…", "t"]
+    else:
+        assert written.getvalue().count("word") == 40
+
+
+def test_a_runs_folder_in_a_remedy_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "config.yaml").touch()
+    assert command.main(["my run"]) == 2
+    assert "rlpost 'resume=my run'" in (told := capsys.readouterr().err)
+    assert "rlpost report 'my run'" in told

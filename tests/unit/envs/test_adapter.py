@@ -108,6 +108,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_module.py").write_text(text.replace('Text(50)', 'Text(50, charset=CHARACTERS)').replace(
         "class Sum", "CHARACTERS = frozenset(map(chr, range(32, 127)))\n\n\nclass Sum"))  # fmt: skip
     (tmp_path / "own_broken.py").write_text("import json\n1 / 0\n")
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit(2)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_module", raising=False)
     return "own_module"
@@ -161,6 +162,7 @@ def test_variants_of_ones_own_are_passed_on(own: str) -> None:
         ("own_module:Stubborn", r"cannot be made: KeyError: 'no key to the door' \(own_module.py:\d+\)"),
         ("own_module:Misdeclared", "its variants hold 'mine', which has not name, held_out and summary"),
         ("own_broken:Env", r"cannot be imported: ZeroDivisionError: division by zero \(own_broken.py:2\)"),
+        ("own_script:Env", r"cannot be imported: it calls sys.exit\(2\); put what the file does .*__main__"),
         (":", "cannot be imported"),
         ("own_module:", "cannot be imported"),
     ],

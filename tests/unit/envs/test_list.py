@@ -8,6 +8,7 @@ import pytest
 
 from rlpost.envs import list as listing
 from rlpost.envs.command_line import env_arguments
+from rlpost.envs.registry import variants
 
 
 def test_everything_is_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +22,18 @@ def test_everything_is_listed(capsys: pytest.CaptureFixture[str], monkeypatch: p
     ]
     assert {row[1]: row[2] for row in rows}["faces_10"] == "trained"
     assert {row[1]: row[2] for row in rows}["faces_11_12_13"] == "held out"
+
+
+def test_a_narrow_terminal_leaves_nothing_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert listing.main(["generalpoints"]) == 0
+    shown = capsys.readouterr().out
+    cells = [line.split("│")[1:-1] for line in shown.splitlines() if "│" in line]
+    names = "".join(row[1].strip() for row in cells)
+    assert "…" not in shown
+    assert all(variant.name in names for variant in variants("generalpoints"))
 
 
 def test_what_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:

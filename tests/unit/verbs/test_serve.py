@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def test_the_server_has_the_engines_settings_and_the_users_options_last(
     assert "--worker-extension-cls" not in told
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | Path) -> str:
+def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str | int | Path) -> str:
     assert main(["serve", *map(str, argv)]) == code
     return capsys.readouterr().err
 
@@ -148,3 +149,9 @@ def test_refusals(run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "it is there already" in refused(capsys, 1, run_dir.path, "--folder", tmp_path)
     assert "two tokens at least" in refused(capsys, 2, run_dir.path, "--max-model-len", "1")
     assert "somebody must compute" in refused(capsys, 2, run_dir.path, "--threads", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "nothing can listen there (Address already in use)" in refused(
+            capsys, 1, run_dir.path, "--port", port
+        )
+    assert "nothing can listen there" in refused(capsys, 1, run_dir.path, "--host", "192.0.2.1")
