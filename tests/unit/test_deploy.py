@@ -124,9 +124,10 @@ STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node="${1#*=}"; shift; done\n'
     'echo "$node: $*" >> "$NOTES"; exec "$@"',
     "hostname": "echo 10.0.0.1 10.0.0.2",
-    "ray": 'trap "echo ray ended >> $NOTES; exit 0" TERM; while true; do sleep 0.1; done',
+    "ray": 'trap "echo ray ended >> $NOTES; exit 0" TERM; echo up >> "$NOTES"; while true; do sleep 0.1; done',
     "python": "if [[ $1 == -c ]]; then echo secret; exit; fi\n"
-    'cat > /dev/null; echo "waits: $*" >> "$NOTES"; exit "$JOINED"',
+    'cat > /dev/null; until [[ $(grep -cx up "$NOTES") == 3 ]]; do sleep 0.05; done\n'
+    'echo "waits: $*" >> "$NOTES"; exit "$JOINED"',
     "rlpost": 'echo "run: $* token=$RAY_AUTH_TOKEN $RAY_AUTH_MODE" >> "$NOTES"\n'
     'trap "echo stopped >> $NOTES; exit 143" TERM; [[ $1 == long ]] && sleep 20 & wait $!; exit 3',
 }

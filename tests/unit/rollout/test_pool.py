@@ -170,7 +170,7 @@ class FakeActor:
 
     @property
     def start(self) -> Method:
-        return Method(lambda cfg, folder: self._next("start", None))
+        return Method(lambda cfg, folder, given: self._next("start", None))
 
     @property
     def swap(self) -> Method:
