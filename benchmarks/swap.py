@@ -52,7 +52,7 @@ def compare(case: Case) -> str:
 
     def scored(name: str) -> int:
         engine._engine.reset_prefix_cache()
-        scores[name] = engine.score(canary.token_ids)
+        scores[name] = engine.logprobs(canary.token_ids)
         return 1
 
     sides = {

@@ -278,7 +278,7 @@ class Config:
     model: str = "tiny"  # tiny, smollm2-135m, a local folder, or a hub id
     dtype: Dtype = Dtype.auto  # precision of engine and learner; a run's config.yaml contains the choice
     adapter: str | None = None  # folder of a PEFT adapter to start from (or to evaluate)
-    env: str = "generalpoints"  # a registered environment
+    env: str = "generalpoints"  # a bundled environment, module:Class, dataset, agent, verifiers:ID, ... (rlpost list)
     env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the environment
     train_variant: str = "faces_10"  # variant of the environment to train on
     # variants of the environment to evaluate

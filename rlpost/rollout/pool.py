@@ -11,7 +11,7 @@ A share is played again as a whole, including groups that were already handed ov
 batch, so only equal batches give the episodes of a run that lost no worker.
 
 Which actor plays an episode does not matter: the episode's seed decides its random draws. The episodes of a group go to
-one actor, whose engine computes their common prompt once.
+one actor, whose engine computes their common prompt once; at most workers - 1 groups are split between two.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class ScriptedEngine:
         kept = ids[: min(sampling.max_new_tokens, self.max_model_len - len(prompt))]
         return Completion(kept, (LOGPROB,) * len(kept), finish if len(kept) == len(ids) else Finish.LENGTH)
 
-    def score(self, token_ids: tuple[int, ...]) -> list[float]:
+    def logprobs(self, token_ids: tuple[int, ...]) -> list[float]:
         return [LOGPROB] * (len(token_ids) - 1)
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:

@@ -162,7 +162,7 @@ def test_requests_may_join_while_others_run(engine: VllmEngine) -> None:
 def test_scoring_meanwhile_loses_no_completion(engine: VllmEngine, base: Any) -> None:
     for i in range(3):
         engine.submit(f"r{i}", ModelInput(PROMPT), Sampling(1.0, 1), i)
-    scores = engine.score(PROMPT)
+    scores = engine.logprobs(PROMPT)
     torch.testing.assert_close(torch.tensor(scores), logprobs(base, PROMPT), rtol=0, atol=TIGHT)
     assert set(drain(engine, 3)) == {"r0", "r1", "r2"}
 
@@ -170,7 +170,7 @@ def test_scoring_meanwhile_loses_no_completion(engine: VllmEngine, base: Any) ->
 def test_scores_are_whole_when_the_prefix_is_cached(engine: VllmEngine, base: Any) -> None:
     token_ids = tuple(range(4, 204))
     for _ in range(2):
-        scores = engine.score(token_ids)
+        scores = engine.logprobs(token_ids)
         torch.testing.assert_close(torch.tensor(scores), logprobs(base, token_ids), rtol=0, atol=TIGHT)
 
 
@@ -222,7 +222,7 @@ def test_a_prompt_that_does_not_fit_is_refused(engine: VllmEngine, length: int) 
     with pytest.raises(RolloutError, match=f"{length} tokens.*256"):
         engine.submit("long", ModelInput(tuple([9] * length)), Sampling(0.0, 4), 0)
     with pytest.raises(RolloutError, match=f"{length} tokens"):
-        engine.score(tuple([9] * length))
+        engine.logprobs(tuple([9] * length))
     assert engine.step() == []
 
 
@@ -279,7 +279,7 @@ def test_a_swap_serves_what_peft_computes(
     assert report.canary_gap < TIGHT
     assert report.rounding_loss == 0.0
     torch.testing.assert_close(
-        torch.tensor(engine.score(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
+        torch.tensor(engine.logprobs(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
     )
     done = sample(engine, Sampling(1.0, 12), {"a": 7})["a"]
     expected = logprobs(model, (*PROMPT, 100, *done.token_ids))[len(PROMPT) :]
@@ -308,7 +308,7 @@ def test_a_kind_that_only_peft_knows_is_swapped_in_and_proven(
     assert report.modules_bound == report.modules_expected == 18  # three modules in each of six blocks
     assert report.canary_gap < TIGHT
     torch.testing.assert_close(
-        torch.tensor(engine.score(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
+        torch.tensor(engine.logprobs(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
     )
 
 
@@ -317,7 +317,7 @@ def test_a_wrong_tensor_of_such_a_kind_is_refused_and_the_old_version_lives(
     engine: VllmEngine, policy_a: tuple[PeftModel, Adapter], random_model: Path, tmp_path: Path, case: str
 ) -> None:
     engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
-    before = engine.score(PROMPT)
+    before = engine.logprobs(PROMPT)
     model, adapter = of_peft(random_model, case, tmp_path, 8)
     module = "layers.2.self_attn.q_proj"
     name = next(name for name in sorted(adapter.tensors) if module in name)
@@ -325,7 +325,7 @@ def test_a_wrong_tensor_of_such_a_kind_is_refused_and_the_old_version_lives(
     def refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
         with pytest.raises(SwapError, match=f"(?s)Version 8 was not taken.*{reason}.*Live is version 1"):
             engine.swap(Adapter.create(adapter.config, tensors, 8), canary(model), TIGHT)
-        assert engine.score(PROMPT) == before
+        assert engine.logprobs(PROMPT) == before
 
     refused({**adapter.tensors, name: 3 * adapter.tensors[name] + 0.5}, "On the canary")
     refused({key: value for key, value in adapter.tensors.items() if module not in key}, module)
@@ -334,7 +334,7 @@ def test_a_wrong_tensor_of_such_a_kind_is_refused_and_the_old_version_lives(
     flipped.view(torch.int32).view(-1)[0] ^= 1
     with pytest.raises(SwapError, match=r"(?s)Version 8.*did not arrive whole.*Live is version 1"):
         engine.swap(dataclasses.replace(adapter, tensors={**adapter.tensors, name: flipped}), None, TIGHT)
-    assert engine.score(PROMPT) == before
+    assert engine.logprobs(PROMPT) == before
 
 
 def test_a_merge_that_fails_midway_leaves_the_old_version(
@@ -345,7 +345,7 @@ def test_a_merge_that_fails_midway_leaves_the_old_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
-    before = engine.score(PROMPT)
+    before = engine.logprobs(PROMPT)
     model, adapter = of_peft(random_model, "OFT", tmp_path, 10)
     merged = PeftLayers.merged
 
@@ -357,7 +357,7 @@ def test_a_merge_that_fails_midway_leaves_the_old_version(
     monkeypatch.setattr(PeftLayers, "merged", spoiled)
     with pytest.raises(SwapError, match=r"(?s)Version 10 .*layers\.3\.mlp\.down_proj.*Live is version 1"):
         engine.swap(adapter, canary(model), TIGHT)
-    assert engine.score(PROMPT) == before
+    assert engine.logprobs(PROMPT) == before
 
 
 def test_kinds_follow_each_other_and_each_leaves_the_base(
@@ -368,7 +368,7 @@ def test_kinds_follow_each_other_and_each_leaves_the_base(
     scores = []
     for one, its in ((model, adapter), policy_b, (model, adapter)):
         engine.swap(its, canary(one), TIGHT)
-        scores.append(engine.score(PROMPT))
+        scores.append(engine.logprobs(PROMPT))
     assert scores[0] == scores[2] != scores[1]
 
 
@@ -378,7 +378,7 @@ def test_a_b_a_is_a_to_the_bit(
     scores, tokens = [], []
     for model, adapter in (policy_a, policy_b, policy_a):
         engine.swap(adapter, canary(model), TIGHT)
-        scores.append(engine.score(PROMPT))
+        scores.append(engine.logprobs(PROMPT))
         tokens.append(sample(engine, Sampling(1.0, 16), {"s": 3})["s"])
     assert scores[0] == scores[2] != scores[1]
     assert tokens[0] == tokens[2] != tokens[1]
@@ -439,25 +439,25 @@ def test_a_corrupted_adapter_is_refused_and_the_old_one_lives(
     message: str,
 ) -> None:
     engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
-    before = engine.score(PROMPT)
+    before = engine.logprobs(PROMPT)
     model, adapter = policy(random_model, 6)
     with pytest.raises(SwapError, match=f"(?s)Version 6 was not taken.*{message}.*Live is version 1"):
         engine.swap(corrupt(adapter), canary(model), TIGHT)
-    assert engine.score(PROMPT) == before
+    assert engine.logprobs(PROMPT) == before
 
 
 def test_a_wrong_canary_restores_the_old_version(
     engine: VllmEngine, policy_a: tuple[PeftModel, Adapter], policy_b: tuple[PeftModel, Adapter]
 ) -> None:
     engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
-    before = engine.score(PROMPT)
+    before = engine.logprobs(PROMPT)
     with pytest.raises(SwapError, match=r"(?s)canary.*Live is version 1"):
         engine.swap(policy_b[1], canary(policy_a[0]), 0.01)
-    assert engine.score(PROMPT) == before
+    assert engine.logprobs(PROMPT) == before
     not_finite = dataclasses.replace(canary(policy_b[0]), logprobs=(float("nan"),) * 47)
     with pytest.raises(SwapError, match="canary"):
         engine.swap(policy_b[1], not_finite, 0.01)
-    assert engine.score(PROMPT) == before
+    assert engine.logprobs(PROMPT) == before
 
 
 def test_a_layer_that_was_not_written_is_named(
@@ -467,7 +467,7 @@ def test_a_layer_that_was_not_written_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
-    before = engine.score(PROMPT)
+    before = engine.logprobs(PROMPT)
     write, lost = LiveLayer.write, ["model.layers.4.self_attn.qkv_proj"]
 
     def lossy(layer: LiveLayer, weight: torch.Tensor) -> None:
@@ -481,7 +481,7 @@ def test_a_layer_that_was_not_written_is_named(
         SwapError, match=r"(?s)1 of 24 layers.*layers\.4\.self_attn\.qkv_proj.*Live is version 1"
     ):
         engine.swap(policy_b[1], None, TIGHT)
-    assert engine.score(PROMPT) == before
+    assert engine.logprobs(PROMPT) == before
 
 
 def test_one_wrong_weight_in_a_layer_is_seen(

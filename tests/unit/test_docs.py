@@ -175,10 +175,13 @@ def test_the_readmes_first_recipe_is_accepted_and_scores(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "rewards", raising=False)
-    name, *settings = shlex.split(command[1].replace("model=MODEL", "model=tiny"))
-    config = prepare([f"experiment={name}", *settings])
-    env = registry.make(config.env, **config.env_args)
-    question, _ = env.reset(seed=0, options={"split": "train"})
-    number = int(str(question).split()[0])
-    _, reward, *_ = env.step(f"I add them. #### {2 * number}")
-    assert reward == 1.0
+    name, *settings = shlex.split(command[1])
+    for more in ([], ["env_args.score=rewards:correct"]):
+        config = prepare([f"experiment={name}", *settings, *more])
+        env = registry.make(config.env, **config.env_args)
+        question, _ = env.reset(seed=0, options={"split": "train"})
+        assert "End with ####" in question
+        number = int(question.split()[0])
+        assert env.step(f"I add them. #### {2 * number}")[1] == 1.0
+        env.reset(seed=0, options={"split": "train"})
+        assert env.step(f"I add them. #### {2 * number + 1}")[1] == 0.0

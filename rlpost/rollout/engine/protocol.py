@@ -35,7 +35,7 @@ class SwapReport:
     """The proof of a swap by an engine."""
 
     version: int
-    fingerprint: str  # fingerprint of the tensors read back from the engine
+    fingerprint: str  # of the adapter's tensors, as they arrived at the engine
     modules_bound: int  # target modules whose weight was rewritten
     modules_expected: int
     canary_gap: float  # mean |log-prob difference| to the learner on the canary
@@ -61,7 +61,7 @@ class Engine(Protocol):
     def abort(self, keys: Sequence[str]) -> None:
         """Drop live requests; `step` returns nothing for them. Their keys may be used again."""
 
-    def score(self, token_ids: tuple[int, ...]) -> list[float]:
+    def logprobs(self, token_ids: tuple[int, ...]) -> list[float]:
         """Log-probs of the tokens from the second on, given those before them, at temperature 1."""
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:

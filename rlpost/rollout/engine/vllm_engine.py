@@ -1,8 +1,8 @@
 """The real engine: vLLM in this process, with merged hot swaps. Only this file imports vllm.
 
-    submit ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
-    score  ──▶ one prompt through the live weights, past the prefix cache
-    swap   ──▶ SwapWorker (rlpost.rollout.engine.swap) writes and probes ──▶ canary by `score` ──▶ live, or restored
+    submit   ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
+    logprobs ──▶ one prompt through the live weights, past the prefix cache
+    swap     ──▶ SwapWorker (rlpost.rollout.engine.swap) writes and probes ──▶ canary by `logprobs` ──▶ live, or restored
 
 Nothing runs between calls: an idle engine has no thread that works or spins.
 """
@@ -30,7 +30,7 @@ from rlpost.weights.adapters import Adapter
 
 __all__ = ["EngineSettings", "VllmEngine", "engine_args"]
 
-_SCORE = "\0score"  # key of scoring requests; no caller's key starts with a NUL
+_LOGPROBS = "\0logprobs"  # key of requests for log-probs; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
 # Tokens per KV block. Prompts share whole blocks only, and the CPU kernels need multiples of 32.
 _CPU_BLOCK = 32
@@ -40,11 +40,11 @@ _RESTORED = 1e-4  # largest log-prob change that a restored version may show on 
 
 @dataclass(frozen=True)
 class _Live:
-    """The adapter that the engine serves, and its scores on the canary when it was proven."""
+    """The adapter that the engine serves, and its log-probs of the canary when it was proven."""
 
     adapter: Adapter | None = None
     canary: Canary | None = None
-    scores: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -105,8 +105,8 @@ class VllmEngine:
         self._waiting.difference_update(keys)
         self._finished = [(key, completion) for key, completion in self._finished if key not in keys]
 
-    def score(self, token_ids: tuple[int, ...]) -> list[float]:
-        """See `Engine.score`. Other live requests advance meanwhile; `step` returns their results.
+    def logprobs(self, token_ids: tuple[int, ...]) -> list[float]:
+        """See `Engine.logprobs`. Other live requests advance meanwhile; `step` returns their results.
 
         Raises:
             RolloutError: there are more tokens than fit the model's context with room for one more.
@@ -123,11 +123,11 @@ class VllmEngine:
             detokenize=False,
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
-        self._add(_SCORE, ModelInput(token_ids), params)
-        scored = None
-        while scored is None:
-            scored = self._advance()
-        return [scored[i][token].logprob for i, token in enumerate(token_ids) if i > 0]
+        self._add(_LOGPROBS, ModelInput(token_ids), params)
+        answered = None
+        while answered is None:
+            answered = self._advance()
+        return [answered[i][token].logprob for i, token in enumerate(token_ids) if i > 0]
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
         """Make `adapter` live and prove it; see `Engine.swap`.
@@ -140,14 +140,14 @@ class VllmEngine:
         started = time.perf_counter()
         try:
             written = self._write(adapter)
-            scores, gap = self._canary_gap(canary, max_gap)
+            logprobs, gap = self._canary_gap(canary, max_gap)
         except Exception as error:
             self._restore(error)
             reason = str(error).rstrip(".")
             raise SwapError(
                 f"Version {adapter.version} was not taken: {reason}. Live is {self._live.name}."
             ) from error
-        self._live = _Live(adapter, canary, tuple(scores))
+        self._live = _Live(adapter, canary, tuple(logprobs))
         return SwapReport(
             version=adapter.version,
             fingerprint=written.fingerprint,
@@ -163,17 +163,17 @@ class VllmEngine:
         self._waiting.add(key)
 
     def _advance(self) -> Any | None:
-        """Take one engine step. Completions go to `_finished`; the log-probs of a scored prompt are returned."""
-        scored = None
+        """Take one engine step. Completions go to `_finished`; log-probs that were asked for are returned."""
+        answered = None
         for output in self._engine.step():
             if not output.finished:
                 continue
             self._waiting.discard(output.request_id)
-            if output.request_id == _SCORE:
-                scored = output.prompt_logprobs
+            if output.request_id == _LOGPROBS:
+                answered = output.prompt_logprobs
             else:
                 self._finished.append((output.request_id, _completion(output.outputs[0])))
-        return scored
+        return answered
 
     def _write(self, adapter: Adapter | None) -> WriteReport:
         report: WriteReport = self._engine.collective_rpc("rlpost_write", args=(adapter,))[0]
@@ -182,27 +182,27 @@ class VllmEngine:
         return report
 
     def _canary_gap(self, canary: Canary | None, max_gap: float) -> tuple[list[float], float]:
-        """The engine's scores and their mean |difference| to the learner's; NaN without a canary."""
+        """The log-probs of the engine and their mean |difference| to the learner's; NaN without a canary."""
         if canary is None:
             return [], math.nan
-        scores = self.score(canary.token_ids)
-        gap = sum(abs(a - b) for a, b in zip(scores, canary.logprobs, strict=True)) / len(scores)
+        logprobs = self.logprobs(canary.token_ids)
+        gap = sum(abs(a - b) for a, b in zip(logprobs, canary.logprobs, strict=True)) / len(logprobs)
         if not gap <= max_gap:
             raise SwapError(
                 f"On the canary the engine's log-probs differ from the learner's by {gap:.4f} in the mean;"
                 f" rollout.max_canary_gap is {max_gap}."
             )
-        return scores, gap
+        return logprobs, gap
 
     def _restore(self, reason: Exception) -> None:
-        """Restore the previous adapter, proven by probes and by its scores on its own canary."""
+        """Restore the previous adapter, proven by probes and by the log-probs of its own canary."""
         live = self._live
         try:
             self._write(live.adapter)
             moved = 0.0
             if live.canary is not None:
-                again = self.score(live.canary.token_ids)
-                moved = max(abs(a - b) for a, b in zip(again, live.scores, strict=True))
+                again = self.logprobs(live.canary.token_ids)
+                moved = max(abs(a - b) for a, b in zip(again, live.logprobs, strict=True))
         except Exception as error:
             raise SwapError(
                 f"A swap failed ({reason}) and {live.name} could not be restored: {error}"
@@ -218,7 +218,7 @@ class VllmEngine:
             self.submit(f"warm-up {i}", ModelInput((1, 2, 3, 4)), Sampling(1.0, 4), seed=i)
         while self._waiting:
             self.step()
-        self.score((1, 2, 3, 4))
+        self.logprobs((1, 2, 3, 4))
         self._engine.reset_prefix_cache()
 
 

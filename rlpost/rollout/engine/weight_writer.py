@@ -12,7 +12,7 @@ from rlpost.weights.update import WeightUpdate
 class WriteReport:
     """The proof of a write. See `rlpost.rollout.engine.protocol.SwapReport`."""
 
-    fingerprint: str  # fingerprint of the merged tensors as read here; empty for the bare base model
+    fingerprint: str  # of the adapter's tensors, as they arrived here; empty for the bare base model
     modules_bound: int
     modules_expected: int
     rounding_loss: float
