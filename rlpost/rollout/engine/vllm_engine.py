@@ -2,7 +2,7 @@
 
     submit   ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
     logprobs ──▶ one prompt through the live weights, past the prefix cache
-    swap     ──▶ SwapWorker (rlpost.rollout.engine.swap) writes and probes ──▶ canary by `logprobs` ──▶ live, or restored
+    swap     ──▶ SwapWorker (engine/swap.py) writes and probes ──▶ canary by `logprobs` ──▶ live, or restored
 
 Nothing runs between calls: an idle engine has no thread that works or spins.
 """
