@@ -64,15 +64,23 @@ def _rewarded(
     except RolloutError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise RolloutError(f"{what}: {own.told(error)}") from error
+        raise RolloutError(f"{what}: {own.told(error)}{_remedy(reference)}") from error
     if not isinstance(returned, list):
-        raise RolloutError(f"{what} returned no list of episodes but {type(returned).__name__}")
+        raise RolloutError(
+            f"{what} returned no list of episodes but {type(returned).__name__}{_remedy(reference)}"
+        )
     if len(returned) != len(played):
-        raise RolloutError(f"{what} returned {len(returned)} episodes of {len(played)}")
+        raise RolloutError(f"{what} returned {len(returned)} episodes of {len(played)}{_remedy(reference)}")
     for before, after in zip(played, returned, strict=True):
         if wrong := next(_faults(before, after), None):
-            raise RolloutError(f"{what}: episode {before.episode} (instance {before.instance}): {wrong}")
+            told = f"{what}: episode {before.episode} (instance {before.instance}): {wrong}"
+            raise RolloutError(f"{told}{_remedy(reference)}")
     return [_with_rewards(before, after) for before, after in zip(played, returned, strict=True)]
+
+
+def _remedy(reference: str) -> str:
+    """The lines that end an error: the record is whole, so that the run can go on."""
+    return f"\n  remedy: mend the function, then go on with resume=RUN algo.reward_function={reference}"
 
 
 def _faults(before: Trajectory, after: Any) -> Iterator[str]:
