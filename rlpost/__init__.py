@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from rlpost.envs.base import Expert, ExpertTurn, Finite, Pictured, PlainVariant, VariantInfo, WithTools
     from rlpost.envs.messages import Message
     from rlpost.envs.splits import split_of
-    from rlpost.envs.texts import AnyText
+    from rlpost.envs.texts import AnySaid, AnyText
+    from rlpost.envs.tool_calls import Malformed, ToolCall, tool_calls
     from rlpost.types import Trajectory, Turn
 
 __all__ = [
+    "AnySaid",
     "AnyText",
     "Expert",
     "ExpertTurn",
     "Finite",
+    "Malformed",
     "Message",
     "Pictured",
     "PlainVariant",
     "Progress",
     "Run",
     "Started",
+    "ToolCall",
     "Trajectory",
     "Turn",
     "VariantInfo",
@@ -41,6 +45,7 @@ __all__ = [
     "open_run",
     "split_of",
     "start",
+    "tool_calls",
     "train",
 ]
 
@@ -52,7 +57,8 @@ _HOMES = {
     ),
     "rlpost.envs.messages": ("Message",),
     "rlpost.envs.splits": ("split_of",),
-    "rlpost.envs.texts": ("AnyText",),
+    "rlpost.envs.texts": ("AnySaid", "AnyText"),
+    "rlpost.envs.tool_calls": ("Malformed", "ToolCall", "tool_calls"),
     "rlpost.types": ("Trajectory", "Turn"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
