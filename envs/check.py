@@ -95,12 +95,12 @@ class Subject:
 
 def _elsewhere(work: Callable[[], T]) -> T:
     """Run `work` in a new thread; return its result or raise its error."""
-    found: list[T] = []
+    results: list[T] = []
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            found.append(work())
+            results.append(work())
         except BaseException as error:  # sys.exit in an environment must not end the check
             raised.append(error)
 
@@ -109,7 +109,7 @@ def _elsewhere(work: Callable[[], T]) -> T:
     thread.join()
     if raised:
         raise raised[0]
-    return found[0]
+    return results[0]
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -339,9 +339,9 @@ def _alone(check: Callable[..., str], subject: Subject, *variant: str) -> str:
     return _elsewhere(run)
 
 
-def _table(name: str, found: list[Finding]) -> Table:
+def _table(name: str, findings: list[Finding]) -> Table:
     table = Table("check", "variant", "", "found", title=name)
-    for each in found:
+    for each in findings:
         mark = Text("passed", "green") if each.passed else Text("FAILED", "red")
         table.add_row(each.check, each.variant, mark, each.told.encode("ascii", "backslashreplace").decode())
     return table
@@ -365,9 +365,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except Exception as error:  # the checks report it, with its origin
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    found = list(findings(subject))
-    plain_console().print(_table(arguments.env, found))
-    return 0 if all(each.passed for each in found) else 1
+    results = list(findings(subject))
+    plain_console().print(_table(arguments.env, results))
+    return 0 if all(each.passed for each in results) else 1
 
 
 if __name__ == "__main__":

@@ -67,24 +67,24 @@ def _given(reference: str, refused: type[Refused]) -> Any:
 
 
 def _class(reference: str) -> type[gymnasium.Env[Any, str]]:
-    found = load(reference, UnknownEnvironment)
-    if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
+    named = load(reference, UnknownEnvironment)
+    if not (isinstance(named, type) and issubclass(named, gymnasium.Env)):
         raise UnknownEnvironment(
             f"{reference}: is no subclass of gymnasium.Env", "name a class; docs/tutorial.md builds one"
         )
-    return found
+    return named
 
 
 def _declared(reference: str) -> list[VariantInfo]:
     """The list `variants` of a class; empty if it has none."""
-    found = list(getattr(_class(reference), "variants", ()))
-    for each in found:
+    variants = list(getattr(_class(reference), "variants", ()))
+    for each in variants:
         if not all(hasattr(each, field) for field in ("name", "held_out", "summary")):
             raise Refused(
                 f"{reference}: its variants hold {each!r}, which has not name, held_out and summary",
                 "make each an rlpost.envs.base.PlainVariant",
             )
-    return found
+    return variants
 
 
 def known_arguments(name: str, env_class: Any, args: Mapping[str, Any]) -> None:
@@ -118,12 +118,12 @@ def variants(reference: str, args: Mapping[str, Any]) -> list[VariantInfo]:
 
 def causes(reference: str) -> Mapping[str, str]:
     """The mapping `causes` of the class; empty if it has none."""
-    found = getattr(_class(reference), "causes", {})
-    if not isinstance(found, Mapping) or not all(
-        isinstance(text, str) for pair in found.items() for text in pair
+    declared = getattr(_class(reference), "causes", {})
+    if not isinstance(declared, Mapping) or not all(
+        isinstance(text, str) for pair in declared.items() for text in pair
     ):
         raise Refused(
-            f"{reference}: its causes are {found!r}, which is no mapping of texts",
+            f"{reference}: its causes are {declared!r}, which is no mapping of texts",
             "give an outcome's name and its cause: docs/tutorial.md",
         )
-    return found
+    return declared

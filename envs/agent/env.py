@@ -17,7 +17,6 @@ from rlpost.envs.asking import CONTEXT_LENGTH_EXCEEDED, Answer, Heard, Over, Ref
 from rlpost.envs.dataset.conversation import Asked
 from rlpost.envs.dataset.rewards import Scorer
 from rlpost.envs.dataset.table import load
-from rlpost.envs.errors import Refused
 from rlpost.envs.messages import Said
 from rlpost.envs.one_turn import OneTurn, Question, Verdict
 from rlpost.envs.splits import Split
@@ -51,17 +50,11 @@ class AgentEnv(OneTurn):
 
     def draw(self, variant: str, split: Split, rng: random.Random) -> Question:
         """A task. Raises Refused if the variant has none in the split."""
-        questions = self._table.questions(variant, split)
-        if not questions:
-            raise Refused(
-                f"variant={variant!r}: has no rows of split {split.value!r}",
-                "change eval_share, or evaluate on another variant",
-            )
-        return rng.choice(questions)
+        return self._table.drawn(variant, split, rng)
 
     def instances(self, variant: str, split: str) -> int:
         """The number of different tasks among the rows."""
-        return len({question.instance for question in self._table.questions(variant, Split(split))})
+        return self._table.instances(variant, Split(split))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -33,17 +33,11 @@ class Dataset(OneTurn):
         super().__init__(self._table.variants)
 
     def draw(self, variant: str, split: Split, rng: random.Random) -> Asked:
-        questions = self._table.questions(variant, split)
-        if not questions:
-            raise Refused(
-                f"variant={variant!r}: has no rows of split {split.value!r}",
-                "change eval_share, or evaluate on another variant",
-            )
-        return rng.choice(questions)
+        return self._table.drawn(variant, split, rng)
 
     def instances(self, variant: str, split: str) -> int:
         """The number of different prompts among the rows."""
-        return len({question.instance for question in self._table.questions(variant, Split(split))})
+        return self._table.instances(variant, Split(split))
 
     def prompts(self, variant: str, split: str) -> list[tuple[str, Said]]:
         return [(item.where, item.question.observation) for item in self._table.dealt(variant, Split(split))]

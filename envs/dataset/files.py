@@ -48,11 +48,11 @@ def _no_constant(word: str) -> NoReturn:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object. ValueError where a name stands twice in it, of which one value would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the name {twice!r} stands twice in an object")
-    return found
+    return record
 
 
 def _read_jsonl(path: Path) -> Iterator[Located]:
@@ -67,7 +67,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     if line.startswith(_MARKS):
         raise Refused(f"{where}: begins with a byte order mark", "save the file as UTF-8 without one")
     try:
-        found = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
+        loaded = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
     except json.JSONDecodeError as error:  # its own line numbers are those within this line
         raise Refused(
             f"{where}: is not JSON: {error.msg}, at character {error.pos + 1} of the line",
@@ -75,9 +75,9 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:  # includes bad UTF-8
         raise Refused(f"{where}: is not JSON: {error}", "mend the line") from error
-    if not isinstance(found, dict):
-        raise Refused(f"{where}: is no object but {type(found).__name__}", "write {...} on every line")
-    return found
+    if not isinstance(loaded, dict):
+        raise Refused(f"{where}: is no object but {type(loaded).__name__}", "write {...} on every line")
+    return loaded
 
 
 def _read_folder(folder: Path) -> Iterator[Located]:
@@ -115,11 +115,13 @@ def _read_columns(paths: list[Path]) -> Iterator[Located]:
 
     for path in paths:
         try:
-            found = table(path)
+            loaded = table(path)
         except (OSError, pyarrow.ArrowException) as error:
             raise Refused(f"{path}: cannot be read: {error}", "write it again") from error
-        narrow = {field.name: _NARROW[name] for field in found.schema if (name := str(field.type)) in _NARROW}
-        for batch in found.to_batches():
+        narrow = {
+            field.name: _NARROW[name] for field in loaded.schema if (name := str(field.type)) in _NARROW
+        }
+        for batch in loaded.to_batches():
             for index, row in enumerate(batch.to_pylist()):
                 yield f"{path}, row {index}", {**row, **_as_written(row, narrow)}
 

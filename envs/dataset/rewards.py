@@ -142,11 +142,11 @@ class Scorer:
         """The parts by name. For a single function, only those of its dict, since its reward is the answer's."""
         if len(self._functions) == 1:
             return dict(applying[0][1].parts)
-        found = dict[str, float]()
+        parts = dict[str, float]()
         for function, each, own_reward in applying:
-            found[function.name] = own_reward
-            found |= {f"{function.name}.{part}": value for part, value in each.parts.items()}
-        return found
+            parts[function.name] = own_reward
+            parts |= {f"{function.name}.{part}": value for part, value in each.parts.items()}
+        return parts
 
 
 async def _together(waiting: Collection[Awaitable[Any]]) -> list[Any]:
@@ -225,13 +225,13 @@ def _callable(reference: str, settings: Settings, fields: Collection[str]) -> Sc
     return functools.partial(_call, reference, function, names, everything)
 
 
-def _refuse_no_scorer(reference: str, found: Any) -> None:
+def _refuse_no_scorer(reference: str, function: Any) -> None:
     """Raise Refused for a class, and for a name that the user's module only imported from the standard library."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    home = str(getattr(found, "__module__", None) or "").partition(".")[0]
-    if isinstance(found, type) or home in sys.stdlib_module_names:
-        what = "a class" if isinstance(found, type) else f"of Python's module {home}"
+    while isinstance(function, functools.partial):
+        function = function.func
+    home = str(getattr(function, "__module__", None) or "").partition(".")[0]
+    if isinstance(function, type) or home in sys.stdlib_module_names:
+        what = "a class" if isinstance(function, type) else f"of Python's module {home}"
         raise Refused(f"score={reference}: is no scorer but {what}", _DEFINE)
 
 

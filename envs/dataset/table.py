@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,20 @@ class Table:
 
     def questions(self, variant: str, split: Split) -> tuple[Asked, ...]:
         return self._questions.get((variant, split), ())
+
+    def drawn(self, variant: str, split: Split, rng: random.Random) -> Asked:
+        """One of the questions, by `rng`. Raises Refused if there is none."""
+        questions = self.questions(variant, split)
+        if not questions:
+            raise Refused(
+                f"variant={variant!r}: has no rows of split {split.value!r}",
+                "change eval_share, or evaluate on another variant",
+            )
+        return rng.choice(questions)
+
+    def instances(self, variant: str, split: Split) -> int:
+        """The number of different questions."""
+        return len({question.instance for question in self.questions(variant, split)})
 
     def dealt(self, variant: str, split: Split) -> tuple[Item, ...]:
         return self._dealt.get((variant, split), ())

@@ -32,13 +32,13 @@ _LOADING = threading.RLock()  # the seeds are the process's
 def package() -> ModuleType:
     """verifiers. UnknownEnvironment where it, or what it needs, is not installed, or has no load_environment."""
     try:
-        found = importlib.import_module("verifiers")
+        package = importlib.import_module("verifiers")
     except ImportError as error:
         raise UnknownEnvironment(f"the package verifiers cannot be imported ({error})", _INSTALL) from error
-    version = getattr(found, "__version__", "of an unknown version")
+    version = getattr(package, "__version__", "of an unknown version")
     try:
-        load = found.load_environment
-        base = found.MultiTurnEnv
+        load = package.load_environment
+        base = package.MultiTurnEnv
     except AttributeError as error:  # the package hides what of its own dependencies is missing
         cause = f": {error.__cause__}" if error.__cause__ else ""
         raise UnknownEnvironment(
@@ -46,7 +46,7 @@ def package() -> ModuleType:
         ) from error
     assert callable(load)
     _leave_signals(base)
-    return found
+    return package
 
 
 def _leave_signals(environment_class: Any) -> None:
@@ -140,12 +140,12 @@ def load(env_id: str, args: Mapping[str, Any]) -> Any:
 
 def rows_of(env: Any) -> dict[str, list[dict[str, Any]]]:
     """The rows of its training and its evaluation set, by "train" and "eval"; a set that it lacks is not there."""
-    found = {}
+    package = {}
     with _seeded():
         for split, kind in (("train", "dataset"), ("eval", "eval_dataset")):
             if any(getattr(env, name, None) is not None for name in (kind, f"{kind}_source")):
-                found[split] = [dict(row) for row in getattr(env, f"get_{kind}")()]
-    return found
+                package[split] = [dict(row) for row in getattr(env, f"get_{kind}")()]
+    return package
 
 
 def _refuse_not_carried(env_id: str, env: Any) -> None:

@@ -61,26 +61,26 @@ def rows(env_id: str, args: Mapping[str, Any]) -> Rows:
 
 @lru_cache(maxsize=16)  # every environment of a worker asks for them
 def _rows(env_id: str, args: str) -> Rows:
-    found = {split: _dealt(split, each) for split, each in rows_of(load(env_id, json.loads(args))).items()}
-    return divided(env_id, {split: each for split, each in found.items() if each})
+    sets = {split: _dealt(split, each) for split, each in rows_of(load(env_id, json.loads(args))).items()}
+    return divided(env_id, {split: each for split, each in sets.items() if each})
 
 
-def divided(env_id: str, found: Mapping[str, list[Row]]) -> Rows:
+def divided(env_id: str, sets: Mapping[str, list[Row]]) -> Rows:
     """Rows by the environment's own two sets, where it has both; else those of its only set by hash (envs/splits.py).
 
     An instance of both sets is only trained on. Refused where there is no row.
     """
-    every = [row for each in found.values() for row in each]
+    every = [row for each in sets.values() for row in each]
     if not every:
         raise Refused(f"verifiers:{env_id}: it has no rows", "see its arguments")
     twice = sum(
-        count - 1 for each in found.values() for count in Counter(row.instance for row in each).values()
+        count - 1 for each in sets.values() for count in Counter(row.instance for row in each).values()
     )
     remarks = [f"{twice} rows stand there before, with the same prompt, answer and info"] if twice else []
-    if len(found) == 2:
-        train = _once(found["train"])
-        evaluated = {name: row for name, row in _once(found["eval"]).items() if name not in train}
-        both = len(_once(found["eval"])) - len(evaluated)
+    if len(sets) == 2:
+        train = _once(sets["train"])
+        evaluated = {name: row for name, row in _once(sets["eval"]).items() if name not in train}
+        both = len(_once(sets["eval"])) - len(evaluated)
         remarks += [
             f"{both} rows of its evaluation set are in its training set too, and only trained on"
         ] * bool(both)
@@ -88,7 +88,7 @@ def divided(env_id: str, found: Mapping[str, list[Row]]) -> Rows:
         once = _once(every)
         train = {name: row for name, row in once.items() if split_of(name) is Split.TRAIN}
         evaluated = {name: row for name, row in once.items() if name not in train}
-        remarks.append(f"it has only a set {next(iter(found))!r}: its rows are split by hash")
+        remarks.append(f"it has only a set {next(iter(sets))!r}: its rows are split by hash")
     splits = {
         Split.TRAIN: tuple(train.values()),
         Split.EVAL: tuple(evaluated.values()),
@@ -104,8 +104,8 @@ def _once(given: list[Row]) -> dict[str, Row]:
     return first
 
 
-def _dealt(split: str, found: list[dict[str, Any]]) -> list[Row]:
-    return [Row(f"{split} row {place}", instance_of(data), data) for place, data in enumerate(found)]
+def _dealt(split: str, data_rows: list[dict[str, Any]]) -> list[Row]:
+    return [Row(f"{split} row {place}", instance_of(data), data) for place, data in enumerate(data_rows)]
 
 
 def instance_of(data: Mapping[str, Any]) -> str:

@@ -152,8 +152,8 @@ class LiveRun:
         return self._figures.drawn("curves", self._metrics.version, lambda: self._draw_curves(lines), ended)
 
     def _draw_curves(self, lines: Sequence[dict[str, Any]]) -> bytes:
-        found = evaluation_curve.series(self.run_dir, lines, self._share)
-        evaluations = evaluation_curve.figure(found, lines)
+        samples = evaluation_curve.series(self.run_dir, lines, self._share)
+        evaluations = evaluation_curve.figure(samples, lines)
         drawn = [*([evaluations] if evaluations else []), *run_page.curves(lines, POINTS)]
         return render.render("live_curves.html.jinja", curves=drawn)
 
@@ -252,7 +252,7 @@ def _draw_time(lines: Sequence[Line]) -> bytes:
 def right_and_wrong(path: Path) -> dict[str, Trajectory]:
     """The first episode of a file that was solved and the first that was not, an environment's failure only where
     there is no other. Reads no further than it must."""
-    found: dict[str, Trajectory] = {}
+    samples: dict[str, Trajectory] = {}
     broken: Trajectory | None = None
     with path.open("rb") as file:
         for line in file:
@@ -260,12 +260,12 @@ def right_and_wrong(path: Path) -> dict[str, Trajectory]:
             if episode.ending.broken:
                 broken = broken or episode
             else:
-                found.setdefault("solved" if episode.success else "not solved", episode)
-            if len(found) == 2:
+                samples.setdefault("solved" if episode.success else "not solved", episode)
+            if len(samples) == 2:
                 break
     if broken is not None:
-        found.setdefault("not solved", broken)
-    return {name: found[name] for name in ("solved", "not solved") if name in found}
+        samples.setdefault("not solved", broken)
+    return {name: samples[name] for name in ("solved", "not solved") if name in samples}
 
 
 def late_after(lines: Sequence[Line]) -> float:

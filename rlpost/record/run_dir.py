@@ -56,8 +56,8 @@ def step_name(step: int) -> str:
 
 def stage_number(stage: str) -> int | None:
     """The iteration or step that a stage follows, the inverse of `iteration_name` and `step_name`; None for others."""
-    found = _STAGE.fullmatch(stage)
-    return None if found is None else int(found[1])
+    match = _STAGE.fullmatch(stage)
+    return None if match is None else int(match[1])
 
 
 def evaluation_name(stage: str, variant: str, decoding: str) -> str:
@@ -248,8 +248,8 @@ class RunDir:
         """
         if self.evaluation_index.is_file():
             lines = enumerate(_read_lines(self.evaluation_index), start=1)
-            found = dict(self._indexed(number, line) for number, line in lines)
-            return {key: path for key, path in found.items() if path.is_file()}
+            index = dict(self._indexed(number, line) for number, line in lines)
+            return {key: path for key, path in index.items() if path.is_file()}
         named = {path: _EVALUATION.fullmatch(path.name) for path in sorted(self.trajectories.glob("eval-*"))}
         return {(m["stage"], unquote(m["variant"]), m["decoding"]): path for path, m in named.items() if m}
 
@@ -263,13 +263,13 @@ class RunDir:
 
     def _truncate_evaluations(self, last: int) -> None:
         """Remove evaluations at the end of a run and after iteration (step) `last`. An older record gets its index."""
-        found = self.evaluations()
-        gone = {key for key in found if _stage_is_after(key[0], last)}
-        if found:
-            kept = (_index_line(key, path) for key, path in found.items() if key not in gone)
+        index = self.evaluations()
+        gone = {key for key in index if _stage_is_after(key[0], last)}
+        if index:
+            kept = (_index_line(key, path) for key, path in index.items() if key not in gone)
             write_atomic(self.evaluation_index, b"".join(kept))
         for key in gone:
-            _remove(found[key])
+            _remove(index[key])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json. Raises ValueError if a number is not finite: a missing result must not look like one."""

@@ -93,14 +93,14 @@ def rows_of(summary: Summary) -> list[tuple[str, str]]:
 
 def held_out_losses(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """The held-out loss by stage and variant, from the lines of metrics.jsonl (rlpost/tasks/held_out.py)."""
-    found: dict[str, dict[str, float]] = {}
+    losses: dict[str, dict[str, float]] = {}
     for line in lines:
         for key, value in line.items():
             if key.startswith(HELD_OUT) and key.endswith("/loss"):
-                found.setdefault(str(line["stage"]), {})[key.removeprefix(HELD_OUT).removesuffix("/loss")] = (
-                    value
-                )
-    return found
+                losses.setdefault(str(line["stage"]), {})[
+                    key.removeprefix(HELD_OUT).removesuffix("/loss")
+                ] = value
+    return losses
 
 
 def held_out_told(summary: Summary) -> dict[str, str]:
@@ -136,8 +136,8 @@ def share(entry: Entry | None) -> str:
 
 def _entries(summary: Summary) -> list[Entry]:
     """Every evaluation that was made."""
-    found = (entry_of(summary, stage, *row) for stage in stages_of(summary) for row in rows_of(summary))
-    return [entry for entry in found if entry is not None]
+    entries = (entry_of(summary, stage, *row) for stage in stages_of(summary) for row in rows_of(summary))
+    return [entry for entry in entries if entry is not None]
 
 
 def has_steps(summary: Summary) -> bool:
@@ -187,8 +187,8 @@ def difficulties_of(summary: Summary, variant: str, decoding: str) -> list[str]:
 
 def at_k_share(entry: Entry | None, name: str, k: str) -> str:
     """pass@k or majority@k as text, with its interval in percent: 41.2% [35, 48]."""
-    found = ((entry or {}).get(name) or {}).get(k)
-    return MISSING if found is None else SUCCESS.shown({**found, "success": found["value"]})
+    entries = ((entry or {}).get(name) or {}).get(k)
+    return MISSING if entries is None else SUCCESS.shown({**entries, "success": entries["value"]})
 
 
 def unplayed(entry: Mapping[str, Any]) -> list[str]:

@@ -113,9 +113,9 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _container(node: Any) -> dict[str, Any]:
-    found = OmegaConf.to_container(node)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    plain = OmegaConf.to_container(node)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _without_paths(value: Any) -> Any:
@@ -146,8 +146,8 @@ def _method(config: Config) -> str:
 def _versions(run_dir: RunDir) -> dict[str, str]:
     if not run_dir.versions.is_file():
         return {}
-    found = json.loads(run_dir.versions.read_bytes())
-    return {name: str(found[name]) for name in _SHOWN_VERSIONS if found.get(name) is not None}
+    plain = json.loads(run_dir.versions.read_bytes())
+    return {name: str(plain[name]) for name in _SHOWN_VERSIONS if plain.get(name) is not None}
 
 
 def _fence(text: str) -> str:
@@ -156,4 +156,4 @@ def _fence(text: str) -> str:
 
 
 def _runs(text: str) -> Iterator[int]:
-    return (len(found) for found in re.findall("`+", text))
+    return (len(plain) for plain in re.findall("`+", text))

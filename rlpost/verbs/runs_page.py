@@ -118,8 +118,8 @@ def _order(key: EvaluationKey) -> tuple[str, int, int, int]:
 
 def _rows(runs: Sequence[Run]) -> list[EvaluationKey]:
     """Every evaluation at the start or end of some run (the curves show those of iterations), by variant, decoding."""
-    found = {key for run in runs for key in run.entries if key[0] in STAGES and key[2] in DECODINGS}
-    return sorted(found, key=_order)
+    keys = {key for run in runs for key in run.entries if key[0] in STAGES and key[2] in DECODINGS}
+    return sorted(keys, key=_order)
 
 
 def _evaluations(runs: Sequence[Run], measure: Measure) -> Iterator[dict[str, Any]]:
@@ -145,21 +145,21 @@ def differences(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         for run in runs[1:]:
             other = run.files.get(key)
             if base is not None and other is not None:
-                found = gain(read_trajectories(base), read_trajectories(other))
-                yield {"variant": variant, "decoding": decoding, "run": run.name, **_told(found)}
+                keys = gain(read_trajectories(base), read_trajectories(other))
+                yield {"variant": variant, "decoding": decoding, "run": run.name, **_told(keys)}
 
 
 _SAID = {Trend.ROSE: "higher", Trend.FELL: "lower", Trend.UNCLEAR: "no clear difference"}
 
 
-def _told(found: Mapping[str, Any] | None) -> dict[str, str]:
-    if found is None:
+def _told(change: Mapping[str, Any] | None) -> dict[str, str]:
+    if change is None:
         return {"difference": MISSING, "instances": "fewer than 2", "said": "nothing to pair"}
-    value, low, high = (100 * found[key] for key in ("gain", "low", "high"))
+    value, low, high = (100 * change[key] for key in ("gain", "low", "high"))
     return {
         "difference": f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]",
-        "instances": str(found["instances"]),
-        "said": _SAID[trend(found)],
+        "instances": str(change["instances"]),
+        "said": _SAID[trend(change)],
     }
 
 
