@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ class BatchEngine(ScriptedEngine):
 class BatchActor(RolloutActor):
     """A rollout worker's actor around such an engine; the configuration's name is the path of the mark."""
 
-    def start(self, cfg: Config, model_folder: str) -> None:
+    def start(self, cfg: Config, model_folder: str, given: dict[str, Any]) -> None:
         chat = Chat.load(TINY)
         self._worker = RolloutWorker(cfg, BatchEngine(chat, Path(cfg.name)), chat)
 
