@@ -113,6 +113,17 @@ RULES = (
         f"{_LEAVE}, or eval.sampled=true",
     ),
     _Rule(
+        (
+            *("model", "dtype", "ray.address", "ray.timeout_s", "rollout.workers", "rollout.max_model_len"),
+            *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
+            *("rollout.max_canary_gap", "rollout.restarts"),
+            *("rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+        ),
+        lambda cfg: cfg.eval.endpoint is None,
+        "it is of engines of this machine, and the model behind eval.endpoint plays",
+        f"{_LEAVE}, or leave eval.endpoint out",
+    ),
+    _Rule(
         ("tracking.wandb",),
         lambda cfg: "wandb" in cfg.tracking.backends,
         "tracking.backends does not name wandb",
