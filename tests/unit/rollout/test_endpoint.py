@@ -20,7 +20,7 @@ from rlpost import run
 from rlpost.algorithms.credit import assign_credit
 from rlpost.config.schema import Config
 from rlpost.envs import registry
-from rlpost.envs.base import VariantInfo
+from rlpost.envs.base import PlainVariant
 from rlpost.envs.messages import Message
 from rlpost.errors import ConfigError, LearnerError, RolloutError
 from rlpost.record import failures, jsonl, metrics
@@ -274,11 +274,15 @@ def test_no_reply_is_read_as_anything_but_an_answer_or_refused(body: bytes) -> N
 
 
 class Troubled(gymnasium.Env[str, str]):
-    """Raises at the second step of every other instance; opens with what a test sets."""
+    """Raises (or hangs) at the second step; opens with what a test sets."""
 
-    metadata: dict[str, Any] = {}  # noqa: RUF012
+    variants = (PlainVariant("faces_10", False, ""),)
     opening: Any = "say something"
     hang = False
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Text(1000)
+        self.action_space = gymnasium.spaces.Text(1000)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.turn, self.number = 0, seed
@@ -292,9 +296,9 @@ class Troubled(gymnasium.Env[str, str]):
             raise RuntimeError("lost the cards")
         return "again", 0.0, False, False, {"outcome": "AGAIN", "success": False}
 
-    @classmethod
-    def variants(cls) -> list[VariantInfo]:
-        return [VariantInfo("default", "", held_out=False)]
+
+class Tooled(Troubled):
+    tools = ({"type": "function", "function": {"name": "look", "description": "", "parameters": {}}},)
 
 
 @pytest.fixture
@@ -308,7 +312,7 @@ def test_an_environment_that_raises_ends_its_episode(troubled: Config) -> None:
     with serving(lambda request: said("hm")) as served:
         played = play(troubled, served)
     assert [t.ending for t in played] == [Ending.ENV_ERROR] * N
-    assert all("lost the cards" in str(t.error) for t in played)
+    assert "lost the cards" in str(played[0].error)
     assert [len(t.turns) for t in played] == [2] * N
     assert [t.turns[1].outcome for t in played] == ["ENV_ERROR"] * N
 
@@ -357,6 +361,7 @@ def test_the_command_leaves_the_record_of_an_evaluation(
             return run.main(
                 [
                     *(
+                        PPO,
                         "task=eval",
                         "env_args={verify_iter: 1}",
                         "eval_variants=[faces_10]",
@@ -388,6 +393,7 @@ def test_the_command_leaves_the_record_of_an_evaluation(
     assert evaluated(tmp_path / "bad", lambda request: refusal(401, "no")) == 1
 
 
+PPO = "experiment=generalpoints_ppo"
 ENDPOINT = ("eval.endpoint=http://h:1/v1", "eval.endpoint_model=m")
 
 
@@ -407,23 +413,44 @@ ENDPOINT = ("eval.endpoint=http://h:1/v1", "eval.endpoint_model=m")
         (["task=eval", "eval.endpoint='http://h/v1?k=1'", ENDPOINT[1]], "a query or a fragment"),
         (["task=eval", "model=tiny", *ENDPOINT], "model=tiny\n  reason: nothing reads it"),
         (["task=eval", "rollout.max_model_len=2048", *ENDPOINT], "nothing reads it"),
-        (
-            ["task=eval", "env=agent", "env_args={agent: 'tests.agent_programs:plain'}", *ENDPOINT],
-            "a model of this machine itself",
-        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: list[str], told: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        run.prepare(["experiment=generalpoints_ppo", *overrides])
+        run.prepare([PPO, *overrides])
     assert told in str(caught.value)
 
 
 def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
     with pytest.raises(ConfigError, match="a user or a password") as caught:
-        run.prepare(["task=eval", "eval.endpoint=http://me:pass@h/v1", "eval.endpoint_model=m"])
+        run.prepare([PPO, "task=eval", "eval.endpoint=http://me:pass@h/v1", "eval.endpoint_model=m"])
     assert "pass@" not in str(caught.value)
 
 
 def test_what_fits_is_taken() -> None:
-    assert run.prepare(["task=eval", "rollout.max_num_seqs=4", *ENDPOINT]).eval.endpoint == "http://h:1/v1"
+    assert (
+        run.prepare([PPO, "task=eval", "rollout.max_num_seqs=4", *ENDPOINT]).eval.endpoint == "http://h:1/v1"
+    )
+
+
+def test_an_agent_is_refused(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("".join(json.dumps({"prompt": f"task {i}"}) + "\n" for i in range(20)))
+    agent = f"env_args={{path: {tasks}, agent: 'tests.agent_programs:appends'}}"
+    own = ("experiment=own_ppo", "task=eval", "env=agent", agent)
+    with pytest.raises(ConfigError, match=r"eval\.endpoint cannot play it: its program asks a model of this"):
+        run.prepare([*own, *ENDPOINT])
+
+
+def test_tools_are_refused_at_the_start_and_while_playing(cfg: Config) -> None:
+    env = f"env={__name__}:Tooled"
+    own = ("experiment=own_ppo", "task=eval", env, "train_variant=faces_10", "eval_variants=[faces_10]")
+    with pytest.raises(ConfigError, match=r"eval\.endpoint cannot play it: it declares tools"):
+        run.prepare([*own, *ENDPOINT])
+    cfg.env, cfg.env_args = f"{__name__}:Tooled", {}
+    with (
+        serving(lambda request: said("hm")) as served,
+        pytest.raises(RolloutError, match="it declares tools"),
+    ):
+        play(cfg, served)
+    assert served.requests == []
