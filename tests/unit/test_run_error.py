@@ -85,6 +85,9 @@ def test_every_task_with_a_run_directory_keeps_its_error_until_a_resume(tmp_path
 
 def test_a_start_that_finds_the_folder_taken_leaves_it_alone(tmp_path: Path) -> None:
     with run_folder(Config(output_dir=str(tmp_path / "run"))) as run_dir:
-        with pytest.raises(OutputError, match="another process"), run_folder(Config(resume=str(run_dir.path))):
+        with (
+            pytest.raises(OutputError, match="another process"),
+            run_folder(Config(resume=str(run_dir.path))),
+        ):
             pass
         assert run_error.read(run_dir.path) is None
