@@ -78,6 +78,9 @@ class Turn:
     # (name, value) of each part of the environment's reward, if it has several
     parts: tuple[tuple[str, float], ...] = ()
     opens_sample: bool = False  # agents: context_ids are a whole prompt, not appended to the previous turn
+    reported_tokens: int | None = (
+        None  # of an endpoint's answer: the number of tokens that its server reported
+    )
 
 
 def token_ids(turns: Iterable[Turn]) -> list[int]:
@@ -108,6 +111,8 @@ class Trajectory:
     error: str | None = None  # the environment's error, if ending.broken
     difficulty: str | None = None  # difficulty of the instance, if the environment gives it at reset
     final_answer: str | None = None  # the last answer in the environment's canonical form, if it gives one
+    # The model behind eval.endpoint that played. Its tokens are unknown: turns have neither ids nor log-probs.
+    player: str | None = None
 
     @property
     def token_ids(self) -> list[int]:

@@ -57,8 +57,11 @@ def assign_credit(
 
     `outputs` are (N,) by role, if computed: log-probs of the policy and the reference, values of the critic.
 
-    Raises LearnerError if a reward or sampling log-prob is not finite, or a turn has no tokens.
+    Raises LearnerError if a reward or sampling log-prob is not finite, a turn has no tokens, or a model behind an
+    endpoint played.
     """
+    if foreign := next((t.player for t in trajectories if t.player is not None), None):
+        raise LearnerError(f"{foreign} behind an endpoint played a trajectory: its tokens are unknown")
     row, algo = TABLE[cfg.algo.name], cfg.algo
     layout = _layout(trajectories)
     sampling_N = torch.tensor([x for t in trajectories for turn in t.turns for x in turn.logprobs])

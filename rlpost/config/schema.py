@@ -215,6 +215,10 @@ class EvalConfig:
     start: bool = True  # also evaluate before training
     every: int = 0  # iterations (task=sft: steps) between evaluations; 0: only before and after
     seed: int = 20250126  # fixed: every run and checkpoint sees the same deals
+    endpoint: str | None = (
+        None  # task=eval: OpenAI-compatible server whose model plays: http://localhost:8000/v1
+    )
+    endpoint_model: str | None = None  # name of the model at eval.endpoint; the key is OPENAI_API_KEY's
 
 
 @dataclass

@@ -41,6 +41,7 @@ BROKEN = (
 )  # of a record, by whoever wrote it
 SETTINGS = (
     *("name", "task", "algo.name", "env", "model", "adapter", "train_variant", "eval_variants", "seed"),
+    *("eval.endpoint", "eval.endpoint_model"),
     *("dtype", "algo.iterations", "algo.learning_rate", "algo.kl_coef", "rollout.group_size"),
     *("rollout.groups", "rollout.max_new_tokens", "rollout.temperature", "lora.rank", "lora.kind"),
     *("sft.steps", "sft.learning_rate", "rollout.workers", "learner.ranks"),

@@ -86,6 +86,7 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         "report.html.jinja",
         title=f"{run_dir.path.resolve().parent.name} / {run_dir.path.resolve().name}",
         finished=finished is not None,
+        endpoint=OmegaConf.select(config, "eval.endpoint") is not None,
         error=run_error.read(run_dir.path),
         iterations=len(_values(lines, "iteration", "seconds/total").xs),
         facts=_facts(finished),
@@ -126,6 +127,8 @@ def _facts(summary: Mapping[str, Any] | None) -> dict[str, str]:
     if summary is None:
         return {}
     facts = {"iterations": str(summary["iterations"]), "wall time": duration(summary["seconds"])}
+    if player := summary.get("player"):
+        facts["player"] = f"{player['model']} at {player['endpoint']}"
     if (sittings := summary.get("sittings", 1)) > 1:
         facts["wall time"] += f" in {sittings} sittings"
     if summary.get("swap_seconds_median") is not None:

@@ -41,6 +41,7 @@ def to_line(trajectory: Trajectory) -> bytes:
             "error": t.error,
             "difficulty": t.difficulty,
             "final_answer": t.final_answer,
+            **({} if t.player is None else {"player": t.player}),
             "turns": [_from_turn(turn) for turn in t.turns],
         }
     )
@@ -74,6 +75,7 @@ def _from_turn(turn: Turn) -> dict[str, Any]:
         "thought_tokens": turn.thought_tokens,
         **({"parts": {name: _to_number(value) for name, value in turn.parts}} if turn.parts else {}),
         "opens_sample": turn.opens_sample,
+        **({} if turn.reported_tokens is None else {"reported_tokens": turn.reported_tokens}),
     }
 
 

@@ -58,7 +58,7 @@ def evaluation(trajectories: Sequence[Trajectory], answer_marker: str | None = N
         "reward_low": reward_low,
         "reward_high": reward_high,
         "graded": any(map(_partly_right, failed)),
-        "answer_tokens": _mean_tokens(answers),
+        "answer_tokens": _known_mean_tokens(trajectories),
         "cut_share": _cut_share(answers),
         "outcomes": _outcomes(answers),
         "failures": _outcomes([t.turns[-1] for t in failed if t.turns]),
@@ -192,6 +192,16 @@ def _answers(trajectories: Sequence[Trajectory]) -> list[Turn]:
 
 def _mean_tokens(answers: Sequence[Turn]) -> float:
     return sum(len(turn.answer_ids) for turn in answers) / max(1, len(answers))
+
+
+def _known_mean_tokens(trajectories: Sequence[Trajectory]) -> float | None:
+    """The mean tokens of an answer. For a model behind an endpoint, as its server reported them; else None."""
+    answers = _answers(trajectories)
+    if all(t.player is None for t in trajectories):
+        return _mean_tokens(answers)
+    reported = [turn.reported_tokens for turn in answers]
+    known = [tokens for tokens in reported if tokens is not None]
+    return statistics.fmean(known) if known and len(known) == len(reported) else None
 
 
 def _cut_share(answers: Sequence[Turn]) -> float:

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlpost.config.schema import Config, Task
 from rlpost.envs import registry
+from rlpost.envs.terminal import plain_console
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import RunDir
 from rlpost.record.summary import held_out_losses, main_decoding
+from rlpost.record.tracking import Trackers
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.instances import evaluation_episodes
-from rlpost.rollout.pool import PoolSwapReport, RolloutPool
+from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rollout.specs import evaluation_specs
 from rlpost.tasks import held_out
 from rlpost.tasks.canary import canary_ids, plain_peft_canary
-from rlpost.tasks.session import Session, open_session, publish
+from rlpost.tasks.session import Session, open_session, plain, publish, run_folder, show
+from rlpost.types import EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
 
 HEADLINE = ("n", "success", "low", "high")
 
 
-def evaluate(
-    cfg: Config, pool: RolloutPool, run_dir: RunDir, progress: Progress, stage: str
-) -> dict[str, Any]:
+class Player(Protocol):
+    """Plays episodes: a pool of engines, or a model behind an endpoint."""
+
+    def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
+        """Play every spec to its end; return the episodes in the order of `specs`."""
+
+
+def evaluate(cfg: Config, player: Player, run_dir: RunDir, progress: Progress, stage: str) -> dict[str, Any]:
     """Play every evaluation variant with every decoding. Results are by variant; episodes go to trajectories/.
 
     A variant's own `success` is that of `main_decoding`. Raises RolloutError if no episode of a variant was played.
     """
-    return {variant: _variant(cfg, pool, run_dir, progress, stage, variant) for variant in cfg.eval_variants}
+    return {
+        variant: _variant(cfg, player, run_dir, progress, stage, variant) for variant in cfg.eval_variants
+    }
 
 
 def _variant(
-    cfg: Config, pool: RolloutPool, run_dir: RunDir, progress: Progress, stage: str, variant: str
+    cfg: Config, player: Player, run_dir: RunDir, progress: Progress, stage: str, variant: str
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for decoding, sampling in decodings(cfg).items():
         progress.stage(f"evaluation ({stage}): {variant}, {decoding}")
         samples = cfg.eval.samples if sampling.temperature > 0 else 1  # greedy answers are all equal
         specs = evaluation_specs(cfg, variant, evaluation_episodes(cfg, variant), samples)
-        played = pool.collect(specs, sampling)
+        played = player.collect(specs, sampling)
         path = run_dir.write_evaluation(stage, variant, decoding, played)
         what = f"evaluation ({stage}): {variant}, {decoding}"
         failures.refuse_all(played, f"{what} (its episodes: {path})")
@@ -106,7 +119,12 @@ def variants_of(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def run(cfg: Config) -> None:
-    """`task=eval`: the bare model, or the adapter of `cfg.adapter`, whose swap is proven by plain PEFT's log-probs."""
+    """`task=eval`: the bare model; the adapter of `cfg.adapter`, whose swap is proven by plain PEFT's log-probs; or the
+    model behind `cfg.eval.endpoint`.
+    """
+    if cfg.eval.endpoint is not None:
+        _run_endpoint(cfg, cfg.eval.endpoint, str(cfg.eval.endpoint_model))
+        return
     with open_session(cfg, with_learner=False) as session:
         stage = "before"
         swaps: list[PoolSwapReport] = []
@@ -126,3 +144,39 @@ def run(cfg: Config) -> None:
             logprob_gaps=[],
             canary_gaps=[swap.canary_gap for swap in swaps],
         )
+
+
+def _run_endpoint(cfg: Config, url: str, model: str) -> None:
+    """Evaluate the model behind an OpenAI-compatible server: no Ray, no engine. Raises RolloutError if it fails."""
+    from rlpost.rollout.endpoint.client import EndpointClient
+    from rlpost.rollout.endpoint.player import EndpointPlayer
+
+    started, console = time.monotonic(), plain_console()
+    with ExitStack() as stack:
+        run_dir = stack.enter_context(run_folder(cfg))
+        console.print(f"run directory: {run_dir.path}", soft_wrap=True)
+        tracker = Trackers.start(cfg, run_dir.path, plain(cfg))
+        stack.callback(tracker.finish)
+        progress = Progress(console, None)
+        stack.callback(progress.close)
+        client = EndpointClient(url, model, cfg.rollout.timeout_s)
+        stack.callback(client.close)
+        player = EndpointPlayer(cfg, client)
+        results = evaluate(cfg, player, run_dir, progress, "before")
+        tracker.log_evaluation(results, axis(cfg), 0)
+        if wrong := player.close():
+            console.print(f"closing environments: {len(wrong)} failed, the first: {wrong[0]}", soft_wrap=True)
+        summary = {
+            "player": {"endpoint": url, "model": model},
+            "eval": {"before": results},
+            "variants": variants_of(cfg),
+            "train_variant": cfg.train_variant,
+            "iterations": 0,
+            "sittings": 1,
+            "seconds": time.monotonic() - started,
+            "swap_seconds_median": None,
+            "logprob_gap_mean": None,
+            "canary_gap_mean": None,
+            "workers_replaced": 0,
+        }
+        show(run_dir, progress, console, summary)

@@ -122,7 +122,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     ids = canary_ids(cfg, chat)
     for remark in remarks(cfg, chat):
         console.print(remark, soft_wrap=True)
-    run_dir = stack.enter_context(_run_dir(cfg))
+    run_dir = stack.enter_context(run_folder(cfg))
     console.print(f"run directory: {run_dir.path}", soft_wrap=True)
     tracker = Trackers.start(cfg, run_dir.path, plain(cfg))
     stack.callback(tracker.finish)
@@ -180,12 +180,17 @@ def publish(
     }
     if losses := held_out_losses(session.run_dir.read_metrics()):
         summary["held_out_loss"] = losses
-    summary["gains"] = gains(session.run_dir, summary)
-    session.run_dir.write_summary(summary)
-    session.progress.close()
-    results_table(session.console, summary)
-    report = write_report(session.run_dir, own_code=True)  # the run has already imported it
-    session.console.print(f"report: {report}", soft_wrap=True)
+    show(session.run_dir, session.progress, session.console, summary)
+
+
+def show(run_dir: RunDir, progress: Progress, console: Console, summary: Mapping[str, Any]) -> None:
+    """Write summary.json (with `gains`) and report.html, and print the table."""
+    complete = {**summary, "gains": gains(run_dir, summary)}
+    run_dir.write_summary(complete)
+    progress.close()
+    results_table(console, complete)
+    report = write_report(run_dir, own_code=True)  # the run has already imported it
+    console.print(f"report: {report}", soft_wrap=True)
 
 
 def plain(cfg: Config) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _run_dir(cfg: Config) -> Iterator[RunDir]:
+def run_folder(cfg: Config) -> Iterator[RunDir]:
     """The run's folder, new or that of `cfg.resume`, locked against other processes."""
     if cfg.resume is not None:
         run_dir = RunDir.open(cfg.resume)

@@ -7,6 +7,7 @@ refusals (key, value, reason, remedy) and never repairs a setting.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
 from rlpost.config.keys import refusal
@@ -190,6 +192,48 @@ def _evaluation(config: Config) -> Iterator[str]:
         )
 
 
+def _endpoint(config: Config) -> Iterator[str]:
+    url, model = config.eval.endpoint, config.eval.endpoint_model
+    if url is None and model is None:
+        return
+    if url is None:
+        remedy = "give its server as eval.endpoint, or leave it out"
+        yield refusal("eval.endpoint_model", model, "eval.endpoint names no server", remedy)
+        return
+    shown = without_users(url)
+    if model is None or not model.strip():
+        remedy = "give the name under which the server knows the model"
+        yield refusal("eval.endpoint_model", repr(model), f"eval.endpoint={shown} may have several", remedy)
+    if fault := _url_fault(url):
+        yield refusal(
+            "eval.endpoint", shown, fault, "give http://HOST:PORT/v1; the key goes in OPENAI_API_KEY"
+        )
+    if config.task not in (Task.eval, Task.dry_run):
+        reason = f"task={config.task.value} needs a model of this machine"
+        yield refusal("eval.endpoint", shown, reason, "leave it out, or task=eval")
+    if config.adapter is not None:
+        reason = "the model behind eval.endpoint plays, with the adapter that its server may have"
+        yield refusal("adapter", config.adapter, reason, "leave one of the two out")
+    if importlib.util.find_spec("openai") is None:
+        yield refusal("eval.endpoint", shown, "it needs the package openai", "pip install openai")
+
+
+def _url_fault(url: str) -> str | None:
+    """Why `url` is no base address of a server that could be recorded and asked; None if it is one."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # `port` raises ValueError for what is no number of a port
+    except ValueError as error:
+        return f"not an address ({error})"
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() for c in url):
+        return "not an address of HTTP"
+    if parts.username is not None or parts.password is not None:
+        return "it has a user or a password, which a run would record"
+    if parts.query or parts.fragment:
+        return "it has a query or a fragment, which no path can follow"
+    return None
+
+
 def _adapter(config: Config) -> Iterator[str]:
     if config.adapter is None:
         return
@@ -342,6 +386,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     *COMPARE_CHECKS,
     _schedule,
     _evaluation,
+    _endpoint,
     environment,
     _adapter,
     folders,

@@ -19,6 +19,7 @@ from rlpost.envs.errors import Refused, UnknownEnvironment
 from rlpost.envs.own import told
 from rlpost.errors import RolloutError
 from rlpost.record.run_dir import evaluation_name, iteration_name
+from rlpost.rollout.endpoint.fit import unplayable
 from rlpost.rollout.env_threads import EnvThread
 
 TRAINING = (Task.rl, Task.sft, Task.compare)
@@ -61,6 +62,7 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
     try:
         refusals = refusals or list(_instances(config, thread, env))
         yield from (*refusals, *_expert(config, env), *_unscored(config, env))
+        yield from () if refusals else _by_endpoint(config, env)
         yield from _rehearsals(config, thread, env)
         _in_time(config, thread, "close", env.close)
     except _Hangs as hangs:
@@ -174,6 +176,14 @@ def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
             "env_args.score=my_module:score (or exact, number, math, code), or task=sft to learn from the data's own"
             " answers",
         )
+
+
+def _by_endpoint(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
+    """A refusal if the model behind eval.endpoint is to play and the environment needs more than text from it."""
+    if config.task is not Task.eval or config.eval.endpoint is None:
+        return
+    if reason := unplayable(env, bool(adapter.tools_of(env))):
+        yield refusal("env", config.env, f"eval.endpoint cannot play it: {reason}", "leave eval.endpoint out")
 
 
 def _rehearsals(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) -> Iterator[str]:

@@ -96,14 +96,14 @@ RULES = (
     ),
     _Rule(
         ("rollout.kv_cache_gib",),
-        lambda cfg: cfg.rollout.gpus == 0,
-        "it is of engines on CPU, and with rollout.gpus above 0 they run on a GPU",
+        lambda cfg: cfg.rollout.gpus == 0 and cfg.eval.endpoint is None,
+        "it is of engines on CPU, and with rollout.gpus above 0 they run on a GPU; with eval.endpoint there are none",
         f"{_LEAVE}; rollout.gpu_memory_utilization is the GPU's",
     ),
     _Rule(
         ("rollout.gpu_memory_utilization",),
-        lambda cfg: cfg.rollout.gpus > 0,
-        "it is of engines on a GPU, and with rollout.gpus=0 they run on CPU",
+        lambda cfg: cfg.rollout.gpus > 0 and cfg.eval.endpoint is None,
+        "it is of engines on a GPU, and with rollout.gpus=0 they run on CPU; with eval.endpoint there are none",
         f"{_LEAVE}; rollout.kv_cache_gib is the CPU's",
     ),
     _Rule(
@@ -111,6 +111,16 @@ RULES = (
         lambda cfg: cfg.eval.sampled,
         "eval.sampled=false: greedy answers to one instance are all alike",
         f"{_LEAVE}, or eval.sampled=true",
+    ),
+    _Rule(
+        (
+            *("model", "dtype", "ray.address", "ray.timeout_s", "rollout.workers", "rollout.max_model_len"),
+            *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
+            *("rollout.max_canary_gap", "rollout.restarts"),
+        ),
+        lambda cfg: cfg.eval.endpoint is None,
+        "it is of engines of this machine, and the model behind eval.endpoint plays",
+        f"{_LEAVE}, or leave eval.endpoint out",
     ),
     _Rule(
         ("tracking.wandb",),

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = [
     *("torch", "vllm", "ray", "deepspeed", "transformers", "peft", "triton"),
-    *("wandb", "tensorboard", "mlflow", "aiohttp"),
+    *("wandb", "tensorboard", "mlflow", "aiohttp", "openai"),
 ]
 DOORS = {
     "vllm": {"rlpost/rollout/engine/vllm_engine.py"},
@@ -26,6 +26,7 @@ DOORS = {
     "mlflow": {"rlpost/record/trackers/mlflow_backend.py"},
     "triton": {"rlpost/kernels/linear_logprob_triton.py"},
     "aiohttp": {"envs/agent/server.py"},
+    "openai": {"rlpost/rollout/endpoint/client.py"},
 }
 
 

@@ -14,7 +14,7 @@ from rlpost.config.schema import Config
 from rlpost.errors import OutputError
 from rlpost.record import locks
 from rlpost.record.run_dir import RunDir
-from rlpost.tasks.session import _run_dir
+from rlpost.tasks.session import run_folder
 from tests.unit.contenders import PROCESSES, REFUSED, ROUNDS, Take, contend, take_comparison, take_run
 
 TAKES = pytest.mark.parametrize("take", [take_run, take_comparison])
@@ -63,21 +63,21 @@ def test_a_second_resume_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
     try:
         with (
             pytest.raises(OutputError, match=rf"another process(?s:.)*pid {first.pid} on "),
-            _run_dir(Config(resume=str(run_dir.path))),
+            run_folder(Config(resume=str(run_dir.path))),
         ):
             pass
         assert {path.name for path in run_dir.path.iterdir()} == before | {locks.FILE}
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate(timeout=30)
-    with _run_dir(Config(resume=str(run_dir.path))) as resumed:  # the lock went with its process
+    with run_folder(Config(resume=str(run_dir.path))) as resumed:  # the lock went with its process
         assert resumed == run_dir
         assert resumed.versions.is_file()
 
 
 def test_a_new_run_holds_its_folder_as_long_as_it_works(tmp_path: Path) -> None:
     with (
-        _run_dir(Config(output_dir=str(tmp_path / "run"))) as run_dir,
+        run_folder(Config(output_dir=str(tmp_path / "run"))) as run_dir,
         pytest.raises(OutputError, match=f"pid {os.getpid()} on "),
         locks.held(run_dir.path),
     ):

@@ -13,7 +13,7 @@ from rlpost.config.schema import Config
 from rlpost.errors import LearnerError, OutputError, RlpostError
 from rlpost.record import run_error
 from rlpost.record.run_error import RunError
-from rlpost.tasks.session import _run_dir
+from rlpost.tasks.session import run_folder
 
 
 def fail(folder: Path, error: BaseException) -> None:
@@ -76,15 +76,18 @@ def test_what_was_not_written_here_is_refused(tmp_path: Path, text: str) -> None
 
 def test_every_task_with_a_run_directory_keeps_its_error_until_a_resume(tmp_path: Path) -> None:
     cfg = Config(output_dir=str(tmp_path / "run"))
-    with pytest.raises(LearnerError), _run_dir(cfg) as run_dir:
+    with pytest.raises(LearnerError), run_folder(cfg) as run_dir:
         raise LearnerError("loss")
     assert str(run_error.read(run_dir.path)) == "LearnerError: loss"
-    with _run_dir(Config(resume=str(run_dir.path))):
+    with run_folder(Config(resume=str(run_dir.path))):
         assert run_error.read(run_dir.path) is None
 
 
 def test_a_start_that_finds_the_folder_taken_leaves_it_alone(tmp_path: Path) -> None:
-    with _run_dir(Config(output_dir=str(tmp_path / "run"))) as run_dir:
-        with pytest.raises(OutputError, match="another process"), _run_dir(Config(resume=str(run_dir.path))):
+    with run_folder(Config(output_dir=str(tmp_path / "run"))) as run_dir:
+        with (
+            pytest.raises(OutputError, match="another process"),
+            run_folder(Config(resume=str(run_dir.path))),
+        ):
             pass
         assert run_error.read(run_dir.path) is None
