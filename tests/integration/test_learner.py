@@ -44,7 +44,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, Ray's spelling; as in rlpost.cluster.ray_cluster
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, handler)  # ray.init leaves one of its own
     yield
     ray.shutdown()
 

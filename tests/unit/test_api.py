@@ -223,6 +223,16 @@ def void(result: object) -> None:
     """Drops a result."""
 
 
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    """SIGTERM as a fresh process has it: a test that ran before in this one may have left a handler, as Ray does."""
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("default_sigterm")
 def test_sigterm_ends_a_run_as_ctrl_c_does_and_has_its_old_meaning_afterwards(dispatched: Dispatched) -> None:
     dispatched.does = lambda config: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
