@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from rlpost.run import Sigterm, dispatch, prepare
 
 STOPPED = 143  # exit code after SIGTERM
 _SIZE_BYTES = 8
+_AGAIN_S = 30.0  # longer than a run takes to close its engines and Ray
 
 
 class Process:
@@ -102,8 +104,14 @@ def _received(pipe: BinaryIO) -> tuple[list[Word], dict[str, Any], Path]:
 
 
 def _end_with_the_pipe(pipe: BinaryIO) -> None:
+    """End this process when the one that started it is gone.
+
+    The signal is sent again, as Python drops an exception that comes up in a callback or a destructor.
+    """
     pipe.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_AGAIN_S)
 
 
 if __name__ == "__main__":

@@ -239,6 +239,7 @@ import json, time
 import rlpost
 
 settings = {{"model": "tiny", "tracking.wandb": "disabled", "eval.start": False, **SMALL}}
+settings["algo.iterations"] = 1000  # it does not come to its own end
 rows = [{{"prompt": f"{{a}} + {{b}} =", "answer": str(a + b)}} for a in range(8) for b in range(8)]
 run = rlpost.start("own_grpo", data=rows, settings=settings)
 deadline = time.monotonic() + 300
