@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
-
+from rlpost.cluster.processes import kill_tree
 from rlpost.config.overrides import Word
 from rlpost.envs import given
 from rlpost.record import run_error
@@ -72,12 +71,7 @@ class Process:
         if self.exit_code is None:
             self._process.terminate()
         if self.wait(timeout_s) is None:
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(self._process.pid)
-                for each in (*process.children(recursive=True), process):
-                    with contextlib.suppress(psutil.Error):
-                        each.kill()
-            self._process.wait()
+            kill_tree(self._process)
 
 
 def main() -> int:

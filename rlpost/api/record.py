@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
-from omegaconf import OmegaConf
 
 from rlpost import errors
 from rlpost.api import execute
@@ -67,9 +66,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting, nested, as config.yaml has it."""
-        found = OmegaConf.to_container(self._record.read_config())
-        assert isinstance(found, dict)
-        return {str(key): value for key, value in found.items()}
+        return self._record.read_settings()
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import psutil
-
+from rlpost.cluster.processes import kill_tree
 from rlpost.compare.design.plan import run_dir_of
 from rlpost.compare.design.types import Status
 from rlpost.config.compose import to_yaml
@@ -157,14 +156,7 @@ class Process:
 
     def kill(self) -> None:
         """Kill the process with all its children. Does nothing if it has ended."""
-        if self._process.poll() is not None:
-            return
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._process.pid)
-            for each in (*process.children(recursive=True), process):
-                with contextlib.suppress(psutil.Error):
-                    each.kill()
-        self._process.wait()
+        kill_tree(self._process)
 
     def wait(self, deadline: float) -> None:
         """Wait until the cell ends, or until `deadline` (of time.monotonic)."""

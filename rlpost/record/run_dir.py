@@ -156,6 +156,12 @@ class RunDir:
         """The settings as written, by name. An older run's may differ from today's schema. Raises ConfigError."""
         return OmegaConf.create(translated(read_mapping(self.config)))
 
+    def read_settings(self) -> dict[str, Any]:
+        """Every setting of `read_config` as plain data, nested. Raises as it does."""
+        settings = OmegaConf.to_container(self.read_config())
+        assert isinstance(settings, dict)
+        return {str(key): value for key, value in settings.items()}
+
     def write_versions(self) -> None:
         """Write versions.json. A resumed run with other versions keeps the previous ones in `earlier`."""
         now, earlier = versions(), []

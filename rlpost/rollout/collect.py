@@ -21,7 +21,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from rlpost.envs import own
 from rlpost.envs.asking import Asking, Heard, Refusal
 from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.rendering import Renderer
@@ -126,14 +125,7 @@ class Collector:
     def close(self) -> list[str]:
         """Close the environments, in their threads, within rollout.env_timeout_s each. Returns what went wrong."""
         idle, self._idle = self._idle, []
-        for i, (env, thread) in enumerate(idle):
-            self._threads.submit(Call(str(i), env.close, thread))
-        wrong = []
-        while over := self._threads.finished(decoding=False):
-            wrong += [self._told(call, "close") for call in over if call.timed_out or call.error is not None]
-        for _, thread in idle:
-            self._threads.retire(thread)
-        return wrong
+        return self._threads.close(idle)
 
     def _has_room(self, batch: _Batch) -> bool:
         return bool(batch.waiting) and len(batch.live) < self._max_live
@@ -195,18 +187,12 @@ class Collector:
         episode.env = None
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
         asked = "reset" if episode.completion is None else "step"
-        episode.error = self._told(
+        episode.error = self._threads.told(
             call, asked if episode.dialogue is None else "the agent's next call or end"
         )
         if episode.completion is not None:
             thought_tokens = self._thought_tokens(episode.completion)
             episode.record(0.0, episode.ending.name, policy_version, thought_tokens)
-
-    def _told(self, call: Call, what: str) -> str:
-        if call.timed_out:
-            return f"{what} took longer than rollout.env_timeout_s={self._env_timeout_s:g}"
-        assert call.error is not None, "it failed"
-        return own.told(call.error)
 
     def _replied(self, episode: Episode, reply: Reply, policy_version: int) -> None:
         completion = episode.completion

@@ -24,13 +24,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from rlpost.envs import registry
+from rlpost.envs import own, registry
 from rlpost.errors import RolloutError
 
 # Abandoned threads that have not ended. With more, the environment counts as broken, not the episode.
@@ -218,6 +218,24 @@ class EnvThreads:
         if close is not None:
             thread.do(Call("close", close, thread).run)
         thread.end()
+
+    def told(self, call: Call, what: str) -> str:
+        """Why a call of the environment's method `what` failed."""
+        if call.timed_out:
+            return f"{what} took longer than rollout.env_timeout_s={self._timeout_s:g}"
+        assert call.error is not None, "it failed"
+        return own.told(call.error)
+
+    def close(self, idle: Sequence[tuple[Any, EnvThread]]) -> list[str]:
+        """Close environments, each in its thread, which ends with it. Returns what went wrong."""
+        for i, (env, thread) in enumerate(idle):
+            self.submit(Call(str(i), env.close, thread))
+        wrong = []
+        while over := self.finished(decoding=False):
+            wrong += [self.told(call, "close") for call in over if call.timed_out or call.error is not None]
+        for _, thread in idle:
+            self.retire(thread)
+        return wrong
 
     def finished(self, decoding: bool) -> list[Call]:
         """The calls that are over. It returns at least one, if any are open, unless `decoding` has other work.

@@ -201,8 +201,7 @@ def plain(cfg: Config) -> dict[str, Any]:
 def keep_settings(session: Session) -> None:
     """Write the settings changed by this start into config.yaml, so the next `resume=` keeps them, and say so."""
     run_dir = session.run_dir
-    recorded = OmegaConf.to_container(run_dir.read_config())
-    assert isinstance(recorded, dict)
+    recorded = run_dir.read_settings()
     yaml = to_yaml(replace(session.cfg, resume=None, output_dir=recorded.get("output_dir")))
     if changed := sorted(differences(recorded, OmegaConf.to_container(OmegaConf.create(yaml)))):
         write_atomic(run_dir.config, yaml.encode())

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from rlpost.config.keys import leaves
 from rlpost.errors import OutputError
 from rlpost.pages.console import duration
@@ -56,13 +54,11 @@ def read(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read(run_dir: RunDir, name: str) -> Run:
-    settings = OmegaConf.to_container(run_dir.read_config())
-    assert isinstance(settings, dict)
     files = run_dir.evaluations()
     episodes = {key: read_trajectories(path) for key, path in files.items()}
     return Run(
         name,
-        dict(leaves({str(key): value for key, value in settings.items()})),
+        dict(leaves(run_dir.read_settings())),
         run_dir.read_metrics(),
         files,
         {key: evaluation(played) for key, played in episodes.items() if played},

@@ -164,7 +164,7 @@ def read_answer(body: bytes) -> Answer:
         finish = Finish.LENGTH
     elif isinstance(stop, str):
         text, finish = text if text.endswith(stop) else text + stop, Finish.STOP_STRING
-    return Answer(_in_utf8(text), finish, _completion_tokens(reply))
+    return Answer(_whole_letters(text), finish, _completion_tokens(reply))
 
 
 def _completion_tokens(reply: Mapping[str, Any]) -> int | None:
@@ -174,7 +174,7 @@ def _completion_tokens(reply: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _in_utf8(text: str) -> str:
+def _whole_letters(text: str) -> str:
     """`text` with U+FFFD for half a surrogate pair, which JSON can spell; a tokenizer decodes half a letter so too."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rlpost.config.schema import Config
-from rlpost.envs import own, registry
+from rlpost.envs import registry
 from rlpost.envs.messages import Message
 from rlpost.errors import RolloutError
 from rlpost.rollout.endpoint.client import Answer, ChatMessage, ContextFull, EndpointClient
@@ -75,14 +75,7 @@ class EndpointPlayer:
     def close(self) -> list[str]:
         """Close the environments, in their threads, within rollout.env_timeout_s each. Returns what went wrong."""
         idle, self._idle = self._idle, []
-        for i, (env, thread) in enumerate(idle):
-            self._threads.submit(Call(str(i), env.close, thread))
-        wrong = []
-        while over := self._threads.finished(decoding=False):
-            wrong += [self._told(call, "close") for call in over if call.timed_out or call.error is not None]
-        for _, thread in idle:
-            self._threads.retire(thread)
-        return wrong
+        return self._threads.close(idle)
 
     def _begin(self, batch: _Batch, key: str, spec: EpisodeSpec) -> None:
         env, thread = self._idle.pop() if self._idle else (None, EnvThread())
@@ -116,15 +109,9 @@ class EndpointPlayer:
         self._threads.retire(episode.thread, None if episode.env is None else episode.env.close)
         episode.env = None
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
-        episode.error = self._told(call, "reset" if episode.completion is None else "step")
+        episode.error = self._threads.told(call, "reset" if episode.completion is None else "step")
         if episode.completion is not None:
             episode.record(0.0, episode.ending.name, 0, 0)
-
-    def _told(self, call: Call, what: str) -> str:
-        if call.timed_out:
-            return f"{what} took longer than rollout.env_timeout_s={self._cfg.rollout.env_timeout_s:g}"
-        assert call.error is not None, "it failed"
-        return own.told(call.error)
 
     def _go_on(self, batch: _Batch, key: str) -> None:
         """Ask for the episode's next answer, or retire the episode if it is over."""
