@@ -28,6 +28,10 @@ KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
     AdapterKind.rsdora: {"use_rslora": True, "use_dora": True},
 }
 
+FULL = "FULL"
+# Kinds without an adapter: a role has whole parameters of its own.
+WHOLE = (AdapterKind.full, AdapterKind.bitfit)
+
 # Initialisations of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
 # orthogonal, mica) do not change the base.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -113,6 +117,15 @@ def _check_other_kind(config: Mapping[str, Any]) -> None:
 def named(names: Iterable[str], module: str) -> bool:
     """Whether one of `names` is the module's whole name or its end, as PEFT matches a list of target modules."""
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def trains_parameter(lora: LoraConfig, parameter: str) -> bool:
+    """Whether full fine-tuning or BitFit with `lora` trains a parameter, by its name in the checkpoint."""
+    module, _, leaf = parameter.rpartition(".")
+    chosen = lora.target_modules
+    return (lora.kind is AdapterKind.full or leaf == "bias") and (
+        chosen == "all-linear" or named((name.strip() for name in chosen.split(",")), module)
+    )
 
 
 @dataclass(frozen=True)
