@@ -1,8 +1,8 @@
 """Refuses settings that do not fit the model: `lora.target_modules` and the adapter to start from or evaluate.
 
 The checks need the model's files, so they run after `checks`, but before Ray starts, so that nobody waits for engines
-that fail at their first swap. They compare names and shapes of modules, and test whether the adapter can be merged at
-all. The adapter's own `base_model_name_or_path` is only shown, since folders get renamed.
+that fail at their first swap. They compare names and shapes of parameters, and test whether the adapter can be merged
+at all. The adapter's own `base_model_name_or_path` is only shown, since folders get renamed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import check_start, named
+from rlpost.weights.adapter_settings import FULL, check_start, named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
@@ -52,7 +52,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         raise AdapterError(
             f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
         ) from error
-    _check_fit(adapter, update, cfg, layers)
+    _check_fit(adapter, update, cfg, model_folder)
     check_merges(update)
     if cfg.task in TRAINING:
         _check_start_modules(adapter, cfg, layers)
@@ -75,18 +75,19 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
         raise ConfigError("\n".join(refusals))
 
 
-def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
+def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, model_folder: Path) -> None:
+    stored, shapes = models.parameter_shapes(model_folder), update.shapes
     wrong = [
-        f"{module} is {shape} there and {layers.get(module, 'absent')} here"
-        for module, shape in update.shapes.items()
-        if layers.get(module) != shape
+        f"{name} is {shape} there and {stored.get(name, 'absent')} here"
+        for name, shape in shapes.items()
+        if stored.get(name) != shape
     ]
-    reason = f"{len(wrong)} of its {len(update.shapes)} modules do not fit: {_some(wrong)}" if wrong else None
-    reason = reason or _of_fewer_blocks(adapter.config, update.shapes, layers)
+    reason = f"{len(wrong)} of its {len(shapes)} parameters do not fit: {_some(wrong)}" if wrong else None
+    reason = reason or _of_fewer_blocks(adapter.config, shapes, stored)
     if reason is not None:
         raise AdapterError(
             f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
-            f" and {reason}. Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
+            f" and {reason}. Give the model that it was trained on."
         )
 
 
@@ -94,15 +95,15 @@ def _base_of(adapter: Adapter) -> str:
     return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
 
 
-def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers: Layers) -> str | None:
-    """Why an adapter whose modules all fit belongs to another model: it has the first blocks only, by accident.
+def _of_fewer_blocks(settings: Mapping[str, Any], names: Iterable[str], stored: Iterable[str]) -> str | None:
+    """Why an adapter whose parameters all fit belongs to another model: it has the first blocks only, by accident.
 
     With a regular expression, exceptions, or PEFT's `layers_to_transform` it is deliberate.
     """
     chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
-    if chosen or not isinstance(settings.get("target_modules"), list):
+    if chosen or settings["peft_type"] == FULL or not isinstance(settings.get("target_modules"), list):
         return None
-    its, blocks = _blocks(modules), _blocks(layers)
+    its, blocks = _blocks(names), _blocks(stored)
     if its != set(range(len(its))) or len(its) >= len(blocks):
         return None
     return (
@@ -111,8 +112,8 @@ def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers
     )
 
 
-def _blocks(modules: Iterable[str]) -> set[int]:
-    numbers = (re.search(r"(?:^|\.)(\d+)\.", module) for module in modules)
+def _blocks(names: Iterable[str]) -> set[int]:
+    numbers = (re.search(r"(?:^|\.)(\d+)\.", name) for name in names)
     return {int(found[1]) for found in numbers if found}
 
 

@@ -5,6 +5,8 @@ rsLoRA and DoRA; PEFT's own merge also follows ranks and alphas by module. Any o
 tensors another meaning, so a setting that is not listed must be off (null, false or empty). PEFT writes every setting
 of its version, used or not.
 
+FULL is rlpost's own kind, not PEFT's: whole tensors by the checkpoint's names, from full fine-tuning.
+
 Other kinds have no list. Settings that they share with LoRA follow LoRA's rules (so only linear layers, and no biases,
 may be adapted). Their own settings are left to PEFT, whose merge is compared with the output of its layers
 (`rlpost.weights.peft_merge`).
@@ -54,6 +56,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     if "peft_type" not in config:
         raise AdapterError("The adapter config lacks peft_type; it is not PEFT's.")
+    if config["peft_type"] == FULL:
+        for key, value in config.items():
+            _check_setting(key, value, _FULL_RULES)
+        return
     if config["peft_type"] != "LORA":
         _check_other_kind(config)
         return
@@ -211,10 +217,16 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def _check_setting(key: str, value: Any) -> None:
+_FULL_RULES: dict[str, _Rule] = {
+    "peft_type": _Rule(lambda value: value == FULL, FULL),
+    **{key: _RULES[key] for key in ("target_modules", "base_model_name_or_path")},
+}
+
+
+def _check_setting(key: str, value: Any, rules: Mapping[str, _Rule] = _RULES) -> None:
     if key == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(_CHANGES_THE_BASE):
         raise AdapterError(_another_base(value))
-    rule = _RULES.get(key, _OFF)
+    rule = rules.get(key, _OFF)
     if rule.holds(value):
         return
     raise AdapterError(
