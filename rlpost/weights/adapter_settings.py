@@ -71,7 +71,20 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 
 def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind of `lora`."""
+    """Raises AdapterError unless a start has the rank, the scaling and the kind of `lora`.
+
+    Whole weights are told from an adapter here; which parameters they have is compared with the model's.
+    """
+    if (config["peft_type"] == FULL) != (lora.kind in WHOLE):
+        its, wants = (
+            ("whole weights", "an adapter") if lora.kind not in WHOLE else ("an adapter", "whole weights")
+        )
+        raise AdapterError(
+            f"The start holds {its}, and lora.kind={lora.kind.value} trains {wants}. Write the start as a model"
+            " (rlpost merge) and give model=FOLDER in place of adapter=, or give the lora.kind it was trained with."
+        )
+    if config["peft_type"] == FULL:
+        return
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if config["peft_type"] != "LORA" or patterns:
         what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"

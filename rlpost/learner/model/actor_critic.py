@@ -32,6 +32,7 @@ from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.role_weights import RoleWeights
 from rlpost.weights.adapter_settings import WHOLE, check_start
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.models import parameter_shapes
 
 # Settings of models whose head changes the logits; the head here is linear.
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -164,14 +165,24 @@ def build(
 
     Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model.
     """
-    weights = _weights(load_base(folder, dtype), lora, seed, tuple(roles))
+    weights = _weights(folder, dtype, lora, seed, tuple(roles))
     if start is not None:
         check_start(start.config, lora)
         weights.load(POLICY, start.tensors)
     return ActorCritic(weights)
 
 
-def _weights(base: PreTrainedModel, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
-    if lora.kind in WHOLE:
-        return FullWeights(base, lora, roles)
-    return PeftWeights(base, peft_config(lora), seed, roles)
+def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
+    base = load_base(folder, dtype)
+    if lora.kind not in WHOLE:
+        return PeftWeights(base, peft_config(lora), seed, roles)
+    weights = FullWeights(base, lora, roles)
+    # transformers converts some checkpoints as it loads them: experts become one tensor, prefixes are added.
+    unknown = sorted(set(weights.named(POLICY)) - set(parameter_shapes(folder)))
+    if unknown:
+        raise ModelError(
+            f"model {folder.name}: {len(unknown)} parameters have other names in its checkpoint, first {unknown[0]}, so"
+            f" that engines could not take what lora.kind={lora.kind.value} trains; choose another model, or train an"
+            " adapter (lora.kind=lora)"
+        )
+    return weights

@@ -266,9 +266,7 @@ def _attend(
     if softcap is not None or s_aux is not None:
         raise ModelError("the model's attention caps its scores or has sinks; choose a model without")
     check_window(sliding_window, layout)
-    q_ThD, k_TgD, v_TgD = (
-        x[0].transpose(0, 1).contiguous().to(value.dtype) for x in (query, key, value)
-    )
+    q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous().to(value.dtype) for x in (query, key, value))
     return packed_attention(q_ThD, k_TgD, v_TgD, layout, scaling)[None], None
 
 
