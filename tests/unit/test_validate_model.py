@@ -23,6 +23,7 @@ from rlpost.errors import AdapterError, ConfigError
 from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
 from rlpost.weights import models
+from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.learner_data import write_small_model
@@ -110,7 +111,7 @@ def test_what_fits_is_taken(names: str, task: Task, small: Path, adapted: Callab
     check_model(config(task, lora, adapted(lora)), small)
 
 
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_every_kind_is_taken_by_the_settings_that_name_it(
     kind: AdapterKind, small: Path, adapted: Callable[..., Path]
 ) -> None:
@@ -296,14 +297,14 @@ def test_whole_weights_and_adapters_do_not_start_each_other(
     check_model(config(lora=FULL, adapter=weights), small)
     check_model(config(Task.eval, adapter=weights), small)
     with pytest.raises(
-        AdapterError, match="holds whole weights, and lora.kind=lora trains an adapter.*rlpost merge"
+        AdapterError, match=r"holds whole weights, and lora.kind=lora trains an adapter.*rlpost merge"
     ):
         check_model(config(adapter=weights), small)
-    with pytest.raises(AdapterError, match="holds an adapter, and lora.kind=full trains whole weights"):
+    with pytest.raises(AdapterError, match=r"holds an adapter, and lora.kind=full trains whole weights"):
         check_model(config(lora=FULL, adapter=adapted()), small)
 
 
 def test_a_start_with_more_parameters_than_train_is_refused(small: Path, tmp_path: Path) -> None:
     weights = whole(tmp_path / "whole", models.parameter_shapes(small))
-    with pytest.raises(AdapterError, match="leaves out .*lora.target_modules=all-linear"):
+    with pytest.raises(AdapterError, match=r"leaves out .*lora.target_modules=all-linear"):
         check_model(config(lora=replace(FULL, target_modules="q_proj"), adapter=weights), small)
