@@ -99,6 +99,8 @@ class ActorCritic(nn.Module):
         if self.has_reference:
             weights.freeze_reference()
         weights.activate(None)
+        # DeepSpeed leaves out frozen parameters by their first name, and would keep a tied or shared one by its second.
+        self.register_state_dict_post_hook(_leave_out_frozen)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass, each with the role that was active in its forward."""
@@ -148,6 +150,12 @@ class ActorCritic(nn.Module):
         head = self.value_head if role == CRITIC else None
         parameters = list(self.weights.named(role).values())
         return parameters if head is None else [*parameters, *head.parameters()]
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Tensor], *unused: object) -> None:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(name, None)
 
 
 def _value_head(hidden_size: int) -> nn.Linear:

@@ -248,3 +248,11 @@ def test_at_rest_the_base_has_its_own_parameters(folder_of: Callable[[str], Path
     model(_batch(), (POLICY,), 1.0)
     assert not own & {id(p) for p in model.weights.base.parameters()}
     assert {n.split(".")[2] for n, p in model.named_parameters() if id(p) in own} == {POLICY}
+
+
+@pytest.mark.parametrize("kind", [AdapterKind.full, AdapterKind.lora])
+def test_a_checkpoint_has_no_frozen_weight(folder_of: Callable[[str], Path], kind: AdapterKind) -> None:
+    """Not by a second name either: the head is tied, and shared with the layer that computes log-probs."""
+    model = _build(folder_of("tied"), kind=kind)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert set(model.state_dict()) == trained
