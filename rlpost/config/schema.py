@@ -33,6 +33,8 @@ class AdapterKind(Enum):
     rslora = "rslora"
     dora = "dora"
     rsdora = "rsdora"  # DoRA with rsLoRA's scaling
+    full = "full"  # no adapter: whole parameters
+    bitfit = "bitfit"  # no adapter: biases alone (arXiv 2106.10199)
 
 
 class AlgoName(Enum):
@@ -102,7 +104,9 @@ class LoraConfig:
     kind: AdapterKind = AdapterKind.lora  # kind of adapter
     rank: int = 32  # rank of each module's update
     alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
-    target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
+    # all-linear, or module names such as q_proj,v_proj. With full, all-linear is every weight: embeddings, norms and
+    # head too; with bitfit every bias. Both also take modules that are not linear, such as embed_tokens.
+    target_modules: str = "all-linear"
 
 
 @dataclass

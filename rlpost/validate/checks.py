@@ -30,6 +30,7 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.unread import unread
+from rlpost.weights.adapter_settings import WHOLE
 
 WANDB_CHOICES = ("auto", *MODES)
 MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
@@ -368,6 +369,17 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
+def _whole(config: Config) -> Iterator[str]:
+    if config.lora.kind in WHOLE and config.learner.zero_stage == 3:
+        yield refusal(
+            "learner.zero_stage",
+            3,
+            f"lora.kind={config.lora.kind.value} swaps the parameters of the roles in the layers, and ZeRO-3 gathers"
+            " those that a layer had when it started",
+            "give learner.zero_stage=2, or train an adapter: lora.kind=lora",
+        )
+
+
 def _conversation(config: Config) -> Iterator[str]:
     """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
@@ -408,6 +420,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
+    _whole,
     _conversation,
     _tiny_base,
 )

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import FULL, check_start, named
+from rlpost.weights.adapter_settings import FULL, WHOLE, check_start, named, trains_parameter
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
@@ -36,11 +36,15 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
         ModelError: the model's files cannot be read.
     """
-    if cfg.lora.target_modules == ALL and cfg.adapter is None:
+    whole = cfg.lora.kind in WHOLE
+    if cfg.lora.target_modules == ALL and cfg.adapter is None and not whole:
         return
     layers = models.linear_layers(model_folder)
     if cfg.task is not Task.eval:
-        _check_targets(cfg, layers)
+        if whole:
+            _check_parameters(cfg, model_folder)
+        else:
+            _check_targets(cfg, layers)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
@@ -70,6 +74,33 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
         )
         for name in _targets(cfg)
         if not any(named([name], module) for module in layers)
+    ]
+    if refusals:
+        raise ConfigError("\n".join(refusals))
+
+
+def _check_parameters(cfg: Config, model_folder: Path) -> None:
+    """Refuse full fine-tuning and BitFit of parameters that the model does not have."""
+    kind, stored = cfg.lora.kind, models.parameter_shapes(model_folder)
+    everything = LoraConfig(kind=kind)
+    trainable = [name for name in stored if trains_parameter(everything, name)]
+    if not trainable:
+        raise ConfigError(
+            refusal(
+                "lora.kind", kind.value, f"model={cfg.model} has no biases", "give lora.kind=lora or full"
+            )
+        )
+    modules = {name.rpartition(".")[0] for name in trainable}
+    refusals = [
+        refusal(
+            "lora.target_modules",
+            target,
+            f"lora.kind={kind.value}: model={cfg.model} has no {'bias' if kind is AdapterKind.bitfit else 'parameter'}"
+            " in a module of that name",
+            f"give {ALL}, or choose from {', '.join(sorted({m.rpartition('.')[2] for m in modules}))}",
+        )
+        for target in _targets(cfg)
+        if not any(named([target], module) for module in modules)
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
@@ -119,6 +150,9 @@ def _blocks(names: Iterable[str]) -> set[int]:
 
 def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
+    if cfg.lora.kind in WHOLE:
+        _check_start_parameters(adapter, cfg)
+        return
     if cfg.lora.target_modules == ALL:
         if any("experts" in module.split(".") for module in layers):
             return  # transformers has some of these not as linear layers; the learner knows which
@@ -132,6 +166,17 @@ def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
             f"The start adapter has {len(adapter.modules)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
             f" lora.target_modules='{its}'"
+        )
+
+
+def _check_start_parameters(adapter: Adapter, cfg: Config) -> None:
+    """Refuse if training with lora.* would leave out parameters of the start. The learner refuses missing ones."""
+    left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
+    if left_out:
+        raise AdapterError(
+            f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
+            f" lora.target_modules={cfg.lora.target_modules} leaves out {_some(left_out)}. Give those it was trained"
+            f" with: lora.target_modules={adapter.config.get('target_modules')}"
         )
 
 

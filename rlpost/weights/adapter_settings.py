@@ -31,6 +31,8 @@ KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
 }
 
 FULL = "FULL"
+# Kinds without an adapter: a role has whole parameters of its own.
+WHOLE = (AdapterKind.full, AdapterKind.bitfit)
 
 # Initialisations of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
 # orthogonal, mica) do not change the base.
@@ -69,7 +71,20 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 
 def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind of `lora`."""
+    """Raises AdapterError unless a start has the rank, the scaling and the kind of `lora`.
+
+    Whole weights are told from an adapter here; which parameters they have is compared with the model's.
+    """
+    if (config["peft_type"] == FULL) != (lora.kind in WHOLE):
+        its, wants = (
+            ("whole weights", "an adapter") if lora.kind not in WHOLE else ("an adapter", "whole weights")
+        )
+        raise AdapterError(
+            f"The start holds {its}, and lora.kind={lora.kind.value} trains {wants}. Write the start as a model"
+            " (rlpost merge) and give model=FOLDER in place of adapter=, or give the lora.kind it was trained with."
+        )
+    if config["peft_type"] == FULL:
+        return
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if config["peft_type"] != "LORA" or patterns:
         what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
@@ -121,6 +136,15 @@ def _check_other_kind(config: Mapping[str, Any]) -> None:
 def named(names: Iterable[str], module: str) -> bool:
     """Whether one of `names` is the module's whole name or its end, as PEFT matches a list of target modules."""
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def trains_parameter(lora: LoraConfig, parameter: str) -> bool:
+    """Whether full fine-tuning or BitFit with `lora` trains a parameter, by its name in the checkpoint."""
+    module, _, leaf = parameter.rpartition(".")
+    chosen = lora.target_modules
+    return (lora.kind is AdapterKind.full or leaf == "bias") and (
+        chosen == "all-linear" or named((name.strip() for name in chosen.split(",")), module)
+    )
 
 
 @dataclass(frozen=True)

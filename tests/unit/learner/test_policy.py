@@ -21,6 +21,7 @@ from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.model.peft_weights import role_of
 from rlpost.learner.model.prefixes import Group
+from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import Adapter
 from tests.learner_data import plain_attention, random_episodes, write_small_model
 
@@ -73,7 +74,7 @@ def _plain_logprobs(folder: Path, adapter_folder: Path, temperature: float) -> t
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_logprobs_equal_plain_peft_on_the_exported_files(
     build: Callable[..., ActorCritic], folder: Path, kind: AdapterKind, tmp_path: Path
 ) -> None:
@@ -186,7 +187,7 @@ def test_joint_and_checkpointed_backward_equal_separate_ones(build: Callable[...
                 torch.testing.assert_close(other, grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_fused_layers_equal_pefts_own(build: Callable[..., ActorCritic], kind: AdapterKind) -> None:
     model = build(kind)
     _shake(model, POLICY, 1)
