@@ -12,14 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import check_start, named
+from rlpost.weights.adapter_settings import named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.kind_settings import check_settings_of_kind, check_start
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
 ALL = "all-linear"
@@ -32,10 +34,16 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     """Check the model and the adapter, for every task that has a model.
 
     Raises:
-        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap.
-        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
+        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
+            lora.settings names settings that the kind does not have.
+        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
+            lora.* cannot be merged on this model.
         ModelError: the model's files cannot be read.
     """
+    trains = cfg.task in TRAINING
+    plain = TABLE[cfg.lora.kind].peft_type == "LORA" and not cfg.lora.settings
+    if trains and not plain:
+        _check_kind(cfg, model_folder)
     if cfg.lora.target_modules == ALL and cfg.adapter is None:
         return
     layers = models.linear_layers(model_folder)
@@ -44,7 +52,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
-    if cfg.task in TRAINING:
+    if trains:
         check_start(adapter.config, cfg.lora)
     try:
         update = weight_update(adapter, BaseWeights(model_folder))
@@ -54,8 +62,17 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         ) from error
     _check_fit(adapter, update, cfg, layers)
     check_merges(update)
-    if cfg.task in TRAINING:
-        _check_start_modules(adapter, cfg, layers)
+    if trains:
+        _check_start_modules(update, cfg, layers)
+
+
+def _check_kind(cfg: Config, model_folder: Path) -> None:
+    """Try the kind on the model. Plain LoRA needs no trial, so PEFT, whose import takes seconds, is imported here."""
+    from rlpost.weights.trial_merge import try_merge
+
+    check_settings_of_kind(cfg.lora)
+    layers = models.linear_layers(model_folder)
+    try_merge(cfg.lora, _wanted(cfg, layers), BaseWeights(model_folder))
 
 
 def _check_targets(cfg: Config, layers: Layers) -> None:
@@ -116,22 +133,26 @@ def _blocks(modules: Iterable[str]) -> set[int]:
     return {int(found[1]) for found in numbers if found}
 
 
-def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
+def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
-    if cfg.lora.target_modules == ALL:
-        if any("experts" in module.split(".") for module in layers):
-            return  # transformers has some of these not as linear layers; the learner knows which
-        wanted = set(layers)
-    else:
-        wanted = {module for module in layers if named(_targets(cfg), module)}
-    differing = sorted(wanted ^ set(adapter.modules))
+    if cfg.lora.target_modules == ALL and any("experts" in module.split(".") for module in layers):
+        return  # transformers has some of these not as linear layers; the learner knows which
+    wanted = _wanted(cfg, layers)
+    differing = sorted(set(wanted) ^ set(update.shapes))
     if differing:
-        its = ",".join(sorted({module.rpartition(".")[2] for module in adapter.modules}))
+        its = ",".join(sorted({module.rpartition(".")[2] for module in update.shapes}))
         raise AdapterError(
-            f"The start adapter has {len(adapter.modules)} modules, lora.target_modules={cfg.lora.target_modules} means"
+            f"The start adapter has {len(update.shapes)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
             f" lora.target_modules='{its}'"
         )
+
+
+def _wanted(cfg: Config, layers: Layers) -> list[str]:
+    """The modules that lora.target_modules means."""
+    if cfg.lora.target_modules == ALL:
+        return list(layers)
+    return [module for module in layers if named(_targets(cfg), module)]
 
 
 def _targets(cfg: Config) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlpost.config.adapter_kinds import described
 from rlpost.config.compose import defaults_under, to_yaml
 from rlpost.config.keys import leaves
 from rlpost.config.schema import Config, Task
@@ -83,6 +84,7 @@ def card(repo: str, run_dir: RunDir, config: Config) -> bytes:
         converted=config.model == SMOLLM2,
         bundled=config.model == "tiny",
         config=config,
+        kind=described(config.lora),
         method=_method(config),
         measure=measure_of(summary),
         stages=stages,

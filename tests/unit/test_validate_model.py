@@ -23,6 +23,7 @@ from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 from rlpost.weights.models import TINY
+from tests.adapter_kinds import small as small_lora
 from tests.learner_data import write_small_model
 from tests.peft_kinds import MERGED, save, trained
 
@@ -112,18 +113,20 @@ def test_what_fits_is_taken(names: str, task: Task, small: Path, adapted: Callab
 def test_every_kind_is_taken_by_the_settings_that_name_it(
     kind: AdapterKind, small: Path, adapted: Callable[..., Path]
 ) -> None:
-    lora = replace(LORA, kind=kind)
+    lora = small_lora(kind, LORA)
     check_model(config(Task.sft, lora, adapted(lora)), small)
 
 
 @pytest.mark.parametrize("case", ["rank pattern", "OFT", "VeRA"])
-def test_a_kind_that_only_peft_merges_is_taken_to_evaluate_and_not_to_start_from(
+def test_a_kind_that_only_peft_merges_is_taken_to_evaluate_and_not_to_start_lora_from(
     case: str, small: Path, tmp_path: Path
 ) -> None:
     model = trained(AutoModelForCausalLM.from_pretrained(small), MERGED[case])
     adapter = save(model, tmp_path / "adapter")
     check_model(config(Task.eval, adapter=adapter), small)
-    with pytest.raises(AdapterError, match=r"The start adapter .*task=eval"):
+    with pytest.raises(
+        AdapterError, match=r"The start adapter .*Give those it was trained with: lora\.kind="
+    ):
         check_model(config(Task.rl, adapter=adapter), small)
     for name, sizes in {"wider": {"hidden_size": 48}, "deeper": {"num_hidden_layers": 3}}.items():
         other = llama(tmp_path / name, **sizes)

@@ -29,8 +29,8 @@ from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.role_weights import RoleWeights
-from rlpost.weights.adapter_settings import check_start
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.kind_settings import check_start
 
 # Settings of models whose head changes the logits; the head here is linear.
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
