@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
@@ -30,7 +31,6 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.unread import unread
-from rlpost.weights.adapter_settings import WHOLE
 
 WANDB_CHOICES = ("auto", *MODES)
 MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
@@ -369,14 +369,17 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
-def _whole(config: Config) -> Iterator[str]:
-    if config.lora.kind in WHOLE and config.learner.zero_stage == 3:
+def _zero3(config: Config) -> Iterator[str]:
+    stage, kind = config.learner.zero_stage, config.lora.kind
+    if stage == 3 and config.task in TRAINING and not KINDS_OF_ADAPTERS[kind].zero3:
+        reads = "PEFT's layers of lora.kind={} read it from outside"
+        takes_turns = "with lora.kind={} the roles' parameters take turns in a module"
+        why = takes_turns if KINDS_OF_ADAPTERS[kind].whole else reads
         yield refusal(
             "learner.zero_stage",
-            3,
-            f"lora.kind={config.lora.kind.value} swaps the parameters of the roles in the layers, and ZeRO-3 gathers"
-            " those that a layer had when it started",
-            "give learner.zero_stage=2, or train an adapter: lora.kind=lora",
+            stage,
+            f"ZeRO-3 gathers a parameter for its own module only, and {why.format(kind.name)}",
+            "give at most 2, or lora.kind=lora",
         )
 
 
@@ -420,7 +423,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
-    _whole,
+    _zero3,
     _conversation,
     _tiny_base,
 )
