@@ -35,6 +35,20 @@ class AdapterKind(Enum):
     rsdora = "rsdora"  # DoRA with rsLoRA's scaling
 
 
+class AdapterStart(Enum):
+    """First values of an adapter's A and B. Their needs are in rlpost/config/adapter_starts.py."""
+
+    default = "default"  # A uniform (Kaiming), B zero
+    gaussian = "gaussian"  # A normal with standard deviation 1 / rank, B zero
+    orthogonal = "orthogonal"  # A and B random and not zero, with B A = 0
+    eva = "eva"  # A: principal directions of the layer's inputs, B zero
+    pissa = "pissa"  # the largest singular directions of the weight
+    olora = "olora"  # the first columns and rows of the weight's QR decomposition
+    corda = "corda"  # the largest singular directions of the weight times its inputs' covariance
+    lora_ga = "lora_ga"  # singular directions of the loss's gradient
+    loftq = "loftq"  # the error of a quantized base; refused, because no base is quantized
+
+
 class AlgoName(Enum):
     """The algorithms. Their parts are in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
 
@@ -103,6 +117,8 @@ class LoraConfig:
     rank: int = 32  # rank of each module's update
     alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
     target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
+    start: AdapterStart = AdapterStart.default  # first values of A and B; see docs/adapters.md
+    start_examples: int = 64  # examples of the environment that eva, corda and lora_ga read
 
 
 @dataclass

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.adapter_starts import STARTS
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
@@ -32,15 +33,18 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     """Check the model and the adapter, for every task that has a model.
 
     Raises:
-        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap.
+        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
+            lora.rank is too large for lora.start.
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
         ModelError: the model's files cannot be read.
     """
-    if cfg.lora.target_modules == ALL and cfg.adapter is None:
+    directions = STARTS[cfg.lora.start].directions
+    if cfg.lora.target_modules == ALL and cfg.adapter is None and not directions:
         return
     layers = models.linear_layers(model_folder)
     if cfg.task is not Task.eval:
         _check_targets(cfg, layers)
+        _check_directions(cfg, layers, directions * cfg.lora.rank)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
@@ -73,6 +77,23 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _check_directions(cfg: Config, layers: Layers, wanted: int) -> None:
+    """Refuse if the adapter's start takes more singular directions of a weight than it has."""
+    targets = None if cfg.lora.target_modules == ALL else _targets(cfg)
+    sizes = {m: min(shape) for m, shape in layers.items() if targets is None or named(targets, m)}
+    smallest = min(sizes, key=lambda module: sizes[module])
+    if wanted > sizes[smallest]:
+        raise ConfigError(
+            refusal(
+                "lora.rank",
+                cfg.lora.rank,
+                f"lora.start={cfg.lora.start.value} takes {wanted} directions of each weight, and {smallest} of"
+                f" model={cfg.model} is {layers[smallest]}",
+                "give a smaller lora.rank, or another lora.start",
+            )
+        )
 
 
 def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
