@@ -66,6 +66,20 @@ class AdapterKind(Enum):
     bitfit = "bitfit"
 
 
+class AdapterStart(Enum):
+    """First values of an adapter's A and B. Their needs are in rlpost/config/adapter_starts.py."""
+
+    default = "default"  # A uniform (Kaiming), B zero
+    gaussian = "gaussian"  # A normal with standard deviation 1 / rank, B zero
+    orthogonal = "orthogonal"  # A and B random and not zero, with B A = 0
+    eva = "eva"  # A: principal directions of the layer's inputs, B zero
+    pissa = "pissa"  # the largest singular directions of the weight
+    olora = "olora"  # the first columns and rows of the weight's QR decomposition
+    corda = "corda"  # the largest singular directions of the weight times its inputs' covariance
+    lora_ga = "lora_ga"  # singular directions of the loss's gradient
+    loftq = "loftq"  # the error of a quantized base; refused, because no base is quantized
+
+
 class AlgoName(Enum):
     """The algorithms. Their parts are in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
 
@@ -137,6 +151,8 @@ class LoraConfig:
     # all-linear, or module names such as q_proj,v_proj. With full, all-linear is every weight: embeddings, norms and
     # head too; with bitfit every bias. Both also take modules that are not linear, such as embed_tokens.
     target_modules: str = "all-linear"
+    start: AdapterStart = AdapterStart.default  # first values of A and B; see docs/adapters.md
+    start_examples: int = 64  # examples of the environment that eva, corda and lora_ga read
 
 
 @dataclass

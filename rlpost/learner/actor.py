@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import ray
 
 from rlpost.config.schema import Config
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
+from rlpost.types import Example
 
 if TYPE_CHECKING:
     from rlpost.learner.learner import Learner
@@ -28,14 +30,19 @@ class LearnerActor:
         return ray.util.get_node_ip_address(), port_of(self.held)
 
     def start(
-        self, cfg: Config, model_folder: str, canary_ids: tuple[int, ...], rendezvous: Rendezvous
+        self,
+        cfg: Config,
+        model_folder: str,
+        canary_ids: tuple[int, ...],
+        examples: Sequence[Example] | None,
+        rendezvous: Rendezvous,
     ) -> None:
         from rlpost.learner.learner import Learner
 
         if rendezvous.rank == 0:
             rendezvous = replace(rendezvous, listener=self.held.detach())
         self.held.close()
-        self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous)
+        self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner. Only rank 0 returns the answer, because the others' answers are not used."""

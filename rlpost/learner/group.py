@@ -29,9 +29,18 @@ DEATH_NOTICE_S = 10.0
 
 
 class LearnerGroup:
-    """Starts `cfg.learner.workers` ranks in the running Ray cluster. Raises LearnerError if they do not start."""
+    """Starts `cfg.learner.workers` ranks in the running Ray cluster. Raises LearnerError if they do not start.
 
-    def __init__(self, cfg: Config, model_folder: Path, canary_ids: Sequence[int]) -> None:
+    `examples`: what `cfg.lora.start` reads, the same on every rank; None for a resumed run.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        model_folder: Path,
+        canary_ids: Sequence[int],
+        examples: Sequence[Example] | None = (),
+    ) -> None:
         self.cfg = cfg
         self.broken: str | None = None
         actor = ray.remote(**_actor_options(cfg))(LearnerActor)
@@ -42,7 +51,7 @@ class LearnerGroup:
             )
             host, port = addresses[0]
             world_size = len(self.workers)
-            args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids))
+            args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids), examples)
             starts = [
                 w.start.remote(*args, Rendezvous(host, port, rank, world_size))
                 for rank, w in enumerate(self.workers)

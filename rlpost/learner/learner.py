@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import name_for_loading
 
-REFERENCE_FILE = "reference.safetensors"
 KL_FILE = "kl.json"  # the KL coefficient, if algo.kl_target adapts it
 
 
@@ -33,15 +33,23 @@ class Learner:
     """One rank's work. All ranks must make the same calls in the same order, with the same arguments."""
 
     def __init__(
-        self, cfg: Config, model_folder: Path, canary_ids: Sequence[int], rendezvous: Rendezvous
+        self,
+        cfg: Config,
+        model_folder: Path,
+        canary_ids: Sequence[int],
+        rendezvous: Rendezvous,
+        examples: Sequence[Example] | None = (),
     ) -> None:
+        """`examples`: what `lora.start` reads; None for a resumed run. See rlpost.learner.model.starts."""
         torch.set_num_threads(cfg.learner.threads)
         if len(canary_ids) < 2:
             raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
         self.cfg, self.rendezvous, self.canary_ids = cfg, rendezvous, tuple(canary_ids)
         self.base_name = name_for_loading(cfg.model, model_folder)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
-        self.model = actor_critic.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start)
+        self.model = actor_critic.build(
+            model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start, examples
+        )
         self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
         self.kl_coef = cfg.algo.kl_coef
 
@@ -65,41 +73,38 @@ class Learner:
         """End the warm start: the current policy becomes the reference, and the optimizer is reset."""
         self.backend.reset_optimizer()
         if self.model.has_reference:
-            with (
-                self.backend.whole(self._of(roles.POLICY)),
-                self.backend.whole(self._of(roles.REFERENCE), True),
-            ):
+            with self._whole(roles.POLICY), self._whole(roles.REFERENCE, modify=True):
                 self.model.weights.freeze_reference()
 
     def export(self, version: int) -> tuple[Adapter, Canary]:
         """The policy as an Adapter, and its log-probs of the canary at temperature 1."""
-        with self.backend.whole(self._of(roles.POLICY)):
-            tensors = self.model.weights.tensors(roles.POLICY)
+        with self._whole(roles.POLICY, *self.model.weights.frozen):
+            config, tensors = self.model.weights.export()
         row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
         logprobs_N = self._logprobs([row], temperature=1.0)
-        config = self.model.weights.config | {"base_model_name_or_path": self.base_name}
-        return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
+        named = config | {"base_model_name_or_path": self.base_name}
+        return Adapter.create(named, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs into an existing folder. The caller renames the folder to make it final."""
         self.backend.save(folder)
         if self.rendezvous.rank == 0:
             (folder / KL_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
-        if self.model.has_reference:
-            with self.backend.whole(self._of(roles.REFERENCE)):
-                tensors = self.model.weights.tensors(roles.REFERENCE)
+        for name in self.model.weights.frozen:
+            with self._whole(name):
+                tensors = self.model.weights.tensors(name)
             if self.rendezvous.rank == 0:
-                save_file(tensors, folder / REFERENCE_FILE)
+                save_file(tensors, folder / _file_of(name))
 
     def load(self, folder: Path) -> None:
         """Restore exactly the state that `save` wrote."""
         self.backend.load(folder)
         self.kl_coef = _kl_coef(folder / KL_FILE)
-        if self.model.has_reference:
-            if not (folder / REFERENCE_FILE).is_file():
-                raise CheckpointError(f"{folder} has no {REFERENCE_FILE}; it is incomplete or of another run")
-            with self.backend.whole(self._of(roles.REFERENCE), modify=True):
-                self.model.weights.load(roles.REFERENCE, load_file(folder / REFERENCE_FILE))
+        for name in self.model.weights.frozen:
+            if not (folder / _file_of(name)).is_file():
+                raise CheckpointError(f"{folder} has no {_file_of(name)}; it is incomplete or of another run")
+            with self._whole(name, modify=True):
+                self.model.weights.load(name, load_file(folder / _file_of(name)))
 
     def _logprobs(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
@@ -107,8 +112,14 @@ class Learner:
         logprobs, _ = compute_outputs(self.backend, batch, (roles.POLICY,), budget, temperature)
         return logprobs[roles.POLICY]
 
-    def _of(self, role: str) -> list[torch.nn.Parameter]:
-        return self.model.parameters_of(role)
+    def _whole(self, *names: str, modify: bool = False) -> AbstractContextManager[None]:
+        """A context in which the parameters of roles are gathered; see DeepSpeedBackend.whole."""
+        return self.backend.whole([p for name in names for p in self.model.parameters_of(name)], modify)
+
+
+def _file_of(name: str) -> str:
+    """The file in a checkpoint for a part that the optimizer does not train."""
+    return f"{name}.safetensors"
 
 
 def _kl_coef(path: Path) -> float:

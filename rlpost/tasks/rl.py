@@ -19,9 +19,10 @@ from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.reward_function import Score, reward_function
 from rlpost.tasks import training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
+from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, open_session
-from rlpost.tasks.sft import ExpertData, train_step
+from rlpost.tasks.sft import train_step
 from rlpost.tasks.stall import Stall
 from rlpost.tasks.training_state import TrainingState
 from rlpost.types import EpisodeSpec, Trajectory

@@ -42,6 +42,7 @@ from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
+from rlpost.tasks.start_examples import start_examples
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 
@@ -120,6 +121,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     chat = Chat.load(model_folder, cfg.rollout)
     rehearse(cfg, chat)
     ids = canary_ids(cfg, chat)
+    examples = start_examples(cfg, chat) if with_learner else None
     for remark in remarks(cfg, chat):
         console.print(remark, soft_wrap=True)
     run_dir = stack.enter_context(run_folder(cfg))
@@ -136,7 +138,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     stack.callback(pool.close)
     learner = None
     if with_learner:
-        learner = LearnerGroup(cfg, model_folder, ids)
+        learner = LearnerGroup(cfg, model_folder, ids, examples)
         stack.callback(learner.close)
     pool.wait_ready()
     return Session(

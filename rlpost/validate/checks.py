@@ -27,6 +27,7 @@ from rlpost.record.folders import holds_files
 from rlpost.record.trackers.secrets import without_users
 from rlpost.record.trackers.wandb_backend import MODES, WANDB_MODES, has_wandb_key, resolve_mode
 from rlpost.record.tracking import KINDS, missing_modules
+from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
@@ -61,6 +62,7 @@ RANGES: dict[str, Range] = {
     "seed": Range(0, 2**31 - 1),
     "lora.rank": Range(1, 1024),
     "lora.alpha": POSITIVE,
+    "lora.start_examples": COUNT,
     "sft.steps": NOT_NEGATIVE,
     "sft.skip": NOT_NEGATIVE,
     "sft.examples": NOT_NEGATIVE,
@@ -418,6 +420,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _endpoint,
     environment,
     _adapter,
+    adapter_start,
     folders,
     _tracking,
     _ray,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import gymnasium
 
 from rlpost.compare.design.types import SFT
+from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.envs import adapter, registry
@@ -61,7 +62,7 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
     refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
     try:
         refusals = refusals or list(_instances(config, thread, env))
-        yield from (*refusals, *_expert(config, env), *_unscored(config, env))
+        yield from (*refusals, *_expert(config, env), *_start(config, env), *_unscored(config, env))
         yield from () if refusals else _by_endpoint(config, env)
         yield from _rehearsals(config, thread, env)
         _in_time(config, thread, "close", env.close)
@@ -164,6 +165,18 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
         if config.sft.examples > lessons:
             told = f"{config.train_variant} has {lessons} answers to learn from"
             yield refusal("sft.examples", config.sft.examples, told, "give no more, or 0 for all")
+
+
+def _start(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
+    """A refusal if the adapter's start needs a loss and the environment shows no answers."""
+    needs_answers = STARTS[config.lora.start].data is StartData.answers
+    if config.task in TRAINING and needs_answers and not isinstance(env.unwrapped, Expert):
+        yield refusal(
+            "lora.start",
+            config.lora.start.value,
+            f"it reads the gradient of a loss, and the environment {config.env} has no expert answers",
+            "choose a start that reads prompts alone (eva, corda), or none",
+        )
 
 
 def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlpost.config.adapter_kinds import TABLE
+from rlpost.config.adapter_kinds import FULL, TABLE
+from rlpost.config.adapter_starts import STARTS
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import FULL, named
+from rlpost.weights.adapter_settings import named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.kind_settings import check_settings_of_kind, check_start, trains_parameter
@@ -35,16 +36,17 @@ def check_model(cfg: Config, model_folder: Path) -> None:
 
     Raises:
         ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
-            lora.settings names settings that the kind does not have.
+            lora.settings names settings that the kind does not have, or lora.rank is too large for lora.start.
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
             lora.* cannot be merged on this model.
         ModelError: the model's files cannot be read.
     """
+    directions = STARTS[cfg.lora.start].directions
     trains, kind = cfg.task in TRAINING, TABLE[cfg.lora.kind]
     plain = kind.peft_type == "LORA" and not cfg.lora.settings
     if trains and not plain:
         _check_kind(cfg, model_folder)
-    if cfg.lora.target_modules == ALL and cfg.adapter is None and not kind.whole:
+    if cfg.lora.target_modules == ALL and cfg.adapter is None and not kind.whole and not directions:
         return
     layers = models.linear_layers(model_folder)
     if cfg.task is not Task.eval:
@@ -52,6 +54,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
             _check_parameters(cfg, model_folder)
         else:
             _check_targets(cfg, layers)
+            _check_directions(cfg, layers, directions * cfg.lora.rank)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
@@ -66,7 +69,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     _check_fit(adapter, update, cfg, model_folder)
     check_merges(update)
     if trains:
-        _check_start_modules(update, cfg, layers)
+        _check_start_modules(adapter, update, cfg, layers)
 
 
 def _check_kind(cfg: Config, model_folder: Path) -> None:
@@ -123,6 +126,23 @@ def _check_parameters(cfg: Config, model_folder: Path) -> None:
         raise ConfigError("\n".join(refusals))
 
 
+def _check_directions(cfg: Config, layers: Layers, wanted: int) -> None:
+    """Refuse if the adapter's start takes more singular directions of a weight than it has."""
+    targets = None if cfg.lora.target_modules == ALL else _targets(cfg)
+    sizes = {m: min(shape) for m, shape in layers.items() if targets is None or named(targets, m)}
+    smallest = min(sizes, key=lambda module: sizes[module])
+    if wanted > sizes[smallest]:
+        raise ConfigError(
+            refusal(
+                "lora.rank",
+                cfg.lora.rank,
+                f"lora.start={cfg.lora.start.value} takes {wanted} directions of each weight, and {smallest} of"
+                f" model={cfg.model} is {layers[smallest]}",
+                "give a smaller lora.rank, or another lora.start",
+            )
+        )
+
+
 def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, model_folder: Path) -> None:
     stored, shapes = models.parameter_shapes(model_folder), update.shapes
     wrong = [
@@ -165,10 +185,10 @@ def _blocks(names: Iterable[str]) -> set[int]:
     return {int(found[1]) for found in numbers if found}
 
 
-def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> None:
+def _check_start_modules(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
     if TABLE[cfg.lora.kind].whole:
-        _check_start_parameters(update, cfg)
+        _check_start_parameters(adapter, cfg)
         return
     if cfg.lora.target_modules == ALL and any("experts" in module.split(".") for module in layers):
         return  # transformers has some of these not as linear layers; the learner knows which
@@ -176,22 +196,22 @@ def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> N
     its = {name.removesuffix(".weight") for name in update.shapes if name.endswith(".weight")}
     differing = sorted(set(wanted) ^ its)
     if differing:
-        its = ",".join(sorted({module.rpartition(".")[2] for module in update.shapes}))
+        targets = ",".join(sorted({module.rpartition(".")[2] for module in its}))
         raise AdapterError(
-            f"The start adapter has {len(update.shapes)} modules, lora.target_modules={cfg.lora.target_modules} means"
+            f"The start adapter has {len(its)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
-            f" lora.target_modules='{its}'"
+            f" lora.target_modules='{targets}'"
         )
 
 
-def _check_start_parameters(update: WeightUpdate, cfg: Config) -> None:
+def _check_start_parameters(adapter: Adapter, cfg: Config) -> None:
     """Refuse if training with lora.* would leave out parameters of the start. The learner refuses missing ones."""
-    left_out = [name for name in update.shapes if not trains_parameter(cfg.lora, name)]
+    left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
     if left_out:
         raise AdapterError(
-            f"The start has {len(update.shapes)} whole parameters; lora.kind={cfg.lora.kind.value}"
+            f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
             f" lora.target_modules={cfg.lora.target_modules} leaves out {_some(left_out)}. Give those it was trained"
-            " with."
+            f" with: lora.target_modules={adapter.config.get('target_modules')}"
         )
 
 

@@ -13,6 +13,7 @@ from enum import Enum
 
 from rlpost.compare.design.plan import with_algorithm
 from rlpost.config.adapter_kinds import TABLE as KINDS
+from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
 from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
@@ -35,6 +36,12 @@ _LEAVE = "leave it out"
 
 # Each algorithm of a comparison reads its own settings. A setting is unread if no algorithm reads it.
 ALGORITHM_RULES = (
+    _Rule(
+        ("lora.start_examples",),
+        lambda cfg: STARTS[cfg.lora.start].data is not StartData.none,
+        "lora.start reads no examples",
+        f"{_LEAVE}, or lora.start=eva, corda or lora_ga",
+    ),
     _Rule(
         ("rollout.system_prompt",),
         lambda cfg: cfg.env != "agent",

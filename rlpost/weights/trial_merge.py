@@ -44,8 +44,8 @@ def try_merge(lora: LoraConfig, modules: Sequence[str], base: BaseWeights) -> No
         config = model.peft_config["default"].to_dict()
         adapter = Adapter.create(config, get_peft_model_state_dict(model, save_embedding_layers=False), 0)
         layers = PeftLayers(adapter.config, adapter.tensors, base, names)
-        for name in names:
-            layers.merged(name, base[f"{name}.weight"])
+        for parameter in layers.shapes:
+            layers.merged(parameter, base[parameter])
 
 
 def _built(lora: LoraConfig, names: list[str], base: BaseWeights) -> PeftModel:

@@ -14,7 +14,7 @@ import pytest
 from rlpost.config.schema import Config
 from rlpost.envs import registry
 from rlpost.envs.generalpoints.env import GeneralPoints
-from rlpost.tasks.sft import ExpertData
+from rlpost.tasks.expert_data import ExpertData
 from rlpost.types import Example
 
 

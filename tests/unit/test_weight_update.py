@@ -129,7 +129,7 @@ def test_a_name_or_a_shape_that_the_adapter_does_not_have_is_refused(small: Path
 
 
 # A merge of these changes biases: of k, v (IA3) or of every module.
-MOVE_BIASES = {"IA3", "RoAd"}
+MOVE_BIASES = ("IA3", "RoAd")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rlpost.algorithms.objective import Outputs
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.cluster.precision import TORCH_DTYPES
 from rlpost.config.adapter_kinds import TABLE
+from rlpost.config.adapter_starts import STARTS
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
@@ -31,6 +32,9 @@ from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.role_weights import RoleWeights
+from rlpost.learner.model.starts import start_adapters
+from rlpost.seeds import derive
+from rlpost.types import Example
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.kind_settings import check_start
 from rlpost.weights.models import parameter_shapes
@@ -168,13 +172,24 @@ def _value_head(hidden_size: int) -> nn.Linear:
 
 
 def build(
-    folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: Sequence[str], start: Adapter | None
+    folder: Path,
+    dtype: Dtype,
+    lora: LoraConfig,
+    seed: int,
+    roles: Sequence[str],
+    start: Adapter | None,
+    examples: Sequence[Example] | None = (),
 ) -> ActorCritic:
     """The base with the weights of `roles`. The policy (and the reference) start at `start`, or else at the bare base.
 
-    Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model.
+    `examples`: what `lora.start` reads. None leaves it out, for a resumed run, whose checkpoint has the weights.
+
+    Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model, LearnerError
+    if `lora.start` lacks examples.
     """
     weights = _weights(folder, dtype, lora, seed, tuple(roles))
+    if examples is not None and isinstance(weights, PeftWeights):
+        start_adapters(weights, lora.start, examples, derive(seed, "start"))
     if start is not None:
         check_start(start.config, lora)
         weights.load(POLICY, start.tensors)
@@ -184,7 +199,7 @@ def build(
 def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
     base = load_base(folder, dtype)
     if not TABLE[lora.kind].whole:
-        return PeftWeights(base, peft_config(lora), seed, roles)
+        return PeftWeights(base, peft_config(lora), seed, roles, STARTS[lora.start].changes_base)
     weights = FullWeights(base, lora, roles)
     # transformers converts some checkpoints as it loads them: experts become one tensor, prefixes are added.
     unknown = sorted(set(weights.named(POLICY)) - set(parameter_shapes(folder)))

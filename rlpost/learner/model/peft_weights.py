@@ -1,8 +1,15 @@
-"""The weights of the roles as PEFT's adapters, one a role, on one base."""
+"""The weights of the roles as PEFT's adapters, one a role, on one base.
+
+A start that changes the base (rlpost.config.adapter_starts) belongs to W0 - s B0 A0. The base stays W0 for the engines
+and for the other roles, so one more frozen adapter, START, with the factors A0 and -B0, is active with each role:
+
+    W0 + s B A - s B0 A0  =  W0 + s [B, -B0] [A; A0]      what `export` gives: a plain LoRA of twice the rank
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,6 +27,8 @@ from rlpost.config.schema import LoraConfig
 from rlpost.learner.model.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.model.role_weights import RoleWeights
 
+START = "start"  # the frozen adapter that subtracts s B0 A0
+
 
 def peft_config(lora: LoraConfig) -> PeftConfig:
     """The PEFT configuration for `lora`."""
@@ -34,16 +43,24 @@ def peft_config(lora: LoraConfig) -> PeftConfig:
 class PeftWeights(RoleWeights):
     """See RoleWeights. Adapters are cast when used: by the fused layers, or else by PEFT or autocast."""
 
-    def __init__(self, base: PreTrainedModel, config: PeftConfig, seed: int, roles: tuple[str, ...]) -> None:
-        """`roles` starts with POLICY."""
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        config: PeftConfig,
+        seed: int,
+        roles: tuple[str, ...],
+        subtracts_start: bool = False,
+    ) -> None:
+        """`roles` starts with POLICY. `subtracts_start`: START is there, for a start that changes the base."""
         super().__init__(roles)
+        self.beside = (START,) if subtracts_start else ()
         of_the_base = {id(parameter) for parameter in base.parameters()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the random start is the same on every rank
             self.peft = get_peft_model(base, copy.deepcopy(config), adapter_name=roles[0])
             # PEFT decides which numbers of a kind are trained: those of its first adapter, before there are others.
             learns = {name for name, p in self.peft.named_parameters() if p.requires_grad}
-            for name in roles[1:]:
+            for name in (*roles[1:], *self.beside):
                 self.peft.add_adapter(name, copy.deepcopy(config))
         self.peft.eval()  # some kinds draw random numbers in training mode
         self.layers = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
@@ -51,7 +68,7 @@ class PeftWeights(RoleWeights):
             if isinstance(layer, LoraLayer):
                 # Autocast chooses the dtype, which avoids a copy of the activations.
                 layer.cast_input_dtype_enabled = False
-        self._names: dict[str, list[str]] = {role: [] for role in roles}
+        self._names: dict[str, list[str]] = {name: [] for name in (*roles, *self.beside)}
         for name, parameter in self.peft.named_parameters():
             if id(parameter) not in of_the_base:
                 self._add(name, parameter, learns)
@@ -59,7 +76,7 @@ class PeftWeights(RoleWeights):
     def _add(self, name: str, parameter: nn.Parameter, learns: set[str]) -> None:
         """Note which role a parameter belongs to. PEFT has the adapter's name as a part of the parameter's."""
         parts = name.split(".")
-        role = next(role for role in self.roles if role in parts)
+        role = next(role for role in self._names if role in parts)
         in_the_first = ".".join(self.roles[0] if part == role else part for part in parts)
         parameter.data = parameter.data.float()
         parameter.requires_grad_(role in self.trained and in_the_first in learns)
@@ -81,7 +98,7 @@ class PeftWeights(RoleWeights):
         # PEFT's own set_adapter would also change requires_grad, and so cut the gradient of a pass whose backward has
         # not run yet.
         for layer in self.layers:
-            layer._active_adapter = [] if role is None else [role]
+            layer._active_adapter = [] if role is None else [role, *self.beside]
 
     def named(self, role: str) -> dict[str, nn.Parameter]:
         """See RoleWeights.named."""
@@ -95,6 +112,30 @@ class PeftWeights(RoleWeights):
 
     def _write(self, role: str, tensors: Mapping[str, Tensor]) -> None:
         set_peft_model_state_dict(self.peft, dict(tensors), adapter_name=role)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """See RoleWeights.frozen."""
+        return (*super().frozen, *self.beside)
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See RoleWeights.export. With START, [B, -B0] and [A; A0] in place of B and A, and the same scaling s."""
+        config, tensors = super().export()
+        if not self.beside:
+            return config, tensors
+        start = self.tensors(START)
+        both = {n: torch.cat([t, start[n]], dim=0 if "lora_A" in n else 1) for n, t in tensors.items()}
+        alpha = config["lora_alpha"] * (math.sqrt(2) if config["use_rslora"] else 2)
+        return config | {"r": 2 * config["r"], "lora_alpha": alpha}, both
+
+    @torch.no_grad()
+    def share_start(self) -> None:
+        """Copy the policy's first A and B to the other roles, and as A and -B to START."""
+        for layer in self.layers:
+            A, B = layer.lora_A[POLICY].weight, layer.lora_B[POLICY].weight
+            for name in (*self.roles[1:], *self.beside):
+                layer.lora_A[name].weight.copy_(A)
+                layer.lora_B[name].weight.copy_(-B if name == START else B)
 
     def fuse(self) -> bool:
         """See RoleWeights.fuse. Decoder layers of known families, or else the plain LoRA layers; DoRA stays PEFT's."""

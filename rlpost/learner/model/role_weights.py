@@ -53,6 +53,15 @@ class RoleWeights(nn.Module, ABC):
     def tensors(self, role: str) -> dict[str, Tensor]:
         """The tensors of a role by the names in its file, as float32 copies on the CPU."""
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """What `tensors` and `load` take besides the trained roles: a checkpoint must contain these too."""
+        return (REFERENCE,) if REFERENCE in self.roles else ()
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """adapter_config.json and the tensors of the policy, as an adapter of the base."""
+        return self.config, self.tensors(POLICY)
+
     @abstractmethod
     def _write(self, role: str, tensors: Mapping[str, Tensor]) -> None: ...
 
