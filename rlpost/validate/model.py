@@ -16,6 +16,7 @@ from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
+from rlpost.validate.parallel import check_tensor_parallel
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import FULL, check_start, named
 from rlpost.weights.adapters import Adapter
@@ -32,10 +33,12 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     """Check the model and the adapter, for every task that has a model.
 
     Raises:
-        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap.
+        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
+            rollout.tensor_parallel does not divide its layers.
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
         ModelError: the model's files cannot be read.
     """
+    check_tensor_parallel(cfg, model_folder)
     if cfg.lora.target_modules == ALL and cfg.adapter is None:
         return
     layers = models.linear_layers(model_folder)
