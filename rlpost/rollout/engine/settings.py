@@ -30,6 +30,8 @@ def engine_environment(threads: int, enforce_eager: bool, tensor_parallel: int =
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads may hang
         # vLLM would bind each rank to a NUMA node of its own, and fails where there are fewer.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # Longer messages take a socket. The default needs 160 MiB of shared memory a queue; containers have 64.
+        environment["VLLM_MQ_MAX_CHUNK_BYTES_MB"] = "1"
     return environment
 
 

@@ -253,21 +253,20 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        _do_not_count()
         names = engine_args(settings, torch.cuda.is_available())
-        executor = _executor() if settings.tensor_parallel == 1 else _meet_at_a_port()
+        executor = _executor() if settings.tensor_parallel == 1 else _ranks_executor()
         args = EngineArgs(**names, distributed_executor_backend=executor)
         gc.freeze()  # vLLM collects garbage five times at start; this exempts the modules just loaded
         with _threads(settings.threads):
             engine = LLMEngine.from_engine_args(args)
-    engine.collective_rpc(_uncounted)
     if settings.tensor_parallel > 1:
-        engine.collective_rpc(ranks.end_with_parent)
         engine.model_executor.register_failure_callback(ranks.end_process)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
 
 
-def _uncounted(_worker: Any) -> None:
-    """In every rank: do not count a token's place among all words, which is not used."""
+def _do_not_count() -> None:
+    """Spare vLLM's sampler the place of a token among all words, which is not used."""
     from vllm.v1.sample import sampler
 
     sampler.batched_count_greater_than = _unranked
@@ -294,15 +293,26 @@ def _executor() -> type:
     return InMemory
 
 
-def _meet_at_a_port() -> str:
-    """vLLM's executor with a process a rank, which meet at a port instead of a file that vLLM never removes."""
+def _ranks_executor() -> str:
+    """vLLM's executor with a process a rank, which end with this one.
+
+    They meet at a port instead of a file, which vLLM would never remove.
+    """
     from vllm.utils.network_utils import get_distributed_init_method, get_loopback_ip, get_open_port
     from vllm.v1.executor import multiproc_executor
 
     multiproc_executor.get_file_store_init_method = lambda: get_distributed_init_method(
         get_loopback_ip(), get_open_port()
     )
+    multiproc_executor.WorkerProc.worker_main = ranks.RankMain(_rank_main)
     return "mp"
+
+
+def _rank_main(*args: Any, **kwargs: Any) -> None:
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+
+    _do_not_count()
+    WorkerProc.worker_main(*args, **kwargs)
 
 
 def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
