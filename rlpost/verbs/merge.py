@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +88,23 @@ def write_merged(trained: Policy, folder: Path, dtype: str | None = None) -> str
         AdapterError: the adapter is broken, or belongs to another model.
         ModelError: the base is quantized, or a file of it cannot be read.
     """
+    refuse_existing(folder)
+    dtype, fill = merge_of(trained, dtype)
+    publish_folder(folder, fill)
+    return dtype
+
+
+def merge_of(trained: Policy, dtype: str | None) -> tuple[str, Callable[[Path], None]]:
+    """Check the merge; return the weights' dtype and what writes the model into an empty folder. See `write_merged`."""
     from rlpost.weights.adapters import Adapter
     from rlpost.weights.base_weights import BaseWeights
     from rlpost.weights.update import weight_update
 
-    refuse_existing(folder)
     stored = _stored(trained.model_folder)
     dtype = dtype or trained.dtype or (stored.pop() if len(stored) == 1 else "float32")
     update = weight_update(Adapter.load(trained.adapter_folder), BaseWeights(trained.model_folder))
     _check_fit(update, trained.model_folder)
-    publish_folder(folder, lambda fresh: _fill(fresh, trained.model_folder, update, str(dtype)))
-    return str(dtype)
+    return str(dtype), lambda fresh: _fill(fresh, trained.model_folder, update, str(dtype))
 
 
 def _stored(model_folder: Path) -> set[str]:
