@@ -49,11 +49,17 @@ class Needs:
 
     @classmethod
     def of(cls, config: Config) -> Needs:
-        rollout, learner = config.rollout, config.learner
+        engines, learner = cls.of_engines(config), config.learner
         return cls(
-            cpus=rollout.workers * rollout.cpus + learner.workers * learner.cpus,
-            gpus=rollout.workers * rollout.gpus + learner.workers * learner.gpus,
+            cpus=engines.cpus + learner.workers * learner.cpus,
+            gpus=engines.gpus + learner.workers * learner.gpus,
         )
+
+    @classmethod
+    def of_engines(cls, config: Config) -> Needs:
+        rollout = config.rollout
+        processes = rollout.workers * rollout.tensor_parallel
+        return cls(cpus=processes * rollout.cpus, gpus=processes * rollout.gpus)
 
 
 @contextlib.contextmanager
@@ -178,16 +184,16 @@ def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
     where = f"the cluster at {address}" if address else "this machine"
     if needs.cpus > have.cpus:
         raise ClusterError(
-            f"The run asks for {needs.cpus:g} CPUs (rollout.workers x rollout.cpus + learner.workers x learner.cpus); "
-            f"{where} has {have.cpus:g}. Ask for less, such as rollout.cpus={have.cpus / needs.cpus:.2g} "
-            f"learner.cpus={have.cpus / needs.cpus:.2g} to share cores, use fewer workers, or join a larger cluster "
-            "with ray.address=."
+            f"The run asks for {needs.cpus:g} CPUs (rollout.workers x rollout.tensor_parallel x rollout.cpus +"
+            f" learner.workers x learner.cpus); {where} has {have.cpus:g}. Ask for less, such as"
+            f" rollout.cpus={have.cpus / needs.cpus:.2g} learner.cpus={have.cpus / needs.cpus:.2g} to share cores, use"
+            " fewer workers, or join a larger cluster with ray.address=."
         )
     if needs.gpus > have.gpus:
         raise ClusterError(
-            f"The run asks for {needs.gpus:g} GPUs (rollout.workers x rollout.gpus + learner.workers x learner.gpus); "
-            f"{where} has {have.gpus:g}. Ask for less (rollout.gpus, learner.gpus) or join a larger cluster with "
-            "ray.address=."
+            f"The run asks for {needs.gpus:g} GPUs (rollout.workers x rollout.tensor_parallel x rollout.gpus +"
+            f" learner.workers x learner.gpus); {where} has {have.gpus:g}. Ask for less (rollout.gpus, learner.gpus) or"
+            " join a larger cluster with ray.address=."
         )
 
 

@@ -228,10 +228,13 @@ class RolloutConfig:
     # Variables for the model's chat template, which must read them: {enable_thinking: false}.
     template_args: dict[str, Any] = field(default_factory=dict)
     max_num_seqs: int = 128  # episodes that one engine decodes at once
-    kv_cache_gib: float = 1.0  # GiB of KV cache of one engine on CPU
+    kv_cache_gib: float = 1.0  # GiB of KV cache of one engine on CPU, over all its processes
     gpu_memory_utilization: float = 0.4  # share of a GPU that one engine may take
-    cpus: float = 1.0  # Ray CPUs and compute threads of a worker
-    gpus: float = 0.0  # share of a GPU that Ray sets aside for a worker
+    tensor_parallel: int = (
+        1  # processes that share each layer of one engine; each claims the cpus and gpus below
+    )
+    cpus: float = 1.0  # Ray CPUs and compute threads of a worker (of each process of its engine)
+    gpus: float = 0.0  # share of a GPU that Ray sets aside for a worker (for each process of its engine)
     enforce_eager: bool = True  # False compiles the engine: slower start, faster decoding
     # Largest mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07.
     max_canary_gap: float = 0.1

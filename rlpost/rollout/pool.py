@@ -218,8 +218,9 @@ class RolloutPool:
 
     def _spawn(self) -> Any:
         rollout = self.cfg.rollout
-        environment = engine_environment(max(1, round(rollout.cpus)), rollout.enforce_eager)
-        options: dict[str, Any] = {"num_cpus": rollout.cpus, "num_gpus": rollout.gpus}
+        threads, ranks = max(1, round(rollout.cpus)), rollout.tensor_parallel
+        environment = engine_environment(threads, rollout.enforce_eager, ranks)
+        options: dict[str, Any] = {"num_cpus": ranks * rollout.cpus, "num_gpus": ranks * rollout.gpus}
         actor = ray.remote(**options, max_restarts=0, runtime_env={"env_vars": environment})(RolloutActor)
         return actor.remote()
 

@@ -68,6 +68,7 @@ def start_engine(cfg: Config, model_folder: Path) -> Engine:
             threads=max(1, round(rollout.cpus)),
             enforce_eager=rollout.enforce_eager,
             seed=cfg.seed,
+            tensor_parallel=rollout.tensor_parallel,
         )
     )
 

@@ -131,7 +131,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     progress = Progress(console, steps_of(cfg))
     stack.callback(progress.close)
     progress.stage("starting Ray, engines and learner")
-    needs = ray_cluster.Needs.of(cfg) if with_learner else _without_learner(cfg)
+    needs = ray_cluster.Needs.of(cfg) if with_learner else ray_cluster.Needs.of_engines(cfg)
     logs, modules = run_dir.path / "logs", own_modules(cfg)
     stack.enter_context(ray_cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
     pool = RolloutPool(cfg, model_folder)
@@ -235,8 +235,3 @@ def run_folder(cfg: Config) -> Iterator[RunDir]:
     with locks.held(run_dir.path), run_error.kept(run_dir.path):
         run_dir.write_versions()
         yield run_dir
-
-
-def _without_learner(cfg: Config) -> ray_cluster.Needs:
-    rollout = cfg.rollout
-    return ray_cluster.Needs(cpus=rollout.workers * rollout.cpus, gpus=rollout.workers * rollout.gpus)

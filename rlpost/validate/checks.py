@@ -100,6 +100,7 @@ RANGES: dict[str, Range] = {
     "rollout.max_num_seqs": COUNT,
     "rollout.kv_cache_gib": POSITIVE,
     "rollout.gpu_memory_utilization": POSITIVE_SHARE,
+    "rollout.tensor_parallel": COUNT,
     "rollout.cpus": NOT_NEGATIVE,
     "rollout.gpus": SHARE,
     "rollout.max_canary_gap": POSITIVE,
@@ -353,7 +354,14 @@ def _ray(config: Config) -> Iterator[str]:
 
 
 def _gpus(config: Config) -> Iterator[str]:
-    learner = config.learner
+    learner, rollout = config.learner, config.rollout
+    if rollout.tensor_parallel > 1 and 0 < rollout.gpus < 1:
+        yield refusal(
+            "rollout.gpus",
+            rollout.gpus,
+            f"each of rollout.tensor_parallel={rollout.tensor_parallel} processes needs a GPU of its own",
+            "give 1, or rollout.tensor_parallel=1",
+        )
     if learner.workers > 1 and 0 < learner.gpus < 1:
         yield refusal(
             "learner.gpus",

@@ -139,7 +139,7 @@ RULES = (
         (
             *("model", "dtype", "ray.address", "ray.timeout_s", "rollout.workers", "rollout.max_model_len"),
             *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
-            *("rollout.max_canary_gap", "rollout.restarts"),
+            *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts"),
         ),
         lambda cfg: cfg.eval.endpoint is None,
         "it is of engines of this machine, and the model behind eval.endpoint plays",

@@ -6,6 +6,7 @@
                                  ▼
                                  WriteReport ──▶ VllmEngine.swap: prefix cache, canary, or restore
 
+In a tensor-parallel engine there is one such worker a rank; each gets the whole adapter and writes its own shard.
 Only step 1 knows what an adapter is, and only the writer knows vLLM's layers. This file never imports vllm; vLLM loads
 it by name as its worker extension.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlpost.errors import SwapError
+from rlpost.errors import RlpostError, SwapError
 from rlpost.rollout.engine.in_place import InPlaceWriter
 from rlpost.rollout.engine.weight_writer import WeightWriter, WriteReport
 from rlpost.weights.adapters import Adapter
@@ -28,17 +29,25 @@ WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
 class SwapWorker:
     """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""
 
-    def rlpost_write(self, adapter: Adapter | None) -> WriteReport:
-        """Make `adapter` live (None: the bare base model). See `WeightWriter.write` and `weight_update`."""
-        base, writer = self._rlpost_writer()
-        return writer.write(None if adapter is None else weight_update(adapter, base))
+    def rlpost_write(self, adapter: Adapter | None) -> WriteReport | str:
+        """Make `adapter` live (None: the bare base model). See `WeightWriter.write` and `weight_update`.
+
+        Returns the reason if that failed; see `rlpost.rollout.engine.weight_writer.together`.
+        """
+        try:
+            base, writer = self._rlpost_writer()
+            return writer.write(None if adapter is None else weight_update(adapter, base))
+        except RlpostError as error:
+            return str(error)
+        except Exception as error:  # whatever it is, the other ranks answer too
+            return f"{type(error).__name__}: {error}"
 
     def _rlpost_writer(self) -> tuple[BaseWeights, WeightWriter]:
         worker: Any = self
         if not hasattr(worker, "_rlpost_writer_"):
-            if worker.parallel_config.world_size != 1:
+            if worker.parallel_config.world_size != worker.parallel_config.tensor_parallel_size:
                 raise SwapError(
-                    "Merged swaps need an engine on one device (tensor and pipeline parallel size 1)."
+                    "Merged swaps need engines without pipeline stages (vLLM's pipeline parallel size 1)."
                 )
             base = BaseWeights(Path(worker.model_config.model))
             worker._rlpost_writer_ = base, InPlaceWriter(worker.model_runner.get_model(), base)

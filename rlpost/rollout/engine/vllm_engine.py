@@ -4,7 +4,8 @@
     logprobs ──▶ one prompt through the live weights, past the prefix cache
     swap     ──▶ SwapWorker (engine/swap.py) writes and probes ──▶ canary by `logprobs` ──▶ live, or restored
 
-Nothing runs between calls: an idle engine has no thread that works or spins.
+Nothing runs between calls: an idle engine has no thread that works or spins. With tensor_parallel above 1, vLLM starts
+a process a rank; this one then only schedules.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any
 import torch
 
 from rlpost.errors import RolloutError, SwapError
+from rlpost.rollout.engine import ranks
 from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
 from rlpost.rollout.engine.settings import EngineSettings, engine_environment
 from rlpost.rollout.engine.swap import WORKER_EXTENSION
-from rlpost.rollout.engine.weight_writer import WriteReport
+from rlpost.rollout.engine.weight_writer import WriteReport, together
 from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter
 
@@ -176,7 +178,7 @@ class VllmEngine:
         return answered
 
     def _write(self, adapter: Adapter | None) -> WriteReport:
-        report: WriteReport = self._engine.collective_rpc("rlpost_write", args=(adapter,))[0]
+        report = together(self._engine.collective_rpc("rlpost_write", args=(adapter,)))
         if not self._engine.reset_prefix_cache():
             raise SwapError("vLLM did not drop its prefix cache.")
         return report
@@ -243,25 +245,35 @@ class _Vllm:
 
 
 def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
-    for name, value in engine_environment(settings.threads, settings.enforce_eager).items():
+    environment = engine_environment(settings.threads, settings.enforce_eager, settings.tensor_parallel)
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     with _uncollected():
         from vllm import EngineArgs, LLMEngine, SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.sample import sampler
 
-        sampler.batched_count_greater_than = _unranked
+        _do_not_count()
         names = engine_args(settings, torch.cuda.is_available())
-        args = EngineArgs(**names, distributed_executor_backend=_executor())
+        executor = _executor() if settings.tensor_parallel == 1 else _ranks_executor()
+        args = EngineArgs(**names, distributed_executor_backend=executor)
         gc.freeze()  # vLLM collects garbage five times at start; this exempts the modules just loaded
         with _threads(settings.threads):
             engine = LLMEngine.from_engine_args(args)
+    if settings.tensor_parallel > 1:
+        engine.model_executor.register_failure_callback(ranks.end_process)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
 
 
+def _do_not_count() -> None:
+    """Spare vLLM's sampler the place of a token among all words, which is not used."""
+    from vllm.v1.sample import sampler
+
+    sampler.batched_count_greater_than = _unranked
+
+
 def _unranked(logprobs_BV: torch.Tensor, chosen_B1: torch.Tensor) -> torch.Tensor:
-    """Replaces the rank of a token among all words, which is not used: on a CPU 10 of 66 ms per step (SmolLM2)."""
+    """Replaces that count: on a CPU 10 of 66 ms per step (SmolLM2)."""
     return torch.zeros(len(chosen_B1), dtype=torch.long, device=chosen_B1.device)
 
 
@@ -281,6 +293,28 @@ def _executor() -> type:
     return InMemory
 
 
+def _ranks_executor() -> str:
+    """vLLM's executor with a process a rank, which end with this one.
+
+    They meet at a port instead of a file, which vLLM would never remove.
+    """
+    from vllm.utils.network_utils import get_distributed_init_method, get_loopback_ip, get_open_port
+    from vllm.v1.executor import multiproc_executor
+
+    multiproc_executor.get_file_store_init_method = lambda: get_distributed_init_method(
+        get_loopback_ip(), get_open_port()
+    )
+    multiproc_executor.WorkerProc.worker_main = ranks.RankMain(_rank_main)
+    return "mp"
+
+
+def _rank_main(*args: Any, **kwargs: Any) -> None:
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+
+    _do_not_count()
+    WorkerProc.worker_main(*args, **kwargs)
+
+
 def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
     """vLLM's own names and values, for an engine here and for a server (rlpost/verbs/serve.py)."""
     args: dict[str, Any] = {
@@ -291,6 +325,7 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
+        "tensor_parallel_size": settings.tensor_parallel,
         "logprobs_mode": "processed_logprobs",  # log-probs of the distribution that is drawn from, after temperature
         "generation_config": "vllm",  # no top-p or top-k from the model's own file
         "disable_log_stats": True,
@@ -300,7 +335,7 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
     if on_gpu:
         return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}
     return args | {
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30 / settings.tensor_parallel),  # of a rank
         "block_size": _CPU_BLOCK,
         # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, which torch cannot do there).
         "enable_chunked_prefill": False,

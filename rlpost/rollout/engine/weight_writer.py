@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlpost.errors import SwapError
 from rlpost.weights.update import WeightUpdate
 
 
@@ -31,3 +33,29 @@ class WeightWriter(Protocol):
                 compute with its new value (the layers are then mixed, and the caller must write something else).
             AdapterError: a value could not be merged (the layers may be mixed then, too).
         """
+
+
+def together(answers: Sequence[WriteReport | str]) -> WriteReport:
+    """The report of a write by all ranks of an engine: the least that any has proven.
+
+    `answers`: by rank, its report or why it failed. A rank does not raise, since vLLM would then leave the answers of
+    the ranks after it unread, and take them for those to its next question.
+
+    Raises SwapError if a rank failed, naming it, or if they did not all get the same tensors.
+    """
+    failed = [
+        f"rank {rank} of {len(answers)}: {answer}" if len(answers) > 1 else answer
+        for rank, answer in enumerate(answers)
+        if isinstance(answer, str)
+    ]
+    if failed:
+        raise SwapError(" ".join(failed))
+    reports = [answer for answer in answers if isinstance(answer, WriteReport)]
+    if len({(report.fingerprint, report.modules_expected) for report in reports}) != 1:
+        raise SwapError(f"The ranks did not get the same tensors: {reports}.")
+    return WriteReport(
+        reports[0].fingerprint,
+        min(report.modules_bound for report in reports),
+        reports[0].modules_expected,
+        max(report.rounding_loss for report in reports),
+    )

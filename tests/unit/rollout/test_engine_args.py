@@ -41,3 +41,9 @@ def test_all_else_is_the_same() -> None:
     assert set(cpu) - set(gpu) == ON_CPU
     assert set(gpu) - set(cpu) == {"gpu_memory_utilization"}
     assert all(cpu[name] == gpu[name] for name in set(cpu) & set(gpu))
+
+
+def test_the_cache_of_an_engine_is_divided_between_its_ranks() -> None:
+    found = arguments(on_gpu=False, tensor_parallel=4)
+    assert found["tensor_parallel_size"] == 4
+    assert found["kv_cache_memory_bytes"] == 128 * 2**20
