@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpost.errors import SwapError
+from rlpost.rollout.engine.checkpoint_names import checkpoint_names
 from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
 from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.weights.base_weights import BaseWeights
@@ -46,7 +47,7 @@ class InPlaceWriter:
 
     def __init__(self, model: nn.Module, base: BaseWeights):
         self._base = base
-        self._targets = {part: target for target in _targets(model) for part in target.parts}
+        self._targets = {part: target for target in _targets(model, base) for part in target.parts}
         self._written: set[str] = set()  # first module names of the layers that may not contain the base
         self._scratch: dict[torch.dtype, Tensor] = {}
 
@@ -163,8 +164,9 @@ def _square(tensor: Tensor) -> float:
     return float(flat @ flat)
 
 
-def _targets(model: Any) -> Iterator[Target]:
+def _targets(model: Any, base: BaseWeights) -> Iterator[Target]:
     """Every unquantized linear layer of a vLLM model, with the checkpoint's names of the modules stacked in it."""
+    stored = checkpoint_names(model, base)
     fused = model.packed_modules_mapping if hasattr(model, "packed_modules_mapping") else {}
     for name, layer in model.named_modules():
         method = layer.quant_method if hasattr(layer, "quant_method") else None
@@ -172,7 +174,7 @@ def _targets(model: Any) -> Iterator[Target]:
             continue
         parent, _, leaf = name.rpartition(".")
         parts = tuple(f"{parent}.{part}" for part in fused[leaf]) if leaf in fused else (name,)
-        yield Target(LiveLayer(name, layer), parts)
+        yield Target(LiveLayer(name, layer), tuple(stored.get(part, part) for part in parts))
 
 
 def _some(names: list[str]) -> str:
