@@ -31,9 +31,7 @@ from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.role_weights import RoleWeights
 from rlpost.weights.adapter_settings import check_start
 from rlpost.weights.adapters import Adapter
-
-# Settings of models whose head changes the logits; the head here is linear.
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+from rlpost.weights.models import scaled_logits
 
 
 def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
@@ -55,12 +53,8 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
             f" ({type(error).__name__}: {error});"
             " choose a model of another architecture, such as Llama or Qwen"
         ) from error
-    changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
-    if changed or base.get_output_embeddings().bias is not None:
-        raise ModelError(
-            f"model {folder.name}: its head is not a plain linear map ({', '.join(changed) or 'it has a bias'}); "
-            "the learner would compute wrong log-probs, choose another model"
-        )
+    if changed := scaled_logits(base.config.to_dict()):
+        raise ModelError(f"model {folder.name}: {changed}")
     base.requires_grad_(False).eval()
     check_packing(base)
     return base
@@ -69,12 +63,16 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
 class Head(nn.Module):
     """The vocabulary head. It shares the base's weight, which may be tied; as a module it is gathered by ZeRO-3."""
 
-    def __init__(self, weight_VH: nn.Parameter) -> None:
+    def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
-        self.weight = weight_VH
+        head = base.get_output_embeddings()
+        self.weight, self.bias = head.weight, head.bias
+        self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
 
     def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        return linear_logprob(hidden_NH, self.weight, targets_N, temperature)
+        return linear_logprob(
+            hidden_NH, self.weight, targets_N, temperature, bias_V=self.bias, softcap=self.softcap
+        )
 
 
 class ActorCritic(nn.Module):
@@ -84,7 +82,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         base = weights.base
         self.weights = weights
-        self.head = Head(base.get_output_embeddings().weight)
+        self.head = Head(base)
         self.value_head = _value_head(base.config.hidden_size) if CRITIC in weights.roles else None
         self.trained = weights.trained
         self.dtype = next(base.parameters()).dtype
