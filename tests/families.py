@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi": {"model_type": "phi", "hidden_size": 128, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "phi3": {"model_type": "phi3", "hidden_size": 128},
-    "olmo": {"model_type": "olmo", "hidden_size": 128, "clip_qkv": None},
-    "olmo, clipped": {"model_type": "olmo", "hidden_size": 128, "clip_qkv": 2.0},
+    "olmo": {"model_type": "olmo", "hidden_size": 128, "clip_qkv": 2.0},
     "olmo2": {"model_type": "olmo2", "hidden_size": 128},
     "smollm3": {"model_type": "smollm3", "hidden_size": 128, "no_rope_layers": [1, 0]},
     "gpt_neox": {"model_type": "gpt_neox", "hidden_size": 128, "num_key_value_heads": 4, "rotary_pct": 0.25},
@@ -64,6 +62,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"model_type": "qwen3_moe", **HEAD_32, **EXPERTS, "moe_intermediate_size": 48},
     "olmoe": {"model_type": "olmoe", "hidden_size": 128, **EXPERTS},
 }
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
+
+
+def targets(name: str) -> str:
+    """`lora.target_modules` for the case: attention alone where the rest is experts."""
+    return "q_proj,k_proj,v_proj,o_proj" if name in MIXTURES else "all-linear"
 
 
 def write_family(folder: Path, name: str, **changes: Any) -> Path:
@@ -80,9 +84,3 @@ def write_family(folder: Path, name: str, **changes: Any) -> Path:
         if (TINY / file).is_file():
             shutil.copy(TINY / file, folder)
     return folder
-
-
-def stored_names(folder: Path) -> list[str]:
-    """The names in the only weight file of `folder`, for a look at what a family saves."""
-    header = (folder / "model.safetensors").read_bytes()
-    return sorted(json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")]))

@@ -2,7 +2,8 @@
 
 The vocabulary is processed in blocks. Each block's logits are one product by the vendor's library. Triton then needs
 one pass over them where PyTorch would need six: it updates the softmax in the forward pass, and replaces logits by
-gradients in the backward pass. Memory is N x block. A cap on the logits costs passes of its own, in PyTorch. Set TRITON_INTERPRET=1 before the import to run it without a GPU.
+gradients in the backward pass. Memory is N x block. PyTorch caps the logits of models that do, in passes of its own.
+Set TRITON_INTERPRET=1 before the import to run it without a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Refuses settings that do not fit the model: `lora.target_modules` and the adapter to start from or evaluate.
+"""Refuses a model that the learner cannot train, and settings that do not fit it: `lora.target_modules` and the
+adapter to start from or evaluate.
 
 The checks need the model's files, so they run after `checks`, but before Ray starts, so that nobody waits for engines
 that fail at their first swap. They compare names and shapes of modules, and test whether the adapter can be merged at
@@ -8,18 +9,19 @@ all. The adapter's own `base_model_name_or_path` is only shown, since folders ge
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
-from rlpost.errors import AdapterError, ConfigError
+from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import check_start, named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.experts import expert_blocks, in_experts
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
 ALL = "all-linear"
@@ -34,12 +36,14 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     Raises:
         ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap.
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
-        ModelError: the model's files cannot be read.
+        ModelError: the model's files cannot be read, or its head scales the logits.
     """
-    if cfg.lora.target_modules == ALL and cfg.adapter is None:
-        return
     layers = models.linear_layers(model_folder)
+    blocks = expert_blocks(models.stored_names(model_folder))
     if cfg.task is not Task.eval:
+        if scaled := models.scaled_logits(models.text_config(model_folder)):
+            raise ModelError(f"model={cfg.model}: {scaled}")
+        _check_experts(cfg, layers, blocks)
         _check_targets(cfg, layers)
     if cfg.adapter is None:
         return
@@ -53,6 +57,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
             f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
         ) from error
     _check_fit(adapter, update, cfg, layers)
+    _check_adapted_experts(update, cfg, blocks)
     check_merges(update)
     if cfg.task in TRAINING:
         _check_start_modules(adapter, cfg, layers)
@@ -73,6 +78,41 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _check_experts(cfg: Config, layers: Layers, blocks: Collection[str]) -> None:
+    """Refuse targets that reach into a mixture of experts."""
+    if not blocks:
+        return
+    inside = [module for module in layers if in_experts(module, blocks)]
+    outside = {_leaf(module) for module in layers} - {_leaf(module) for module in inside}
+    wrong = [
+        name
+        for name in _targets(cfg) or [ALL]
+        if name == ALL or any(named([name], module) for module in inside)
+    ]
+    if wrong:
+        raise ConfigError(
+            refusal(
+                "lora.target_modules",
+                ",".join(wrong),
+                f"model={cfg.model} is a mixture of experts, and neither experts nor routers can be adapted",
+                f"give modules outside of these: lora.target_modules='{','.join(sorted(outside))}'",
+            )
+        )
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _check_adapted_experts(update: WeightUpdate, cfg: Config, blocks: Collection[str]) -> None:
+    inside = [module for module in update.shapes if in_experts(module, blocks)]
+    if inside:
+        raise AdapterError(
+            f"adapter={cfg.adapter} adapts experts or routers of a mixture of experts ({_some(inside)}), which engines"
+            " do not swap. Train one on the modules outside, such as attention's (lora.target_modules)."
+        )
 
 
 def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
@@ -119,8 +159,6 @@ def _blocks(modules: Iterable[str]) -> set[int]:
 def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
     if cfg.lora.target_modules == ALL:
-        if any("experts" in module.split(".") for module in layers):
-            return  # transformers has some of these not as linear layers; the learner knows which
         wanted = set(layers)
     else:
         wanted = {module for module in layers if named(_targets(cfg), module)}

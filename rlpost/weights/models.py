@@ -122,6 +122,11 @@ def scaled_logits(config: Mapping[str, Any]) -> str | None:
     )
 
 
+def stored_names(folder: Path) -> tuple[str, ...]:
+    """The names of a model's tensors. Raises ModelError like `parameters`."""
+    return tuple(_stored(folder))
+
+
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     """The weight shapes (out, in) of a model's linear layers by module name, in order, from its files alone.
 

@@ -31,7 +31,7 @@ from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.role_weights import RoleWeights
 from rlpost.weights.adapter_settings import check_start
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.models import scaled_logits
+from rlpost.weights.models import linear_layers, scaled_logits
 
 
 def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
@@ -147,6 +147,18 @@ def _value_head(hidden_size: int) -> nn.Linear:
     return head
 
 
+def _check_stored(weights: PeftWeights, folder: Path) -> None:
+    """Raises ModelError if the checkpoint has adapted modules under other names, by which no swap would find them."""
+    adapted = {name.partition(".lora_")[0] for name in weights.named(POLICY)}
+    adapted = {name.removeprefix("base_model.model.") for name in adapted}
+    if missing := sorted(adapted - set(linear_layers(folder))):
+        raise ModelError(
+            f"model {folder.name}: {len(missing)} adapted modules are no linear layers of that name in the checkpoint,"
+            f" first {missing[0]}, so no swap would find them; name others in lora.target_modules, or save the model"
+            " anew by transformers (save_pretrained)"
+        )
+
+
 def build(
     folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: Sequence[str], start: Adapter | None
 ) -> ActorCritic:
@@ -155,6 +167,7 @@ def build(
     Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model.
     """
     weights = PeftWeights(load_base(folder, dtype), peft_config(lora), seed, tuple(roles))
+    _check_stored(weights, folder)
     if start is not None:
         check_start(start.config, lora)
         weights.load(POLICY, start.tensors)
