@@ -29,10 +29,41 @@ class Dtype(Enum):
 
 
 class AdapterKind(Enum):
+    """The kinds of adapters; rlpost/config/adapter_kinds.py has a row for each."""
+
     lora = "lora"
     rslora = "rslora"
     dora = "dora"
-    rsdora = "rsdora"  # DoRA with rsLoRA's scaling
+    rsdora = "rsdora"
+    oft = "oft"
+    boft = "boft"
+    hra = "hra"
+    road = "road"
+    vera = "vera"
+    pvera = "pvera"
+    randlora = "randlora"
+    vblora = "vblora"
+    tinylora = "tinylora"
+    unilora = "unilora"
+    loha = "loha"
+    lokr = "lokr"
+    hira = "hira"
+    gralora = "gralora"
+    delora = "delora"
+    glora = "glora"
+    deft = "deft"
+    peanut = "peanut"
+    miss = "miss"
+    c3a = "c3a"
+    fourierft = "fourierft"
+    waveft = "waveft"
+    shira = "shira"
+    supertuning = "supertuning"
+    ia3 = "ia3"
+    frod = "frod"
+    osf = "osf"
+    full = "full"
+    bitfit = "bitfit"
 
 
 class AlgoName(Enum):
@@ -100,9 +131,12 @@ class Reference(Enum):
 @dataclass
 class LoraConfig:
     kind: AdapterKind = AdapterKind.lora  # kind of adapter
-    rank: int = 32  # rank of each module's update
-    alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
-    target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
+    rank: int = 32  # rank of each module's update; other kinds: its size, under the name in docs/adapters.md
+    alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank)); see docs/adapters.md
+    settings: dict[str, Any] = field(default_factory=dict)  # more settings of the kind, by PEFT's names
+    # all-linear, or module names such as q_proj,v_proj. With full, all-linear is every weight: embeddings, norms and
+    # head too; with bitfit every bias. Both also take modules that are not linear, such as embed_tokens.
+    target_modules: str = "all-linear"
 
 
 @dataclass
@@ -235,6 +269,8 @@ class CompareConfig:
 
     # sft and algorithms; the first algorithm sets the budget of the other arms
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
+    # Named settings, with each of which every arm is run: {rank_1: {lora.rank: 1}}; empty: every arm is run once
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each seed
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # unit of compute in which all arms have the same budget

@@ -3,10 +3,10 @@
 N positions, H hidden size, V vocabulary. The fast path processes tiles of some positions and some words, and keeps
 three running numbers per position (online softmax: largest logit, sum of exponentials, their weighted sum), so memory
 is one tile instead of N x V. If a gradient is needed, it also keeps the expected row of the head, sum of p W. The
-log-prob's gradient needs nothing else, so its backward pass has no product. The entropy's gradient computes the tiles
-again. On a GPU the work is done by Triton (rlpost.kernels.linear_logprob_triton). The head is frozen and gets no
-gradient. It may have a bias, and may cap its logits as Gemma 2 does (arXiv 2408.00118, section 2): x becomes
-c tanh(x / c), before the temperature.
+log-prob's gradient needs nothing else, so its backward pass has no product. The gradients of the entropy, and of a head
+that trains (full fine-tuning), compute the tiles again. On a GPU a frozen head's work is done by Triton
+(rlpost.kernels.linear_logprob_triton). The head may have a bias, and may cap its logits as Gemma 2 does (arXiv
+2408.00118, section 2): x becomes c tanh(x / c), before the temperature.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def linear_logprob_reference(
     `bias_V` is added to the product, `softcap` caps it. The product is rounded to the inputs' dtype; everything after
     it, and the result, is at least float32.
     """
-    bias_V = None if bias_V is None else bias_V.detach()
-    logits_NV = _widened(F.linear(hidden_NH, weight_VH.detach(), bias_V))
+    logits_NV = _widened(F.linear(hidden_NH, weight_VH, bias_V))
     if softcap is not None:
         logits_NV = softcap * torch.tanh(logits_NV / softcap)
     logprobs_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
@@ -57,20 +56,22 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob_reference` in tiles of the given numbers of positions and words; N may be 0.
 
-    Differentiable in `hidden_NH` only. Raises ValueError if the temperature is not positive.
+    Differentiable in `hidden_NH` and `weight_VH`. Raises ValueError if the temperature is not positive.
     """
     if not temperature > 0.0:
         raise ValueError(
             f"temperature {temperature} must be positive: greedy decoding has no log-probs to learn from"
         )
-    if hidden_NH.is_cuda and hidden_NH.dtype != torch.float64:
+    head = (weight_VH,) if bias_V is None else (weight_VH, bias_V)
+    head_learns = any(parameter.requires_grad for parameter in head) and torch.is_grad_enabled()
+    if hidden_NH.is_cuda and hidden_NH.dtype != torch.float64 and not head_learns:
         from rlpost.kernels.linear_logprob_triton import linear_logprob_triton
 
         return linear_logprob_triton(
             hidden_NH, weight_VH, targets_N, temperature, bias_V=bias_V, softcap=softcap
         )
-    head = _Head(weight_VH.detach(), None if bias_V is None else bias_V.detach(), softcap, temperature)
-    logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, head, targets_N, tile)
+    settings = _Head(weight_VH.detach(), None if bias_V is None else bias_V.detach(), softcap, temperature)
+    logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, weight_VH, bias_V, settings, targets_N, tile)
     return logprobs_N, entropy_N
 
 
@@ -155,7 +156,13 @@ class _Running:
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, head: _Head, targets_N: Tensor, tile: tuple[int, int]
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        head: _Head,
+        targets_N: Tensor,
+        tile: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         logprobs_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=wide)
@@ -169,27 +176,34 @@ class _LinearLogprob(torch.autograd.Function):
             logprobs_N[rows], entropy_N[rows], total_N[rows] = running.result()
             if slope_NH is not None:
                 slope_NH[rows] = running.target_less_mean()
-        ctx.save_for_backward(hidden_NH, entropy_N, total_N, slope_NH)
+        ctx.save_for_backward(hidden_NH, targets_N, entropy_N, total_N, slope_NH)
         ctx.head, ctx.tile = head, tile
         ctx.set_materialize_grads(False)
         return logprobs_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None, None]:
+    def backward(
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         """d logprob / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)."""
-        hidden_NH, _, _, slope_NH = ctx.saved_tensors
+        hidden_NH, *_, slope_NH = ctx.saved_tensors
         logprob_grad_N, entropy_grad_N = grads
-        hidden_grad_NH = torch.zeros_like(slope_NH)
-        if logprob_grad_N is not None:
-            hidden_grad_NH.addcmul_(slope_NH, logprob_grad_N[:, None])
-        if entropy_grad_N is not None:
-            _add_entropy_gradient(hidden_grad_NH, entropy_grad_N, ctx)
-        return hidden_grad_NH.div_(ctx.head.temperature).to(hidden_NH.dtype), None, None, None
+        hidden_grad, weight_grad, bias_grad = None, None, None
+        if slope_NH is not None:
+            hidden_grad = torch.zeros_like(slope_NH)
+            if logprob_grad_N is not None:
+                hidden_grad.addcmul_(slope_NH, logprob_grad_N[:, None])
+            if entropy_grad_N is not None:
+                _add_entropy_gradient(hidden_grad, entropy_grad_N, ctx)
+            hidden_grad = hidden_grad.div_(ctx.head.temperature).to(hidden_NH.dtype)
+        if any(ctx.needs_input_grad[1:3]):
+            weight_grad, bias_grad = _head_gradients(logprob_grad_N, entropy_grad_N, ctx)
+        return hidden_grad, weight_grad, bias_grad, None, None, None
 
 
 def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: Any) -> None:
     """Add the sum over words of -p (log p + entropy) W, times the temperature; the tiles are computed again."""
-    hidden_NH, entropy_N, total_N, _ = ctx.saved_tensors
+    hidden_NH, _, entropy_N, total_N, _ = ctx.saved_tensors
     weight_VH = ctx.head.weight_VH
     for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
         slope_C1, entropy_C1 = entropy_grad_N[rows, None], entropy_N[rows, None]
@@ -201,3 +215,38 @@ def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: A
             if damping_CB is not None:
                 slopes_CB.mul_(damping_CB)
             hidden_grad_NH[rows] -= slopes_CB.to(weight_VH.dtype) @ weight_VH[words]
+
+
+def _head_gradients(
+    logprob_grad_N: Tensor | None, entropy_grad_N: Tensor | None, ctx: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the weight (V, H) and the bias (V,); the tiles are computed again.
+
+    The weight's is the sum over positions of d loss / d product times the hidden state, the bias's the sum alone.
+    """
+    hidden_NH, targets_N, entropy_N, total_N, _ = ctx.saved_tensors
+    head: _Head = ctx.head
+    zeros_N = torch.zeros_like(total_N)
+    logprob_grad_N = zeros_N if logprob_grad_N is None else logprob_grad_N
+    entropy_grad_N = zeros_N if entropy_grad_N is None else entropy_grad_N
+    found_VH = torch.zeros(head.weight_VH.shape, dtype=total_N.dtype, device=total_N.device)
+    found_V = found_VH.new_zeros(len(found_VH))
+    for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
+        hidden_CH, targets_C = hidden_NH[rows], targets_N[rows]
+        for words in _slices(len(found_VH), ctx.tile[1]):
+            logits_CB = head.logits(hidden_CH, words)
+            damping_CB = head.damping(logits_CB)
+            logprobs_CB = logits_CB.sub_(total_N[rows, None])
+            probs_CB = logprobs_CB.exp()
+            slopes_CB = logprobs_CB.add_(entropy_N[rows, None]).mul_(entropy_grad_N[rows, None])
+            slopes_CB.add_(logprob_grad_N[rows, None]).mul_(probs_CB).neg_()
+            here_C = ((targets_C >= words.start) & (targets_C < words.stop)).nonzero()[:, 0]
+            slopes_CB[here_C, targets_C[here_C] - words.start] += logprob_grad_N[rows][here_C]
+            if damping_CB is not None:
+                slopes_CB.mul_(damping_CB)
+            found_VH[words] += slopes_CB.t().to(hidden_CH.dtype) @ hidden_CH
+            found_V[words] += slopes_CB.sum(dim=0)
+    weight_grad = found_VH.div_(head.temperature).to(head.weight_VH.dtype)
+    if head.bias_V is None:
+        return weight_grad, None
+    return weight_grad, found_V.div_(head.temperature).to(head.bias_V.dtype)

@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
+from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
@@ -144,8 +146,21 @@ def validate(config: Config, named: Collection[str] = ()) -> None:
     `named`: the settings that the command line names. Each of them must have an effect.
     """
     refusals = [*(text for check in CHECKS for text in check(config)), *unread(config, named)]
+    refusals += _named_settings(config, refusals)
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _named_settings(config: Config, already: Collection[str]) -> Iterator[str]:
+    """What the settings of `compare.settings` are refused for, besides what the whole comparison is."""
+    for name, settings in config.compare.settings.items() if config.task is Task.compare else ():
+        try:
+            varied = with_settings(config, settings)
+        except ConfigError:
+            continue  # refused by rlpost.validate.comparison
+        checks = (check for check in CHECKS if check not in COMPARE_CHECKS)  # those have seen every arm
+        texts = (*(text for check in checks for text in check(varied)), *unread(varied, settings))
+        yield from (f"compare.settings.{name}: {text}" for text in texts if text not in already)
 
 
 def numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -354,6 +369,20 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
+def _zero3(config: Config) -> Iterator[str]:
+    stage, kind = config.learner.zero_stage, config.lora.kind
+    if stage == 3 and config.task in TRAINING and not KINDS_OF_ADAPTERS[kind].zero3:
+        reads = "PEFT's layers of lora.kind={} read it from outside"
+        takes_turns = "with lora.kind={} the roles' parameters take turns in a module"
+        why = takes_turns if KINDS_OF_ADAPTERS[kind].whole else reads
+        yield refusal(
+            "learner.zero_stage",
+            stage,
+            f"ZeRO-3 gathers a parameter for its own module only, and {why.format(kind.name)}",
+            "give at most 2, or lora.kind=lora",
+        )
+
+
 def _conversation(config: Config) -> Iterator[str]:
     """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
@@ -394,6 +423,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
+    _zero3,
     _conversation,
     _tiny_base,
 )

@@ -122,11 +122,6 @@ def scaled_logits(config: Mapping[str, Any]) -> str | None:
     )
 
 
-def stored_names(folder: Path) -> tuple[str, ...]:
-    """The names of a model's tensors. Raises ModelError like `parameters`."""
-    return tuple(_stored(folder))
-
-
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     """The weight shapes (out, in) of a model's linear layers by module name, in order, from its files alone.
 
@@ -143,6 +138,14 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
         if part == "weight" and len(shape) == 2 and not outside:
             layers[module] = (shape[0], shape[1])
     return layers
+
+
+def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the model by its name in the checkpoint, from its files alone.
+
+    Raises ModelError if a file cannot be read.
+    """
+    return {name: tuple(entry["shape"]) for name, entry in _stored(folder).items()}
 
 
 def text_config(folder: Path) -> dict[str, Any]:

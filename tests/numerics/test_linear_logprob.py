@@ -91,11 +91,14 @@ def test_a_bias_and_a_cap(has_bias: bool, cap: float | None, dtype: torch.dtype)
 
 
 def test_gradcheck_with_a_bias_and_a_cap() -> None:
+    """Of the hidden states, and of a head that trains."""
     hidden, weight, targets = _inputs(5, 4, 9, torch.float64)
-    bias = torch.linspace(-1, 1, 9, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda h: linear_logprob(h, weight, targets, 0.8, (2, 4), bias_V=bias, softcap=0.5), (hidden,)
-    )
+    bias = torch.linspace(-1, 1, 9, dtype=torch.float64).requires_grad_()
+    for cap in (None, 0.5):
+        assert torch.autograd.gradcheck(
+            lambda h, w, b, cap=cap: linear_logprob(h, w, targets, 0.8, (2, 4), bias_V=b, softcap=cap),
+            (hidden, weight.requires_grad_(), bias),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -131,9 +134,27 @@ def test_no_positions_still_carry_a_zero_gradient() -> None:
     assert hidden.grad.shape == (0, 4)
 
 
-def test_the_head_gets_no_gradient() -> None:
-    hidden, weight, targets = _inputs(5, 4, 9, torch.float32)
+@pytest.mark.parametrize("hidden_learns", [True, False])
+@pytest.mark.parametrize("tile", TILES)
+def test_a_head_that_learns(tile: tuple[int, int], hidden_learns: bool) -> None:
+    """Full fine-tuning trains the head. Its gradient and the hidden states' are those of the definition."""
+    hidden, weight, targets = _inputs(13, 16, 29, torch.float64)
+    hidden.requires_grad_(hidden_learns)
     weight.requires_grad_()
+    wanted = (hidden, weight) if hidden_learns else (weight,)
+    slopes = torch.randn(2, 13, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for k in (0, 1):  # log-probs alone, entropy alone
+        expected = torch.autograd.grad(
+            (_by_definition(hidden, weight, targets, 0.7)[k] * slopes[k]).sum(), wanted
+        )
+        found = torch.autograd.grad(
+            (linear_logprob(hidden, weight, targets, 0.7, tile)[k] * slopes[k]).sum(), wanted
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    hidden, weight, targets = _inputs(5, 4, 9, torch.float32)
     linear_logprob(hidden, weight, targets)[0].sum().backward()
     assert weight.grad is None
 

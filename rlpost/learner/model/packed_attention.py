@@ -294,13 +294,15 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """transformers' interface: query (1, h, T, D), key and value (1, g, T, D) to (1, T, h, D). No dropout.
 
+    Query and key take the value's dtype: under autocast rotary positions in float32 widen them.
+
     Raises ModelError if the attention has sinks.
     """
     if s_aux is not None:
         raise ModelError(
             "the model's attention has sinks, which packed rows do not know; choose a model without"
         )
-    q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous().to(value.dtype) for x in (query, key, value))
     seen = layout.within(sliding_window)
     return packed_attention(q_ThD, k_TgD, v_TgD, seen, scaling, softcap)[None], None
 

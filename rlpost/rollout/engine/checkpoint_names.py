@@ -1,7 +1,7 @@
-"""The checkpoint's names of an engine's modules, by vLLM's own map from stored names to its modules.
+"""The checkpoint's names of an engine's parameters, by vLLM's own map from stored names to its own.
 
-    gpt_neox.layers.0.attention.dense   stored, and PEFT's name
-    model.layers.0.attention.dense      in vLLM
+    gpt_neox.layers.0.attention.dense.weight   stored, and PEFT's name
+    model.layers.0.attention.dense.weight      in vLLM
 
 Most models have the same names in both. This file never imports vllm.
 """
@@ -13,16 +13,12 @@ from typing import Any
 
 
 def checkpoint_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
-    """The stored module name by vLLM's, for every weight in `stored` (names of tensors in the checkpoint).
+    """The name in the checkpoint by vLLM's name, for every tensor in `stored`.
 
-    vLLM's map also stacks q, k and v under one name. Here each module keeps its own name (`get_rename_mapper`).
+    vLLM's map also stacks q, k and v under one name. Here each keeps its own (`get_rename_mapper`).
     """
-    mapper = model.hf_to_vllm_mapper.get_rename_mapper() if hasattr(model, "hf_to_vllm_mapper") else None
-    names = {}
-    for weight in stored:
-        if not weight.endswith(".weight"):
-            continue
-        mapped = weight if mapper is None else mapper.map_name(weight)
-        if mapped is not None:
-            names[mapped.removesuffix(".weight")] = weight.removesuffix(".weight")
-    return names
+    if not hasattr(model, "hf_to_vllm_mapper"):
+        return {name: name for name in stored}
+    mapper = model.hf_to_vllm_mapper.get_rename_mapper()
+    mapped = ((mapper.map_name(name), name) for name in stored)
+    return {live: name for live, name in mapped if live is not None}

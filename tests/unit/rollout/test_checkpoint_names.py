@@ -21,9 +21,15 @@ STORED = ["gpt_neox.layers.0.dense.weight", "gpt_neox.layers.0.dense.bias", "gpt
 
 
 def test_a_model_without_a_map_has_the_checkpoint_s_names() -> None:
-    assert checkpoint_names(SimpleNamespace(), ["a.b.weight", "a.b.bias", "scale"]) == {"a.b": "a.b"}
+    assert checkpoint_names(SimpleNamespace(), ["a.b.weight", "scale"]) == {
+        "a.b.weight": "a.b.weight",
+        "scale": "scale",
+    }
 
 
-def test_modules_are_found_by_the_model_s_own_map() -> None:
+def test_parameters_are_found_by_the_model_s_own_map() -> None:
     model = SimpleNamespace(hf_to_vllm_mapper=Renames())
-    assert checkpoint_names(model, STORED) == {"model.layers.0.dense": "gpt_neox.layers.0.dense"}
+    assert checkpoint_names(model, STORED) == {
+        "model.layers.0.dense.weight": "gpt_neox.layers.0.dense.weight",
+        "model.layers.0.dense.bias": "gpt_neox.layers.0.dense.bias",
+    }
