@@ -214,11 +214,11 @@ def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> N
     its = {name.removesuffix(".weight") for name in update.shapes if name.endswith(".weight")}
     differing = sorted(set(wanted) ^ its)
     if differing:
-        its = ",".join(sorted({module.rpartition(".")[2] for module in update.shapes}))
+        leaves = ",".join(sorted({module.rpartition(".")[2] for module in its}))
         raise AdapterError(
-            f"The start adapter has {len(update.shapes)} modules, lora.target_modules={cfg.lora.target_modules} means"
+            f"The start adapter has {len(its)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
-            f" lora.target_modules='{its}'"
+            f" lora.target_modules='{leaves}'"
         )
 
 

@@ -45,7 +45,7 @@ def try_merge(lora: LoraConfig, modules: Sequence[str], base: BaseWeights) -> No
         adapter = Adapter.create(config, get_peft_model_state_dict(model, save_embedding_layers=False), 0)
         layers = PeftLayers(adapter.config, adapter.tensors, base, names)
         for name in names:
-            layers.merged(name, base[f"{name}.weight"])
+            layers.merged(f"{name}.weight", base[f"{name}.weight"])
 
 
 def _built(lora: LoraConfig, names: list[str], base: BaseWeights) -> PeftModel:

@@ -47,18 +47,20 @@ def swap_and_sample(
 
 
 def swap_with_heads_in_another_order(
-    folder: Path, adapter: Adapter, canary: Canary, max_gap: float
+    folder: Path, adapter: Adapter, canary: Canary, max_gap: float, unnoticed: bool
 ) -> SwapReport:
     """As in an engine that orders the rows of attention's query_key_value by kind, where the checkpoint does by head.
 
-    Each layer then computes with what was written, so probes hold.
+    `unnoticed`: the writer's look at the layout before the first write finds nothing. Each layer then computes with
+    what was written, so probes hold.
     """
     into = _Merge.into
 
-    def by_kind(merge: Any, rows: torch.Tensor, module: str, *others: Any) -> None:
-        into(merge, rows, module, *others)
-        if module.endswith("query_key_value"):
-            rows.copy_(rows.unflatten(0, (4, 3, -1)).transpose(0, 1).flatten(0, 2).clone())
+    def by_kind(merge: Any, value: torch.Tensor, parameter: str, *others: Any) -> None:
+        into(merge, value, parameter, *others)
+        looks = merge._update is None
+        if parameter.endswith("query_key_value.weight") and not (looks and unnoticed):
+            value.copy_(value.unflatten(0, (4, 3, -1)).transpose(0, 1).flatten(0, 2).clone())
 
     with pytest.MonkeyPatch.context() as patch, _engine(folder) as engine:
         patch.setattr(_Merge, "into", by_kind)

@@ -101,10 +101,17 @@ def test_what_the_learner_trains_is_what_the_engine_samples(
     assert gap(answer.logprobs, sampled) < BOUND
 
 
-def test_rows_in_another_order_than_the_checkpoint_s_fail_on_the_canary(
-    engines: ProcessPoolExecutor, tmp_path: Path
+@pytest.mark.parametrize(
+    ("unnoticed", "reason"),
+    [(False, "2 of 8 layers do not hold the checkpoint's values"), (True, "On the canary")],
+    ids=["seen by the writer", "seen on the canary"],
+)
+def test_rows_in_another_order_than_the_checkpoint_s_are_refused(
+    unnoticed: bool, reason: str, engines: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
     policy = trained(tmp_path, "gpt_neox")
-    asked = engines.submit(swap_with_heads_in_another_order, tmp_path, policy.adapter, policy.canary, BOUND)
-    with pytest.raises(SwapError, match=r"Version 1 was not taken: On the canary.*Live is the bare base"):
+    asked = engines.submit(
+        swap_with_heads_in_another_order, tmp_path, policy.adapter, policy.canary, BOUND, unnoticed
+    )
+    with pytest.raises(SwapError, match=f"Version 1 was not taken: {reason}.*Live is the bare base"):
         asked.result(DEADLINE_S)

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -168,8 +169,7 @@ def _value_head(hidden_size: int) -> nn.Linear:
 
 def _check_stored(weights: PeftWeights, folder: Path) -> None:
     """Raises ModelError if the checkpoint has adapted modules under other names, by which no swap would find them."""
-    adapted = {name.partition(".lora_")[0] for name in weights.named(POLICY)}
-    adapted = {name.removeprefix("base_model.model.") for name in adapted}
+    adapted = {name for name, module in weights.base.named_modules() if isinstance(module, BaseTunerLayer)}
     if missing := sorted(adapted - set(linear_layers(folder))):
         raise ModelError(
             f"model {folder.name}: {len(missing)} adapted modules are no linear layers of that name in the checkpoint,"
