@@ -5,12 +5,14 @@ three running numbers per position (online softmax: largest logit, sum of expone
 is one tile instead of N x V. If a gradient is needed, it also keeps the expected row of the head, sum of p W. The
 log-prob's gradient needs nothing else, so its backward pass has no product. The gradients of the entropy, and of a head
 that trains (full fine-tuning), compute the tiles again. On a GPU a frozen head's work is done by Triton
-(rlpost.kernels.linear_logprob_triton).
+(rlpost.kernels.linear_logprob_triton). The head may have a bias, and may cap its logits as Gemma 2 does (arXiv
+2408.00118, section 2): x becomes c tanh(x / c), before the temperature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +23,23 @@ TILE = (256, 4096)  # positions, words: 4 MiB in fp32
 
 
 def linear_logprob_reference(
-    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    targets_N: Tensor,
+    temperature: float,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition: log softmax(hidden @ weight.T / temperature)[targets] and the entropy, in nats; both (N,).
 
-    The product is rounded to the inputs' dtype; everything after it, and the result, is at least float32.
+    `bias_V` is added to the product, `softcap` caps it. The product is rounded to the inputs' dtype; everything after
+    it, and the result, is at least float32.
     """
-    logits_NV = _widened(F.linear(hidden_NH, weight_VH)) / temperature
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+    logits_NV = _widened(F.linear(hidden_NH, weight_VH, bias_V))
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    logprobs_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
     return logprobs_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N
 
@@ -39,6 +50,9 @@ def linear_logprob(
     targets_N: Tensor,
     temperature: float = 1.0,
     tile: tuple[int, int] = TILE,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob_reference` in tiles of the given numbers of positions and words; N may be 0.
 
@@ -48,12 +62,16 @@ def linear_logprob(
         raise ValueError(
             f"temperature {temperature} must be positive: greedy decoding has no log-probs to learn from"
         )
-    head_learns = weight_VH.requires_grad and torch.is_grad_enabled()
+    head = (weight_VH,) if bias_V is None else (weight_VH, bias_V)
+    head_learns = any(parameter.requires_grad for parameter in head) and torch.is_grad_enabled()
     if hidden_NH.is_cuda and hidden_NH.dtype != torch.float64 and not head_learns:
         from rlpost.kernels.linear_logprob_triton import linear_logprob_triton
 
-        return linear_logprob_triton(hidden_NH, weight_VH, targets_N, temperature)
-    logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, weight_VH, targets_N, temperature, tile)
+        return linear_logprob_triton(
+            hidden_NH, weight_VH, targets_N, temperature, bias_V=bias_V, softcap=softcap
+        )
+    settings = _Head(weight_VH.detach(), None if bias_V is None else bias_V.detach(), softcap, temperature)
+    logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, weight_VH, bias_V, settings, targets_N, tile)
     return logprobs_N, entropy_N
 
 
@@ -66,22 +84,38 @@ def _slices(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-def _tile_logits(hidden_CH: Tensor, weight_BH: Tensor, temperature: float) -> Tensor:
-    logits_CB = _widened(F.linear(hidden_CH, weight_BH))
-    return logits_CB if temperature == 1.0 else logits_CB.div_(temperature)
+@dataclass(frozen=True)
+class _Head:
+    """The frozen head, and what is done to its logits."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None
+    softcap: float | None
+    temperature: float
+
+    def logits(self, hidden_CH: Tensor, words: slice) -> Tensor:
+        bias_B = None if self.bias_V is None else self.bias_V[words]
+        logits_CB = _widened(F.linear(hidden_CH, self.weight_VH[words], bias_B))
+        if self.softcap is not None:
+            logits_CB = logits_CB.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_CB if self.temperature == 1.0 else logits_CB.div_(self.temperature)
+
+    def damping(self, logits: Tensor) -> Tensor | None:
+        """The cap's slope at capped `logits` over the temperature, 1 - tanh^2; None where nothing caps."""
+        return None if self.softcap is None else 1.0 - (logits * (self.temperature / self.softcap)).square()
 
 
 class _Running:
     """Online softmax of C positions (Milakov and Gimelshein 2018), with the sum for the entropy. With `keep_rows` it
     also averages the head's rows over words, for the log-prob's gradient."""
 
-    def __init__(self, targets_C: Tensor, weight_VH: Tensor, dtype: torch.dtype, keep_rows: bool) -> None:
-        self.targets_C, self.weight_VH = targets_C, weight_VH
+    def __init__(self, targets_C: Tensor, head: _Head, dtype: torch.dtype, keep_rows: bool) -> None:
+        self.targets_C, self.head, self.weight_VH = targets_C, head, head.weight_VH
         self.top_C = torch.full(targets_C.shape, float("-inf"), dtype=dtype, device=targets_C.device)
         self.mass_C, self.weighted_C, self.chosen_C = (torch.zeros_like(self.top_C) for _ in range(3))
         self.rows_CH = (
-            self.top_C.new_zeros(len(targets_C), weight_VH.shape[1]) if keep_rows else None
-        )  # sum of e^(x - top) W
+            self.top_C.new_zeros(len(targets_C), self.weight_VH.shape[1]) if keep_rows else None
+        )  # sum of e^(x - top) W, damped
 
     def absorb(self, logits_CB: Tensor, words: slice) -> None:
         """Add the logits of `words`. They are overwritten."""
@@ -92,6 +126,7 @@ class _Running:
         top_C = torch.maximum(self.top_C, logits_CB.amax(dim=1))
         shift_C = self.top_C - top_C
         kept_C = shift_C.exp()
+        damping_CB = self.head.damping(logits_CB) if self.rows_CH is not None else None
         exps_CB = logits_CB.sub_(top_C[:, None]).exp()
         # Sums are of e^(x - top) and (x - top) e^(x - top). An old sum, at first 0, is rescaled to the new top.
         moved_C = torch.where(kept_C > 0.0, self.mass_C * shift_C, 0.0)
@@ -99,7 +134,8 @@ class _Running:
         self.mass_C = kept_C * self.mass_C + exps_CB.sum(dim=1)
         if self.rows_CH is not None:
             weight_BH = self.weight_VH[words]
-            self.rows_CH.mul_(kept_C[:, None]).add_(exps_CB.to(weight_BH.dtype) @ weight_BH)
+            damped_CB = exps_CB if damping_CB is None else damping_CB.mul_(exps_CB)
+            self.rows_CH.mul_(kept_C[:, None]).add_(damped_CB.to(weight_BH.dtype) @ weight_BH)
         self.top_C = top_C
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +147,10 @@ class _Running:
     def target_less_mean(self) -> Tensor:
         """The target's row of the head minus the expected row, (C, H): d log-prob / d hidden at temperature 1."""
         assert self.rows_CH is not None, "only with keep_rows"
-        return self.weight_VH[self.targets_C] - self.rows_CH.div_(self.mass_C[:, None])
+        target_CH, damping_C = self.weight_VH[self.targets_C], self.head.damping(self.chosen_C)
+        if damping_C is not None:
+            target_CH = target_CH * damping_C[:, None]
+        return target_CH - self.rows_CH.div_(self.mass_C[:, None])
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -120,8 +159,9 @@ class _LinearLogprob(torch.autograd.Function):
         ctx: Any,
         hidden_NH: Tensor,
         weight_VH: Tensor,
+        bias_V: Tensor | None,
+        head: _Head,
         targets_N: Tensor,
-        temperature: float,
         tile: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
@@ -130,61 +170,83 @@ class _LinearLogprob(torch.autograd.Function):
         learns = ctx.needs_input_grad[0]
         slope_NH = hidden_NH.new_empty(hidden_NH.shape, dtype=wide) if learns else None
         for rows in _slices(hidden_NH.shape[0], tile[0]):
-            running = _Running(targets_N[rows], weight_VH, wide, learns)
-            for words in _slices(weight_VH.shape[0], tile[1]):
-                running.absorb(_tile_logits(hidden_NH[rows], weight_VH[words], temperature), words)
+            running = _Running(targets_N[rows], head, wide, learns)
+            for words in _slices(head.weight_VH.shape[0], tile[1]):
+                running.absorb(head.logits(hidden_NH[rows], words), words)
             logprobs_N[rows], entropy_N[rows], total_N[rows] = running.result()
             if slope_NH is not None:
                 slope_NH[rows] = running.target_less_mean()
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, entropy_N, total_N, slope_NH)
-        ctx.temperature, ctx.tile = temperature, tile
+        ctx.save_for_backward(hidden_NH, targets_N, entropy_N, total_N, slope_NH)
+        ctx.head, ctx.tile = head, tile
         ctx.set_materialize_grads(False)
         return logprobs_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         """d logprob / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)."""
-        hidden_NH, weight_VH, *_, slope_NH = ctx.saved_tensors
+        hidden_NH, *_, slope_NH = ctx.saved_tensors
         logprob_grad_N, entropy_grad_N = grads
-        hidden_grad, weight_grad = None, None
+        hidden_grad, weight_grad, bias_grad = None, None, None
         if slope_NH is not None:
             hidden_grad = torch.zeros_like(slope_NH)
             if logprob_grad_N is not None:
                 hidden_grad.addcmul_(slope_NH, logprob_grad_N[:, None])
             if entropy_grad_N is not None:
                 _add_entropy_gradient(hidden_grad, entropy_grad_N, ctx)
-            hidden_grad = hidden_grad.div_(ctx.temperature).to(hidden_NH.dtype)
-        if ctx.needs_input_grad[1]:
-            weight_grad = _weight_gradient(logprob_grad_N, entropy_grad_N, ctx).to(weight_VH.dtype)
-        return hidden_grad, weight_grad, None, None, None
+            hidden_grad = hidden_grad.div_(ctx.head.temperature).to(hidden_NH.dtype)
+        if any(ctx.needs_input_grad[1:3]):
+            weight_grad, bias_grad = _head_gradients(logprob_grad_N, entropy_grad_N, ctx)
+        return hidden_grad, weight_grad, bias_grad, None, None, None
 
 
 def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: Any) -> None:
     """Add the sum over words of -p (log p + entropy) W, times the temperature; the tiles are computed again."""
-    hidden_NH, weight_VH, _, entropy_N, total_N, _ = ctx.saved_tensors
+    hidden_NH, _, entropy_N, total_N, _ = ctx.saved_tensors
+    weight_VH = ctx.head.weight_VH
     for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
         slope_C1, entropy_C1 = entropy_grad_N[rows, None], entropy_N[rows, None]
         for words in _slices(weight_VH.shape[0], ctx.tile[1]):
-            logits_CB = _tile_logits(hidden_NH[rows], weight_VH[words], ctx.temperature)
+            logits_CB = ctx.head.logits(hidden_NH[rows], words)
+            damping_CB = ctx.head.damping(logits_CB)
             logprobs_CB = logits_CB.sub_(total_N[rows, None])
             slopes_CB = logprobs_CB.exp().mul_(logprobs_CB.add_(entropy_C1)).mul_(slope_C1)
+            if damping_CB is not None:
+                slopes_CB.mul_(damping_CB)
             hidden_grad_NH[rows] -= slopes_CB.to(weight_VH.dtype) @ weight_VH[words]
 
 
-def _weight_gradient(logprob_grad_N: Tensor | None, entropy_grad_N: Tensor | None, ctx: Any) -> Tensor:
-    """The sum over positions of d loss / d logit times the hidden state, (V, H); the tiles are computed again."""
-    hidden_NH, weight_VH, targets_N, entropy_N, total_N, _ = ctx.saved_tensors
+def _head_gradients(
+    logprob_grad_N: Tensor | None, entropy_grad_N: Tensor | None, ctx: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the weight (V, H) and the bias (V,); the tiles are computed again.
+
+    The weight's is the sum over positions of d loss / d product times the hidden state, the bias's the sum alone.
+    """
+    hidden_NH, targets_N, entropy_N, total_N, _ = ctx.saved_tensors
+    head: _Head = ctx.head
     zeros_N = torch.zeros_like(total_N)
     logprob_grad_N = zeros_N if logprob_grad_N is None else logprob_grad_N
     entropy_grad_N = zeros_N if entropy_grad_N is None else entropy_grad_N
-    found_VH = torch.zeros(weight_VH.shape, dtype=total_N.dtype, device=weight_VH.device)
+    found_VH = torch.zeros(head.weight_VH.shape, dtype=total_N.dtype, device=total_N.device)
+    found_V = found_VH.new_zeros(len(found_VH))
     for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
-        hidden_CH = hidden_NH[rows]
-        found_VH.index_add_(0, targets_N[rows], logprob_grad_N[rows, None] * hidden_CH)
-        for words in _slices(weight_VH.shape[0], ctx.tile[1]):
-            logprobs_CB = _tile_logits(hidden_CH, weight_VH[words], ctx.temperature).sub_(total_N[rows, None])
+        hidden_CH, targets_C = hidden_NH[rows], targets_N[rows]
+        for words in _slices(len(found_VH), ctx.tile[1]):
+            logits_CB = head.logits(hidden_CH, words)
+            damping_CB = head.damping(logits_CB)
+            logprobs_CB = logits_CB.sub_(total_N[rows, None])
             probs_CB = logprobs_CB.exp()
             slopes_CB = logprobs_CB.add_(entropy_N[rows, None]).mul_(entropy_grad_N[rows, None])
-            slopes_CB.add_(logprob_grad_N[rows, None]).mul_(probs_CB)
-            found_VH[words] -= slopes_CB.t().to(hidden_CH.dtype) @ hidden_CH
-    return found_VH.div_(ctx.temperature)
+            slopes_CB.add_(logprob_grad_N[rows, None]).mul_(probs_CB).neg_()
+            here_C = ((targets_C >= words.start) & (targets_C < words.stop)).nonzero()[:, 0]
+            slopes_CB[here_C, targets_C[here_C] - words.start] += logprob_grad_N[rows][here_C]
+            if damping_CB is not None:
+                slopes_CB.mul_(damping_CB)
+            found_VH[words] += slopes_CB.t().to(hidden_CH.dtype) @ hidden_CH
+            found_V[words] += slopes_CB.sum(dim=0)
+    weight_grad = found_VH.div_(head.temperature).to(head.weight_VH.dtype)
+    if head.bias_V is None:
+        return weight_grad, None
+    return weight_grad, found_V.div_(head.temperature).to(head.bias_V.dtype)

@@ -2,17 +2,20 @@
 
 The vocabulary is processed in blocks. Each block's logits are one product by the vendor's library. Triton then needs
 one pass over them where PyTorch would need six: it updates the softmax in the forward pass, and replaces logits by
-gradients in the backward pass. Memory is N x block. Set TRITON_INTERPRET=1 before the import to run it without a GPU.
+gradients in the backward pass. Memory is N x block. PyTorch caps the logits of models that do, in passes of its own.
+Set TRITON_INTERPRET=1 before the import to run it without a GPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 WORDS = 8192  # words of the vocabulary per block
 COLUMNS = 1024  # columns of a row per step
@@ -60,46 +63,77 @@ def _slope(  # type: ignore[no-untyped-def]
         tl.store(at, (slope * scale).to(logits.dtype.element_ty), mask=column < width)
 
 
+@dataclass(frozen=True)
+class _Head:
+    """The frozen head, and the cap of its logits."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None
+    softcap: float | None
+
+    def logits(self, hidden_NH: Tensor, words: slice) -> Tensor:
+        bias_B = None if self.bias_V is None else self.bias_V[words]
+        logits_NB = F.linear(hidden_NH, self.weight_VH[words], bias_B)
+        if self.softcap is None:
+            return logits_NB
+        return logits_NB.float().div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def damping(self, logits_NB: Tensor) -> Tensor | None:
+        """The cap's slope at capped logits, 1 - tanh^2; None where nothing caps."""
+        return None if self.softcap is None else 1.0 - (logits_NB / self.softcap).square()
+
+
 def linear_logprob_triton(
-    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, words: int = WORDS
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    targets_N: Tensor,
+    temperature: float,
+    words: int = WORDS,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same as `linear_logprob`, with `words` of the vocabulary at a time; not for float64."""
-    logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, weight_VH, targets_N, temperature, words)
+    head = _Head(weight_VH.detach(), None if bias_V is None else bias_V.detach(), softcap)
+    logprobs_N, entropy_N = _LinearLogprob.apply(hidden_NH, head, targets_N, temperature, words)
     return logprobs_N, entropy_N
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, words: int
+        ctx: Any, hidden_NH: Tensor, head: _Head, targets_N: Tensor, temperature: float, words: int
     ) -> tuple[Tensor, Tensor]:
-        N, V = hidden_NH.shape[0], weight_VH.shape[0]
+        N, V = hidden_NH.shape[0], head.weight_VH.shape[0]
         top_N = torch.full((N,), float("-inf"), dtype=torch.float32, device=hidden_NH.device)
         mass_N, weighted_N, chosen_N = (torch.zeros_like(top_N) for _ in range(3))
         for begin in range(0, V if N else 0, words):
-            logits_NB = hidden_NH @ weight_VH[begin : begin + words].t()
+            logits_NB = head.logits(hidden_NH, slice(begin, begin + words))
             _absorb[(N,)](
                 logits_NB, targets_N, top_N, mass_N, weighted_N, chosen_N,
                 begin, logits_NB.shape[1], 1.0 / temperature, COLUMNS=COLUMNS,
             )  # fmt: skip
         total_N = top_N + mass_N.log()
         entropy_N = total_N - weighted_N / mass_N
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, entropy_N, total_N)
-        ctx.temperature, ctx.words = temperature, words
+        ctx.save_for_backward(hidden_NH, targets_N, entropy_N, total_N)
+        ctx.head, ctx.temperature, ctx.words = head, temperature, words
         return chosen_N - total_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        hidden_NH, weight_VH, targets_N, entropy_N, total_N = ctx.saved_tensors
+        hidden_NH, targets_N, entropy_N, total_N = ctx.saved_tensors
         logprob_grad_N, entropy_grad_N = (grad.float().contiguous() for grad in grads)
         found_NH = torch.zeros_like(hidden_NH, dtype=torch.float32)
-        N, V = hidden_NH.shape[0], weight_VH.shape[0]
+        N, V = hidden_NH.shape[0], ctx.head.weight_VH.shape[0]
         for begin in range(0, V if N else 0, ctx.words):
-            weight_BH = weight_VH[begin : begin + ctx.words]
-            logits_NB = hidden_NH @ weight_BH.t()
+            block = slice(begin, begin + ctx.words)
+            logits_NB = ctx.head.logits(hidden_NH, block)
+            damping_NB = ctx.head.damping(logits_NB)
             _slope[(N,)](
                 logits_NB, targets_N, total_N, entropy_N, logprob_grad_N, entropy_grad_N,
                 begin, logits_NB.shape[1], 1.0 / ctx.temperature, COLUMNS=COLUMNS,
             )  # fmt: skip
-            found_NH += logits_NB @ weight_BH
+            if damping_NB is not None:
+                logits_NB = logits_NB.mul_(damping_NB).to(hidden_NH.dtype)
+            found_NH += logits_NB @ ctx.head.weight_VH[block]
         return found_NH.to(hidden_NH.dtype), None, None, None, None

@@ -1,4 +1,5 @@
-"""Refuses settings that do not fit the model: `lora.target_modules` and the adapter to start from or evaluate.
+"""Refuses a model that the learner cannot train, and settings that do not fit it: `lora.target_modules` and the
+adapter to start from or evaluate.
 
 The checks need the model's files, so they run after `checks`, but before Ray starts, so that nobody waits for engines
 that fail at their first swap. They compare names and shapes of parameters, and test whether the adapter can be merged
@@ -8,7 +9,7 @@ at all. The adapter's own `base_model_name_or_path` is only shown, since folders
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from rlpost.config.adapter_kinds import FULL, TABLE
 from rlpost.config.adapter_starts import STARTS
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, LoraConfig, Task
-from rlpost.errors import AdapterError, ConfigError
+from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.validate.environment import TRAINING
+from rlpost.validate.parallel import check_tensor_parallel
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.experts import expert_blocks, in_experts
 from rlpost.weights.kind_settings import check_settings_of_kind, check_start, trains_parameter
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
@@ -36,25 +39,28 @@ def check_model(cfg: Config, model_folder: Path) -> None:
 
     Raises:
         ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
-            lora.settings names settings that the kind does not have, or lora.rank is too large for lora.start.
+            lora.settings names settings that the kind does not have, lora.rank is too large for
+            lora.start, or rollout.tensor_parallel does not divide the model's layers.
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
             lora.* cannot be merged on this model.
-        ModelError: the model's files cannot be read.
+        ModelError: the model's files cannot be read, or its head scales the logits.
     """
-    directions = STARTS[cfg.lora.start].directions
     trains, kind = cfg.task in TRAINING, TABLE[cfg.lora.kind]
     plain = kind.peft_type == "LORA" and not cfg.lora.settings
-    if trains and not plain:
-        _check_kind(cfg, model_folder)
-    if cfg.lora.target_modules == ALL and cfg.adapter is None and not kind.whole and not directions:
-        return
+    check_tensor_parallel(cfg, model_folder)
     layers = models.linear_layers(model_folder)
+    blocks = expert_blocks(models.parameter_shapes(model_folder))
     if cfg.task is not Task.eval:
+        if scaled := models.scaled_logits(models.text_config(model_folder)):
+            raise ModelError(f"model={cfg.model}: {scaled}")
         if kind.whole:
             _check_parameters(cfg, model_folder)
         else:
+            _check_experts(cfg, layers, blocks)
             _check_targets(cfg, layers)
-            _check_directions(cfg, layers, directions * cfg.lora.rank)
+            _check_directions(cfg, layers, STARTS[cfg.lora.start].directions * cfg.lora.rank)
+    if trains and not plain:
+        _check_kind(cfg, model_folder)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
@@ -67,6 +73,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
             f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
         ) from error
     _check_fit(adapter, update, cfg, model_folder)
+    _check_adapted_experts(update, cfg, blocks)
     check_merges(update)
     if trains:
         _check_start_modules(adapter, update, cfg, layers)
@@ -98,6 +105,41 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _check_experts(cfg: Config, layers: Layers, blocks: Collection[str]) -> None:
+    """Refuse targets that reach into a mixture of experts."""
+    if not blocks:
+        return
+    inside = [module for module in layers if in_experts(module, blocks)]
+    outside = {_leaf(module) for module in layers} - {_leaf(module) for module in inside}
+    wrong = [
+        name
+        for name in _targets(cfg) or [ALL]
+        if name == ALL or any(named([name], module) for module in inside)
+    ]
+    if wrong:
+        raise ConfigError(
+            refusal(
+                "lora.target_modules",
+                ",".join(wrong),
+                f"model={cfg.model} is a mixture of experts, and neither experts nor routers can be adapted",
+                f"give modules outside of these: lora.target_modules='{','.join(sorted(outside))}'",
+            )
+        )
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _check_adapted_experts(update: WeightUpdate, cfg: Config, blocks: Collection[str]) -> None:
+    inside = [module for module in update.shapes if in_experts(module, blocks)]
+    if inside:
+        raise AdapterError(
+            f"adapter={cfg.adapter} adapts experts or routers of a mixture of experts ({_some(inside)}), which engines"
+            " do not swap. Train one on the modules outside, such as attention's (lora.target_modules)."
+        )
 
 
 def _check_parameters(cfg: Config, model_folder: Path) -> None:
@@ -190,8 +232,6 @@ def _check_start_modules(adapter: Adapter, update: WeightUpdate, cfg: Config, la
     if TABLE[cfg.lora.kind].whole:
         _check_start_parameters(adapter, cfg)
         return
-    if cfg.lora.target_modules == ALL and any("experts" in module.split(".") for module in layers):
-        return  # transformers has some of these not as linear layers; the learner knows which
     wanted = _wanted(cfg, layers)
     its = {name.removesuffix(".weight") for name in update.shapes if name.endswith(".weight")}
     differing = sorted(set(wanted) ^ its)

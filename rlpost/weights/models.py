@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ CONVERSION_TIMEOUT_S = 900.0
 
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.txt"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+# Settings of models that multiply or divide their logits (Granite, Cohere).
+LOGIT_SCALES = ("logits_scaling", "logit_scale")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -109,13 +112,23 @@ def stored_dtypes(folder: Path) -> set[str]:
     return {entry["dtype"] for entry in _stored(folder).values()}
 
 
+def scaled_logits(config: Mapping[str, Any]) -> str | None:
+    """Why log-probs of a model with this config.json would be wrong: its head is scaled. None if it is not."""
+    changed = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1, 1.0)]
+    if not changed:
+        return None
+    return (
+        f"its head scales the logits ({', '.join(changed)}), which the learner does not; choose another model"
+    )
+
+
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     """The weight shapes (out, in) of a model's linear layers by module name, in order, from its files alone.
 
     Embeddings and the vocabulary head are left out, because engines do not swap them. Raises ModelError if a file
     cannot be read.
     """
-    vocabulary = _vocabulary(folder / "config.json")
+    vocabulary = text_config(folder).get("vocab_size")
     layers: dict[str, tuple[int, int]] = {}
     for name, entry in _stored(folder).items():
         shape = tuple(entry["shape"])
@@ -135,13 +148,14 @@ def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in _stored(folder).items()}
 
 
-def _vocabulary(config_file: Path) -> int | None:
+def text_config(folder: Path) -> dict[str, Any]:
+    """The settings in config.json that are of the language model. Raises ModelError if the file cannot be read."""
+    file = folder / "config.json"
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        size = (config.get("text_config") or config).get("vocab_size")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{config_file} cannot be read as a model's configuration ({error}).") from error
-    return size if isinstance(size, int) else None
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return dict(config.get("text_config") or config)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as a model's configuration ({error}).") from error
 
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:

@@ -29,10 +29,21 @@ def _inputs(n: int, h: int, v: int, dtype: torch.dtype) -> tuple[torch.Tensor, t
 
 
 def _by_definition(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    bias: torch.Tensor | None = None,
+    cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities written out: exp / sum of exp, in float64."""
-    logits = (hidden.double() @ weight.double().T) / temperature
+    """Probabilities written out: exp / sum of exp, in float64; the cap's tanh as (e^2y - 1) / (e^2y + 1)."""
+    logits = hidden.double() @ weight.double().T
+    if bias is not None:
+        logits = logits + bias.double()
+    if cap is not None:
+        grown = torch.exp(2.0 * logits / cap)
+        logits = cap * (grown - 1.0) / (grown + 1.0)
+    logits = logits / temperature
     weights = torch.exp(logits - logits.max(dim=1, keepdim=True).values)
     probs = weights / weights.sum(dim=1, keepdim=True)
     chosen = torch.stack([probs[i, t] for i, t in enumerate(targets.tolist())])
@@ -58,6 +69,36 @@ def test_forward_and_backward(
     assert hidden.grad is not None
     assert witness.grad is not None
     torch.testing.assert_close(hidden.grad.double(), witness.grad, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("cap", [None, 0.8])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_bias_and_a_cap(has_bias: bool, cap: float | None, dtype: torch.dtype) -> None:
+    hidden, weight, targets = _inputs(13, 64, 129, dtype)
+    bias = torch.randn(129, generator=torch.Generator().manual_seed(5)).to(dtype) if has_bias else None
+    witness = hidden.detach().double().requires_grad_()
+    expected = _by_definition(witness, weight, targets, 0.7, bias, cap)
+    slopes = torch.randn(2, 13, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((expected[0] * slopes[0] + expected[1] * slopes[1]).sum(), witness)
+    for found in (
+        linear_logprob(hidden, weight, targets, 0.7, (4, 50), bias_V=bias, softcap=cap),
+        linear_logprob_reference(hidden, weight, targets, 0.7, bias_V=bias, softcap=cap),
+    ):
+        (its,) = torch.autograd.grad((found[0] * slopes[0] + found[1] * slopes[1]).sum(), hidden)
+        for mine, theirs in (*zip(found, expected, strict=True), (its, gradient)):
+            torch.testing.assert_close(mine.double(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_gradcheck_with_a_bias_and_a_cap() -> None:
+    """Of the hidden states, and of a head that trains."""
+    hidden, weight, targets = _inputs(5, 4, 9, torch.float64)
+    bias = torch.linspace(-1, 1, 9, dtype=torch.float64).requires_grad_()
+    for cap in (None, 0.5):
+        assert torch.autograd.gradcheck(
+            lambda h, w, b, cap=cap: linear_logprob(h, w, targets, 0.8, (2, 4), bias_V=b, softcap=cap),
+            (hidden, weight.requires_grad_(), bias),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -146,4 +187,4 @@ def test_triton() -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["agrees"] * 12
+    assert done.stdout.split() == ["agrees"] * 14

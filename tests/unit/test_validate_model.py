@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from rlpost import run
 from rlpost.cluster import ray_cluster
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
-from rlpost.errors import AdapterError, ConfigError
+from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
 from rlpost.weights import models
@@ -27,6 +27,8 @@ from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.adapter_kinds import ADAPTERS
 from tests.adapter_kinds import small as small_lora
+from tests.families import MIXTURES, write_family
+from tests.families import targets as family_targets
 from tests.learner_data import write_small_model
 from tests.peft_kinds import MERGED, save, trained
 
@@ -311,3 +313,47 @@ def test_a_start_with_more_parameters_than_train_is_refused(small: Path, tmp_pat
     weights = whole(tmp_path / "whole", models.parameter_shapes(small))
     with pytest.raises(AdapterError, match=r"leaves out .*lora.target_modules=all-linear"):
         check_model(config(lora=replace(FULL, target_modules="q_proj"), adapter=weights), small)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_and_routers_are_no_targets(name: str, tmp_path: Path) -> None:
+    folder = write_family(tmp_path, name)
+    for names in ("all-linear", "gate", "q_proj,gate", "w1" if name == "mixtral" else "down_proj"):
+        wrong = names.removeprefix("q_proj,")
+        with pytest.raises(ConfigError) as refused:
+            check_model(config(lora=replace(LORA, target_modules=names)), folder)
+        assert f"lora.target_modules={wrong}\n  reason: model=small is a mixture of experts" in str(
+            refused.value
+        )
+        assert "lora.target_modules='k_proj,o_proj,q_proj,v_proj'" in str(refused.value)
+    for names in (family_targets(name), "q_proj", "self_attn.v_proj"):
+        check_model(config(lora=replace(LORA, target_modules=names)), folder)
+
+
+@pytest.mark.parametrize("task", [Task.eval, Task.rl])
+def test_an_adapter_of_experts_is_refused(task: Task, tmp_path: Path) -> None:
+    """As transformers 4 and PEFT saved it, where experts were linear layers."""
+    folder = write_family(tmp_path / "model", "qwen3_moe")
+    modules = [f"model.layers.{block}.mlp.experts.1.down_proj" for block in (0, 1)]
+    rows, columns = models.linear_layers(folder)[modules[0]]
+    lora = replace(LORA, target_modules="q_proj")
+    tensors = {
+        f"base_model.model.{module}.lora_{part}.weight": torch.zeros(shape)
+        for module in modules
+        for part, shape in (("A", (4, columns)), ("B", (rows, 4)))
+    }
+    Adapter.create(peft_config(lora).to_dict(), tensors, 1).save(tmp_path / "adapter")
+    with pytest.raises(
+        AdapterError, match=r"adapts experts or routers.*layers\.0\.mlp\.experts\.1\.down_proj"
+    ):
+        check_model(config(task, lora, tmp_path / "adapter"), folder)
+
+
+@pytest.mark.parametrize("task", [task for task in PLAYING if task is not Task.eval])
+def test_a_model_with_scaled_logits_is_refused_for_training(task: Task, small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small, tmp_path / "scaled")
+    settings = json.loads((folder / "config.json").read_text()) | {"logit_scale": 0.5}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"model=small: its head scales the logits \(logit_scale\)"):
+        check_model(config(task), folder)
+    check_model(config(Task.eval), folder)

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -37,10 +38,7 @@ from rlpost.seeds import derive
 from rlpost.types import Example
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.kind_settings import check_start
-from rlpost.weights.models import parameter_shapes
-
-# Settings of models whose head changes the logits; the head here is linear.
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+from rlpost.weights.models import linear_layers, parameter_shapes, scaled_logits
 
 
 def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
@@ -62,12 +60,8 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
             f" ({type(error).__name__}: {error});"
             " choose a model of another architecture, such as Llama or Qwen"
         ) from error
-    changed = [name for name in LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1.0)]
-    if changed or base.get_output_embeddings().bias is not None:
-        raise ModelError(
-            f"model {folder.name}: its head is not a plain linear map ({', '.join(changed) or 'it has a bias'}); "
-            "the learner would compute wrong log-probs, choose another model"
-        )
+    if changed := scaled_logits(base.config.to_dict()):
+        raise ModelError(f"model {folder.name}: {changed}")
     base.requires_grad_(False).eval()
     check_packing(base)
     return base
@@ -79,12 +73,18 @@ class Head(nn.Module):
     It computes in the base's dtype, whatever the dtype of an active role's own head.
     """
 
-    def __init__(self, weight_VH: nn.Parameter) -> None:
+    def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
-        self.weight, self.dtype = weight_VH, weight_VH.dtype
+        head = base.get_output_embeddings()
+        self.weight, self.bias, self.dtype = head.weight, head.bias, head.weight.dtype
+        self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
 
     def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        return linear_logprob(hidden_NH.to(self.dtype), self.weight.to(self.dtype), targets_N, temperature)
+        weight_VH = self.weight.to(self.dtype)
+        bias_V = None if self.bias is None else self.bias.to(self.dtype)
+        return linear_logprob(
+            hidden_NH.to(self.dtype), weight_VH, targets_N, temperature, bias_V=bias_V, softcap=self.softcap
+        )
 
 
 class ActorCritic(nn.Module):
@@ -94,7 +94,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         base = weights.base
         self.weights = weights
-        self.head = Head(base.get_output_embeddings().weight)
+        self.head = Head(base)
         weights.follow(self.head)
         self.value_head = _value_head(base.config.hidden_size) if CRITIC in weights.roles else None
         self.trained = weights.trained
@@ -171,6 +171,17 @@ def _value_head(hidden_size: int) -> nn.Linear:
     return head
 
 
+def _check_stored(weights: PeftWeights, folder: Path) -> None:
+    """Raises ModelError if the checkpoint has adapted modules under other names, by which no swap would find them."""
+    adapted = {name for name, module in weights.base.named_modules() if isinstance(module, BaseTunerLayer)}
+    if missing := sorted(adapted - set(linear_layers(folder))):
+        raise ModelError(
+            f"model {folder.name}: {len(missing)} adapted modules are no linear layers of that name in the checkpoint,"
+            f" first {missing[0]}, so no swap would find them; name others in lora.target_modules, or save the model"
+            " anew by transformers (save_pretrained)"
+        )
+
+
 def build(
     folder: Path,
     dtype: Dtype,
@@ -199,7 +210,9 @@ def build(
 def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
     base = load_base(folder, dtype)
     if not TABLE[lora.kind].whole:
-        return PeftWeights(base, peft_config(lora), seed, roles, STARTS[lora.start].changes_base)
+        adapters = PeftWeights(base, peft_config(lora), seed, roles, STARTS[lora.start].changes_base)
+        _check_stored(adapters, folder)
+        return adapters
     weights = FullWeights(base, lora, roles)
     # transformers converts some checkpoints as it loads them: experts become one tensor, prefixes are added.
     unknown = sorted(set(weights.named(POLICY)) - set(parameter_shapes(folder)))

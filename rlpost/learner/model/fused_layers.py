@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rlpost.kernels.adapted_linear import Pair, adapted_linear
 from rlpost.kernels.elementwise import rms_norm, rotary, swiglu
-from rlpost.learner.model.packed_attention import AttentionLayout, check_window, packed_attention
+from rlpost.learner.model.packed_attention import AttentionLayout, packed_attention
 
 FAMILIES = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
@@ -149,11 +149,11 @@ def _layer_forward(
 def _attended(
     attention: Any, parts: _Parts, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, layout: AttentionLayout
 ) -> Tensor:
-    check_window(getattr(attention, "sliding_window", None), layout)
     D = attention.head_dim
     widths = [base.out_features for base in parts.qkv.bases]
     q, k, v = (part.unflatten(-1, (-1, D)) for part in parts.qkv(x_TH).split(widths, dim=-1))
     if hasattr(attention, "q_norm"):
         q, k = _norm(attention.q_norm, q), _norm(attention.k_norm, k)
     q, k = rotary(q, cos_TD, sin_TD), rotary(k, cos_TD, sin_TD)
-    return packed_attention(q, k, v, layout, attention.scaling).flatten(1)
+    seen = layout.within(getattr(attention, "sliding_window", None))
+    return packed_attention(q, k, v, seen, attention.scaling).flatten(1)

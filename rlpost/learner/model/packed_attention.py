@@ -5,7 +5,8 @@
 
 The work grows with the number of visible keys, never with T x T, and a block has fewer than BLOCK scores per head. The
 function is registered with transformers under the name PACKED; a model loaded with it needs `layout=...` in each call.
-On a GPU each block runs through PyTorch's fused attention with a mask.
+On a GPU each block runs through PyTorch's fused attention with a mask. A layer with a sliding window masks more keys of
+the same blocks. A cap on the scores (Gemma 2, arXiv 2408.00118, section 2) runs through plain operations on any device.
 
 Shapes: T packed tokens, S pieces of a block, C queries and K keys of a piece, h heads, g key-value heads, r = h / g,
 D head size.
@@ -14,7 +15,7 @@ D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,6 +60,12 @@ class Block:
     bias_SCK: Tensor  # 0 if the query sees the key, else -inf; both are exact in bfloat16
     real: Tensor | None  # (S * C,) False for padding; None if there is no padding
 
+    def within(self, window: int) -> Block:
+        """The block in which a query sees only the last `window` of its keys, itself among them."""
+        seen_SC1 = (self.bias_SCK == 0).sum(dim=-1, keepdim=True)
+        past_SCK = torch.arange(self.bias_SCK.shape[-1], device=self.bias_SCK.device) < seen_SC1 - window
+        return replace(self, bias_SCK=self.bias_SCK.masked_fill(past_SCK, float("-inf")))
+
 
 @dataclass(frozen=True)
 class AttentionLayout:
@@ -68,6 +75,7 @@ class AttentionLayout:
     # For each packed token, the index of its output in the concatenated outputs of the blocks.
     order_T: Tensor
     longest: int  # length of the longest sequence, in tokens
+    _within: dict[int, AttentionLayout] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> AttentionLayout:
@@ -85,6 +93,15 @@ class AttentionLayout:
                 begin += width
         longest = max(segment.first + segment.length for segment in segments)
         return cls(tuple(_block(block) for block in grouped), order_T, longest)
+
+    def within(self, window: int | None) -> AttentionLayout:
+        """The layout for layers in which a token sees only the last `window` tokens of its own, itself among them."""
+        if window is None or window >= self.longest:
+            return self
+        if window not in self._within:  # layers share it
+            blocks = tuple(block.within(window) for block in self.blocks)
+            self._within[window] = AttentionLayout(blocks, self.order_T, self.longest)
+        return self._within[window]
 
     def to(self, device: torch.device) -> AttentionLayout:
         def moved(tensor: Tensor | None) -> Any:
@@ -143,9 +160,19 @@ def _block(pieces: Sequence[_Piece]) -> Block:
 
 
 def packed_attention(
-    q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout, scaling: float
+    q_ThD: Tensor,
+    k_TgD: Tensor,
+    v_TgD: Tensor,
+    layout: AttentionLayout,
+    scaling: float,
+    softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scaling q k^T over the visible keys of each query) v, as (T, h, D)."""
+    """softmax(scaling q k^T over the visible keys of each query) v, as (T, h, D).
+
+    With `softcap` c a score x becomes c tanh(x / c) before the softmax.
+    """
+    if softcap is not None:
+        return _capped(q_ThD, k_TgD, v_TgD, layout, scaling, softcap)
     if q_ThD.is_cuda:
         return _fused(q_ThD, k_TgD, v_TgD, layout, scaling)
     out_ThD: Tensor = _Packed.apply(q_ThD, k_TgD, v_TgD, layout, scaling)
@@ -165,6 +192,23 @@ def _fused(q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout,
             q_ShCD, k_SgKD, v_SgKD, bias, scale=scaling, enable_gqa=q_ThD.shape[1] != k_TgD.shape[1]
         )
         outs.append(out_ShCD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs).index_select(0, layout.order_T)
+
+
+def _capped(
+    q_ThD: Tensor, k_TgD: Tensor, v_TgD: Tensor, layout: AttentionLayout, scaling: float, softcap: float
+) -> Tensor:
+    """By operations that autograd knows; no fused attention caps its scores."""
+    outs, g = [], k_TgD.shape[1]
+    for block in layout.blocks:
+        S, C, K = block.bias_SCK.shape
+        q, k, v = (
+            _taken(x, at, S, g)
+            for x, at in ((q_ThD, block.queries), (k_TgD, block.keys), (v_TgD, block.keys))
+        )
+        scores = softcap * torch.tanh(torch.bmm(q * scaling, k.transpose(1, 2)) / softcap)
+        seen = scores.view(S, -1, C, K) + block.bias_SCK[:, None].to(scores.dtype)
+        outs.append(_put(torch.bmm(torch.softmax(seen, dim=-1).view_as(scores), v), S, g, C))
     return torch.cat(outs).index_select(0, layout.order_T)
 
 
@@ -234,15 +278,6 @@ def _put(x: Tensor, S: int, g: int, m: int) -> Tensor:
     return x.view(S, g, -1, m, x.shape[-1]).permute(0, 3, 1, 2, 4).reshape(S * m, -1, x.shape[-1])
 
 
-def check_window(sliding_window: int | None, layout: AttentionLayout) -> None:
-    """Raises ModelError if a layer's sliding window is shorter than the longest sequence."""
-    if sliding_window is not None and sliding_window < layout.longest:
-        raise ModelError(
-            f"the model sees {sliding_window} tokens back in some layers, but an episode has {layout.longest}; "
-            "shorten the episodes (rollout.max_model_len) or choose a model with full attention"
-        )
-
-
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -261,13 +296,15 @@ def _attend(
 
     Query and key take the value's dtype: under autocast rotary positions in float32 widen them.
 
-    Raises ModelError if the attention is not a plain softmax over all earlier tokens.
+    Raises ModelError if the attention has sinks.
     """
-    if softcap is not None or s_aux is not None:
-        raise ModelError("the model's attention caps its scores or has sinks; choose a model without")
-    check_window(sliding_window, layout)
+    if s_aux is not None:
+        raise ModelError(
+            "the model's attention has sinks, which packed rows do not know; choose a model without"
+        )
     q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous().to(value.dtype) for x in (query, key, value))
-    return packed_attention(q_ThD, k_TgD, v_TgD, layout, scaling)[None], None
+    seen = layout.within(sliding_window)
+    return packed_attention(q_ThD, k_TgD, v_TgD, seen, scaling, softcap)[None], None
 
 
 AttentionInterface.register(PACKED, _attend)

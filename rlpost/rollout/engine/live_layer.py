@@ -32,7 +32,7 @@ class LiveLayer:
     def __init__(self, name: str, layer: Any):
         self.name = name
         self.layer = layer
-        self.shape = (layer.output_size_per_partition, layer.input_size_per_partition)
+        self.shape = (_size(layer, "output_size"), _size(layer, "input_size"))
         self.dtype: torch.dtype = layer.params_dtype
         self.device: torch.device = layer.weight.device
 
@@ -112,6 +112,13 @@ class Probe:
             return False
         slack = _TOLERANCE[self.layer.dtype] * self.expected[-1].abs().max().float()
         return bool((computed[-1].float() - self.expected[-1].float()).abs().max() <= slack)
+
+
+def _size(layer: Any, name: str) -> int:
+    """vLLM's replicated layers, such as the router of a mixture of experts, have no size per partition."""
+    per_partition = f"{name}_per_partition"
+    size: int = getattr(layer, per_partition if hasattr(layer, per_partition) else name)
+    return size
 
 
 def _closure(function: Any) -> dict[str, Any]:

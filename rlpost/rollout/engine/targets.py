@@ -10,11 +10,12 @@ What is not found here cannot be swapped, and an update that names it is refused
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from rlpost.rollout.engine.checkpoint_names import checkpoint_names
 from rlpost.rollout.engine.live_layer import LiveLayer
 from rlpost.rollout.engine.live_parameter import LiveParameter
 from rlpost.rollout.engine.shards import ALL, Part, Rank, piece, stacked
@@ -39,6 +40,15 @@ class Target:
 
 def targets(model: nn.Module, base: Base) -> Iterator[Target]:
     """Everything of a vLLM model that can be written; each of the checkpoint's parameters is in one target at most."""
+    stored = checkpoint_names(model, base)
+    for target in _targets(model, {name: base[its] for name, its in stored.items()}):
+        yield replace(
+            target, parts=tuple(replace(part, parameter=stored[part.parameter]) for part in target.parts)
+        )
+
+
+def _targets(model: nn.Module, base: Base) -> Iterator[Target]:
+    """The same by vLLM's names of the parameters alone."""
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     tables: dict[int, list[tuple[str, Any]]] = {}  # tied layers have one weight
     for name, layer in model.named_modules():

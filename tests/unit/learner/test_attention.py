@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GptOssConfig,
     LlamaConfig,
     PretrainedConfig,
     Qwen2Config,
@@ -42,6 +44,16 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True),
     "qwen2": lambda: Qwen2Config(**SIZES, num_key_value_heads=1, tie_word_embeddings=True),
     "qwen3": lambda: Qwen3Config(**SIZES, num_key_value_heads=2),
+    "qwen2, window": lambda: Qwen2Config(
+        **SIZES, num_key_value_heads=1, use_sliding_window=True, sliding_window=8, max_window_layers=1
+    ),
+    "gemma2": lambda: Gemma2Config(
+        **SIZES,
+        num_key_value_heads=2,
+        sliding_window=8,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
     "tiny": lambda: LlamaConfig(**SIZES, num_key_value_heads=4, tie_word_embeddings=True),
 }
 
@@ -137,7 +149,7 @@ def test_packed_equals_row_by_row(
     expected_grads = _gradients(model, expected)
     if variant.startswith("fused"):
         model.fuse()
-        assert model.fused
+        assert model.fused is (family != "gemma2")
     if variant.endswith("checkpointed"):
         model.checkpoint_activations()
     found = _packed(model, 60 if variant == "several rows" else 1000)
@@ -150,7 +162,13 @@ def test_packed_equals_row_by_row(
 
 
 def _dense(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: list[Segment], scaling: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    segments: list[Segment],
+    scaling: float,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """By definition, token by token, in a loop."""
     heads, shared = q.shape[1], k.shape[1]
@@ -160,15 +178,25 @@ def _dense(
         before = list(range(behind.start, behind.start + behind.length)) if behind is not None else []
         for t in range(segment.start, segment.start + segment.length):
             seen = before + list(range(segment.start, t + 1))
+            if window is not None:
+                seen = seen[-window:]
             for h in range(heads):
                 g = h * shared // heads
-                weights = torch.softmax(scaling * (k[seen, g] @ q[t, h]), dim=0)
+                scores = scaling * (k[seen, g] @ q[t, h])
+                if cap is not None:
+                    scores = cap * torch.tanh(scores / cap)
+                weights = torch.softmax(scores, dim=0)
                 out[t, h] = weights @ v[seen, g]
     return out
 
 
-@pytest.mark.parametrize("path", [packed_attention, attention._fused])
-def test_attention_by_definition(path: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize(
+    ("path", "cap"), [(packed_attention, None), (attention._fused, None), (packed_attention, 0.4)]
+)
+def test_attention_by_definition(
+    path: Callable[..., torch.Tensor], cap: float | None, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In float64, forward and backward; `_fused` is what a GPU runs."""
     monkeypatch.setattr(attention, "QUERIES", 4)
     root, other = Segment(0, 5, None), Segment(5, 7, None)
@@ -178,8 +206,9 @@ def test_attention_by_definition(path: Callable[..., torch.Tensor], monkeypatch:
         torch.randn(22, n, 3, generator=generator, dtype=torch.float64, requires_grad=True)
         for n in (4, 2, 2, 4)
     )
-    found = path(q, k, v, AttentionLayout.of(segments), 0.7)
-    expected = _dense(q, k, v, segments, 0.7)
+    layout = AttentionLayout.of(segments).within(window)
+    found = path(q, k, v, layout, 0.7) if cap is None else path(q, k, v, layout, 0.7, cap)
+    expected = _dense(q, k, v, segments, 0.7, window, cap)
     torch.testing.assert_close(found, expected)
     grads = torch.autograd.grad((found * slopes.detach()).sum(), (q, k, v))
     torch.testing.assert_close(grads, torch.autograd.grad((expected * slopes.detach()).sum(), (q, k, v)))
@@ -195,12 +224,8 @@ def test_scores_grow_with_what_is_seen() -> None:
     assert max(block.bias_SCK.numel() for block in layout.blocks) <= attention.BLOCK
 
 
-def test_attention_that_is_not_plain_is_refused(tmp_path: Path) -> None:
-    config = Qwen2Config(
-        **SIZES, num_key_value_heads=1, use_sliding_window=True, sliding_window=8, max_window_layers=1
-    )
+def test_attention_with_sinks_is_refused(tmp_path: Path) -> None:
+    config = GptOssConfig(**SIZES, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = actor_critic.build(tmp_path, Dtype.float32, LoraConfig(rank=4, alpha=8.0), 0, (POLICY,), None)
-    [[groups]] = plan_micro_batches(ROWS, [0], 100, 1)
-    with pytest.raises(ModelError, match="8 tokens back"):
-        model(collate(ROWS, slot_starts(ROWS), groups), (POLICY,), 1.0)
+    with pytest.raises(ModelError, match="sinks"):
+        actor_critic.load_base(tmp_path, Dtype.float32)

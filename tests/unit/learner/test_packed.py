@@ -8,21 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     GPT2Config,
     GPTNeoConfig,
+    GraniteConfig,
     LlamaConfig,
     MambaConfig,
     PreTrainedConfig,
 )
 
+from rlpost.algorithms.roles import POLICY
 from rlpost.cluster.precision import TORCH_DTYPES
-from rlpost.config.schema import Dtype
+from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
 from rlpost.learner.model import actor_critic, packing_check
 from rlpost.learner.model.packed_attention import AttentionLayout
+from rlpost.learner.model.packing import Row, collate, slot_starts
+from rlpost.learner.model.prefixes import Group
+from tests.families import FAMILIES, VOCAB, targets, write_family
 
 ENDS: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES: dict[str, Any] = {**ENDS, "hidden_size": 32}
@@ -69,6 +75,43 @@ def test_what_cannot_be_packed_is_refused(
 def test_attention_that_takes_a_layout_is_enough(dtype: Dtype, tmp_path: Path) -> None:
     """Positions that are learnt, biases, another norm: none of it matters."""
     actor_critic.load_base(write(tmp_path, GPT2Config(**ENDS, n_embd=32, n_layer=2, n_head=4)), dtype)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_packs_and_gives_the_log_probs_of_transformers(family: str, tmp_path: Path) -> None:
+    """48 tokens, three times the sliding windows; the bare base, since the adapter starts at it."""
+    lora = LoraConfig(rank=4, alpha=8.0, target_modules=targets(family))
+    model = actor_critic.build(write_family(tmp_path, family), Dtype.float32, lora, 0, (POLICY,), None)
+    model.fuse()
+    ids = torch.randint(4, VOCAB, (48,), generator=torch.Generator().manual_seed(9))
+    rows = [Row(ids.tolist(), (0,) + (1,) * 47)]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        found = model(collate(rows, slot_starts(rows), [Group(0, (0,))]), (POLICY,), 1.0).logprobs_N
+        expected = base(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GraniteConfig(**SIZES, num_hidden_layers=1, num_attention_heads=4, logits_scaling=2.0)],
+    ids=["granite"],
+)
+def test_scaled_logits_are_refused(config: PreTrainedConfig, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"its head scales the logits \(logits_scaling\).*choose another"):
+        actor_critic.load_base(write(tmp_path, config), Dtype.float32)
+
+
+def test_adapted_modules_that_the_checkpoint_names_otherwise(tmp_path: Path) -> None:
+    """Transformers finds the weights of a body that was saved alone; an engine's swap would not."""
+    write_family(tmp_path, "llama")
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"14 adapted modules are no linear layers of that name in the checkpoint"
+    ):
+        actor_critic.build(tmp_path, Dtype.float32, LoraConfig(), 0, (POLICY,), None)
 
 
 @pytest.fixture
