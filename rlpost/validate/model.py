@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlpost.config.adapter_kinds import TABLE
+from rlpost.config.adapter_kinds import FULL, TABLE
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import FULL, named
+from rlpost.weights.adapter_settings import named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.kind_settings import check_settings_of_kind, check_start, trains_parameter
@@ -176,11 +176,11 @@ def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> N
     its = {name.removesuffix(".weight") for name in update.shapes if name.endswith(".weight")}
     differing = sorted(set(wanted) ^ its)
     if differing:
-        its = ",".join(sorted({module.rpartition(".")[2] for module in update.shapes}))
+        named_as = ",".join(sorted({module.rpartition(".")[2] for module in its}))
         raise AdapterError(
-            f"The start adapter has {len(update.shapes)} modules, lora.target_modules={cfg.lora.target_modules} means"
+            f"The start adapter has {len(its)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
-            f" lora.target_modules='{its}'"
+            f" lora.target_modules='{named_as}'"
         )
 
 

@@ -24,9 +24,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from rlpost.config.adapter_kinds import FULL
 from rlpost.errors import AdapterError
 from rlpost.record.files import publish_folder
-from rlpost.weights.adapter_settings import FULL, check_settings
+from rlpost.weights.adapter_settings import check_settings
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

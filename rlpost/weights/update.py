@@ -19,8 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlpost.config.adapter_kinds import FULL
 from rlpost.errors import AdapterError
-from rlpost.weights.adapter_settings import FULL
 from rlpost.weights.adapters import Adapter, fingerprint, merged_weight
 from rlpost.weights.base_weights import BaseWeights
 
