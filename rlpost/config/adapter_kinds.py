@@ -243,11 +243,6 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "FROD",
         defaults={"lora.settings": {"progressbar": False}},
     ),
-    AdapterKind.osf: Kind(
-        "arXiv 2504.07097",
-        "trains the lower half of the singular values with their vectors; the upper half stays",
-        "OSF",
-    ),
 }
 
 _INPUT = "what it does depends on the input, so no weights of an engine do the same"
@@ -264,6 +259,7 @@ REFUSED: Mapping[str, str] = {
     "lily": f"it mixes its parts by a router: {_INPUT}",
     "ln_tuning": "it trains norms, and engines swap weights of linear layers only",
     "multitask_prompt_tuning": _PROMPT,
+    "osf": "PEFT projects its gradients in hooks and saves half of it: the rest depends on the device's decomposition",
     "p_tuning": _PROMPT,
     "poly": "it mixes its parts by the number of a task, which comes with each input",
     "prefix_tuning": _PROMPT,

@@ -55,6 +55,10 @@ def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> floa
 
     The base's weights need no gradient, which saves 2 N D; the adapter's A parameters are added. As in 6 N D, the
     products of attention are not counted. The saving from applying the head to loss tokens only is not counted either.
+
+    A is the number of parameters in the adapter's file, which is LoRA's cost. For kinds that compute more than one
+    product a parameter this is too low: VeRA's and RandLoRA's products with random matrices, OFT's and BOFT's
+    rotations, and kinds that build a whole weight in each pass (HiRA, LoHa, LoKr, FourierFT) are not counted.
     """
     inferred, trained = _counts(line, 0)
     return 2.0 * (parameters + adapter) * inferred + (4.0 * parameters + 6.0 * adapter) * trained
