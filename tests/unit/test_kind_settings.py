@@ -1,4 +1,4 @@
-"""`lora.kind`, `lora.settings` and start adapters of every kind: what is taken, what is refused and with which words."""
+"""`lora.kind`, `lora.settings` and start adapters of every kind: what is taken, and what is refused in which words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlpost.weights.kind_settings import check_settings_of_kind, check_start, ow
 from tests.adapter_kinds import LORAS_FAMILY, documented, small
 from tests.learner_data import write_small_model
 
-DEEP = "experiment=generalpoints_ppo"
+EXPERIMENT = "experiment=generalpoints_ppo"
 
 
 def test_the_page_has_the_table() -> None:
@@ -45,7 +45,7 @@ def started(lora: LoraConfig) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_kinds_that_cannot_be_trained_are_refused_with_their_reason(name: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        compose([DEEP, f"lora.kind={name}"])
+        compose([EXPERIMENT, f"lora.kind={name}"])
     assert str(refused.value).startswith(
         f"lora.kind={name}\n  reason: {REFUSED[name]}\n  remedy: choose one of lora,"
     )
@@ -55,14 +55,16 @@ def test_an_unknown_kind_is_refused_with_a_suggestion() -> None:
     with pytest.raises(
         ConfigError, match="there is no such kind of adapter\n  remedy: did you mean boft or oft"
     ):
-        compose([DEEP, "lora.kind=bofft"])
+        compose([EXPERIMENT, "lora.kind=bofft"])
 
 
 def test_a_kind_brings_its_own_size_and_the_experiments_is_loras() -> None:
-    assert compose([DEEP]).lora.rank == compose([DEEP, "lora.kind=dora"]).lora.rank == 8
-    assert compose([DEEP, "lora.kind=oft"]).lora.rank == TABLE[AdapterKind.oft].defaults["lora.rank"] == 32
-    assert compose([DEEP, "lora.kind=oft", "lora.rank=16"]).lora.rank == 16
-    tiny = compose([DEEP, "lora.kind=tinylora", "lora.settings={r: 4}"]).lora
+    assert compose([EXPERIMENT]).lora.rank == compose([EXPERIMENT, "lora.kind=dora"]).lora.rank == 8
+    assert (
+        compose([EXPERIMENT, "lora.kind=oft"]).lora.rank == TABLE[AdapterKind.oft].defaults["lora.rank"] == 32
+    )
+    assert compose([EXPERIMENT, "lora.kind=oft", "lora.rank=16"]).lora.rank == 16
+    tiny = compose([EXPERIMENT, "lora.kind=tinylora", "lora.settings={r: 4}"]).lora
     assert (tiny.rank, tiny.settings) == (13, {"weight_tying": 1.0, "r": 4})
     assert described(tiny) == "tinylora (u 13, weight_tying 1.0, r 4)"
 
@@ -81,7 +83,7 @@ def test_the_kind_of_an_experiments_file_keeps_the_files_size(tmp_path: Path) ->
     [("oft", "lora.alpha"), ("vera", "lora.alpha"), ("ia3", "lora.rank"), ("ia3", "lora.alpha")],
 )
 def test_settings_that_a_kind_does_not_have_are_refused_when_named(kind: str, key: str) -> None:
-    config = compose([DEEP, f"lora.kind={kind}", f"{key}=4"])
+    config = compose([EXPERIMENT, f"lora.kind={kind}", f"{key}=4"])
     with pytest.raises(ConfigError, match=f"{key}=4.*\n  reason: nothing reads it: lora.kind={kind} has no"):
         validate(config, {key})
     validate(config)
@@ -89,7 +91,7 @@ def test_settings_that_a_kind_does_not_have_are_refused_when_named(kind: str, ke
 
 def test_zero_3_is_for_kinds_whose_modules_hold_their_own_parameters() -> None:
     for kind in AdapterKind:
-        config = compose([DEEP, f"lora.kind={kind.value}", "learner.zero_stage=3"])
+        config = compose([EXPERIMENT, f"lora.kind={kind.value}", "learner.zero_stage=3"])
         if kind in LORAS_FAMILY:
             validate(config)
             continue
@@ -163,19 +165,21 @@ def test_the_remedy_for_a_start_of_another_kind_can_be_followed(kind: AdapterKin
     with pytest.raises(AdapterError, match="Give those it was trained with: ") as refused:
         check_start(adapter, other)
     words = str(refused.value).partition("Give those it was trained with: ")[2].split(" ", 3)
-    taken = compose([DEEP, *(word.replace("'", "") for word in words)]).lora
+    taken = compose([EXPERIMENT, *(word.replace("'", "") for word in words)]).lora
     assert taken.kind is kind
     check_start(adapter, taken)
 
 
 def test_a_start_of_another_size_is_refused() -> None:
     eight, four = (LoraConfig(AdapterKind.oft, rank=rank) for rank in (8, 4))
-    with pytest.raises(AdapterError, match="has oft_block_size=8; the settings lora.* say oft_block_size=4"):
+    with pytest.raises(
+        AdapterError, match=r"has oft_block_size=8; the settings lora\.\* say oft_block_size=4"
+    ):
         check_start(started(eight), four)
 
 
 def test_an_adapter_of_a_kind_that_no_run_trains_is_no_start() -> None:
-    with pytest.raises(AdapterError, match="A run does not train it: it drops ranks .* task=eval"):
+    with pytest.raises(AdapterError, match=r"A run does not train it: it drops ranks .* task=eval"):
         check_start({"peft_type": "ADALORA", "r": 8}, LoraConfig())
 
 
