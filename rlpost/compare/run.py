@@ -203,7 +203,7 @@ def _held_out(runner: Runner) -> str:
 
 
 def _parameters(runner: Runner, model_folder: Path) -> str:
-    """A note with the parameters of the model, and for each kind of weights what trains and what a pass really costs."""
+    """A note with the model's parameters, and for each kind of weights what trains and what a pass really costs."""
     model = models.parameters(model_folder)
     folders = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
     notes = dict.fromkeys(_trained(folder, model) for folder in folders if folder.is_dir())
@@ -216,7 +216,8 @@ def _trained(adapter: Path, model: int) -> str:
     real = real_flops({TRAINED: 1}, model, trained, 0 if whole else trained) / (6 * model)
     counted = f"{real:.0%} of the 6 N D that is counted"
     if whole:
-        return f"{trained:,} of them ({trained / model:.1%}) are trained, so a training pass costs 4 N D + 2 T D, {counted}"
+        share = f"{trained:,} of them ({trained / model:.1%}) are trained"
+        return f"{share}, so a training pass costs 4 N D + 2 T D, {counted}"
     return (
         f"the adapter, which alone is trained, has {trained:,} ({trained / model:.1%}): with a frozen base a training"
         f" pass costs 4 N D + 6 A D, {counted}"
