@@ -251,14 +251,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "FROD",
         defaults={"lora.settings": {"progressbar": False}},
     ),
-    AdapterKind.osf: Kind(
-        "arXiv 2504.07097",
-        "trains the lower half of the singular values with their vectors; the upper half stays",
-        "OSF",
-    ),
-    AdapterKind.full: Kind(
-        "docs/adapters.md", "trains W0 itself, and all other parameters", FULL, learning_rate=0.1
-    ),
+    AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.1),
     AdapterKind.bitfit: Kind("arXiv 2106.10199", "trains the biases, W0 stays", FULL, trains="bias"),
 }
 
@@ -276,6 +269,7 @@ REFUSED: Mapping[str, str] = {
     "lily": f"it mixes its parts by a router: {_INPUT}",
     "ln_tuning": "it trains norms, and engines swap weights of linear layers only",
     "multitask_prompt_tuning": _PROMPT,
+    "osf": "PEFT projects its gradients in hooks and saves half of it: the rest depends on the device's decomposition",
     "p_tuning": _PROMPT,
     "poly": "it mixes its parts by the number of a task, which comes with each input",
     "prefix_tuning": _PROMPT,

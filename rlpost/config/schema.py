@@ -61,7 +61,6 @@ class AdapterKind(Enum):
     supertuning = "supertuning"
     ia3 = "ia3"
     frod = "frod"
-    osf = "osf"
     full = "full"
     bitfit = "bitfit"
 
