@@ -22,6 +22,7 @@ from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison,
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
+from rlpost.config import learning_rates
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.envs import base, registry
@@ -50,7 +51,9 @@ def run(cfg: Config) -> None:
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", soft_wrap=True)
     with locks.held(folder), run_error.kept(folder):
-        cfg = precision.settled(cfg, model_folder, console)  # once, so that all cells use the same precision
+        # Once, so that all cells use the same precision and the same learning rates.
+        cfg = precision.settled(cfg, model_folder, console)
+        cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
         _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)

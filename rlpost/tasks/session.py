@@ -22,8 +22,9 @@ from rich.console import Console
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
+from rlpost.config import learning_rates
 from rlpost.config.compose import to_yaml
-from rlpost.config.schema import Config
+from rlpost.config.schema import Config, Schedule
 from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
 from rlpost.pages.console import Progress, results_table
@@ -117,6 +118,8 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
+    if with_learner:
+        cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
     chat = Chat.load(model_folder, cfg.rollout)
     rehearse(cfg, chat)
     ids = canary_ids(cfg, chat)
@@ -207,6 +210,11 @@ def keep_settings(session: Session) -> None:
         write_atomic(run_dir.config, yaml.encode())
         told = f"kept in {run_dir.config}: {'; '.join(changed)}"
         session.console.print(told, soft_wrap=True)
+    iterations = recorded.get("algo", {}).get("iterations")
+    schedule = session.cfg.algo.schedule
+    if schedule is not Schedule.constant and iterations != session.cfg.algo.iterations:
+        told = f"the {schedule.name} schedule now ends after {session.cfg.algo.iterations} iterations, not {iterations}"
+        session.console.print(f"{told}: the learning rate jumps to where the new one stands", soft_wrap=True)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from enum import Enum
 from rlpost.compare.design.plan import with_algorithm
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
-from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
+from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RolloutIS, Schedule, Task
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ ALGORITHM_RULES = (
         lambda cfg: TABLE[cfg.algo.name].critic,
         "algo={algorithm} has no critic",
         f"{_LEAVE}, or algo=ppo",
+    ),
+    _Rule(
+        ("algo.learning_rate", "algo.critic_learning_rate"),
+        lambda cfg: cfg.lora.learning_rate is LearningRate.given,
+        "lora.learning_rate=auto sets it",
+        f"{_LEAVE}, or lora.learning_rate=given",
+    ),
+    _Rule(
+        ("algo.final_share",),
+        lambda cfg: cfg.algo.schedule is not Schedule.constant,
+        "algo.schedule=constant: the learning rate stays at its peak",
+        f"{_LEAVE}, or algo.schedule=linear or cosine",
     ),
     _Rule(
         ("algo.gamma",),
@@ -93,6 +105,18 @@ RULES = (
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "only task=rl learns from rewards; an evaluation shows the environment's",
         _LEAVE,
+    ),
+    _Rule(
+        ("sft.learning_rate",),
+        lambda cfg: cfg.lora.learning_rate is LearningRate.given,
+        "lora.learning_rate=auto sets it",
+        f"{_LEAVE}, or lora.learning_rate=given",
+    ),
+    _Rule(
+        ("sft.final_share",),
+        lambda cfg: cfg.sft.schedule is not Schedule.constant,
+        "sft.schedule=constant: the learning rate stays at its peak",
+        f"{_LEAVE}, or sft.schedule=linear or cosine",
     ),
     _Rule(
         ("rollout.kv_cache_gib",),

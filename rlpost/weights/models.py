@@ -115,7 +115,7 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     Embeddings and the vocabulary head are left out, because engines do not swap them. Raises ModelError if a file
     cannot be read.
     """
-    vocabulary = _vocabulary(folder / "config.json")
+    vocabulary = _vocabulary(folder)
     layers: dict[str, tuple[int, int]] = {}
     for name, entry in _stored(folder).items():
         shape = tuple(entry["shape"])
@@ -127,13 +127,28 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     return layers
 
 
-def _vocabulary(config_file: Path) -> int | None:
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        size = (config.get("text_config") or config).get("vocab_size")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{config_file} cannot be read as a model's configuration ({error}).") from error
+def family_and_width(folder: Path) -> tuple[str, int]:
+    """A model's `model_type` and hidden size. Raises ModelError if its configuration lacks them or cannot be read."""
+    config = _configuration(folder)
+    family, width = config.get("model_type"), config.get("hidden_size")
+    if not isinstance(family, str) or not isinstance(width, int) or width < 1:
+        raise ModelError(f"{folder / 'config.json'} has no model_type or no hidden_size.")
+    return family, width
+
+
+def _vocabulary(folder: Path) -> int | None:
+    size = _configuration(folder).get("vocab_size")
     return size if isinstance(size, int) else None
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """config.json, or the part of it that describes the language model."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return dict(config.get("text_config") or config)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as a model's configuration ({error}).") from error
 
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
