@@ -30,7 +30,7 @@ def equivalent(A_rI: Tensor, B_Or: Tensor, step_A_rI: Tensor, step_B_Or: Tensor,
 def adjusted(
     A_rI: Tensor, B_Or: Tensor, grad_A_rI: Tensor, grad_B_Or: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """The steps of A and B whose `equivalent` is nearest, in Frobenius norm, to the gradient G behind the two gradients.
+    """The steps of A and B whose `equivalent` is nearest, in Frobenius norm, to the gradient G of the weight.
 
     `grad_A` = s B^T G and `grad_B` = s G A^T. Of all steps with that equivalent, these are nearest to the gradients
     themselves (theorems 2.1 and 2.3, with pseudo-inverses, so that B may be 0).
