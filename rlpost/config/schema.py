@@ -42,7 +42,7 @@ class LearningRate(Enum):
     auto = "auto"  # a rule, from the model's width and the adapter; see rlpost/config/learning_rates.py
 
 
-class Schedule(Enum):
+class RateSchedule(Enum):
     """The learning rate after its warm-up."""
 
     constant = "constant"
@@ -140,7 +140,7 @@ class SftConfig:
     batch_size: int = 64  # examples per optimizer step
     learning_rate: float = 1e-3  # peak, after sft.warmup_steps
     warmup_steps: int = 5  # optimizer steps of linear warm-up, before sft.schedule
-    schedule: Schedule = Schedule.constant  # learning rate from the end of the warm-up to sft.steps
+    schedule: RateSchedule = RateSchedule.constant  # learning rate from the end of the warm-up to sft.steps
     final_share: float = (
         0.0  # share of the peak learning rate at the last step, if sft.schedule is not constant
     )
@@ -188,7 +188,9 @@ class AlgoConfig:
     learning_rate: float = 3e-4  # learning rate of the policy's adapter
     critic_learning_rate: float = 1e-3  # learning rate of the critic's adapter and value head
     warmup_steps: int = 5  # optimizer steps of linear warm-up, before algo.schedule
-    schedule: Schedule = Schedule.constant  # learning rates from the end of the warm-up to algo.iterations
+    schedule: RateSchedule = (
+        RateSchedule.constant
+    )  # learning rates from the end of the warm-up to algo.iterations
     final_share: float = (
         0.0  # share of the peak learning rate at the last step, if algo.schedule is not constant
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rlpost.algorithms.roles import CRITIC, POLICY
-from rlpost.config.schema import AlgoConfig, Schedule, SftConfig
+from rlpost.config.schema import AlgoConfig, RateSchedule, SftConfig
 
 
 def scheduled(peak: float, step: int, total: int, cfg: SftConfig | AlgoConfig) -> float:
@@ -18,10 +18,10 @@ def scheduled(peak: float, step: int, total: int, cfg: SftConfig | AlgoConfig) -
         return 0.0
     warmup = max(1, cfg.warmup_steps)
     risen = peak * min(1.0, (step + 1) / warmup)
-    if cfg.schedule is Schedule.constant or step < warmup:
+    if cfg.schedule is RateSchedule.constant or step < warmup:
         return risen
     progress = min(1.0, (step + 1 - warmup) / (total - warmup))
-    left = 1.0 - progress if cfg.schedule is Schedule.linear else (1.0 + math.cos(math.pi * progress)) / 2
+    left = 1.0 - progress if cfg.schedule is RateSchedule.linear else (1.0 + math.cos(math.pi * progress)) / 2
     return peak * (cfg.final_share + (1.0 - cfg.final_share) * left)
 
 

@@ -24,7 +24,7 @@ from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
 from rlpost.config import learning_rates
 from rlpost.config.compose import to_yaml
-from rlpost.config.schema import Config, Schedule
+from rlpost.config.schema import Config, RateSchedule
 from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
 from rlpost.pages.console import Progress, results_table
@@ -212,7 +212,7 @@ def keep_settings(session: Session) -> None:
         session.console.print(told, soft_wrap=True)
     iterations = recorded.get("algo", {}).get("iterations")
     schedule = session.cfg.algo.schedule
-    if schedule is not Schedule.constant and iterations != session.cfg.algo.iterations:
+    if schedule is not RateSchedule.constant and iterations != session.cfg.algo.iterations:
         told = f"the {schedule.name} schedule now ends after {session.cfg.algo.iterations} iterations, not {iterations}"
         session.console.print(f"{told}: the learning rate jumps to where the new one stands", soft_wrap=True)
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 from rlpost.config.keys import refusal
-from rlpost.config.schema import AdapterKind, Config, Optimizer, Schedule, Task
+from rlpost.config.schema import AdapterKind, Config, Optimizer, RateSchedule, Task
 from rlpost.validate.environment import TRAINING
 
 # Kinds that have a pair of A and B in every layer.
@@ -63,7 +63,7 @@ def _eight_bit(config: Config) -> Iterator[str]:
 
 def _schedules(config: Config) -> Iterator[str]:
     for key, group in (("sft", config.sft), ("algo", config.algo)):
-        if group.schedule is Schedule.constant or (key == "algo" and config.task is Task.sft):
+        if group.schedule is RateSchedule.constant or (key == "algo" and config.task is Task.sft):
             continue
         name, trains = group.schedule.name, key == "algo" or config.task is Task.sft
         if config.task is Task.compare or (trains and config.budget.amounts):

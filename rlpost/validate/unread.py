@@ -14,7 +14,7 @@ from enum import Enum
 from rlpost.compare.design.plan import with_algorithm
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
-from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RolloutIS, Schedule, Task
+from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.final_share",),
-        lambda cfg: cfg.algo.schedule is not Schedule.constant,
+        lambda cfg: cfg.algo.schedule is not RateSchedule.constant,
         "algo.schedule=constant: the learning rate stays at its peak",
         f"{_LEAVE}, or algo.schedule=linear or cosine",
     ),
@@ -114,7 +114,7 @@ RULES = (
     ),
     _Rule(
         ("sft.final_share",),
-        lambda cfg: cfg.sft.schedule is not Schedule.constant,
+        lambda cfg: cfg.sft.schedule is not RateSchedule.constant,
         "sft.schedule=constant: the learning rate stays at its peak",
         f"{_LEAVE}, or sft.schedule=linear or cosine",
     ),

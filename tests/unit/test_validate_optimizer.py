@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from rlpost.config.compose import compose
-from rlpost.config.schema import AdapterKind, Config, Optimizer, Schedule, Task
+from rlpost.config.schema import AdapterKind, Config, Optimizer, RateSchedule, Task
 from rlpost.validate import optimizer
 
 
@@ -45,5 +45,5 @@ def test_schedules_that_nothing_of_the_run_follows_are_not_judged() -> None:
     config = compose(["experiment=generalpoints_ppo", "budget.amounts=[1]", "sft.schedule=linear"])
     assert not _told(config)
     config = compose(["experiment=generalpoints_sft", "algo.schedule=linear", "algo.warmup_steps=999"])
-    assert config.algo.schedule is Schedule.linear
+    assert config.algo.schedule is RateSchedule.linear
     assert not _told(config)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpost.algorithms.roles import CRITIC, POLICY
-from rlpost.config.schema import AlgoConfig, Schedule, SftConfig
+from rlpost.config.schema import AlgoConfig, RateSchedule, SftConfig
 from rlpost.learner.schedules import rl_rates, scheduled, sft_rate
 
 
-def _sft(schedule: Schedule, warmup_steps: int, final_share: float = 0.0, steps: int = 8) -> SftConfig:
+def _sft(schedule: RateSchedule, warmup_steps: int, final_share: float = 0.0, steps: int = 8) -> SftConfig:
     return SftConfig(
         steps=steps,
         learning_rate=1.0,
@@ -25,34 +25,34 @@ def _sft(schedule: Schedule, warmup_steps: int, final_share: float = 0.0, steps:
 
 
 def test_warm_up_is_linear_then_constant() -> None:
-    cfg = _sft(Schedule.constant, 4)
+    cfg = _sft(RateSchedule.constant, 4)
     assert [scheduled(1.0, s, 8, cfg) for s in (-1, 0, 1, 3, 4, 99)] == [0.0, 0.25, 0.5, 1.0, 1.0, 1.0]
-    assert scheduled(1.0, 0, 8, _sft(Schedule.constant, 0)) == 1.0
+    assert scheduled(1.0, 0, 8, _sft(RateSchedule.constant, 0)) == 1.0
 
 
 def test_linear_by_hand() -> None:
-    cfg = _sft(Schedule.linear, 4, final_share=0.2)
+    cfg = _sft(RateSchedule.linear, 4, final_share=0.2)
     assert [sft_rate(cfg, step) for step in range(8)] == pytest.approx(
         [0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2]
     )
 
 
 def test_cosine_by_hand() -> None:
-    cfg = _sft(Schedule.cosine, 4, final_share=0.5)
+    cfg = _sft(RateSchedule.cosine, 4, final_share=0.5)
     root = math.sqrt(0.5)
     fall = [0.5 + 0.25 * (1 + root), 0.75, 0.5 + 0.25 * (1 - root), 0.5]
     assert [sft_rate(cfg, step) for step in range(4, 8)] == pytest.approx(fall)
 
 
 @given(
-    st.sampled_from([Schedule.linear, Schedule.cosine]),
+    st.sampled_from([RateSchedule.linear, RateSchedule.cosine]),
     st.integers(0, 20),
     st.integers(1, 60),
     st.floats(0.0, 1.0),
     st.floats(1e-6, 1.0),
 )
 def test_rises_to_the_peak_and_falls_to_the_final_share(
-    schedule: Schedule, warmup: int, more: int, final: float, peak: float
+    schedule: RateSchedule, warmup: int, more: int, final: float, peak: float
 ) -> None:
     steps = max(1, warmup) + more
     cfg = _sft(schedule, warmup, final, steps)
@@ -77,7 +77,7 @@ def test_policy_and_critic_end_together_and_begin_apart() -> None:
         warmup_steps=2,
         learning_rate=1.0,
         critic_learning_rate=2.0,
-        schedule=Schedule.linear,
+        schedule=RateSchedule.linear,
     )
     assert rl_rates(algo, 1, 0)[POLICY] == 0.0
     assert rl_rates(algo, 2, 0)[POLICY] == 0.5
