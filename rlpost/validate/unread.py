@@ -38,16 +38,22 @@ ALGORITHM_RULES = (
         f"{_LEAVE}, and let the agent say it",
     ),
     _Rule(
-        ("algo.gae_lambda", "algo.value_clip", "algo.value_coef", "algo.critic_learning_rate"),
+        ("algo.gae_lambda", "algo.value_clip", "algo.value_coef"),
         lambda cfg: TABLE[cfg.algo.name].critic,
         "algo={algorithm} has no critic",
         f"{_LEAVE}, or algo=ppo",
     ),
     _Rule(
-        ("algo.learning_rate", "algo.critic_learning_rate"),
+        ("algo.learning_rate",),
         lambda cfg: cfg.lora.learning_rate is LearningRate.given,
         "lora.learning_rate=auto sets it",
         f"{_LEAVE}, or lora.learning_rate=given",
+    ),
+    _Rule(
+        ("algo.critic_learning_rate",),
+        lambda cfg: TABLE[cfg.algo.name].critic and cfg.lora.learning_rate is LearningRate.given,
+        "algo={algorithm} has no critic, or lora.learning_rate=auto sets it",
+        f"{_LEAVE}, or algo=ppo with lora.learning_rate=given",
     ),
     _Rule(
         ("algo.final_share",),
