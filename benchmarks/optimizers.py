@@ -44,7 +44,7 @@ class Backend:
 
     def __init__(self, model: actor_critic.ActorCritic, cfg: LearnerConfig) -> None:
         self.model, self.cfg, self.rendezvous = model, cfg, SimpleNamespace(world_size=1, rank=0)
-        model.fuse_adapters()
+        model.fuse()
         self.optimizer = optimizers.build(model, cfg)
 
     def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> Outputs:

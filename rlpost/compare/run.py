@@ -17,13 +17,12 @@ from rich.console import Console
 
 from rlpost.cluster import precision
 from rlpost.compare import results
-from rlpost.compare.design.plan import plan, quickened
+from rlpost.compare.design.plan import arms, plan, quickened
 from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison, Role, Status
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
-from rlpost.config import learning_rates
-from rlpost.config.compose import to_yaml
+from rlpost.config.compose import to_yaml, with_settings
 from rlpost.config.schema import Config
 from rlpost.envs import base, registry
 from rlpost.envs.terminal import plain_console
@@ -47,17 +46,16 @@ def run(cfg: Config) -> None:
     console = plain_console()
     cfg = quickened(cfg)
     model_folder = models.resolve(cfg.model)
-    check_model(cfg, model_folder)
+    for settings in cfg.compare.settings.values() or [{}]:
+        check_model(with_settings(cfg, settings), model_folder)
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", soft_wrap=True)
     with locks.held(folder), run_error.kept(folder):
-        # Once, so that all cells use the same precision and the same learning rates.
-        cfg = precision.settled(cfg, model_folder, console)
-        cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
+        cfg = precision.settled(cfg, model_folder, console)  # once, so that all cells use the same precision
         _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)
-        total = len(cfg.compare.seeds) * (1 + len(cfg.compare.arms))
+        total = len(cfg.compare.seeds) * (1 + len(arms(cfg)))
         display = Display(console, total, concurrency)
 
         def record(runner: Runner) -> None:
@@ -154,7 +152,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         model=cfg.model,
         train_variant=cfg.train_variant,
         variants={v: ComparedVariant(_role(known[v], cfg), known[v].summary) for v in cfg.eval_variants},
-        arms=tuple(cfg.compare.arms),
+        arms=arms(cfg),
         seeds=tuple(cfg.compare.seeds),
         matched_on=cfg.compare.match_on.value,
         cells=tuple(cell_of(c.name, unread(c, runner.ended.get(c.name))) for c in runner.cells),

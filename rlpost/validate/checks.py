@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
@@ -148,8 +149,21 @@ def validate(config: Config, named: Collection[str] = ()) -> None:
     `named`: the settings that the command line names. Each of them must have an effect.
     """
     refusals = [*(text for check in CHECKS for text in check(config)), *unread(config, named)]
+    refusals += _named_settings(config, refusals)
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _named_settings(config: Config, already: Collection[str]) -> Iterator[str]:
+    """What the settings of `compare.settings` are refused for, besides what the whole comparison is."""
+    for name, settings in config.compare.settings.items() if config.task is Task.compare else ():
+        try:
+            varied = with_settings(config, settings)
+        except ConfigError:
+            continue  # refused by rlpost.validate.comparison
+        checks = (check for check in CHECKS if check not in COMPARE_CHECKS)  # those have seen every arm
+        texts = (*(text for check in checks for text in check(varied)), *unread(varied, settings))
+        yield from (f"compare.settings.{name}: {text}" for text in texts if text not in already)
 
 
 def numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -725,6 +725,34 @@ class TestValidate:
             (["task=compare", "arms=[ppo,ppo]"], "one stands twice"),
             (["task=compare", "arms=[sft]"], "no algorithm among them"),
             (["task=compare", "seeds=[]"], "compare.seeds=[]"),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {seed: 1}}"],
+                "compare.settings.a: seed=1\n  reason: arms may differ in how they learn",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {algo.iterations: 1}}"],
+                "compare.settings.a: algo.iterations=1\n  reason: arms may differ",
+            ),
+            (
+                ["task=compare", "sft.steps=4", "compare.settings={a: {lora.rank: 1}}"],
+                "sft.steps=4\n  reason: all arms start from one adapter, and compare.settings.a gives",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {lora.ranks: 1}}"],
+                "compare.settings.a: lora.ranks=1\n  reason: there is no such setting",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {lora.rank: many}}"],
+                "compare.settings.a: lora.rank=many\n  reason:",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {lora.rank: 0}}"],
+                "compare.settings.a: lora.rank=0\n  reason:",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a/b: {lora.rank: 1}}"],
+                "compare.settings=a/b\n  reason: a name becomes part of a folder's",
+            ),
             (["task=compare", "seeds=[1,1]"], "one twice"),
             (
                 ["task=compare", "compare.match_on=device_seconds", "compare.concurrency=2"],

@@ -19,7 +19,7 @@ from rlpost import run
 from rlpost.cluster import ray_cluster
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
-from rlpost.learner.model.actor_critic import peft_config
+from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
 from rlpost.weights import models
 from rlpost.weights.models import TINY
