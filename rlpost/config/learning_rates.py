@@ -18,6 +18,7 @@ large step an iteration, `experiment=generalpoints_ppo` takes five times its rat
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from rich.console import Console
@@ -76,11 +77,11 @@ def advised(cfg: Config, family: str, hidden_size: int) -> Config:
 def factor(lora: LoraConfig, family: str, hidden_size: int) -> float:
     """The learning rate over that of the bundled model with the default adapter."""
     width = _width_factor(family, hidden_size) / _width_factor(BUNDLED_FAMILY, BUNDLED_WIDTH)
-    return width * BUNDLED_ALPHA / (lora.alpha * lora.rank ** RANK_POWERS[lora.kind])
+    return width * BUNDLED_ALPHA / (lora.alpha * math.pow(lora.rank, RANK_POWERS[lora.kind]))
 
 
 def _width_factor(family: str, hidden_size: int) -> float:
-    return float((PIVOT / hidden_size) ** EXPONENTS[family])
+    return math.pow(PIVOT / hidden_size, EXPONENTS[family])
 
 
 def _digits(rate: float) -> float:

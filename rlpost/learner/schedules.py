@@ -56,6 +56,16 @@ def rl_rates(algo: AlgoConfig, iteration: int, step: int) -> dict[str, float]:
     }
 
 
+def new_end(algo: AlgoConfig, iterations: int | None) -> str | None:
+    """What a resumed run whose record has another number of `iterations` must say; None without a schedule."""
+    if algo.schedule is RateSchedule.constant or iterations == algo.iterations:
+        return None
+    return (
+        f"algo.schedule={algo.schedule.name} now ends after {algo.iterations} iterations instead of {iterations}:"
+        " the learning rate jumps to that of the new schedule"
+    )
+
+
 def sft_rate(sft: SftConfig, step: int) -> float:
     """The learning rate of an SFT step."""
     return scheduled(sft.learning_rate, step, sft.steps, sft)

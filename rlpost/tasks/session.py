@@ -24,9 +24,10 @@ from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
 from rlpost.config import learning_rates
 from rlpost.config.compose import to_yaml
-from rlpost.config.schema import Config, RateSchedule
+from rlpost.config.schema import Config
 from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
+from rlpost.learner.schedules import new_end
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report
 from rlpost.record import locks, run_error
@@ -210,11 +211,8 @@ def keep_settings(session: Session) -> None:
         write_atomic(run_dir.config, yaml.encode())
         told = f"kept in {run_dir.config}: {'; '.join(changed)}"
         session.console.print(told, soft_wrap=True)
-    iterations = recorded.get("algo", {}).get("iterations")
-    schedule = session.cfg.algo.schedule
-    if schedule is not RateSchedule.constant and iterations != session.cfg.algo.iterations:
-        told = f"the {schedule.name} schedule now ends after {session.cfg.algo.iterations} iterations, not {iterations}"
-        session.console.print(f"{told}: the learning rate jumps to where the new one stands", soft_wrap=True)
+    if told := new_end(session.cfg.algo, recorded.get("algo", {}).get("iterations")):
+        session.console.print(told, soft_wrap=True)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:

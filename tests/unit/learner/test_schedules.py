@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.schema import AlgoConfig, RateSchedule, SftConfig
-from rlpost.learner.schedules import rl_rates, scheduled, sft_rate
+from rlpost.learner.schedules import new_end, rl_rates, scheduled, sft_rate
 
 
 def _sft(schedule: RateSchedule, warmup_steps: int, final_share: float = 0.0, steps: int = 8) -> SftConfig:
@@ -86,3 +86,12 @@ def test_policy_and_critic_end_together_and_begin_apart() -> None:
     assert rl_rates(algo, 0, 1)[CRITIC] == 2.0
     assert rl_rates(algo, 5, 0)[CRITIC] == pytest.approx(2 * (1 - 19 / 38))
     assert rl_rates(algo, 9, 1)[POLICY] == rl_rates(algo, 9, 3)[CRITIC] == 0.0
+
+
+def test_a_resumed_run_with_more_iterations_says_that_the_rate_jumps() -> None:
+    algo = AlgoConfig(iterations=20, schedule=RateSchedule.cosine)
+    told = new_end(algo, 10)
+    assert told is not None
+    assert "algo.schedule=cosine now ends after 20 iterations instead of 10" in told
+    assert new_end(algo, 20) is None
+    assert new_end(AlgoConfig(iterations=20), 10) is None
