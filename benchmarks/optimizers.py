@@ -1,6 +1,6 @@
 """SFT of the bundled model with each optimizer, without engines and DeepSpeed: the loss on held-out answers by step.
 
-    python -m benchmarks.optimizers [--steps 40] [--seeds 0 1] [--rates 3e-4 1e-3] [overrides ...]
+    python -m benchmarks.optimizers [overrides ...] [--steps 40] [--seeds 0 1] [--rates 3e-4 1e-3]
 
 All see the same examples in the same order. The held-out answers are those of later steps.
 """
