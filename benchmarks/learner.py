@@ -73,7 +73,7 @@ def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callab
 
     def run() -> int:
         for micro in micros:
-            logprobs_N, _ = model(micro, (roles.POLICY,), 1.0)[roles.POLICY]
+            logprobs_N = model(micro, (roles.POLICY,), 1.0).of(roles.POLICY)
             (weights[micro.slots_N] * logprobs_N).sum().backward()
         model.zero_grad()
         return sum(len(row.token_ids) for row in batch)

@@ -37,6 +37,7 @@ RANK_POWERS = {
     AdapterKind.rslora: 0.5,
     AdapterKind.rsdora: 0.5,
 }
+FULL_SHARE, FULL_ALPHA = 0.1, 32.0  # full fine-tuning's rate over that of LoRA with this alpha, as published
 # The bundled model, on which the schema's rates are known to be good.
 BUNDLED_WIDTH, BUNDLED_FAMILY, BUNDLED_ALPHA = 256, "llama", 64.0
 
@@ -62,7 +63,7 @@ def advised(cfg: Config, family: str, hidden_size: int) -> Config:
     """
     if family not in EXPONENTS:
         raise _refused(f"model={cfg.model} is a {family}, and the rule was fitted to {', '.join(EXPONENTS)}")
-    if cfg.lora.kind not in RANK_POWERS:
+    if cfg.lora.kind is not AdapterKind.full and cfg.lora.kind not in RANK_POWERS:
         raise _refused(f"the rule does not cover lora.kind={cfg.lora.kind.name}")
     share = factor(cfg.lora, family, hidden_size)
     algo = replace(
@@ -77,6 +78,8 @@ def advised(cfg: Config, family: str, hidden_size: int) -> Config:
 def factor(lora: LoraConfig, family: str, hidden_size: int) -> float:
     """The learning rate over that of the bundled model with the default adapter."""
     width = _width_factor(family, hidden_size) / _width_factor(BUNDLED_FAMILY, BUNDLED_WIDTH)
+    if lora.kind is AdapterKind.full:
+        return width * FULL_SHARE * BUNDLED_ALPHA / FULL_ALPHA
     return width * BUNDLED_ALPHA / (lora.alpha * math.pow(lora.rank, RANK_POWERS[lora.kind]))
 
 

@@ -125,15 +125,17 @@ def _groups_of(model: ActorCritic, role: str, cfg: LearnerConfig) -> Iterator[Gr
     if cfg.optimizer is Optimizer.lora_pro:
         yield from _pairs_and_rest(model, role, parameters)
     elif cfg.optimizer is Optimizer.muon:
-        yield from _split(model, role, [p for p in parameters if _is_matrix(p)], "muon", cfg)
-        yield from _split(model, role, [p for p in parameters if not _is_matrix(p)], "adamw", cfg)
+        matrices = {id(p) for name, p in model.weights.named(role).items() if _is_matrix(name, p)}
+        yield from _split(model, role, [p for p in parameters if id(p) in matrices], "muon", cfg)
+        yield from _split(model, role, [p for p in parameters if id(p) not in matrices], "adamw", cfg)
     else:
         yield from _split(model, role, parameters, cfg.optimizer.name, cfg)
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether Muon updates it. A matrix of one row or column, such as the value head, is a vector."""
-    return parameter.ndim == 2 and min(parameter.shape) > 1
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon updates it: not vectors (a matrix of one row is one), embeddings and the vocabulary head."""
+    outside = "embed" in name or "lm_head" in name
+    return not outside and parameter.ndim == 2 and min(parameter.shape) > 1
 
 
 def _split(

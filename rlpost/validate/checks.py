@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
@@ -372,6 +373,20 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
+def _zero3(config: Config) -> Iterator[str]:
+    stage, kind = config.learner.zero_stage, config.lora.kind
+    if stage == 3 and config.task in TRAINING and not KINDS_OF_ADAPTERS[kind].zero3:
+        reads = "PEFT's layers of lora.kind={} read it from outside"
+        takes_turns = "with lora.kind={} the roles' parameters take turns in a module"
+        why = takes_turns if KINDS_OF_ADAPTERS[kind].whole else reads
+        yield refusal(
+            "learner.zero_stage",
+            stage,
+            f"ZeRO-3 gathers a parameter for its own module only, and {why.format(kind.name)}",
+            "give at most 2, or lora.kind=lora",
+        )
+
+
 def _conversation(config: Config) -> Iterator[str]:
     """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
@@ -413,6 +428,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
+    _zero3,
     _conversation,
     _tiny_base,
 )

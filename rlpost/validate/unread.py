@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rlpost.compare.design.plan import with_algorithm
+from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
 from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
@@ -19,7 +20,10 @@ from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSc
 
 @dataclass(frozen=True)
 class _Rule:
-    """Settings, when a run reads them, and the refusal if it does not. `reason` may contain `{algorithm}`."""
+    """Settings, when a run reads them, and the refusal if it does not.
+
+    `reason` may contain `{algorithm}` and `{kind}` (of adapter).
+    """
 
     keys: Sequence[str]
     reads: Callable[[Config], bool]
@@ -137,6 +141,18 @@ RULES = (
         f"{_LEAVE}; rollout.kv_cache_gib is the CPU's",
     ),
     _Rule(
+        ("lora.rank",),
+        lambda cfg: KINDS[cfg.lora.kind].rank is not None,
+        "lora.kind={kind} has no size",
+        _LEAVE,
+    ),
+    _Rule(
+        ("lora.alpha",),
+        lambda cfg: KINDS[cfg.lora.kind].alpha is not None,
+        "lora.kind={kind} has no scaling",
+        _LEAVE,
+    ),
+    _Rule(
         ("eval.samples",),
         lambda cfg: cfg.eval.sampled,
         "eval.sampled=false: greedy answers to one instance are all alike",
@@ -200,7 +216,9 @@ def _algorithms(config: Config) -> list[Config]:
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:
     if not configs or any(rule.reads(config) for config in configs):
         return
-    reasons = dict.fromkeys(rule.reason.format(algorithm=config.algo.name.name) for config in configs)
+    reasons = dict.fromkeys(
+        rule.reason.format(algorithm=config.algo.name.name, kind=config.lora.kind.name) for config in configs
+    )
     for key in (key for key in rule.keys if key in named):
         value = functools.reduce(getattr, key.split("."), configs[0])
         told = value.name if isinstance(value, Enum) else value

@@ -5,6 +5,8 @@ rsLoRA and DoRA; PEFT's own merge also follows ranks and alphas by module. Any o
 tensors another meaning, so a setting that is not listed must be off (null, false or empty). PEFT writes every setting
 of its version, used or not.
 
+FULL is rlpost's own kind, not PEFT's: whole tensors by the checkpoint's names, from full fine-tuning.
+
 Other kinds have no list. Settings that they share with LoRA follow LoRA's rules (so only linear layers, and no biases,
 may be adapted). Their own settings are left to PEFT, whose merge is compared with the output of its layers
 (`rlpost.weights.peft_merge`).
@@ -18,15 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.config.schema import AdapterKind, LoraConfig
+from rlpost.config.adapter_kinds import FULL
 from rlpost.errors import AdapterError
-
-KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
-    AdapterKind.lora: {"use_rslora": False, "use_dora": False},
-    AdapterKind.rslora: {"use_rslora": True, "use_dora": False},
-    AdapterKind.dora: {"use_rslora": False, "use_dora": True},
-    AdapterKind.rsdora: {"use_rslora": True, "use_dora": True},
-}
 
 # Initialisations of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
 # orthogonal, mica) do not change the base.
@@ -50,6 +45,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     if "peft_type" not in config:
         raise AdapterError("The adapter config lacks peft_type; it is not PEFT's.")
+    if config["peft_type"] == FULL:
+        for key, value in config.items():
+            _check_setting(key, value, _FULL_RULES)
+        return
     if config["peft_type"] != "LORA":
         _check_other_kind(config)
         return
@@ -58,28 +57,6 @@ def check_settings(config: Mapping[str, Any]) -> None:
         raise AdapterError(f"The adapter config lacks {', '.join(missing)}; it is not PEFT's.")
     for key, value in config.items():
         _check_setting(key, value)
-
-
-def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind of `lora`."""
-    patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
-    if config["peft_type"] != "LORA" or patterns:
-        what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
-        raise AdapterError(
-            f"The start adapter {what}, and a run trains LoRA's family with one rank and alpha (lora.kind, lora.rank,"
-            " lora.alpha). Start without an adapter, or evaluate this one: task=eval."
-        )
-    kind = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}
-    its = {"r": config["r"], "lora_alpha": config["lora_alpha"], **kind}
-    asked = {"r": lora.rank, "lora_alpha": lora.alpha, **KIND_SETTINGS[lora.kind]}
-    differing = [key for key, value in its.items() if value != asked[key]]
-    if differing:
-        name = next(name for name, settings in KIND_SETTINGS.items() if settings == kind)
-        raise AdapterError(
-            f"The start adapter has {', '.join(f'{key}={its[key]}' for key in differing)}; the settings lora.* say"
-            f" {', '.join(f'{key}={asked[key]}' for key in differing)}. Give those it was trained with:"
-            f" lora.kind={name.value} lora.rank={its['r']} lora.alpha={its['lora_alpha']}"
-        )
 
 
 def _check_other_kind(config: Mapping[str, Any]) -> None:
@@ -198,10 +175,16 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def _check_setting(key: str, value: Any) -> None:
+_FULL_RULES: dict[str, _Rule] = {
+    "peft_type": _Rule(lambda value: value == FULL, FULL),
+    **{key: _RULES[key] for key in ("target_modules", "base_model_name_or_path")},
+}
+
+
+def _check_setting(key: str, value: Any, rules: Mapping[str, _Rule] = _RULES) -> None:
     if key == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(_CHANGES_THE_BASE):
         raise AdapterError(_another_base(value))
-    rule = _RULES.get(key, _OFF)
+    rule = rules.get(key, _OFF)
     if rule.holds(value):
         return
     raise AdapterError(

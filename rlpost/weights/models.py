@@ -136,6 +136,14 @@ def family_and_width(folder: Path) -> tuple[str, int]:
     return family, width
 
 
+def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the model by its name in the checkpoint, from its files alone.
+
+    Raises ModelError if a file cannot be read.
+    """
+    return {name: tuple(entry["shape"]) for name, entry in _stored(folder).items()}
+
+
 def _vocabulary(folder: Path) -> int | None:
     size = _configuration(folder).get("vocab_size")
     return size if isinstance(size, int) else None

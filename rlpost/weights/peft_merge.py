@@ -5,7 +5,9 @@ This module knows no kind in particular. It checks the result of every kind in t
     the layers hold the file's tensors, one by one                        so none is ignored and none is missing
     building the layers does not change W0                                so the adapter belongs to this base
     the layer's own forward equals the merged linear layer's, at random   so the adapter does nothing but the merge
-    the layer's bias is unchanged                                         because an engine's bias is not rewritten
+
+Some kinds also change the bias of a layer (IA3 of its output, for instance). Whether this one does is tried once for
+each name of a module; such biases are parameters of the update like the weights.
 
 The module tree has only the checkpoint's linear layers, which share the memory-mapped checkpoint; one layer at a time
 is widened to fp32. Memory: two copies of the adapter, and one layer.
@@ -13,7 +15,7 @@ is widened to fp32. Memory: two copies of the adapter, and one layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -35,8 +37,14 @@ _SHOWN = 3  # names shown in a message
 class PeftLayers:
     """PEFT's layers with an adapter's tensors, on the linear layers of a checkpoint."""
 
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights):
-        """`config` as in adapter_config.json, `tensors` by PEFT's saved names.
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        base: BaseWeights,
+        modules: Container[str] | None = None,
+    ):
+        """`config` as in adapter_config.json, `tensors` by PEFT's saved names, on `modules` or all linear layers.
 
         Raises:
             AdapterError: PEFT cannot build the layers there, they do not hold `tensors`, or they change the base.
@@ -45,7 +53,7 @@ class PeftLayers:
         self._dice = torch.Generator().manual_seed(0)
         own = BaseWeights(base.folder)  # a separate mapping, in case PEFT writes into a weight
         try:
-            model = _build(config, tensors, own)
+            model = _build(config, tensors, own, modules)
         except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError
             raise AdapterError(
                 f"PEFT cannot put this adapter of kind {self._kind} on the model's linear layers: {_line(error)}."
@@ -70,32 +78,67 @@ class PeftLayers:
                 f" ({_some(changed)}), so the adapter belongs to that base and not to the model's own weights. Train it"
                 " with a start that leaves the base alone."
             )
-        self.shapes: dict[str, tuple[int, int]] = {
-            name: tuple(layer.get_base_layer().weight.shape) for name, layer in self._layers.items()
-        }
+        self.shapes = self._shapes()
 
-    @torch.no_grad()
-    def merged(self, module: str, base: Tensor, out: Tensor | None = None) -> Tensor:
+    def merged(self, parameter: str, base: Tensor, out: Tensor | None = None) -> Tensor:
         """See `rlpost.weights.update.WeightUpdate.merged`.
 
         Raises:
-            AdapterError: no such module, or another shape; PEFT cannot merge it; or the merge differs from the output
-            of the
-                layer.
+            AdapterError: no such parameter, or another shape; PEFT cannot merge it; or the merge differs from the
+                output of the layer.
         """
-        if module not in self._layers or base.shape != self.shapes[module]:
+        module, _, part = parameter.rpartition(".")
+        if base.shape != self.shapes.get(parameter):
             raise AdapterError(
-                f"Module {module!r}: the adapter has no weight of shape {tuple(base.shape)} for it."
+                f"{parameter!r}: the adapter has no value of shape {tuple(base.shape)} for it (its own is"
+                f" {self.shapes.get(parameter)})."
             )
+        linear = self._layers[module].get_base_layer()
+        given = {"weight": linear.weight, "bias": linear.bias, part: base}
+        weight, bias = self._merge(module, given["weight"], given["bias"])
+        if bias is not None and f"{module}.bias" not in self.shapes and not torch.equal(bias, given["bias"]):
+            raise AdapterError(f"Module {module!r}: {self._kind} changes its bias, and not that of its like.")
+        merged = bias if part == "bias" and bias is not None else weight
+        return merged if out is None else out.copy_(merged)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter that a merge changes: all weights, and the biases of some kinds."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        moves: dict[str, bool] = {}  # whether a bias changes, by the last name of its module
+        for module, layer in self._layers.items():
+            linear, name = layer.get_base_layer(), module.rpartition(".")[2]
+            shapes[f"{module}.weight"] = tuple(linear.weight.shape)
+            if linear.bias is not None:
+                if name not in moves:
+                    moves[name] = self._moves_bias(module)
+                if moves[name]:
+                    shapes[f"{module}.bias"] = tuple(linear.bias.shape)
+        return shapes
+
+    def _moves_bias(self, module: str) -> bool:
+        """Whether a merge changes the module's bias. A random one is tried, since the stored one may be zero."""
+        linear = self._layers[module].get_base_layer()
+        bias = torch.randn(linear.bias.shape, generator=self._dice)
+        merged = self._merge(module, linear.weight, bias)[1]
+        return merged is None or not torch.equal(merged, bias)
+
+    @torch.no_grad()
+    def _merge(self, module: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The layer's weight [out, in] and bias [out] in fp32 after a merge over the given ones, checked.
+
+        The layer keeps the base's own.
+        """
         layer = self._layers[module]
         linear = layer.get_base_layer()
-        stored, bias = linear.weight.data, None if linear.bias is None else linear.bias.detach().clone()
-        linear.weight.data = base.to("cpu", torch.float32, copy=True)
-        inputs = torch.randn(_QUESTIONS, base.shape[1], generator=self._dice)
+        stored = linear.weight.data, None if linear.bias is None else linear.bias.data
+        linear.weight.data = weight.to("cpu", torch.float32, copy=True)
+        if bias is not None:
+            linear.bias.data = bias.to("cpu", torch.float32, copy=True)
+        inputs = torch.randn(_QUESTIONS, weight.shape[1], generator=self._dice)
         try:
             asked = layer(inputs)
             layer.merge(safe_merge=True)
-            weight, moved = linear.weight.data, bias is not None and not torch.equal(linear.bias, bias)
+            merged = linear.weight.data, None if bias is None else linear.bias.data
         except Exception as error:  # PEFT may raise anything, see above
             raise AdapterError(
                 f"Module {module!r}: PEFT cannot merge an adapter of kind {self._kind} into a linear layer:"
@@ -103,16 +146,11 @@ class PeftLayers:
             ) from error
         finally:
             layer.merged_adapters.clear()  # restores the base without PEFT's arithmetic, which would round
-            linear.weight.data = stored
-            if bias is not None:
-                linear.bias.data = bias
-        if moved:
-            raise AdapterError(
-                f"Module {module!r}: merging an adapter of kind {self._kind} changes the layer's bias, which engines do"
-                " not swap. Leave modules with a bias out of target_modules."
-            )
-        self._check_forward(module, asked, nn.functional.linear(inputs, weight, bias))
-        return weight if out is None else out.copy_(weight)
+            linear.weight.data = stored[0]
+            if stored[1] is not None:
+                linear.bias.data = stored[1]
+        self._check_forward(module, asked, nn.functional.linear(inputs, *merged))
+        return merged
 
     def _check_tensors(self, saved: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
         """Raises AdapterError unless the layers hold exactly the file's tensors."""
@@ -140,20 +178,30 @@ class PeftLayers:
             )
 
 
-def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights) -> PeftModel:
+def _build(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: BaseWeights,
+    modules: Container[str] | None,
+) -> PeftModel:
     """PEFT's model over the linear layers. The process's random state stays as it was."""
     # A task type would require methods of a language model; without it PEFT's layers are the same.
     settings = {**config, "task_type": None, "inference_mode": True}
     with torch.random.fork_rng(devices=[]):
-        model = PeftModel(_linear_layers(base), PeftConfig.from_peft_type(**settings), _NAME)
+        model = PeftModel(linear_tree(base, modules), PeftConfig.from_peft_type(**settings), _NAME)
         set_peft_model_state_dict(model, dict(tensors), _NAME)
     return model.eval()
 
 
-def _linear_layers(base: BaseWeights) -> nn.Module:
-    """A module tree of the checkpoint's linear layers under their own names. It cannot be run as a whole."""
+def linear_tree(base: BaseWeights, modules: Container[str] | None = None) -> nn.Module:
+    """A module tree of the checkpoint's linear layers (or of those in `modules`) under their own names.
+
+    It cannot be run as a whole.
+    """
     root = nn.Module()
     for name, (rows, columns) in linear_layers(base.folder).items():
+        if modules is not None and name not in modules:
+            continue
         *path, leaf = name.split(".")
         parent = root
         for part in path:

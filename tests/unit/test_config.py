@@ -679,6 +679,7 @@ class TestValidate:
             (["learner.gpus=2"], "learner.gpus=2"),
             (["rollout.gpus=1.5"], "rollout.gpus=1.5"),
             (["learner.workers=2", "learner.gpus=0.5"], "which NCCL refuses"),
+            (["lora.kind=full", "learner.zero_stage=3"], "the roles' parameters take turns in a module"),
             (["learner.betas=[0.9,1.0]"], "AdamW takes two"),
             (
                 ["learner.optimizer=muon", "learner.zero_stage=1"],

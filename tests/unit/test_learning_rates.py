@@ -53,6 +53,16 @@ def test_only_the_scaling_times_the_rank_counts_of_the_adapter() -> None:
     assert of(AdapterKind.rsdora, 16, 16.0) == of(AdapterKind.rslora, 16, 16.0)
 
 
+def test_full_fine_tuning_has_a_tenth_of_loras_rate_at_the_published_alpha() -> None:
+    lora = factor(LoraConfig(alpha=32.0), "llama", 4096)
+    assert factor(LoraConfig(kind=AdapterKind.full, alpha=7.0), "llama", 4096) == pytest.approx(lora / 10)
+
+
+def test_a_kind_that_the_rule_does_not_cover_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does not cover lora.kind=ia3"):
+        advised(_auto(kind=AdapterKind.ia3), "llama", 256)
+
+
 def test_a_family_without_a_published_exponent_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"lora.learning_rate=auto\n  reason: model=tiny is a gemma3, .*llama"

@@ -24,14 +24,15 @@ def test_8_bit_moments_need_their_package(monkeypatch: pytest.MonkeyPatch) -> No
     assert not _told(config)
 
 
-def test_a_kind_without_a_and_b_has_neither_lora_pro_nor_lora_plus(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [AdapterKind.ia3, AdapterKind.full, AdapterKind.oft])
+def test_a_kind_without_a_and_b_has_neither_lora_pro_nor_lora_plus(kind: AdapterKind) -> None:
     config = Config()
     config.learner.optimizer = Optimizer.lora_pro
     assert not _told(config)
-    monkeypatch.setattr(optimizer, "PAIRED", {AdapterKind.dora})
-    assert "lora.kind=lora has no pair of A and B" in _told(config)
+    config.lora.kind = kind
+    assert f"lora.kind={kind.name} has no pair of A and B" in _told(config)
     config.learner.optimizer, config.learner.lora_plus_ratio = Optimizer.adamw, 4.0
-    assert "lora.kind=lora has no B that could learn faster" in _told(config)
+    assert f"lora.kind={kind.name} has no B that could learn faster" in _told(config)
 
 
 def test_an_evaluation_has_no_optimizer() -> None:

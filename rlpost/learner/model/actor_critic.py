@@ -21,16 +21,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rlpost.algorithms.objective import Outputs
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.cluster.precision import TORCH_DTYPES
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
+from rlpost.learner.model.full_weights import FullWeights
 from rlpost.learner.model.packed_attention import PACKED
 from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.role_weights import RoleWeights
-from rlpost.weights.adapter_settings import check_start
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.kind_settings import check_start
+from rlpost.weights.models import parameter_shapes
 
 # Settings of models whose head changes the logits; the head here is linear.
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -67,14 +70,17 @@ def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
 
 
 class Head(nn.Module):
-    """The vocabulary head. It shares the base's weight, which may be tied; as a module it is gathered by ZeRO-3."""
+    """The vocabulary head. It shares the base's weight, which may be tied; as a module it is gathered by ZeRO-3.
+
+    It computes in the base's dtype, whatever the dtype of an active role's own head.
+    """
 
     def __init__(self, weight_VH: nn.Parameter) -> None:
         super().__init__()
-        self.weight = weight_VH
+        self.weight, self.dtype = weight_VH, weight_VH.dtype
 
     def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        return linear_logprob(hidden_NH, self.weight, targets_N, temperature)
+        return linear_logprob(hidden_NH.to(self.dtype), self.weight.to(self.dtype), targets_N, temperature)
 
 
 class ActorCritic(nn.Module):
@@ -85,6 +91,7 @@ class ActorCritic(nn.Module):
         base = weights.base
         self.weights = weights
         self.head = Head(base.get_output_embeddings().weight)
+        weights.follow(self.head)
         self.value_head = _value_head(base.config.hidden_size) if CRITIC in weights.roles else None
         self.trained = weights.trained
         self.dtype = next(base.parameters()).dtype
@@ -92,7 +99,9 @@ class ActorCritic(nn.Module):
         self.fused = False
         if self.has_reference:
             weights.freeze_reference()
-        weights.activate(POLICY)
+        weights.activate(None)
+        # DeepSpeed leaves out frozen parameters by their first name, and would keep a tied or shared one by its second.
+        self.register_state_dict_post_hook(_leave_out_frozen)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass, each with the role that was active in its forward."""
@@ -118,27 +127,36 @@ class ActorCritic(nn.Module):
         mixed = self.dtype == torch.bfloat16 and not self.fused
         with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             if POLICY in roles:
-                logprobs_N, entropy_N = self.head(self._hidden(POLICY, batch), batch.targets_N, temperature)
+                logprobs_N, entropy_N = self._logprobs(POLICY, batch, temperature)
                 outputs = outputs._replace(logprobs_N=logprobs_N, entropy_N=entropy_N)
             if REFERENCE in roles:
-                hidden_NH = self._hidden(REFERENCE if self.has_reference else None, batch)
-                outputs = outputs._replace(reference_N=self.head(hidden_NH, batch.targets_N, temperature)[0])
+                role = REFERENCE if self.has_reference else None
+                outputs = outputs._replace(reference_N=self._logprobs(role, batch, temperature)[0])
             if CRITIC in roles:
-                hidden_NH = self._hidden(CRITIC, batch)
+                with self.weights.using(CRITIC):
+                    hidden_NH = hidden_states(self.weights.base.base_model, batch)
                 assert self.value_head is not None, "only a critic has values"
                 with torch.autocast(device, enabled=False):
                     outputs = outputs._replace(values_N=self.value_head(hidden_NH.float()).squeeze(-1))
         return outputs
 
-    def _hidden(self, role: str | None, batch: MicroBatch) -> Tensor:
+    def _logprobs(self, role: str | None, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         with self.weights.using(role):
-            return hidden_states(self.weights.base.base_model, batch)
+            hidden_NH = hidden_states(self.weights.base.base_model, batch)
+            logprobs_N, entropy_N = self.head(hidden_NH, batch.targets_N, temperature)
+        return logprobs_N, entropy_N
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """The parameters of a role; for the critic with the value head. Empty if the role does not exist."""
         head = self.value_head if role == CRITIC else None
         parameters = list(self.weights.named(role).values())
         return parameters if head is None else [*parameters, *head.parameters()]
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Tensor], *unused: object) -> None:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(name, None)
 
 
 def _value_head(hidden_size: int) -> nn.Linear:
@@ -156,8 +174,24 @@ def build(
 
     Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model.
     """
-    weights = PeftWeights(load_base(folder, dtype), peft_config(lora), seed, tuple(roles))
+    weights = _weights(folder, dtype, lora, seed, tuple(roles))
     if start is not None:
         check_start(start.config, lora)
         weights.load(POLICY, start.tensors)
     return ActorCritic(weights)
+
+
+def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
+    base = load_base(folder, dtype)
+    if not TABLE[lora.kind].whole:
+        return PeftWeights(base, peft_config(lora), seed, roles)
+    weights = FullWeights(base, lora, roles)
+    # transformers converts some checkpoints as it loads them: experts become one tensor, prefixes are added.
+    unknown = sorted(set(weights.named(POLICY)) - set(parameter_shapes(folder)))
+    if unknown:
+        raise ModelError(
+            f"model {folder.name}: {len(unknown)} parameters have other names in its checkpoint, first {unknown[0]}, so"
+            f" that engines could not take what lora.kind={lora.kind.value} trains; choose another model, or train an"
+            " adapter (lora.kind=lora)"
+        )
+    return weights

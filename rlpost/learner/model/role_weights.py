@@ -1,11 +1,12 @@
 """What is trained: the weights that each role has over one frozen base.
 
-    base W0 ─▶ policy:     PEFT's adapter, or whole weights of its own
+    base W0 ─▶ policy:     PEFT's adapter, or whole parameters of its own
             ├▶ critic:     the same, for the values
             ├▶ reference:  a frozen copy of the policy as it was
             └▶ None:       the bare base
 
-One role is active at a time. `rlpost.learner.model.peft_weights` has the weights of PEFT's adapters.
+One role is active at a time, and none at rest. `rlpost.learner.model.peft_weights` has PEFT's adapters,
+`rlpost.learner.model.full_weights` has whole parameters.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ class RoleWeights(nn.Module, ABC):
     @abstractmethod
     def _write(self, role: str, tensors: Mapping[str, Tensor]) -> None: ...
 
+    def follow(self, module: nn.Module) -> None:
+        """Give `module`, which shares parameters of the base, the active role's own in their place."""
+
     def fuse(self) -> bool:
         """Run as many layers as possible through rlpost.kernels; return whether these are all layers with parameters.
 
@@ -77,10 +81,8 @@ class RoleWeights(nn.Module, ABC):
             self.activate(previous)
 
     def freeze_reference(self) -> None:
-        """Copy the current policy into the reference."""
-        policy, reference = self.named(POLICY), self.named(REFERENCE)
-        for source, copy in zip(policy.values(), reference.values(), strict=True):
-            copy.data.copy_(source.data)
+        """Copy the current policy into the reference, with what it has beside its parameters."""
+        self.load(REFERENCE, self.tensors(POLICY))
 
     def load(self, role: str, tensors: Mapping[str, Tensor]) -> None:
         """Write what `tensors` gave. Raises AdapterError unless names and shapes match exactly."""
@@ -88,7 +90,7 @@ class RoleWeights(nn.Module, ABC):
         wrong = sorted(set(own) ^ set(tensors)) or [n for n in own if own[n].shape != tensors[n].shape]
         if wrong:
             raise AdapterError(
-                f"adapter does not fit this model and lora.* settings: {len(wrong)} tensors differ in name or shape, "
-                f"first {wrong[0]}; give the lora.rank, lora.kind and lora.target_modules it was trained with"
+                f"the weights do not fit this model and lora.* settings: {len(wrong)} tensors differ in name or shape, "
+                f"first {wrong[0]}; give the lora.* settings they were trained with"
             )
         self._write(role, tensors)

@@ -13,7 +13,7 @@ class WriteReport:
     """The proof of a write. See `rlpost.rollout.engine.protocol.SwapReport`."""
 
     fingerprint: str  # of the adapter's tensors, as they arrived here; empty for the bare base model
-    modules_bound: int
+    modules_bound: int  # parameters that were rewritten; for LoRA one a module
     modules_expected: int
     rounding_loss: float
 
@@ -24,10 +24,10 @@ class WeightWriter(Protocol):
     def write(self, update: WeightUpdate | None) -> WriteReport:
         """Make the model compute with `update` (None: the bare checkpoint), and prove it.
 
-        Modules that an earlier update wrote and this one does not name return to the checkpoint's weights.
+        Parameters that an earlier update wrote and this one does not name return to the checkpoint's values.
 
         Raises:
-            SwapError: a module cannot be written (nothing has been written then), or a written layer does not compute
-                with its new weight (the layers are then mixed, and the caller must write something else).
-            AdapterError: a weight could not be merged (the layers may be mixed then, too).
+            SwapError: a parameter cannot be written (nothing has been written then), or a written layer does not
+                compute with its new value (the layers are then mixed, and the caller must write something else).
+            AdapterError: a value could not be merged (the layers may be mixed then, too).
         """

@@ -280,6 +280,16 @@ def test_doras_magnitudes_are_adamws(folder: Path) -> None:
         assert parts == {name.name: {2}, "adamw": {1}}
 
 
+def test_muon_leaves_embeddings_and_norms_of_full_fine_tuning_to_adamw(folder: Path) -> None:
+    lora = LoraConfig(kind=AdapterKind.full)
+    model = actor_critic.build(folder, Dtype.float32, lora, 0, (POLICY,), None)
+    groups = optimizers.build(model, _config(Optimizer.muon)).param_groups
+    found = {group["part"]: {id(p) for p in group["params"]} for group in groups}
+    named = model.weights.named(POLICY)
+    assert len(found["muon"]) == 2 * 7
+    assert found["adamw"] == {id(p) for name, p in named.items() if "embed" in name or "norm" in name}
+
+
 def test_a_role_without_pairs_is_refused(model: ActorCritic) -> None:
     with pytest.raises(LearnerError, match="has no pair of A and B"):
         optimizers.pairs(model, "reference")

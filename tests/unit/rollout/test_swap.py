@@ -29,10 +29,13 @@ class UnquantizedLinearMethod:
 
 
 class Layer(nn.Module):
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, rows: list[int] | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.output_size_per_partition, self.input_size_per_partition = weight.shape
+        self.output_partition_sizes = rows or [len(weight)]
+        self.output_sizes = self.output_partition_sizes
+        self.tp_rank, self.tp_size = 0, 1
         self.params_dtype = weight.dtype
         self.quant_method = UnquantizedLinearMethod()
 
@@ -43,7 +46,8 @@ class Model(nn.Module):
     def __init__(self, base: dict[str, torch.Tensor], dtype: torch.dtype):
         super().__init__()
         self.a = nn.Module()
-        self.a.qk_proj = Layer(torch.cat([base["a.q_proj"], base["a.k_proj"]]).to(dtype))
+        rows = [ROWS["a.q_proj"], ROWS["a.k_proj"]]
+        self.a.qk_proj = Layer(torch.cat([base["a.q_proj"], base["a.k_proj"]]).to(dtype), rows)
         self.a.o_proj = Layer(base["a.o_proj"].to(dtype, copy=True))
 
     def live(self, module: str) -> torch.Tensor:
@@ -117,7 +121,7 @@ def test_an_unmergeable_layer_is_named(base: dict[str, torch.Tensor], folder: Pa
     model = Model(base, torch.float32)
     model.a.get_submodule("o_proj").quant_method = object()
     before = model.live("a.q_proj").clone()
-    with pytest.raises(SwapError, match=r"1 of 3 adapted modules.*a\.o_proj"):
+    with pytest.raises(SwapError, match=r"1 of 3 changed parameters.*a\.o_proj"):
         write(InPlaceWriter(model, BaseWeights(folder)), folder, adapter(1, list(ROWS)))
     assert torch.equal(model.live("a.q_proj"), before)
 
