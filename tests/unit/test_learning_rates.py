@@ -59,7 +59,7 @@ def test_full_fine_tuning_has_a_tenth_of_loras_rate_at_the_published_alpha() -> 
 
 
 def test_a_kind_that_the_rule_does_not_cover_is_refused() -> None:
-    with pytest.raises(ConfigError, match="does not cover lora.kind=ia3"):
+    with pytest.raises(ConfigError, match=r"does not cover lora\.kind=ia3"):
         advised(_auto(kind=AdapterKind.ia3), "llama", 256)
 
 
