@@ -211,8 +211,8 @@ def keep_settings(session: Session) -> None:
         write_atomic(run_dir.config, yaml.encode())
         told = f"kept in {run_dir.config}: {'; '.join(changed)}"
         session.console.print(told, soft_wrap=True)
-    if told := new_end(session.cfg.algo, recorded.get("algo", {}).get("iterations")):
-        session.console.print(told, soft_wrap=True)
+    if jump := new_end(session.cfg.algo, recorded.get("algo", {}).get("iterations")):
+        session.console.print(jump, soft_wrap=True)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
