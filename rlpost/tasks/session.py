@@ -22,11 +22,13 @@ from rich.console import Console
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
+from rlpost.config import learning_rates
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
+from rlpost.learner.schedules import new_end
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report
 from rlpost.record import locks, run_error
@@ -120,6 +122,8 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
+    if with_learner:
+        cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
     chat = Chat.load(model_folder, cfg.rollout)
     rehearse(cfg, chat)
     ids = canary_ids(cfg, chat)
@@ -212,6 +216,8 @@ def keep_settings(session: Session) -> None:
         write_atomic(run_dir.config, yaml.encode())
         told = f"kept in {run_dir.config}: {'; '.join(changed)}"
         session.console.print(told, soft_wrap=True)
+    if jump := new_end(session.cfg.algo, recorded.get("algo", {}).get("iterations")):
+        session.console.print(jump, soft_wrap=True)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
+from rlpost.validate.optimizer import OPTIMIZER_CHECKS
 from rlpost.validate.unread import unread
 
 WANDB_CHOICES = ("auto", *MODES)
@@ -69,6 +70,7 @@ RANGES: dict[str, Range] = {
     "sft.batch_size": COUNT,
     "sft.learning_rate": POSITIVE_SHARE,
     "sft.warmup_steps": NOT_NEGATIVE,
+    "sft.final_share": SHARE,
     "sft.revision_share": SHARE,
     "algo.iterations": COUNT,
     "algo.overlong_buffer": NOT_NEGATIVE,
@@ -90,6 +92,7 @@ RANGES: dict[str, Range] = {
     "algo.learning_rate": POSITIVE_SHARE,
     "algo.critic_learning_rate": POSITIVE_SHARE,
     "algo.warmup_steps": NOT_NEGATIVE,
+    "algo.final_share": SHARE,
     "algo.critic_warmup": NOT_NEGATIVE,
     "rollout.workers": COUNT,
     "rollout.episodes": COUNT,
@@ -110,6 +113,7 @@ RANGES: dict[str, Range] = {
     "learner.workers": COUNT,
     "learner.zero_stage": Range(0, 3),
     "learner.micro_batch_tokens": COUNT,
+    "learner.lora_plus_ratio": POSITIVE,
     "learner.weight_decay": NOT_NEGATIVE,
     "learner.max_grad_norm": POSITIVE,
     "learner.cpus": NOT_NEGATIVE,
@@ -421,6 +425,7 @@ def _tiny_base(config: Config) -> Iterator[str]:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ranges,
     _betas,
+    *OPTIMIZER_CHECKS,
     *ALGORITHM_CHECKS,
     *COMPARE_CHECKS,
     _schedule,

@@ -17,7 +17,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlpost.config.schema import AdapterKind, AlgoName, Config, Dtype, KlPlace, Task
+from rlpost.config.schema import AdapterKind, AlgoName, Config, Dtype, KlPlace, Optimizer, Task
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
@@ -212,6 +212,20 @@ def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup]
     assert _without_seconds(fresh.update_rl(episodes, 1)) == expected
     again, canary_again = fresh.export(2)
     assert (again.fingerprint, canary_again) == (adapter.fingerprint, canary)
+
+
+@pytest.mark.parametrize("name", [Optimizer.muon, Optimizer.lora_pro])
+def test_an_optimizer_of_matrices_steps_and_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], tmp_path: Path, name: Optimizer
+) -> None:
+    cfg = _config(workers=1, zero_stage=0)
+    cfg.learner.optimizer = name
+    group = start(cfg)
+    (sft, rl), _ = _short_run(group)
+    assert sft["learning_rate_policy"] == cfg.sft.learning_rate / 2, "the first of two steps of warm-up"
+    assert sft["grad_norm_policy"] > 0.0
+    assert rl["learning_rate_critic"] > 0.0
+    _check_resume(group, tmp_path)
 
 
 @pytest.mark.slow
