@@ -35,6 +35,13 @@ class AdapterKind(Enum):
     rsdora = "rsdora"  # DoRA with rsLoRA's scaling
 
 
+class BaseKind(Enum):
+    """The base model's linear layers, under the adapters of the learner and in the engines."""
+
+    stored = "stored"  # as the checkpoint has them, in `dtype`
+    nf4 = "nf4"  # QLoRA: rounded to 4 bits (NF4), which the learner holds and the engines serve; docs/adapters.md
+
+
 class AlgoName(Enum):
     """The algorithms. Their parts are in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
 
@@ -103,6 +110,7 @@ class LoraConfig:
     rank: int = 32  # rank of each module's update
     alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
     target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
+    base: BaseKind = BaseKind.stored  # the linear layers under the adapters: as stored, or in 4 bits (QLoRA)
 
 
 @dataclass

@@ -80,7 +80,8 @@ class Learner:
         config = self.model.peft.peft_config[roles.POLICY].to_dict() | {
             "base_model_name_or_path": self.base_name
         }
-        return Adapter.create(config, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
+        adapter = Adapter.create(config, tensors, version, self.cfg.lora.base)
+        return adapter, Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs into an existing folder. The caller renames the folder to make it final."""

@@ -19,7 +19,7 @@ from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import check_start, named
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.base_weights import base_weights
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
 ALL = "all-linear"
@@ -47,7 +47,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     if cfg.task in TRAINING:
         check_start(adapter.config, cfg.lora)
     try:
-        update = weight_update(adapter, BaseWeights(model_folder))
+        update = weight_update(adapter, base_weights(model_folder, cfg.lora.base))
     except AdapterError as error:
         raise AdapterError(
             f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"

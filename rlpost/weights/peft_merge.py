@@ -43,7 +43,9 @@ class PeftLayers:
         """
         self._kind = str(config["peft_type"])
         self._dice = torch.Generator().manual_seed(0)
-        own = BaseWeights(base.folder)  # a separate mapping, in case PEFT writes into a weight
+        # The checkpoint itself, whatever `base` makes of it, since `merged` is given the weight. It is mapped twice, in
+        # case PEFT writes into a weight.
+        stored, own = BaseWeights(base.folder), BaseWeights(base.folder)
         try:
             model = _build(config, tensors, own)
         except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError
@@ -62,7 +64,7 @@ class PeftLayers:
         changed = [
             name
             for name, layer in self._layers.items()
-            if not torch.equal(layer.get_base_layer().weight, base[f"{name}.weight"])
+            if not torch.equal(layer.get_base_layer().weight, stored[f"{name}.weight"])
         ]
         if changed:
             raise AdapterError(

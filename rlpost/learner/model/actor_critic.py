@@ -32,6 +32,7 @@ from rlpost.learner.model.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.model.packed_attention import PACKED
 from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.model.packing_check import check_packing, hidden_states
+from rlpost.learner.model.quantized_base import with_base
 from rlpost.weights.adapter_settings import KIND_SETTINGS, check_start
 from rlpost.weights.adapters import Adapter
 
@@ -229,7 +230,7 @@ def _value_head(hidden_size: int) -> nn.Linear:
 
 def _fused_forward(projection: Projections, inputs: Tensor) -> Tensor:
     """Forward of one LoRA layer alone, (..., in) to (..., out)."""
-    flat = inputs.flatten(0, -2).to(projection.bases[0].weight.dtype)
+    flat = inputs.flatten(0, -2).to(projection.dtype)
     return projection(flat).unflatten(0, inputs.shape[:-1])
 
 
@@ -248,7 +249,8 @@ def build(
 
     Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model.
     """
-    model = ActorCritic(load_base(folder, dtype), peft_config(lora), seed, adapters)
+    base = with_base(load_base(folder, dtype), lora.base, folder)
+    model = ActorCritic(base, peft_config(lora), seed, adapters)
     if start is not None:
         check_start(start.config, lora)
         model.load_adapter(POLICY, start.tensors)

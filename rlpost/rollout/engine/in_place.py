@@ -47,7 +47,13 @@ class InPlaceWriter:
     def __init__(self, model: nn.Module, base: BaseWeights):
         self._base = base
         self._targets = {part: target for target in _targets(model) for part in target.parts}
-        self._written: set[str] = set()  # first module names of the layers that may not contain the base
+        if absent := [module for module in base.changed if module not in self._targets]:
+            raise SwapError(
+                f"lora.base={base.kind.value} changes {len(absent)} modules that are no linear layers in the engine:"
+                f" {_some(absent)}. Give lora.base=stored, or another model."
+            )
+        # First module names of the layers that may not contain the base: the engine loads the checkpoint.
+        self._written = {self._targets[module].parts[0] for module in base.changed}
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     def write(self, update: WeightUpdate | None) -> WriteReport:

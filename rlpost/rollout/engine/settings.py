@@ -41,4 +41,5 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.4  # on GPU
     threads: int = 1  # compute threads on CPU
     enforce_eager: bool = True
+    base: str = "stored"  # or nf4: `lora.base`
     seed: int = 0  # seed of vLLM itself; every request brings its own

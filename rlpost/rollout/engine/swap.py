@@ -2,11 +2,13 @@
 
     Adapter (learner)            vLLM worker (`SwapWorker`, mixed into its class)
     tensors, fingerprint ──────▶ 1 weight_update: fingerprint what arrived    else refuse, nothing touched
-    base folder (mmap) ────────▶ 2 WeightWriter.write: merge, write, probe    else report which layers do not hold it
+    base folder (mmap), kind ──▶ 2 WeightWriter.write: merge, write, probe    else report which layers do not hold it
                                  ▼
                                  WriteReport ──▶ VllmEngine.swap: prefix cache, canary, or restore
 
-Only step 1 knows what an adapter is, and only the writer knows vLLM's layers. This file never imports vllm; vLLM loads
+Only step 1 knows what an adapter is, and only the writer knows vLLM's layers. A base other than the stored one
+(`lora.base`) is written when the engine starts, with the same proof, and from then on every update is merged over it.
+This file never imports vllm; vLLM loads
 it by name as its worker extension.
 """
 
@@ -15,11 +17,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.schema import BaseKind
 from rlpost.errors import SwapError
 from rlpost.rollout.engine.in_place import InPlaceWriter
 from rlpost.rollout.engine.weight_writer import WeightWriter, WriteReport
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.base_weights import BaseWeights, base_weights
 from rlpost.weights.update import weight_update
 
 WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
@@ -28,19 +31,25 @@ WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
 class SwapWorker:
     """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""
 
+    def rlpost_set_base(self, kind: str) -> WriteReport:
+        """Make the base of that kind (`lora.base`) live, instead of the checkpoint that vLLM has loaded."""
+        _, writer = self._rlpost_writer(BaseKind(kind))
+        return writer.write(None)
+
     def rlpost_write(self, adapter: Adapter | None) -> WriteReport:
         """Make `adapter` live (None: the bare base model). See `WeightWriter.write` and `weight_update`."""
         base, writer = self._rlpost_writer()
         return writer.write(None if adapter is None else weight_update(adapter, base))
 
-    def _rlpost_writer(self) -> tuple[BaseWeights, WeightWriter]:
+    def _rlpost_writer(self, kind: BaseKind = BaseKind.stored) -> tuple[BaseWeights, WeightWriter]:
+        """The base and its writer, which the first call makes. `kind` counts in that call only."""
         worker: Any = self
         if not hasattr(worker, "_rlpost_writer_"):
             if worker.parallel_config.world_size != 1:
                 raise SwapError(
                     "Merged swaps need an engine on one device (tensor and pipeline parallel size 1)."
                 )
-            base = BaseWeights(Path(worker.model_config.model))
+            base = base_weights(Path(worker.model_config.model), kind)
             worker._rlpost_writer_ = base, InPlaceWriter(worker.model_runner.get_model(), base)
         base_and_writer: tuple[BaseWeights, WeightWriter] = worker._rlpost_writer_
         return base_and_writer
