@@ -64,10 +64,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _merge(asked: argparse.Namespace) -> None:
     refuse_existing(asked.folder)  # before a model is fetched
-    written = write_merged(policy.find(asked.run, asked.model), asked.folder, asked.dtype)
+    trained = policy.find(asked.run, asked.model)
+    written = write_merged(trained, asked.folder, asked.dtype)
+    base = base_of(trained)
+    if base is not BaseKind.stored:
+        print(
+            f"The adapter was trained on lora.base={base.value}: it is merged into the base's rounded weights."
+        )
     print(f"{asked.folder}: the merged model in {written}. To load it:")
     print(f'  transformers: AutoModelForCausalLM.from_pretrained("{asked.folder}", dtype="{written}")')
     print(f'  vLLM:         LLM("{asked.folder}", dtype="{written}")')
+
+
+def base_of(trained: Policy) -> BaseKind:
+    """The base that the adapter was trained on; the stored one if it does not say."""
+    from rlpost.weights.adapters import Adapter
+
+    return Adapter.load(trained.adapter_folder).base or BaseKind.stored
 
 
 def refuse_existing(folder: Path) -> None:
