@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 
-from rlpost.config.schema import AlgoName, Config, Dtype, KlPlace
+from rlpost.config.schema import AlgoName, BaseKind, Config, Dtype, KlPlace
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
@@ -132,6 +132,30 @@ def _check_resume(group: LearnerGroup, folder: Path) -> None:
     group.load(folder)
     assert _without_seconds(group.update_rl(episodes, 1)) == first
     assert group.export(2)[0].fingerprint == fingerprint
+
+
+@pytest.mark.parametrize(
+    "zero_stage",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(3, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_equal_one_on_a_base_in_nf4(
+    start: Callable[[Config], LearnerGroup], zero_stage: int, tmp_path: Path
+) -> None:
+    """As above; under ZeRO-3 each rank holds all codes."""
+    alone, shared = _config(1, 0), _config(2, zero_stage)
+    for cfg in (alone, shared):
+        cfg.lora.base, cfg.lora.rank = BaseKind.nf4, 1
+    _, expected = _short_run(start(alone))
+    group = start(shared)
+    _, adapter = _short_run(group)
+    assert adapter.base is BaseKind.nf4
+    for name, tensor in adapter.tensors.items():
+        torch.testing.assert_close(tensor, expected.tensors[name], rtol=2e-3, atol=2e-5)
+    _check_resume(group, tmp_path)
 
 
 @pytest.mark.slow
