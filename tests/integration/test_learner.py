@@ -159,8 +159,12 @@ def test_two_ranks_equal_one_on_a_base_in_nf4(
 
 
 @pytest.mark.slow
-def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup], tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", list(BaseKind))
+def test_a_fresh_process_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], base: BaseKind, tmp_path: Path
+) -> None:
     cfg = _config(workers=1, zero_stage=0)
+    cfg.lora.base = base
     group = start(cfg)
     _short_run(group)
     group.save(tmp_path)
