@@ -90,7 +90,7 @@ def written(repo: str, run_dir: RunDir) -> Path:
     config = policy.settings_of(run_dir)
     adapter = Adapter.load(policy.adapter_of(run_dir, config))
     base = {"base_model_name_or_path": model_card.base_of(config).name}
-    public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version)
+    public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version, adapter.base)
     card = model_card.card(repo, run_dir, config)
     folder = run_dir.path / FOLDER
     publish_folder(folder, partial(_fill, public, card, config))
