@@ -114,7 +114,7 @@ def _learner(setup: Setup, checkpointing: bool) -> None:
     model = actor_critic.build(setup.folder, Dtype[setup.dtype], lora, 0, (roles.POLICY,), None)
     if checkpointing:
         model.checkpoint_activations()
-    model.fuse_adapters()
+    model.fuse()
     model.to(setup.device)
     step = _learner_step(setup, model)
     setup.peak()

@@ -67,19 +67,19 @@ def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callab
     """The function to time, and its necessary floating-point operations."""
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK)
     model = actor_critic.build(resolve(case.model), Dtype[case.dtype], lora, 0, (roles.POLICY,), None)
-    model.fuse_adapters()
+    model.fuse()
     [plan] = plan_micro_batches(batch, range(len(batch)), BUDGET, 1)
     micros = [collate(batch, slot_starts(batch), groups) for groups in plan]
 
     def run() -> int:
         for micro in micros:
-            logprobs_N, _ = model(micro, (roles.POLICY,), 1.0)[roles.POLICY]
+            logprobs_N = model(micro, (roles.POLICY,), 1.0).of(roles.POLICY)
             (weights[micro.slots_N] * logprobs_N).sum().backward()
         model.zero_grad()
         return sum(len(row.token_ids) for row in batch)
 
     distinct = sum(len(micro.input_ids_T) for micro in micros)
-    frozen = sum(layer.base_layer.weight.numel() for layer in model.layers)
+    frozen = sum(layer.base_layer.weight.numel() for layer in model.weights.layers)
     adapter = sum(p.numel() for p in model.parameters_of(roles.POLICY))
     flops = distinct * (4 * frozen + 6 * adapter) + 4 * model.head.weight.numel() * len(weights)
     return run, float(flops)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantized_base [--models smollm2-135m] [--dtypes bfloat16 float32] [--threads 2]
 
-The batch is that of `benchmarks.learner`. Claim: the linear layers take a quarter of their memory in bfloat16,
-and a pass takes at most a tenth longer. Memory is the process's own (RssAnon: no file mappings), less what it had after its imports;
-each kind of base has a process of its own for it. Times are taken in turns in one process.
+The batch is that of `benchmarks.learner`. Claim: the linear layers take a quarter of bfloat16's memory, and
+a pass takes at most a tenth longer. Memory is the process's own (RssAnon: no file mappings), less what it had after its
+imports; each kind of base has a process of its own for it. Times are taken in turns in one process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def compare(case: Case) -> str:
 def build(case: Case, kind: BaseKind) -> ActorCritic:
     lora = LoraConfig(rank=RANK, alpha=2.0 * RANK, base=kind)
     model = actor_critic.build(resolve(case.model), Dtype[case.dtype], lora, 0, (roles.POLICY,), None)
-    model.fuse_adapters()
+    model.fuse()
     return model
 
 

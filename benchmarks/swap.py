@@ -102,11 +102,7 @@ def merged(
     update = weight_update(adapter, base)
     yield from ((name, weight.to(dtype)) for name, weight in update)
     if everything:
-        yield from (
-            (name, weight.to(dtype))
-            for name, weight in base.items()
-            if name.removesuffix(".weight") not in update.shapes
-        )
+        yield from ((name, weight.to(dtype)) for name, weight in base.items() if name not in update.shapes)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.design.plan import CellPlan
-from rlpost.compare.design.types import INIT, SFT, Cell, Evaluation, Point, Status
+from rlpost.compare.design.types import INIT, SFT, Cell, Evaluation, Point, Status, algorithm_of
 from rlpost.compare.statistics.causes import last_outcome
 from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
@@ -48,7 +48,7 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         last = "before" if cfg.task is Task.eval and cfg.adapter is None else "after"
         stages = {last: _last(_compute(run_dir, "step", parameters))}
     else:
-        stages = _stages(run_dir, "step" if plan.arm == SFT else "iteration", parameters)
+        stages = _stages(run_dir, "step" if algorithm_of(plan.arm) == SFT else "iteration", parameters)
         if len(stages) != points:
             raise OutputError(
                 f"{run_dir.path}\n  reason: it was evaluated {len(stages)} times after its start, not {points}: its"

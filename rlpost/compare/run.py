@@ -17,24 +17,25 @@ from rich.console import Console
 
 from rlpost.cluster import precision
 from rlpost.compare import results
-from rlpost.compare.design.plan import plan, quickened
+from rlpost.compare.design.plan import arms, plan, quickened
 from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison, Role, Status
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
-from rlpost.config.compose import to_yaml
+from rlpost.config.compose import to_yaml, with_settings
 from rlpost.config.schema import Config
 from rlpost.envs import base, registry
 from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError, RlpostError
 from rlpost.record import locks, run_error
-from rlpost.record.compute import TRAINED, lora_flops
+from rlpost.record.compute import TRAINED, real_flops
 from rlpost.record.files import write_atomic
 from rlpost.record.folders import OUTPUTS, new_folder, time_stamp
 from rlpost.record.summary import headline_decoding
 from rlpost.record.versions import versions
 from rlpost.validate.model import check_model
 from rlpost.weights import models
+from rlpost.weights.adapter_settings import WHOLE
 
 
 def run(cfg: Config) -> None:
@@ -46,7 +47,8 @@ def run(cfg: Config) -> None:
     console = plain_console()
     cfg = quickened(cfg)
     model_folder = models.resolve(cfg.model)
-    check_model(cfg, model_folder)
+    for settings in cfg.compare.settings.values() or [{}]:
+        check_model(with_settings(cfg, settings), model_folder)
     folder = _folder(cfg)
     console.print(f"comparison: {folder}", soft_wrap=True)
     with locks.held(folder), run_error.kept(folder):
@@ -54,7 +56,7 @@ def run(cfg: Config) -> None:
         _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)
-        total = len(cfg.compare.seeds) * (1 + len(cfg.compare.arms))
+        total = len(cfg.compare.seeds) * (1 + len(arms(cfg)))
         display = Display(console, total, concurrency)
 
         def record(runner: Runner) -> None:
@@ -151,7 +153,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         model=cfg.model,
         train_variant=cfg.train_variant,
         variants={v: ComparedVariant(_role(known[v], cfg), known[v].summary) for v in cfg.eval_variants},
-        arms=tuple(cfg.compare.arms),
+        arms=arms(cfg),
         seeds=tuple(cfg.compare.seeds),
         matched_on=cfg.compare.match_on.value,
         cells=tuple(cell_of(c.name, unread(c, runner.ended.get(c.name))) for c in runner.cells),
@@ -176,7 +178,7 @@ def _notes(cfg: Config, runner: Runner, model_folder: Path, command: str) -> dic
         "command": command,
         "answers": _decoding(cfg),
         "held out": _held_out(runner),
-        "parameters": _parameters(runner, model_folder),
+        "parameters": _parameters(runner, cfg, model_folder),
         "versions": ", ".join(f"{name} {now[name]}" for name in named if now[name]),
         "machine": f"{now['platform']}, {os.cpu_count()} CPUs",
     }
@@ -198,15 +200,21 @@ def _held_out(runner: Runner) -> str:
     )
 
 
-def _parameters(runner: Runner, model_folder: Path) -> str:
-    """A note with the parameters of the model and of a cell's adapter, and the adapter's share of the 6 N D count."""
+def _parameters(runner: Runner, cfg: Config, model_folder: Path) -> str:
+    """A note with the parameters of the model and those that train, and what a pass really costs of 6 N D."""
     model = models.parameters(model_folder)
     starts = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
-    adapter = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
-    if adapter is None:
+    trained = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
+    if trained is None:
         return f"{model:,}"
-    real = lora_flops({TRAINED: 1}, model, adapter) / (6 * model)
+    whole = cfg.lora.kind in WHOLE
+    real = real_flops({TRAINED: 1}, model, trained, 0 if whole else trained) / (6 * model)
+    if whole:
+        return (
+            f"{model:,}, of which {trained:,} ({trained / model:.1%}) are trained: a training pass costs 4 N D + 2 T D,"
+            f" {real:.0%} of the 6 N D that is counted"
+        )
     return (
-        f"{model:,}; the adapter, which alone is trained, has {adapter:,} ({adapter / model:.1%}): with a frozen base a"
+        f"{model:,}; the adapter, which alone is trained, has {trained:,} ({trained / model:.1%}): with a frozen base a"
         f" training pass costs 4 N D + 6 A D, {real:.0%} of the 6 N D that is counted"
     )

@@ -10,9 +10,10 @@ defaults form a separate layer. `algo.KEY=VALUE` sets one of its settings. The c
 
 from __future__ import annotations
 
+import copy
 import os.path
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ RESUMED = "resumed-run"
 OWN_FILE = "own-file"
 ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
 NAMED = "compare.named"
+NAMED_SETTINGS = "compare.settings"
 # Settings that are paths. `model` may be one too; weights.models expands it then.
 PATHS = ("adapter", "output_dir", "resume", "tiny_base.start")
 
@@ -150,6 +152,18 @@ def _resolve(settings: dict[str, Any], algorithm: AlgoName, typed: list[Override
         return typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise _readable(error, typed) from None
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A copy of `config` with other values, by dotted key. Raises ConfigError for an unknown key or a wrong type."""
+    refuse_unknown(settings.items(), NAMED_SETTINGS)
+    try:
+        node = OmegaConf.structured(copy.deepcopy(config))
+        for key, value in settings.items():
+            OmegaConf.update(node, key, value)
+        return typing.cast(Config, OmegaConf.to_object(node))
+    except OmegaConfBaseException as error:
+        raise _readable(error, []) from None
 
 
 def _from_home(path: str) -> str:

@@ -33,6 +33,8 @@ class AdapterKind(Enum):
     rslora = "rslora"
     dora = "dora"
     rsdora = "rsdora"  # DoRA with rsLoRA's scaling
+    full = "full"  # no adapter: whole parameters
+    bitfit = "bitfit"  # no adapter: biases alone (arXiv 2106.10199)
 
 
 class BaseKind(Enum):
@@ -109,7 +111,9 @@ class LoraConfig:
     kind: AdapterKind = AdapterKind.lora  # kind of adapter
     rank: int = 32  # rank of each module's update
     alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
-    target_modules: str = "all-linear"  # all-linear, or module names such as q_proj,v_proj
+    # all-linear, or module names such as q_proj,v_proj. With full, all-linear is every weight: embeddings, norms and
+    # head too; with bitfit every bias. Both also take modules that are not linear, such as embed_tokens.
+    target_modules: str = "all-linear"
     base: BaseKind = BaseKind.stored  # the linear layers under the adapters: as stored, or in 4 bits (QLoRA)
 
 
@@ -243,6 +247,8 @@ class CompareConfig:
 
     # sft and algorithms; the first algorithm sets the budget of the other arms
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
+    # Named settings, with each of which every arm is run: {rank_1: {lora.rank: 1}}; empty: every arm is run once
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each seed
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # unit of compute in which all arms have the same budget

@@ -3,9 +3,9 @@
 N positions, H hidden size, V vocabulary. The fast path processes tiles of some positions and some words, and keeps
 three running numbers per position (online softmax: largest logit, sum of exponentials, their weighted sum), so memory
 is one tile instead of N x V. If a gradient is needed, it also keeps the expected row of the head, sum of p W. The
-log-prob's gradient needs nothing else, so its backward pass has no product. The entropy's gradient computes the tiles
-again. On a GPU the work is done by Triton (rlpost.kernels.linear_logprob_triton). The head is frozen and gets no
-gradient.
+log-prob's gradient needs nothing else, so its backward pass has no product. The gradients of the entropy, and of a head
+that trains (full fine-tuning), compute the tiles again. On a GPU a frozen head's work is done by Triton
+(rlpost.kernels.linear_logprob_triton).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def linear_logprob_reference(
 
     The product is rounded to the inputs' dtype; everything after it, and the result, is at least float32.
     """
-    logits_NV = _widened(F.linear(hidden_NH, weight_VH.detach())) / temperature
+    logits_NV = _widened(F.linear(hidden_NH, weight_VH)) / temperature
     logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
     return logprobs_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N
@@ -42,13 +42,14 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob_reference` in tiles of the given numbers of positions and words; N may be 0.
 
-    Differentiable in `hidden_NH` only. Raises ValueError if the temperature is not positive.
+    Differentiable in `hidden_NH` and `weight_VH`. Raises ValueError if the temperature is not positive.
     """
     if not temperature > 0.0:
         raise ValueError(
             f"temperature {temperature} must be positive: greedy decoding has no log-probs to learn from"
         )
-    if hidden_NH.is_cuda and hidden_NH.dtype != torch.float64:
+    head_learns = weight_VH.requires_grad and torch.is_grad_enabled()
+    if hidden_NH.is_cuda and hidden_NH.dtype != torch.float64 and not head_learns:
         from rlpost.kernels.linear_logprob_triton import linear_logprob_triton
 
         return linear_logprob_triton(hidden_NH, weight_VH, targets_N, temperature)
@@ -135,27 +136,32 @@ class _LinearLogprob(torch.autograd.Function):
             logprobs_N[rows], entropy_N[rows], total_N[rows] = running.result()
             if slope_NH is not None:
                 slope_NH[rows] = running.target_less_mean()
-        ctx.save_for_backward(hidden_NH, weight_VH, entropy_N, total_N, slope_NH)
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, entropy_N, total_N, slope_NH)
         ctx.temperature, ctx.tile = temperature, tile
         ctx.set_materialize_grads(False)
         return logprobs_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """d logprob / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)."""
-        hidden_NH, _, _, _, slope_NH = ctx.saved_tensors
+        hidden_NH, weight_VH, *_, slope_NH = ctx.saved_tensors
         logprob_grad_N, entropy_grad_N = grads
-        hidden_grad_NH = torch.zeros_like(slope_NH)
-        if logprob_grad_N is not None:
-            hidden_grad_NH.addcmul_(slope_NH, logprob_grad_N[:, None])
-        if entropy_grad_N is not None:
-            _add_entropy_gradient(hidden_grad_NH, entropy_grad_N, ctx)
-        return hidden_grad_NH.div_(ctx.temperature).to(hidden_NH.dtype), None, None, None, None
+        hidden_grad, weight_grad = None, None
+        if slope_NH is not None:
+            hidden_grad = torch.zeros_like(slope_NH)
+            if logprob_grad_N is not None:
+                hidden_grad.addcmul_(slope_NH, logprob_grad_N[:, None])
+            if entropy_grad_N is not None:
+                _add_entropy_gradient(hidden_grad, entropy_grad_N, ctx)
+            hidden_grad = hidden_grad.div_(ctx.temperature).to(hidden_NH.dtype)
+        if ctx.needs_input_grad[1]:
+            weight_grad = _weight_gradient(logprob_grad_N, entropy_grad_N, ctx).to(weight_VH.dtype)
+        return hidden_grad, weight_grad, None, None, None
 
 
 def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: Any) -> None:
     """Add the sum over words of -p (log p + entropy) W, times the temperature; the tiles are computed again."""
-    hidden_NH, weight_VH, entropy_N, total_N, _ = ctx.saved_tensors
+    hidden_NH, weight_VH, _, entropy_N, total_N, _ = ctx.saved_tensors
     for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
         slope_C1, entropy_C1 = entropy_grad_N[rows, None], entropy_N[rows, None]
         for words in _slices(weight_VH.shape[0], ctx.tile[1]):
@@ -163,3 +169,22 @@ def _add_entropy_gradient(hidden_grad_NH: Tensor, entropy_grad_N: Tensor, ctx: A
             logprobs_CB = logits_CB.sub_(total_N[rows, None])
             slopes_CB = logprobs_CB.exp().mul_(logprobs_CB.add_(entropy_C1)).mul_(slope_C1)
             hidden_grad_NH[rows] -= slopes_CB.to(weight_VH.dtype) @ weight_VH[words]
+
+
+def _weight_gradient(logprob_grad_N: Tensor | None, entropy_grad_N: Tensor | None, ctx: Any) -> Tensor:
+    """The sum over positions of d loss / d logit times the hidden state, (V, H); the tiles are computed again."""
+    hidden_NH, weight_VH, targets_N, entropy_N, total_N, _ = ctx.saved_tensors
+    zeros_N = torch.zeros_like(total_N)
+    logprob_grad_N = zeros_N if logprob_grad_N is None else logprob_grad_N
+    entropy_grad_N = zeros_N if entropy_grad_N is None else entropy_grad_N
+    found_VH = torch.zeros(weight_VH.shape, dtype=total_N.dtype, device=weight_VH.device)
+    for rows in _slices(hidden_NH.shape[0], ctx.tile[0]):
+        hidden_CH = hidden_NH[rows]
+        found_VH.index_add_(0, targets_N[rows], logprob_grad_N[rows, None] * hidden_CH)
+        for words in _slices(weight_VH.shape[0], ctx.tile[1]):
+            logprobs_CB = _tile_logits(hidden_CH, weight_VH[words], ctx.temperature).sub_(total_N[rows, None])
+            probs_CB = logprobs_CB.exp()
+            slopes_CB = logprobs_CB.add_(entropy_N[rows, None]).mul_(entropy_grad_N[rows, None])
+            slopes_CB.add_(logprob_grad_N[rows, None]).mul_(probs_CB)
+            found_VH[words] -= slopes_CB.t().to(hidden_CH.dtype) @ hidden_CH
+    return found_VH.div_(ctx.temperature)

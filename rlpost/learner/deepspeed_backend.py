@@ -86,7 +86,7 @@ class DeepSpeedBackend:
         if cfg.gradient_checkpointing:
             model.checkpoint_activations()
         if cfg.zero_stage < GATHERED_FROM:
-            model.fuse_adapters()
+            model.fuse()
         self.optimizer = _optimizer(model, cfg)
         self.engine = _initialize(model, self.optimizer, cfg)
 

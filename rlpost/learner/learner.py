@@ -41,7 +41,7 @@ class Learner:
         self.cfg, self.rendezvous, self.canary_ids = cfg, rendezvous, tuple(canary_ids)
         self.base_name = name_for_loading(cfg.model, model_folder)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
-        self.model = actor_critic.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, adapters_for(cfg), start)
+        self.model = actor_critic.build(model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
         self.kl_coef = cfg.algo.kl_coef
 
@@ -69,17 +69,15 @@ class Learner:
                 self.backend.whole(self._of(roles.POLICY)),
                 self.backend.whole(self._of(roles.REFERENCE), True),
             ):
-                self.model.freeze_reference()
+                self.model.weights.freeze_reference()
 
     def export(self, version: int) -> tuple[Adapter, Canary]:
         """The policy as an Adapter, and its log-probs of the canary at temperature 1."""
         with self.backend.whole(self._of(roles.POLICY)):
-            tensors = self.model.adapter_tensors(roles.POLICY)
+            tensors = self.model.weights.tensors(roles.POLICY)
         row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
         logprobs_N = self._logprobs([row], temperature=1.0)
-        config = self.model.peft.peft_config[roles.POLICY].to_dict() | {
-            "base_model_name_or_path": self.base_name
-        }
+        config = self.model.weights.config | {"base_model_name_or_path": self.base_name}
         adapter = Adapter.create(config, tensors, version, self.cfg.lora.base)
         return adapter, Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 
@@ -90,7 +88,7 @@ class Learner:
             (folder / KL_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
         if self.model.has_reference:
             with self.backend.whole(self._of(roles.REFERENCE)):
-                tensors = self.model.adapter_tensors(roles.REFERENCE)
+                tensors = self.model.weights.tensors(roles.REFERENCE)
             if self.rendezvous.rank == 0:
                 save_file(tensors, folder / REFERENCE_FILE)
 
@@ -102,7 +100,7 @@ class Learner:
             if not (folder / REFERENCE_FILE).is_file():
                 raise CheckpointError(f"{folder} has no {REFERENCE_FILE}; it is incomplete or of another run")
             with self.backend.whole(self._of(roles.REFERENCE), modify=True):
-                self.model.load_adapter(roles.REFERENCE, load_file(folder / REFERENCE_FILE))
+                self.model.weights.load(roles.REFERENCE, load_file(folder / REFERENCE_FILE))
 
     def _logprobs(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens
@@ -110,8 +108,8 @@ class Learner:
         logprobs, _ = compute_outputs(self.backend, batch, (roles.POLICY,), budget, temperature)
         return logprobs[roles.POLICY]
 
-    def _of(self, adapter: str) -> list[torch.nn.Parameter]:
-        return self.model.parameters_of(adapter)
+    def _of(self, role: str) -> list[torch.nn.Parameter]:
+        return self.model.parameters_of(role)
 
 
 def _kl_coef(path: Path) -> float:
@@ -123,8 +121,8 @@ def _kl_coef(path: Path) -> float:
         ) from error
 
 
-def adapters_for(cfg: Config) -> tuple[str, ...]:
-    """The adapters that the task needs. If the base is the reference, the reference needs no adapter."""
+def roles_for(cfg: Config) -> tuple[str, ...]:
+    """The roles that need weights in the task. If the base is the reference, the reference needs none."""
     algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
     keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
     critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()

@@ -50,14 +50,16 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute
     return cumulative
 
 
-def lora_flops(line: Mapping[str, float], parameters: int, adapter: int) -> float:
-    """The FLOPs of a line with a frozen base: 4 N D + 6 A D for training, 2 (N + A) D for inference.
+def real_flops(line: Mapping[str, float], parameters: int, trained: int, added: int) -> float:
+    """The FLOPs of a line in which only `trained` parameters T get gradients, and `added` ones A join the model's N.
 
-    The base's weights need no gradient, which saves 2 N D; the adapter's A parameters are added. As in 6 N D, the
-    products of attention are not counted. The saving from applying the head to loss tokens only is not counted either.
+    2 (N + A) D for inference, (4 (N + A) + 2 T) D for training: forward, gradients of the inputs, and those of the T
+    parameters. An adapter has T = A: 4 N D + 6 A D. Full fine-tuning has A = 0: (4 N + 2 T) D, which is 6 N D if all
+    train. As in 6 N D, the products of attention are not counted. The saving from applying the head to loss tokens only
+    is not counted either.
     """
-    inferred, trained = _counts(line, 0)
-    return 2.0 * (parameters + adapter) * inferred + (4.0 * parameters + 6.0 * adapter) * trained
+    inferred, learnt = _counts(line, 0)
+    return 2.0 * (parameters + added) * inferred + (4.0 * (parameters + added) + 2.0 * trained) * learnt
 
 
 def _counts(line: Mapping[str, float], number: int) -> tuple[int, int]:

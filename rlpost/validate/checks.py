@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import BaseKind, Config, Task
 from rlpost.errors import ConfigError
 from rlpost.record.folders import holds_files
 from rlpost.record.trackers.secrets import without_users
@@ -29,6 +30,7 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.unread import unread
+from rlpost.weights.adapter_settings import WHOLE
 
 WANDB_CHOICES = ("auto", *MODES)
 MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
@@ -144,8 +146,21 @@ def validate(config: Config, named: Collection[str] = ()) -> None:
     `named`: the settings that the command line names. Each of them must have an effect.
     """
     refusals = [*(text for check in CHECKS for text in check(config)), *unread(config, named)]
+    refusals += _named_settings(config, refusals)
     if refusals:
         raise ConfigError("\n".join(refusals))
+
+
+def _named_settings(config: Config, already: Collection[str]) -> Iterator[str]:
+    """What the settings of `compare.settings` are refused for, besides what the whole comparison is."""
+    for name, settings in config.compare.settings.items() if config.task is Task.compare else ():
+        try:
+            varied = with_settings(config, settings)
+        except ConfigError:
+            continue  # refused by rlpost.validate.comparison
+        checks = (check for check in CHECKS if check not in COMPARE_CHECKS)  # those have seen every arm
+        texts = (*(text for check in checks for text in check(varied)), *unread(varied, settings))
+        yield from (f"compare.settings.{name}: {text}" for text in texts if text not in already)
 
 
 def numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -354,6 +369,27 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
+def _whole(config: Config) -> Iterator[str]:
+    if config.lora.kind in WHOLE and config.learner.zero_stage == 3:
+        yield refusal(
+            "learner.zero_stage",
+            3,
+            f"lora.kind={config.lora.kind.value} swaps the parameters of the roles in the layers, and ZeRO-3 gathers"
+            " those that a layer had when it started",
+            "give learner.zero_stage=2, or train an adapter: lora.kind=lora",
+        )
+
+
+def _base(config: Config) -> Iterator[str]:
+    if config.lora.base is not BaseKind.stored and config.lora.kind in WHOLE:
+        yield refusal(
+            "lora.base",
+            config.lora.base.value,
+            f"lora.kind={config.lora.kind.value} trains the model's own parameters, and a base in 4 bits is frozen",
+            "give lora.base=stored, or train an adapter: lora.kind=lora",
+        )
+
+
 def _conversation(config: Config) -> Iterator[str]:
     """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
@@ -394,6 +430,8 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
+    _whole,
+    _base,
     _conversation,
     _tiny_base,
 )

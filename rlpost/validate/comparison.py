@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from rlpost.compare.design.plan import plan, quickened, settings_of
-from rlpost.compare.design.types import INIT, SFT
+from rlpost.compare.design.types import INIT, SFT, algorithm_of
+from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.presets import VARIED
 from rlpost.config.schema import AlgoName, Config, Measure, Task
 from rlpost.envs import registry
 from rlpost.envs.base import has_own_rule
 from rlpost.envs.errors import Refused, UnknownEnvironment
+from rlpost.errors import ConfigError
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 
+# Settings in which arms may differ, by how their names begin; and those among them that a comparison sets itself.
+_VARIABLE = ("lora.", "sft.", "algo.", "learner.")
+_FIXED = ("algo.name", "algo.iterations", "sft.steps", "sft.skip")
 KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))
 
 
@@ -37,6 +44,41 @@ def _arms(config: Config) -> Iterator[str]:
         yield refusal("compare.arms", arms, "one stands twice", "name each once")
     if not set(arms) - {SFT}:
         yield refusal("compare.arms", arms, "no algorithm among them, whose compute is the budget", choose)
+
+
+def _settings(config: Config) -> Iterator[str]:
+    for name, settings in config.compare.settings.items():
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):
+            yield refusal(
+                "compare.settings", name, "a name becomes part of a folder's", "use letters, digits and _"
+            )
+        yield from _named_settings(config, name, settings)
+
+
+def _named_settings(config: Config, name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    key = f"compare.settings.{name}"
+    for setting, value in settings.items():
+        if not setting.startswith(_VARIABLE) or setting in _FIXED:
+            yield refusal(
+                f"{key}: {setting}",
+                value,
+                "arms may differ in how they learn, and play the same episodes",
+                f"give settings of {', '.join(_VARIABLE)}, without {', '.join(_FIXED)}",
+            )
+            return
+    changes_weights = any(setting.startswith("lora.") for setting in settings)
+    if changes_weights and (config.sft.steps or config.adapter is not None):
+        shared, value = ("sft.steps", config.sft.steps) if config.sft.steps else ("adapter", config.adapter)
+        yield refusal(
+            shared,
+            value,
+            f"all arms start from one adapter, and {key} gives some another kind or shape",
+            "start from the bare model: sft.steps=0, no adapter",
+        )
+    try:
+        with_settings(config, settings)
+    except ConfigError as error:
+        yield f"{key}: {error}"
 
 
 def _named(config: Config) -> Iterator[str]:
@@ -111,12 +153,12 @@ def _causes(config: Config) -> Iterator[str]:
 
 def _every_arm(config: Config) -> Iterator[str]:
     """Refusals of each arm's settings, as rlpost.validate.checks would give them when the arm's runs start."""
-    if any(True for check in (_arms, _seeds, _points) for _ in check(config)):
+    if any(True for check in (_arms, _settings, _seeds, _points) for _ in check(config)):
         return
     already = {text for check in ALGORITHM_CHECKS for text in check(config)}
     quick = quickened(config)
     for cell in plan(quick):
-        if cell.seed == quick.compare.seeds[0] and cell.arm not in (INIT, SFT):
+        if cell.seed == quick.compare.seeds[0] and cell.arm != INIT and algorithm_of(cell.arm) != SFT:
             found = settings_of(quick, cell, Path(), [])
             for text in (text for check in ALGORITHM_CHECKS for text in check(found)):
                 if text not in already:
@@ -135,5 +177,8 @@ def _of_comparisons(check: Callable[[Config], Iterator[str]]) -> Callable[[Confi
 
 COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _budget,
-    *map(_of_comparisons, (_arms, _named, _seeds, _match_on, _points, _variants, _causes, _every_arm)),
+    *map(
+        _of_comparisons,
+        (_arms, _settings, _named, _seeds, _match_on, _points, _variants, _causes, _every_arm),
+    ),
 )

@@ -1,8 +1,8 @@
 """Refuses settings that do not fit the model: `lora.target_modules` and the adapter to start from or evaluate.
 
 The checks need the model's files, so they run after `checks`, but before Ray starts, so that nobody waits for engines
-that fail at their first swap. They compare names and shapes of modules, and test whether the adapter can be merged at
-all. The adapter's own `base_model_name_or_path` is only shown, since folders get renamed.
+that fail at their first swap. They compare names and shapes of parameters, and test whether the adapter can be merged
+at all. The adapter's own `base_model_name_or_path` is only shown, since folders get renamed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import check_start, named
+from rlpost.weights.adapter_settings import FULL, WHOLE, check_start, named, trains_parameter
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import base_weights
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
@@ -36,11 +36,15 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
         ModelError: the model's files cannot be read.
     """
-    if cfg.lora.target_modules == ALL and cfg.adapter is None:
+    whole = cfg.lora.kind in WHOLE
+    if cfg.lora.target_modules == ALL and cfg.adapter is None and not whole:
         return
     layers = models.linear_layers(model_folder)
     if cfg.task is not Task.eval:
-        _check_targets(cfg, layers)
+        if whole:
+            _check_parameters(cfg, model_folder)
+        else:
+            _check_targets(cfg, layers)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
@@ -52,7 +56,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         raise AdapterError(
             f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
         ) from error
-    _check_fit(adapter, update, cfg, layers)
+    _check_fit(adapter, update, cfg, model_folder)
     check_merges(update)
     if cfg.task in TRAINING:
         _check_start_modules(adapter, cfg, layers)
@@ -75,18 +79,46 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
         raise ConfigError("\n".join(refusals))
 
 
-def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
-    wrong = [
-        f"{module} is {shape} there and {layers.get(module, 'absent')} here"
-        for module, shape in update.shapes.items()
-        if layers.get(module) != shape
+def _check_parameters(cfg: Config, model_folder: Path) -> None:
+    """Refuse full fine-tuning and BitFit of parameters that the model does not have."""
+    kind, stored = cfg.lora.kind, models.parameter_shapes(model_folder)
+    everything = LoraConfig(kind=kind)
+    trainable = [name for name in stored if trains_parameter(everything, name)]
+    if not trainable:
+        raise ConfigError(
+            refusal(
+                "lora.kind", kind.value, f"model={cfg.model} has no biases", "give lora.kind=lora or full"
+            )
+        )
+    modules = {name.rpartition(".")[0] for name in trainable}
+    refusals = [
+        refusal(
+            "lora.target_modules",
+            target,
+            f"lora.kind={kind.value}: model={cfg.model} has no {'bias' if kind is AdapterKind.bitfit else 'parameter'}"
+            " in a module of that name",
+            f"give {ALL}, or choose from {', '.join(sorted({m.rpartition('.')[2] for m in modules}))}",
+        )
+        for target in _targets(cfg)
+        if not any(named([target], module) for module in modules)
     ]
-    reason = f"{len(wrong)} of its {len(update.shapes)} modules do not fit: {_some(wrong)}" if wrong else None
-    reason = reason or _of_fewer_blocks(adapter.config, update.shapes, layers)
+    if refusals:
+        raise ConfigError("\n".join(refusals))
+
+
+def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, model_folder: Path) -> None:
+    stored, shapes = models.parameter_shapes(model_folder), update.shapes
+    wrong = [
+        f"{name} is {shape} there and {stored.get(name, 'absent')} here"
+        for name, shape in shapes.items()
+        if stored.get(name) != shape
+    ]
+    reason = f"{len(wrong)} of its {len(shapes)} parameters do not fit: {_some(wrong)}" if wrong else None
+    reason = reason or _of_fewer_blocks(adapter.config, shapes, stored)
     if reason is not None:
         raise AdapterError(
             f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
-            f" and {reason}. Give the model that it was trained on. (Embeddings and the head cannot be adapted.)"
+            f" and {reason}. Give the model that it was trained on."
         )
 
 
@@ -94,15 +126,15 @@ def _base_of(adapter: Adapter) -> str:
     return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
 
 
-def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers: Layers) -> str | None:
-    """Why an adapter whose modules all fit belongs to another model: it has the first blocks only, by accident.
+def _of_fewer_blocks(settings: Mapping[str, Any], names: Iterable[str], stored: Iterable[str]) -> str | None:
+    """Why an adapter whose parameters all fit belongs to another model: it has the first blocks only, by accident.
 
     With a regular expression, exceptions, or PEFT's `layers_to_transform` it is deliberate.
     """
     chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
-    if chosen or not isinstance(settings.get("target_modules"), list):
+    if chosen or settings["peft_type"] == FULL or not isinstance(settings.get("target_modules"), list):
         return None
-    its, blocks = _blocks(modules), _blocks(layers)
+    its, blocks = _blocks(names), _blocks(stored)
     if its != set(range(len(its))) or len(its) >= len(blocks):
         return None
     return (
@@ -111,13 +143,16 @@ def _of_fewer_blocks(settings: Mapping[str, Any], modules: Iterable[str], layers
     )
 
 
-def _blocks(modules: Iterable[str]) -> set[int]:
-    numbers = (re.search(r"(?:^|\.)(\d+)\.", module) for module in modules)
+def _blocks(names: Iterable[str]) -> set[int]:
+    numbers = (re.search(r"(?:^|\.)(\d+)\.", name) for name in names)
     return {int(found[1]) for found in numbers if found}
 
 
 def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
+    if cfg.lora.kind in WHOLE:
+        _check_start_parameters(adapter, cfg)
+        return
     if cfg.lora.target_modules == ALL:
         if any("experts" in module.split(".") for module in layers):
             return  # transformers has some of these not as linear layers; the learner knows which
@@ -131,6 +166,17 @@ def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
             f"The start adapter has {len(adapter.modules)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
             f" lora.target_modules='{its}'"
+        )
+
+
+def _check_start_parameters(adapter: Adapter, cfg: Config) -> None:
+    """Refuse if training with lora.* would leave out parameters of the start. The learner refuses missing ones."""
+    left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
+    if left_out:
+        raise AdapterError(
+            f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
+            f" lora.target_modules={cfg.lora.target_modules} leaves out {_some(left_out)}. Give those it was trained"
+            f" with: lora.target_modules={adapter.config.get('target_modules')}"
         )
 
 

@@ -15,11 +15,15 @@ from rlpost.compare.design.plan import with_algorithm
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
 from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
+from rlpost.weights.adapter_settings import WHOLE
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Settings, when a run reads them, and the refusal if it does not. `reason` may contain `{algorithm}`."""
+    """Settings, when a run reads them, and the refusal if it does not.
+
+    `reason` may contain `{algorithm}` and `{kind}` (of weights).
+    """
 
     keys: Sequence[str]
     reads: Callable[[Config], bool]
@@ -131,6 +135,12 @@ RULES = (
         f"{_LEAVE}, or leave eval.endpoint out",
     ),
     _Rule(
+        ("lora.rank", "lora.alpha"),
+        lambda cfg: cfg.lora.kind not in WHOLE,
+        "lora.kind={kind} has no adapter, so no rank and no scaling",
+        f"{_LEAVE}, or train an adapter: lora.kind=lora",
+    ),
+    _Rule(
         ("tracking.wandb",),
         lambda cfg: "wandb" in cfg.tracking.backends,
         "tracking.backends does not name wandb",
@@ -178,7 +188,9 @@ def _algorithms(config: Config) -> list[Config]:
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:
     if not configs or any(rule.reads(config) for config in configs):
         return
-    reasons = dict.fromkeys(rule.reason.format(algorithm=config.algo.name.name) for config in configs)
+    reasons = dict.fromkeys(
+        rule.reason.format(algorithm=config.algo.name.name, kind=config.lora.kind.name) for config in configs
+    )
     for key in (key for key in rule.keys if key in named):
         value = functools.reduce(getattr, key.split("."), configs[0])
         told = value.name if isinstance(value, Enum) else value

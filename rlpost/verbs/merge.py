@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +103,24 @@ def write_merged(trained: Policy, folder: Path, dtype: str | None = None) -> str
         AdapterError: the adapter is broken, or belongs to another model.
         ModelError: the base is quantized, or a file of it cannot be read.
     """
+    refuse_existing(folder)
+    dtype, fill = merge_of(trained, dtype)
+    publish_folder(folder, fill)
+    return dtype
+
+
+def merge_of(trained: Policy, dtype: str | None) -> tuple[str, Callable[[Path], None]]:
+    """Check the merge; return the weights' dtype and what writes the model into an empty folder. See `write_merged`."""
     from rlpost.weights.adapters import Adapter
     from rlpost.weights.base_weights import base_weights
     from rlpost.weights.update import weight_update
 
-    refuse_existing(folder)
     stored = _stored(trained.model_folder)
     dtype = dtype or trained.dtype or (stored.pop() if len(stored) == 1 else "float32")
     adapter = Adapter.load(trained.adapter_folder)
     update = weight_update(adapter, base_weights(trained.model_folder, adapter.base or BaseKind.stored))
-    _check_modules(update, trained.model_folder)
-    publish_folder(folder, lambda fresh: _fill(fresh, trained.model_folder, update, str(dtype)))
-    return str(dtype)
+    _check_fit(update, trained.model_folder)
+    return str(dtype), lambda fresh: _fill(fresh, trained.model_folder, update, str(dtype))
 
 
 def _stored(model_folder: Path) -> set[str]:
@@ -128,17 +134,17 @@ def _stored(model_folder: Path) -> set[str]:
     return {_STORED[kind] for kind in kinds}
 
 
-def _check_modules(update: WeightUpdate, model_folder: Path) -> None:
-    """Check names and shapes of the adapted modules before anything is written. Raises AdapterError."""
-    layers = models.linear_layers(model_folder)
+def _check_fit(update: WeightUpdate, model_folder: Path) -> None:
+    """Check names and shapes of the changed parameters before anything is written. Raises AdapterError."""
+    stored = models.parameter_shapes(model_folder)
     wrong = [
-        f"{module} is {its} there and {layers.get(module, 'absent')} here"
-        for module, its in update.shapes.items()
-        if layers.get(module) != its
+        f"{name} is {its} there and {stored.get(name, 'absent')} here"
+        for name, its in update.shapes.items()
+        if stored.get(name) != its
     ]
     if wrong:
         raise AdapterError(
-            f"The adapter is of another model than {model_folder}: {len(wrong)} of its {len(update.shapes)} modules"
+            f"The adapter is of another model than {model_folder}: {len(wrong)} of its {len(update.shapes)} parameters"
             f" do not fit ({'; '.join(wrong[:_SHOWN])}). Give the one that it was trained on: --model MODEL"
         )
 
@@ -183,9 +189,8 @@ def _write_shard(shard: Path, target: Path, update: WeightUpdate, dtype: str) ->
 
 
 def merged_tensor(update: WeightUpdate, name: str, base: Tensor) -> Tensor:
-    """A tensor of the checkpoint with the adapter merged in: fp32 for an adapted module's weight, others unchanged."""
-    module, _, part = name.rpartition(".")
-    return update.merged(module, base) if part == "weight" and module in update.shapes else base
+    """A tensor of the checkpoint with the adapter merged in: fp32 for those that it changes, others as they are."""
+    return update.merged(name, base) if name in update.shapes else base
 
 
 def _index(written: Iterable[tuple[str, dict[str, int]]]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
     RUN ─▶ RUN/push/: adapter, model card, settings.yaml ─▶ create_repo, upload_folder (huggingface_hub, its retries)
 
+After full fine-tuning or BitFit the whole model is sent, since PEFT does not load whole weights as an adapter.
 With --dry-run the folder is written for inspection and nothing is sent. Names of this machine are not sent.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,13 @@ from rlpost.errors import ConfigError, OutputError
 from rlpost.record.files import publish_folder
 from rlpost.record.run_dir import RunDir
 from rlpost.verbs import model_card, policy
+from rlpost.verbs.merge import merge_of
+from rlpost.weights.adapter_settings import WHOLE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from rlpost.config.schema import Config
-    from rlpost.weights.adapters import Adapter
 
 FOLDER = "push"
 CARD = "README.md"
@@ -84,21 +86,28 @@ def _api() -> HfApi:
 
 
 def written(repo: str, run_dir: RunDir) -> Path:
-    """Write RUN/push/ anew: adapter, card and settings. Raises OutputError, AdapterError, ConfigError."""
+    """Write RUN/push/ anew: adapter or whole model, card and settings.
+
+    Raises OutputError, AdapterError, ConfigError, ModelError.
+    """
     from rlpost.weights.adapters import Adapter
 
     config = policy.settings_of(run_dir)
-    adapter = Adapter.load(policy.adapter_of(run_dir, config))
-    base = {"base_model_name_or_path": model_card.base_of(config).name}
-    public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version, adapter.base)
     card = model_card.card(repo, run_dir, config)
+    if config.lora.kind in WHOLE:
+        _, write = merge_of(policy.find(run_dir.path), None)
+    else:
+        adapter = Adapter.load(policy.adapter_of(run_dir, config))
+        base = {"base_model_name_or_path": model_card.base_of(config).name}
+        public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version, adapter.base)
+        write = public.write
     folder = run_dir.path / FOLDER
-    publish_folder(folder, partial(_fill, public, card, config))
+    publish_folder(folder, partial(_fill, write, card, config))
     return folder
 
 
-def _fill(adapter: Adapter, card: bytes, config: Config, folder: Path) -> None:
-    adapter.write(folder)
+def _fill(write: Callable[[Path], None], card: bytes, config: Config, folder: Path) -> None:
+    write(folder)
     (folder / CARD).write_bytes(card)
     settings, _ = model_card.public_settings(config)
     (folder / model_card.SETTINGS).write_text(OmegaConf.to_yaml(OmegaConf.create(settings)), encoding="utf-8")
@@ -117,7 +126,7 @@ def send(api: HfApi, repo: str, folder: Path, private: bool) -> str:
                 "  remedy: make it private on the hub, name another, or leave --private out"
             )
         sent = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message="Adapter and card, by rlpost"
+            repo_id=repo, folder_path=folder, commit_message="Weights and card, by rlpost"
         )
     except (HTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

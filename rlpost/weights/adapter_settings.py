@@ -5,6 +5,8 @@ rsLoRA and DoRA; PEFT's own merge also follows ranks and alphas by module. Any o
 tensors another meaning, so a setting that is not listed must be off (null, false or empty). PEFT writes every setting
 of its version, used or not.
 
+FULL is rlpost's own kind, not PEFT's: whole tensors by the checkpoint's names, from full fine-tuning.
+
 Other kinds have no list. Settings that they share with LoRA follow LoRA's rules (so only linear layers, and no biases,
 may be adapted). Their own settings are left to PEFT, whose merge is compared with the output of its layers
 (`rlpost.weights.peft_merge`).
@@ -28,6 +30,10 @@ KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
     AdapterKind.rsdora: {"use_rslora": True, "use_dora": True},
 }
 
+FULL = "FULL"
+# Kinds without an adapter: a role has whole parameters of its own.
+WHOLE = (AdapterKind.full, AdapterKind.bitfit)
+
 # Initialisations of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
 # orthogonal, mica) do not change the base.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -50,6 +56,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     if "peft_type" not in config:
         raise AdapterError("The adapter config lacks peft_type; it is not PEFT's.")
+    if config["peft_type"] == FULL:
+        for key, value in config.items():
+            _check_setting(key, value, _FULL_RULES)
+        return
     if config["peft_type"] != "LORA":
         _check_other_kind(config)
         return
@@ -61,7 +71,20 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 
 def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start adapter has the rank, the scaling and the kind of `lora`."""
+    """Raises AdapterError unless a start has the rank, the scaling and the kind of `lora`.
+
+    Whole weights are told from an adapter here; which parameters they have is compared with the model's.
+    """
+    if (config["peft_type"] == FULL) != (lora.kind in WHOLE):
+        its, wants = (
+            ("whole weights", "an adapter") if lora.kind not in WHOLE else ("an adapter", "whole weights")
+        )
+        raise AdapterError(
+            f"The start holds {its}, and lora.kind={lora.kind.value} trains {wants}. Write the start as a model"
+            " (rlpost merge) and give model=FOLDER in place of adapter=, or give the lora.kind it was trained with."
+        )
+    if config["peft_type"] == FULL:
+        return
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if config["peft_type"] != "LORA" or patterns:
         what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
@@ -113,6 +136,15 @@ def _check_other_kind(config: Mapping[str, Any]) -> None:
 def named(names: Iterable[str], module: str) -> bool:
     """Whether one of `names` is the module's whole name or its end, as PEFT matches a list of target modules."""
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def trains_parameter(lora: LoraConfig, parameter: str) -> bool:
+    """Whether full fine-tuning or BitFit with `lora` trains a parameter, by its name in the checkpoint."""
+    module, _, leaf = parameter.rpartition(".")
+    chosen = lora.target_modules
+    return (lora.kind is AdapterKind.full or leaf == "bias") and (
+        chosen == "all-linear" or named((name.strip() for name in chosen.split(",")), module)
+    )
 
 
 @dataclass(frozen=True)
@@ -198,10 +230,16 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def _check_setting(key: str, value: Any) -> None:
+_FULL_RULES: dict[str, _Rule] = {
+    "peft_type": _Rule(lambda value: value == FULL, FULL),
+    **{key: _RULES[key] for key in ("target_modules", "base_model_name_or_path")},
+}
+
+
+def _check_setting(key: str, value: Any, rules: Mapping[str, _Rule] = _RULES) -> None:
     if key == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(_CHANGES_THE_BASE):
         raise AdapterError(_another_base(value))
-    rule = _RULES.get(key, _OFF)
+    rule = rules.get(key, _OFF)
     if rule.holds(value):
         return
     raise AdapterError(

@@ -1,5 +1,7 @@
 """The adapter as a value: PEFT config, tensors, version and fingerprint, and the merged weight of a LoRA.
 
+Full fine-tuning has the same form: the kind FULL, with whole tensors by the checkpoint's own names.
+
 An `Adapter` goes from the learner to every generator, and is stored in `adapter/` in PEFT's own format. `merged_weight`
 defines what an engine must hold after a swap of a LoRA, rsLoRA or DoRA of one rank. `rlpost.weights.update` gives the
 weight for every kind of adapter.
@@ -25,7 +27,7 @@ from safetensors.torch import save
 from rlpost.config.schema import BaseKind
 from rlpost.errors import AdapterError
 from rlpost.record.files import publish_folder
-from rlpost.weights.adapter_settings import check_settings
+from rlpost.weights.adapter_settings import FULL, check_settings
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -60,6 +62,8 @@ class Factors:
 class Adapter:
     """`tensors` have the names that PEFT saves, base_model.model.<module>.lora_A.weight and so on, and are on the CPU.
 
+    Those of the kind FULL have the checkpoint's names and are the parameters' new values; others keep the base's.
+
     `scaling`, `modules`, `factors` and `shape` are for LoRA's family only; PEFT interprets the tensors of other kinds.
     """
 
@@ -87,8 +91,7 @@ class Adapter:
 
         Raises:
             AdapterError: an unsupported PEFT type or setting, or a tensor that is not a weight; for LoRA's family also
-            an
-                unknown tensor or shapes that do not fit.
+                an unknown tensor or shapes that do not fit.
         """
         plain = json.loads(json.dumps(dict(config), default=_plain))
         own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
@@ -230,11 +233,11 @@ def _check(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> No
     check_settings(config)
     if not tensors:
         raise AdapterError("The adapter has no tensors.")
-    is_lora = config["peft_type"] == "LORA"
+    kind = config["peft_type"]
     for name, tensor in tensors.items():
-        if is_lora or tensor.dtype not in _INDICES:
+        if kind in ("LORA", FULL) or tensor.dtype not in _INDICES:
             _check_values(name, tensor)
-    if is_lora:
+    if kind == "LORA":
         _check_lora(config, tensors)
 
 
@@ -255,8 +258,8 @@ def _check_lora(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
 def _check_values(name: str, tensor: torch.Tensor) -> None:
     if tensor.dtype not in _DTYPES:
         raise AdapterError(
-            f"Tensor {name!r} is {str(tensor.dtype).removeprefix('torch.')}, which needs scales that no LoRA file has."
-            " Save the adapter in float32, bfloat16 or float16."
+            f"Tensor {name!r} is {str(tensor.dtype).removeprefix('torch.')}, which needs scales that no adapter's file"
+            " has. Save the adapter in float32, bfloat16 or float16."
         )
     broken = tensor.numel() - int(torch.isfinite(tensor).sum())
     if broken:

@@ -127,6 +127,14 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     return layers
 
 
+def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the model by its name in the checkpoint, from its files alone.
+
+    Raises ModelError if a file cannot be read.
+    """
+    return {name: tuple(entry["shape"]) for name, entry in _stored(folder).items()}
+
+
 def _vocabulary(config_file: Path) -> int | None:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))

@@ -5,7 +5,9 @@ This module knows no kind in particular. It checks the result of every kind in t
     the layers hold the file's tensors, one by one                        so none is ignored and none is missing
     building the layers does not change W0                                so the adapter belongs to this base
     the layer's own forward equals the merged linear layer's, at random   so the adapter does nothing but the merge
-    the layer's bias is unchanged                                         because an engine's bias is not rewritten
+
+Some kinds also change the bias of a layer (IA3 of its output, for instance). Whether this one does is tried once for
+each name of a module; such biases are parameters of the update like the weights.
 
 The module tree has only the checkpoint's linear layers, which share the memory-mapped checkpoint; one layer at a time
 is widened to fp32. Memory: two copies of the adapter, and one layer.
@@ -72,32 +74,67 @@ class PeftLayers:
                 f" ({_some(changed)}), so the adapter belongs to that base and not to the model's own weights. Train it"
                 " with a start that leaves the base alone."
             )
-        self.shapes: dict[str, tuple[int, int]] = {
-            name: tuple(layer.get_base_layer().weight.shape) for name, layer in self._layers.items()
-        }
+        self.shapes = self._shapes()
 
-    @torch.no_grad()
-    def merged(self, module: str, base: Tensor, out: Tensor | None = None) -> Tensor:
+    def merged(self, parameter: str, base: Tensor, out: Tensor | None = None) -> Tensor:
         """See `rlpost.weights.update.WeightUpdate.merged`.
 
         Raises:
-            AdapterError: no such module, or another shape; PEFT cannot merge it; or the merge differs from the output
-            of the
-                layer.
+            AdapterError: no such parameter, or another shape; PEFT cannot merge it; or the merge differs from the
+                output of the layer.
         """
-        if module not in self._layers or base.shape != self.shapes[module]:
+        module, _, part = parameter.rpartition(".")
+        if base.shape != self.shapes.get(parameter):
             raise AdapterError(
-                f"Module {module!r}: the adapter has no weight of shape {tuple(base.shape)} for it."
+                f"{parameter!r}: the adapter has no value of shape {tuple(base.shape)} for it (its own is"
+                f" {self.shapes.get(parameter)})."
             )
+        linear = self._layers[module].get_base_layer()
+        given = {"weight": linear.weight, "bias": linear.bias, part: base}
+        weight, bias = self._merge(module, given["weight"], given["bias"])
+        if bias is not None and f"{module}.bias" not in self.shapes and not torch.equal(bias, given["bias"]):
+            raise AdapterError(f"Module {module!r}: {self._kind} changes its bias, and not that of its like.")
+        merged = bias if part == "bias" and bias is not None else weight
+        return merged if out is None else out.copy_(merged)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter that a merge changes: all weights, and the biases of some kinds."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        moves: dict[str, bool] = {}  # whether a bias changes, by the last name of its module
+        for module, layer in self._layers.items():
+            linear, name = layer.get_base_layer(), module.rpartition(".")[2]
+            shapes[f"{module}.weight"] = tuple(linear.weight.shape)
+            if linear.bias is not None:
+                if name not in moves:
+                    moves[name] = self._moves_bias(module)
+                if moves[name]:
+                    shapes[f"{module}.bias"] = tuple(linear.bias.shape)
+        return shapes
+
+    def _moves_bias(self, module: str) -> bool:
+        """Whether a merge changes the module's bias. A random one is tried, since the stored one may be zero."""
+        linear = self._layers[module].get_base_layer()
+        bias = torch.randn(linear.bias.shape, generator=self._dice)
+        merged = self._merge(module, linear.weight, bias)[1]
+        return merged is None or not torch.equal(merged, bias)
+
+    @torch.no_grad()
+    def _merge(self, module: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The layer's weight [out, in] and bias [out] in fp32 after a merge over the given ones, checked.
+
+        The layer keeps the base's own.
+        """
         layer = self._layers[module]
         linear = layer.get_base_layer()
-        stored, bias = linear.weight.data, None if linear.bias is None else linear.bias.detach().clone()
-        linear.weight.data = base.to("cpu", torch.float32, copy=True)
-        inputs = torch.randn(_QUESTIONS, base.shape[1], generator=self._dice)
+        stored = linear.weight.data, None if linear.bias is None else linear.bias.data
+        linear.weight.data = weight.to("cpu", torch.float32, copy=True)
+        if bias is not None:
+            linear.bias.data = bias.to("cpu", torch.float32, copy=True)
+        inputs = torch.randn(_QUESTIONS, weight.shape[1], generator=self._dice)
         try:
             asked = layer(inputs)
             layer.merge(safe_merge=True)
-            weight, moved = linear.weight.data, bias is not None and not torch.equal(linear.bias, bias)
+            merged = linear.weight.data, None if bias is None else linear.bias.data
         except Exception as error:  # PEFT may raise anything, see above
             raise AdapterError(
                 f"Module {module!r}: PEFT cannot merge an adapter of kind {self._kind} into a linear layer:"
@@ -105,16 +142,11 @@ class PeftLayers:
             ) from error
         finally:
             layer.merged_adapters.clear()  # restores the base without PEFT's arithmetic, which would round
-            linear.weight.data = stored
-            if bias is not None:
-                linear.bias.data = bias
-        if moved:
-            raise AdapterError(
-                f"Module {module!r}: merging an adapter of kind {self._kind} changes the layer's bias, which engines do"
-                " not swap. Leave modules with a bias out of target_modules."
-            )
-        self._check_forward(module, asked, nn.functional.linear(inputs, weight, bias))
-        return weight if out is None else out.copy_(weight)
+            linear.weight.data = stored[0]
+            if stored[1] is not None:
+                linear.bias.data = stored[1]
+        self._check_forward(module, asked, nn.functional.linear(inputs, *merged))
+        return merged
 
     def _check_tensors(self, saved: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
         """Raises AdapterError unless the layers hold exactly the file's tensors."""

@@ -15,8 +15,9 @@ import psutil
 import pytest
 import ray
 import torch
+from transformers import AutoModelForCausalLM
 
-from rlpost.config.schema import AlgoName, BaseKind, Config, Dtype, KlPlace
+from rlpost.config.schema import AdapterKind, AlgoName, BaseKind, Config, Dtype, KlPlace, Task
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
@@ -156,6 +157,68 @@ def test_two_ranks_equal_one_on_a_base_in_nf4(
     for name, tensor in adapter.tensors.items():
         torch.testing.assert_close(tensor, expected.tensors[name], rtol=2e-3, atol=2e-5)
     _check_resume(group, tmp_path)
+
+
+def _full(cfg: Config) -> Config:
+    cfg.lora.kind = AdapterKind.full
+    cfg.sft.learning_rate = cfg.algo.learning_rate = cfg.algo.critic_learning_rate = 1e-3
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "zero_stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2]
+)
+def test_full_fine_tuning_on_two_ranks_equals_one_and_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], zero_stage: int, tmp_path: Path
+) -> None:
+    alone = start(_full(_config(workers=1, zero_stage=0)))
+    expected, weights = _short_run(alone)
+    alone.close()
+    group = start(_full(_config(workers=2, zero_stage=zero_stage)))
+    metrics, found = _short_run(group)
+    for mine, its in zip(metrics, expected, strict=True):
+        assert _without_seconds(mine) == pytest.approx(_without_seconds(its), rel=2e-3, abs=2e-5)
+    for name, tensor in weights.tensors.items():
+        # Adam's first steps have the size of the rate, whatever the size of a gradient, also of one that rounding made.
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=2e-3, atol=1e-4)
+    _check_resume(group, tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20 * 4 * sum(
+        t.numel() for t in weights.tensors.values()
+    )
+
+
+def test_two_full_sft_steps_equal_plain_adamw(
+    start: Callable[[Config], LearnerGroup], small_model: Path
+) -> None:
+    """Of transformers and torch alone: row by row, the mean over all loss tokens, one norm, warm-up over two steps."""
+    cfg = _full(_config(workers=1, zero_stage=0))
+    cfg.task = Task.sft
+    examples = examples_of(random_episodes(7))
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32).eval()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=tuple(cfg.learner.betas), weight_decay=cfg.learner.weight_decay
+    )
+    group = start(cfg)
+    for step in range(2):
+        losses = []
+        for example in examples:
+            ids = torch.tensor([example.token_ids])
+            at = [t for t, counted in enumerate(example.loss_mask) if counted]
+            table = torch.log_softmax(model(ids).logits[0], dim=-1)
+            losses += [-table[t - 1, ids[0, t]] for t in at]
+        optimizer.zero_grad()
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.learner.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = cfg.sft.learning_rate * (step + 1) / 2
+        optimizer.step()
+        assert group.sft_step(examples, step)["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    found = group.export(1)[0].tensors
+    expected = dict(model.named_parameters())
+    assert set(found) == set(expected)
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter.data, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

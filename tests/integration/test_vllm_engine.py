@@ -349,10 +349,10 @@ def test_a_merge_that_fails_midway_leaves_the_old_version(
     model, adapter = of_peft(random_model, "OFT", tmp_path, 10)
     merged = PeftLayers.merged
 
-    def spoiled(layers: PeftLayers, module: str, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        if module == "model.layers.3.mlp.down_proj":
+    def spoiled(layers: PeftLayers, parameter: str, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if parameter == "model.layers.3.mlp.down_proj.weight":
             base = base[:-1]
-        return merged(layers, module, base, out)
+        return merged(layers, parameter, base, out)
 
     monkeypatch.setattr(PeftLayers, "merged", spoiled)
     with pytest.raises(SwapError, match=r"(?s)Version 10 .*layers\.3\.mlp\.down_proj.*Live is version 1"):
@@ -427,8 +427,8 @@ def on_the_head(adapter: Adapter) -> Adapter:
     [
         (flip_a_bit, "did not arrive whole"),
         (of_another_shape, r"layers\.3\.mlp\.up_proj.*do not fit"),
-        (of_another_model, r"7 of 42 adapted modules.*layers\.33\."),
-        (on_the_head, r"1 of 43 adapted modules.*lm_head"),
+        (of_another_model, r"7 of 42 changed parameters.*layers\.33\."),
+        (on_the_head, r"1 of 43 changed parameters.*lm_head"),
     ],
 )
 def test_a_corrupted_adapter_is_refused_and_the_old_one_lives(

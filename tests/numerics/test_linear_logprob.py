@@ -93,9 +93,27 @@ def test_no_positions_still_carry_a_zero_gradient() -> None:
     assert hidden.grad.shape == (0, 4)
 
 
-def test_the_head_gets_no_gradient() -> None:
-    hidden, weight, targets = _inputs(5, 4, 9, torch.float32)
+@pytest.mark.parametrize("hidden_learns", [True, False])
+@pytest.mark.parametrize("tile", TILES)
+def test_a_head_that_learns(tile: tuple[int, int], hidden_learns: bool) -> None:
+    """Full fine-tuning trains the head. Its gradient and the hidden states' are those of the definition."""
+    hidden, weight, targets = _inputs(13, 16, 29, torch.float64)
+    hidden.requires_grad_(hidden_learns)
     weight.requires_grad_()
+    wanted = (hidden, weight) if hidden_learns else (weight,)
+    slopes = torch.randn(2, 13, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for k in (0, 1):  # log-probs alone, entropy alone
+        expected = torch.autograd.grad(
+            (_by_definition(hidden, weight, targets, 0.7)[k] * slopes[k]).sum(), wanted
+        )
+        found = torch.autograd.grad(
+            (linear_logprob(hidden, weight, targets, 0.7, tile)[k] * slopes[k]).sum(), wanted
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    hidden, weight, targets = _inputs(5, 4, 9, torch.float32)
     linear_logprob(hidden, weight, targets)[0].sum().backward()
     assert weight.grad is None
 

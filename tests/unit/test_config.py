@@ -679,6 +679,7 @@ class TestValidate:
             (["learner.gpus=2"], "learner.gpus=2"),
             (["rollout.gpus=1.5"], "rollout.gpus=1.5"),
             (["learner.workers=2", "learner.gpus=0.5"], "which NCCL refuses"),
+            (["lora.kind=full", "learner.zero_stage=3"], "swaps the parameters of the roles in the layers"),
             (["learner.betas=[0.9,1.0]"], "AdamW takes two"),
             (["adapter=/nowhere"], "no adapter_config.json"),
             (["resume=/nowhere"], "no checkpoints/ there"),
@@ -690,6 +691,10 @@ class TestValidate:
             (["ray.address=here"], "ray.address=here"),
             (["ray.address='host:port'"], "not an address"),
             (["lora.target_modules=q-proj"], "not a list of module names"),
+            (
+                ["lora.base=nf4", "lora.kind=full"],
+                "lora.base=nf4\n  reason: lora.kind=full trains the model's own",
+            ),
             (["tiny_base.heads=7"], "does not divide"),
             (["budget.amounts=[2,1]"], "above 0 and rise"),
             (["task=eval", "budget.amounts=[1]"], "task=eval has no budget"),
@@ -697,6 +702,34 @@ class TestValidate:
             (["task=compare", "arms=[ppo,ppo]"], "one stands twice"),
             (["task=compare", "arms=[sft]"], "no algorithm among them"),
             (["task=compare", "seeds=[]"], "compare.seeds=[]"),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {seed: 1}}"],
+                "compare.settings.a: seed=1\n  reason: arms may differ in how they learn",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {algo.iterations: 1}}"],
+                "compare.settings.a: algo.iterations=1\n  reason: arms may differ",
+            ),
+            (
+                ["task=compare", "sft.steps=4", "compare.settings={a: {lora.rank: 1}}"],
+                "sft.steps=4\n  reason: all arms start from one adapter, and compare.settings.a gives",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {lora.ranks: 1}}"],
+                "compare.settings.a: lora.ranks=1\n  reason: there is no such setting",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {lora.rank: many}}"],
+                "compare.settings.a: lora.rank=many\n  reason:",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a: {lora.rank: 0}}"],
+                "compare.settings.a: lora.rank=0\n  reason:",
+            ),
+            (
+                ["task=compare", "sft.steps=0", "compare.settings={a/b: {lora.rank: 1}}"],
+                "compare.settings=a/b\n  reason: a name becomes part of a folder's",
+            ),
             (["task=compare", "seeds=[1,1]"], "one twice"),
             (
                 ["task=compare", "compare.match_on=device_seconds", "compare.concurrency=2"],

@@ -53,6 +53,11 @@ def refused(*overrides: str) -> str:
         ),
         (["rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
         (["eval.samples=4", "eval.sampled=false"], "greedy answers to one instance are all alike"),
+        (
+            ["lora.kind=full", "lora.rank=8"],
+            "lora.rank=8\n  reason: nothing reads it: lora.kind=full has no adapter",
+        ),
+        (["lora.kind=bitfit", "lora.alpha=8"], "lora.kind=bitfit has no adapter"),
         (["tracking.backends=[]", "tracking.wandb=offline"], "tracking.backends does not name wandb"),
         (["tracking.mlflow_uri='http://h:1'"], "tracking.backends does not name mlflow"),
         (["tracking.backends=[]", "tracking.project=x"], "it is of wandb and mlflow"),

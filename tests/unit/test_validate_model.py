@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import ray
+import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -19,9 +20,11 @@ from rlpost import run
 from rlpost.cluster import ray_cluster
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
-from rlpost.learner.model.actor_critic import peft_config
+from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
 from rlpost.weights import models
+from rlpost.weights.adapter_settings import KIND_SETTINGS
+from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.learner_data import write_small_model
 from tests.peft_kinds import MERGED, save, trained
@@ -108,7 +111,7 @@ def test_what_fits_is_taken(names: str, task: Task, small: Path, adapted: Callab
     check_model(config(task, lora, adapted(lora)), small)
 
 
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_every_kind_is_taken_by_the_settings_that_name_it(
     kind: AdapterKind, small: Path, adapted: Callable[..., Path]
 ) -> None:
@@ -250,3 +253,58 @@ def test_every_task_asks_before_ray_starts_and_anything_is_written(
             run.dispatch(cfg)
     assert not ray.is_initialized()
     assert not (tmp_path / "run").exists()
+
+
+FULL = replace(LORA, kind=AdapterKind.full)
+BITFIT = replace(LORA, kind=AdapterKind.bitfit)
+
+
+def whole(folder: Path, names: dict[str, tuple[int, ...]], targets: str = "all-linear") -> Path:
+    """Whole weights of the given names and shapes, as full fine-tuning leaves them."""
+    tensors = {name: torch.ones(shape) for name, shape in names.items()}
+    Adapter.create({"peft_type": "FULL", "target_modules": targets}, tensors, 1).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "embed_tokens", "norm,q_proj", "input_layernorm"])
+def test_full_fine_tuning_takes_any_module(targets: str, small: Path) -> None:
+    check_model(config(lora=replace(FULL, target_modules=targets)), small)
+
+
+def test_full_fine_tuning_of_a_module_that_the_model_lacks_is_refused(small: Path) -> None:
+    """A tied head has no parameter of its own."""
+    for targets, told in (("q_proj,qproj", "qproj"), ("lm_head", "lm_head")):
+        with pytest.raises(
+            ConfigError, match=rf"{told}\n  reason: lora.kind=full.*\n  remedy: .*embed_tokens"
+        ):
+            check_model(config(lora=replace(FULL, target_modules=targets)), small)
+
+
+def test_bitfit_of_a_model_without_biases_is_refused(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lora.kind=bitfit\n  reason: .* has no biases"):
+        check_model(config(lora=BITFIT), small)
+    biased = llama(tmp_path / "biased", attention_bias=True)
+    check_model(config(lora=BITFIT), biased)
+    check_model(config(lora=replace(BITFIT, target_modules="q_proj")), biased)
+    with pytest.raises(ConfigError, match="no bias in a module of that name"):
+        check_model(config(lora=replace(BITFIT, target_modules="norm")), biased)
+
+
+def test_whole_weights_and_adapters_do_not_start_each_other(
+    small: Path, adapted: Callable[..., Path], tmp_path: Path
+) -> None:
+    weights = whole(tmp_path / "whole", models.parameter_shapes(small))
+    check_model(config(lora=FULL, adapter=weights), small)
+    check_model(config(Task.eval, adapter=weights), small)
+    with pytest.raises(
+        AdapterError, match=r"holds whole weights, and lora.kind=lora trains an adapter.*rlpost merge"
+    ):
+        check_model(config(adapter=weights), small)
+    with pytest.raises(AdapterError, match=r"holds an adapter, and lora.kind=full trains whole weights"):
+        check_model(config(lora=FULL, adapter=adapted()), small)
+
+
+def test_a_start_with_more_parameters_than_train_is_refused(small: Path, tmp_path: Path) -> None:
+    weights = whole(tmp_path / "whole", models.parameter_shapes(small))
+    with pytest.raises(AdapterError, match=r"leaves out .*lora.target_modules=all-linear"):
+        check_model(config(lora=replace(FULL, target_modules="q_proj"), adapter=weights), small)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlpost.errors import AdapterError
@@ -62,7 +65,7 @@ def test_an_update_is_what_peft_merges(case: str, small: Path, tmp_path: Path) -
             assert change == 0, name
 
 
-Q_PROJ = "model.layers.0.self_attn.q_proj"
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 OFT = MERGED["OFT"]
 
 
@@ -73,15 +76,17 @@ def test_the_formula_and_pefts_layers_agree(kind: dict[str, bool], small: Path, 
     model = on(small, {"peft_type": "LORA", "r": 4, "lora_alpha": 10, **kind})
     adapter, base = Adapter.load(save(model, tmp_path)), BaseWeights(small)
     layers = PeftLayers(adapter.config, adapter.tensors, base)
-    assert sorted(layers.shapes) == list(adapter.modules) == list(weight_update(adapter, base).shapes)
-    for module in adapter.modules:
-        W0 = base[f"{module}.weight"]
-        torch.testing.assert_close(layers.merged(module, W0), merged_weight(adapter, module, W0))
+    weights = [f"{module}.weight" for module in adapter.modules]
+    assert sorted(layers.shapes) == weights == list(weight_update(adapter, base).shapes)
+    for module, name in zip(adapter.modules, weights, strict=True):
+        torch.testing.assert_close(
+            layers.merged(name, base[name]), merged_weight(adapter, module, base[name])
+        )
 
 
 def test_the_base_is_left_and_a_weight_can_be_asked_for_again(small: Path, tmp_path: Path) -> None:
     adapter, base = Adapter.load(save(on(small, OFT), tmp_path)), BaseWeights(small)
-    update, W0 = weight_update(adapter, base), base[f"{Q_PROJ}.weight"]
+    update, W0 = weight_update(adapter, base), base[Q_PROJ]
     first, buffer = update.merged(Q_PROJ, W0), torch.empty(W0.shape)
     assert update.merged(Q_PROJ, W0, buffer) is buffer
     assert torch.equal(first, buffer)
@@ -102,8 +107,8 @@ def test_one_layer_at_a_time_is_widened(small: Path, tmp_path: Path) -> None:
         return [layer.get_base_layer().weight.data_ptr() for layer in layers._layers.values()]
 
     before = held()
-    for module in layers.shapes:
-        layers.merged(module, BaseWeights(small)[f"{module}.weight"])
+    for name in layers.shapes:
+        layers.merged(name, BaseWeights(small)[name])
         assert held() == before
 
 
@@ -116,26 +121,79 @@ def test_what_peft_draws_leaves_the_process_dice_alone(small: Path, tmp_path: Pa
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_a_module_or_a_shape_that_the_adapter_does_not_have_is_refused(small: Path, tmp_path: Path) -> None:
+def test_a_name_or_a_shape_that_the_adapter_does_not_have_is_refused(small: Path, tmp_path: Path) -> None:
     update = weight_update(Adapter.load(save(on(small, OFT), tmp_path)), BaseWeights(small))
-    for module, shape in (("model.layers.0.self_attn.o_proj", (32, 32)), (Q_PROJ, (32, 16))):
-        with pytest.raises(AdapterError, match=f"{module}.*no weight of shape"):
-            update.merged(module, torch.zeros(shape))
+    for name, shape in (("model.layers.0.self_attn.o_proj.weight", (32, 32)), (Q_PROJ, (32, 16))):
+        with pytest.raises(AdapterError, match=f"{name}.*no value of shape"):
+            update.merged(name, torch.zeros(shape))
 
 
-@pytest.mark.parametrize("case", ["OFT", "VeRA", "rank pattern", "rank pattern, DoRA", "RandLora"])
-def test_a_bias_that_a_merge_leaves_alone_is_fine(case: str, with_bias: Path, tmp_path: Path) -> None:
-    model = on(with_bias, MERGED[case])
-    ours = dict(weight_update(Adapter.load(save(model, tmp_path)), BaseWeights(with_bias)))
-    theirs = model.merge_and_unload().state_dict()
-    for name, weight in ours.items():
-        torch.testing.assert_close(weight, theirs[name], rtol=1e-4, atol=1e-5)
+# A merge of these changes biases: of k, v (IA3) or of every module.
+MOVE_BIASES = {"IA3", "RoAd"}
 
 
-def test_a_bias_that_a_merge_changes_is_refused(with_bias: Path, tmp_path: Path) -> None:
-    update = weight_update(Adapter.load(save(on(with_bias, MERGED["IA3"]), tmp_path)), BaseWeights(with_bias))
-    with pytest.raises(AdapterError, match=r"_proj'.*IA3 changes the layer's bias"):
-        check_merges(update)
+@pytest.mark.parametrize(
+    "case", ["OFT", "VeRA", "rank pattern", "rank pattern, DoRA", "RandLora", *MOVE_BIASES]
+)
+@pytest.mark.parametrize("zero", [False, True], ids=["biases", "biases that are zero"])
+def test_biases_are_merged_with_the_weights(case: str, zero: bool, with_bias: Path, tmp_path: Path) -> None:
+    """A stored bias may be zero, which no merge changes, and the kind may change biases all the same."""
+    folder = with_bias
+    if zero:
+        folder = Path(shutil.copytree(with_bias, tmp_path / "zero"))
+        named = load_file(folder / "model.safetensors")
+        save_file(
+            {name: t.zero_() if name.endswith("bias") else t for name, t in named.items()},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+    model = on(folder, MERGED[case])
+    update = weight_update(Adapter.load(save(model, tmp_path / "adapter")), BaseWeights(folder))
+    check_merges(update)
+    ours = dict(update)
+    assert any(name.endswith("bias") for name in ours) is (case in MOVE_BIASES)
+    for name, value in model.merge_and_unload().state_dict().items():
+        expected = ours.get(name, BaseWeights(folder).get(name, value))
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def whole(base: BaseWeights, *names: str) -> Adapter:
+    tensors = {name: base[name] + torch.randn(base[name].shape) for name in names}
+    return Adapter.create({"peft_type": "FULL", "target_modules": ["q_proj"]}, tensors, 3)
+
+
+def test_whole_tensors_are_the_new_values(with_bias: Path, tmp_path: Path) -> None:
+    base = BaseWeights(with_bias)
+    names = ["model.embed_tokens.weight", "model.norm.weight", Q_PROJ, Q_PROJ.replace("weight", "bias")]
+    made = whole(base, *names)
+    made.save(tmp_path / "adapter")
+    adapter = Adapter.load(tmp_path / "adapter")
+    assert (adapter.version, adapter.fingerprint) == (3, made.fingerprint)
+    update = weight_update(adapter, base)
+    check_merges(update)
+    assert update.shapes == {name: tuple(base[name].shape) for name in sorted(names)}
+    assert all(torch.equal(value, made.tensors[name]) for name, value in update)
+    buffer = torch.empty(base[Q_PROJ].shape)
+    assert update.merged(Q_PROJ, base[Q_PROJ].bfloat16(), buffer) is buffer
+    assert torch.equal(buffer, made.tensors[Q_PROJ])
+
+
+def test_whole_tensors_of_another_model_are_refused(small: Path, with_bias: Path) -> None:
+    adapter = whole(BaseWeights(with_bias), Q_PROJ, Q_PROJ.replace("weight", "bias"), "lm_head.weight")
+    with pytest.raises(AdapterError, match=r"2 of 3 whole tensors.*q_proj\.bias.*absent.*lm_head"):
+        weight_update(adapter, BaseWeights(small))  # which has a tied head and no biases
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 8), ("bias", "all"), ("modules_to_save", ["lm_head"])])
+def test_whole_tensors_with_settings_of_other_kinds_are_refused(key: str, value: Any, small: Path) -> None:
+    with pytest.raises(AdapterError, match=f"Adapter setting {key} ="):
+        Adapter.create({"peft_type": "FULL", key: value}, {Q_PROJ: BaseWeights(small)[Q_PROJ]}, 0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_whole_tensors_that_are_not_finite_are_refused(value: float, small: Path) -> None:
+    with pytest.raises(AdapterError, match="NaN or infinite"):
+        Adapter.create({"peft_type": "FULL"}, {Q_PROJ: torch.full((32, 32), value)}, 0)
 
 
 def test_an_adapter_that_does_more_than_its_merge_is_refused(small: Path, tmp_path: Path) -> None:

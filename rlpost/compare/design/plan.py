@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpost.compare.design.types import INIT, SFT
-from rlpost.config.compose import defaults_under
+from rlpost.compare.design.types import INIT, SFT, algorithm_of, settings_name_of, with_settings_name
+from rlpost.config.compose import defaults_under, with_settings
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, BudgetConfig, CompareConfig, Config, Task
 
@@ -27,7 +27,7 @@ SFT_CHECKPOINTS = 10
 
 @dataclass(frozen=True)
 class CellPlan:
-    arm: str  # INIT, SFT or an algorithm
+    arm: str  # INIT, or one of `arms`
     seed: int
     needs: tuple[str, ...]  # names of the cells that must be done first
 
@@ -54,9 +54,15 @@ def quickened(cfg: Config) -> Config:
     return cfg
 
 
+def arms(cfg: Config) -> tuple[str, ...]:
+    """The arms: those of `compare.arms`, each with every one of `compare.settings` if there are some."""
+    names = cfg.compare.settings or [None]
+    return tuple(with_settings_name(arm, name) for name in names for arm in cfg.compare.arms)
+
+
 def reference_arm(cfg: Config) -> str:
     """The first arm that is an algorithm. Validation guarantees that there is one."""
-    return next(arm for arm in cfg.compare.arms if arm != SFT)
+    return next(arm for arm in arms(cfg) if algorithm_of(arm) != SFT)
 
 
 def plan(cfg: Config) -> list[CellPlan]:
@@ -65,7 +71,7 @@ def plan(cfg: Config) -> list[CellPlan]:
     for seed in cfg.compare.seeds:
         start, first = cell_name(INIT, seed), cell_name(reference, seed)
         cells += [CellPlan(INIT, seed, ()), CellPlan(reference, seed, (start,))]
-        others = (arm for arm in cfg.compare.arms if arm != reference)
+        others = (arm for arm in arms(cfg) if arm != reference)
         cells += [CellPlan(arm, seed, (start, first)) for arm in others]
     return cells
 
@@ -75,12 +81,13 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
     if cell.arm == INIT:
         return _init(cfg, cell, folder)
     # Done first, because only the comparison's own configuration knows which settings the user named.
-    algorithm = cfg if cell.arm == SFT else with_algorithm(cfg, AlgoName[cell.arm])
-    cell_cfg = _common(algorithm, cell, folder)
+    is_sft = algorithm_of(cell.arm) == SFT
+    algorithm = cfg if is_sft else with_algorithm(cfg, AlgoName[algorithm_of(cell.arm)])
+    cell_cfg = _common(_with_named_settings(algorithm, cell.arm), cell, folder)
     cell_cfg.eval.start = False  # the start is the same for all arms, and init evaluates it
     if cfg.sft.steps:
         cell_cfg.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
-    if cell.arm == SFT:
+    if is_sft:
         cell_cfg.task = Task.sft
         cell_cfg.sft.steps, cell_cfg.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
         cell_cfg.tracking.checkpoint_every *= SFT_CHECKPOINTS
@@ -100,6 +107,11 @@ def _init(cfg: Config, cell: CellPlan, folder: Path) -> Config:
     cell_cfg.task = Task.sft if cfg.sft.steps else Task.eval
     cell_cfg.eval.start = cell.seed == cfg.compare.seeds[0]  # the bare model is the same for every seed
     return cell_cfg
+
+
+def _with_named_settings(cfg: Config, arm: str) -> Config:
+    name = settings_name_of(arm)
+    return cfg if name is None else with_settings(cfg, cfg.compare.settings[name])
 
 
 def _common(cfg: Config, cell: CellPlan, folder: Path) -> Config:

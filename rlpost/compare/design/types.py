@@ -16,6 +16,24 @@ from rlpost.record.compute import Compute
 # The pseudo-arm from which every other arm starts: the warm-started adapter, evaluated at its only point.
 INIT = "init"
 SFT = "sft"  # the arm without an algorithm
+_AND = "."  # between an arm's algorithm and the name of its settings
+
+
+def with_settings_name(algorithm: str, settings: str | None) -> str:
+    """The name of an arm: its algorithm (or sft), and the name of its settings if the comparison has several."""
+    return algorithm if settings is None else f"{algorithm}{_AND}{settings}"
+
+
+def algorithm_of(arm: str) -> str:
+    """INIT, sft or an algorithm."""
+    return arm.partition(_AND)[0]
+
+
+def settings_name_of(arm: str) -> str | None:
+    """The name of the arm's settings; None if it has the comparison's own."""
+    return arm.partition(_AND)[2] or None
+
+
 UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
 """The names of the fields of `Compute` in reports."""
 

@@ -111,7 +111,8 @@ def _line(view: View, arm: str, variant: str, unit: str) -> Line:
 
 def _differences(view: View) -> Section:
     reading = (
-        "Each arm against init, and RL against SFT, at the end of the budget, paired over seeds and instances. The"
+        "Each arm against init, RL against SFT, and each arm against itself under the first settings, at the end of the"
+        " budget, paired over seeds and instances. The"
         " heavy bar is the 95% interval of that difference alone; the thin one, and the brackets beside it, hold for"
         " all rules at once: where it does not touch the line at zero, the difference is clear. An arrow: the"
         " interval goes on outside the picture. p is corrected for the number of rules likewise (Bonferroni)."

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from rlpost.compare.design.types import INIT, SFT, UNITS, Cell, Comparison, Role, Status
+from rlpost.compare.design.types import (
+    INIT,
+    SFT,
+    UNITS,
+    Cell,
+    Comparison,
+    Role,
+    Status,
+    algorithm_of,
+    settings_name_of,
+)
 from rlpost.compare.statistics.causes import BROKEN, Causes, measures_memorization
 from rlpost.compare.statistics.directions import Change, ContrastResult, Direction, held_out_change
 from rlpost.compare.statistics.estimates import Success, contrasts
@@ -85,7 +95,10 @@ _AHEAD: Answers = {
 
 
 def arm_name(arm: str) -> str:
-    return "the start" if arm == INIT else arm.upper()
+    """The arm in a sentence: `PPO`, or `PPO (rank_8)` if the comparison has several settings."""
+    settings = settings_name_of(arm)
+    name = "the start" if arm == INIT else algorithm_of(arm).upper()
+    return name if settings is None else f"{name} ({settings})"
 
 
 def points(interval: Interval) -> str:
@@ -145,22 +158,26 @@ def answers(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[
             "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
         )
         return
-    for arm in sorted(comparison.arms, key=lambda name: name != SFT):
+    for arm in sorted(comparison.arms, key=lambda name: algorithm_of(name) != SFT):
         mine = [row for row in rows if (row.arm, row.baseline) == (arm, INIT)]
-        yield _did_it_memorize(mine) if arm == SFT else _did_it_generalize(arm, mine)
+        yield _did_it_memorize(arm, mine) if algorithm_of(arm) == SFT else _did_it_generalize(arm, mine)
     for arm, baseline in contrasts(comparison):
-        if baseline == SFT:
-            mine = [row for row in rows if (row.arm, row.baseline) == (arm, SFT)]
-            yield _who_is_ahead(arm, mine, comparison.matched_on)
+        mine = [row for row in rows if (row.arm, row.baseline) == (arm, baseline)]
+        if algorithm_of(arm) == algorithm_of(baseline):
+            yield Finding(
+                f"{arm_name(arm)} against {arm_name(baseline)}{_in_one_seed(mine)}:", _details(mine)
+            )
+        elif baseline != INIT:
+            yield _who_is_ahead(arm, baseline, mine, comparison.matched_on)
 
 
-def _did_it_memorize(rows: Sequence[ContrastResult]) -> Finding:
+def _did_it_memorize(arm: str, rows: Sequence[ContrastResult]) -> Finding:
     change = held_out_change(rows)
     answer, text = _MEMORIZED[change]
     learned = any(row.role is Role.TRAINED and row.direction is Direction.UP for row in rows)
     if change in (Change.DOWN, Change.PARTLY_DOWN) and not learned:
         answer, text = _NOT_LEARNED
-    headline = f"Did SFT memorize? {text}{_in_one_seed(rows)}."
+    headline = f"Did {arm_name(arm)} memorize? {text}{_in_one_seed(rows)}."
     return Finding(headline, _details(rows), Question.MEMORIZED, answer)
 
 
@@ -170,10 +187,12 @@ def _did_it_generalize(arm: str, rows: Sequence[ContrastResult]) -> Finding:
     return Finding(headline, _details(rows), Question.GENERALIZED, answer)
 
 
-def _who_is_ahead(arm: str, rows: Sequence[ContrastResult], matched_on: str) -> Finding:
+def _who_is_ahead(arm: str, baseline: str, rows: Sequence[ContrastResult], matched_on: str) -> Finding:
     answer, text = _AHEAD[held_out_change(rows)]
     told, matched = text.format(arm=arm_name(arm)), UNITS.get(matched_on, matched_on)
-    headline = f"{arm_name(arm)} against SFT, at equal {matched}: {told}{_in_one_seed(rows)}."
+    headline = (
+        f"{arm_name(arm)} against {arm_name(baseline)}, at equal {matched}: {told}{_in_one_seed(rows)}."
+    )
     return Finding(headline, _details(rows), Question.AHEAD, answer)
 
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpost.compare.design.types import INIT, SFT, Comparison, Evaluation
+from rlpost.compare.design.types import (
+    INIT,
+    SFT,
+    Comparison,
+    Evaluation,
+    algorithm_of,
+    settings_name_of,
+    with_settings_name,
+)
 from rlpost.compare.statistics.evaluations import BySeed, Key, by_key
 from rlpost.compare.statistics.intervals import (
     LEVEL,
@@ -46,7 +54,7 @@ class Difference:
     """`arm - baseline` on one variant at one point, paired over seeds and instances."""
 
     arm: str
-    baseline: str  # INIT (at its only point) or sft (at the same share)
+    baseline: str  # INIT (at its only point), or another arm (at the same share); see `contrasts`
     variant: str
     share: float
     estimate: Interval  # 95%, of this difference alone
@@ -105,7 +113,7 @@ def instances_of(seeds: BySeed) -> tuple[str, ...]:
 
 
 def differences(comparison: Comparison) -> list[Difference]:
-    """Every arm - INIT, and every other arm - sft, on each variant at each share that has at least one pair.
+    """Every contrast on each variant at each share that has at least one pair.
 
     The variants of one contrast at one share are corrected together by Bonferroni. Bonferroni gives intervals as well
     as p-values, so the direction, the interval and the p-value of a difference always agree.
@@ -124,9 +132,14 @@ def differences(comparison: Comparison) -> list[Difference]:
 
 
 def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
-    """(arm, baseline): every arm against the common start, and every other arm against SFT."""
-    against_sft = [(arm, SFT) for arm in comparison.arms if arm != SFT and SFT in comparison.arms]
-    return [(arm, INIT) for arm in comparison.arms] + against_sft
+    """(arm, baseline): every arm against the common start, every algorithm against SFT under the same settings, and
+    every arm against the same one under the first settings."""
+    arms = comparison.arms
+    first = settings_name_of(arms[0]) if arms else None
+    against_sft = [(arm, with_settings_name(SFT, settings_name_of(arm))) for arm in arms]
+    against_first = [(arm, with_settings_name(algorithm_of(arm), first)) for arm in arms]
+    others = [(arm, other) for arm, other in against_sft + against_first if arm != other and other in arms]
+    return [(arm, INIT) for arm in arms] + list(dict.fromkeys(others))
 
 
 def _paired(

@@ -259,12 +259,14 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """transformers' interface: query (1, h, T, D), key and value (1, g, T, D) to (1, T, h, D). No dropout.
 
+    Query and key take the value's dtype: under autocast rotary positions in float32 widen them.
+
     Raises ModelError if the attention is not a plain softmax over all earlier tokens.
     """
     if softcap is not None or s_aux is not None:
         raise ModelError("the model's attention caps its scores or has sinks; choose a model without")
     check_window(sliding_window, layout)
-    q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    q_ThD, k_TgD, v_TgD = (x[0].transpose(0, 1).contiguous().to(value.dtype) for x in (query, key, value))
     return packed_attention(q_ThD, k_TgD, v_TgD, layout, scaling)[None], None
 
 

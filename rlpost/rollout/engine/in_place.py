@@ -1,125 +1,169 @@
 """Writes weights into a running vLLM model: merge, write in place, prove.
 
-    1 find the live layer of every module  else refuse, nothing touched
-    2 W = round(W0 + delta), one layer after another, written in place; a fused layer's modules are stacked
-    3 probe every written layer            else report which do not hold W
+    1 find the live tensors of every parameter  else refuse, nothing touched
+    2 W = round(W0 + delta), one tensor after another, written in place; a fused layer's modules are stacked
+    3 prove every written tensor                else report which do not hold W
 
 Each merge starts from the checkpoint's own W0 (memory-mapped, no second copy), so errors do not accumulate, and writing
-W0 restores the base model bit for bit. Layers that an earlier update wrote and the next one does not name return to W0.
-This file never imports vllm.
+W0 restores the base model bit for bit. Tensors that an earlier update wrote and the next one does not name return to
+W0. Before a tensor is written for the first time, it is compared with W0: whatever this file and vLLM's loader do not
+lay out alike is refused by name. This file never imports vllm.
 
-vLLM's own loader (`reload_weights`) could implement the same protocol, and would handle the shards of an engine on
-several devices. But it takes longer without a proof than this writer with one, and an update that names only one module
-of a fused layer leaves the others without values (docs/results/decoding-and-swap.md).
+A rank of a tensor-parallel engine merges whole parameters and writes its own shard (rlpost/rollout/engine/shards.py),
+so each proof is of that rank's tensors alone, and every rank must give its own.
+
+vLLM's own loader (`reload_weights`) could implement the same protocol. But it takes longer without a proof than this
+writer with one, and an update that names only one module of a fused layer leaves the others without values
+(docs/results/decoding-and-swap.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from rlpost.errors import SwapError
 from rlpost.rollout.engine.live_layer import LiveLayer, Probe, Questions
+from rlpost.rollout.engine.live_parameter import ReadBack
+from rlpost.rollout.engine.targets import Target, targets
 from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import WeightUpdate
 
 PROBE_COLUMNS = 16  # columns of each written layer that are read back bit for bit
-_SAMPLED = 8  # one row in so many is measured for the rounding loss
-
-
-@dataclass(frozen=True)
-class Target:
-    """A live layer, and the base model's modules whose rows are stacked in it, top to bottom."""
-
-    layer: LiveLayer
-    parts: tuple[str, ...]
+_SAMPLED = 8  # one row in so many of a matrix is measured for the rounding loss
 
 
 class InPlaceWriter:
-    """A `rlpost.rollout.engine.weight_writer.WeightWriter` for unquantized linear layers on one device."""
+    """A `rlpost.rollout.engine.weight_writer.WeightWriter` for unquantized models, and one rank's shard of such."""
 
     def __init__(self, model: nn.Module, base: BaseWeights):
         self._base = base
-        self._targets = {part: target for target in _targets(model) for part in target.parts}
-        if absent := [module for module in base.changed if module not in self._targets]:
-            raise SwapError(
-                f"lora.base={base.kind.value} changes {len(absent)} modules that are no linear layers in the engine:"
-                f" {_some(absent)}. Give lora.base=stored, or another model."
-            )
-        # First module names of the layers that may not contain the base: the engine loads the checkpoint.
-        self._written = {self._targets[module].parts[0] for module in base.changed}
-        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._targets = {part.parameter: target for target in targets(model, base) for part in target.parts}
+        self._as_stored: set[str] = set()  # names of the targets that were seen to hold the base
+        self._written: dict[str, Target] = {}  # targets that may not hold the base, by name
+        self._scratch: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def write(self, update: WeightUpdate | None) -> WriteReport:
         """See `WeightWriter.write`."""
+        named = () if update is None else tuple(update.shapes)
         if update is not None:
-            self._check_modules(update)
-        modules = () if update is None else tuple(update.shapes)
-        wanted = dict.fromkeys([*(self._targets[m].parts[0] for m in modules), *sorted(self._written)])
+            self._check_names(update)
+        changed = {target.name: target for target in (self._targets[name] for name in named)}
+        self._check_layout(changed.values())
         merge = _Merge(update)
-        probes = [self._write(self._targets[first], merge) for first in wanted]
-        broken = [probe.layer.name for probe in probes if not probe.holds()]
-        if broken or merge.bound != len(modules):
+        wanted = changed | self._written
+        proofs = [proof for target in wanted.values() for proof in self._write(target, merge)]
+        broken = [proof.name for proof in proofs if not proof.holds()]
+        if broken or merge.bound != len(named):
             raise SwapError(
-                f"{len(broken)} of {len(probes)} layers do not compute with what was written ({_some(broken)});"
-                f" {merge.bound} of {len(modules)} modules were merged."
+                f"{len(broken)} of {len(proofs)} layers do not compute with what was written ({_some(broken)});"
+                f" {merge.bound} of {len(named)} parameters were merged."
             )
-        self._written = {self._targets[m].parts[0] for m in modules}
+        self._written = changed
         arrived = "" if update is None else update.fingerprint
-        return WriteReport(arrived, merge.bound, len(modules), merge.rounding_loss)
+        return WriteReport(arrived, merge.bound, len(named), merge.rounding_loss)
 
-    def _check_modules(self, update: WeightUpdate) -> None:
+    def set_base(self, base: BaseWeights) -> WriteReport:
+        """See `WeightWriter.set_base`."""
+        names = [f"{module}.weight" for module in base.changed]
+        if absent := [name for name in names if name not in self._targets]:
+            raise SwapError(
+                f"lora.base={base.kind.value} changes {len(absent)} weights that have no place in the engine:"
+                f" {_some(absent)}. Give lora.base=stored, or another model."
+            )
+        changed = {target.name: target for target in (self._targets[name] for name in names)}
+        self._check_layout(changed.values())
+        self._base = base
+        self._written |= changed
+        return self.write(None)
+
+    def _check_names(self, update: WeightUpdate) -> None:
         shapes = update.shapes
-        unknown = [m for m in shapes if m not in self._targets or f"{m}.weight" not in self._base]
+        unknown = [name for name in shapes if name not in self._targets]
         if unknown:
             raise SwapError(
-                f"{len(unknown)} of {len(shapes)} adapted modules have no linear layer in the engine:"
-                f" {_some(unknown)}. Target the engine's own model; embeddings and the head cannot be swapped."
+                f"{len(unknown)} of {len(shapes)} changed parameters have no place in the engine:"
+                f" {_some(unknown)}. Target the engine's own model, and only what it holds unquantized. (A tied head"
+                " follows the embeddings.)"
             )
-        for module, shape in shapes.items():
-            base = self._base[f"{module}.weight"]
-            if base.shape != shape:
+        for name, shape in shapes.items():
+            if self._base[name].shape != shape:
                 raise SwapError(
-                    f"Module {module!r}: the update's weight {shape} and the base's {tuple(base.shape)} do not fit."
+                    f"{name!r}: the update's value {shape} and the base's {tuple(self._base[name].shape)} do not fit."
                     " Is the adapter of another model?"
                 )
 
-    def _write(self, target: Target, merge: _Merge) -> Probe:
-        layer = target.layer
-        self._written.add(target.parts[0])
-        merged, weight = self._buffers(layer)
-        row = 0
-        for part in target.parts:
-            base = self._base[f"{part}.weight"]
-            # The base as the engine holds it. Widened to fp32 it already is that, and needs no copy.
-            if layer.dtype != torch.float32:
-                base = base.to(layer.device, layer.dtype)
-            merge.into(merged[row : row + base.shape[0]], part, base, layer.dtype)
-            row += base.shape[0]
-        if weight is not merged:
-            weight.copy_(merged)
-        layer.write(weight)
-        return Probe.of(layer, weight, merged, merge.questions(layer))
+    def _check_layout(self, wanted: Iterable[Target]) -> None:
+        """Raises SwapError for a tensor that cannot be rewritten, or does not hold the checkpoint's values as expected.
 
-    def _buffers(self, layer: LiveLayer) -> tuple[Tensor, Tensor]:
-        """Buffers for the merge in fp32 and in the engine's dtype, [out, in] each.
-
-        All layers share their memory: new memory for each would cost more than the merge.
+        Each is looked at once, before it is first written.
         """
-        merged = self._buffer(layer, torch.float32)
-        return merged, merged if layer.dtype == torch.float32 else self._buffer(layer, layer.dtype)
+        new = [target for target in wanted if target.name not in self._as_stored]
+        for target in new:
+            for live in target.live:
+                live.check()
+        stored = _Merge(None)
+        proofs = [
+            proof for target in new for proof in self._prove(target, *self._value(target, stored), stored)
+        ]
+        unlike = [proof.name for proof in proofs if not proof.holds()]
+        if unlike:
+            raise SwapError(
+                f"{len(unlike)} of {len(proofs)} layers do not hold the checkpoint's values where they are expected"
+                f" ({_some(unlike)}): vLLM lays them out in a way that this version does not know. Leave them out."
+            )
+        self._as_stored.update(target.name for target in new)
 
-    def _buffer(self, layer: LiveLayer, dtype: torch.dtype) -> Tensor:
-        size = layer.shape[0] * layer.shape[1]
-        if dtype not in self._scratch or self._scratch[dtype].numel() < size:
-            self._scratch[dtype] = torch.empty(size, dtype=dtype, device=layer.device)
-        return self._scratch[dtype][:size].view(layer.shape)
+    def _write(self, target: Target, merge: _Merge) -> list[Probe | ReadBack]:
+        self._written[target.name] = target
+        value, exact = self._value(target, merge)
+        for live in target.live:
+            live.write(value)
+        return self._prove(target, value, exact, merge)
+
+    def _prove(self, target: Target, value: Tensor, exact: Tensor, merge: _Merge) -> list[Probe | ReadBack]:
+        return [
+            Probe.of(live, value, exact, merge.questions(live))
+            if isinstance(live, LiveLayer)
+            else live.proof(value)
+            for live in target.live
+        ]
+
+    def _value(self, target: Target, merge: _Merge) -> tuple[Tensor, Tensor]:
+        """What the target's live tensors must hold, in the engine's dtype, and the same in fp32 before rounding.
+
+        Both are buffers that all targets share: new memory for each would cost more than the merge.
+        """
+        live = target.live[0]
+        exact, row = self._buffer("exact", live.shape, torch.float32, live.device), 0
+        for part in target.parts:
+            base = self._base[part.parameter]
+            # The base as the engine holds it. Widened to fp32 it already is that, and needs no copy.
+            if live.dtype != torch.float32:
+                base = base.to(live.device, live.dtype)
+            if part.is_whole:
+                merge.into(exact[row : row + base.shape[0]], part.parameter, base, live.dtype)
+                row += base.shape[0]
+                continue
+            whole = self._buffer("whole", tuple(base.shape), torch.float32, live.device)
+            merge.into(whole, part.parameter, base, live.dtype)
+            for piece in part.pieces(whole):
+                exact[row : row + piece.shape[0]].copy_(piece)
+                row += piece.shape[0]
+        exact[row:].zero_()
+        if live.dtype == torch.float32:
+            return exact, exact
+        return self._buffer("value", live.shape, live.dtype, live.device).copy_(exact), exact
+
+    def _buffer(self, use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = math.prod(shape)
+        if (use, dtype) not in self._scratch or self._scratch[use, dtype].numel() < size:
+            self._scratch[use, dtype] = torch.empty(size, dtype=dtype, device=device)
+        return self._scratch[use, dtype][:size].view(shape)
 
 
 class _Merge:
@@ -131,28 +175,30 @@ class _Merge:
         self._questions: dict[tuple[int, torch.device], Questions] = {}
         self._lost = 0.0
         self._delta = 0.0
-        self.bound = 0  # number of merged modules
+        self.bound = 0  # number of merged parameters
 
-    def into(self, rows: Tensor, module: str, base: Tensor, dtype: torch.dtype) -> None:
-        """Fill fp32 `rows` [out, in] with the module's weight. `base` is W0 as the engine holds it, or widened to fp32.
+    def into(self, value: Tensor, parameter: str, base: Tensor, dtype: torch.dtype) -> None:
+        """Fill fp32 `value` with the parameter's new one. `base` is W0 as the engine holds it, or widened to fp32.
 
         `dtype` is the engine's.
         """
-        if self._update is None or module not in self._update.shapes:
-            rows.copy_(base)
+        if self._update is None or parameter not in self._update.shapes:
+            value.copy_(base)
             return
-        self._update.merged(module, base, rows)
+        self._update.merged(parameter, base, value)
         self.bound += 1
         if dtype != torch.float32:
-            sample = rows[::_SAMPLED]
-            self._lost += _square(sample.to(dtype).float() - sample)
-            self._delta += _square(sample - base[::_SAMPLED].float())
+            step = _SAMPLED if value.ndim > 1 else 1
+            sample = value[::step]
+            # A sampled row stands for those that are not looked at.
+            self._lost += step * _square(sample.to(dtype).float() - sample)
+            self._delta += step * _square(sample - base[::step].float())
 
     @property
     def rounding_loss(self) -> float:
-        """||round(W) - W|| / ||W - W0||, W = W0 + D in fp32, over all merged modules; 0 in an fp32 engine.
+        """||round(W) - W|| / ||W - W0||, W = W0 + D in fp32, over all merged parameters; 0 in an fp32 engine.
 
-        It is estimated from every eighth row, since over all rows it would cost as much as the merge.
+        Of a matrix it is estimated from every eighth row, since over all rows it would cost as much as the merge.
         """
         return math.sqrt(self._lost / self._delta) if self._delta > 0 else 0.0
 
@@ -167,18 +213,6 @@ class _Merge:
 def _square(tensor: Tensor) -> float:
     flat = tensor.reshape(-1)
     return float(flat @ flat)
-
-
-def _targets(model: Any) -> Iterator[Target]:
-    """Every unquantized linear layer of a vLLM model, with the checkpoint's names of the modules stacked in it."""
-    fused = model.packed_modules_mapping if hasattr(model, "packed_modules_mapping") else {}
-    for name, layer in model.named_modules():
-        method = layer.quant_method if hasattr(layer, "quant_method") else None
-        if type(method).__name__ != "UnquantizedLinearMethod":
-            continue
-        parent, _, leaf = name.rpartition(".")
-        parts = tuple(f"{parent}.{part}" for part in fused[leaf]) if leaf in fused else (name,)
-        yield Target(LiveLayer(name, layer), parts)
 
 
 def _some(names: list[str]) -> str:

@@ -27,7 +27,7 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9} 
 
 
 class LiveLayer:
-    """An unquantized vLLM linear layer, weight [out, in] in the engine's dtype."""
+    """An unquantized vLLM linear layer or head, weight [out, in] in the engine's dtype (of a shard: its own)."""
 
     def __init__(self, name: str, layer: Any):
         self.name = name
@@ -36,27 +36,31 @@ class LiveLayer:
         self.dtype: torch.dtype = layer.params_dtype
         self.device: torch.device = layer.weight.device
 
-    def write(self, weight: Tensor) -> None:
-        """Make the layer compute with `weight` [out, in].
+    def check(self) -> None:
+        """Raises SwapError for a CPU kernel that this version does not know."""
+        held = self._held()
+        if not {"handler", "packed_weight"} & held.keys() and self.layer.weight.shape != self.shape:
+            raise SwapError(
+                f"{self.name}: unknown packed kernel (it holds {sorted(held)}); no way to rewrite it."
+            )
 
-        Raises:
-            SwapError: wrong shape or dtype, or a CPU kernel that this version does not know.
-        """
+    def write(self, weight: Tensor) -> None:
+        """Make the layer compute with `weight` [out, in]. Raises SwapError for a wrong shape or dtype."""
         if weight.shape != self.shape or weight.dtype != self.dtype:
             raise SwapError(
                 f"{self.name}: cannot write {tuple(weight.shape)} {weight.dtype} over {self.shape} {self.dtype}."
             )
-        held = _closure(self.layer.cpu_linear) if hasattr(self.layer, "cpu_linear") else {}
+        held = self._held()
         if "handler" in held:
             _replace_handler(held["handler"], weight)
         elif "packed_weight" in held:
             held["packed_weight"].copy_(torch.ops._C.convert_weight_packed(weight))
-        elif self.layer.weight.shape == self.shape:
-            self.layer.weight.data.copy_(weight)
         else:
-            raise SwapError(
-                f"{self.name}: unknown packed kernel (it holds {sorted(held)}); no way to rewrite it."
-            )
+            self.layer.weight.data.copy_(weight)
+
+    def _held(self) -> dict[str, Any]:
+        """What the layer's CPU kernel has packed; empty on a GPU."""
+        return _closure(self.layer.cpu_linear) if hasattr(self.layer, "cpu_linear") else {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the running engine computes for inputs [n, in], without bias: [n, out]."""
@@ -90,6 +94,10 @@ class Probe:
     layer: LiveLayer
     inputs: Tensor  # [count + 1, in]
     expected: Tensor  # [count + 1, out]
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
 
     @classmethod
     def of(cls, layer: LiveLayer, weight: Tensor, exact: Tensor, questions: Questions) -> Probe:

@@ -36,7 +36,7 @@ class SwapReport:
 
     version: int
     fingerprint: str  # of the adapter's tensors, as they arrived at the engine
-    modules_bound: int  # target modules whose weight was rewritten
+    modules_bound: int  # parameters of the checkpoint that were rewritten; for LoRA one a module
     modules_expected: int
     canary_gap: float  # mean |log-prob difference| to the learner on the canary
     # ||round(W0 + D) - (W0 + D)|| / ||D||: the share of the update that is lost in the engine's dtype.

@@ -32,24 +32,26 @@ class SwapWorker:
     """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""
 
     def rlpost_set_base(self, kind: str) -> WriteReport:
-        """Make the base of that kind (`lora.base`) live, instead of the checkpoint that vLLM has loaded."""
-        _, writer = self._rlpost_writer(BaseKind(kind))
-        return writer.write(None)
+        """Make the base of that kind (`lora.base`) live, in place of the checkpoint that vLLM has loaded."""
+        worker: Any = self
+        _, writer = self._rlpost_writer()
+        base = base_weights(Path(worker.model_config.model), BaseKind(kind))
+        worker._rlpost_writer_ = base, writer
+        return writer.set_base(base)
 
     def rlpost_write(self, adapter: Adapter | None) -> WriteReport:
         """Make `adapter` live (None: the bare base model). See `WeightWriter.write` and `weight_update`."""
         base, writer = self._rlpost_writer()
         return writer.write(None if adapter is None else weight_update(adapter, base))
 
-    def _rlpost_writer(self, kind: BaseKind = BaseKind.stored) -> tuple[BaseWeights, WeightWriter]:
-        """The base and its writer, which the first call makes. `kind` counts in that call only."""
+    def _rlpost_writer(self) -> tuple[BaseWeights, WeightWriter]:
         worker: Any = self
         if not hasattr(worker, "_rlpost_writer_"):
             if worker.parallel_config.world_size != 1:
                 raise SwapError(
                     "Merged swaps need an engine on one device (tensor and pipeline parallel size 1)."
                 )
-            base = base_weights(Path(worker.model_config.model), kind)
+            base = BaseWeights(Path(worker.model_config.model))
             worker._rlpost_writer_ = base, InPlaceWriter(worker.model_runner.get_model(), base)
         base_and_writer: tuple[BaseWeights, WeightWriter] = worker._rlpost_writer_
         return base_and_writer

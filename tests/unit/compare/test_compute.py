@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.errors import ComparisonError
-from rlpost.record.compute import PROMPT, SAMPLED, SCORED, TRAINED, Compute, lora_flops, spent
+from rlpost.record.compute import PROMPT, SAMPLED, SCORED, TRAINED, Compute, real_flops, spent
 from rlpost.weights import models
 
 TOKENS = 48
@@ -83,9 +83,31 @@ def test_the_profiler_counts_what_a_frozen_base_costs() -> None:
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
     adapter = _size(model, trained=True)
-    trained = lora_flops({TRAINED: TOKENS}, size, adapter)
+    trained = real_flops({TRAINED: TOKENS}, size, adapter, adapter)
     assert _measured(model, backward=True) == pytest.approx(trained, rel=0.03)
     assert _measured(model, backward=False) == pytest.approx(
-        lora_flops({SAMPLED: TOKENS}, size, adapter), rel=0.002
+        real_flops({SAMPLED: TOKENS}, size, adapter, adapter), rel=0.002
     )
     assert trained < 0.75 * 6 * size * TOKENS
+
+
+def test_real_flops_by_hand() -> None:
+    """N = 10, 3 tokens trained and 5 sampled: an adapter of 2 adds its own products, whole weights of the model do not.
+
+    Adapter: 5 x 2 x 12 + 3 x (4 x 10 + 6 x 2) = 276. All 10: 5 x 2 x 10 + 3 x 6 x 10 = 280. 4 of 10: 100 + 3 x 48.
+    """
+    line = {SAMPLED: 5, TRAINED: 3}
+    assert real_flops(line, 10, trained=2, added=2) == 276
+    assert real_flops(line, 10, trained=10, added=0) == 280 == spent([line], 10)[0].flops
+    assert real_flops(line, 10, trained=4, added=0) == 244
+
+
+def test_the_profiler_counts_what_full_fine_tuning_of_some_modules_costs() -> None:
+    """The MLPs of all blocks. Below the first one nothing trains, so a part of the first block has no backward pass."""
+    model = _tiny()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".mlp." in name)
+    trained = _size(model, trained=True)
+    assert 0 < trained < _size(model)
+    expected = real_flops({TRAINED: TOKENS}, _size(model), trained, 0)
+    assert _measured(model, backward=True) == pytest.approx(expected, rel=0.06)

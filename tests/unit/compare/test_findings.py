@@ -118,11 +118,11 @@ def test_one_decision_answers_all_three_questions(
         return [ContrastResult("t", Role.TRAINED, "x", INIT, trained, None), *held_out, elsewhere]
 
     assert held_out_change(rows(Direction.UP)) is change
-    assert sentences._did_it_memorize(rows(Direction.UP)).answer is memorized
+    assert sentences._did_it_memorize("sft", rows(Direction.UP)).answer is memorized
     unlearned = Answer.NO if change in (Change.DOWN, Change.PARTLY_DOWN) else memorized
-    assert sentences._did_it_memorize(rows(Direction.UNCLEAR)).answer is unlearned
+    assert sentences._did_it_memorize("sft", rows(Direction.UNCLEAR)).answer is unlearned
     assert sentences._did_it_generalize("ppo", rows(Direction.UP)).answer is gained
-    assert sentences._who_is_ahead("ppo", rows(Direction.UP), "flops").answer is gained
+    assert sentences._who_is_ahead("ppo", "sft", rows(Direction.UP), "flops").answer is gained
 
 
 def test_a_finding_is_data() -> None:
@@ -256,3 +256,25 @@ def test_episodes_that_the_environment_ended_are_told() -> None:
     assert findings(comparison(cells, [0], ["t"])).problems == (
         "BROKEN: the environment ended 2 of 3 episodes of ppo, seed 0, on t; they count as not solved.",
     )
+
+
+def test_settings_are_compared_within_and_across() -> None:
+    chances = {
+        INIT: (0.3, 0.3, 0.3),
+        "sft.low": (0.6, 0.1, 0.1),
+        "ppo.low": (0.5, 0.5, 0.5),
+        "sft.high": (0.6, 0.1, 0.1),
+        "ppo.high": (0.8, 0.5, 0.5),
+    }
+    found = findings(_tables(chances))
+    assert list(dict.fromkeys(row.contrast for row in found.contrasts)) == [
+        *("sft.low - init", "ppo.low - init", "sft.high - init", "ppo.high - init"),
+        *("ppo.low - sft.low", "ppo.high - sft.high"),
+        *("sft.high - sft.low", "ppo.high - ppo.low"),
+    ]
+    told = " | ".join(found.sentences)
+    assert "Did SFT (low) memorize? Yes" in told
+    assert "PPO (high) against SFT (high), at equal FLOPs: PPO (high) is ahead on every held-out rule" in told
+    (across,) = [each for each in found.answers if str(each).startswith("PPO (high) against PPO (low)")]
+    assert across.question is None, "a remark: the intervals say what changed"
+    assert "trained (trained): +3" in str(across) or "trained (trained): +2" in str(across)

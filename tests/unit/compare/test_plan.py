@@ -9,6 +9,7 @@ import pytest
 from rlpost.compare.design.plan import (
     AT_MOST,
     CellPlan,
+    arms,
     plan,
     quickened,
     reference_arm,
@@ -148,3 +149,33 @@ def test_quick_takes_one_seed_and_fewer_iterations(cfg: Config) -> None:
     quick = quickened(cfg)
     assert (quick.compare.seeds, quick.algo.iterations) == ([3], 16)
     assert cfg.compare.seeds == [3, 5], "the settings themselves stay as they are"
+
+
+RANKS = (
+    "compare.settings={rank_1: {lora.rank: 1, lora.alpha: 2}, rank_8: {lora.rank: 8, sft.learning_rate: 0.5}}"
+)
+
+
+@pytest.fixture
+def ranks() -> Config:
+    return comparison(FOLDER, "arms=[sft,ppo]", "seeds=[3]", "sft.steps=0", RANKS)
+
+
+def test_every_arm_is_run_with_each_of_the_named_settings(ranks: Config) -> None:
+    assert arms(ranks) == ("sft.rank_1", "ppo.rank_1", "sft.rank_8", "ppo.rank_8")
+    assert reference_arm(ranks) == "ppo.rank_1"
+    assert [cell.name for cell in plan(ranks)] == [
+        "init-3",
+        *("ppo.rank_1-3", "sft.rank_1-3", "sft.rank_8-3", "ppo.rank_8-3"),
+    ]
+
+
+def test_named_settings_replace_those_of_the_comparison(ranks: Config) -> None:
+    one, eight, init = (settings(ranks, name) for name in ("ppo.rank_1-3", "sft.rank_8-3", "init-3"))
+    assert (one.task, one.lora.rank, one.lora.alpha) == (Task.rl, 1, 2.0)
+    assert (eight.task, eight.lora.rank, eight.lora.alpha) == (Task.sft, 8, init.lora.alpha)
+    assert (eight.sft.learning_rate, one.sft.learning_rate) == (0.5, init.sft.learning_rate)
+    assert eight.budget.amounts == [1.0, 2.0], "the budget of the reference under the first settings"
+    assert not one.budget.amounts
+    assert one.compare.settings == {}
+    assert ranks.lora.rank not in (1, 8), "the comparison's own configuration stays as it was"

@@ -84,16 +84,16 @@ def _model(folder: Path, family: str) -> ActorCritic:
 def _row_by_row(model: ActorCritic) -> tuple[torch.Tensor, ...]:
     """Policy's log-probs and entropy, the reference's log-probs, values: full logits, one row at a time."""
     found: list[torch.Tensor] = []
-    with plain_attention(model.peft.get_base_model()) as base:
+    with plain_attention(model.weights.base) as base:
         for row in ROWS:
             ids = torch.tensor([row.token_ids])
             at = torch.tensor([t - 1 for t, counted in enumerate(row.mask) if counted])
             columns = []
             for name in (POLICY, REFERENCE):
-                model.activate(name)
+                model.weights.activate(name)
                 table = torch.log_softmax(base(ids).logits[0, at] / 0.8, dim=-1)
                 columns += [table.gather(1, ids[0, at + 1, None])[:, 0], -(table.exp() * table).sum(1)]
-            model.activate(CRITIC)
+            model.weights.activate(CRITIC)
             hidden = base.base_model(ids).last_hidden_state[0, at]
             values = hidden @ model.value_head.weight[0] + model.value_head.bias
             found.append(torch.stack([columns[0], columns[1], columns[2].detach(), values]))
@@ -136,7 +136,7 @@ def test_packed_equals_row_by_row(
     expected = _row_by_row(model)
     expected_grads = _gradients(model, expected)
     if variant.startswith("fused"):
-        model.fuse_adapters()
+        model.fuse()
         assert model.fused
     if variant.endswith("checkpointed"):
         model.checkpoint_activations()

@@ -19,7 +19,9 @@ from rlpost.errors import AdapterError, ModelError
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
+from rlpost.learner.model.peft_weights import role_of
 from rlpost.learner.model.prefixes import Group
+from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import Adapter
 from tests.learner_data import plain_attention, random_episodes, write_small_model
 
@@ -38,7 +40,7 @@ def build(folder: Path) -> Callable[..., ActorCritic]:
         kind: AdapterKind = AdapterKind.lora, dtype: Dtype = Dtype.float32, start: Adapter | None = None
     ) -> ActorCritic:
         lora = replace(LORA, kind=kind)
-        return actor_critic.build(folder, dtype, lora, seed=0, adapters=roles.ROLES, start=start)
+        return actor_critic.build(folder, dtype, lora, seed=0, roles=roles.ROLES, start=start)
 
     return built
 
@@ -55,8 +57,8 @@ def _shake(model: ActorCritic, adapter: str, seed: int) -> None:
 
 
 def _export(model: ActorCritic, adapter: str = POLICY) -> Adapter:
-    config = model.peft.peft_config[adapter].to_dict()
-    return Adapter.create(config, model.adapter_tensors(adapter), 1)
+    config = model.weights.config
+    return Adapter.create(config, model.weights.tensors(adapter), 1)
 
 
 def _plain_logprobs(folder: Path, adapter_folder: Path, temperature: float) -> torch.Tensor:
@@ -72,7 +74,7 @@ def _plain_logprobs(folder: Path, adapter_folder: Path, temperature: float) -> t
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_logprobs_equal_plain_peft_on_the_exported_files(
     build: Callable[..., ActorCritic], folder: Path, kind: AdapterKind, tmp_path: Path
 ) -> None:
@@ -90,7 +92,7 @@ def test_logprobs_equal_plain_peft_on_the_exported_files(
 
 def _plain_base(model: ActorCritic, batch: MicroBatch) -> torch.Tensor:
     found = []
-    with torch.no_grad(), model.using(None), plain_attention(model.peft.get_base_model()) as base:
+    with torch.no_grad(), model.weights.using(None), plain_attention(model.weights.base) as base:
         for row in ROWS:
             table = torch.log_softmax(base(torch.tensor([row.token_ids])).logits[0].double() / 0.8, dim=-1)
             found += [table[t - 1, row.token_ids[t]] for t, counted in enumerate(row.mask) if counted]
@@ -139,7 +141,7 @@ def test_values_begin_at_zero_and_reference_at_the_policy(build: Callable[..., A
     moved = model(_batch(), (POLICY, REFERENCE), 1.0)
     torch.testing.assert_close(moved.reference_N, found.reference_N)
     assert (moved.logprobs_N - moved.reference_N).abs().max() > 0.05
-    model.freeze_reference()
+    model.weights.freeze_reference()
     torch.testing.assert_close(model(_batch(), (REFERENCE,), 1.0).reference_N, moved.logprobs_N)
 
 
@@ -185,14 +187,14 @@ def test_joint_and_checkpointed_backward_equal_separate_ones(build: Callable[...
                 torch.testing.assert_close(other, grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_fused_layers_equal_pefts_own(build: Callable[..., ActorCritic], kind: AdapterKind) -> None:
     model = build(kind)
     _shake(model, POLICY, 1)
     _shake(model, CRITIC, 2)
     passes = (POLICY, REFERENCE, CRITIC)
     before, grads_before = model(_batch(), passes, 1.0), _gradients(model, (POLICY, CRITIC))
-    model.fuse_adapters()
+    model.fuse()
     assert model.fused == (kind not in (AdapterKind.dora, AdapterKind.rsdora))
     after, grads_after = model(_batch(), passes, 1.0), _gradients(model, (POLICY, CRITIC))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -203,9 +205,9 @@ def test_a_layer_by_itself_equals_pefts_own(build: Callable[..., ActorCritic]) -
     """What a model of another family gets: its own decoder layers around fused LoRA layers."""
     model = build()
     _shake(model, POLICY, 1)
-    layer, inputs = model.layers[0], torch.randn(2, 3, model.layers[0].in_features)
+    layer, inputs = model.weights.layers[0], torch.randn(2, 3, model.weights.layers[0].in_features)
     expected = layer(inputs)
-    model.fuse_adapters()
+    model.fuse()
     torch.testing.assert_close(layer(inputs), expected)
 
 
@@ -214,7 +216,7 @@ def test_an_empty_micro_batch_gives_zero_gradients(build: Callable[..., ActorCri
     """Not none: every rank must bring a gradient of every parameter to the reduction."""
     model = build()
     if fused:
-        model.fuse_adapters()
+        model.fuse()
     found = model(collate([], [0], []), (POLICY, CRITIC), 1.0)
     (found.logprobs_N.sum() + found.values_N.sum()).backward()
     for name in (POLICY, CRITIC):
@@ -227,13 +229,13 @@ def test_an_empty_micro_batch_gives_zero_gradients(build: Callable[..., ActorCri
 def test_bfloat16_base_keeps_float32_adapters(build: Callable[..., ActorCritic], fused: bool) -> None:
     model, wide = build(dtype=Dtype.bfloat16), build()
     if fused:
-        model.fuse_adapters()
+        model.fuse()
     for learner in (model, wide):
         _shake(learner, POLICY, 1)
         _shake(learner, CRITIC, 2)
     trained = [p for name in (POLICY, CRITIC) for p in model.parameters_of(name)]
     assert {p.dtype for p in trained} == {torch.float32}
-    assert next(model.peft.get_base_model().parameters()).dtype == torch.bfloat16
+    assert next(model.weights.base.parameters()).dtype == torch.bfloat16
     found, expected = (m(_batch(), (POLICY, CRITIC), 1.0) for m in (model, wide))
     assert found.logprobs_N.dtype == found.values_N.dtype == torch.float32
     assert (found.logprobs_N - expected.logprobs_N).abs().mean() < 0.05
@@ -251,7 +253,7 @@ def test_random_start_follows_the_seed(folder: Path) -> None:
 def test_the_policy_is_the_same_without_a_critic(build: Callable[..., ActorCritic], folder: Path) -> None:
     alone, among = actor_critic.build(folder, Dtype.float32, LORA, 0, (POLICY,), None), build()
     assert alone.trained == (POLICY,)
-    assert {actor_critic.adapter_of(name) for name, _ in alone.named_parameters()} == {None, POLICY}
+    assert {role_of(name) for name, _ in alone.named_parameters()} == {None, POLICY}
     assert alone.parameters_of(CRITIC) == [] != among.parameters_of(CRITIC)
     assert _export(alone).fingerprint == _export(among).fingerprint
     grads, expected = _gradients(alone, (POLICY,)), _gradients(among, (POLICY,))

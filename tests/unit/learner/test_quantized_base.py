@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -23,10 +23,12 @@ from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.fused_layers import can_fuse
 from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.model.prefixes import Group
-from rlpost.learner.model.quantized_base import Nf4Linear
+from rlpost.learner.model.quantized_base import Nf4Linear, with_base
+from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import linear_layers
 from tests.learner_data import random_episodes, write_small_model
+from tests.peft_kinds import MERGED, SOME
 
 LORA = LoraConfig(rank=4, alpha=8.0, base=BaseKind.nf4)
 ROWS = [Row(t.token_ids, t.loss_mask) for t in random_episodes(5)]
@@ -77,14 +79,14 @@ def gradients(model: ActorCritic, batch: MicroBatch = BATCH) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
 def test_logprobs_and_gradients_are_those_of_the_dequantized_model(
     build: Callable[..., ActorCritic], dequantized: Path, kind: AdapterKind, fused: bool
 ) -> None:
     ours, theirs = build(kind), build(kind, BaseKind.stored, dequantized)
     for model in (ours, theirs):
         if fused:
-            model.fuse_adapters()
+            model.fuse()
     assert ours.fused == theirs.fused == (fused and kind in (AdapterKind.lora, AdapterKind.rslora))
     if kind in (AdapterKind.dora, AdapterKind.rsdora):  # the magnitudes start at the norm of the weight
         for mine, their in zip(ours.parameters_of(POLICY), theirs.parameters_of(POLICY), strict=True):
@@ -97,12 +99,35 @@ def test_logprobs_and_gradients_are_those_of_the_dequantized_model(
     assert (gradients(stored)[0] - found).abs().max() > 0.05  # rounding to NF4 does something
 
 
+@pytest.mark.parametrize("case", MERGED)
+def test_every_kind_of_peft_computes_as_on_the_dequantized_model(
+    case: str, folder: Path, dequantized: Path
+) -> None:
+    """Outputs and gradients: to PEFT the layer is linear."""
+    settings = {"target_modules": SOME, **MERGED[case]}
+    found, tensors = [], None
+    for on, kind in ((folder, BaseKind.nf4), (dequantized, BaseKind.stored)):
+        base = AutoModelForCausalLM.from_pretrained(on, dtype=torch.float32)
+        torch.manual_seed(0)
+        model = get_peft_model(with_base(base, kind, folder), PeftConfig.from_peft_type(**settings)).eval()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained if tensors is None else ():
+            parameter.data.add_(0.05 * torch.randn(parameter.shape))
+        tensors = tensors or {n: each.clone() for n, each in get_peft_model_state_dict(model).items()}
+        set_peft_model_state_dict(model, tensors)
+        logits = model(torch.arange(5, 45)[None]).logits
+        slopes = torch.autograd.grad(logits.log_softmax(-1)[..., 3].sum(), trained, allow_unused=True)
+        found.append([logits, *(slope for slope in slopes if slope is not None)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_plain_peft_on_the_dequantized_model_gives_the_same_logprobs(
     build: Callable[..., ActorCritic], dequantized: Path, tmp_path: Path
 ) -> None:
     model = build()
-    config = model.peft.peft_config[POLICY].to_dict()
-    Adapter.create(config, model.adapter_tensors(POLICY), 1, BaseKind.nf4).save(tmp_path / "adapter")
+    config = model.weights.config
+    Adapter.create(config, model.weights.tensors(POLICY), 1, BaseKind.nf4).save(tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(dequantized, dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     [row] = ROWS[:1]
@@ -116,7 +141,7 @@ def test_plain_peft_on_the_dequantized_model_gives_the_same_logprobs(
 def test_what_is_held(build: Callable[..., ActorCritic], folder: Path) -> None:
     """Every linear layer, whether adapted or not, in codes: about half a byte a weight, in no checkpoint."""
     model = build(target_modules="q_proj")
-    layers = {name: m for name, m in model.peft.get_base_model().named_modules() if isinstance(m, Nf4Linear)}
+    layers = {name: m for name, m in model.weights.base.named_modules() if isinstance(m, Nf4Linear)}
     assert {name.removesuffix(".base_layer") for name in layers} == set(linear_layers(folder))
     count = sum(layer.in_features * layer.out_features for layer in layers.values())
     held = sum(b.numel() * b.element_size() for layer in layers.values() for b in layer.buffers())
@@ -134,7 +159,7 @@ def test_no_pass_keeps_a_weight(build: Callable[..., ActorCritic], checkpointing
         if checkpointing:
             model.checkpoint_activations()
         if fused:
-            model.fuse_adapters()
+            model.fuse()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
             model(BATCH, (POLICY,), 1.0)
     weights = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, Nf4Linear)}

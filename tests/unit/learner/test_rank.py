@@ -6,7 +6,7 @@ import pytest
 
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.schema import AlgoName, Config, KlPlace, Reference, Task
-from rlpost.learner.learner import adapters_for
+from rlpost.learner.learner import roles_for
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_adapters_are_those_that_learn_or_are_compared_with(
 ) -> None:
     cfg = Config(task=task)
     cfg.algo.name, cfg.algo.kl, cfg.algo.reference = algo, kl, reference
-    assert adapters_for(cfg) == expected
+    assert roles_for(cfg) == expected

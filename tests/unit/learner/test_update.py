@@ -92,15 +92,15 @@ def _full_forward(model: ActorCritic, episode: Trajectory) -> tuple[torch.Tensor
     ids = torch.tensor([episode.token_ids])
     at = [t for t, sampled in enumerate(episode.loss_mask) if sampled]
     before, chosen = torch.tensor(at) - 1, torch.tensor([episode.token_ids[t] for t in at])
-    base = model.peft.get_base_model()
+    base = model.weights.base
 
     def table(adapter: str) -> torch.Tensor:
-        model.activate(adapter)
+        model.weights.activate(adapter)
         with plain_attention(base):
             return torch.log_softmax(base(ids).logits[0], dim=-1)[before]
 
     mine, reference = table(POLICY), table(roles.REFERENCE).gather(1, chosen[:, None])[:, 0].detach()
-    model.activate(CRITIC)
+    model.weights.activate(CRITIC)
     with plain_attention(base):
         hidden = base(ids, output_hidden_states=True).hidden_states[-1][0, before]
     values = hidden @ model.value_head.weight[0] + model.value_head.bias
@@ -246,9 +246,9 @@ def test_tokens_are_those_that_the_passes_computed(folder: Path, cfg: Config) ->
 def test_critic_warm_up_leaves_the_policy_alone(folder: Path, cfg: Config) -> None:
     cfg.algo.critic_warmup, cfg.algo.warmup_steps, cfg.algo.minibatches = 1, 4, 2
     backend, episodes = _backend(folder, cfg), random_episodes(5)
-    before = backend.model.adapter_tensors(POLICY)
+    before = backend.model.weights.tensors(POLICY)
     metrics = update.update_rl(backend, episodes, cfg, 0)
-    assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(POLICY).items())
+    assert all(torch.equal(t, before[n]) for n, t in backend.model.weights.tensors(POLICY).items())
     assert "policy_loss" not in metrics
     update.update_rl(backend, episodes, cfg, 1)
     full = (cfg.algo.learning_rate, cfg.algo.critic_learning_rate)
@@ -354,12 +354,12 @@ def test_without_a_critic_no_pass_asks_for_values(folder: Path, cfg: Config, nam
     """Neither before nor in the update; the critic has no gradient, no rate and no metric, and stays as it is."""
     cfg = with_algorithm(cfg, name)
     backend = _backend(folder, cfg)
-    passes, before = _watched(backend), backend.model.adapter_tensors(CRITIC)
+    passes, before = _watched(backend), backend.model.weights.tensors(CRITIC)
     metrics = update.update_rl(backend, random_episodes(4, group_size=2), cfg, 0)
     assert {p for asked in passes for p in asked} == {POLICY, roles.REFERENCE}
     assert all(CRITIC not in n and "value_head" not in n for grads, _ in backend.steps for n in grads)
     assert all(learning_rates[CRITIC] == 0.0 < learning_rates[POLICY] for _, learning_rates in backend.steps)
-    assert all(torch.equal(t, before[n]) for n, t in backend.model.adapter_tensors(CRITIC).items())
+    assert all(torch.equal(t, before[n]) for n, t in backend.model.weights.tensors(CRITIC).items())
     assert not {m for m in metrics if "value" in m or "variance" in m or "critic" in m}
 
 

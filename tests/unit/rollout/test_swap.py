@@ -30,10 +30,13 @@ class UnquantizedLinearMethod:
 
 
 class Layer(nn.Module):
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, rows: list[int] | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.output_size_per_partition, self.input_size_per_partition = weight.shape
+        self.output_partition_sizes = rows or [len(weight)]
+        self.output_sizes = self.output_partition_sizes
+        self.tp_rank, self.tp_size = 0, 1
         self.params_dtype = weight.dtype
         self.quant_method = UnquantizedLinearMethod()
 
@@ -44,7 +47,8 @@ class Model(nn.Module):
     def __init__(self, base: dict[str, torch.Tensor], dtype: torch.dtype):
         super().__init__()
         self.a = nn.Module()
-        self.a.qk_proj = Layer(torch.cat([base["a.q_proj"], base["a.k_proj"]]).to(dtype))
+        rows = [ROWS["a.q_proj"], ROWS["a.k_proj"]]
+        self.a.qk_proj = Layer(torch.cat([base["a.q_proj"], base["a.k_proj"]]).to(dtype), rows)
         self.a.o_proj = Layer(base["a.o_proj"].to(dtype, copy=True))
 
     def live(self, module: str) -> torch.Tensor:
@@ -121,7 +125,8 @@ def test_a_base_in_nf4_is_written_first_and_updates_go_over_it(
     """Every layer, whether an adapter names it or not; and without an adapter the rounded base is live again."""
     (folder / "config.json").write_text('{"vocab_size": 9}')
     model, weights = Model(base, dtype), Nf4Weights(folder)
-    writer, new = InPlaceWriter(model, weights), adapter(1, ["a.q_proj"])
+    writer, new = InPlaceWriter(model, BaseWeights(folder)), adapter(1, ["a.q_proj"])
+    writer.set_base(weights)
     for update in (None, weight_update(new, weights), None):
         writer.write(update)
         for name, weight in base.items():
@@ -136,15 +141,17 @@ def test_a_layer_that_cannot_take_the_base_is_named(base: dict[str, torch.Tensor
     (folder / "config.json").write_text('{"vocab_size": 9}')
     model = Model(base, torch.float32)
     model.a.get_submodule("o_proj").quant_method = object()
-    with pytest.raises(SwapError, match=r"lora\.base=nf4 changes 1 modules.*a\.o_proj"):
-        InPlaceWriter(model, Nf4Weights(folder))
+    writer = InPlaceWriter(model, BaseWeights(folder))
+    with pytest.raises(SwapError, match=r"lora\.base=nf4 changes 1 weights.*a\.o_proj"):
+        writer.set_base(Nf4Weights(folder))
+    assert torch.equal(model.live("a.q_proj"), base["a.q_proj"].float())
 
 
 def test_an_unmergeable_layer_is_named(base: dict[str, torch.Tensor], folder: Path) -> None:
     model = Model(base, torch.float32)
     model.a.get_submodule("o_proj").quant_method = object()
     before = model.live("a.q_proj").clone()
-    with pytest.raises(SwapError, match=r"1 of 3 adapted modules.*a\.o_proj"):
+    with pytest.raises(SwapError, match=r"1 of 3 changed parameters.*a\.o_proj"):
         write(InPlaceWriter(model, BaseWeights(folder)), folder, adapter(1, list(ROWS)))
     assert torch.equal(model.live("a.q_proj"), before)
 
