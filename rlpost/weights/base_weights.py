@@ -36,6 +36,10 @@ class BaseWeights(Mapping[str, Tensor]):
         """The modules whose weight is not the checkpoint's."""
         return ()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter, whose value is not computed for it."""
+        return tuple(self._tensors[name].shape)
+
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 

@@ -22,7 +22,8 @@ _CODES = (
     "45d4370de2ee1a68faae636e9ae7480dd1dbe412a226fde3ff2dad1ee2dbe30150f1a57e76b1017115fdf4114fe06229"
 )
 needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed (pip install bitsandbytes: 125 MB)",
 )
 
 

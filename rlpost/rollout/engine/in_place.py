@@ -91,9 +91,9 @@ class InPlaceWriter:
                 " follows the embeddings.)"
             )
         for name, shape in shapes.items():
-            if self._base[name].shape != shape:
+            if self._base.shape(name) != shape:
                 raise SwapError(
-                    f"{name!r}: the update's value {shape} and the base's {tuple(self._base[name].shape)} do not fit."
+                    f"{name!r}: the update's value {shape} and the base's {self._base.shape(name)} do not fit."
                     " Is the adapter of another model?"
                 )
 
