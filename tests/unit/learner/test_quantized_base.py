@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from rlpost.algorithms.roles import CRITIC, POLICY
 from rlpost.config.schema import AdapterKind, BaseKind, Dtype, LoraConfig
@@ -47,8 +47,9 @@ def dequantized(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in linear_layers(folder):
         weight = model.get_submodule(name).weight
         weight.data = round_trip(weight)
-    model.save_pretrained(tmp_path_factory.mktemp("dequantized") / "model")
-    return tmp_path_factory.getbasetemp() / "dequantized0" / "model"
+    target = tmp_path_factory.mktemp("dequantized")
+    model.save_pretrained(target)
+    return target
 
 
 @pytest.fixture
@@ -97,6 +98,31 @@ def test_logprobs_and_gradients_are_those_of_the_dequantized_model(
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)
     stored = build(kind, BaseKind.stored)
     assert (gradients(stored)[0] - found).abs().max() > 0.05  # rounding to NF4 does something
+
+
+@pytest.mark.parametrize("kind", [AdapterKind.lora, AdapterKind.dora])
+@pytest.mark.parametrize("fused", [False, True])
+def test_biases_are_kept(
+    build: Callable[..., ActorCritic], kind: AdapterKind, fused: bool, tmp_path: Path
+) -> None:
+    """Qwen 2 has them on q, k and v."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=64, num_hidden_layers=1, initializer_range=0.3, **sizes))
+    biases = {name: p for name, p in model.named_parameters() if name.endswith(".bias")}
+    assert len(biases) == 3
+    for bias in biases.values():
+        bias.data.normal_()
+    model.save_pretrained(tmp_path / "stored")
+    for name in linear_layers(tmp_path / "stored"):
+        weight = model.get_submodule(name).weight
+        weight.data = round_trip(weight)
+    model.save_pretrained(tmp_path / "dequantized")
+    ours = build(kind, on=tmp_path / "stored")
+    theirs = build(kind, BaseKind.stored, tmp_path / "dequantized")
+    for each in (ours, theirs) if fused else ():
+        each.fuse()
+    torch.testing.assert_close(gradients(ours)[0], gradients(theirs)[0])
 
 
 @pytest.mark.parametrize("case", MERGED)
@@ -174,9 +200,16 @@ def test_autocast_computes_as_a_plain_layer_does(folder: Path) -> None:
     layer = next(m for m in model.modules() if isinstance(m, Nf4Linear))
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
     plain.weight = nn.Parameter(layer.weight)
-    x = torch.randn(3, layer.in_features)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(layer(x), plain(x))
+    found = []
+    for each in (layer, plain):
+        x = torch.ones(3, layer.in_features, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = each(x)
+        y.square().sum().backward()
+        found.append((y, x.grad))
+    for mine, theirs in zip(*found, strict=True):
+        assert mine is not None
+        torch.testing.assert_close(mine, theirs)
     assert layer.weight.dtype == torch.bfloat16
     assert all(torch.isfinite(slope).all() for slope in gradients(model)[1])
 
