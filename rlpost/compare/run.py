@@ -22,6 +22,7 @@ from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison,
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.compose import to_yaml, with_settings
 from rlpost.config.schema import Config
 from rlpost.envs import base, registry
@@ -35,7 +36,6 @@ from rlpost.record.summary import headline_decoding
 from rlpost.record.versions import versions
 from rlpost.validate.model import check_model
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import WHOLE
 
 
 def run(cfg: Config) -> None:
@@ -207,7 +207,7 @@ def _parameters(runner: Runner, cfg: Config, model_folder: Path) -> str:
     trained = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
     if trained is None:
         return f"{model:,}"
-    whole = cfg.lora.kind in WHOLE
+    whole = TABLE[cfg.lora.kind].whole
     real = real_flops({TRAINED: 1}, model, trained, 0 if whole else trained) / (6 * model)
     if whole:
         return (

@@ -6,6 +6,7 @@
 
 `algo=NAME` (or `algo.name=NAME`; in a file: `algo: {name: NAME}`) chooses a row of rlpost.config.presets, whose
 defaults form a separate layer. `algo.KEY=VALUE` sets one of its settings. The command line overrides all other layers.
+`lora.kind=NAME` chooses a row of rlpost.config.adapter_kinds in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlpost.config.adapter_kinds import TABLE as KINDS
+from rlpost.config.adapter_kinds import kind_named
 from rlpost.config.experiments import experiments, settings_in
 from rlpost.config.former_words import refuse_former, translated
 from rlpost.config.keys import (
@@ -34,7 +37,7 @@ from rlpost.config.keys import (
 )
 from rlpost.config.overrides import Override, Word, parse
 from rlpost.config.presets import TABLE, VARIED
-from rlpost.config.schema import AlgoName, Config, Task
+from rlpost.config.schema import AdapterKind, AlgoName, Config, Task
 from rlpost.config.trust import refuse_unnamed_code
 from rlpost.errors import ConfigError
 
@@ -65,7 +68,8 @@ def compose(words: Sequence[Word]) -> Config:
         refuse_unquoted(leaves(layer), where)
     refuse_marks(((o.key, o.value) for o in typed), "command line")
     algorithm = _algorithm(typed, settings)
-    config = _resolve(settings, algorithm, [o for o in typed if o.key not in ALGORITHM_KEYS])
+    file, kind = _of_the_kind(settings, typed)
+    config = _resolve([kind, file], algorithm, [o for o in typed if o.key not in ALGORITHM_KEYS])
     if name == RESUMED:
         refuse_unnamed_code(config, {o.key for o in typed}, path)
     if config.task is Task.compare:
@@ -130,19 +134,46 @@ def _named(typed: list[Override], settings: dict[str, Any]) -> set[str]:
 
 def algorithm_defaults(algorithm: AlgoName) -> DictConfig:
     """The settings in which an algorithm differs from the schema's defaults, nested."""
-    node = OmegaConf.create()
-    for key, value in TABLE[algorithm].defaults.items():
-        OmegaConf.update(node, key, value, force_add=True)
-    return node
+    return _nested(TABLE[algorithm].defaults)
 
 
 def defaults_under(algorithm: AlgoName) -> Config:
     """The schema's defaults, overridden by those of an algorithm."""
-    return _resolve({}, algorithm, [])
+    return _resolve([], algorithm, [])
 
 
-def _resolve(settings: dict[str, Any], algorithm: AlgoName, typed: list[Override]) -> Config:
-    layers = [algorithm_defaults(algorithm), settings, *(o.nested() for o in typed)]
+def _of_the_kind(settings: dict[str, Any], typed: list[Override]) -> tuple[dict[str, Any], DictConfig]:
+    """The settings of the experiment's file without those of another kind of adapter, and the kind's own defaults.
+
+    A size, a scaling and `lora.settings` mean something else in another kind of PEFT.
+    """
+    file = _kind([settings]) or Config().lora.kind
+    kind = _kind([o.nested() for o in typed]) or file
+    own = settings.get("lora")
+    if KINDS[kind].peft_type != KINDS[file].peft_type and isinstance(own, dict):
+        kept = {key: value for key, value in own.items() if key not in ("rank", "alpha", "settings")}
+        settings = {**settings, "lora": kept}
+    return settings, _nested(KINDS[kind].defaults)
+
+
+def _kind(layers: Sequence[dict[str, Any]]) -> AdapterKind | None:
+    """The kind that the last of `layers` names, if any. Raises ConfigError if a run cannot train it."""
+    names = [value for layer in layers for key, value in leaves(layer) if key == "lora.kind"]
+    return kind_named(str(getattr(names[-1], "name", names[-1]))) if names else None
+
+
+def _nested(settings: Mapping[str, Any]) -> DictConfig:
+    """Settings by dotted key, as nested groups."""
+    node = OmegaConf.create()
+    for key, value in settings.items():
+        OmegaConf.update(node, key, value, force_add=True)
+    return node
+
+
+def _resolve(
+    settings: Sequence[dict[str, Any] | DictConfig], algorithm: AlgoName, typed: list[Override]
+) -> Config:
+    layers = [algorithm_defaults(algorithm), *settings, *(o.nested() for o in typed)]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
         merged.algo.name = algorithm

@@ -21,6 +21,7 @@ VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms also ran as ta
 # By group: settings that a record may lack, with the values it ran with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "rollout.": {"stop": [], "template_args": {}},
+    "lora.": {"settings": {}},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 

@@ -29,12 +29,41 @@ class Dtype(Enum):
 
 
 class AdapterKind(Enum):
+    """The kinds of adapters; rlpost/config/adapter_kinds.py has a row for each."""
+
     lora = "lora"
     rslora = "rslora"
     dora = "dora"
-    rsdora = "rsdora"  # DoRA with rsLoRA's scaling
-    full = "full"  # no adapter: whole parameters
-    bitfit = "bitfit"  # no adapter: biases alone (arXiv 2106.10199)
+    rsdora = "rsdora"
+    oft = "oft"
+    boft = "boft"
+    hra = "hra"
+    road = "road"
+    vera = "vera"
+    pvera = "pvera"
+    randlora = "randlora"
+    vblora = "vblora"
+    tinylora = "tinylora"
+    unilora = "unilora"
+    loha = "loha"
+    lokr = "lokr"
+    hira = "hira"
+    gralora = "gralora"
+    delora = "delora"
+    glora = "glora"
+    deft = "deft"
+    peanut = "peanut"
+    miss = "miss"
+    c3a = "c3a"
+    fourierft = "fourierft"
+    waveft = "waveft"
+    shira = "shira"
+    supertuning = "supertuning"
+    ia3 = "ia3"
+    frod = "frod"
+    osf = "osf"
+    full = "full"
+    bitfit = "bitfit"
 
 
 class BaseKind(Enum):
@@ -109,8 +138,9 @@ class Reference(Enum):
 @dataclass
 class LoraConfig:
     kind: AdapterKind = AdapterKind.lora  # kind of adapter
-    rank: int = 32  # rank of each module's update
-    alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank))
+    rank: int = 32  # rank of each module's update; other kinds: its size, under the name in docs/adapters.md
+    alpha: float = 64.0  # scaling is alpha / rank (rslora, rsdora: alpha / sqrt(rank)); see docs/adapters.md
+    settings: dict[str, Any] = field(default_factory=dict)  # more settings of the kind, by PEFT's names
     # all-linear, or module names such as q_proj,v_proj. With full, all-linear is every weight: embeddings, norms and
     # head too; with bitfit every bias. Both also take modules that are not linear, such as embed_tokens.
     target_modules: str = "all-linear"

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import BaseKind, Config, Task
@@ -30,7 +31,6 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.unread import unread
-from rlpost.weights.adapter_settings import WHOLE
 
 WANDB_CHOICES = ("auto", *MODES)
 MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
@@ -369,25 +369,29 @@ def _modules(config: Config) -> Iterator[str]:
         )
 
 
-def _whole(config: Config) -> Iterator[str]:
-    if config.lora.kind in WHOLE and config.learner.zero_stage == 3:
+def _zero3(config: Config) -> Iterator[str]:
+    stage, kind = config.learner.zero_stage, config.lora.kind
+    if stage == 3 and config.task in TRAINING and not KINDS_OF_ADAPTERS[kind].zero3:
+        reads = "PEFT's layers of lora.kind={} read it from outside"
+        takes_turns = "with lora.kind={} the roles' parameters take turns in a module"
+        why = takes_turns if KINDS_OF_ADAPTERS[kind].whole else reads
         yield refusal(
             "learner.zero_stage",
-            3,
-            f"lora.kind={config.lora.kind.value} swaps the parameters of the roles in the layers, and ZeRO-3 gathers"
-            " those that a layer had when it started",
-            "give learner.zero_stage=2, or train an adapter: lora.kind=lora",
+            stage,
+            f"ZeRO-3 gathers a parameter for its own module only, and {why.format(kind.name)}",
+            "give at most 2, or lora.kind=lora",
         )
 
 
 def _base(config: Config) -> Iterator[str]:
-    if config.lora.base is not BaseKind.stored and config.lora.kind in WHOLE:
-        yield refusal(
-            "lora.base",
-            config.lora.base.value,
-            f"lora.kind={config.lora.kind.value} trains the model's own parameters, and a base in 4 bits is frozen",
-            "give lora.base=stored, or train an adapter: lora.kind=lora",
-        )
+    base, name = config.lora.base, config.lora.kind.name
+    kind = KINDS_OF_ADAPTERS[config.lora.kind]
+    if base is BaseKind.stored or (kind.nf4 and not kind.whole):
+        return
+    takes = f"PEFT's layers of lora.kind={name} take plain linear layers only"
+    trains = f"lora.kind={name} trains the model's own parameters, and a base in 4 bits is frozen"
+    remedy = "give lora.base=stored, or another adapter: lora.kind=lora"
+    yield refusal("lora.base", base.name, trains if kind.whole else takes, remedy)
 
 
 def _conversation(config: Config) -> Iterator[str]:
@@ -430,7 +434,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ray,
     _gpus,
     _modules,
-    _whole,
+    _zero3,
     _base,
     _conversation,
     _tiny_base,

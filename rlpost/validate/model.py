@@ -12,14 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.keys import refusal
-from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
+from rlpost.config.schema import Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import FULL, WHOLE, check_start, named, trains_parameter
+from rlpost.weights.adapter_settings import FULL, named
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import base_weights
+from rlpost.weights.kind_settings import check_settings_of_kind, check_start, trains_parameter
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
 ALL = "all-linear"
@@ -32,23 +34,28 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     """Check the model and the adapter, for every task that has a model.
 
     Raises:
-        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap.
-        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*.
+        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
+            lora.settings names settings that the kind does not have.
+        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
+            lora.* cannot be merged on this model.
         ModelError: the model's files cannot be read.
     """
-    whole = cfg.lora.kind in WHOLE
-    if cfg.lora.target_modules == ALL and cfg.adapter is None and not whole:
+    trains, kind = cfg.task in TRAINING, TABLE[cfg.lora.kind]
+    plain = kind.peft_type == "LORA" and not cfg.lora.settings
+    if trains and not plain:
+        _check_kind(cfg, model_folder)
+    if cfg.lora.target_modules == ALL and cfg.adapter is None and not kind.whole:
         return
     layers = models.linear_layers(model_folder)
     if cfg.task is not Task.eval:
-        if whole:
+        if kind.whole:
             _check_parameters(cfg, model_folder)
         else:
             _check_targets(cfg, layers)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
-    if cfg.task in TRAINING:
+    if trains:
         check_start(adapter.config, cfg.lora)
     try:
         update = weight_update(adapter, base_weights(model_folder, cfg.lora.base))
@@ -58,8 +65,19 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         ) from error
     _check_fit(adapter, update, cfg, model_folder)
     check_merges(update)
-    if cfg.task in TRAINING:
-        _check_start_modules(adapter, cfg, layers)
+    if trains:
+        _check_start_modules(update, cfg, layers)
+
+
+def _check_kind(cfg: Config, model_folder: Path) -> None:
+    """Try the kind on the model. Plain LoRA needs no trial, so PEFT, whose import takes seconds, is imported here."""
+    check_settings_of_kind(cfg.lora)
+    if TABLE[cfg.lora.kind].whole:
+        return
+    layers = models.linear_layers(model_folder)
+    from rlpost.weights.trial_merge import try_merge
+
+    try_merge(cfg.lora, _wanted(cfg, layers), base_weights(model_folder, cfg.lora.base))
 
 
 def _check_targets(cfg: Config, layers: Layers) -> None:
@@ -82,12 +100,12 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
 def _check_parameters(cfg: Config, model_folder: Path) -> None:
     """Refuse full fine-tuning and BitFit of parameters that the model does not have."""
     kind, stored = cfg.lora.kind, models.parameter_shapes(model_folder)
-    everything = LoraConfig(kind=kind)
+    everything, what = LoraConfig(kind=kind), TABLE[kind].trains or "parameter"
     trainable = [name for name in stored if trains_parameter(everything, name)]
     if not trainable:
         raise ConfigError(
             refusal(
-                "lora.kind", kind.value, f"model={cfg.model} has no biases", "give lora.kind=lora or full"
+                "lora.kind", kind.value, f"model={cfg.model} has no {what}", "give lora.kind=lora or full"
             )
         )
     modules = {name.rpartition(".")[0] for name in trainable}
@@ -95,8 +113,7 @@ def _check_parameters(cfg: Config, model_folder: Path) -> None:
         refusal(
             "lora.target_modules",
             target,
-            f"lora.kind={kind.value}: model={cfg.model} has no {'bias' if kind is AdapterKind.bitfit else 'parameter'}"
-            " in a module of that name",
+            f"lora.kind={kind.value}: model={cfg.model} has no {what} in a module of that name",
             f"give {ALL}, or choose from {', '.join(sorted({m.rpartition('.')[2] for m in modules}))}",
         )
         for target in _targets(cfg)
@@ -148,36 +165,41 @@ def _blocks(names: Iterable[str]) -> set[int]:
     return {int(found[1]) for found in numbers if found}
 
 
-def _check_start_modules(adapter: Adapter, cfg: Config, layers: Layers) -> None:
+def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
-    if cfg.lora.kind in WHOLE:
-        _check_start_parameters(adapter, cfg)
+    if TABLE[cfg.lora.kind].whole:
+        _check_start_parameters(update, cfg)
         return
-    if cfg.lora.target_modules == ALL:
-        if any("experts" in module.split(".") for module in layers):
-            return  # transformers has some of these not as linear layers; the learner knows which
-        wanted = set(layers)
-    else:
-        wanted = {module for module in layers if named(_targets(cfg), module)}
-    differing = sorted(wanted ^ set(adapter.modules))
+    if cfg.lora.target_modules == ALL and any("experts" in module.split(".") for module in layers):
+        return  # transformers has some of these not as linear layers; the learner knows which
+    wanted = _wanted(cfg, layers)
+    its = {name.removesuffix(".weight") for name in update.shapes if name.endswith(".weight")}
+    differing = sorted(set(wanted) ^ its)
     if differing:
-        its = ",".join(sorted({module.rpartition(".")[2] for module in adapter.modules}))
+        its = ",".join(sorted({module.rpartition(".")[2] for module in update.shapes}))
         raise AdapterError(
-            f"The start adapter has {len(adapter.modules)} modules, lora.target_modules={cfg.lora.target_modules} means"
+            f"The start adapter has {len(update.shapes)} modules, lora.target_modules={cfg.lora.target_modules} means"
             f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
             f" lora.target_modules='{its}'"
         )
 
 
-def _check_start_parameters(adapter: Adapter, cfg: Config) -> None:
+def _check_start_parameters(update: WeightUpdate, cfg: Config) -> None:
     """Refuse if training with lora.* would leave out parameters of the start. The learner refuses missing ones."""
-    left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
+    left_out = [name for name in update.shapes if not trains_parameter(cfg.lora, name)]
     if left_out:
         raise AdapterError(
-            f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
+            f"The start has {len(update.shapes)} whole parameters; lora.kind={cfg.lora.kind.value}"
             f" lora.target_modules={cfg.lora.target_modules} leaves out {_some(left_out)}. Give those it was trained"
-            f" with: lora.target_modules={adapter.config.get('target_modules')}"
+            " with."
         )
+
+
+def _wanted(cfg: Config, layers: Layers) -> list[str]:
+    """The modules that lora.target_modules means."""
+    if cfg.lora.target_modules == ALL:
+        return list(layers)
+    return [module for module in layers if named(_targets(cfg), module)]
 
 
 def _targets(cfg: Config) -> list[str]:

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rlpost.compare.design.plan import with_algorithm
+from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
 from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
-from rlpost.weights.adapter_settings import WHOLE
 
 
 @dataclass(frozen=True)
 class _Rule:
     """Settings, when a run reads them, and the refusal if it does not.
 
-    `reason` may contain `{algorithm}` and `{kind}` (of weights).
+    `reason` may contain `{algorithm}` and `{kind}` (of adapter).
     """
 
     keys: Sequence[str]
@@ -111,6 +111,18 @@ RULES = (
         f"{_LEAVE}; rollout.kv_cache_gib is the CPU's",
     ),
     _Rule(
+        ("lora.rank",),
+        lambda cfg: KINDS[cfg.lora.kind].rank is not None,
+        "lora.kind={kind} has no size",
+        _LEAVE,
+    ),
+    _Rule(
+        ("lora.alpha",),
+        lambda cfg: KINDS[cfg.lora.kind].alpha is not None,
+        "lora.kind={kind} has no scaling",
+        _LEAVE,
+    ),
+    _Rule(
         ("eval.samples",),
         lambda cfg: cfg.eval.sampled,
         "eval.sampled=false: greedy answers to one instance are all alike",
@@ -133,12 +145,6 @@ RULES = (
         lambda cfg: cfg.eval.endpoint is None,
         "it is of engines of this machine, and the model behind eval.endpoint plays",
         f"{_LEAVE}, or leave eval.endpoint out",
-    ),
-    _Rule(
-        ("lora.rank", "lora.alpha"),
-        lambda cfg: cfg.lora.kind not in WHOLE,
-        "lora.kind={kind} has no adapter, so no rank and no scaling",
-        f"{_LEAVE}, or train an adapter: lora.kind=lora",
     ),
     _Rule(
         ("tracking.wandb",),

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlpost.config.adapter_kinds import TABLE, described
 from rlpost.config.compose import defaults_under, to_yaml
 from rlpost.config.keys import leaves
 from rlpost.config.schema import Config, Task
@@ -22,7 +23,6 @@ from rlpost.errors import OutputError
 from rlpost.pages.render import render
 from rlpost.record.run_dir import RunDir
 from rlpost.record.summary import changes, entry_of, measure_of, role, rows_of, stages_of
-from rlpost.weights.adapter_settings import WHOLE
 from rlpost.weights.models import SMOLLM2, is_hub_id
 
 SETTINGS = "settings.yaml"
@@ -84,7 +84,8 @@ def card(repo: str, run_dir: RunDir, config: Config) -> bytes:
         converted=config.model == SMOLLM2,
         bundled=config.model == "tiny",
         config=config,
-        whole=config.lora.kind in WHOLE,
+        whole=TABLE[config.lora.kind].whole,
+        kind=described(config.lora),
         method=_method(config),
         measure=measure_of(summary),
         stages=stages,
@@ -134,7 +135,7 @@ def _without_paths(value: Any) -> Any:
 def _front_matter(config: Config, base: Base) -> dict[str, Any]:
     """The metadata that the hub reads. It has no licence, since the record names none."""
     tags = ["rlpost", config.lora.kind.value, config.algo.name.value if config.task is Task.rl else "sft"]
-    library = "transformers" if config.lora.kind in WHOLE else "peft"
+    library = "transformers" if TABLE[config.lora.kind].whole else "peft"
     front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
     return {"base_model": base.name, **front} if base.hub else front
 

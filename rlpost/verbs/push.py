@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.keys import refusal
 from rlpost.errors import ConfigError, OutputError
 from rlpost.record.files import publish_folder
 from rlpost.record.run_dir import RunDir
 from rlpost.verbs import model_card, policy
 from rlpost.verbs.merge import merge_of
-from rlpost.weights.adapter_settings import WHOLE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -94,7 +94,7 @@ def written(repo: str, run_dir: RunDir) -> Path:
 
     config = policy.settings_of(run_dir)
     card = model_card.card(repo, run_dir, config)
-    if config.lora.kind in WHOLE:
+    if TABLE[config.lora.kind].whole:
         _, write = merge_of(policy.find(run_dir.path), None)
     else:
         adapter = Adapter.load(policy.adapter_of(run_dir, config))

@@ -20,19 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.config.schema import AdapterKind, LoraConfig
+from rlpost.config.adapter_kinds import FULL
 from rlpost.errors import AdapterError
-
-KIND_SETTINGS: dict[AdapterKind, dict[str, bool]] = {
-    AdapterKind.lora: {"use_rslora": False, "use_dora": False},
-    AdapterKind.rslora: {"use_rslora": True, "use_dora": False},
-    AdapterKind.dora: {"use_rslora": False, "use_dora": True},
-    AdapterKind.rsdora: {"use_rslora": True, "use_dora": True},
-}
-
-FULL = "FULL"
-# Kinds without an adapter: a role has whole parameters of its own.
-WHOLE = (AdapterKind.full, AdapterKind.bitfit)
 
 # Initialisations of PEFT that subtract the adapter's first value from the base. The others (true, false, gaussian, eva,
 # orthogonal, mica) do not change the base.
@@ -70,41 +59,6 @@ def check_settings(config: Mapping[str, Any]) -> None:
         _check_setting(key, value)
 
 
-def check_start(config: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Raises AdapterError unless a start has the rank, the scaling and the kind of `lora`.
-
-    Whole weights are told from an adapter here; which parameters they have is compared with the model's.
-    """
-    if (config["peft_type"] == FULL) != (lora.kind in WHOLE):
-        its, wants = (
-            ("whole weights", "an adapter") if lora.kind not in WHOLE else ("an adapter", "whole weights")
-        )
-        raise AdapterError(
-            f"The start holds {its}, and lora.kind={lora.kind.value} trains {wants}. Write the start as a model"
-            " (rlpost merge) and give model=FOLDER in place of adapter=, or give the lora.kind it was trained with."
-        )
-    if config["peft_type"] == FULL:
-        return
-    patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
-    if config["peft_type"] != "LORA" or patterns:
-        what = f"has {' and '.join(patterns)}" if patterns else f"is of PEFT's kind {config['peft_type']!r}"
-        raise AdapterError(
-            f"The start adapter {what}, and a run trains LoRA's family with one rank and alpha (lora.kind, lora.rank,"
-            " lora.alpha). Start without an adapter, or evaluate this one: task=eval."
-        )
-    kind = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}
-    its = {"r": config["r"], "lora_alpha": config["lora_alpha"], **kind}
-    asked = {"r": lora.rank, "lora_alpha": lora.alpha, **KIND_SETTINGS[lora.kind]}
-    differing = [key for key, value in its.items() if value != asked[key]]
-    if differing:
-        name = next(name for name, settings in KIND_SETTINGS.items() if settings == kind)
-        raise AdapterError(
-            f"The start adapter has {', '.join(f'{key}={its[key]}' for key in differing)}; the settings lora.* say"
-            f" {', '.join(f'{key}={asked[key]}' for key in differing)}. Give those it was trained with:"
-            f" lora.kind={name.value} lora.rank={its['r']} lora.alpha={its['lora_alpha']}"
-        )
-
-
 def _check_other_kind(config: Mapping[str, Any]) -> None:
     """Check a kind other than LoRA with PEFT's own table of kinds. PEFT is imported here only, because the import takes
     seconds and LoRA does not need it."""
@@ -136,15 +90,6 @@ def _check_other_kind(config: Mapping[str, Any]) -> None:
 def named(names: Iterable[str], module: str) -> bool:
     """Whether one of `names` is the module's whole name or its end, as PEFT matches a list of target modules."""
     return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def trains_parameter(lora: LoraConfig, parameter: str) -> bool:
-    """Whether full fine-tuning or BitFit with `lora` trains a parameter, by its name in the checkpoint."""
-    module, _, leaf = parameter.rpartition(".")
-    chosen = lora.target_modules
-    return (lora.kind is AdapterKind.full or leaf == "bias") and (
-        chosen == "all-linear" or named((name.strip() for name in chosen.split(",")), module)
-    )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class BaseWeights(Mapping[str, Tensor]):
         """The modules whose weight is not the checkpoint's."""
         return ()
 
+    def again(self) -> BaseWeights:
+        """The same weights in other memory: a separate mapping of the files."""
+        return BaseWeights(self.folder)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, whose value is not computed for it."""
         return tuple(self._tensors[name].shape)
@@ -67,6 +71,12 @@ class Nf4Weights(BaseWeights):
     @property
     def changed(self) -> tuple[str, ...]:
         return tuple(self._layers)
+
+    def again(self) -> Nf4Weights:
+        """The same weights, of the same codes. Every weight that is asked for has memory of its own."""
+        other = Nf4Weights(self.folder)
+        other._codes = self._codes
+        return other
 
     def codes(self, module: str) -> nf4.Quantized:
         """The weight of a linear layer in NF4. Raises ModelError if the checkpoint does not have it as floats."""

@@ -15,7 +15,7 @@ is widened to fp32. Memory: two copies of the adapter, and one layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -37,19 +37,23 @@ _SHOWN = 3  # names shown in a message
 class PeftLayers:
     """PEFT's layers with an adapter's tensors, on the linear layers of a checkpoint."""
 
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights):
-        """`config` as in adapter_config.json, `tensors` by PEFT's saved names.
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        base: BaseWeights,
+        modules: Container[str] | None = None,
+    ):
+        """`config` as in adapter_config.json, `tensors` by PEFT's saved names, on `modules` or all linear layers.
 
         Raises:
             AdapterError: PEFT cannot build the layers there, they do not hold `tensors`, or they change the base.
         """
         self._kind = str(config["peft_type"])
         self._dice = torch.Generator().manual_seed(0)
-        # The checkpoint itself, whatever `base` makes of it, since `merged` is given the weight. It is mapped twice, in
-        # case PEFT writes into a weight.
-        stored, own = BaseWeights(base.folder), BaseWeights(base.folder)
+        own = base.again()  # in case PEFT writes into a weight
         try:
-            model = _build(config, tensors, own)
+            model = _build(config, tensors, own, modules)
         except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError
             raise AdapterError(
                 f"PEFT cannot put this adapter of kind {self._kind} on the model's linear layers: {_line(error)}."
@@ -66,7 +70,7 @@ class PeftLayers:
         changed = [
             name
             for name, layer in self._layers.items()
-            if not torch.equal(layer.get_base_layer().weight, stored[f"{name}.weight"])
+            if not torch.equal(layer.get_base_layer().weight, base[f"{name}.weight"])
         ]
         if changed:
             raise AdapterError(
@@ -174,20 +178,30 @@ class PeftLayers:
             )
 
 
-def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: BaseWeights) -> PeftModel:
+def _build(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: BaseWeights,
+    modules: Container[str] | None,
+) -> PeftModel:
     """PEFT's model over the linear layers. The process's random state stays as it was."""
     # A task type would require methods of a language model; without it PEFT's layers are the same.
     settings = {**config, "task_type": None, "inference_mode": True}
     with torch.random.fork_rng(devices=[]):
-        model = PeftModel(_linear_layers(base), PeftConfig.from_peft_type(**settings), _NAME)
+        model = PeftModel(linear_tree(base, modules), PeftConfig.from_peft_type(**settings), _NAME)
         set_peft_model_state_dict(model, dict(tensors), _NAME)
     return model.eval()
 
 
-def _linear_layers(base: BaseWeights) -> nn.Module:
-    """A module tree of the checkpoint's linear layers under their own names. It cannot be run as a whole."""
+def linear_tree(base: BaseWeights, modules: Container[str] | None = None) -> nn.Module:
+    """A module tree of the checkpoint's linear layers (or of those in `modules`) under their own names.
+
+    It cannot be run as a whole.
+    """
     root = nn.Module()
     for name, (rows, columns) in linear_layers(base.folder).items():
+        if modules is not None and name not in modules:
+            continue
         *path, leaf = name.split(".")
         parent = root
         for part in path:

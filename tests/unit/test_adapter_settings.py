@@ -18,8 +18,9 @@ from torch import nn
 from rlpost.config import schema as settings
 from rlpost.config.schema import AdapterKind
 from rlpost.errors import AdapterError
-from rlpost.weights.adapter_settings import KIND_SETTINGS, check_settings, check_start
+from rlpost.weights.adapter_settings import check_settings
 from rlpost.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, merged_weight
+from rlpost.weights.kind_settings import check_start
 from tests.peft_kinds import MERGED
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 10}
@@ -253,34 +254,9 @@ def test_what_adapts_more_than_linear_layers_is_refused_in_every_kind(
         check_settings({"peft_type": kind, key: value})
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"peft_type": "OFT", "r": 4}, "is of PEFT's kind 'OFT'"),
-        (PLAIN | {"rank_pattern": {"first": 2}}, "has rank_pattern"),
-        (
-            PLAIN | {"rank_pattern": {"first": 2}, "alpha_pattern": {"first": 2}},
-            "has rank_pattern and alpha_pattern",
-        ),
-    ],
-)
-def test_training_does_not_start_from_what_it_cannot_train(config: dict[str, Any], words: str) -> None:
-    with pytest.raises(AdapterError, match=f"The start adapter {words}, .*task=eval"):
-        check_start(config, settings.LoraConfig(rank=4, alpha=10.0))
-
-
 def test_a_config_without_a_kind_is_not_pefts() -> None:
     with pytest.raises(AdapterError, match="lacks peft_type"):
         check_settings({"r": 4, "lora_alpha": 8})
-
-
-@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
-def test_the_remedy_for_a_start_of_another_kind_can_be_followed(kind: AdapterKind) -> None:
-    adapter = PLAIN | KIND_SETTINGS[kind]
-    for other in set(KIND_SETTINGS) - {kind}:
-        with pytest.raises(AdapterError, match=f"lora.kind={kind.value} lora.rank=4 lora.alpha=10$"):
-            check_start(adapter, settings.LoraConfig(kind=other, rank=4, alpha=10.0))
-    check_start(adapter, settings.LoraConfig(kind=kind, rank=4, alpha=10.0))
 
 
 def rewritten(folder: Path, name: str, change: Any) -> None:

@@ -13,11 +13,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.errors import AdapterError, OutputError
-from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, fingerprint, merged_weight
+from tests.adapter_kinds import LORAS_FAMILY
 
-KINDS: dict[str, dict[str, Any]] = {kind.value: settings for kind, settings in KIND_SETTINGS.items()}
+KINDS: dict[str, dict[str, Any]] = {kind.value: dict(TABLE[kind].settings) for kind in LORAS_FAMILY}
 
 
 class TwoLayers(nn.Module):

@@ -679,7 +679,7 @@ class TestValidate:
             (["learner.gpus=2"], "learner.gpus=2"),
             (["rollout.gpus=1.5"], "rollout.gpus=1.5"),
             (["learner.workers=2", "learner.gpus=0.5"], "which NCCL refuses"),
-            (["lora.kind=full", "learner.zero_stage=3"], "swaps the parameters of the roles in the layers"),
+            (["lora.kind=full", "learner.zero_stage=3"], "the roles' parameters take turns in a module"),
             (["learner.betas=[0.9,1.0]"], "AdamW takes two"),
             (["adapter=/nowhere"], "no adapter_config.json"),
             (["resume=/nowhere"], "no checkpoints/ there"),
@@ -694,6 +694,10 @@ class TestValidate:
             (
                 ["lora.base=nf4", "lora.kind=full"],
                 "lora.base=nf4\n  reason: lora.kind=full trains the model's own",
+            ),
+            (
+                ["lora.base=nf4", "lora.kind=glora"],
+                "lora.base=nf4\n  reason: PEFT's layers of lora.kind=glora",
             ),
             (["tiny_base.heads=7"], "does not divide"),
             (["budget.amounts=[2,1]"], "above 0 and rise"),

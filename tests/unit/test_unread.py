@@ -55,9 +55,9 @@ def refused(*overrides: str) -> str:
         (["eval.samples=4", "eval.sampled=false"], "greedy answers to one instance are all alike"),
         (
             ["lora.kind=full", "lora.rank=8"],
-            "lora.rank=8\n  reason: nothing reads it: lora.kind=full has no adapter",
+            "lora.rank=8\n  reason: nothing reads it: lora.kind=full has no size",
         ),
-        (["lora.kind=bitfit", "lora.alpha=8"], "lora.kind=bitfit has no adapter"),
+        (["lora.kind=bitfit", "lora.alpha=8"], "lora.kind=bitfit has no scaling"),
         (["tracking.backends=[]", "tracking.wandb=offline"], "tracking.backends does not name wandb"),
         (["tracking.mlflow_uri='http://h:1'"], "tracking.backends does not name mlflow"),
         (["tracking.backends=[]", "tracking.project=x"], "it is of wandb and mlflow"),

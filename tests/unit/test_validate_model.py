@@ -23,9 +23,10 @@ from rlpost.errors import AdapterError, ConfigError
 from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
 from rlpost.weights import models
-from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
+from tests.adapter_kinds import ADAPTERS
+from tests.adapter_kinds import small as small_lora
 from tests.learner_data import write_small_model
 from tests.peft_kinds import MERGED, save, trained
 
@@ -111,22 +112,24 @@ def test_what_fits_is_taken(names: str, task: Task, small: Path, adapted: Callab
     check_model(config(task, lora, adapted(lora)), small)
 
 
-@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
+@pytest.mark.parametrize("kind", ADAPTERS)
 def test_every_kind_is_taken_by_the_settings_that_name_it(
     kind: AdapterKind, small: Path, adapted: Callable[..., Path]
 ) -> None:
-    lora = replace(LORA, kind=kind)
+    lora = small_lora(kind, LORA)
     check_model(config(Task.sft, lora, adapted(lora)), small)
 
 
 @pytest.mark.parametrize("case", ["rank pattern", "OFT", "VeRA"])
-def test_a_kind_that_only_peft_merges_is_taken_to_evaluate_and_not_to_start_from(
+def test_a_kind_that_only_peft_merges_is_taken_to_evaluate_and_not_to_start_lora_from(
     case: str, small: Path, tmp_path: Path
 ) -> None:
     model = trained(AutoModelForCausalLM.from_pretrained(small), MERGED[case])
     adapter = save(model, tmp_path / "adapter")
     check_model(config(Task.eval, adapter=adapter), small)
-    with pytest.raises(AdapterError, match=r"The start adapter .*task=eval"):
+    with pytest.raises(
+        AdapterError, match=r"The start adapter .*Give those it was trained with: lora\.kind="
+    ):
         check_model(config(Task.rl, adapter=adapter), small)
     for name, sizes in {"wider": {"hidden_size": 48}, "deeper": {"num_hidden_layers": 3}}.items():
         other = llama(tmp_path / name, **sizes)
@@ -281,7 +284,7 @@ def test_full_fine_tuning_of_a_module_that_the_model_lacks_is_refused(small: Pat
 
 
 def test_bitfit_of_a_model_without_biases_is_refused(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora.kind=bitfit\n  reason: .* has no biases"):
+    with pytest.raises(ConfigError, match=r"lora.kind=bitfit\n  reason: .* has no bias"):
         check_model(config(lora=BITFIT), small)
     biased = llama(tmp_path / "biased", attention_bias=True)
     check_model(config(lora=BITFIT), biased)

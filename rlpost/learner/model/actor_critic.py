@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rlpost.algorithms.objective import Outputs
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.cluster.precision import TORCH_DTYPES
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
 from rlpost.kernels.linear_logprob import linear_logprob
@@ -31,8 +32,8 @@ from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.quantized_base import with_base
 from rlpost.learner.model.role_weights import RoleWeights
-from rlpost.weights.adapter_settings import WHOLE, check_start
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.kind_settings import check_start
 from rlpost.weights.models import parameter_shapes
 
 # Settings of models whose head changes the logits; the head here is linear.
@@ -183,7 +184,7 @@ def build(
 
 def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
     base = with_base(load_base(folder, dtype), lora.base, folder)
-    if lora.kind not in WHOLE:
+    if not TABLE[lora.kind].whole:
         return PeftWeights(base, peft_config(lora), seed, roles)
     weights = FullWeights(base, lora, roles)
     # transformers converts some checkpoints as it loads them: experts become one tensor, prefixes are added.

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlpost.algorithms.roles import CRITIC
+from rlpost.config.adapter_kinds import FULL
 from rlpost.config.schema import LoraConfig
 from rlpost.errors import ModelError
 from rlpost.learner.model.role_weights import RoleWeights
-from rlpost.weights.adapter_settings import FULL, trains_parameter
+from rlpost.weights.kind_settings import trains_parameter
 
 
 class FullWeights(RoleWeights):

@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlpost.algorithms.roles import POLICY, ROLES
+from rlpost.algorithms.roles import POLICY
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import LoraConfig
 from rlpost.learner.model.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.model.role_weights import RoleWeights
-from rlpost.weights.adapter_settings import KIND_SETTINGS
 
 
-def peft_config(lora: LoraConfig) -> PeftLoraConfig:
+def peft_config(lora: LoraConfig) -> PeftConfig:
     """The PEFT configuration for `lora`."""
     modules = lora.target_modules
-    return PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        **KIND_SETTINGS[lora.kind],
+    return PeftConfig.from_peft_type(
+        **TABLE[lora.kind].peft_settings(lora),
         target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
         task_type="CAUSAL_LM",
     )
 
 
 class PeftWeights(RoleWeights):
-    """See RoleWeights. Adapters are cast when used: by the fused layers, or else by autocast."""
+    """See RoleWeights. Adapters are cast when used: by the fused layers, or else by PEFT or autocast."""
 
-    def __init__(
-        self, base: PreTrainedModel, config: PeftLoraConfig, seed: int, roles: tuple[str, ...]
-    ) -> None:
+    def __init__(self, base: PreTrainedModel, config: PeftConfig, seed: int, roles: tuple[str, ...]) -> None:
         """`roles` starts with POLICY."""
         super().__init__(roles)
+        of_the_base = {id(parameter) for parameter in base.parameters()}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # the random start of A is the same on every rank
-            self.peft = get_peft_model(base, config, adapter_name=roles[0])
+            torch.manual_seed(seed)  # the random start is the same on every rank
+            self.peft = get_peft_model(base, copy.deepcopy(config), adapter_name=roles[0])
+            # PEFT decides which numbers of a kind are trained: those of its first adapter, before there are others.
+            learns = {name for name, p in self.peft.named_parameters() if p.requires_grad}
             for name in roles[1:]:
-                self.peft.add_adapter(name, config)
-        self.layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer)]
+                self.peft.add_adapter(name, copy.deepcopy(config))
+        self.peft.eval()  # some kinds draw random numbers in training mode
+        self.layers = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
         for layer in self.layers:
-            # Autocast chooses the dtype, which avoids a copy of the activations.
-            layer.cast_input_dtype_enabled = False
+            if isinstance(layer, LoraLayer):
+                # Autocast chooses the dtype, which avoids a copy of the activations.
+                layer.cast_input_dtype_enabled = False
+        self._names: dict[str, list[str]] = {role: [] for role in roles}
         for name, parameter in self.peft.named_parameters():
-            owner = role_of(name)
-            parameter.requires_grad_(owner in self.trained)
-            if owner is not None:
-                parameter.data = parameter.data.float()
+            if id(parameter) not in of_the_base:
+                self._add(name, parameter, learns)
+
+    def _add(self, name: str, parameter: nn.Parameter, learns: set[str]) -> None:
+        """Note which role a parameter belongs to. PEFT has the adapter's name as a part of the parameter's."""
+        parts = name.split(".")
+        role = next(role for role in self.roles if role in parts)
+        in_the_first = ".".join(self.roles[0] if part == role else part for part in parts)
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(role in self.trained and in_the_first in learns)
+        self._names[role].append(name)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -75,14 +85,13 @@ class PeftWeights(RoleWeights):
 
     def named(self, role: str) -> dict[str, nn.Parameter]:
         """See RoleWeights.named."""
-        return {name: p for name, p in self.peft.named_parameters() if role_of(name) == role}
+        parameters = dict(self.peft.named_parameters())
+        return {name: parameters[name] for name in self._names.get(role, ())}
 
     def tensors(self, role: str) -> dict[str, Tensor]:
         """See RoleWeights.tensors."""
         tensors = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
-        return {
-            name: t.detach().to("cpu", torch.float32, copy=True).contiguous() for name, t in tensors.items()
-        }
+        return {name: _copied(tensor) for name, tensor in tensors.items()}
 
     def _write(self, role: str, tensors: Mapping[str, Tensor]) -> None:
         set_peft_model_state_dict(self.peft, dict(tensors), adapter_name=role)
@@ -104,9 +113,7 @@ def _fused_forward(projection: Projections, inputs: Tensor) -> Tensor:
     return projection(flat).unflatten(0, inputs.shape[:-1])
 
 
-def role_of(parameter_name: str) -> str | None:
-    """The role that a parameter of the PEFT model belongs to; None for the base."""
-    parts = parameter_name.split(".")
-    if not any(part.startswith("lora_") for part in parts):
-        return None
-    return next(name for name in ROLES if name in parts)
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, in float32 unless it has indices, which some kinds save too."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous()

@@ -81,10 +81,8 @@ class RoleWeights(nn.Module, ABC):
             self.activate(previous)
 
     def freeze_reference(self) -> None:
-        """Copy the current policy into the reference."""
-        policy, reference = self.named(POLICY), self.named(REFERENCE)
-        for source, copy in zip(policy.values(), reference.values(), strict=True):
-            copy.data.copy_(source.data)
+        """Copy the current policy into the reference, with what it has beside its parameters."""
+        self.load(REFERENCE, self.tensors(POLICY))
 
     def load(self, role: str, tensors: Mapping[str, Tensor]) -> None:
         """Write what `tensors` gave. Raises AdapterError unless names and shapes match exactly."""
@@ -93,6 +91,6 @@ class RoleWeights(nn.Module, ABC):
         if wrong:
             raise AdapterError(
                 f"the weights do not fit this model and lora.* settings: {len(wrong)} tensors differ in name or shape, "
-                f"first {wrong[0]}; give the lora.rank, lora.kind and lora.target_modules they were trained with"
+                f"first {wrong[0]}; give the lora.* settings they were trained with"
             )
         self._write(role, tensors)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from rlpost.algorithms.roles import CRITIC, POLICY
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import AdapterKind, BaseKind, Dtype, LoraConfig
 from rlpost.errors import ModelError
 from rlpost.kernels.nf4 import round_trip
@@ -24,12 +25,15 @@ from rlpost.learner.model.fused_layers import can_fuse
 from rlpost.learner.model.packing import MicroBatch, Row, collate, slot_starts
 from rlpost.learner.model.prefixes import Group
 from rlpost.learner.model.quantized_base import Nf4Linear, with_base
-from rlpost.weights.adapter_settings import KIND_SETTINGS
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.base_weights import Nf4Weights
 from rlpost.weights.models import linear_layers
+from rlpost.weights.update import weight_update
+from tests.adapter_kinds import ADAPTERS, small
 from tests.learner_data import random_episodes, write_small_model
 from tests.peft_kinds import MERGED, SOME
 
+ON_NF4 = tuple(kind for kind in ADAPTERS if TABLE[kind].nf4)
 LORA = LoraConfig(rank=4, alpha=8.0, base=BaseKind.nf4)
 ROWS = [Row(t.token_ids, t.loss_mask) for t in random_episodes(5)]
 BATCH = collate(ROWS, slot_starts(ROWS), [Group(0, (i,)) for i in range(5)])
@@ -60,7 +64,7 @@ def build(folder: Path) -> Callable[..., ActorCritic]:
         on: Path = folder,
         **settings: Any,
     ) -> ActorCritic:
-        lora = replace(LORA, kind=kind, base=base, **settings)
+        lora = replace(small(kind, LORA), base=base, **settings)
         model = actor_critic.build(on, Dtype.float32, lora, 0, (POLICY, CRITIC), None)
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters_of(POLICY):
@@ -80,7 +84,7 @@ def gradients(model: ActorCritic, batch: MicroBatch = BATCH) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("kind", list(KIND_SETTINGS))
+@pytest.mark.parametrize("kind", ON_NF4)
 def test_logprobs_and_gradients_are_those_of_the_dequantized_model(
     build: Callable[..., ActorCritic], dequantized: Path, kind: AdapterKind, fused: bool
 ) -> None:
@@ -89,15 +93,34 @@ def test_logprobs_and_gradients_are_those_of_the_dequantized_model(
         if fused:
             model.fuse()
     assert ours.fused == theirs.fused == (fused and kind in (AdapterKind.lora, AdapterKind.rslora))
-    if kind in (AdapterKind.dora, AdapterKind.rsdora):  # the magnitudes start at the norm of the weight
-        for mine, their in zip(ours.parameters_of(POLICY), theirs.parameters_of(POLICY), strict=True):
-            torch.testing.assert_close(mine, their)
+    # Starts that are made of the weight, such as DoRA's magnitudes, are made of the rounded one.
+    for mine, their in zip(ours.parameters_of(POLICY), theirs.parameters_of(POLICY), strict=True):
+        torch.testing.assert_close(mine, their)
     (found, slopes), (expected, their_slopes) = gradients(ours), gradients(theirs)
     torch.testing.assert_close(found, expected)
     for mine, their in zip(slopes, their_slopes, strict=True):
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)
     stored = build(kind, BaseKind.stored)
     assert (gradients(stored)[0] - found).abs().max() > 0.05  # rounding to NF4 does something
+
+
+@pytest.mark.parametrize("kind", ON_NF4)
+def test_the_update_over_the_rounded_weights_is_the_learners_policy(
+    build: Callable[..., ActorCritic], folder: Path, kind: AdapterKind
+) -> None:
+    """What an engine merges (one of the kinds is made of W0's singular vectors), against the learner's forward."""
+    model = build(kind)
+    adapter = Adapter.create(model.weights.config, model.weights.tensors(POLICY), 1, BaseKind.nf4)
+    weights = Nf4Weights(folder)
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for values in (weights, dict(weight_update(adapter, weights))):
+        merged.load_state_dict(dict(values), strict=False)
+    [row] = ROWS[:1]
+    with torch.no_grad():
+        table = torch.log_softmax(merged(torch.tensor([list(row.token_ids)])).logits[0] / 0.8, dim=-1)
+    expected = [table[t - 1, row.token_ids[t]] for t, counted in enumerate(row.mask) if counted]
+    found = gradients(model)[0][torch.argsort(BATCH.slots_N)][: len(expected)]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [AdapterKind.lora, AdapterKind.dora])
@@ -123,6 +146,14 @@ def test_biases_are_kept(
     for each in (ours, theirs) if fused else ():
         each.fuse()
     torch.testing.assert_close(gradients(ours)[0], gradients(theirs)[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTERS if not TABLE[kind].nf4])
+def test_peft_does_not_take_the_kinds_that_are_refused(
+    build: Callable[..., ActorCritic], kind: AdapterKind
+) -> None:
+    with pytest.raises(ValueError, match=r"not a plain torch\.nn\.Linear"):
+        build(kind)
 
 
 @pytest.mark.parametrize("case", MERGED)
@@ -195,7 +226,7 @@ def test_no_pass_keeps_a_weight(build: Callable[..., ActorCritic], checkpointing
 
 def test_autocast_computes_as_a_plain_layer_does(folder: Path) -> None:
     """bfloat16 without fused layers: PEFT's layers under autocast, as with a plain base."""
-    lora = replace(LORA, kind=AdapterKind.dora)
+    lora = small(AdapterKind.dora, LORA)
     model = actor_critic.build(folder, Dtype.bfloat16, lora, 0, (POLICY,), None)
     layer = next(m for m in model.modules() if isinstance(m, Nf4Linear))
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
