@@ -38,6 +38,8 @@ class Kind:
         False  # whether PEFT reads the parameters in the forward of their own module, as ZeRO-3 needs
     )
 
+    nf4: bool = True  # whether PEFT puts an adapter of the kind on a linear layer in 4 bits (lora.base=nf4)
+
     @property
     def whole(self) -> bool:
         """Whether it has no adapter, and each role has whole parameters of its own."""
@@ -177,7 +179,12 @@ TABLE: Mapping[AdapterKind, Kind] = {
         defaults=_size(8, 15.0),
     ),
     AdapterKind.glora: Kind(
-        "arXiv 2306.07967", "W0 + W0 * A + B, A and B of rank lora.rank", "GLORA", "r", defaults=_size(8)
+        "arXiv 2306.07967",
+        "W0 + W0 * A + B, A and B of rank lora.rank",
+        "GLORA",
+        "r",
+        defaults=_size(8),
+        nf4=False,
     ),
     AdapterKind.deft: Kind(
         "PEFT's documentation",

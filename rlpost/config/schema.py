@@ -103,6 +103,13 @@ class Optimizer(Enum):
     adamw_8bit = "adamw_8bit"  # AdamW with moments in 8 bits (bitsandbytes), on a GPU
 
 
+class BaseKind(Enum):
+    """The base model's linear layers, under the adapters of the learner and in the engines."""
+
+    stored = "stored"  # as the checkpoint has them, in `dtype`
+    nf4 = "nf4"  # QLoRA: rounded to 4 bits (NF4), which the learner holds and the engines serve; docs/adapters.md
+
+
 class AlgoName(Enum):
     """The algorithms. Their parts are in rlpost/config/presets.py, their formulas in docs/algorithms.md."""
 
@@ -177,6 +184,7 @@ class LoraConfig:
     start: AdapterStart = AdapterStart.default  # first values of A and B; see docs/adapters.md
     start_examples: int = 64  # examples of the environment that eva, corda and lora_ga read
     learning_rate: LearningRate = LearningRate.given  # auto sets the three learning rates of sft and algo
+    base: BaseKind = BaseKind.stored  # the linear layers under the adapters: as stored, or in 4 bits (QLoRA)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from rlpost.cluster.addresses import host_and_port
 from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import BaseKind, Config, Task
 from rlpost.errors import ConfigError
 from rlpost.record.folders import holds_files
 from rlpost.record.trackers.secrets import without_users
@@ -397,6 +397,17 @@ def _zero3(config: Config) -> Iterator[str]:
         )
 
 
+def _base(config: Config) -> Iterator[str]:
+    base, name = config.lora.base, config.lora.kind.name
+    kind = KINDS_OF_ADAPTERS[config.lora.kind]
+    if base is BaseKind.stored or (kind.nf4 and not kind.whole):
+        return
+    takes = f"PEFT's layers of lora.kind={name} take plain linear layers only"
+    trains = f"lora.kind={name} trains the model's own parameters, and a base in 4 bits is frozen"
+    remedy = "give lora.base=stored, or another adapter: lora.kind=lora"
+    yield refusal("lora.base", base.name, trains if kind.whole else takes, remedy)
+
+
 def _conversation(config: Config) -> Iterator[str]:
     """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
@@ -440,6 +451,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _gpus,
     _modules,
     _zero3,
+    _base,
     _conversation,
     _tiny_base,
 )

@@ -167,7 +167,15 @@ RULES = (
     ),
     _Rule(
         (
-            *("model", "dtype", "ray.address", "ray.timeout_s", "rollout.workers", "rollout.max_model_len"),
+            *(
+                "model",
+                "dtype",
+                "lora.base",
+                "ray.address",
+                "ray.timeout_s",
+                "rollout.workers",
+                "rollout.max_model_len",
+            ),
             *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
             *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts"),
         ),

@@ -719,6 +719,14 @@ class TestValidate:
             (["ray.address=here"], "ray.address=here"),
             (["ray.address='host:port'"], "not an address"),
             (["lora.target_modules=q-proj"], "not a list of module names"),
+            (
+                ["lora.base=nf4", "lora.kind=full"],
+                "lora.base=nf4\n  reason: lora.kind=full trains the model's own",
+            ),
+            (
+                ["lora.base=nf4", "lora.kind=glora"],
+                "lora.base=nf4\n  reason: PEFT's layers of lora.kind=glora",
+            ),
             (["tiny_base.heads=7"], "does not divide"),
             (["budget.amounts=[2,1]"], "above 0 and rise"),
             (["task=eval", "budget.amounts=[1]"], "task=eval has no budget"),
