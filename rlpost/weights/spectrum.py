@@ -1,0 +1,175 @@
+"""Measures what an adapter did to the spectrum of its base's weights.
+
+    LoRA, rsLoRA of one rank:  B, A ─▶ QR and a small core: all figures but the intruders, in milliseconds a module
+    everything else:           merged weight - W0 ─▶ a full SVD a module
+    intruders:                 the left singular vectors of W0 and of W0 + D, for every kind
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlpost.algorithms import spectrum as algebra
+from rlpost.algorithms.spectrum import Svd
+from rlpost.errors import AdapterError
+from rlpost.record.spectrum import ModuleSpectrum, Spectrum, place_of
+from rlpost.weights.adapters import Adapter
+from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.update import WeightUpdate, weight_update
+
+# In units of `decomposition_cost`; the bundled model as a whole costs 1.3e9, SmolLM2-135M 5.9e10.
+RUN_BUDGET = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class Search:
+    """How intruders are searched for: `budget` bounds the cost, above which layers are sampled; None: every layer."""
+
+    top: int = algebra.TOP
+    epsilon: float = algebra.EPSILON
+    budget: int | None = None
+
+
+def merged_modules(update: WeightUpdate) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(module, W0 as stored, merged weight in fp32) of every module that the update changes, both [out, in]."""
+    for module in update.shapes:
+        base = update.base[f"{module}.weight"]
+        yield module, base, update.merged(module, base)
+
+
+def has_factors(adapter: Adapter) -> bool:
+    """Whether the adapter's update is scaling * B A in every module: LoRA and rsLoRA of one rank."""
+    return adapter.has_formula and not adapter.config.get("use_dora", False)
+
+
+def measure(adapter: Adapter, base: BaseWeights, search: Search, dtype: str | None) -> Spectrum:
+    """All figures of an adapter on `base`. `dtype`: what weights are rounded to (None: rounding is not measured).
+
+    Raises AdapterError if the adapter is of another model, or does not merge.
+    """
+    update = weight_update(adapter, base)
+    _check_shapes(update)
+    chosen = sampled(update.shapes, search.budget)
+    factored = has_factors(adapter)
+    modules = {}
+    for module, W0, merged in merged_modules(update):
+        svd = _of_factors(adapter, module) if factored else None
+        if svd is None and module in chosen:
+            svd = _of_difference(W0, merged)
+        found = _count_intruders(W0, merged, search) if module in chosen else None
+        modules[module] = _figures(W0, merged, svd, found, dtype)
+    return Spectrum(adapter.version, search.top, search.epsilon, dtype, modules)
+
+
+def course(adapter: Adapter, base_folder: Path) -> dict[str, float]:
+    """Norm and ranks of an adapter with factors, in milliseconds a module; empty for other kinds.
+
+    The norms of W0 are computed once a process.
+    """
+    if not has_factors(adapter):
+        return {}
+    norms = _base_norms(base_folder, adapter.modules)
+    modules = {}
+    for module in adapter.modules:
+        S_K = _of_factors(adapter, module).S_K
+        ranks = algebra.effective_rank(S_K), algebra.stable_rank(S_K)
+        spectral = float(S_K[0]) if len(S_K) else 0.0
+        modules[module] = ModuleSpectrum(float(S_K.norm()), norms[module], spectral, *ranks, None, None)
+    return Spectrum(adapter.version, algebra.TOP, algebra.EPSILON, None, modules).totals()
+
+
+def sampled(shapes: Mapping[str, tuple[int, int]], budget: int | None) -> frozenset[str]:
+    """The modules of evenly spaced layers, as many layers as cost no more than `budget`; all without one.
+
+    Modules outside of layers count as a layer of their own. Empty if no layer is affordable.
+    """
+    by_layer: dict[int, list[str]] = {}
+    for module in shapes:
+        layer = place_of(module)[1]
+        by_layer.setdefault(-1 if layer is None else layer, []).append(module)
+    order = sorted(by_layer)
+    for stride in range(1, len(order) + 1):
+        modules = [module for layer in order[::stride] for module in by_layer[layer]]
+        if budget is None or sum(algebra.decomposition_cost(shapes[module]) for module in modules) <= budget:
+            return frozenset(modules)
+    return frozenset()
+
+
+def directions(adapter: Adapter, base: BaseWeights, start: Adapter | None = None) -> Iterator[tuple[str, Svd]]:
+    """(module, SVD of its update), relative to `start`'s update if it is given."""
+    factored = has_factors(adapter) and (start is None or has_factors(start))
+    if factored:
+        for module in adapter.modules:
+            yield module, _of_move(adapter, start, module)
+        return
+    origin = {} if start is None else dict(weight_update(start, base))
+    for module, W0, merged in merged_modules(weight_update(adapter, base)):
+        yield module, _of_difference(origin.get(f"{module}.weight", W0), merged)
+
+
+def _of_move(adapter: Adapter, start: Adapter | None, module: str) -> Svd:
+    """The update less the start's: a product of factors that are twice as wide."""
+    if start is None or module not in start.modules:
+        return _of_factors(adapter, module)
+    end, begin = adapter.factors(module), start.factors(module)
+    A = torch.cat([end.A.double(), begin.A.double()])
+    B = torch.cat([adapter.scaling * end.B.double(), -start.scaling * begin.B.double()], dim=1)
+    return algebra.of_factors(A, B, 1.0)
+
+
+def _of_factors(adapter: Adapter, module: str) -> Svd:
+    factors = adapter.factors(module)
+    return algebra.of_factors(factors.A, factors.B, adapter.scaling)
+
+
+def _of_difference(W0: Tensor, merged: Tensor) -> Svd:
+    """The SVD of the difference of two fp32 weights; singular values within their rounding count as zero."""
+    floor = torch.finfo(torch.float32).eps * float(W0.float().norm())
+    return algebra.of_matrix(merged.double() - W0.double(), floor)
+
+
+def _count_intruders(W0: Tensor, merged: Tensor, search: Search) -> int:
+    found = algebra.find_intruders(algebra.left_vectors(W0), merged, search.top, search.epsilon)
+    return len(found.S_N)
+
+
+def _figures(
+    W0: Tensor, merged: Tensor, svd: Svd | None, intruders: int | None, dtype: str | None
+) -> ModuleSpectrum:
+    wide = W0.float()
+    norm = float(svd.S_K.norm()) if svd is not None else float((merged - wide).norm())
+    lost = algebra.lost_norm(merged, getattr(torch, dtype)) if dtype is not None else None
+    return ModuleSpectrum(
+        norm=norm,
+        base_norm=float(wide.norm()),
+        spectral_norm=None if svd is None else float(svd.S_K[0]) if len(svd.S_K) else 0.0,
+        effective_rank=None if svd is None else algebra.effective_rank(svd.S_K),
+        stable_rank=None if svd is None else algebra.stable_rank(svd.S_K),
+        intruders=intruders,
+        rounding_loss=None if lost is None or not norm else lost / norm,
+    )
+
+
+@functools.cache
+def _base_norms(folder: Path, modules: Sequence[str]) -> dict[str, float]:
+    base = BaseWeights(folder)
+    return {module: float(base[f"{module}.weight"].float().norm()) for module in modules}
+
+
+def _check_shapes(update: WeightUpdate) -> None:
+    wrong = [
+        module
+        for module, shape in update.shapes.items()
+        if f"{module}.weight" not in update.base or tuple(update.base[f"{module}.weight"].shape) != shape
+    ]
+    if wrong:
+        raise AdapterError(
+            f"The adapter is of another model than {update.base.folder}: {len(wrong)} of its {len(update.shapes)}"
+            f" modules do not fit ({wrong[0]}). Give the one that it was trained on: --model MODEL"
+        )
