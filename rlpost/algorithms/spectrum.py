@@ -59,7 +59,7 @@ def _ranked(U_OK: Tensor, S_K: Tensor, V_IK: Tensor, floor: float) -> Svd:
     """Without the singular values that are zero up to rounding (the tolerance of numpy's matrix_rank)."""
     eps = torch.finfo(S_K.dtype).eps
     rounding = max(len(U_OK), len(V_IK)) * eps * float(S_K[0]) if len(S_K) else 0.0
-    rank = int((S_K > max(rounding, floor)).sum())
+    rank = int((max(rounding, floor) < S_K).sum())
     return Svd(U_OK[:, :rank], S_K[:rank], V_IK[:, :rank])
 
 
@@ -115,7 +115,7 @@ def left_vectors(W_OI: Tensor) -> Tensor:
     is_wide = W.shape[0] <= W.shape[1]
     squares, vectors = torch.linalg.eigh(W @ W.T if is_wide else W.T @ W)
     S, vectors = squares.flip(0).clamp(min=0.0).sqrt(), vectors.flip(1)
-    kept = S > _TINY * S[0]
+    kept = _TINY * S[0] < S
     return vectors[:, kept] if is_wide else (W @ vectors[:, kept]) / S[kept]
 
 
@@ -130,7 +130,9 @@ def find_intruders(base_OK: Tensor, W_OI: Tensor, top: int = TOP, epsilon: float
     """
     W = W_OI.double()
     U_OK = left_vectors(W)[:, :top]
-    cosines = torch.nn.functional.pad((U_OK.T @ base_OK).abs(), (1, 0))  # a column of zeros, should W0 be zero
+    cosines = torch.nn.functional.pad(
+        (U_OK.T @ base_OK).abs(), (1, 0)
+    )  # a column of zeros, should W0 be zero
     U_ON = U_OK[:, cosines.amax(dim=1) < epsilon]
     projected_IN = W.T @ U_ON  # S V^T = U^T W
     S_N = projected_IN.norm(dim=0)

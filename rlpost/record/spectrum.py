@@ -1,6 +1,6 @@
 """What an update did to the spectrum of the weights, by module, and as spectrum.json. docs/adapters.md explains it.
 
-    rlpost.weights.spectrum measures ─▶ Spectrum ─▶ spectrum.json ─▶ the run's page, the comparison's report
+rlpost.weights.spectrum measures ─▶ Spectrum ─▶ spectrum.json ─▶ the run's page, the comparison's report
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
 """Measures what an adapter did to the spectrum of its base's weights.
 
-    LoRA, rsLoRA of one rank:  B, A ─▶ QR and a small core: all figures but the intruders, in milliseconds a module
-    everything else:           merged weight - W0 ─▶ a full SVD a module
-    intruders:                 the left singular vectors of W0 and of W0 + D, for every kind
+LoRA, rsLoRA of one rank:  B, A ─▶ QR and a small core: all figures but the intruders, in milliseconds a module
+everything else:           merged weight - W0 ─▶ a full SVD a module
+intruders:                 the left singular vectors of W0 and of W0 + D, for every kind
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlpost.algorithms import spectrum as algebra
 from rlpost.algorithms.spectrum import Svd
@@ -101,7 +102,9 @@ def sampled(shapes: Mapping[str, tuple[int, int]], budget: int | None) -> frozen
     return frozenset()
 
 
-def directions(adapter: Adapter, base: BaseWeights, start: Adapter | None = None) -> Iterator[tuple[str, Svd]]:
+def directions(
+    adapter: Adapter, base: BaseWeights, start: Adapter | None = None
+) -> Iterator[tuple[str, Svd]]:
     """(module, SVD of its update), relative to `start`'s update if it is given."""
     factored = has_factors(adapter) and (start is None or has_factors(start))
     if factored:
@@ -111,6 +114,57 @@ def directions(adapter: Adapter, base: BaseWeights, start: Adapter | None = None
     origin = {} if start is None else dict(weight_update(start, base))
     for module, W0, merged in merged_modules(weight_update(adapter, base)):
         yield module, _of_difference(origin.get(f"{module}.weight", W0), merged)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """`adapter` with the intruders of W0 + D scaled; `found`: how many each module has."""
+
+    adapter: Adapter
+    found: Mapping[str, int]
+
+
+def scale_intruders(adapter: Adapter, base: BaseWeights, search: Search, factor: float) -> Scaled:
+    """Scale the intruder dimensions of W0 + D by `factor` (arXiv 2410.21228): D + (factor - 1) U S V^T, exactly.
+
+    The rank grows by the largest number of intruders of a module. The other modules are padded with zeros, so that the
+    adapter keeps one rank, and its alpha keeps the scaling.
+
+    Raises:
+        AdapterError: the adapter is no LoRA or rsLoRA of one rank, is of another model, or has no intruders.
+    """
+    if not has_factors(adapter):
+        raise AdapterError(
+            "Scaling intruder dimensions adds directions to the factors of a LoRA or rsLoRA of one rank; this adapter"
+            f" is of another kind ({adapter.config['peft_type']}, use_dora={adapter.config.get('use_dora', False)},"
+            " or with patterns of ranks and alphas)."
+        )
+    update = weight_update(adapter, base)
+    _check_shapes(update)
+    grown, found = {}, {}
+    for module, W0, merged in merged_modules(update):
+        intruders = algebra.find_intruders(algebra.left_vectors(W0), merged, search.top, search.epsilon)
+        factors = adapter.factors(module)
+        grown[module] = algebra.scaled_factors(factors.A, factors.B, adapter.scaling, intruders, factor)
+        found[module] = len(intruders.S_N)
+    if not any(found.values()):
+        raise AdapterError(
+            f"The adapter has no intruder dimension: each of the {search.top} leading singular vectors of every merged"
+            f" weight has a cosine of {search.epsilon} or more to one of its base's. There is nothing to scale."
+        )
+    return Scaled(_padded(adapter, grown, adapter.config["r"] + max(found.values())), found)
+
+
+def _padded(adapter: Adapter, factors: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> Adapter:
+    tensors = {}
+    for module, (A, B) in factors.items():
+        missing = rank - len(A)
+        name = f"base_model.model.{module}"
+        tensors[f"{name}.lora_A.weight"] = nn.functional.pad(A, (0, 0, 0, missing)).float()
+        tensors[f"{name}.lora_B.weight"] = nn.functional.pad(B, (0, missing)).float()
+    root = math.sqrt(rank) if adapter.config.get("use_rslora", False) else rank
+    config = {**adapter.config, "r": rank, "lora_alpha": adapter.scaling * root}
+    return Adapter.create(config, tensors, adapter.version)
 
 
 def _of_move(adapter: Adapter, start: Adapter | None, module: str) -> Svd:

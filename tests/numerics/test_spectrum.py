@@ -31,7 +31,9 @@ def whole(found: spectrum.Svd) -> Tensor:
 
 
 @given(SHAPES, st.integers(0, 6))
-def test_factors_have_the_singular_values_of_their_product(sizes: tuple[int, int, int, int], zeros: int) -> None:
+def test_factors_have_the_singular_values_of_their_product(
+    sizes: tuple[int, int, int, int], zeros: int
+) -> None:
     A, B = factors(*sizes, zeros)
     D = 1.7 * B @ A
     found = spectrum.of_factors(A, B, 1.7)
@@ -113,7 +115,9 @@ def test_angles_and_alignment_against_scipy_and_the_plain_product(
     torch.testing.assert_close(angles.flip(0), torch.from_numpy(theirs), atol=1e-6, rtol=0)
     assert spectrum.overlap(first.U_OK, second.U_OK) == pytest.approx(float(angles.cos().square().mean()))
     D1, D2 = one[1] @ one[0], two[1] @ two[0]
-    assert spectrum.alignment(first, second) == pytest.approx(float((D1 * D2).sum() / (D1.norm() * D2.norm())))
+    assert spectrum.alignment(first, second) == pytest.approx(
+        float((D1 * D2).sum() / (D1.norm() * D2.norm()))
+    )
 
 
 def brute_intruders(W0: Tensor, W: Tensor, top: int, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,9 +128,15 @@ def brute_intruders(W0: Tensor, W: Tensor, top: int, epsilon: float) -> tuple[Te
     return U[:, chosen], S[chosen], Vh[chosen].T
 
 
-@given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 6), st.sampled_from([0.3, 0.5, 0.8, 0.95]), SHAPES)
+@given(
+    st.integers(2, 12), st.integers(2, 12), st.integers(1, 6), st.sampled_from([0.3, 0.5, 0.8, 0.95]), SHAPES
+)
 def test_intruders_against_full_decompositions(
-    O: int, I: int, top: int, epsilon: float, sizes: tuple[int, int, int, int]  # noqa: E741
+    O: int,  # noqa: E741
+    I: int,  # noqa: E741
+    top: int,
+    epsilon: float,
+    sizes: tuple[int, int, int, int],
 ) -> None:
     seed = sizes[3]
     A, B = factors(O, I, 2, seed)
