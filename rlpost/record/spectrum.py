@@ -64,6 +64,25 @@ class Spectrum:
         return totals | ({"rounding_loss": _ratio(math.hypot(*lost), norm)} if lost else {})
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How the updates D1, D2 of one module agree. The spaces are spanned by the leading singular vectors of each."""
+
+    columns: float  # mean squared cosine of the principal angles between the column spaces: 0 orthogonal, 1 the same
+    rows: float  # the same of the row spaces
+    columns_by_chance: float  # what random spaces of these dimensions have in the mean
+    rows_by_chance: float
+    cosine: float  # <D1, D2> / (||D1|| ||D2||)
+    angles: tuple[float, ...]  # principal angles of the column spaces in degrees, ascending
+
+
+def mean_agreement(modules: Mapping[str, Agreement]) -> dict[str, float]:
+    """Means over the modules that both updates change; empty without any."""
+    both = [each for each in modules.values() if each.angles]
+    names = ("columns", "columns_by_chance", "rows", "rows_by_chance", "cosine")
+    return {name: fmean(getattr(each, name) for each in both) for name in names} if both else {}
+
+
 def place_of(module: str) -> tuple[str, int | None]:
     """A module's type and layer: ("q_proj", 3) of model.layers.3.self_attn.q_proj; the layer is None without one."""
     match = _LAYER.search(module)

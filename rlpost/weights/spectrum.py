@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlpost.algorithms import spectrum as algebra
 from rlpost.algorithms.spectrum import Svd
 from rlpost.errors import AdapterError
-from rlpost.record.spectrum import ModuleSpectrum, Spectrum, place_of
+from rlpost.record.spectrum import Agreement, ModuleSpectrum, Spectrum, place_of
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import WeightUpdate, weight_update
@@ -114,6 +114,38 @@ def directions(
     origin = {} if start is None else dict(weight_update(start, base))
     for module, W0, merged in merged_modules(weight_update(adapter, base)):
         yield module, _of_difference(origin.get(f"{module}.weight", W0), merged)
+
+
+def agreement(
+    first: Adapter, second: Adapter, base: BaseWeights, start: Adapter | None = None, top: int = algebra.TOP
+) -> dict[str, Agreement]:
+    """How two updates agree, by module that both adapt; relative to `start`'s update if it is given.
+
+    Their spaces are spanned by the `top` leading singular vectors, or by all of them where the rank is lower. Raises
+    AdapterError as `measure` does.
+    """
+    for adapter in (first, second):
+        _check_shapes(weight_update(adapter, base))
+    others = dict(directions(second, base, start))
+    return {
+        module: _agreement(svd, others[module], top)
+        for module, svd in directions(first, base, start)
+        if module in others
+    }
+
+
+def _agreement(first: Svd, second: Svd, top: int) -> Agreement:
+    one, two = first.leading(top), second.leading(top)
+    larger = max(len(one.S_K), len(two.S_K))
+    angles = algebra.principal_angles(one.U_OK, two.U_OK).rad2deg().tolist()
+    return Agreement(
+        algebra.overlap(one.U_OK, two.U_OK),
+        algebra.overlap(one.V_IK, two.V_IK),
+        larger / len(one.U_OK),
+        larger / len(one.V_IK),
+        algebra.alignment(first, second),
+        tuple(angles),
+    )
 
 
 @dataclass(frozen=True)

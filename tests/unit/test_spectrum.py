@@ -24,7 +24,7 @@ from rlpost.record.spectrum import ModuleSpectrum, Spectrum
 from rlpost.tasks import spectrum as task
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
-from rlpost.weights.spectrum import Search, course, directions, measure, sampled, scale_intruders
+from rlpost.weights.spectrum import Search, agreement, course, directions, measure, sampled, scale_intruders
 from tests.learner_data import write_small_model
 from tests.peft_kinds import MERGED, save, trained
 
@@ -104,6 +104,32 @@ def test_directions_relative_to_a_start_are_those_of_the_difference(
         whole = svd.U_OK @ svd.S_K.diag() @ svd.V_IK.T
         torch.testing.assert_close(whole, D, rtol=0, atol=1e-5)
     assert len(found[Q_PROJ].S_K) == (8 if kind == "lora" else 32)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_agreement_against_full_decompositions(kind: str, small: Path, tmp_path: Path) -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    one, first = adapter_of(small, kind, tmp_path / "one")
+    two, second = adapter_of(small, kind, tmp_path / "two", seed=1)
+    base = BaseWeights(small)
+    W1, W2 = (model.merge_and_unload().state_dict() for model in (one, two))
+    found = agreement(first, second, base, top=3)
+    for module, ours in found.items():
+        W0 = base[f"{module}.weight"].double()
+        D1, D2 = (W[f"{module}.weight"].double() - W0 for W in (W1, W2))
+        (U1, _, V1), (U2, _, V2) = (torch.linalg.svd(D) for D in (D1, D2))
+        angles = linalg.subspace_angles(U1[:, :3].numpy(), U2[:, :3].numpy())[::-1]
+        assert ours.angles == pytest.approx([math.degrees(a) for a in angles], abs=0.05)
+        assert ours.columns == pytest.approx(sum(math.cos(a) ** 2 for a in angles) / 3, abs=1e-3)
+        assert ours.rows == pytest.approx(float((V1[:3] @ V2[:3].T).square().sum()) / 3, abs=1e-3)
+        assert (ours.columns_by_chance, ours.rows_by_chance) == (3 / len(D1), 3 / len(D1.T))
+        assert ours.cosine == pytest.approx(float((D1 * D2).sum() / (D1.norm() * D2.norm())), abs=1e-4)
+    means = record.mean_agreement(found)
+    assert means["cosine"] == pytest.approx(sum(each.cosine for each in found.values()) / len(found))
+    itself = record.mean_agreement(agreement(first, first, base))
+    assert [itself[name] for name in ("columns", "rows", "cosine")] == pytest.approx([1, 1, 1])
+    from_itself = agreement(first, first, base, start=first)
+    assert record.mean_agreement(from_itself) == {}
 
 
 SHAPES = {
