@@ -46,7 +46,9 @@ def of_factors(A_rI: Tensor, B_Or: Tensor, scaling: float) -> Svd:
     Q_B, R_B = torch.linalg.qr(B_Or.double())
     Q_A, R_A = torch.linalg.qr(A_rI.double().T)
     U, S_K, Vh = torch.linalg.svd(scaling * R_B @ R_A.T, full_matrices=False)
-    return _ranked(Q_B @ U, S_K, Q_A @ Vh.T, floor=0.0)
+    # Directions of large factors may cancel, as those of an update less itself do, up to the rounding of their product.
+    rounding = torch.finfo(S_K.dtype).eps * max(len(B_Or), A_rI.shape[1])
+    return _ranked(Q_B @ U, S_K, Q_A @ Vh.T, floor=rounding * abs(scaling) * float(R_B.norm() * R_A.norm()))
 
 
 def of_matrix(D_OI: Tensor, floor: float = 0.0) -> Svd:
