@@ -86,6 +86,9 @@ def _refuse(asked: argparse.Namespace) -> None:
     scales = asked.scale_intruders is not None
     wrong = {
         "name one adapter, or two to compare": len(asked.adapters) > 2,
+        f"{asked.adapters[0]} is named twice; name two adapters": (
+            len({folder.resolve() for folder in asked.adapters}) < len(asked.adapters)
+        ),
         "--start compares two adapters: name a second": asked.start is not None and len(asked.adapters) < 2,
         "--scale-intruders takes one adapter": scales and len(asked.adapters) > 1,
         "--scale-intruders and --out FOLDER go together": scales != (asked.out is not None),
@@ -135,8 +138,6 @@ def _measured(asked: argparse.Namespace) -> Found:
     from rlpost.weights.spectrum import agreement, measure
 
     loaded = {str(folder): _loaded(folder, asked.model) for folder in asked.adapters}
-    if len(loaded) < len(asked.adapters):
-        raise ConfigError(f"spectrum: {asked.adapters[0]} is named twice; name two adapters")
     models = {trained.model_folder.resolve() for trained, _, _ in loaded.values()}
     if len(models) > 1:
         raise ConfigError(

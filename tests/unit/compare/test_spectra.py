@@ -26,8 +26,8 @@ FIGURES = {"cosine": 0.5, "columns": 0.75, "columns_by_chance": 0.1, "rows": 0.2
 
 
 def cell(arm: str, seed: int, spectrum: dict[str, float] | None) -> Cell:
-    shares = (0.0,) if arm == INIT else (1.0,)
-    return replace(done(arm, seed, dict.fromkeys(shares, {"a": evaluation([1, 0, 1, 0])})), spectrum=spectrum)
+    share = 0.0 if arm == INIT else 1.0
+    return replace(done(arm, seed, {share: {"a": evaluation([1, 0, 1, 0])}}), spectrum=spectrum)
 
 
 def of(norm: float) -> dict[str, float]:
@@ -69,7 +69,7 @@ def test_a_mean_over_seeds_by_hand() -> None:
     assert found.interval is not None
     assert (found.value, found.seeds) == (2.0, 3)
     assert (found.interval.low, found.interval.high) == pytest.approx(
-        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5)
+        (2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5)
     )
     assert seed_mean([5.0]).interval is None
 

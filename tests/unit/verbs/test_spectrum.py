@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rlpost.command.main import main
 from rlpost.record.spectrum import Spectrum, mean_agreement, to_json
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.models import TINY
 from rlpost.weights.spectrum import Search, agreement, measure, scale_intruders
 from tests.learner_data import write_small_model
 from tests.unit.pages import Page, assert_inert, assert_told
@@ -19,7 +21,10 @@ from tests.unit.verbs import recorded
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_model(tmp_path_factory.mktemp("model"))
+    folder = write_small_model(tmp_path_factory.mktemp("model"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="module")
