@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("rlpost.verbs.serve:main", "serve a trained policy by vLLM's OpenAI-compatible server"),
     "push": Verb("rlpost.verbs.push:main", "send an adapter with a model card to the Hugging Face hub"),
     "compare-runs": Verb("rlpost.verbs.compare_runs:main", "put several runs on one page"),
+    "spectrum": Verb("rlpost.verbs.spectrum:main", "show what an update did to the spectrum of the weights"),
     "watch": Verb(
         "rlpost.verbs.watch:main", "serve a live page of a run, or of a comparison, on this machine"
     ),

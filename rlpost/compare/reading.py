@@ -19,6 +19,7 @@ from rlpost.compare.design.types import INIT, SFT, Cell, Evaluation, Point, Stat
 from rlpost.compare.statistics.causes import last_outcome
 from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
+from rlpost.record import spectrum
 from rlpost.record.compute import Compute, spent
 from rlpost.record.metrics import goes_on_after_right, is_right, right_share
 from rlpost.record.run_dir import RunDir, evaluation_name, read_trajectories, stage_number
@@ -64,6 +65,7 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         Status.DONE,
         str(run_dir.path.relative_to(folder)),
         points=tuple(Point(share, compute, evaluations) for share, compute, evaluations in scored),
+        spectrum=None if (found := spectrum.read(run_dir.path)) is None else found.totals(),
     )
     has_base = plan.arm == INIT and cfg.eval.start and cfg.adapter is None
     base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None

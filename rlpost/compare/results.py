@@ -8,7 +8,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Evaluation, Point, Role, Status
+from rlpost.compare.design.types import (
+    ArmsAgreement,
+    Cell,
+    ComparedVariant,
+    Comparison,
+    Evaluation,
+    Point,
+    Role,
+    Status,
+)
 from rlpost.errors import OutputError
 from rlpost.record.compute import Compute
 from rlpost.record.files import write_atomic
@@ -38,7 +47,7 @@ def read(path: Path) -> Comparison:
 def _comparison(record: Mapping[str, Any]) -> Comparison:
     return _made(
         Comparison,
-        record,
+        {"agreements": [], **record},  # records of before there were any have none
         variants=lambda given: {
             name: _made(ComparedVariant, each, role=Role) for name, each in given.items()
         },
@@ -46,11 +55,14 @@ def _comparison(record: Mapping[str, Any]) -> Comparison:
         seeds=tuple,
         cells=lambda given: tuple(map(_cell, given)),
         base=lambda given: None if given is None else _evaluations(given),
+        agreements=lambda given: tuple(_made(ArmsAgreement, each) for each in given),
     )
 
 
 def _cell(record: Mapping[str, Any]) -> Cell:
-    return _made(Cell, record, status=Status, points=lambda given: tuple(map(_point, given)))
+    return _made(
+        Cell, {"spectrum": None, **record}, status=Status, points=lambda given: tuple(map(_point, given))
+    )
 
 
 def _point(record: Mapping[str, Any]) -> Point:

@@ -69,7 +69,11 @@ def run(cfg: Config) -> None:
             runner.run(concurrency)
         finally:
             display.close()
-        _conclude(_comparison(cfg, runner, model_folder, command), folder, console)
+        comparison = _comparison(cfg, runner, model_folder, command)
+        from rlpost.compare.agreement import agreements  # imports torch
+
+        found = agreements(comparison, folder, model_folder)
+        _conclude(dataclasses.replace(comparison, agreements=found), folder, console)
 
 
 def _conclude(comparison: Comparison, folder: Path, console: Console) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost.pages import evaluation_curve, figures, render
+from rlpost.pages import evaluation_curve, figures, render, spectrum_figures
 from rlpost.pages.console import duration
 from rlpost.pages.figures import Series
 from rlpost.pages.images import Image
@@ -66,6 +66,13 @@ CURVES = (
     CurveSpec("Explained variance of the returns", {"explained_variance": "explained variance"}),
     CurveSpec("Log-prob gap, engine to learner", {"logprob_gap": "mean |difference|"}),
     CurveSpec("Tokens per answer", {"answer_tokens": "tokens"}),
+    CurveSpec(
+        "Norm of the update, of the weights'", {"spectrum/relative_norm": "relative norm"}, percent=True
+    ),
+    CurveSpec(
+        "Rank of the update, mean of modules",
+        {"spectrum/effective_rank": "effective rank", "spectrum/stable_rank": "stable rank"},
+    ),
     CurveSpec("Answers cut at their limit", {"cut_share": "share"}, percent=True),
 )
 
@@ -98,6 +105,7 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         stages=stages_of(summary),
         evaluations=evaluation_curve.drawn(run_dir, lines),
         curves=list(curves(lines)),
+        spectrum=spectrum_figures.of_record(run_dir.path),
         time=_time(lines),
         outcomes=list(_outcome_bars(summary)),
         turns=_by_turn(summary),

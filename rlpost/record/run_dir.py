@@ -6,6 +6,7 @@
     evaluations.jsonl      which trajectories file belongs to which evaluation: stage, variant, decoding
     examples.jsonl         instances of the supervised steps
     sittings.json          the time of every start            error.json      why it failed (rlpost.record.run_error)
+    spectrum.json          what the update did to the weights (rlpost.record.spectrum), written at the end
     data.jsonl             the rows, if Python code gave them as a list
     console.log            the output of a run that `rlpost.start` started
     adapter/               the adapter in PEFT's own format   checkpoints/    what a resumed run needs
@@ -29,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlpost.config.former_words import translated, translated_line
 from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import OutputError
-from rlpost.record import jsonl
+from rlpost.record import jsonl, spectrum
 from rlpost.record.files import append_whole, write_atomic, writing
 from rlpost.record.folders import default_folder, new_folder
 from rlpost.record.versions import versions
@@ -227,6 +228,7 @@ class RunDir:
             match = _OF_ITERATION.fullmatch(path.name)
             if match and int(match[1]) > last:
                 _remove(path)
+        _remove(self.path / spectrum.FILE)
         _remove(self.summary)
         _remove(self.report)
 

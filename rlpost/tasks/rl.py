@@ -17,7 +17,7 @@ from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.reward_function import Score, reward_function
-from rlpost.tasks import training_state
+from rlpost.tasks import spectrum, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -93,12 +93,13 @@ def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score 
     clock.split("learner", seconds)
     with clock.phase("swap"):
         swap = training_state.swap(session, state)
+    measured = {**update_metrics, **swap.metrics(), **spectrum.on_the_way(session)}
     state.steps += 1
     # Absent while only the critic learns and the engine's log-probs are used unchanged.
     if "logprob_gap" in update_metrics:
         state.logprob_gaps.append(update_metrics["logprob_gap"])
     warning = stall.see(collected.batch, update_metrics)
-    return _report(session, state, collected, {**update_metrics, **swap.metrics()}, warning)
+    return _report(session, state, collected, measured, warning)
 
 
 def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:

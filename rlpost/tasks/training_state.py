@@ -10,7 +10,8 @@ from rlpost.errors import CheckpointError
 from rlpost.record import checkpoint as checkpoints
 from rlpost.record.run_dir import RunDir
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.tasks.evaluate import evaluate_stage, variants_of
+from rlpost.tasks import spectrum
+from rlpost.tasks.evaluate import axis, evaluate_stage, variants_of
 from rlpost.tasks.session import Session, keep_settings, publish, training_settings
 
 
@@ -105,7 +106,8 @@ def _check_lines(run_dir: RunDir, state: TrainingState, step_key: str) -> None:
 
 
 def finish(session: Session, state: TrainingState) -> None:
-    """Evaluate the trained policy, and publish all measurements."""
+    """Measure the update, evaluate the trained policy, and publish all measurements."""
+    spectrum.at_the_end(session, axis(session.cfg), state.steps)
     state.evaluations["after"] = evaluate_stage(session, "after", state.steps)
     publish(
         session,

@@ -101,6 +101,9 @@ class Nf4Weights(BaseWeights):
 _CLASSES: dict[BaseKind, type[BaseWeights]] = {each.kind: each for each in (BaseWeights, Nf4Weights)}
 
 
-def base_weights(folder: Path, kind: BaseKind) -> BaseWeights:
-    """The weights of `folder` as `lora.base` has them. Raises ModelError if a file of the checkpoint is missing."""
-    return _CLASSES[kind](folder)
+def base_weights(folder: Path, kind: BaseKind | None) -> BaseWeights:
+    """The weights of `folder` as `lora.base` has them; as stored if an adapter does not say (None).
+
+    Raises ModelError if a file of the checkpoint is missing.
+    """
+    return _CLASSES[kind or BaseKind.stored](folder)

@@ -86,7 +86,7 @@ MAY_IMPORT = {
     "algorithms": {"config"},
     "cluster": {"config"},
     "record": {"config"},
-    "weights": {"config", "kernels", "record"},
+    "weights": {"algorithms", "config", "kernels", "record"},
     "pretrain": {"config", "record"},
     "learner.model": {"algorithms", "cluster", "config", "kernels", "weights"},
     "learner": {"algorithms", "cluster", "config", "learner.model", "weights"},

@@ -23,9 +23,10 @@ from rlpost.errors import OutputError
 from rlpost.pages import figures, replay
 from rlpost.pages.images import Image
 from rlpost.pages.run_page import write_report
-from rlpost.record import run_error
+from rlpost.record import run_error, spectrum
 from rlpost.record.metrics import evaluation
 from rlpost.record.run_dir import RunDir, evaluation_name
+from rlpost.record.spectrum import ModuleSpectrum, Spectrum
 from rlpost.report import main
 from rlpost.rollout.specs import evaluation_env_seed
 from rlpost.types import Ending, Finish, Trajectory
@@ -486,3 +487,27 @@ def test_samples_and_difficulties_have_tables_of_their_own(started: RunDir, page
     assert "legs: 125.0% [5, 70]of 8 episodes, 4 instances" in told
     assert "Several samples of each instance" not in page.text
     assert "Success by difficulty" not in page.text
+
+
+def test_the_page_shows_what_the_update_did_to_the_weights(started: RunDir) -> None:
+    """Two layers of two module types; nothing was searched for intruders in layer 1."""
+    modules = {
+        f"model.layers.{layer}.{kind}": ModuleSpectrum(
+            0.1 * (layer + 1), 2.0, 0.1, 3.0, 1.5, None if layer else 2, 0.25
+        )
+        for layer in (0, 1)
+        for kind in ("q_proj", "up_proj")
+    }
+    spectrum.write(Spectrum(4, 10, 0.5, "bfloat16", modules), started.path)
+    page = page_of(started)
+    assert_told(page)
+    assert "The update's norm is 7.91% of that of the 4 weights it changes." in page.text
+    assert "4 among the 10 leading singular vectors of each of 2 weights" in page.text
+    assert "Rounding to bfloat16 loses 25.00% of it." in page.text
+    told = " ".join(image["alt"] or "" for image in page.all("img"))
+    assert "q_proj: from 5.00% in layer 0 to 10.00% in layer 1, highest 10.00%." in told
+    assert "Intruder dimensions, by layer. q_proj: from 2 in layer 0 to 2 in layer 0" in told
+
+
+def test_a_run_without_a_spectrum_says_nothing_of_it(page: Page) -> None:
+    assert "What the update did" not in page.text

@@ -75,6 +75,18 @@ class Cell:
     run_dir: str  # relative to the comparison's folder
     error: str | None = None
     points: tuple[Point, ...] = ()
+    # Totals of its spectrum.json (rlpost.record.spectrum); None: it has none.
+    spectrum: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ArmsAgreement:
+    """How the updates of two arms with one seed agree, as means over modules, since the seed's init."""
+
+    seed: int
+    first: str
+    second: str
+    figures: Mapping[str, float]  # rlpost.record.spectrum.mean_agreement
 
 
 class Role(StrEnum):
@@ -118,3 +130,4 @@ class Comparison:
     causes: Mapping[str, str]
     # The model before any training, by variant; None: not evaluated.
     base: Mapping[str, Evaluation] | None = None
+    agreements: tuple[ArmsAgreement, ...] = ()

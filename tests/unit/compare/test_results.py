@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from rlpost.compare import results
-from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Evaluation, Point, Role, Status
+from rlpost.compare.design.types import (
+    ArmsAgreement,
+    Cell,
+    ComparedVariant,
+    Comparison,
+    Evaluation,
+    Point,
+    Role,
+    Status,
+)
 from rlpost.errors import OutputError
 from rlpost.record.compute import Compute
 
@@ -33,17 +42,28 @@ COMPARISON = Comparison(
             Status.DONE,
             "cells/ppo-0",
             points=(Point(1.0, Compute(1.5e12, 10, 2.5), {"a": EVALUATION}),),
+            spectrum={"relative_norm": 0.25},
         ),
         Cell("sft", 0, Status.FAILED, "cells/sft-0", "it broke"),
     ),
     notes={"command": "python -m rlpost.run"},
     causes={"SYNTAX": "syntax"},
     base={"a": EVALUATION},
+    agreements=(ArmsAgreement(0, "sft", "ppo", {"cosine": 0.5}),),
 )
 
 
 def test_round_trip(tmp_path: Path) -> None:
     assert results.read(results.write(COMPARISON, tmp_path)) == COMPARISON
+
+
+def test_a_record_of_before_there_were_spectra_has_none(tmp_path: Path) -> None:
+    path = results.write(COMPARISON, tmp_path)
+    record = json.loads(path.read_bytes())
+    del record["agreements"], record["cells"][0]["spectrum"]
+    path.write_text(json.dumps(record))
+    found = results.read(path)
+    assert (found.agreements, found.cells[0].spectrum) == ((), None)
 
 
 @pytest.mark.parametrize(

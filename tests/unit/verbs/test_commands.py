@@ -13,7 +13,7 @@ from rlpost.verbs import watch
 from rlpost.verbs.printable import printable
 
 PAGE = Path(__file__).parents[3] / "docs" / "after-training.md"
-VERBS = ("chat", "compare-runs", "merge", "push", "serve", "watch")
+VERBS = ("chat", "compare-runs", "merge", "push", "serve", "spectrum", "watch")
 COMMANDS = sorted(
     set(re.findall(rf"rlpost ((?:{'|'.join(VERBS)}) [^`\n]+)", PAGE.read_text(encoding="utf-8")))
 )
