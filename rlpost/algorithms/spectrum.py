@@ -118,7 +118,8 @@ def left_vectors(W_OI: Tensor) -> Tensor:
     squares, vectors = torch.linalg.eigh(W @ W.T if is_wide else W.T @ W)
     S, vectors = squares.flip(0).clamp(min=0.0).sqrt(), vectors.flip(1)
     kept = _TINY * S[0] < S
-    return vectors[:, kept] if is_wide else (W @ vectors[:, kept]) / S[kept]
+    left: Tensor = vectors[:, kept] if is_wide else (W @ vectors[:, kept]) / S[kept]
+    return left
 
 
 def find_intruders(base_OK: Tensor, W_OI: Tensor, top: int = TOP, epsilon: float = EPSILON) -> Intruders:
