@@ -41,7 +41,9 @@ def main() -> None:
     args = parser.parse_args()
     cfg = compose(args.settings)
     held_out = _batches(replace(cfg, seed=HELD_OUT_SEED), 1, args.held_out)[0]
-    print(f"{'start':>12} {'seed':>4} {'start s':>8} {'step s':>7}  held-out loss after 0, half and all steps")
+    print(
+        f"{'start':>12} {'seed':>4} {'start s':>8} {'step s':>7}  held-out loss after 0, half and all steps"
+    )
     for start in args.starts.split(","):
         for seed in map(int, args.seeds.split(",")):
             lora = replace(cfg.lora, start=AdapterStart(start))

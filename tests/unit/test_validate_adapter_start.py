@@ -56,13 +56,22 @@ def test_an_adapter_is_a_start_already() -> None:
 
 
 def test_gradients_need_an_expert(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "p{i}", "answer": "{i}"}}\n' for i in range(40)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"prompt": "p{i}", "answer": "{i}"}}\n' for i in range(40))
+    )
     words = [
-        *("task=rl", "env=dataset", f"env_args.path={tmp_path / 'rows.jsonl'}", "env_args.score=exact"),
-        *("sft.steps=0", "train_variant=rows", "eval_variants=[rows]"),
+        *(
+            "experiment=own_ppo",
+            "env=dataset",
+            f"env_args.path={tmp_path / 'rows.jsonl'}",
+            "env_args.score=exact",
+        ),
+        "sft.steps=0",
     ]
     run.prepare([*words, "lora.start=eva"])
-    with pytest.raises(ConfigError, match="the gradient of a loss, and the environment dataset has no expert"):
+    with pytest.raises(
+        ConfigError, match="the gradient of a loss, and the environment dataset has no expert"
+    ):
         run.prepare([*words, "lora.start=lora_ga"])
 
 
@@ -74,7 +83,9 @@ def test_a_rank_beyond_the_smallest_weight_is_refused(start: AdapterStart, most:
     folder = write_small_model(tmp_path)
     check_model(Config(task=Task.sft, model="small", lora=LoraConfig(rank=most, start=start)), folder)
     if STARTS[start].directions:
-        with pytest.raises(ConfigError, match=rf"lora.rank={most + 1}\n.*k_proj of model=small is \(16, 32\)"):
+        with pytest.raises(
+            ConfigError, match=rf"lora.rank={most + 1}\n.*k_proj of model=small is \(16, 32\)"
+        ):
             check_model(
                 Config(task=Task.sft, model="small", lora=LoraConfig(rank=most + 1, start=start)), folder
             )
@@ -85,4 +96,6 @@ def test_every_start_has_a_row_and_every_kind_is_decided() -> None:
     for kind in AdapterKind:
         refused = [s for s in AdapterStart if list(adapter_start(Config(lora=LoraConfig(kind, start=s))))]
         changing = [s for s in AdapterStart if STARTS[s].changes_base]
-        assert refused == (changing if kind in (AdapterKind.dora, AdapterKind.rsdora) else [AdapterStart.loftq])
+        assert refused == (
+            changing if kind in (AdapterKind.dora, AdapterKind.rsdora) else [AdapterStart.loftq]
+        )
