@@ -17,7 +17,17 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlpost.config.schema import AdapterKind, AlgoName, BaseKind, Config, Dtype, KlPlace, Optimizer, Task
+from rlpost.config.schema import (
+    AdapterKind,
+    AdapterStart,
+    AlgoName,
+    BaseKind,
+    Config,
+    Dtype,
+    KlPlace,
+    Optimizer,
+    Task,
+)
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
@@ -57,7 +67,8 @@ def start(small_model: Path) -> Iterator[Callable[[Config], LearnerGroup]]:
     groups: list[LearnerGroup] = []
 
     def started(cfg: Config) -> LearnerGroup:
-        groups.append(LearnerGroup(cfg, small_model, CANARY))
+        examples = None if cfg.resume else examples_of(random_episodes(8, seed=2))
+        groups.append(LearnerGroup(cfg, small_model, CANARY, examples))
         return groups[-1]
 
     yield started
@@ -257,6 +268,33 @@ def test_an_optimizer_of_matrices_steps_and_resumes_exactly(
 
 
 @pytest.mark.slow
+def test_a_start_that_changes_the_base_is_the_same_on_two_ranks_and_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], tmp_path: Path
+) -> None:
+    """With its data pass, sharded by ZeRO-3 afterwards, and taken up by new processes that start nothing."""
+    cfg = _config(workers=2, zero_stage=3)
+    cfg.lora.start = AdapterStart.corda
+    group, alone = start(cfg), start(replace(cfg, learner=replace(cfg.learner, workers=1, zero_stage=0)))
+    first, expected = (each.export(0)[0] for each in (group, alone))
+    assert first.config["r"] == 2 * cfg.lora.rank
+    assert any(t.any() for t in first.tensors.values())
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, expected.tensors[name])
+    alone.close()
+    group.sft_step(examples_of(random_episodes(7)), 0)
+    group.set_reference()
+    group.save(tmp_path)
+    episodes = random_episodes(6, seed=5)
+    metrics = _without_seconds(group.update_rl(episodes, 0))
+    adapter, canary = group.export(1)
+    group.close()
+    fresh = start(replace(cfg, resume="folder"))
+    fresh.load(tmp_path)
+    assert _without_seconds(fresh.update_rl(episodes, 0)) == metrics
+    again, canary_again = fresh.export(1)
+    assert (again.fingerprint, canary_again) == (adapter.fingerprint, canary)
+
+
 def test_bfloat16_base_follows_float32(
     start: Callable[[Config], LearnerGroup], one_rank: tuple[list[dict[str, float]], Adapter]
 ) -> None:

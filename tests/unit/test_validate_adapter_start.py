@@ -60,8 +60,13 @@ def test_gradients_need_an_expert(tmp_path: Path) -> None:
         "".join(f'{{"prompt": "p{i}", "answer": "{i}"}}\n' for i in range(40))
     )
     words = [
-        *("task=rl", "env=dataset", f"env_args.path={tmp_path / 'rows.jsonl'}", "env_args.score=exact"),
-        *("sft.steps=0", "train_variant=rows", "eval_variants=[rows]"),
+        *(
+            "experiment=own_ppo",
+            "env=dataset",
+            f"env_args.path={tmp_path / 'rows.jsonl'}",
+            "env_args.score=exact",
+        ),
+        "sft.steps=0",
     ]
     run.prepare([*words, "lora.start=eva"])
     with pytest.raises(
