@@ -13,6 +13,7 @@ it by name as its worker extension.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ class SwapWorker:
             return str(error)
         except Exception as error:  # whatever it is, the other ranks answer too
             return f"{type(error).__name__}: {error}"
+
+    def rlpost_unlink(self) -> None:
+        """Remove the names of the memory that the ranks of a CPU engine share, once all ranks have it.
+
+        vLLM removes them when an engine ends by itself, but engines are often killed.
+        """
+        if group := os.environ.get("VLLM_DIST_IDENT"):
+            for path in Path("/dev/shm").glob(f"{group}-*-cpushm_*"):
+                path.unlink(missing_ok=True)
 
     def _rlpost_writer(self) -> tuple[BaseWeights, WeightWriter]:
         worker: Any = self
