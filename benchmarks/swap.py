@@ -6,6 +6,7 @@ All sides end with the same live weights; the last line says whether the engine 
 
     swap             merge, write in place, fingerprint, probe every layer, drop the prefix cache, score a canary
     write            the same without prefix cache and canary
+    write full       the same for whole parameters, all of the model's (lora.kind=full)
     reload           vLLM's loader gets the adapted modules only (merged as in a swap); it proves nothing
     reload all       the same, and every other weight of the checkpoint
     canary alone     the time of the swap's proof on 32 tokens
@@ -21,6 +22,7 @@ import torch
 
 from benchmarks.subjects import Case, Policy, prompts, run_cases
 from benchmarks.timing import Side, in_turns, ratio
+from rlpost.config.adapter_kinds import FULL
 from rlpost.rollout.engine.protocol import SwapReport
 from rlpost.rollout.engine.vllm_engine import VllmEngine
 from rlpost.weights.adapters import Adapter
@@ -39,6 +41,7 @@ def compare(case: Case) -> str:
     engine = VllmEngine(settings)
     policy = Policy.random(settings.model, case.dtype)
     canary = policy.canary(sum(prompts(settings.model, 4), ()))
+    full = whole_weights(settings.model)
     reports: list[SwapReport] = []
     scores: dict[str, list[float]] = {}
 
@@ -57,7 +60,12 @@ def compare(case: Case) -> str:
 
     sides = {
         "swap": Side(swap),
-        "write": Side(lambda: in_engine("rlpost_write", policy.adapter)),
+        # The other kind's parameters return to the base first, which is not timed.
+        "write": Side(
+            lambda: in_engine("rlpost_write", policy.adapter),
+            lambda: in_engine("rlpost_write", policy.adapter),
+        ),
+        "write full": Side(lambda: in_engine("rlpost_write", full)),
         "reload": Side(lambda: in_engine(reload, settings.model, policy.adapter, False)),
         "reload all": Side(lambda: in_engine(reload, settings.model, policy.adapter, True)),
         "canary alone": Side(lambda: scored("canary alone")),
@@ -74,7 +82,12 @@ def compare(case: Case) -> str:
             *(f"  {timing}" for timing in times.values()),
             *(
                 f"  {a} / {b}: {ratio(times[a], times[b])}"
-                for a, b in (("write", "reload"), ("write", "reload all"), ("swap", "reload"))
+                for a, b in (
+                    ("write full", "write"),
+                    ("write", "reload"),
+                    ("write", "reload all"),
+                    ("swap", "reload"),
+                )
             ),
             f"  {last.modules_bound} of {last.modules_expected} modules bound, rounding loss {last.rounding_loss:.3g}",
             *(
@@ -83,6 +96,12 @@ def compare(case: Case) -> str:
             ),
         ]
     )
+
+
+def whole_weights(folder: Path) -> Adapter:
+    """All parameters of a model, each a thousandth larger."""
+    tensors = {name: 1.001 * tensor.float() for name, tensor in BaseWeights(folder).items()}
+    return Adapter.create({"peft_type": FULL, "target_modules": "all-linear"}, tensors, 1)
 
 
 def _farthest(these: list[float], those: list[float]) -> float:

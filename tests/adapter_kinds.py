@@ -16,7 +16,7 @@ _RANKS = {
     "miss": 4,
     "fourierft": 60,
     "waveft": 60,
-    "unilora": 64,
+    "unilora": 512,
 }
 _SETTINGS: dict[str, dict[str, Any]] = {
     "road": {"group_size": 8},
@@ -40,3 +40,19 @@ def small(kind: AdapterKind, lora: LoraConfig | None = None) -> LoraConfig:
         alpha=defaults.get("lora.alpha", lora.alpha),
         settings={**defaults.get("lora.settings", {}), **_SETTINGS.get(kind.name, {})},
     )
+
+
+def documented(kind: AdapterKind) -> str:
+    """The kind's line in the table of docs/adapters.md."""
+    row = TABLE[kind]
+    more = row.defaults.get("lora.settings", {})
+    size, scaling = (
+        "-" if name is None else f"`{name}` ({defaults:g})"
+        for name, defaults in (
+            (row.rank, row.defaults.get("lora.rank", LoraConfig().rank)),
+            (row.alpha, row.defaults.get("lora.alpha", LoraConfig().alpha)),
+        )
+    )
+    settings = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in more.items()) or "-"
+    what = row.what.replace("*", "\\*")
+    return f"| `{kind.value}` | {row.source} | {what} | {size} | {scaling} | {settings} | {row.learning_rate:g} |"

@@ -31,6 +31,7 @@ from rlpost.errors import ClusterError
 _PACKAGE = Path(__file__).resolve().parents[1]  # rlpost's own folder, which is copied to joined workers
 
 OBJECT_STORE_BYTES = 512 * 2**20  # for adapters and trajectories of a few MB each
+VERSIONS_AT_ONCE = 3  # of the weights: the learner's answer, the one on its way to the engines, the live one
 SHUTDOWN_TIMEOUT_S = 15.0
 
 RAY_ENVIRONMENT = {
@@ -64,19 +65,26 @@ class Needs:
 
 @contextlib.contextmanager
 def connect(
-    config: RayConfig, needs: Needs, keep_logs: Path | None = None, modules: Sequence[Path] = ()
+    config: RayConfig,
+    needs: Needs,
+    keep_logs: Path | None = None,
+    modules: Sequence[Path] = (),
+    weights: int = 0,
 ) -> Iterator[None]:
     """Run the body with Ray connected. If the body fails, a private Ray's worker logs are first copied to `keep_logs`.
 
-    Workers can import `modules`, the user's files and package folders (rlpost/cluster/user_modules.py). Raises
-    ClusterError if Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
+    `weights` are the bytes of one version of the weights that a swap sends, if these are many: a private Ray's object
+    store then has room for them. Workers can import `modules`, the user's files and package folders
+    (rlpost/cluster/user_modules.py).
+
+    Raises ClusterError if Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
     """
     if ray.is_initialized():
         raise ClusterError(
             "Ray is already connected in this process; leave the first connect() before a second."
         )
     os.environ.update(RAY_ENVIRONMENT)
-    with _joined(config, modules) if config.address else _private(config, keep_logs, modules):
+    with _joined(config, modules) if config.address else _private(config, keep_logs, modules, weights):
         _check_resources(needs, config.address)
         yield
 
@@ -98,7 +106,9 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path]) -> Iterator[None]:
+def _private(
+    config: RayConfig, keep_logs: Path | None, modules: Sequence[Path], weights: int
+) -> Iterator[None]:
     _own_token()
     os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
     folder = RayFolder()
@@ -108,7 +118,7 @@ def _private(config: RayConfig, keep_logs: Path | None, modules: Sequence[Path])
             address="local",
             num_cpus=available_cpus(),
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=OBJECT_STORE_BYTES + VERSIONS_AT_ONCE * weights,
             _temp_dir=str(folder.for_ray),
             runtime_env=_in_place(modules),
         )

@@ -7,6 +7,7 @@ plan ─▶ cells (runs of rlpost, one process each) ─▶ Comparison ─▶ re
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shlex
@@ -22,7 +23,7 @@ from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison,
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
-from rlpost.config.adapter_kinds import TABLE
+from rlpost.config.adapter_kinds import FULL
 from rlpost.config.compose import to_yaml, with_settings
 from rlpost.config.schema import Config
 from rlpost.envs import base, registry
@@ -36,6 +37,7 @@ from rlpost.record.summary import headline_decoding
 from rlpost.record.versions import versions
 from rlpost.validate.model import check_model
 from rlpost.weights import models
+from rlpost.weights.adapters import CONFIG_FILE
 
 
 def run(cfg: Config) -> None:
@@ -178,7 +180,7 @@ def _notes(cfg: Config, runner: Runner, model_folder: Path, command: str) -> dic
         "command": command,
         "answers": _decoding(cfg),
         "held out": _held_out(runner),
-        "parameters": _parameters(runner, cfg, model_folder),
+        "parameters": _parameters(runner, model_folder),
         "versions": ", ".join(f"{name} {now[name]}" for name in named if now[name]),
         "machine": f"{now['platform']}, {os.cpu_count()} CPUs",
     }
@@ -200,21 +202,23 @@ def _held_out(runner: Runner) -> str:
     )
 
 
-def _parameters(runner: Runner, cfg: Config, model_folder: Path) -> str:
-    """A note with the parameters of the model and those that train, and what a pass really costs of 6 N D."""
+def _parameters(runner: Runner, model_folder: Path) -> str:
+    """A note with the model's parameters, and for each kind of weights what trains and what a pass really costs."""
     model = models.parameters(model_folder)
-    starts = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
-    trained = next((models.parameters(folder) for folder in starts if folder.is_dir()), None)
-    if trained is None:
-        return f"{model:,}"
-    whole = TABLE[cfg.lora.kind].whole
+    folders = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
+    notes = dict.fromkeys(_trained(folder, model) for folder in folders if folder.is_dir())
+    return "; ".join((f"{model:,}", *notes))
+
+
+def _trained(adapter: Path, model: int) -> str:
+    trained = models.parameters(adapter)
+    whole = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))["peft_type"] == FULL
     real = real_flops({TRAINED: 1}, model, trained, 0 if whole else trained) / (6 * model)
+    counted = f"{real:.0%} of the 6 N D that is counted"
     if whole:
-        return (
-            f"{model:,}, of which {trained:,} ({trained / model:.1%}) are trained: a training pass costs 4 N D + 2 T D,"
-            f" {real:.0%} of the 6 N D that is counted"
-        )
+        share = f"{trained:,} of them ({trained / model:.1%}) are trained"
+        return f"{share}, so a training pass costs 4 N D + 2 T D, {counted}"
     return (
-        f"{model:,}; the adapter, which alone is trained, has {trained:,} ({trained / model:.1%}): with a frozen base a"
-        f" training pass costs 4 N D + 6 A D, {real:.0%} of the 6 N D that is counted"
+        f"the adapter, which alone is trained, has {trained:,} ({trained / model:.1%}): with a frozen base a training"
+        f" pass costs 4 N D + 6 A D, {counted}"
     )

@@ -38,6 +38,8 @@ class Kind:
         False  # whether PEFT reads the parameters in the forward of their own module, as ZeRO-3 needs
     )
 
+    nf4: bool = True  # whether PEFT puts an adapter of the kind on a linear layer in 4 bits (lora.base=nf4)
+
     @property
     def whole(self) -> bool:
         """Whether it has no adapter, and each role has whole parameters of its own."""
@@ -177,7 +179,12 @@ TABLE: Mapping[AdapterKind, Kind] = {
         defaults=_size(8, 15.0),
     ),
     AdapterKind.glora: Kind(
-        "arXiv 2306.07967", "W0 + W0 * A + B, A and B of rank lora.rank", "GLORA", "r", defaults=_size(8)
+        "arXiv 2306.07967",
+        "W0 + W0 * A + B, A and B of rank lora.rank",
+        "GLORA",
+        "r",
+        defaults=_size(8),
+        nf4=False,
     ),
     AdapterKind.deft: Kind(
         "PEFT's documentation",
@@ -251,14 +258,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "FROD",
         defaults={"lora.settings": {"progressbar": False}},
     ),
-    AdapterKind.osf: Kind(
-        "arXiv 2504.07097",
-        "trains the lower half of the singular values with their vectors; the upper half stays",
-        "OSF",
-    ),
-    AdapterKind.full: Kind(
-        "docs/adapters.md", "trains W0 itself, and all other parameters", FULL, learning_rate=0.1
-    ),
+    AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.1),
     AdapterKind.bitfit: Kind("arXiv 2106.10199", "trains the biases, W0 stays", FULL, trains="bias"),
 }
 
@@ -276,6 +276,7 @@ REFUSED: Mapping[str, str] = {
     "lily": f"it mixes its parts by a router: {_INPUT}",
     "ln_tuning": "it trains norms, and engines swap weights of linear layers only",
     "multitask_prompt_tuning": _PROMPT,
+    "osf": "PEFT projects its gradients in hooks and saves half of it: the rest depends on the device's decomposition",
     "p_tuning": _PROMPT,
     "poly": "it mixes its parts by the number of a task, which comes with each input",
     "prefix_tuning": _PROMPT,

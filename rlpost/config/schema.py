@@ -61,7 +61,6 @@ class AdapterKind(Enum):
     supertuning = "supertuning"
     ia3 = "ia3"
     frod = "frod"
-    osf = "osf"
     full = "full"
     bitfit = "bitfit"
 
@@ -78,6 +77,37 @@ class AdapterStart(Enum):
     corda = "corda"  # the largest singular directions of the weight times its inputs' covariance
     lora_ga = "lora_ga"  # singular directions of the loss's gradient
     loftq = "loftq"  # the error of a quantized base; refused, because no base is quantized
+
+
+class LearningRate(Enum):
+    """Who sets sft.learning_rate, algo.learning_rate and algo.critic_learning_rate."""
+
+    given = "given"  # these settings themselves
+    auto = "auto"  # a rule, from the model's width and the adapter; see rlpost/config/learning_rates.py
+
+
+class RateSchedule(Enum):
+    """The learning rate after its warm-up."""
+
+    constant = "constant"
+    linear = "linear"  # a straight line down to the final share at the last optimizer step
+    cosine = "cosine"  # half a cosine down to the final share at the last optimizer step
+
+
+class Optimizer(Enum):
+    """What updates the trained weights; docs/algorithms.md compares them."""
+
+    adamw = "adamw"
+    lora_pro = "lora_pro"  # LoRA-Pro: AdamW's step of the whole weight, as near as A and B come to it
+    muon = "muon"  # orthogonalised momentum for matrices, AdamW for the rest
+    adamw_8bit = "adamw_8bit"  # AdamW with moments in 8 bits (bitsandbytes), on a GPU
+
+
+class BaseKind(Enum):
+    """The base model's linear layers, under the adapters of the learner and in the engines."""
+
+    stored = "stored"  # as the checkpoint has them, in `dtype`
+    nf4 = "nf4"  # QLoRA: rounded to 4 bits (NF4), which the learner holds and the engines serve; docs/adapters.md
 
 
 class AlgoName(Enum):
@@ -153,6 +183,8 @@ class LoraConfig:
     target_modules: str = "all-linear"
     start: AdapterStart = AdapterStart.default  # first values of A and B; see docs/adapters.md
     start_examples: int = 64  # examples of the environment that eva, corda and lora_ga read
+    learning_rate: LearningRate = LearningRate.given  # auto sets the three learning rates of sft and algo
+    base: BaseKind = BaseKind.stored  # the linear layers under the adapters: as stored, or in 4 bits (QLoRA)
 
 
 @dataclass
@@ -164,7 +196,11 @@ class SftConfig:
     examples: int = 0  # size of the data set, repeated in epochs; 0: endless new examples
     batch_size: int = 64  # examples per optimizer step
     learning_rate: float = 1e-3  # peak, after sft.warmup_steps
-    warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
+    warmup_steps: int = 5  # optimizer steps of linear warm-up, before sft.schedule
+    schedule: RateSchedule = RateSchedule.constant  # learning rate from the end of the warm-up to sft.steps
+    final_share: float = (
+        0.0  # share of the peak learning rate at the last step, if sft.schedule is not constant
+    )
     revision_share: float = 0.3  # share of examples that are a revision after a wrong answer and its feedback
 
 
@@ -208,7 +244,13 @@ class AlgoConfig:
     max_refills: int = 3  # rounds of replacement per iteration; groups still flat then stay, and are counted
     learning_rate: float = 3e-4  # learning rate of the policy's adapter
     critic_learning_rate: float = 1e-3  # learning rate of the critic's adapter and value head
-    warmup_steps: int = 5  # optimizer steps of linear warm-up, then constant
+    warmup_steps: int = 5  # optimizer steps of linear warm-up, before algo.schedule
+    schedule: RateSchedule = (
+        RateSchedule.constant
+    )  # learning rates from the end of the warm-up to algo.iterations
+    final_share: float = (
+        0.0  # share of the peak learning rate at the last step, if algo.schedule is not constant
+    )
     critic_warmup: int = 2  # number of first iterations that update only the critic
 
 
@@ -248,7 +290,9 @@ class LearnerConfig:
     workers: int = 1  # DeepSpeed ranks
     zero_stage: int = 0  # DeepSpeed ZeRO: 0 none; shards optimizer states (1), gradients (2), parameters (3)
     micro_batch_tokens: int = 8192  # distinct tokens of one forward and backward pass, without padding
-    weight_decay: float = 0.0  # decoupled weight decay of AdamW
+    optimizer: Optimizer = Optimizer.adamw  # what updates the trained weights
+    lora_plus_ratio: float = 1.0  # learning rate of LoRA's B over that of A (LoRA+); 1: the same
+    weight_decay: float = 0.0  # decoupled weight decay
     # decay rates of AdamW's two moments, each at least 0 and below 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0  # largest gradient norm; longer gradients are scaled down to it

@@ -5,18 +5,23 @@ adapters, with the B matrices on a block diagonal. Besides the two large product
 have the rank as one dimension and are added in place, so no tensor of the activations' size is written twice. The
 adapters' float32 masters are cast to the activations' dtype here, once per call.
 
+A frozen weight that is not held in the activations' dtype (rlpost/kernels/nf4.py) is given as a function that makes it.
+Forward and backward pass call it, and nothing keeps what it returned, so one such weight is in memory at a time.
+
 Shapes: T tokens, I inputs, O outputs of all layers together, r the ranks of all adapters together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Weight = Tensor | Callable[[], Tensor]  # (O, I), or what makes it
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,14 @@ def adapted_linear_reference(
     return y_TO
 
 
-def adapted_linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pairs: Sequence[Pair]) -> Tensor:
+def adapted_linear(x_TI: Tensor, weight: Weight, bias_O: Tensor | None, pairs: Sequence[Pair]) -> Tensor:
     """`adapted_linear_reference` with frozen weight and bias. A and B may have a wider dtype than x, and get gradients
     of that dtype."""
     if not pairs:
-        return F.linear(x_TI, weight_OI, bias_O)
+        return frozen_linear(x_TI, weight, bias_O)
     y_TO: Tensor = _AdaptedLinear.apply(
         x_TI,
-        weight_OI,
+        weight,
         bias_O,
         [(p.scaling, p.begin) for p in pairs],
         *[t for p in pairs for t in (p.A, p.B)],
@@ -55,17 +60,43 @@ def adapted_linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pairs
     return y_TO
 
 
+def frozen_linear(x: Tensor, weight: Weight, bias_O: Tensor | None) -> Tensor:
+    """x W' + b for x (..., I), with a gradient to x alone."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias_O)
+    y: Tensor = _FrozenLinear.apply(x, weight, bias_O)
+    return y
+
+
+def _made(weight: Weight) -> Tensor:
+    return weight if isinstance(weight, Tensor) else weight()
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A linear layer whose weight is made in each pass. It saves no tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor], bias_O: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight(), bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] @ ctx.weight() if ctx.needs_input_grad[0] else None, None, None
+
+
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x_TI: Tensor,
-        weight_OI: Tensor,
+        weight: Weight,
         bias_O: Tensor | None,
         places: list[tuple[float, int]],
         *adapters: Tensor,
     ) -> Tensor:
         As, Bs = adapters[::2], adapters[1::2]
+        weight_OI = _made(weight)
         A_rI = torch.cat(As).to(x_TI.dtype)
         B_rO = A_rI.new_zeros(A_rI.shape[0], weight_OI.shape[0])
         for rows, B, (scaling, begin) in zip(_rows(As), Bs, places, strict=True):
@@ -73,19 +104,19 @@ class _AdaptedLinear(torch.autograd.Function):
         y_TO = F.linear(x_TI, weight_OI, bias_O)
         low_Tr = x_TI @ A_rI.t()
         y_TO.addmm_(low_Tr, B_rO)
-        ctx.save_for_backward(x_TI, weight_OI, low_Tr, A_rI, B_rO, *adapters)
-        ctx.places = places
+        ctx.save_for_backward(x_TI, low_Tr, A_rI, B_rO, *adapters)
+        ctx.weight, ctx.places = weight, places
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """With G = dL/dy: dx = G W + (G B s) A;  dA = (G B s)' x;  dB = s G' (x A')."""
-        x_TI, weight_OI, low_Tr, A_rI, B_rO, *adapters = ctx.saved_tensors
+        x_TI, low_Tr, A_rI, B_rO, *adapters = ctx.saved_tensors
         y_grad_TO = grads[0]
         low_grad_Tr = y_grad_TO @ B_rO.t()
         x_grad_TI = None
         if ctx.needs_input_grad[0]:
-            x_grad_TI = y_grad_TO @ weight_OI
+            x_grad_TI = y_grad_TO @ _made(ctx.weight)
             x_grad_TI.addmm_(low_grad_Tr, A_rI)
         A_grad_rI = low_grad_Tr.t() @ x_TI
         B_grad_rO = low_Tr.t() @ y_grad_TO

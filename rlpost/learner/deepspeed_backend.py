@@ -3,7 +3,7 @@
 An optimizer step is the same on every rank:
 
     for each micro-batch: forward, backward (losses are shares of the batch's mean, so gradients add up)
-    at the last one:      DeepSpeed reduces over ranks ─▶ AdamW per group: norm, finite?, clip, update
+    at the last one:      DeepSpeed reduces over ranks ─▶ RoleOptimizer, role by role: norm, finite?, clip, update
 
 DeepSpeed averages gradients over ranks, so the loss is multiplied by the number of ranks to make it a sum. Trainable
 parameters are float32 and thus their own master weights, whatever the frozen base's dtype.
@@ -28,52 +28,16 @@ from torch import Tensor, nn
 from rlpost.algorithms.objective import Outputs
 from rlpost.config.schema import LearnerConfig
 from rlpost.errors import CheckpointError, LearnerError
+from rlpost.learner import optimizers
 from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.packing import MicroBatch
+from rlpost.learner.optimizers import RoleOptimizer
 from rlpost.learner.rendezvous import Rendezvous
 
 # torch's environment variable, which overrides the argument of torch.load.
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 TAG = "learner"  # DeepSpeed's name for the folder of one checkpoint
-SHARDED_FROM = 1  # from this ZeRO stage on, each rank's optimizer holds a part of every group
 GATHERED_FROM = 3  # from this ZeRO stage on, each rank also holds only a part of every parameter
-
-
-class GroupedAdamW(torch.optim.AdamW):
-    """AdamW that clips each group by its own norm, and does not touch a group while its `lr` is 0.
-
-    This class checks and clips, because DeepSpeed clips all groups by one norm (the large gradients of a young critic
-    would shrink the policy's) and skips a step with non-finite gradients without a message.
-    """
-
-    max_norm: float
-    sharded: bool
-    norms: dict[str, float]
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        groups = self.param_groups
-        try:
-            self.param_groups = [
-                g for g in groups if g["lr"] > 0.0 and any(p.grad is not None for p in g["params"])
-            ]
-            for group in self.param_groups:
-                self._clip(group)
-            super().step()
-        finally:
-            self.param_groups = groups
-
-    def _clip(self, group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in group["params"] if p.grad is not None]
-        square = torch.stack([g.float().square().sum() for g in gradients]).sum()
-        if self.sharded:
-            dist.all_reduce(square)
-        norm = square.sqrt().item()
-        self.norms[group["name"]] = norm
-        if not torch.isfinite(square):
-            raise LearnerError(f"the gradient of the {group['name']} is not finite (norm {norm})")
-        scale = self.max_norm / (norm + 1e-6)
-        if scale < 1.0:
-            torch._foreach_mul_(gradients, scale)
 
 
 class DeepSpeedBackend:
@@ -87,7 +51,7 @@ class DeepSpeedBackend:
             model.checkpoint_activations()
         if cfg.zero_stage < GATHERED_FROM:
             model.fuse()
-        self.optimizer = _optimizer(model, cfg)
+        self.optimizer = optimizers.build(model, cfg)
         self.engine = _initialize(model, self.optimizer, cfg)
 
     def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> Outputs:
@@ -100,12 +64,10 @@ class DeepSpeedBackend:
     ) -> dict[str, float]:
         """One optimizer step over `count` micro-batches. Each loss is computed when the iterator yields it.
 
-        `learning_rates` are by group; a rate of 0 leaves the group unchanged. Returns the gradient norms by group,
-        before clipping. Raises LearnerError on all ranks, naming `where`, if a gradient is not finite.
+        `learning_rates` are by role; a rate of 0 leaves the role unchanged. Returns the gradient norms by role, before
+        clipping. Raises LearnerError on all ranks, naming `where`, if a gradient is not finite.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rates[group["name"]]
-        self.optimizer.norms = {}
+        self.optimizer.set_rates(learning_rates)
         for i, loss in enumerate(losses, start=1):
             self.engine.set_gradient_accumulation_boundary(i == count)
             self.engine.backward(loss * self.rendezvous.world_size)
@@ -119,9 +81,7 @@ class DeepSpeedBackend:
 
     def reset_optimizer(self) -> None:
         """Reset all moments and step counts, as if no step had been taken."""
-        for state in self.optimizer.state.values():
-            for tensor in state.values():
-                tensor.zero_()
+        self.optimizer.reset()
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum over ranks."""
@@ -215,23 +175,7 @@ def _join(rendezvous: Rendezvous, cfg: LearnerConfig, device: torch.device) -> N
     )
 
 
-def _optimizer(model: ActorCritic, cfg: LearnerConfig) -> GroupedAdamW:
-    groups = [{"params": model.parameters_of(name), "name": name} for name in model.trained]
-    on_gpu = cfg.gpus > 0
-    optimizer = GroupedAdamW(
-        groups,
-        lr=1.0,
-        betas=(cfg.betas[0], cfg.betas[1]),
-        weight_decay=cfg.weight_decay,
-        foreach=not on_gpu,
-        fused=on_gpu,
-    )
-    optimizer.max_norm, optimizer.norms = cfg.max_grad_norm, {}
-    optimizer.sharded = cfg.zero_stage >= SHARDED_FROM
-    return optimizer
-
-
-def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig) -> Any:
+def _initialize(model: ActorCritic, optimizer: RoleOptimizer, cfg: LearnerConfig) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     for module in ("deepspeed", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module)
@@ -247,7 +191,7 @@ def _initialize(model: ActorCritic, optimizer: GroupedAdamW, cfg: LearnerConfig)
 
 
 def _config(cfg: LearnerConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration. GroupedAdamW clips, boundaries are set explicitly, the model sets its precision."""
+    """DeepSpeed's configuration. RoleOptimizer clips, boundaries are set explicitly, the model sets its precision."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -83,7 +83,8 @@ class Learner:
         row = Row(self.canary_ids, (0,) + (1,) * (len(self.canary_ids) - 1))
         logprobs_N = self._logprobs([row], temperature=1.0)
         named = config | {"base_model_name_or_path": self.base_name}
-        return Adapter.create(named, tensors, version), Canary(self.canary_ids, tuple(logprobs_N.tolist()))
+        adapter = Adapter.create(named, tensors, version, self.cfg.lora.base)
+        return adapter, Canary(self.canary_ids, tuple(logprobs_N.tolist()))
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs into an existing folder. The caller renames the folder to make it final."""

@@ -107,7 +107,8 @@ def take_step(
     if bad:
         raise LearnerError(f"{where}: {', '.join(bad)} not finite")
     metrics["tokens/trained"] = float(len(roles) * share.tokens)
-    return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()}
+    rates = {f"learning_rate_{name}": learning_rates[name] for name in norms}
+    return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()} | rates
 
 
 def _share(backend: DeepSpeedBackend, batch: Batch, indices: Sequence[int], budget: int) -> Share:

@@ -27,6 +27,7 @@ from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.model.packing import Row
+from rlpost.learner.schedules import rl_rates, sft_rate
 from rlpost.learner.steps import Batch, Metrics, compute_outputs, take_step
 from rlpost.types import Example, Trajectory, loss_mask, token_ids
 
@@ -163,19 +164,7 @@ def _minibatches(
 
 def _learning_rates(algo: AlgoConfig, iteration: int, step: int, roles: tuple[str, ...]) -> dict[str, float]:
     """The learning rates at an iteration's `step`; 0 for roles that do not learn in it."""
-    critic_steps = (algo.critic_epochs or algo.epochs) * algo.minibatches
-    policy_steps = algo.epochs * algo.minibatches
-    done = (iteration - algo.critic_warmup) * policy_steps + step, iteration * critic_steps + step
-    policy = warmed_up(algo.learning_rate, done[0], algo.warmup_steps)
-    critic = warmed_up(algo.critic_learning_rate, done[1], algo.warmup_steps)
-    return {POLICY: policy if POLICY in roles else 0.0, CRITIC: critic if CRITIC in roles else 0.0}
-
-
-def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
-    """Linear from rate / warmup_steps at step 0 up to `rate`, then constant; 0 before step 0."""
-    if step < 0:
-        return 0.0
-    return rate * min(1.0, (step + 1) / max(1, warmup_steps))
+    return {role: rate if role in roles else 0.0 for role, rate in rl_rates(algo, iteration, step).items()}
 
 
 def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config, step: int) -> Metrics:
@@ -186,7 +175,7 @@ def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config
     def loss_of(outputs: Outputs, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
         return losses.sft_loss(outputs.of(POLICY).cpu(), batch.tokens)
 
-    learning_rates = {POLICY: warmed_up(cfg.sft.learning_rate, step, cfg.sft.warmup_steps), CRITIC: 0.0}
+    learning_rates = {POLICY: sft_rate(cfg.sft, step), CRITIC: 0.0}
     indices = range(len(batch.rows))
     metrics = take_step(
         backend, batch, indices, (POLICY,), loss_of, learning_rates, 1.0, f"SFT step {step + 1}"

@@ -57,6 +57,10 @@ def real_flops(line: Mapping[str, float], parameters: int, trained: int, added: 
     parameters. An adapter has T = A: 4 N D + 6 A D. Full fine-tuning has A = 0: (4 N + 2 T) D, which is 6 N D if all
     train. As in 6 N D, the products of attention are not counted. The saving from applying the head to loss tokens only
     is not counted either.
+
+    For an adapter, A is the number of parameters in its file, which is LoRA's cost. For kinds that compute more than
+    one product a parameter this is too low: VeRA's and RandLoRA's products with random matrices, OFT's and BOFT's
+    rotations, and kinds that build a whole weight in each pass (HiRA, LoHa, LoKr, FourierFT) are not counted.
     """
     inferred, learnt = _counts(line, 0)
     return 2.0 * (parameters + added) * inferred + (4.0 * (parameters + added) + 2.0 * trained) * learnt

@@ -67,6 +67,7 @@ def start_engine(cfg: Config, model_folder: Path) -> Engine:
             gpu_memory_utilization=rollout.gpu_memory_utilization,
             threads=max(1, round(rollout.cpus)),
             enforce_eager=rollout.enforce_eager,
+            base=cfg.lora.base.value,
             seed=cfg.seed,
             tensor_parallel=rollout.tensor_parallel,
         )

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpost.config.schema import Config
+from rlpost.config.schema import BaseKind, Config
 from rlpost.envs import registry
 from rlpost.envs.adapter import tools_of
 from rlpost.envs.base import Expert
@@ -47,16 +47,24 @@ def _conversation(cfg: Config, chat: Chat) -> tuple[int, ...]:
     return ids[: min(MAX_TOKENS, cfg.rollout.max_model_len - 1)]
 
 
-def plain_peft_canary(model_folder: Path, adapter_folder: Path, token_ids: tuple[int, ...]) -> Canary:
+def plain_peft_canary(
+    model_folder: Path, adapter_folder: Path, token_ids: tuple[int, ...], kind: BaseKind = BaseKind.stored
+) -> Canary:
     """The canary of a saved adapter, scored in fp32 by transformers and PEFT alone, without a learner.
 
     The base model stays in its stored precision, and one module at a time is in fp32: half the memory of an fp32 base.
+    Weights that `kind` (`lora.base`) changes replace the stored ones in fp32.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from rlpost.weights.base_weights import base_weights
+
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=_stored_dtype(model_folder))
+    weights = base_weights(model_folder, kind)
+    for name in weights.changed:
+        base.get_submodule(name).get_parameter("weight").data = weights[f"{name}.weight"]
     model = PeftModel.from_pretrained(base, adapter_folder).eval()
     _compute_in_float32(model)
     ids_1T = torch.tensor([token_ids])

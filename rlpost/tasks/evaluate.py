@@ -131,7 +131,7 @@ def run(cfg: Config) -> None:
         if cfg.adapter is not None:
             stage, folder = "after", Path(cfg.adapter)
             ids = canary_ids(cfg, session.chat)
-            canary = plain_peft_canary(session.model_folder, folder, ids)
+            canary = plain_peft_canary(session.model_folder, folder, ids, cfg.lora.base)
             swaps.append(session.pool.swap(Adapter.load(folder), canary))
         results = evaluate(cfg, session.pool, session.run_dir, session.progress, stage)
         session.tracker.log_evaluation(results, axis(cfg), 0)

@@ -22,10 +22,13 @@ from rich.console import Console
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
 from rlpost.cluster.user_modules import own_modules
+from rlpost.config import learning_rates
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config
 from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
+from rlpost.learner.schedules import new_end
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report
 from rlpost.record import locks, run_error
@@ -45,6 +48,7 @@ from rlpost.tasks.schedule import steps_of
 from rlpost.tasks.start_examples import start_examples
 from rlpost.validate.model import check_model
 from rlpost.weights import models
+from rlpost.weights.adapters import WEIGHTS_FILE
 
 # Settings that a resumed run may change permanently: where it runs, what it reports, how long it continues.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
@@ -118,6 +122,8 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
+    if with_learner:
+        cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
     chat = Chat.load(model_folder, cfg.rollout)
     rehearse(cfg, chat)
     ids = canary_ids(cfg, chat)
@@ -133,7 +139,8 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     progress.stage("starting Ray, engines and learner")
     needs = ray_cluster.Needs.of(cfg) if with_learner else ray_cluster.Needs.of_engines(cfg)
     logs, modules = run_dir.path / "logs", own_modules(cfg)
-    stack.enter_context(ray_cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules))
+    weights = _whole_weights(cfg, model_folder)
+    stack.enter_context(ray_cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules, weights=weights))
     pool = RolloutPool(cfg, model_folder)
     stack.callback(pool.close)
     learner = None
@@ -209,6 +216,8 @@ def keep_settings(session: Session) -> None:
         write_atomic(run_dir.config, yaml.encode())
         told = f"kept in {run_dir.config}: {'; '.join(changed)}"
         session.console.print(told, soft_wrap=True)
+    if jump := new_end(session.cfg.algo, recorded.get("algo", {}).get("iterations")):
+        session.console.print(jump, soft_wrap=True)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
@@ -235,3 +244,10 @@ def run_folder(cfg: Config) -> Iterator[RunDir]:
     with locks.held(run_dir.path), run_error.kept(run_dir.path):
         run_dir.write_versions()
         yield run_dir
+
+
+def _whole_weights(cfg: Config, model_folder: Path) -> int:
+    """The bytes of the weights that a swap sends, at most: whole float32 parameters; an adapter's file."""
+    adapter = Path(cfg.adapter) / WEIGHTS_FILE if cfg.adapter is not None else None
+    trained = 4 * models.parameters(model_folder) if TABLE[cfg.lora.kind].whole else 0
+    return max(trained, adapter.stat().st_size if adapter is not None else 0)

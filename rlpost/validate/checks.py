@@ -21,7 +21,7 @@ from rlpost.cluster.addresses import host_and_port
 from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import BaseKind, Config, Task
 from rlpost.errors import ConfigError
 from rlpost.record.folders import holds_files
 from rlpost.record.trackers.secrets import without_users
@@ -31,6 +31,7 @@ from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
+from rlpost.validate.optimizer import OPTIMIZER_CHECKS
 from rlpost.validate.unread import unread
 
 WANDB_CHOICES = ("auto", *MODES)
@@ -69,6 +70,7 @@ RANGES: dict[str, Range] = {
     "sft.batch_size": COUNT,
     "sft.learning_rate": POSITIVE_SHARE,
     "sft.warmup_steps": NOT_NEGATIVE,
+    "sft.final_share": SHARE,
     "sft.revision_share": SHARE,
     "algo.iterations": COUNT,
     "algo.overlong_buffer": NOT_NEGATIVE,
@@ -90,6 +92,7 @@ RANGES: dict[str, Range] = {
     "algo.learning_rate": POSITIVE_SHARE,
     "algo.critic_learning_rate": POSITIVE_SHARE,
     "algo.warmup_steps": NOT_NEGATIVE,
+    "algo.final_share": SHARE,
     "algo.critic_warmup": NOT_NEGATIVE,
     "rollout.workers": COUNT,
     "rollout.episodes": COUNT,
@@ -110,6 +113,7 @@ RANGES: dict[str, Range] = {
     "learner.workers": COUNT,
     "learner.zero_stage": Range(0, 3),
     "learner.micro_batch_tokens": COUNT,
+    "learner.lora_plus_ratio": POSITIVE,
     "learner.weight_decay": NOT_NEGATIVE,
     "learner.max_grad_norm": POSITIVE,
     "learner.cpus": NOT_NEGATIVE,
@@ -393,6 +397,17 @@ def _zero3(config: Config) -> Iterator[str]:
         )
 
 
+def _base(config: Config) -> Iterator[str]:
+    base, name = config.lora.base, config.lora.kind.name
+    kind = KINDS_OF_ADAPTERS[config.lora.kind]
+    if base is BaseKind.stored or (kind.nf4 and not kind.whole):
+        return
+    takes = f"PEFT's layers of lora.kind={name} take plain linear layers only"
+    trains = f"lora.kind={name} trains the model's own parameters, and a base in 4 bits is frozen"
+    remedy = "give lora.base=stored, or another adapter: lora.kind=lora"
+    yield refusal("lora.base", base.name, trains if kind.whole else takes, remedy)
+
+
 def _conversation(config: Config) -> Iterator[str]:
     """Refusals that need no model. The model's chat template refuses the rest (rlpost/rollout/chat.py)."""
     rollout = config.rollout
@@ -421,6 +436,7 @@ def _tiny_base(config: Config) -> Iterator[str]:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _ranges,
     _betas,
+    *OPTIMIZER_CHECKS,
     *ALGORITHM_CHECKS,
     *COMPARE_CHECKS,
     _schedule,
@@ -435,6 +451,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _gpus,
     _modules,
     _zero3,
+    _base,
     _conversation,
     _tiny_base,
 )

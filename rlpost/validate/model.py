@@ -23,7 +23,7 @@ from rlpost.validate.parallel import check_tensor_parallel
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import named
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.base_weights import base_weights
 from rlpost.weights.experts import expert_blocks, in_experts
 from rlpost.weights.kind_settings import check_settings_of_kind, check_start, trains_parameter
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
@@ -67,7 +67,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     if trains:
         check_start(adapter.config, cfg.lora)
     try:
-        update = weight_update(adapter, BaseWeights(model_folder))
+        update = weight_update(adapter, base_weights(model_folder, cfg.lora.base))
     except AdapterError as error:
         raise AdapterError(
             f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
@@ -87,7 +87,7 @@ def _check_kind(cfg: Config, model_folder: Path) -> None:
     layers = models.linear_layers(model_folder)
     from rlpost.weights.trial_merge import try_merge
 
-    try_merge(cfg.lora, _wanted(cfg, layers), BaseWeights(model_folder))
+    try_merge(cfg.lora, _wanted(cfg, layers), base_weights(model_folder, cfg.lora.base))
 
 
 def _check_targets(cfg: Config, layers: Layers) -> None:

@@ -16,7 +16,7 @@ from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
-from rlpost.config.schema import AlgoName, Config, KlPlace, RolloutIS, Task
+from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,28 @@ ALGORITHM_RULES = (
         f"{_LEAVE}, and let the agent say it",
     ),
     _Rule(
-        ("algo.gae_lambda", "algo.value_clip", "algo.value_coef", "algo.critic_learning_rate"),
+        ("algo.gae_lambda", "algo.value_clip", "algo.value_coef"),
         lambda cfg: TABLE[cfg.algo.name].critic,
         "algo={algorithm} has no critic",
         f"{_LEAVE}, or algo=ppo",
+    ),
+    _Rule(
+        ("algo.learning_rate",),
+        lambda cfg: cfg.lora.learning_rate is LearningRate.given,
+        "lora.learning_rate=auto sets it",
+        f"{_LEAVE}, or lora.learning_rate=given",
+    ),
+    _Rule(
+        ("algo.critic_learning_rate",),
+        lambda cfg: TABLE[cfg.algo.name].critic and cfg.lora.learning_rate is LearningRate.given,
+        "algo={algorithm} has no critic, or lora.learning_rate=auto sets it",
+        f"{_LEAVE}, or algo=ppo with lora.learning_rate=given",
+    ),
+    _Rule(
+        ("algo.final_share",),
+        lambda cfg: cfg.algo.schedule is not RateSchedule.constant,
+        "algo.schedule=constant: the learning rate stays at its peak",
+        f"{_LEAVE}, or algo.schedule=linear or cosine",
     ),
     _Rule(
         ("algo.gamma",),
@@ -106,6 +124,18 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
+        ("sft.learning_rate",),
+        lambda cfg: cfg.lora.learning_rate is LearningRate.given,
+        "lora.learning_rate=auto sets it",
+        f"{_LEAVE}, or lora.learning_rate=given",
+    ),
+    _Rule(
+        ("sft.final_share",),
+        lambda cfg: cfg.sft.schedule is not RateSchedule.constant,
+        "sft.schedule=constant: the learning rate stays at its peak",
+        f"{_LEAVE}, or sft.schedule=linear or cosine",
+    ),
+    _Rule(
         ("rollout.kv_cache_gib",),
         lambda cfg: cfg.rollout.gpus == 0 and cfg.eval.endpoint is None,
         "it is of engines on CPU, and with rollout.gpus above 0 they run on a GPU; with eval.endpoint there are none",
@@ -137,7 +167,15 @@ RULES = (
     ),
     _Rule(
         (
-            *("model", "dtype", "ray.address", "ray.timeout_s", "rollout.workers", "rollout.max_model_len"),
+            *(
+                "model",
+                "dtype",
+                "lora.base",
+                "ray.address",
+                "ray.timeout_s",
+                "rollout.workers",
+                "rollout.max_model_len",
+            ),
             *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
             *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts"),
         ),

@@ -117,12 +117,16 @@ def _threads(config: Config) -> int:
 
 
 def _engine(config: Config, trained: Policy) -> Engine:
-    """vLLM with the policy merged in; each written layer is probed. Raises SwapError, AdapterError, RolloutError."""
+    """vLLM with the policy merged in; each written layer is probed. Raises SwapError, AdapterError, RolloutError.
+
+    An adapter that says on which base it was trained is served on that one.
+    """
     from rlpost.rollout.worker import start_engine
     from rlpost.weights.adapters import Adapter
 
     adapter = Adapter.load(trained.adapter_folder)
-    engine = start_engine(config, trained.model_folder)
+    lora = replace(config.lora, base=adapter.base or config.lora.base)
+    engine = start_engine(replace(config, lora=lora), trained.model_folder)
     engine.swap(adapter, None, config.rollout.max_canary_gap)
     return engine
 

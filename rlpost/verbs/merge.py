@@ -4,7 +4,8 @@
     config, tokenizer, chat template, generation config                                index, and the small files
 
 It needs memory for one shard of the result. The base is read in the precision that is written, and the sum is rounded
-to it once, as in a run's engines (rlpost/rollout/engine/swap.py), so weights and log-probs are the same.
+to it once, as in a run's engines (rlpost/rollout/engine/swap.py), so weights and log-probs are the same. An adapter
+that was trained on a base in 4 bits (lora.base=nf4) is merged into that base's weights, all of them rounded to NF4.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlpost.config.schema import BaseKind
 from rlpost.errors import AdapterError, ModelError, OutputError
 from rlpost.record.files import publish_folder
 from rlpost.verbs import policy
@@ -62,10 +64,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _merge(asked: argparse.Namespace) -> None:
     refuse_existing(asked.folder)  # before a model is fetched
-    written = write_merged(policy.find(asked.run, asked.model), asked.folder, asked.dtype)
+    trained = policy.find(asked.run, asked.model)
+    written = write_merged(trained, asked.folder, asked.dtype)
+    base = base_of(trained)
+    if base is not BaseKind.stored:
+        print(
+            f"The adapter was trained on lora.base={base.value}: it is merged into the base's rounded weights."
+        )
     print(f"{asked.folder}: the merged model in {written}. To load it:")
     print(f'  transformers: AutoModelForCausalLM.from_pretrained("{asked.folder}", dtype="{written}")')
     print(f'  vLLM:         LLM("{asked.folder}", dtype="{written}")')
+
+
+def base_of(trained: Policy) -> BaseKind:
+    """The base that the adapter was trained on; the stored one if it does not say."""
+    from rlpost.weights.adapters import Adapter
+
+    return Adapter.load(trained.adapter_folder).base or BaseKind.stored
 
 
 def refuse_existing(folder: Path) -> None:
@@ -97,12 +112,13 @@ def write_merged(trained: Policy, folder: Path, dtype: str | None = None) -> str
 def merge_of(trained: Policy, dtype: str | None) -> tuple[str, Callable[[Path], None]]:
     """Check the merge; return the weights' dtype and what writes the model into an empty folder. See `write_merged`."""
     from rlpost.weights.adapters import Adapter
-    from rlpost.weights.base_weights import BaseWeights
+    from rlpost.weights.base_weights import base_weights
     from rlpost.weights.update import weight_update
 
     stored = _stored(trained.model_folder)
     dtype = dtype or trained.dtype or (stored.pop() if len(stored) == 1 else "float32")
-    update = weight_update(Adapter.load(trained.adapter_folder), BaseWeights(trained.model_folder))
+    adapter = Adapter.load(trained.adapter_folder)
+    update = weight_update(adapter, base_weights(trained.model_folder, adapter.base or BaseKind.stored))
     _check_fit(update, trained.model_folder)
     return str(dtype), lambda fresh: _fill(fresh, trained.model_folder, update, str(dtype))
 
@@ -160,7 +176,7 @@ def _write_shard(shard: Path, target: Path, update: WeightUpdate, dtype: str) ->
     try:
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                base = file.get_tensor(name)
+                base = update.base[name]
                 base = base.to(kind) if base.is_floating_point() else base
                 tensors[name] = merged_tensor(update, name, base).to(base.dtype).contiguous()
         save_file(tensors, target, {"format": "pt", "adapter": update.fingerprint})

@@ -99,7 +99,8 @@ def written(repo: str, run_dir: RunDir) -> Path:
     else:
         adapter = Adapter.load(policy.adapter_of(run_dir, config))
         base = {"base_model_name_or_path": model_card.base_of(config).name}
-        write = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version).write
+        public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version, adapter.base)
+        write = public.write
     folder = run_dir.path / FOLDER
     publish_folder(folder, partial(_fill, write, card, config))
     return folder

@@ -35,7 +35,7 @@ _MORE_THAN_A_MERGE = {
     "XLORA": "it mixes several adapters by what the input is",
 }
 # Settings that LoRA has too, but that mean something different in each kind.
-_KINDS_OWN = frozenset({"peft_type", "r", "rank_pattern", "alpha_pattern"})
+_KINDS_OWN = frozenset({"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern"})
 
 
 def check_settings(config: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from rlpost.config.adapter_kinds import FULL
+from rlpost.config.schema import BaseKind
 from rlpost.errors import AdapterError
 from rlpost.record.files import publish_folder
 from rlpost.weights.adapter_settings import check_settings
@@ -71,9 +72,18 @@ class Adapter:
     tensors: Mapping[str, torch.Tensor]
     version: int
     fingerprint: str
+    # The base it was trained on (`lora.base`); None: the file does not say. PEFT's config has no place for it, so it is
+    # in the metadata of the tensors' file, which PEFT does not read.
+    base: BaseKind | None = None
 
     @classmethod
-    def create(cls, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], version: int) -> Adapter:
+    def create(
+        cls,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, torch.Tensor],
+        version: int,
+        base: BaseKind | None = None,
+    ) -> Adapter:
         """Check the tensors, copy them to the CPU and fingerprint them.
 
         `config` is `PeftConfig.to_dict()` or adapter_config.json.
@@ -87,7 +97,7 @@ class Adapter:
         plain = json.loads(json.dumps(dict(config), default=_plain))
         own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         _check(plain, own)
-        return cls(plain, own, version, fingerprint(own))
+        return cls(plain, own, version, fingerprint(own), base)
 
     @property
     def has_formula(self) -> bool:
@@ -136,6 +146,8 @@ class Adapter:
     def write(self, folder: Path) -> None:
         """Write the two files into a folder that is there; see `save`."""
         metadata = {"format": "pt", "version": str(self.version), "fingerprint": self.fingerprint}
+        if self.base is not None:
+            metadata["base"] = self.base.value
         # `save_file` is not used, because it does not raise OSError on a full disk.
         (folder / WEIGHTS_FILE).write_bytes(save(dict(self.tensors), metadata))
         (folder / CONFIG_FILE).write_text(json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n")
@@ -151,8 +163,9 @@ class Adapter:
         folder = Path(folder)
         tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
         config, version = _read_config(folder / CONFIG_FILE), _version(folder / WEIGHTS_FILE, metadata)
+        base = _base(folder / WEIGHTS_FILE, metadata)
         try:
-            adapter = cls.create(config, tensors, version)
+            adapter = cls.create(config, tensors, version, base)
         except AdapterError as error:
             raise AdapterError(f"{folder}: {error}") from error
         if metadata.get("fingerprint", adapter.fingerprint) != adapter.fingerprint:
@@ -305,3 +318,16 @@ def _version(path: Path, metadata: Mapping[str, str]) -> int:
             f"{path}: its metadata has version {text[:40]!r}, which rlpost did not write. Restore the file from a copy."
         )
     return int(text)
+
+
+def _base(path: Path, metadata: Mapping[str, str]) -> BaseKind | None:
+    """The base that the metadata names; None if PEFT wrote the file, or rlpost before it trained on several."""
+    text = metadata.get("base")
+    if text is None:
+        return None
+    if text not in {kind.value for kind in BaseKind}:
+        raise AdapterError(
+            f"{path}: its metadata has base {text[:40]!r}, which this version of rlpost does not know. Use the version"
+            " that wrote it, or restore the file from a copy."
+        )
+    return BaseKind(text)

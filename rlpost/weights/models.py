@@ -140,6 +140,15 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     return layers
 
 
+def family_and_width(folder: Path) -> tuple[str, int]:
+    """A model's `model_type` and hidden size. Raises ModelError if its configuration lacks them or cannot be read."""
+    config = text_config(folder)
+    family, width = config.get("model_type"), config.get("hidden_size")
+    if not isinstance(family, str) or not isinstance(width, int) or width < 1:
+        raise ModelError(f"{folder / 'config.json'} has no model_type or no hidden_size.")
+    return family, width
+
+
 def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of the model by its name in the checkpoint, from its files alone.
 
@@ -149,12 +158,12 @@ def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """The settings in config.json that are of the language model. Raises ModelError if the file cannot be read."""
+    """config.json, or the part of it that describes the language model."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         return dict(config.get("text_config") or config)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as a model's configuration ({error}).") from error
 
 

@@ -51,7 +51,7 @@ class PeftLayers:
         """
         self._kind = str(config["peft_type"])
         self._dice = torch.Generator().manual_seed(0)
-        own = BaseWeights(base.folder)  # a separate mapping, in case PEFT writes into a weight
+        own = base.again()  # in case PEFT writes into a weight
         try:
             model = _build(config, tensors, own, modules)
         except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError

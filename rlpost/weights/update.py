@@ -59,14 +59,20 @@ def weight_update(adapter: Adapter, base: BaseWeights) -> WeightUpdate:
     """The weight update of `adapter` on `base`.
 
     Raises:
-        AdapterError: the adapter's tensors differ from their fingerprint, PEFT cannot build its layers on the linear
-            layers of `base`, or a whole tensor has no parameter of its name and shape in `base`.
+        AdapterError: the adapter's tensors differ from their fingerprint, it was trained on another kind of base, PEFT
+            cannot build its layers on the linear layers of `base`, or a whole tensor has no parameter of its name and
+            shape in `base`.
     """
     arrived = fingerprint(adapter.tensors)
     if arrived != adapter.fingerprint:
         raise AdapterError(
             f"Adapter version {adapter.version} did not arrive whole: fingerprint {arrived[:12]} here,"
             f" {adapter.fingerprint[:12]} where it was made."
+        )
+    if adapter.base not in (None, base.kind):
+        raise AdapterError(
+            f"The adapter was trained on lora.base={adapter.base.value}, and here the base is {base.kind.value}, with"
+            f" which it gives another policy. Give lora.base={adapter.base.value}."
         )
     if adapter.has_formula:
         weights = {f"{module}.weight": adapter.shape(module) for module in adapter.modules}

@@ -17,7 +17,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlpost.config.schema import AdapterKind, AlgoName, Config, Dtype, KlPlace, Task
+from rlpost.config.schema import AdapterKind, AlgoName, BaseKind, Config, Dtype, KlPlace, Optimizer, Task
 from rlpost.errors import LearnerError
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
@@ -135,6 +135,30 @@ def _check_resume(group: LearnerGroup, folder: Path) -> None:
     assert group.export(2)[0].fingerprint == fingerprint
 
 
+@pytest.mark.parametrize(
+    "zero_stage",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(3, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_equal_one_on_a_base_in_nf4(
+    start: Callable[[Config], LearnerGroup], zero_stage: int, tmp_path: Path
+) -> None:
+    """As above; under ZeRO-3 each rank holds all codes."""
+    alone, shared = _config(1, 0), _config(2, zero_stage)
+    for cfg in (alone, shared):
+        cfg.lora.base, cfg.lora.rank = BaseKind.nf4, 1
+    _, expected = _short_run(start(alone))
+    group = start(shared)
+    _, adapter = _short_run(group)
+    assert adapter.base is BaseKind.nf4
+    for name, tensor in adapter.tensors.items():
+        torch.testing.assert_close(tensor, expected.tensors[name], rtol=2e-3, atol=2e-5)
+    _check_resume(group, tmp_path)
+
+
 def _full(cfg: Config) -> Config:
     cfg.lora.kind = AdapterKind.full
     cfg.sft.learning_rate = cfg.algo.learning_rate = cfg.algo.critic_learning_rate = 1e-3
@@ -198,8 +222,12 @@ def test_two_full_sft_steps_equal_plain_adamw(
 
 
 @pytest.mark.slow
-def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup], tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", list(BaseKind))
+def test_a_fresh_process_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], base: BaseKind, tmp_path: Path
+) -> None:
     cfg = _config(workers=1, zero_stage=0)
+    cfg.lora.base = base
     group = start(cfg)
     _short_run(group)
     group.save(tmp_path)
@@ -212,6 +240,20 @@ def test_a_fresh_process_resumes_exactly(start: Callable[[Config], LearnerGroup]
     assert _without_seconds(fresh.update_rl(episodes, 1)) == expected
     again, canary_again = fresh.export(2)
     assert (again.fingerprint, canary_again) == (adapter.fingerprint, canary)
+
+
+@pytest.mark.parametrize("name", [Optimizer.muon, Optimizer.lora_pro])
+def test_an_optimizer_of_matrices_steps_and_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], tmp_path: Path, name: Optimizer
+) -> None:
+    cfg = _config(workers=1, zero_stage=0)
+    cfg.learner.optimizer = name
+    group = start(cfg)
+    (sft, rl), _ = _short_run(group)
+    assert sft["learning_rate_policy"] == cfg.sft.learning_rate / 2, "the first of two steps of warm-up"
+    assert sft["grad_norm_policy"] > 0.0
+    assert rl["learning_rate_critic"] > 0.0
+    _check_resume(group, tmp_path)
 
 
 @pytest.mark.slow

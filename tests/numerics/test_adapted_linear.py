@@ -63,3 +63,27 @@ def test_no_gradient_to_inputs_that_want_none() -> None:
     adapted_linear(torch.ones(5, 3), torch.ones(4, 3), None, [Pair(A, B, 1.0, 0)]).sum().backward()
     assert A.grad is not None
     assert A.grad.unique().item() == 5 * 4
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_weight_that_is_made_in_each_pass(adapted: bool) -> None:
+    """The same outputs and gradients, bit for bit. Each pass makes the weight once, and nothing saves it."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((11, 17), (6, 17)))
+    A, B = (torch.randn(shape, generator=generator, requires_grad=True) for shape in ((2, 17), (6, 2)))
+    slopes, pairs = torch.randn(11, 6, generator=generator), [Pair(A, B, 0.7, 0)] if adapted else []
+    made: list[torch.Tensor] = []
+
+    def make() -> torch.Tensor:
+        made.append(weight.clone())
+        return made[-1]
+
+    found = []
+    for given in (weight, make):
+        leaf, saved = x.clone().requires_grad_(), list[torch.Tensor]()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=saved: to.append(t) or t, lambda t: t):
+            y = adapted_linear(leaf, given, torch.ones(6), pairs)
+        found.append([y, *torch.autograd.grad(y, [leaf, A, B] if adapted else [leaf], slopes)])
+    assert len(made) == 2
+    assert all(t.data_ptr() != made[0].data_ptr() for t in saved)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))

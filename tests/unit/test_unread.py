@@ -44,6 +44,13 @@ def refused(*overrides: str) -> str:
             "algo.reference=base\n  reason: nothing reads it: algo.kl=none",
         ),
         (["algo.kl_step=0.2"], "algo.kl_target is null"),
+        (["algo.final_share=0.1"], "algo.schedule=constant: the learning rate stays"),
+        (["sft.final_share=0.1"], "sft.schedule=constant: the learning rate stays"),
+        (
+            ["lora.learning_rate=auto", "algo.learning_rate=1e-3"],
+            "algo.learning_rate=0.001\n  reason: nothing reads it: lora.learning_rate=auto sets it",
+        ),
+        (["lora.learning_rate=auto", "sft.learning_rate=1e-3"], "lora.learning_rate=auto sets it"),
         (["algo.overlong_penalty=2"], "algo.overlong_buffer=0"),
         (["algo.rollout_is_cap=3"], "algo.rollout_is=none"),
         (["algo.max_refills=2"], "algo.dynamic_sampling=false"),

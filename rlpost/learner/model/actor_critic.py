@@ -32,6 +32,7 @@ from rlpost.learner.model.packed_attention import PACKED
 from rlpost.learner.model.packing import MicroBatch
 from rlpost.learner.model.packing_check import check_packing, hidden_states
 from rlpost.learner.model.peft_weights import PeftWeights, peft_config
+from rlpost.learner.model.quantized_base import with_base
 from rlpost.learner.model.role_weights import RoleWeights
 from rlpost.learner.model.starts import start_adapters
 from rlpost.seeds import derive
@@ -208,7 +209,7 @@ def build(
 
 
 def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:
-    base = load_base(folder, dtype)
+    base = with_base(load_base(folder, dtype), lora.base, folder)
     if not TABLE[lora.kind].whole:
         adapters = PeftWeights(base, peft_config(lora), seed, roles, STARTS[lora.start].changes_base)
         _check_stored(adapters, folder)

@@ -4,8 +4,9 @@
            ─▶ norm ─▶ gate, up in one product ─▶ swiglu ─▶ down ─▶ + hidden
 
 Only the `forward` of each layer is replaced; modules, parameters and their names stay. Projections with the same input
-share a stacked weight, and their own weights become views of it. Parameters are read directly from memory, so this is
-not for ZeRO-3, which gathers them only for the forward of their own module.
+share a stacked weight, and their own weights become views of it; weights in NF4 are stacked in each pass, and no pass
+keeps them. Parameters are read directly from memory, so this is not for ZeRO-3, which gathers them only for the forward
+of their own module.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from rlpost.kernels.adapted_linear import Pair, adapted_linear
 from rlpost.kernels.elementwise import rms_norm, rotary, swiglu
 from rlpost.learner.model.packed_attention import AttentionLayout, packed_attention
+from rlpost.learner.model.quantized_base import Nf4Linear
 
 FAMILIES = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
@@ -35,9 +37,21 @@ class Projections:
         self.weight_OI: Tensor | None = None
         self.bias_O: Tensor | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        base = self.bases[0]
+        return base.dtype if isinstance(base, Nf4Linear) else base.weight.dtype
+
     def __call__(self, x_TI: Tensor) -> Tensor:
+        if any(isinstance(base, Nf4Linear) for base in self.bases):
+            return adapted_linear(x_TI, self._made, _bias(self.bases), self._pairs())
         weight_OI, bias_O = self._stacked()
         return adapted_linear(x_TI, weight_OI, bias_O, self._pairs())
+
+    def _made(self) -> Tensor:
+        """The weights as one tensor that nothing keeps."""
+        weights = [base.weight for base in self.bases]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def _stacked(self) -> tuple[Tensor, Tensor | None]:
         """The weights as one tensor. It is rebuilt if the modules were moved and no longer hold views of it."""
@@ -71,17 +85,22 @@ def _begins(bases: Sequence[nn.Linear]) -> list[int]:
 def _bias(bases: Sequence[nn.Linear]) -> Tensor | None:
     if all(base.bias is None for base in bases):
         return None
-    zeros = (base.weight.new_zeros(base.out_features) for base in bases)
+    held = next(base.bias for base in bases if base.bias is not None)
+    zeros = (held.new_zeros(base.out_features) for base in bases)
     return torch.cat(
         [z if base.bias is None else base.bias.detach() for base, z in zip(bases, zeros, strict=True)]
     )
 
 
 def can_fuse(module: nn.Module | None) -> bool:
-    """Whether `Projections` can compute an adapted linear module: plain LoRA, not DoRA."""
+    """Whether `Projections` can compute an adapted linear module: plain LoRA, not DoRA.
+
+    A subclass of `nn.Linear` may hold another weight than it computes with (bitsandbytes' `Linear4bit` does), so only
+    `Nf4Linear` is known among them.
+    """
     if isinstance(module, LoraLayer):
-        return isinstance(module.base_layer, nn.Linear) and not module.lora_variant
-    return isinstance(module, nn.Linear)
+        return not module.lora_variant and can_fuse(module.base_layer)
+    return type(module) in (nn.Linear, Nf4Linear)
 
 
 def fuse_layers(body: Any) -> bool:

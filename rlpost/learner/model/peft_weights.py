@@ -150,7 +150,7 @@ class PeftWeights(RoleWeights):
 
 def _fused_forward(projection: Projections, inputs: Tensor) -> Tensor:
     """Forward of one LoRA layer alone, (..., in) to (..., out)."""
-    flat = inputs.flatten(0, -2).to(projection.bases[0].weight.dtype)
+    flat = inputs.flatten(0, -2).to(projection.dtype)
     return projection(flat).unflatten(0, inputs.shape[:-1])
 
 

@@ -67,6 +67,20 @@ class InPlaceWriter:
         arrived = "" if update is None else update.fingerprint
         return WriteReport(arrived, merge.bound, len(named), merge.rounding_loss)
 
+    def set_base(self, base: BaseWeights) -> WriteReport:
+        """See `WeightWriter.set_base`."""
+        names = [f"{module}.weight" for module in base.changed]
+        if absent := [name for name in names if name not in self._targets]:
+            raise SwapError(
+                f"lora.base={base.kind.value} changes {len(absent)} weights that have no place in the engine:"
+                f" {_some(absent)}. Give lora.base=stored, or another model."
+            )
+        changed = {target.name: target for target in (self._targets[name] for name in names)}
+        self._check_layout(changed.values())
+        self._base = base
+        self._written |= changed
+        return self.write(None)
+
     def _check_names(self, update: WeightUpdate) -> None:
         shapes = update.shapes
         unknown = [name for name in shapes if name not in self._targets]
@@ -77,9 +91,9 @@ class InPlaceWriter:
                 " follows the embeddings.)"
             )
         for name, shape in shapes.items():
-            if self._base[name].shape != shape:
+            if self._base.shape(name) != shape:
                 raise SwapError(
-                    f"{name!r}: the update's value {shape} and the base's {tuple(self._base[name].shape)} do not fit."
+                    f"{name!r}: the update's value {shape} and the base's {self._base.shape(name)} do not fit."
                     " Is the adapter of another model?"
                 )
 

@@ -47,5 +47,6 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.4  # on GPU
     threads: int = 1  # compute threads of a rank on CPU
     enforce_eager: bool = True
+    base: str = "stored"  # or nf4: `lora.base`
     seed: int = 0  # seed of vLLM itself; every request brings its own
     tensor_parallel: int = 1  # ranks that share each layer; from 2, each is a process of its own

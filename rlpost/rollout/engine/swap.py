@@ -2,26 +2,30 @@
 
     Adapter (learner)            vLLM worker (`SwapWorker`, mixed into its class)
     tensors, fingerprint ──────▶ 1 weight_update: fingerprint what arrived    else refuse, nothing touched
-    base folder (mmap) ────────▶ 2 WeightWriter.write: merge, write, probe    else report which layers do not hold it
+    base folder (mmap), kind ──▶ 2 WeightWriter.write: merge, write, probe    else report which layers do not hold it
                                  ▼
                                  WriteReport ──▶ VllmEngine.swap: prefix cache, canary, or restore
 
-In a tensor-parallel engine there is one such worker a rank; each gets the whole adapter and writes its own shard.
-Only step 1 knows what an adapter is, and only the writer knows vLLM's layers. This file never imports vllm; vLLM loads
+In a tensor-parallel engine there is one such worker a rank; each gets the whole adapter and writes its own shard. Only
+step 1 knows what an adapter is, and only the writer knows vLLM's layers. A base other than the stored one (`lora.base`)
+is written when the engine starts, with the same proof, and from then on every update is merged over it. This file never
+imports vllm; vLLM loads
 it by name as its worker extension.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.schema import BaseKind
 from rlpost.errors import RlpostError, SwapError
 from rlpost.rollout.engine.in_place import InPlaceWriter
 from rlpost.rollout.engine.weight_writer import WeightWriter, WriteReport
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.base_weights import BaseWeights, base_weights
 from rlpost.weights.update import weight_update
 
 WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
@@ -30,18 +34,32 @@ WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
 class SwapWorker:
     """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""
 
+    def rlpost_set_base(self, kind: str) -> WriteReport | str:
+        """Make the base of that kind (`lora.base`) live, in place of the checkpoint that vLLM has loaded.
+
+        Returns the reason if that failed, as `rlpost_write` does.
+        """
+        worker: Any = self
+
+        def write() -> WriteReport:
+            _, writer = self._rlpost_writer()
+            base = base_weights(Path(worker.model_config.model), BaseKind(kind))
+            worker._rlpost_writer_ = base, writer
+            return writer.set_base(base)
+
+        return _answer(write)
+
     def rlpost_write(self, adapter: Adapter | None) -> WriteReport | str:
         """Make `adapter` live (None: the bare base model). See `WeightWriter.write` and `weight_update`.
 
         Returns the reason if that failed; see `rlpost.rollout.engine.weight_writer.together`.
         """
-        try:
+
+        def write() -> WriteReport:
             base, writer = self._rlpost_writer()
             return writer.write(None if adapter is None else weight_update(adapter, base))
-        except RlpostError as error:
-            return str(error)
-        except Exception as error:  # whatever it is, the other ranks answer too
-            return f"{type(error).__name__}: {error}"
+
+        return _answer(write)
 
     def rlpost_unlink(self) -> None:
         """Remove the names of the memory that the ranks of a CPU engine share, once all ranks have it.
@@ -63,3 +81,12 @@ class SwapWorker:
             worker._rlpost_writer_ = base, InPlaceWriter(worker.model_runner.get_model(), base)
         base_and_writer: tuple[BaseWeights, WeightWriter] = worker._rlpost_writer_
         return base_and_writer
+
+
+def _answer(write: Callable[[], WriteReport]) -> WriteReport | str:
+    try:
+        return write()
+    except RlpostError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, the other ranks answer too
+        return f"{type(error).__name__}: {error}"

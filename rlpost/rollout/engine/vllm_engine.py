@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from rlpost.config.schema import BaseKind
 from rlpost.errors import RolloutError, SwapError
 from rlpost.rollout.engine import ranks
 from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
@@ -61,6 +62,7 @@ class VllmEngine:
 
         Raises:
             RolloutError: vLLM cannot start (model, memory, device); its own message is quoted.
+            SwapError: the base is not the stored one (`settings.base`), and a layer does not take its weight.
         """
         self.max_model_len = settings.max_model_len
         try:
@@ -70,6 +72,8 @@ class VllmEngine:
         self._waiting: set[str] = set()
         self._finished: list[tuple[str, Completion]] = []
         self._live = _Live()
+        if settings.base != BaseKind.stored.value:
+            together(self._engine.collective_rpc("rlpost_set_base", args=(settings.base,)))
         self._warm_up()
 
     def submit(self, key: str, prompt: ModelInput, sampling: Sampling, seed: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlpost.errors import SwapError
+from rlpost.weights.base_weights import BaseWeights
 from rlpost.weights.update import WeightUpdate
 
 
@@ -32,6 +33,13 @@ class WeightWriter(Protocol):
             SwapError: a parameter cannot be written (nothing has been written then), or a written layer does not
                 compute with its new value (the layers are then mixed, and the caller must write something else).
             AdapterError: a value could not be merged (the layers may be mixed then, too).
+        """
+
+    def set_base(self, base: BaseWeights) -> WriteReport:
+        """Make the model compute with `base` in place of the checkpoint, and prove it like `write`.
+
+        Every later update is merged over `base`. Raises SwapError like `write`, or if a weight that `base` changes has
+        no place in the model.
         """
 
 

@@ -92,6 +92,7 @@ def _write_adapter(folder: Path) -> None:
     folder.mkdir()
     data = len(header).to_bytes(8, "little") + header + bytes(24)
     (folder / "adapter_model.safetensors").write_bytes(data)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
 
 
 def _train(

@@ -427,11 +427,6 @@ def test_sft_learns_masked_tokens_only_and_never_the_critic(folder: Path, cfg: C
         torch.testing.assert_close(grad, expected[name], rtol=2e-3, atol=2e-5)
 
 
-def test_warm_up_is_linear_then_constant() -> None:
-    assert [update.warmed_up(1.0, s, 4) for s in (-1, 0, 1, 3, 4, 99)] == [0.0, 0.25, 0.5, 1.0, 1.0, 1.0]
-    assert update.warmed_up(1.0, 0, 0) == 1.0
-
-
 def test_an_empty_batch_is_refused(folder: Path, cfg: Config) -> None:
     with pytest.raises(LearnerError, match="empty"):
         update.update_rl(_backend(folder, cfg), random_episodes(2, ending=Ending.ENV_ERROR), cfg, 0)

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rlpost.errors import ModelError, SwapError
+from rlpost.kernels.nf4 import round_trip
 from rlpost.rollout.engine.in_place import InPlaceWriter
 from rlpost.rollout.engine.weight_writer import WriteReport
 from rlpost.weights.adapters import Adapter, merged_weight
-from rlpost.weights.base_weights import BaseWeights
+from rlpost.weights.base_weights import BaseWeights, Nf4Weights
 from rlpost.weights.update import weight_update
 
 WIDTH, RANK = 64, 4
@@ -115,6 +116,35 @@ def test_the_rounding_loss_is_the_share_of_the_update_that_bfloat16_drops(
         assert write(writer, folder, new).rounding_loss == pytest.approx((lost / whole) ** 0.5, rel=0.1)
     exact = InPlaceWriter(Model(base, torch.float32), BaseWeights(folder))
     assert write(exact, folder, new).rounding_loss == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_in_nf4_is_written_first_and_updates_go_over_it(
+    base: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype
+) -> None:
+    """Every layer, whether an adapter names it or not; and without an adapter the rounded base is live again."""
+    (folder / "config.json").write_text('{"vocab_size": 9}')
+    model, weights = Model(base, dtype), Nf4Weights(folder)
+    writer, new = InPlaceWriter(model, BaseWeights(folder)), adapter(1, ["a.q_proj"])
+    writer.set_base(weights)
+    for update in (None, weight_update(new, weights), None):
+        writer.write(update)
+        for name, weight in base.items():
+            expected = round_trip(weight).to(dtype)
+            if update is not None and name == "a.q_proj":
+                expected = merged_weight(new, name, expected).to(dtype)
+            assert torch.equal(model.live(name), expected), name
+            assert not torch.equal(model.live(name), weight.to(dtype))
+
+
+def test_a_layer_that_cannot_take_the_base_is_named(base: dict[str, torch.Tensor], folder: Path) -> None:
+    (folder / "config.json").write_text('{"vocab_size": 9}')
+    model = Model(base, torch.float32)
+    model.a.get_submodule("o_proj").quant_method = object()
+    writer = InPlaceWriter(model, BaseWeights(folder))
+    with pytest.raises(SwapError, match=r"lora\.base=nf4 changes 1 weights.*a\.o_proj"):
+        writer.set_base(Nf4Weights(folder))
+    assert torch.equal(model.live("a.q_proj"), base["a.q_proj"].float())
 
 
 def test_an_unmergeable_layer_is_named(base: dict[str, torch.Tensor], folder: Path) -> None:

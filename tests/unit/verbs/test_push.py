@@ -111,6 +111,12 @@ def test_a_run_without_evaluations_has_no_figures(tmp_path: Path) -> None:
     assert not re.findall(r"\d%", card)
 
 
+def test_a_base_in_4_bits_is_a_limit_that_the_card_says(tmp_path: Path) -> None:
+    assert "lora.base" not in card_of(recorded.run(tmp_path / "stored"))
+    card = card_of(recorded.run(tmp_path / "nf4", "lora.base=nf4"))
+    assert "rounded to 4 bits (lora.base=nf4" in card
+
+
 @pytest.mark.parametrize(
     "words",
     [(), ("algo=grpo", "rollout.group_size=8", "seed=9"), ("task=sft", "rollout.answer_marker='```'")],

@@ -1,0 +1,195 @@
+"""`lora.kind`, `lora.settings` and start adapters of every kind: what is taken, and what is refused in which words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlpost.config.adapter_kinds import REFUSED, TABLE, described
+from rlpost.config.compose import compose
+from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
+from rlpost.errors import AdapterError, ConfigError
+from rlpost.validate.checks import validate
+from rlpost.validate.model import check_model
+from rlpost.weights.adapters import Adapter
+from rlpost.weights.kind_settings import check_settings_of_kind, check_start, own_settings
+from tests.adapter_kinds import ADAPTERS, LORAS_FAMILY, documented, small
+from tests.learner_data import write_small_model
+
+EXPERIMENT = "experiment=generalpoints_ppo"
+
+
+def test_the_page_has_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text().splitlines()
+    lines = [documented(kind) for kind in AdapterKind]
+    assert [line for line in page if line in lines] == lines
+    reasons = [f"| `{name}` | {reason} |" for name, reason in REFUSED.items()]
+    assert [line for line in page if line in reasons] == reasons
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+def started(lora: LoraConfig) -> dict[str, Any]:
+    """adapter_config.json of what a run with `lora` would write, as far as the kind goes."""
+    settings = TABLE[lora.kind].peft_settings(lora)
+    return {**own_settings(settings["peft_type"]), **settings}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_kinds_that_cannot_be_trained_are_refused_with_their_reason(name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose([EXPERIMENT, f"lora.kind={name}"])
+    assert str(refused.value).startswith(
+        f"lora.kind={name}\n  reason: {REFUSED[name]}\n  remedy: choose one of lora,"
+    )
+
+
+def test_an_unknown_kind_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(
+        ConfigError, match="there is no such kind of adapter\n  remedy: did you mean boft or oft"
+    ):
+        compose([EXPERIMENT, "lora.kind=bofft"])
+
+
+def test_a_kind_brings_its_own_size_and_the_experiments_is_loras() -> None:
+    assert compose([EXPERIMENT]).lora.rank == compose([EXPERIMENT, "lora.kind=dora"]).lora.rank == 8
+    assert (
+        compose([EXPERIMENT, "lora.kind=oft"]).lora.rank == TABLE[AdapterKind.oft].defaults["lora.rank"] == 32
+    )
+    assert compose([EXPERIMENT, "lora.kind=oft", "lora.rank=16"]).lora.rank == 16
+    tiny = compose([EXPERIMENT, "lora.kind=tinylora", "lora.settings={r: 4}"]).lora
+    assert (tiny.rank, tiny.settings) == (13, {"weight_tying": 1.0, "r": 4})
+    assert described(tiny) == "tinylora (u 13, weight_tying 1.0, r 4)"
+
+
+def test_the_kind_of_an_experiments_file_keeps_the_files_size(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("lora: {kind: oft, rank: 16, settings: {block_share: true}}\n")
+    assert compose([f"experiment={file}"]).lora == LoraConfig(
+        AdapterKind.oft, 16, settings={"block_share": True}
+    )
+    assert compose([f"experiment={file}", "lora.kind=lora"]).lora == LoraConfig()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("oft", "lora.alpha"), ("vera", "lora.alpha"), ("ia3", "lora.rank"), ("ia3", "lora.alpha")],
+)
+def test_settings_that_a_kind_does_not_have_are_refused_when_named(kind: str, key: str) -> None:
+    config = compose([EXPERIMENT, f"lora.kind={kind}", f"{key}=4"])
+    with pytest.raises(ConfigError, match=f"{key}=4.*\n  reason: nothing reads it: lora.kind={kind} has no"):
+        validate(config, {key})
+    validate(config)
+
+
+def test_zero_3_is_for_kinds_whose_modules_hold_their_own_parameters() -> None:
+    for kind in ADAPTERS:
+        config = compose([EXPERIMENT, f"lora.kind={kind.value}", "learner.zero_stage=3"])
+        if kind in LORAS_FAMILY:
+            validate(config)
+            continue
+        with pytest.raises(ConfigError, match=f"learner.zero_stage=3\n.*lora.kind={kind.value} read it"):
+            validate(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("oft", {"oft_block_size": 4}, "lora.rank gives it"),
+        ("oft", {"r": 4}, "lora.kind=oft gives it"),
+        ("oft", {"module_dropout": 0.5}, "two passes of one policy must give the same log-probs"),
+        (
+            "oft",
+            {"blok_share": True},
+            "has no such setting that a run can give\n  remedy: did you mean block_share?",
+        ),
+        ("vera", {"target_modules": ["q_proj"]}, "has no such setting that a run can give"),
+        ("vera", {"init_weights": False}, "has no such setting that a run can give"),
+        ("loha", {"alpha": 2}, "lora.alpha gives it"),
+        ("lora", {"use_dora": True}, "lora.kind=lora gives it"),
+        ("lora", {"init_lora_weights": "pissa"}, "choose from rank_pattern, alpha_pattern"),
+    ],
+)
+def test_settings_that_are_not_the_kinds_own_are_refused(
+    kind: str, settings: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_settings_of_kind(LoraConfig(kind=AdapterKind[kind], settings=settings))
+    assert f"lora.settings.{next(iter(settings))}=" in str(refused.value)
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        (
+            LoraConfig(AdapterKind.c3a, rank=7),
+            "PEFT cannot build lora.kind=c3a \\(block_size 7\\) on this model",
+        ),
+        (LoraConfig(settings={"rank_pattern": {"v_prj": 2}}), "'v_prj' matches none of the 14 modules"),
+        (LoraConfig(settings={"rank_pattern": {"v_proj": "many"}}), "PEFT cannot build lora.kind=lora"),
+    ],
+)
+def test_what_peft_cannot_build_or_would_ignore_is_refused_before_anything_starts(
+    lora: LoraConfig, words: str, folder: Path
+) -> None:
+    with pytest.raises(AdapterError, match=words):
+        check_model(Config(model="small", task=Task.rl, lora=lora), folder)
+
+
+def test_patterns_of_lora_are_taken_and_an_adapter_without_them_is_no_start(folder: Path) -> None:
+    patterns = LoraConfig(rank=4, alpha=8.0, settings={"rank_pattern": {"v_proj": 2}, "alpha_pattern": {}})
+    check_model(Config(model="small", task=Task.rl, lora=patterns), folder)
+    check_start(started(patterns), patterns)
+    with pytest.raises(AdapterError, match=r"""lora.settings='\{"rank_pattern": \{"v_proj": 2\}\}'$"""):
+        check_start(started(patterns), replace(patterns, settings={}))
+    with pytest.raises(
+        AdapterError, match=r"rank_pattern=\{\}; .* lora.kind=lora lora.rank=4 lora.alpha=8.0$"
+    ):
+        check_start(started(replace(patterns, settings={})), patterns)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_the_remedy_for_a_start_of_another_kind_can_be_followed(kind: AdapterKind) -> None:
+    lora = small(kind)
+    adapter = json.loads(json.dumps(started(lora)))
+    check_start(adapter, lora)
+    other = small(AdapterKind.lora if kind is not AdapterKind.lora else AdapterKind.vera)
+    with pytest.raises(AdapterError, match="Give those it was trained with: ") as refused:
+        check_start(adapter, other)
+    words = str(refused.value).partition("Give those it was trained with: ")[2].split(" ", 3)
+    taken = compose([EXPERIMENT, *(word.replace("'", "") for word in words)]).lora
+    assert taken.kind is kind
+    check_start(adapter, taken)
+
+
+def test_a_start_of_another_size_is_refused() -> None:
+    eight, four = (LoraConfig(AdapterKind.oft, rank=rank) for rank in (8, 4))
+    with pytest.raises(
+        AdapterError, match=r"has oft_block_size=8; the settings lora\.\* say oft_block_size=4"
+    ):
+        check_start(started(eight), four)
+
+
+def test_an_adapter_of_a_kind_that_no_run_trains_is_no_start() -> None:
+    with pytest.raises(AdapterError, match=r"A run does not train it: it drops ranks .* task=eval"):
+        check_start({"peft_type": "ADALORA", "r": 8}, LoraConfig())
+
+
+def test_the_tensors_of_a_kind_are_saved_and_read(folder: Path, tmp_path: Path) -> None:
+    """Indices stay whole numbers: as float32 they would lose their low bits."""
+    from rlpost.config.schema import Dtype
+    from rlpost.learner.model import actor_critic
+
+    model = actor_critic.build(folder, Dtype.float32, small(AdapterKind.supertuning), 0, ("policy",), None)
+    adapter = Adapter.create(model.weights.config, model.weights.tensors("policy"), 1)
+    adapter.save(tmp_path / "adapter")
+    kinds = {t.dtype.is_floating_point for t in Adapter.load(tmp_path / "adapter").tensors.values()}
+    assert kinds == {True, False}
