@@ -9,8 +9,7 @@
 In a tensor-parallel engine there is one such worker a rank; each gets the whole adapter and writes its own shard. Only
 step 1 knows what an adapter is, and only the writer knows vLLM's layers. A base other than the stored one (`lora.base`)
 is written when the engine starts, with the same proof, and from then on every update is merged over it. This file never
-imports vllm; vLLM loads
-it by name as its worker extension.
+imports vllm; vLLM loads it by name as its worker extension.
 """
 
 from __future__ import annotations
