@@ -41,7 +41,7 @@ ENDS_S = 30.0
 def write_qwen(folder: Path) -> Path:
     write_tokenizer(folder)
     torch.manual_seed(0)
-    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 300, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 1}
     model = Qwen2ForCausalLM(
         Qwen2Config(**sizes, **heads, tie_word_embeddings=False, initializer_range=0.2, eos_token_id=3)

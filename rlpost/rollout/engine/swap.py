@@ -9,12 +9,12 @@
 In a tensor-parallel engine there is one such worker a rank; each gets the whole adapter and writes its own shard. Only
 step 1 knows what an adapter is, and only the writer knows vLLM's layers. A base other than the stored one (`lora.base`)
 is written when the engine starts, with the same proof, and from then on every update is merged over it. This file never
-imports vllm; vLLM loads
-it by name as its worker extension.
+imports vllm; vLLM loads it by name as its worker extension.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,15 @@ class SwapWorker:
             return writer.write(None if adapter is None else weight_update(adapter, base))
 
         return _answer(write)
+
+    def rlpost_unlink(self) -> None:
+        """Remove the names of the memory that the ranks of a CPU engine share, once all ranks have it.
+
+        vLLM removes them when an engine ends by itself, but engines are often killed.
+        """
+        if group := os.environ.get("VLLM_DIST_IDENT"):
+            for path in Path("/dev/shm").glob(f"{group}-*-cpushm_*"):
+                path.unlink(missing_ok=True)
 
     def _rlpost_writer(self) -> tuple[BaseWeights, WeightWriter]:
         worker: Any = self

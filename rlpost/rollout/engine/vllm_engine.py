@@ -265,6 +265,7 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         with _threads(settings.threads):
             engine = LLMEngine.from_engine_args(args)
     if settings.tensor_parallel > 1:
+        engine.collective_rpc("rlpost_unlink")
         engine.model_executor.register_failure_callback(ranks.end_process)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
 
