@@ -65,7 +65,9 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         ) from error
     _check_fit(adapter, update, cfg, model_folder)
     check_merges(update)
-    if trains:
+    if trains and kind.whole:
+        _check_start_parameters(adapter, cfg)
+    elif trains:
         _check_start_modules(update, cfg, layers)
 
 
@@ -167,9 +169,6 @@ def _blocks(names: Iterable[str]) -> set[int]:
 
 def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
-    if TABLE[cfg.lora.kind].whole:
-        _check_start_parameters(update, cfg)
-        return
     if cfg.lora.target_modules == ALL and any("experts" in module.split(".") for module in layers):
         return  # transformers has some of these not as linear layers; the learner knows which
     wanted = _wanted(cfg, layers)
@@ -184,14 +183,14 @@ def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> N
         )
 
 
-def _check_start_parameters(update: WeightUpdate, cfg: Config) -> None:
+def _check_start_parameters(adapter: Adapter, cfg: Config) -> None:
     """Refuse if training with lora.* would leave out parameters of the start. The learner refuses missing ones."""
-    left_out = [name for name in update.shapes if not trains_parameter(cfg.lora, name)]
+    left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
     if left_out:
         raise AdapterError(
-            f"The start has {len(update.shapes)} whole parameters; lora.kind={cfg.lora.kind.value}"
+            f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
             f" lora.target_modules={cfg.lora.target_modules} leaves out {_some(left_out)}. Give those it was trained"
-            " with."
+            f" with: lora.target_modules={adapter.config.get('target_modules')}"
         )
 
 
