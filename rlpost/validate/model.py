@@ -75,8 +75,10 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     _check_fit(adapter, update, cfg, model_folder)
     _check_adapted_experts(update, cfg, blocks)
     check_merges(update)
-    if trains:
-        _check_start_modules(adapter, update, cfg, layers)
+    if trains and kind.whole:
+        _check_start_parameters(adapter, cfg)
+    elif trains:
+        _check_start_modules(update, cfg, layers)
 
 
 def _check_kind(cfg: Config, model_folder: Path) -> None:
@@ -227,11 +229,8 @@ def _blocks(names: Iterable[str]) -> set[int]:
     return {int(found[1]) for found in numbers if found}
 
 
-def _check_start_modules(adapter: Adapter, update: WeightUpdate, cfg: Config, layers: Layers) -> None:
+def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
-    if TABLE[cfg.lora.kind].whole:
-        _check_start_parameters(adapter, cfg)
-        return
     wanted = _wanted(cfg, layers)
     its = {name.removesuffix(".weight") for name in update.shapes if name.endswith(".weight")}
     differing = sorted(set(wanted) ^ its)
