@@ -75,15 +75,22 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "BOFT",
         "boft_block_size",
         defaults=_size(4),
+        learning_rate=3.0,
     ),
     AdapterKind.hra: Kind(
-        "arXiv 2405.17484", "W0 times lora.rank Householder reflections", "HRA", "r", defaults=_size(8)
+        "arXiv 2405.17484",
+        "W0 times lora.rank Householder reflections",
+        "HRA",
+        "r",
+        defaults=_size(8),
+        learning_rate=3.0,
     ),
     AdapterKind.road: Kind(
         "arXiv 2409.00119",
         "rotates and scales pairs of outputs",
         "ROAD",
         defaults={"lora.settings": {"group_size": 32}},
+        learning_rate=10.0,
     ),
     AdapterKind.vera: Kind(
         "arXiv 2310.11454",
@@ -91,6 +98,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "VERA",
         "r",
         defaults=_size(256),
+        learning_rate=30.0,
     ),
     AdapterKind.pvera: Kind(
         "arXiv 2512.07703",
@@ -98,6 +106,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "PVERA",
         "r",
         defaults=_size(256),
+        learning_rate=30.0,
     ),
     AdapterKind.randlora: Kind(
         "arXiv 2502.00987",
@@ -113,6 +122,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "VBLORA",
         "r",
         defaults=_size(4, num_vectors=256, vector_length=64),
+        learning_rate=10.0,
     ),
     AdapterKind.tinylora: Kind(
         "arXiv 2602.04118",
@@ -128,6 +138,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "theta_d_length",
         settings={"save_indices": True},
         defaults=_size(256),
+        learning_rate=100.0,
     ),
     AdapterKind.loha: Kind(
         "arXiv 2108.06098",
@@ -136,6 +147,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "alpha",
         defaults=_size(8, 8.0),
+        learning_rate=10.0,
     ),
     AdapterKind.lokr: Kind(
         "arXiv 2309.14859",
@@ -144,6 +156,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "alpha",
         defaults=_size(8, 8.0),
+        learning_rate=10.0,
     ),
     AdapterKind.hira: Kind(
         "ICLR 2025 (OpenReview TwJrTz9cRS)",
@@ -151,6 +164,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "HIRA",
         "r",
         defaults=_size(32),
+        learning_rate=10.0,
     ),
     AdapterKind.gralora: Kind(
         "arXiv 2505.20355",
@@ -169,7 +183,12 @@ TABLE: Mapping[AdapterKind, Kind] = {
         defaults=_size(8, 15.0),
     ),
     AdapterKind.glora: Kind(
-        "arXiv 2306.07967", "W0 + W0 * A + B, A and B of rank lora.rank", "GLORA", "r", defaults=_size(8)
+        "arXiv 2306.07967",
+        "W0 + W0 * A + B, A and B of rank lora.rank",
+        "GLORA",
+        "r",
+        defaults=_size(8),
+        learning_rate=3.0,
     ),
     AdapterKind.deft: Kind(
         "PEFT's documentation",
@@ -177,6 +196,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "DEFT",
         "r",
         defaults=_size(8),
+        learning_rate=3.0,
     ),
     AdapterKind.peanut: Kind(
         "arXiv 2410.01870",
