@@ -130,6 +130,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "TINYLORA",
         "u",
         defaults=_size(13, weight_tying=1.0),
+        learning_rate=10.0,
     ),
     AdapterKind.unilora: Kind(
         "arXiv 2506.00799",
@@ -205,6 +206,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "scaling",
         defaults=_size(32, 1.0),
+        learning_rate=3.0,
     ),
     AdapterKind.miss: Kind(
         "arXiv 2409.15371",
@@ -220,6 +222,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "block_size",
         settings={"init_weights": True},
         defaults=_size(64),
+        learning_rate=30.0,
     ),
     AdapterKind.fourierft: Kind(
         "arXiv 2405.03003",
@@ -229,6 +232,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "scaling",
         settings={"init_weights": True},
         defaults=_size(1000, 150.0),
+        learning_rate=3.0,
     ),
     AdapterKind.waveft: Kind(
         "arXiv 2505.12532",
@@ -245,17 +249,20 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         settings={"random_seed": 0},
         defaults=_size(32),
+        learning_rate=3.0,
     ),
     AdapterKind.supertuning: Kind(
         "arXiv 2607.09287",
         "W0 + numbers at its largest places, one in a hundred",
         "SUPERTUNING",
+        learning_rate=10.0,
     ),
     AdapterKind.ia3: Kind(
         "arXiv 2205.05638",
         "scales each output (of down_proj: each input)",
         "IA3",
         defaults={"lora.settings": {"feedforward_modules": r".*\.down_proj"}},
+        learning_rate=10.0,
     ),
     AdapterKind.frod: Kind(
         "doi 10.1609/aaai.v40i31.39813",

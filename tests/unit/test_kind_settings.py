@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,8 @@ def test_the_remedy_for_a_start_of_another_kind_can_be_followed(kind: AdapterKin
     other = small(AdapterKind.lora if kind is not AdapterKind.lora else AdapterKind.vera)
     with pytest.raises(AdapterError, match="Give those it was trained with: ") as refused:
         check_start(adapter, other)
-    words = str(refused.value).partition("Give those it was trained with: ")[2].split(" ", 3)
-    taken = compose([EXPERIMENT, *(word.replace("'", "") for word in words)]).lora
+    words = shlex.split(str(refused.value).partition("Give those it was trained with: ")[2])
+    taken = compose([EXPERIMENT, *words]).lora
     assert taken.kind is kind
     check_start(adapter, taken)
 

@@ -163,8 +163,8 @@ def test_gradients_are_finite_differences(kind: AdapterKind, monkeypatch: pytest
     inputs, weights = torch.randn(5, 32).double(), torch.randn(5, 16).double()
     norm, held = DoraLinearLayer.get_weight_norm, list[torch.Tensor]()
 
-    def constant(layer: DoraLinearLayer, *given: Any) -> torch.Tensor:
-        held.append(norm(layer, *given))
+    def constant(layer: DoraLinearLayer, *given: Any, **named: Any) -> torch.Tensor:
+        held.append(norm(layer, *given, **named))
         return held[0]
 
     monkeypatch.setattr(DoraLinearLayer, "get_weight_norm", constant)
