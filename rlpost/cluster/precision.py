@@ -21,7 +21,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlpost.config.schema import Config, Dtype
+from rlpost.config.adapter_kinds import TABLE
+from rlpost.config.schema import Config, Dtype, LoraConfig
 from rlpost.config.yaml_files import read_mapping
 from rlpost.errors import ClusterError, ConfigError
 
@@ -66,7 +67,8 @@ class Shapes:
             sequences=min(cfg.rollout.max_num_seqs, ROWS),
             inputs=min(width, SIDE),
             outputs=min(int(told.get("intermediate_size", SIDE)), SIDE),
-            rank=cfg.lora.rank,
+            # A size that is no rank would stand for products that no layer computes.
+            rank=cfg.lora.rank if TABLE[cfg.lora.kind].rank == "r" else LoraConfig().rank,
             head=int(told.get("head_dim") or width // int(told.get("num_attention_heads", 1))),
         )
 

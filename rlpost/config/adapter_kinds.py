@@ -85,15 +85,22 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "BOFT",
         "boft_block_size",
         defaults=_size(4),
+        learning_rate=3.0,
     ),
     AdapterKind.hra: Kind(
-        "arXiv 2405.17484", "W0 times lora.rank Householder reflections", "HRA", "r", defaults=_size(8)
+        "arXiv 2405.17484",
+        "W0 times lora.rank Householder reflections",
+        "HRA",
+        "r",
+        defaults=_size(8),
+        learning_rate=3.0,
     ),
     AdapterKind.road: Kind(
         "arXiv 2409.00119",
         "rotates and scales pairs of outputs",
         "ROAD",
         defaults={"lora.settings": {"group_size": 32}},
+        learning_rate=10.0,
     ),
     AdapterKind.vera: Kind(
         "arXiv 2310.11454",
@@ -101,6 +108,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "VERA",
         "r",
         defaults=_size(256),
+        learning_rate=30.0,
     ),
     AdapterKind.pvera: Kind(
         "arXiv 2512.07703",
@@ -108,6 +116,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "PVERA",
         "r",
         defaults=_size(256),
+        learning_rate=30.0,
     ),
     AdapterKind.randlora: Kind(
         "arXiv 2502.00987",
@@ -123,6 +132,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "VBLORA",
         "r",
         defaults=_size(4, num_vectors=256, vector_length=64),
+        learning_rate=10.0,
     ),
     AdapterKind.tinylora: Kind(
         "arXiv 2602.04118",
@@ -130,6 +140,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "TINYLORA",
         "u",
         defaults=_size(13, weight_tying=1.0),
+        learning_rate=10.0,
     ),
     AdapterKind.unilora: Kind(
         "arXiv 2506.00799",
@@ -138,6 +149,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "theta_d_length",
         settings={"save_indices": True},
         defaults=_size(256),
+        learning_rate=100.0,
     ),
     AdapterKind.loha: Kind(
         "arXiv 2108.06098",
@@ -146,6 +158,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "alpha",
         defaults=_size(8, 8.0),
+        learning_rate=10.0,
     ),
     AdapterKind.lokr: Kind(
         "arXiv 2309.14859",
@@ -154,6 +167,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "alpha",
         defaults=_size(8, 8.0),
+        learning_rate=10.0,
     ),
     AdapterKind.hira: Kind(
         "ICLR 2025 (OpenReview TwJrTz9cRS)",
@@ -161,6 +175,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "HIRA",
         "r",
         defaults=_size(32),
+        learning_rate=10.0,
     ),
     AdapterKind.gralora: Kind(
         "arXiv 2505.20355",
@@ -185,6 +200,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(8),
         nf4=False,
+        learning_rate=3.0,
     ),
     AdapterKind.deft: Kind(
         "PEFT's documentation",
@@ -192,6 +208,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "DEFT",
         "r",
         defaults=_size(8),
+        learning_rate=3.0,
     ),
     AdapterKind.peanut: Kind(
         "arXiv 2410.01870",
@@ -200,6 +217,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "scaling",
         defaults=_size(32, 1.0),
+        learning_rate=3.0,
     ),
     AdapterKind.miss: Kind(
         "arXiv 2409.15371",
@@ -215,6 +233,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "block_size",
         settings={"init_weights": True},
         defaults=_size(64),
+        learning_rate=30.0,
     ),
     AdapterKind.fourierft: Kind(
         "arXiv 2405.03003",
@@ -224,6 +243,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "scaling",
         settings={"init_weights": True},
         defaults=_size(1000, 150.0),
+        learning_rate=3.0,
     ),
     AdapterKind.waveft: Kind(
         "arXiv 2505.12532",
@@ -240,17 +260,20 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         settings={"random_seed": 0},
         defaults=_size(32),
+        learning_rate=3.0,
     ),
     AdapterKind.supertuning: Kind(
         "arXiv 2607.09287",
         "W0 + numbers at its largest places, one in a hundred",
         "SUPERTUNING",
+        learning_rate=10.0,
     ),
     AdapterKind.ia3: Kind(
         "arXiv 2205.05638",
         "scales each output (of down_proj: each input)",
         "IA3",
         defaults={"lora.settings": {"feedforward_modules": r".*\.down_proj"}},
+        learning_rate=10.0,
     ),
     AdapterKind.frod: Kind(
         "doi 10.1609/aaai.v40i31.39813",

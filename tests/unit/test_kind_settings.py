@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlpost.config.adapter_kinds import REFUSED, TABLE, described
 from rlpost.config.compose import compose
@@ -144,6 +147,24 @@ def test_what_peft_cannot_build_or_would_ignore_is_refused_before_anything_start
         check_model(Config(model="small", task=Task.rl, lora=lora), folder)
 
 
+@pytest.mark.parametrize("kind", [AdapterKind.ia3, AdapterKind.road, AdapterKind.glora])
+def test_a_kind_that_would_change_a_bias_is_refused_before_anything_starts(
+    kind: AdapterKind, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, attention_bias=True, **sizes))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    model.save_pretrained(tmp_path)
+    lora = small(kind)
+    with pytest.raises(AdapterError, match="changes the layer's bias"):
+        check_model(Config(model="small", task=Task.rl, lora=lora), tmp_path)
+    without = replace(lora, target_modules="gate_proj,up_proj,down_proj")
+    check_model(Config(model="small", task=Task.rl, lora=without), tmp_path)
+
+
 def test_patterns_of_lora_are_taken_and_an_adapter_without_them_is_no_start(folder: Path) -> None:
     patterns = LoraConfig(rank=4, alpha=8.0, settings={"rank_pattern": {"v_proj": 2}, "alpha_pattern": {}})
     check_model(Config(model="small", task=Task.rl, lora=patterns), folder)
@@ -164,8 +185,8 @@ def test_the_remedy_for_a_start_of_another_kind_can_be_followed(kind: AdapterKin
     other = small(AdapterKind.lora if kind is not AdapterKind.lora else AdapterKind.vera)
     with pytest.raises(AdapterError, match="Give those it was trained with: ") as refused:
         check_start(adapter, other)
-    words = str(refused.value).partition("Give those it was trained with: ")[2].split(" ", 3)
-    taken = compose([EXPERIMENT, *(word.replace("'", "") for word in words)]).lora
+    words = shlex.split(str(refused.value).partition("Give those it was trained with: ")[2])
+    taken = compose([EXPERIMENT, *words]).lora
     assert taken.kind is kind
     check_start(adapter, taken)
 

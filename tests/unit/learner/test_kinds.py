@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -146,8 +148,11 @@ class _Layer(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_gradients_are_finite_differences(kind: AdapterKind) -> None:
-    """One layer in float64, in a random direction of all trained numbers. (DEFT computes in float32.)"""
+def test_gradients_are_finite_differences(kind: AdapterKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer in float64, in a random direction of all trained numbers. DoRA holds its norm constant (section 4.3).
+
+    PEFT computes parts of DEFT and RandLoRA in float32 all the same, so the step is not small.
+    """
     torch.manual_seed(0)
     settings = TABLE[kind].peft_settings(small(kind))
     model = get_peft_model(_Layer(), PeftConfig.from_peft_type(target_modules=["down_proj"], **settings))
@@ -156,20 +161,27 @@ def test_gradients_are_finite_differences(kind: AdapterKind) -> None:
     for parameter in parameters:
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     inputs, weights = torch.randn(5, 32).double(), torch.randn(5, 16).double()
+    norm, held = DoraLinearLayer.get_weight_norm, list[torch.Tensor]()
+
+    def constant(layer: DoraLinearLayer, *given: Any, **named: Any) -> torch.Tensor:
+        held.append(norm(layer, *given, **named))
+        return held[0]
+
+    monkeypatch.setattr(DoraLinearLayer, "get_weight_norm", constant)
 
     def loss() -> torch.Tensor:
-        return (model(inputs) * weights).tanh().sum()
+        return (model(inputs) * weights).sum()
 
     loss().backward()
     direction = [torch.randn_like(p) for p in parameters]
     slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True))
-    step, values = 1e-4, []
+    step, values = 1e-3, []
     for sign in (1, -2):
         for parameter, d in zip(parameters, direction, strict=True):
             parameter.data.add_(d, alpha=sign * step)
         values.append(float(loss().detach()))
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=5e-3, abs=1e-4)
-    assert abs(slope) > 1e-3
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=5e-3, abs=2e-3)
+    assert abs(slope) > 0.05
 
 
 @pytest.mark.parametrize("kind", [*ADAPTERS, AdapterKind.full])
@@ -188,7 +200,7 @@ def test_bfloat16_base_keeps_float32_adapters(folder: Path) -> None:
             for dtype in (Dtype.bfloat16, Dtype.float32)
         )
         _shake(model, POLICY)
-        _shake(wide, POLICY)
+        wide.weights.load(POLICY, model.weights.tensors(POLICY))
         assert {p.dtype for p in model.parameters_of(POLICY)} == {torch.float32}, kind
         found = _logprobs(model)
         assert found.dtype == torch.float32
