@@ -12,7 +12,7 @@ _RANKS = {
     "oft": 8,
     "boft": 4,
     "c3a": 8,
-    "tinylora": 13,
+    "tinylora": 128,  # 13 numbers cannot solve every bandit of a random model
     "miss": 4,
     "fourierft": 60,
     "waveft": 60,
@@ -20,7 +20,6 @@ _RANKS = {
 }
 _SETTINGS: dict[str, dict[str, Any]] = {
     "road": {"group_size": 8},
-    "tinylora": {"weight_tying": 0.0},  # 13 numbers alone cannot solve every bandit of a random model
     "vblora": {"vector_length": 8, "num_vectors": 16},
     "supertuning": {"sparsity": 0.9},
     "frod": {"progressbar": False, "sparse_rate": 0.05},

@@ -139,7 +139,9 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "W0 + U S (sum of v_i P_i) V, trains lora.rank numbers v; all modules share them",
         "TINYLORA",
         "u",
-        defaults=_size(13, weight_tying=1.0),
+        # With less tying, PEFT gives modules their numbers by their order in the model, which a checkpoint may not have.
+        settings={"weight_tying": 1.0},
+        defaults=_size(13),
         learning_rate=10.0,
     ),
     AdapterKind.unilora: Kind(

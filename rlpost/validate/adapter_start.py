@@ -26,7 +26,8 @@ def _reasons(config: Config) -> Iterator[tuple[str, str]]:
     start, kind = config.lora.start, config.lora.kind
     if start is AdapterStart.loftq:
         yield (
-            "it makes up for the error of a quantized base (lora.base=nf4), and the learner's base is not quantized",
+            "it makes up for the error of a quantized base by changing that base, and rlpost's bases are W0 and its"
+            " rounding to NF4",
             "choose another start, such as pissa",
         )
     if kind not in (*_LORA, *_DORA):

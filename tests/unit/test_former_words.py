@@ -89,9 +89,9 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: 
     cfg = compose([PPO])
     run_dir = RunDir.create(tmp_path / "run", "name", 0, to_yaml(cfg))
     then = training_settings(cfg)
-    for names in ADDED.values():
+    for group, names in ADDED.items():
         for name in names:
-            del then["rollout"][name]
+            del then[group.removesuffix(".")][name]
     checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)
     assert checkpoint.latest(run_dir, training_settings(cfg)).progress == {"steps": 2}
     cfg.rollout.stop = ["."]

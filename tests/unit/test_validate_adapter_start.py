@@ -96,6 +96,7 @@ def test_every_start_has_a_row_and_every_kind_is_decided() -> None:
     for kind in AdapterKind:
         refused = [s for s in AdapterStart if list(adapter_start(Config(lora=LoraConfig(kind, start=s))))]
         changing = [s for s in AdapterStart if STARTS[s].changes_base]
-        assert refused == (
-            changing if kind in (AdapterKind.dora, AdapterKind.rsdora) else [AdapterStart.loftq]
-        )
+        loras = {AdapterKind.lora, AdapterKind.rslora}
+        doras = {AdapterKind.dora, AdapterKind.rsdora}
+        others = [s for s in AdapterStart if s is not AdapterStart.default]
+        assert refused == ([AdapterStart.loftq] if kind in loras else changing if kind in doras else others)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.design.types import Status
 from rlpost.config.compose import compose, to_yaml
@@ -17,6 +19,7 @@ from rlpost.record.run_dir import RunDir, iteration_name, step_name
 from rlpost.tasks.evaluate import decodings
 from rlpost.tasks.schedule import Schedule
 from rlpost.types import Trajectory
+from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
 
@@ -87,12 +90,12 @@ def write_record(path: Path, cfg: Config) -> None:
 
 
 def _write_adapter(folder: Path) -> None:
-    """Six numbers, as safetensors."""
-    header = b'{"lora_A": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}'
-    folder.mkdir()
-    data = len(header).to_bytes(8, "little") + header + bytes(24)
-    (folder / "adapter_model.safetensors").write_bytes(data)
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    """A LoRA of rank 1 on one projection of the bundled model."""
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    torch.manual_seed(0)
+    tensors = {f"{name}.lora_A.weight": torch.randn(1, 256), f"{name}.lora_B.weight": torch.randn(256, 1)}
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    Adapter.create(config, tensors, 1).save(folder)
 
 
 def _train(

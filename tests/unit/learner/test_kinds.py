@@ -69,10 +69,10 @@ def _reached(model: ActorCritic, role: str) -> set[str]:
     return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-def _shake(model: ActorCritic, role: str) -> None:
+def _shake(model: ActorCritic, role: str, by: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(len(role))
     for parameter in model.parameters_of(role):
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -151,7 +151,7 @@ class _Layer(nn.Module):
 def test_gradients_are_finite_differences(kind: AdapterKind, monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer in float64, in a random direction of all trained numbers. DoRA holds its norm constant (section 4.3).
 
-    PEFT computes parts of DEFT and RandLoRA in float32 all the same, so the step is not small.
+    PEFT computes parts of DEFT and RandLoRA in float32 all the same, so their step is not small.
     """
     torch.manual_seed(0)
     settings = TABLE[kind].peft_settings(small(kind))
@@ -175,7 +175,7 @@ def test_gradients_are_finite_differences(kind: AdapterKind, monkeypatch: pytest
     loss().backward()
     direction = [torch.randn_like(p) for p in parameters]
     slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True))
-    step, values = 1e-3, []
+    step, values = (1e-3 if kind in (AdapterKind.deft, AdapterKind.randlora) else 1e-6), []
     for sign in (1, -2):
         for parameter, d in zip(parameters, direction, strict=True):
             parameter.data.add_(d, alpha=sign * step)
@@ -188,7 +188,8 @@ def test_gradients_are_finite_differences(kind: AdapterKind, monkeypatch: pytest
 def test_a_bandit_is_solved(kind: AdapterKind, folder: Path) -> None:
     """By GRPO with the learning rate that the table gives, in multiples of LoRA's."""
     model = actor_critic.build(folder, Dtype.float32, small(kind), 0, (POLICY,), None)
-    found = solve(model, LEARNING_RATE * TABLE[kind].learning_rate, ITERATIONS)
+    more = 2 if TABLE[kind].whole else 1  # a tenth of LoRA's rate is slow on so small a model
+    found = solve(model, LEARNING_RATE * TABLE[kind].learning_rate, more * ITERATIONS)
     assert found[0] < 0.2
     assert found[-1] > 0.9, found
 
@@ -199,7 +200,7 @@ def test_bfloat16_base_keeps_float32_adapters(folder: Path) -> None:
             actor_critic.build(folder, dtype, small(kind), 0, (POLICY,), None)
             for dtype in (Dtype.bfloat16, Dtype.float32)
         )
-        _shake(model, POLICY)
+        _shake(model, POLICY, by=0.02)
         wide.weights.load(POLICY, model.weights.tensors(POLICY))
         assert {p.dtype for p in model.parameters_of(POLICY)} == {torch.float32}, kind
         found = _logprobs(model)
