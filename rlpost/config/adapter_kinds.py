@@ -251,7 +251,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "FROD",
         defaults={"lora.settings": {"progressbar": False}},
     ),
-    AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.1),
+    AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.2),
     AdapterKind.bitfit: Kind("arXiv 2106.10199", "trains the biases, W0 stays", FULL, trains="bias"),
 }
 
