@@ -12,7 +12,7 @@ _RANKS = {
     "oft": 8,
     "boft": 4,
     "c3a": 8,
-    "tinylora": 128,  # 13 numbers cannot solve every bandit of a random model
+    "tinylora": 64,  # 13 numbers cannot solve every bandit of a random model
     "miss": 4,
     "fourierft": 60,
     "waveft": 60,
@@ -22,7 +22,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "road": {"group_size": 8},
     "vblora": {"vector_length": 8, "num_vectors": 16},
     "supertuning": {"sparsity": 0.9},
-    "frod": {"progressbar": False, "sparse_rate": 0.05},
 }
 ADAPTERS = tuple(kind for kind in AdapterKind if not TABLE[kind].whole)
 LORAS_FAMILY = (AdapterKind.lora, AdapterKind.rslora, AdapterKind.dora, AdapterKind.rsdora)

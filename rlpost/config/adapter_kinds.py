@@ -139,10 +139,10 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "W0 + U S (sum of v_i P_i) V, trains lora.rank numbers v; all modules share them",
         "TINYLORA",
         "u",
-        # With less tying, PEFT gives modules their numbers by their order in the model, which a checkpoint may not have.
+        # With less tying, PEFT numbers the modules by their order in the model, which a checkpoint may not have.
         settings={"weight_tying": 1.0},
         defaults=_size(13),
-        learning_rate=10.0,
+        learning_rate=5.0,
     ),
     AdapterKind.unilora: Kind(
         "arXiv 2506.00799",
@@ -277,13 +277,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         defaults={"lora.settings": {"feedforward_modules": r".*\.down_proj"}},
         learning_rate=10.0,
     ),
-    AdapterKind.frod: Kind(
-        "doi 10.1609/aaai.v40i31.39813",
-        "trains the scales of a basis that modules share, and a sparse rotation of it",
-        "FROD",
-        defaults={"lora.settings": {"progressbar": False}},
-    ),
-    AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.1),
+    AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.2),
     AdapterKind.bitfit: Kind("arXiv 2106.10199", "trains the biases, W0 stays", FULL, trains="bias"),
 }
 
@@ -295,11 +289,12 @@ REFUSED: Mapping[str, str] = {
     "adaption_prompt": _PROMPT,
     "alora": f"activated LoRA works from a certain token on: {_INPUT}",
     "arrow": f"it mixes adapters: {_INPUT}",
-    "beft": "it trains biases, and engines swap weights of linear layers only",
+    "beft": "its biases are parameters beside the layers; lora.kind=bitfit trains the model's own",
     "cartridge": _PROMPT,
     "cpt": _PROMPT,
+    "frod": "PEFT does not save the basis that it takes from the model's weights, which differs with their precision",
     "lily": f"it mixes its parts by a router: {_INPUT}",
-    "ln_tuning": "it trains norms, and engines swap weights of linear layers only",
+    "ln_tuning": "its norms are parameters beside the model's; lora.kind=full with lora.target_modules trains the model's own",
     "multitask_prompt_tuning": _PROMPT,
     "osf": "PEFT projects its gradients in hooks and saves half of it: the rest depends on the device's decomposition",
     "p_tuning": _PROMPT,
@@ -308,7 +303,7 @@ REFUSED: Mapping[str, str] = {
     "prompt_tuning": _PROMPT,
     "psoft": "PEFT does not save the singular vectors that it trains between, and their signs differ by device",
     "shadow": "it runs a second model beside the base",
-    "trainable_tokens": "it trains embeddings, and engines swap weights of linear layers only",
+    "trainable_tokens": "its rows are parameters beside the embeddings; lora.kind=full lora.target_modules=embed_tokens does",
     "xlora": f"it mixes adapters by token: {_INPUT}",
 }
 """The kinds of PEFT that a run cannot train, by PEFT's name, with the reason."""

@@ -60,7 +60,6 @@ class AdapterKind(Enum):
     shira = "shira"
     supertuning = "supertuning"
     ia3 = "ia3"
-    frod = "frod"
     full = "full"
     bitfit = "bitfit"
 

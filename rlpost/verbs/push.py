@@ -93,11 +93,12 @@ def written(repo: str, run_dir: RunDir) -> Path:
     from rlpost.weights.adapters import Adapter
 
     config = policy.settings_of(run_dir)
+    trained = policy.adapter_of(run_dir, config)
     card = model_card.card(repo, run_dir, config)
     if TABLE[config.lora.kind].whole:
         _, write = merge_of(policy.find(run_dir.path), None)
     else:
-        adapter = Adapter.load(policy.adapter_of(run_dir, config))
+        adapter = Adapter.load(trained)
         base = {"base_model_name_or_path": model_card.base_of(config).name}
         public = Adapter.create({**adapter.config, **base}, adapter.tensors, adapter.version, adapter.base)
         write = public.write

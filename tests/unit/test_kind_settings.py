@@ -68,8 +68,8 @@ def test_a_kind_brings_its_own_size_and_the_experiments_is_loras() -> None:
     )
     assert compose([EXPERIMENT, "lora.kind=oft", "lora.rank=16"]).lora.rank == 16
     tiny = compose([EXPERIMENT, "lora.kind=tinylora", "lora.settings={r: 4}"]).lora
-    assert (tiny.rank, tiny.settings) == (13, {"weight_tying": 1.0, "r": 4})
-    assert described(tiny) == "tinylora (u 13, weight_tying 1.0, r 4)"
+    assert (tiny.rank, tiny.settings) == (13, {"r": 4})
+    assert described(tiny) == "tinylora (u 13, r 4)"
 
 
 def test_the_kind_of_an_experiments_file_keeps_the_files_size(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_what_peft_cannot_build_or_would_ignore_is_refused_before_anything_start
 
 @pytest.mark.parametrize("kind", [AdapterKind.ia3, AdapterKind.road, AdapterKind.glora])
 def test_a_kind_that_changes_biases_is_taken(kind: AdapterKind, tmp_path: Path) -> None:
-    """Engines swap them too: tests/unit/test_weight_update.py merges them, tests/integration/test_swap.py writes them."""
+    """Engines swap them too: test_weight_update.py merges them, tests/integration/test_swap.py writes them."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, attention_bias=True, **sizes))

@@ -66,7 +66,7 @@ def test_a_comparison_from_start_to_end(
     assert found.notes["held out"].startswith("0 of 3 evaluation instances were trained on")
     assert found.notes["command"].startswith("python -m rlpost.run")
     assert found.notes["parameters"].startswith(
-        f"{parameters(TINY):,}; the adapter, which alone is trained, has 6 "
+        f"{parameters(TINY):,}; the adapter, which alone is trained, has 512 "
     )
     assert found.cells[0].points[0].evaluations["faces_10"].step_accuracy is None
     assert "RL reads the rule." in capsys.readouterr().out

@@ -188,7 +188,7 @@ def test_gradients_are_finite_differences(kind: AdapterKind, monkeypatch: pytest
 def test_a_bandit_is_solved(kind: AdapterKind, folder: Path) -> None:
     """By GRPO with the learning rate that the table gives, in multiples of LoRA's."""
     model = actor_critic.build(folder, Dtype.float32, small(kind), 0, (POLICY,), None)
-    more = 2 if TABLE[kind].whole else 1  # a tenth of LoRA's rate is slow on so small a model
+    more = 3 if kind is AdapterKind.tinylora else 1  # 64 numbers for all modules
     found = solve(model, LEARNING_RATE * TABLE[kind].learning_rate, more * ITERATIONS)
     assert found[0] < 0.2
     assert found[-1] > 0.9, found
