@@ -37,7 +37,7 @@ from rlpost.config.keys import (
 )
 from rlpost.config.overrides import Override, Word, parse
 from rlpost.config.presets import TABLE, VARIED
-from rlpost.config.schema import AdapterKind, AlgoName, Config, Task
+from rlpost.config.schema import AdapterKind, AlgoName, Config, LoraConfig, Task
 from rlpost.config.trust import refuse_unnamed_code
 from rlpost.errors import ConfigError
 
@@ -186,15 +186,27 @@ def _resolve(
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A copy of `config` with other values, by dotted key. Raises ConfigError for an unknown key or a wrong type."""
+    """A copy of `config` with other values, by dotted key. Another kind of adapter brings its own defaults.
+
+    Raises ConfigError for an unknown key or a wrong type.
+    """
     refuse_unknown(settings.items(), NAMED_SETTINGS)
     try:
         node = OmegaConf.structured(copy.deepcopy(config))
-        for key, value in settings.items():
+        for key, value in {**_of_another_kind(config.lora.kind, settings), **settings}.items():
             OmegaConf.update(node, key, value)
         return typing.cast(Config, OmegaConf.to_object(node))
     except OmegaConfBaseException as error:
         raise _readable(error, []) from None
+
+
+def _of_another_kind(kind: AdapterKind, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The defaults of the kind that `settings` name, where PEFT's kind is another than that of `kind`."""
+    new = KINDS[kind_named(str(settings.get("lora.kind", kind.name)))]
+    if new.peft_type == KINDS[kind].peft_type:
+        return {}
+    size = {f"lora.{name}": getattr(LoraConfig(), name) for name in ("rank", "alpha", "settings")}
+    return {**size, **new.defaults}
 
 
 def _from_home(path: str) -> str:

@@ -179,3 +179,10 @@ def test_named_settings_replace_those_of_the_comparison(ranks: Config) -> None:
     assert not one.budget.amounts
     assert one.compare.settings == {}
     assert ranks.lora.rank not in (1, 8), "the comparison's own configuration stays as it was"
+
+
+def test_another_kind_of_adapter_brings_its_own_size() -> None:
+    kinds = "compare.settings={thirteen: {lora.kind: tinylora}, seven: {lora.kind: tinylora, lora.rank: 7}}"
+    cfg = comparison(FOLDER, "arms=[sft,ppo]", "seeds=[3]", "sft.steps=0", "lora.rank=8", kinds)
+    assert settings(cfg, "ppo.thirteen-3").lora.rank == 13
+    assert settings(cfg, "sft.seven-3").lora.rank == 7
