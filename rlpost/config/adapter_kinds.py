@@ -303,7 +303,7 @@ REFUSED: Mapping[str, str] = {
     "prompt_tuning": _PROMPT,
     "psoft": "PEFT does not save the singular vectors that it trains between, and their signs differ by device",
     "shadow": "it runs a second model beside the base",
-    "trainable_tokens": "its rows are beside the embeddings; lora.kind=full lora.target_modules=embed_tokens trains all",
+    "trainable_tokens": "its rows are beside the embeddings; lora.kind=full lora.target_modules=embed_tokens does",
     "xlora": f"it mixes adapters by token: {_INPUT}",
 }
 """The kinds of PEFT that a run cannot train, by PEFT's name, with the reason."""
