@@ -215,6 +215,9 @@ def test_an_engine_ends_with_its_ranks_and_leaves_no_file_and_no_shared_memory(
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             ranks = [each for each in family if "Worker_TP" in " ".join(each.cmdline())]
             assert len(ranks) == 2
+            assert (
+                set(os.listdir("/dev/shm")) <= there
+            )  # or a kill of the whole tree, as Ray's, would leave some
             os.kill(process.pid if killed == "engine" else ranks[0].pid, signal.SIGKILL)
             _, alive = psutil.wait_procs(family, ENDS_S)
         finally:

@@ -263,10 +263,12 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         executor = _executor() if settings.tensor_parallel == 1 else _ranks_executor()
         args = EngineArgs(**names, distributed_executor_backend=executor)
         gc.freeze()  # vLLM collects garbage five times at start; this exempts the modules just loaded
+        before = ranks.shared_memory()
         with _threads(settings.threads), _sockets():
             engine = LLMEngine.from_engine_args(args)
     if settings.tensor_parallel > 1:
-        engine.collective_rpc("rlpost_unlink")
+        engine.collective_rpc("rlpost_forget_shared_memory")
+        ranks.forget(ranks.shared_memory() - before)
         engine.model_executor.register_failure_callback(ranks.end_process)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
 
