@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from rlpost.cluster.ray_cluster import Needs
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError
+from rlpost.rollout.engine import ranks
 from rlpost.rollout.engine.settings import engine_environment
 from rlpost.validate.checks import validate
 from rlpost.validate.parallel import check_tensor_parallel
@@ -23,9 +26,9 @@ SIZES: dict[str, Any] = {
 }
 
 
-def config(ranks: int, gpus: float = 0.0) -> Config:
+def config(count: int, gpus: float = 0.0) -> Config:
     cfg = Config(model="m", env="generalpoints")
-    cfg.rollout.tensor_parallel, cfg.rollout.gpus = ranks, gpus
+    cfg.rollout.tensor_parallel, cfg.rollout.gpus = count, gpus
     return cfg
 
 
@@ -68,7 +71,25 @@ def test_every_rank_claims_its_cpus_and_gpus() -> None:
 
 
 def test_ranks_are_spawned_and_not_bound_to_memory_nodes() -> None:
-    one, two = (engine_environment(1, True, ranks) for ranks in (1, 2))
+    one, two = (engine_environment(1, True, count) for count in (1, 2))
     assert one.items() < two.items()
     assert two["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert two["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_the_names_of_mapped_memory_are_found_and_go_and_the_memory_stays() -> None:
+    before = ranks.shared_memory()
+    lock = multiprocessing.get_context("spawn").Lock()
+    memory = SharedMemory(create=True, size=64)
+    try:
+        names = ranks.shared_memory() - before
+        assert sorted(path.name[:4] for path in names) == ["psm_", "sem."]
+        ranks.forget(names)
+        assert not any(path.exists() for path in names)
+        assert lock.acquire(timeout=1)
+        memory.buf[0] = 7
+    finally:
+        for path in names:
+            path.touch()  # or Python would miss them at its end
+        memory.close()
+        memory.unlink()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+# Python's shared memory and semaphores, and the memory in which ranks on a CPU add up their results.
+_OF_RANKS = re.compile(r"(psm_|sem\.mp-)\w+|\S+-cpushm_\d+")
 _LOST = 70  # exit status of an engine that lost a rank
 
 
@@ -38,6 +43,30 @@ def _bound_to(parent: int) -> RankMain:
     if os.getppid() != parent:  # it ended before
         os._exit(_LOST)
     return RankMain()
+
+
+def shared_memory() -> set[Path]:
+    """The names of shared memory and semaphores that this process has mapped: vLLM's queues, and those of its ranks.
+
+    By inode, since Linux shows a semaphore in the process that made it under a name that it no longer has.
+    """
+    lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    mapped = {int(line[4]) for line in lines if len(line) > 5 and line[5].startswith("/dev/shm/")}
+    found = set()
+    for path in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # of another process, and gone meanwhile
+            if _OF_RANKS.fullmatch(path.name) and path.stat().st_ino in mapped:
+                found.add(path)
+    return found
+
+
+def forget(names: set[Path]) -> None:
+    """Remove the names of shared memory that all ranks have mapped, so that it is freed however they end.
+
+    vLLM removes them when an engine ends by itself, and Python's tracker after a kill, but Ray kills the tracker too.
+    """
+    for name in names:
+        name.unlink(missing_ok=True)
 
 
 def end_process() -> None:

@@ -14,13 +14,13 @@ imports vllm; vLLM loads it by name as its worker extension.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rlpost.config.schema import BaseKind
 from rlpost.errors import RlpostError, SwapError
+from rlpost.rollout.engine import ranks
 from rlpost.rollout.engine.in_place import InPlaceWriter
 from rlpost.rollout.engine.weight_writer import WeightWriter, WriteReport
 from rlpost.weights.adapters import Adapter
@@ -60,14 +60,9 @@ class SwapWorker:
 
         return _answer(write)
 
-    def rlpost_unlink(self) -> None:
-        """Remove the names of the memory that the ranks of a CPU engine share, once all ranks have it.
-
-        vLLM removes them when an engine ends by itself, but engines are often killed.
-        """
-        if group := os.environ.get("VLLM_DIST_IDENT"):
-            for path in Path("/dev/shm").glob(f"{group}-*-cpushm_*"):
-                path.unlink(missing_ok=True)
+    def rlpost_forget_shared_memory(self) -> None:
+        """In a rank, once all have started. See `rlpost.rollout.engine.ranks.forget`."""
+        ranks.forget(ranks.shared_memory())
 
     def _rlpost_writer(self) -> tuple[BaseWeights, WeightWriter]:
         worker: Any = self

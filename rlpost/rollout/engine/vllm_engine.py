@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -262,10 +263,12 @@ def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
         executor = _executor() if settings.tensor_parallel == 1 else _ranks_executor()
         args = EngineArgs(**names, distributed_executor_backend=executor)
         gc.freeze()  # vLLM collects garbage five times at start; this exempts the modules just loaded
-        with _threads(settings.threads):
+        before = ranks.shared_memory()
+        with _threads(settings.threads), _sockets():
             engine = LLMEngine.from_engine_args(args)
     if settings.tensor_parallel > 1:
-        engine.collective_rpc("rlpost_unlink")
+        engine.collective_rpc("rlpost_forget_shared_memory")
+        ranks.forget(ranks.shared_memory() - before)
         engine.model_executor.register_failure_callback(ranks.end_process)
     return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
 
@@ -356,6 +359,17 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def _sockets() -> Iterator[None]:
+    """A folder for the sockets by which ranks find each other. Once they have, nobody needs the sockets' names."""
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        os.environ["VLLM_RPC_BASE_PATH"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["VLLM_RPC_BASE_PATH"]
 
 
 @contextmanager
