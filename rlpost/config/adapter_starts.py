@@ -39,5 +39,5 @@ STARTS: dict[AdapterStart, StartTraits] = {
     AdapterStart.olora: StartTraits("2406.01775", changes_base=True, directions=1),
     AdapterStart.corda: StartTraits("2406.05223", StartData.tokens, changes_base=True, directions=1),
     AdapterStart.lora_ga: StartTraits("2407.05000", StartData.answers, changes_base=True, directions=2),
-    AdapterStart.loftq: StartTraits("2310.08659", changes_base=True, directions=1),
+    AdapterStart.loftq: StartTraits("2310.08659", directions=1),
 }

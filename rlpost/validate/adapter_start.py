@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rlpost.config.adapter_starts import STARTS
 from rlpost.config.keys import refusal
-from rlpost.config.schema import AdapterKind, AdapterStart, Config, Task
+from rlpost.config.schema import AdapterKind, AdapterStart, BaseKind, Config, Task
 
 _LORA = (AdapterKind.lora, AdapterKind.rslora)
 _DORA = (AdapterKind.dora, AdapterKind.rsdora)
@@ -24,11 +24,10 @@ def adapter_start(config: Config) -> Iterator[str]:
 def _reasons(config: Config) -> Iterator[tuple[str, str]]:
     """(reason, remedy) of each refusal."""
     start, kind = config.lora.start, config.lora.kind
-    if start is AdapterStart.loftq:
+    if start is AdapterStart.loftq and config.lora.base is BaseKind.stored:
         yield (
-            "it makes up for the error of a quantized base by changing that base, and rlpost's bases are W0 and its"
-            " rounding to NF4",
-            "choose another start, such as pissa",
+            f"it makes up for what rounding the base lost, and lora.base={config.lora.base.value} is not rounded",
+            "lora.base=nf4, or another start, such as pissa",
         )
     if kind not in (*_LORA, *_DORA):
         yield f"lora.kind={kind.value} has no A and B that it could set", "leave it out, or lora.kind=lora"
@@ -37,6 +36,12 @@ def _reasons(config: Config) -> Iterator[tuple[str, str]]:
             f"it changes the base to W0 - s B A, and lora.kind={kind.value} divides by the norm of the weight that it"
             " adapts, so that no adapter of W0 has the same policy",
             "lora.kind=lora or rslora, or a start that keeps the base: gaussian, orthogonal, eva",
+        )
+    if kind in _DORA and start is AdapterStart.loftq:
+        yield (
+            f"it brings the weight near the stored one, and lora.kind={kind.value} would scale it to the rounded one's"
+            " norms",
+            "lora.kind=lora or rslora, or another start: gaussian, orthogonal, eva",
         )
     if config.adapter is not None:
         yield f"adapter={config.adapter} has the first values", "leave one of the two out"

@@ -8,7 +8,7 @@ import pytest
 
 from rlpost import run
 from rlpost.config.adapter_starts import STARTS
-from rlpost.config.schema import AdapterKind, AdapterStart, Config, LoraConfig, Task
+from rlpost.config.schema import AdapterKind, AdapterStart, BaseKind, Config, LoraConfig, Task
 from rlpost.errors import ConfigError
 from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.model import check_model
@@ -20,7 +20,8 @@ PPO = "experiment=generalpoints_ppo"
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["lora.start=loftq"], "lora.start=loftq\n  reason: it makes up for the error of a quantized base"),
+        (["lora.start=loftq"], "lora.start=loftq\n  reason: it makes up for what rounding the base lost"),
+        (["lora.start=loftq", "lora.base=nf4", "lora.kind=dora"], "scale it to the rounded one's norms"),
         (["lora.start=pissa", "lora.kind=dora"], "lora.start=pissa\n  reason: it changes the base"),
         (["lora.start=corda", "lora.kind=rsdora"], "lora.kind=rsdora divides by the norm"),
         (["lora.start=eva", "task=compare"], "the arms of a comparison start from one adapter"),
@@ -44,6 +45,8 @@ def test_it_is_refused_with_the_reason(overrides: list[str], told: str) -> None:
         ["lora.start=eva", "lora.kind=dora", "lora.start_examples=8"],
         ["lora.start=lora_ga", "task=sft"],
         ["lora.start=orthogonal"],
+        ["lora.start=loftq", "lora.base=nf4"],
+        ["lora.start=pissa", "lora.base=nf4"],
     ],
 )
 def test_others_are_taken(overrides: list[str]) -> None:
@@ -91,12 +94,19 @@ def test_a_rank_beyond_the_smallest_weight_is_refused(start: AdapterStart, most:
             )
 
 
-def test_every_start_has_a_row_and_every_kind_is_decided() -> None:
+@pytest.mark.parametrize("base", BaseKind)
+def test_every_start_has_a_row_and_every_kind_is_decided(base: BaseKind) -> None:
     assert set(STARTS) == set(AdapterStart)
+    loftq = AdapterStart.loftq
+    changing = [s for s in AdapterStart if STARTS[s].changes_base]
+    others = [s for s in AdapterStart if s is not AdapterStart.default]
     for kind in AdapterKind:
-        refused = [s for s in AdapterStart if list(adapter_start(Config(lora=LoraConfig(kind, start=s))))]
-        changing = [s for s in AdapterStart if STARTS[s].changes_base]
-        loras = {AdapterKind.lora, AdapterKind.rslora}
-        doras = {AdapterKind.dora, AdapterKind.rsdora}
-        others = [s for s in AdapterStart if s is not AdapterStart.default]
-        assert refused == ([AdapterStart.loftq] if kind in loras else changing if kind in doras else others)
+        refused = [
+            s for s in AdapterStart if list(adapter_start(Config(lora=LoraConfig(kind, start=s, base=base))))
+        ]
+        if kind in (AdapterKind.lora, AdapterKind.rslora):
+            assert refused == ([loftq] if base is BaseKind.stored else [])
+        else:
+            assert refused == (
+                [*changing, loftq] if kind in (AdapterKind.dora, AdapterKind.rsdora) else others
+            )

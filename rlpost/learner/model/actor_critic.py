@@ -201,7 +201,7 @@ def build(
     """
     weights = _weights(folder, dtype, lora, seed, tuple(roles))
     if examples is not None and isinstance(weights, PeftWeights):
-        start_adapters(weights, lora.start, examples, derive(seed, "start"))
+        start_adapters(weights, lora.start, examples, folder, derive(seed, "start"))
     if start is not None:
         check_start(start.config, lora)
         weights.load(POLICY, start.tensors)
