@@ -1,19 +1,19 @@
 """`lora.learning_rate=auto`: learning rates from the model's width and the adapter.
 
-The rule is that of "LoRA Without Regret" (Thinking Machines, 2025) as its authors' cookbook has it: the best learning
-rate of LoRA is about proportional to (2000 / hidden size)^p, with p fitted by family (Llama 0.781, Qwen 0.0775), is
-about the same for every rank if the scaling is alpha / rank, and is about ten times that of full fine-tuning. The rest
-follows from it:
+    rate = rate on the bundled model x width factor x the kind's multiple x what alpha adds
 
-    rate = rate on the bundled model x (width factor of the model / of the bundled model) x 64 / (scaling x rank)
+- The rates on the bundled model are the schema's defaults, with one exception: if an iteration has one optimizer step,
+  the policy's rate is five times as large. Experiments with such iterations have that rate by hand (`1.5e-3`), from
+  runs with 256 episodes an iteration: docs/results/main-job.md.
+- The width factor is (2000 / hidden size)^p over that of the bundled model (Llama, hidden size 256), with p by family,
+  from "LoRA Without Regret" (Thinking Machines, 2025) as its authors' cookbook has it. There the best rate of LoRA does
+  not depend on the rank at one alpha, either.
+- The kind's multiple is the column `learning_rate` of rlpost.config.adapter_kinds. It rests on a bandit alone.
+- alpha: the bundled model's rates are in use with alpha 32 and with alpha 64, at ranks 8 and 32, so there it adds
+  nothing. Outside, the rate is inversely proportional to scaling x rank. That is an assumption: B starts at 0, and
+  Adam's step does not depend on the scaling.
 
-The scaling times the rank is alpha for lora and dora, and alpha x sqrt(rank) for rslora. That the best rate is
-inversely proportional to it is an assumption: B starts at 0, and Adam's step does not depend on the scaling. The rates
-on the bundled model (hidden size 256, Llama, rank 32, alpha 64) are the schema's defaults. For its SFT, the published
-constant (5e-4 at width 2000 and alpha 32) would give 1.25e-3 where the schema has 1e-3.
-
-This is a rule to be checked by experiment, and it does not know the batch or the number of optimizer steps: with one
-large step an iteration, `experiment=generalpoints_ppo` takes five times its rate.
+The rule knows neither the number of episodes in a step nor the reward, so a rate found by experiment is better.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from rlpost.config.adapter_kinds import TABLE, described
 from rlpost.config.keys import refusal
 from rlpost.config.schema import AdapterKind, AlgoConfig, Config, LearningRate, LoraConfig, SftConfig
 from rlpost.errors import ConfigError
@@ -30,27 +31,26 @@ from rlpost.errors import ConfigError
 # The exponent of the width by the `model_type` of config.json. For other families none is published.
 EXPONENTS = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
 PIVOT = 2000  # the width at which the families' fits agree
-# The power of the rank in scaling x rank / alpha. DoRA scales as LoRA does.
+# The power of the rank in scaling x rank / alpha, of LoRA's family. Other kinds have no B that starts at 0 or no alpha.
 RANK_POWERS = {
     AdapterKind.lora: 0.0,
     AdapterKind.dora: 0.0,
     AdapterKind.rslora: 0.5,
     AdapterKind.rsdora: 0.5,
 }
-FULL_SHARE, FULL_ALPHA = 0.1, 32.0  # full fine-tuning's rate over that of LoRA with this alpha, as published
-# The bundled model, on which the schema's rates are known to be good.
-BUNDLED_WIDTH, BUNDLED_FAMILY, BUNDLED_ALPHA = 256, "llama", 64.0
+# The bundled model, on which the schema's rates are known to be good, and the values of alpha with which they are.
+BUNDLED_WIDTH, BUNDLED_FAMILY, BUNDLED_ALPHAS = 256, "llama", (32.0, 64.0)
+ONE_STEP = 5.0  # the policy's rate with one optimizer step an iteration, over that with several smaller ones
 
 
 def settled(cfg: Config, family: str, hidden_size: int, console: Console) -> Config:
     """`cfg` with the advised learning rates if `lora.learning_rate=auto`; they are printed. Raises like `advised`."""
     if cfg.lora.learning_rate is LearningRate.given:
         return cfg
-    cfg = advised(cfg, family, hidden_size)
+    before, cfg = _told(cfg), advised(cfg, family, hidden_size)
     told = (
-        f"learning rates: sft {cfg.sft.learning_rate:g}, policy {cfg.algo.learning_rate:g},"
-        f" critic {cfg.algo.critic_learning_rate:g} ({family} of width {hidden_size}, {cfg.lora.kind.name},"
-        f" rank {cfg.lora.rank}, alpha {cfg.lora.alpha:g}; a rule, not a measurement)"
+        f"learning rates by lora.learning_rate=auto: {_told(cfg)}, in place of {before}"
+        f" ({family} of width {hidden_size}, {described(cfg.lora)}; a rule, not a measurement)"
     )
     console.print(told, emoji=False, markup=False, soft_wrap=True)
     return cfg
@@ -59,16 +59,17 @@ def settled(cfg: Config, family: str, hidden_size: int, console: Console) -> Con
 def advised(cfg: Config, family: str, hidden_size: int) -> Config:
     """`cfg` with the rule's three learning rates, and `lora.learning_rate=given`, so that a resumed run keeps them.
 
-    `family` and `hidden_size` are the model's. Raises ConfigError for a family or a kind that the rule does not cover.
+    `family` and `hidden_size` are the model's. Raises ConfigError for a family that the rule does not cover.
     """
     if family not in EXPONENTS:
-        raise _refused(f"model={cfg.model} is a {family}, and the rule was fitted to {', '.join(EXPONENTS)}")
-    if cfg.lora.kind is not AdapterKind.full and cfg.lora.kind not in RANK_POWERS:
-        raise _refused(f"the rule does not cover lora.kind={cfg.lora.kind.name}")
+        reason = f"model={cfg.model} is a {family}, and the rule was fitted to {', '.join(EXPONENTS)}"
+        remedy = "give sft.learning_rate and algo.learning_rate, and leave it out"
+        raise ConfigError(refusal("lora.learning_rate", "auto", reason, remedy))
     share = factor(cfg.lora, family, hidden_size)
+    steps = ONE_STEP if cfg.algo.epochs * cfg.algo.minibatches == 1 else 1.0
     algo = replace(
         cfg.algo,
-        learning_rate=_digits(AlgoConfig.learning_rate * share),
+        learning_rate=_digits(AlgoConfig.learning_rate * steps * share),
         critic_learning_rate=_digits(AlgoConfig.critic_learning_rate * share),
     )
     sft = replace(cfg.sft, learning_rate=_digits(SftConfig.learning_rate * share))
@@ -78,9 +79,22 @@ def advised(cfg: Config, family: str, hidden_size: int) -> Config:
 def factor(lora: LoraConfig, family: str, hidden_size: int) -> float:
     """The learning rate over that of the bundled model with the default adapter."""
     width = _width_factor(family, hidden_size) / _width_factor(BUNDLED_FAMILY, BUNDLED_WIDTH)
-    if lora.kind is AdapterKind.full:
-        return width * FULL_SHARE * BUNDLED_ALPHA / FULL_ALPHA
-    return width * BUNDLED_ALPHA / (lora.alpha * math.pow(lora.rank, RANK_POWERS[lora.kind]))
+    return width * TABLE[lora.kind].learning_rate * _alpha_factor(lora)
+
+
+def _alpha_factor(lora: LoraConfig) -> float:
+    """1 for other kinds than LoRA's family, whose alphas mean other things."""
+    if lora.kind not in RANK_POWERS:
+        return 1.0
+    alpha, (least, most) = lora.alpha * math.pow(lora.rank, RANK_POWERS[lora.kind]), BUNDLED_ALPHAS
+    return min(max(alpha, least), most) / alpha
+
+
+def _told(cfg: Config) -> str:
+    return (
+        f"sft {cfg.sft.learning_rate:g}, policy {cfg.algo.learning_rate:g},"
+        f" critic {cfg.algo.critic_learning_rate:g}"
+    )
 
 
 def _width_factor(family: str, hidden_size: int) -> float:
@@ -90,8 +104,3 @@ def _width_factor(family: str, hidden_size: int) -> float:
 def _digits(rate: float) -> float:
     """Two significant digits: the rule is not more precise. At most 1, the settings' upper bound."""
     return min(1.0, float(f"{rate:.1e}"))
-
-
-def _refused(reason: str) -> ConfigError:
-    remedy = "give sft.learning_rate and algo.learning_rate, and leave it out"
-    return ConfigError(refusal("lora.learning_rate", "auto", reason, remedy))

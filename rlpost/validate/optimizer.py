@@ -71,7 +71,8 @@ def _schedules(config: Config) -> Iterator[str]:
             yield refusal(f"{key}.schedule", name, reason, f"{key}.schedule=constant")
         elif (steps := _steps(config, key)) and group.warmup_steps >= steps:
             reason = f"the warm-up lasts for all {steps} optimizer steps"
-            yield refusal(f"{key}.warmup_steps", group.warmup_steps, reason, f"give less, for {key}.schedule")
+            remedy = f"give less than {steps}, or {key}.schedule=constant"
+            yield refusal(f"{key}.warmup_steps", group.warmup_steps, reason, remedy)
 
 
 def _steps(config: Config, key: str) -> int:

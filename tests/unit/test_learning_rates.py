@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rlpost.config.compose import compose
 from rlpost.config.learning_rates import advised, factor, settled
 from rlpost.config.schema import AdapterKind, Config, LearningRate, LoraConfig
 from rlpost.errors import ConfigError, ModelError
@@ -41,26 +42,54 @@ def test_the_width_counts_by_the_published_exponents(family: str, width: int, sh
     assert factor(LoraConfig(), family, width) == pytest.approx(share)
 
 
-def test_only_the_scaling_times_the_rank_counts_of_the_adapter() -> None:
+@pytest.mark.parametrize(
+    "name", ["generalpoints_ppo", "generalpoints_sft_vs_rl", "navigation_adapters", "generalpoints_sft"]
+)
+def test_the_rates_that_experiments_set_by_hand_for_the_bundled_model_are_the_rules(name: str) -> None:
+    hand = compose([f"experiment={name}"])
+    cfg = compose([f"experiment={name}", "lora.learning_rate=auto"])
+    assert cfg.lora.learning_rate is LearningRate.auto
+    assert advised(cfg, *models.family_and_width(models.TINY)) == hand
+
+
+@pytest.mark.parametrize(("epochs", "minibatches", "rate"), [(1, 1, 1.5e-3), (2, 1, 3e-4), (1, 4, 3e-4)])
+def test_one_large_step_an_iteration_has_five_times_the_policys_rate(
+    epochs: int, minibatches: int, rate: float
+) -> None:
+    cfg = _auto()
+    cfg.algo.epochs, cfg.algo.minibatches = epochs, minibatches
+    cfg = advised(cfg, "llama", 256)
+    assert (cfg.sft.learning_rate, cfg.algo.learning_rate, cfg.algo.critic_learning_rate) == (
+        1e-3,
+        rate,
+        1e-3,
+    )
+
+
+def test_alpha_counts_outside_the_values_that_are_in_use() -> None:
     def of(kind: AdapterKind, rank: int, alpha: float) -> float:
         return factor(LoraConfig(kind=kind, rank=rank, alpha=alpha), "llama", 256)
 
-    assert of(AdapterKind.lora, 1, 64.0) == of(AdapterKind.dora, 256, 64.0) == 1.0
+    assert of(AdapterKind.lora, 1, 64.0) == of(AdapterKind.dora, 256, 32.0) == 1.0
+    assert of(AdapterKind.lora, 8, 45.0) == 1.0
     assert of(AdapterKind.lora, 32, 128.0) == pytest.approx(0.5)
-    assert of(AdapterKind.rslora, 16, 16.0) == pytest.approx(of(AdapterKind.lora, 16, 64.0)), (
-        "the same scaling, 4"
+    assert of(AdapterKind.dora, 32, 8.0) == pytest.approx(4.0)
+    assert of(AdapterKind.rslora, 16, 32.0) == pytest.approx(of(AdapterKind.lora, 16, 128.0)), (
+        "the same scaling, 8"
     )
-    assert of(AdapterKind.rsdora, 16, 16.0) == of(AdapterKind.rslora, 16, 16.0)
+    assert of(AdapterKind.rsdora, 16, 32.0) == of(AdapterKind.rslora, 16, 32.0)
 
 
-def test_full_fine_tuning_has_a_tenth_of_loras_rate_at_the_published_alpha() -> None:
-    lora = factor(LoraConfig(alpha=32.0), "llama", 4096)
-    assert factor(LoraConfig(kind=AdapterKind.full, alpha=7.0), "llama", 4096) == pytest.approx(lora / 10)
+@pytest.mark.parametrize(
+    ("kind", "multiple"), [("full", 0.2), ("ia3", 10.0), ("randlora", 1.0), ("bitfit", 1.0)]
+)
+def test_other_kinds_have_their_multiple_of_the_table_whatever_alpha_is(kind: str, multiple: float) -> None:
+    other = LoraConfig(kind=AdapterKind[kind], alpha=640.0)
+    assert factor(other, "llama", 4096) == pytest.approx(multiple * factor(LoraConfig(), "llama", 4096))
 
 
-def test_a_kind_that_the_rule_does_not_cover_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"does not cover lora\.kind=ia3"):
-        advised(_auto(kind=AdapterKind.ia3), "llama", 256)
+def test_a_rate_is_at_most_1() -> None:
+    assert advised(_auto(alpha=1e-3), "llama", 256).sft.learning_rate == 1.0
 
 
 def test_a_family_without_a_published_exponent_is_refused() -> None:
@@ -74,9 +103,14 @@ def test_given_rates_are_left_alone_and_auto_tells_what_it_chose() -> None:
     console = Console(file=io.StringIO(), width=200)
     cfg = Config()
     assert settled(cfg, "gemma3", 640, console) is cfg
-    settled(_auto(rank=8), "llama", 576, console)
     assert isinstance(console.file, io.StringIO)
-    assert "sft 0.00053, policy 0.00016, critic 0.00053 (llama of width 576" in console.file.getvalue()
+    assert not console.file.getvalue()
+    given = _auto(rank=8)
+    given.algo.learning_rate = 7e-3
+    settled(given, "llama", 576, console)
+    told = console.file.getvalue()
+    assert "auto: sft 0.00053, policy 0.00016, critic 0.00053, in place of sft 0.001, policy 0.007" in told
+    assert "(llama of width 576, lora (rank 8, alpha 64)" in told
 
 
 def test_a_model_that_hides_its_width_is_named(tmp_path: Path) -> None:

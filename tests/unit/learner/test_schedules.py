@@ -84,6 +84,7 @@ def test_policy_and_critic_end_together_and_begin_apart() -> None:
     assert rl_rates(algo, 2, 1)[POLICY] == 1.0
     assert rl_rates(algo, 5, 1)[POLICY] == pytest.approx(1 - 6 / 14)
     assert rl_rates(algo, 0, 1)[CRITIC] == 2.0
+    assert rl_rates(algo, 3, 1)[CRITIC] == pytest.approx(2 * (1 - 12 / 38))
     assert rl_rates(algo, 5, 0)[CRITIC] == pytest.approx(2 * (1 - 19 / 38))
     assert rl_rates(algo, 9, 1)[POLICY] == rl_rates(algo, 9, 3)[CRITIC] == 0.0
 
