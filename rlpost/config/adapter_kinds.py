@@ -283,6 +283,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
 }
 
 _INPUT = "what it does depends on the input, so no weights of an engine do the same"
+_BESIDE = "are parameters beside the"
 _PROMPT = "it adds tokens or keys to the context and changes no weights"
 REFUSED: Mapping[str, str] = {
     "adalora": "it drops ranks by every step's gradients, which ZeRO spreads, and a model holds only one that trains",
@@ -295,7 +296,7 @@ REFUSED: Mapping[str, str] = {
     "cpt": _PROMPT,
     "frod": "PEFT does not save the basis that it takes from the model's weights, which differs with their precision",
     "lily": f"it mixes its parts by a router: {_INPUT}",
-    "ln_tuning": "its norms are parameters beside the model's; lora.kind=full with lora.target_modules trains those",
+    "ln_tuning": f"its norms {_BESIDE} model's; lora.kind=full with lora.target_modules trains the model's own",
     "multitask_prompt_tuning": _PROMPT,
     "osf": "PEFT projects its gradients in hooks and saves half of it: the rest depends on the device's decomposition",
     "p_tuning": _PROMPT,
@@ -304,7 +305,7 @@ REFUSED: Mapping[str, str] = {
     "prompt_tuning": _PROMPT,
     "psoft": "PEFT does not save the singular vectors that it trains between, and their signs differ by device",
     "shadow": "it runs a second model beside the base",
-    "trainable_tokens": "its rows are beside the embeddings; lora.kind=full lora.target_modules=embed_tokens does",
+    "trainable_tokens": f"its rows {_BESIDE} embeddings; lora.kind=full lora.target_modules=embed_tokens does",
     "xlora": f"it mixes adapters by token: {_INPUT}",
 }
 """The kinds of PEFT that a run cannot train, by PEFT's name, with the reason."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlpost.config.adapter_kinds import TABLE, kind_named
 from rlpost.errors import RlpostError
 from rlpost.pages import evaluation_curve, figures, render, run_page
 from rlpost.pages.console import WINDOW, duration
@@ -43,8 +44,8 @@ SETTINGS = (
     *("name", "task", "algo.name", "env", "model", "adapter", "train_variant", "eval_variants", "seed"),
     *("eval.endpoint", "eval.endpoint_model"),
     *("dtype", "algo.iterations", "algo.learning_rate", "algo.kl_coef", "rollout.group_size"),
-    *("rollout.groups", "rollout.max_new_tokens", "rollout.temperature", "lora.rank", "lora.kind"),
-    *("sft.steps", "sft.learning_rate", "rollout.workers", "learner.ranks"),
+    *("rollout.groups", "rollout.max_new_tokens", "rollout.temperature", "lora.kind", "lora.rank"),
+    *("sft.steps", "sft.learning_rate", "rollout.workers", "learner.workers"),
 )
 
 
@@ -191,12 +192,21 @@ class LiveRun:
 
     def _settings(self) -> bytes:
         config = self.config()
-        chosen = {key: OmegaConf.select(config, key) for key in SETTINGS}
+        chosen = {
+            key: OmegaConf.select(config, key)
+            for key in SETTINGS
+            if key != "lora.rank" or _has_size(OmegaConf.select(config, "lora.kind"))
+        }
         return render.render(
             "live_settings.html.jinja",
             chosen={key: _plain(value) for key, value in chosen.items() if value is not None},
             config=self.run_dir.config.read_text(encoding="utf-8", errors="replace"),
         )
+
+
+def _has_size(kind: str | None) -> bool:
+    """Whether lora.rank means anything in the kind of adapter. The first runs had LoRA alone and named no kind."""
+    return kind is None or TABLE[kind_named(kind)].rank is not None
 
 
 class _Seldom:

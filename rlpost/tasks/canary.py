@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlpost.config.adapter_kinds import FULL
 from rlpost.config.schema import BaseKind, Config
 from rlpost.envs import registry
 from rlpost.envs.adapter import tools_of
@@ -56,7 +57,6 @@ def plain_peft_canary(
     Weights that `kind` (`lora.base`) changes replace the stored ones in fp32.
     """
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     from rlpost.weights.base_weights import base_weights
@@ -65,13 +65,27 @@ def plain_peft_canary(
     weights = base_weights(model_folder, kind)
     for name in weights.changed:
         base.get_submodule(name).get_parameter("weight").data = weights[f"{name}.weight"]
-    model = PeftModel.from_pretrained(base, adapter_folder).eval()
+    model = _policy(base, adapter_folder).eval()
     _compute_in_float32(model)
     ids_1T = torch.tensor([token_ids])
     with torch.no_grad():
         logprobs_TV = model(input_ids=ids_1T).logits[0, :-1].float().log_softmax(-1)
     chosen_T = logprobs_TV.gather(1, ids_1T[0, 1:, None])[:, 0]
     return Canary(token_ids, tuple(chosen_T.tolist()))
+
+
+def _policy(base: nn.Module, adapter_folder: Path) -> nn.Module:
+    """`base` with PEFT's layers, or with whole parameters (lora.kind=full) in place of its own."""
+    from peft import PeftModel
+
+    from rlpost.weights.adapters import Adapter
+
+    adapter = Adapter.load(adapter_folder)
+    if adapter.config["peft_type"] != FULL:
+        return PeftModel.from_pretrained(base, adapter_folder)
+    for name, tensor in adapter.tensors.items():
+        base.get_parameter(name).data = tensor
+    return base
 
 
 def _stored_dtype(model_folder: Path) -> torch.dtype:

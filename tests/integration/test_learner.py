@@ -33,6 +33,7 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from rlpost.weights.adapters import Adapter
+from tests.adapter_kinds import small
 from tests.learner_data import (
     VOCAB,
     examples_of,
@@ -167,6 +168,28 @@ def test_two_ranks_equal_one_on_a_base_in_nf4(
     assert adapter.base is BaseKind.nf4
     for name, tensor in adapter.tensors.items():
         torch.testing.assert_close(tensor, expected.tensors[name], rtol=2e-3, atol=2e-5)
+    _check_resume(group, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize("kind", [AdapterKind.oft, AdapterKind.vera, AdapterKind.ia3, AdapterKind.lokr])
+def test_a_kind_on_two_ranks_equals_one_and_resumes_exactly(
+    start: Callable[[Config], LearnerGroup], kind: AdapterKind, zero_stage: int, tmp_path: Path
+) -> None:
+    """Rotations, vectors between random matrices that all modules share, scales, and Kronecker products."""
+    alone, shared = _config(1, 0), _config(2, zero_stage)
+    alone.lora = shared.lora = small(kind)
+    single = start(alone)
+    expected, weights = _short_run(single)
+    single.close()
+    group = start(shared)
+    metrics, found = _short_run(group)
+    for mine, its in zip(metrics, expected, strict=True):
+        assert _without_seconds(mine) == pytest.approx(_without_seconds(its), rel=2e-3, abs=2e-5)
+    assert set(found.tensors) == set(weights.tensors)
+    for name, tensor in weights.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=2e-3, atol=1e-4)
     _check_resume(group, tmp_path)
 
 

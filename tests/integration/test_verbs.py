@@ -34,13 +34,28 @@ START_S = 240.0
 VARIANT = "faces_10"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+LORA = ("lora.kind=lora",)
+FULL = (
+    "lora.kind=full",
+    "sft.learning_rate=1e-4",
+    "algo.learning_rate=1e-4",
+    "algo.critic_learning_rate=1e-4",
+)
+
+
+@pytest.fixture(scope="module", params=[LORA, FULL], ids=["lora", "full"])
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunDir:
     """A supervised step and an iteration in float32."""
     return RunDir(
         whole_run(
             tmp_path_factory.mktemp("verbs") / "run",
-            *("experiment=generalpoints_ppo", "dtype=float32", "rollout.workers=1", "rollout.episodes=16"),
+            *(
+                "experiment=generalpoints_ppo",
+                *request.param,
+                "dtype=float32",
+                "rollout.workers=1",
+                "rollout.episodes=16",
+            ),
             *("sft.steps=2", "algo.iterations=1", "algo.critic_warmup=0", f"eval.episodes={EPISODES}"),
             *(
                 "eval.greedy=false",
@@ -76,6 +91,7 @@ def test_the_base_alone_would_not_do(recorded: list[Trajectory]) -> None:
     assert gap(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32), recorded) > 50 * TIGHT
 
 
+@pytest.mark.parametrize("run", [LORA], indirect=True, ids=["lora"])
 def test_pefts_one_liner(run: RunDir, recorded: list[Trajectory]) -> None:
     model = AutoPeftModelForCausalLM.from_pretrained(str(run.adapter), dtype=torch.float32)
     assert gap(model, recorded) < TIGHT

@@ -286,6 +286,34 @@ def test_a_swap_serves_what_peft_computes(
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
 
 
+def test_whole_parameters_are_swapped_in_and_the_base_returns(
+    engine: VllmEngine, base: Any, random_model: Path, policy_a: tuple[PeftModel, Adapter]
+) -> None:
+    """Weights, norms and embeddings, which the tied head follows; then the bare base, and LoRA."""
+    engine._write(None)
+    before = engine.logprobs(PROMPT)
+    model = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32).eval()
+    torch.manual_seed(11)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * parameter.data.std().clamp_min(0.1) * torch.randn_like(parameter)
+    tensors = dict(model.named_parameters())
+    assert "model.norm.weight" in tensors
+    assert "lm_head.weight" not in tensors
+    adapter = Adapter.create({"peft_type": "FULL", "target_modules": "all-linear"}, tensors, 11)
+    check = canary(model)
+    assert (torch.tensor(check.logprobs) - logprobs(base, check.token_ids)).abs().mean() > 0.02
+    report = engine.swap(adapter, check, max_gap=TIGHT)
+    assert (report.fingerprint, report.rounding_loss) == (adapter.fingerprint, 0.0)
+    assert report.modules_bound == report.modules_expected == len(tensors)
+    torch.testing.assert_close(
+        torch.tensor(engine.logprobs(PROMPT)), logprobs(model, PROMPT), rtol=0, atol=TIGHT
+    )
+    engine._write(None)
+    assert engine.logprobs(PROMPT) == before
+    engine.swap(adapter, check, TIGHT)
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+
+
 OF_PEFT = ["rank pattern", "rank pattern, DoRA", "OFT", "VeRA", "LoHa", "IA3"]
 
 

@@ -88,3 +88,24 @@ def test_the_canary_of_every_kind_is_that_of_the_merged_model(
         table = merged(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
     expected = table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(canary.logprobs), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_canary_of_whole_parameters_is_that_of_a_model_that_has_them(
+    stored: torch.dtype, small: Path, tmp_path: Path
+) -> None:
+    """The head is tied, so it follows the embeddings; the parameters that are not trained stay as stored."""
+    AutoModelForCausalLM.from_pretrained(small, dtype=stored).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    torch.manual_seed(0)
+    trained = {name: p for name, p in model.named_parameters() if "embed" in name or "norm" in name}
+    for parameter in trained.values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    config = {"peft_type": "FULL", "target_modules": "embed_tokens,norm"}
+    Adapter.create(config, trained, 1).save(tmp_path / "adapter")
+    ids = tuple(range(5, 45))
+    canary = plain_peft_canary(tmp_path / "model", tmp_path / "adapter", ids)
+    with torch.no_grad():
+        table = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    expected = table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(canary.logprobs), expected, rtol=0, atol=1e-5)

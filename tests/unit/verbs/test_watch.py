@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from omegaconf import OmegaConf
 
 from rlpost.command.main import main
 from rlpost.errors import OutputError
@@ -120,6 +121,18 @@ def test_the_page_of_a_run_at_work(held: RunDir) -> None:
     assert "rollout6 s100%2.00 s2.00 s" in text.replace(" | ", "")
     assert "algo.iterations16" in text
     assert not page.all("link")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("lora", True), ("oft", True), ("road", False), ("full", False), ("bitfit", False)]
+)
+def test_the_size_is_shown_of_kinds_that_have_one(held: RunDir, kind: str, size: bool) -> None:
+    config = OmegaConf.load(held.config)
+    OmegaConf.update(config, "lora.kind", kind)
+    OmegaConf.save(config, held.config)
+    text = said(LiveRun(held.path), "settings").partition("config.yaml")[0]
+    assert f"lora.kind{kind}" in text.replace(" ", "").replace("|", "")
+    assert ("lora.rank" in text) is size
 
 
 def test_what_a_model_wrote_stays_text(held: RunDir) -> None:
