@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlpost.config.compose import compose
+from rlpost.config.compose import compose, to_yaml
 from rlpost.config.learning_rates import advised, factor, settled
 from rlpost.config.schema import AdapterKind, Config, LearningRate, LoraConfig
 from rlpost.errors import ConfigError, ModelError
@@ -36,6 +36,7 @@ def test_the_bundled_model_keeps_its_rates() -> None:
         ("llama", 2000, 256**0.781 / 2000**0.781),
         ("qwen3", 2000, 256**0.781 / 2000**0.781),  # the families' fits meet at this width
         ("qwen2", 4000, 2**-0.0775 * 256**0.781 / 2000**0.781),
+        ("qwen3", 1000, 2**0.0775 * 256**0.781 / 2000**0.781),
     ],
 )
 def test_the_width_counts_by_the_published_exponents(family: str, width: int, share: float) -> None:
@@ -90,6 +91,16 @@ def test_other_kinds_have_their_multiple_of_the_table_whatever_alpha_is(kind: st
 
 def test_a_rate_is_at_most_1() -> None:
     assert advised(_auto(alpha=1e-3), "llama", 256).sft.learning_rate == 1.0
+
+
+def test_a_resumed_run_has_the_recorded_rates_also_if_auto_is_named_again(tmp_path: Path) -> None:
+    recorded = advised(compose(["experiment=generalpoints_ppo", "lora.learning_rate=auto"]), "qwen3", 1024)
+    (tmp_path / "config.yaml").write_text(to_yaml(recorded))
+    words = [f"resume={tmp_path}", "algo.iterations=99"]
+    resumed = compose(words)
+    assert resumed.algo.learning_rate == recorded.algo.learning_rate != 1.5e-3
+    assert resumed.lora.learning_rate is LearningRate.given
+    assert advised(compose([*words, "lora.learning_rate=auto"]), "qwen3", 1024) == resumed
 
 
 def test_a_family_without_a_published_exponent_is_refused() -> None:

@@ -184,6 +184,20 @@ def test_each_role_is_clipped_by_its_own_norm(model: ActorCritic, cfg: LearnerCo
     assert torch.equal(after[POLICY], norms[POLICY])
 
 
+@pytest.mark.parametrize(("norm", "after"), [(1.2, 1.0), (0.9, 0.9)])
+def test_a_norm_is_clipped_from_the_bound_on(model: ActorCritic, norm: float, after: float) -> None:
+    optimizer = optimizers.build(model, _config())
+    _gradients(model, 0)
+    gradients = [p.grad for p in model.parameters_of(POLICY) if p.grad is not None]
+    before = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    torch._foreach_mul_(gradients, norm / before.item())
+    optimizer.set_rates(RATES)
+    optimizer.step()
+    assert optimizer.norms[POLICY] == pytest.approx(norm, rel=1e-4)
+    found = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    assert found.item() == pytest.approx(after, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", [Optimizer.adamw, Optimizer.muon, Optimizer.lora_pro])
 def test_a_gradient_that_is_not_finite_is_refused_and_nothing_moves(
     model: ActorCritic, name: Optimizer
@@ -293,3 +307,14 @@ def test_muon_leaves_embeddings_and_norms_of_full_fine_tuning_to_adamw(folder: P
 def test_a_role_without_pairs_is_refused(model: ActorCritic) -> None:
     with pytest.raises(LearnerError, match="has no pair of A and B"):
         optimizers.pairs(model, "reference")
+
+
+def test_muons_matrices_have_two_rows_and_are_no_vocabulary() -> None:
+    def is_matrix(name: str, *shape: int) -> bool:
+        return optimizers._is_matrix(name, torch.nn.Parameter(torch.zeros(shape)))
+
+    assert is_matrix("model.layers.0.mlp.up_proj.weight", 2, 9)
+    assert not is_matrix("model.layers.0.mlp.up_proj.lora_A.policy.weight", 1, 9)
+    assert not is_matrix("model.norm.weight", 9)
+    assert not is_matrix("lm_head.weight", 20, 9)
+    assert not is_matrix("model.embed_tokens.weight", 20, 9)
