@@ -75,7 +75,7 @@ class AdapterStart(Enum):
     olora = "olora"  # the first columns and rows of the weight's QR decomposition
     corda = "corda"  # the largest singular directions of the weight times its inputs' covariance
     lora_ga = "lora_ga"  # singular directions of the loss's gradient
-    loftq = "loftq"  # the error of a quantized base; refused, because no base is quantized
+    loftq = "loftq"  # the error of a quantized base; refused: it changes the base to make up for it
 
 
 class LearningRate(Enum):
