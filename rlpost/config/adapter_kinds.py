@@ -294,7 +294,8 @@ REFUSED: Mapping[str, str] = {
     "cpt": _PROMPT,
     "frod": "PEFT does not save the basis that it takes from the model's weights, which differs with their precision",
     "lily": f"it mixes its parts by a router: {_INPUT}",
-    "ln_tuning": "its norms are parameters beside the model's; lora.kind=full with lora.target_modules trains the model's own",
+    "ln_tuning": "its norms are parameters beside the model's; lora.kind=full with lora.target_modules trains"
+    " the model's own",
     "multitask_prompt_tuning": _PROMPT,
     "osf": "PEFT projects its gradients in hooks and saves half of it: the rest depends on the device's decomposition",
     "p_tuning": _PROMPT,
@@ -303,7 +304,8 @@ REFUSED: Mapping[str, str] = {
     "prompt_tuning": _PROMPT,
     "psoft": "PEFT does not save the singular vectors that it trains between, and their signs differ by device",
     "shadow": "it runs a second model beside the base",
-    "trainable_tokens": "its rows are parameters beside the embeddings; lora.kind=full lora.target_modules=embed_tokens does",
+    "trainable_tokens": "its rows are parameters beside the embeddings; lora.kind=full lora.target_modules=embed_tokens"
+    " trains all of the model's own",
     "xlora": f"it mixes adapters by token: {_INPUT}",
 }
 """The kinds of PEFT that a run cannot train, by PEFT's name, with the reason."""
