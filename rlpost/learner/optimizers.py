@@ -92,7 +92,8 @@ class RoleOptimizer(torch.optim.Optimizer):
 def build(model: ActorCritic, cfg: LearnerConfig) -> RoleOptimizer:
     """The optimizer of all roles that `model` trains.
 
-    Raises LearnerError if `learner.lora_plus_ratio` or LoRA-Pro finds no B, or no pair, in a role.
+    Raises LearnerError if `learner.lora_plus_ratio` or LoRA-Pro finds no B, or no pair, in a role, or Muon no
+    matrix.
     """
     groups: dict[str, list[Group]] = {}
     for role in model.trained:
@@ -126,6 +127,11 @@ def _groups_of(model: ActorCritic, role: str, cfg: LearnerConfig) -> Iterator[Gr
         yield from _pairs_and_rest(model, role, parameters)
     elif cfg.optimizer is Optimizer.muon:
         matrices = {id(p) for name, p in model.weights.named(role).items() if _is_matrix(name, p)}
+        if not matrices:
+            raise LearnerError(
+                f"the {role} has no matrix that Muon could update: everything that it trains is a vector or an"
+                " embedding; give learner.optimizer=adamw"
+            )
         yield from _split(model, role, [p for p in parameters if id(p) in matrices], "muon", cfg)
         yield from _split(model, role, [p for p in parameters if id(p) not in matrices], "adamw", cfg)
     else:

@@ -10,6 +10,7 @@ from rlpost.config.schema import AdapterKind, AdapterStart, BaseKind, Config, Ta
 
 _LORA = (AdapterKind.lora, AdapterKind.rslora)
 _DORA = (AdapterKind.dora, AdapterKind.rsdora)
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def adapter_start(config: Config) -> Iterator[str]:
@@ -49,6 +50,13 @@ def _reasons(config: Config) -> Iterator[tuple[str, str]]:
         yield (
             "the arms of a comparison start from one adapter, which its first run trains and saves",
             "leave it out, or compare runs of task=sft and task=rl",
+        )
+    if start is not AdapterStart.gaussian and (
+        patterns := [p for p in _PATTERNS if p in config.lora.settings]
+    ):
+        yield (
+            f"lora.settings has {' and '.join(patterns)}, and this start takes one rank and scaling for all modules",
+            "leave one of the two out, or lora.start=gaussian",
         )
     if start is AdapterStart.orthogonal and config.lora.rank % 2:
         yield (

@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlpost.config import learning_rates
 from rlpost.config.adapter_kinds import FULL, TABLE
 from rlpost.config.adapter_starts import STARTS
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, LoraConfig, Task
+from rlpost.config.schema import Config, LearningRate, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.validate.environment import TRAINING
 from rlpost.validate.parallel import check_tensor_parallel
@@ -38,9 +39,10 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     """Check the model and the adapter, for every task that has a model.
 
     Raises:
-        ConfigError: lora.target_modules names modules that the model does not have or that engines do not swap, or
-            lora.settings names settings that the kind does not have, lora.rank is too large for
-            lora.start, or rollout.tensor_parallel does not divide the model's layers.
+        ConfigError: lora.target_modules names modules that the model does not have or that lora.kind cannot train,
+            lora.settings names settings that the kind does not have, lora.rank is too large for lora.start,
+            lora.learning_rate=auto has no rule for the model or the kind, or rollout.tensor_parallel does not divide
+            the model's layers.
         AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
             lora.* cannot be merged on this model.
         ModelError: the model's files cannot be read, or its head scales the logits.
@@ -59,6 +61,8 @@ def check_model(cfg: Config, model_folder: Path) -> None:
             _check_experts(cfg, layers, blocks)
             _check_targets(cfg, layers)
             _check_directions(cfg, layers, STARTS[cfg.lora.start].directions * cfg.lora.rank)
+    if trains and cfg.lora.learning_rate is LearningRate.auto:
+        learning_rates.advised(cfg, *models.family_and_width(model_folder))
     if trains and not plain:
         _check_kind(cfg, model_folder)
     if cfg.adapter is None:
@@ -76,7 +80,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
     _check_adapted_experts(update, cfg, blocks)
     check_merges(update)
     if trains and kind.whole:
-        _check_start_parameters(adapter, cfg)
+        _check_start_parameters(adapter, cfg, layers)
     elif trains:
         _check_start_modules(update, cfg, layers)
 
@@ -99,8 +103,8 @@ def _check_targets(cfg: Config, layers: Layers) -> None:
         refusal(
             "lora.target_modules",
             name,
-            f"model={cfg.model} has no linear layer of that name (engines do not swap embeddings and the head)",
-            f"give {ALL}, or choose from {', '.join(has)}",
+            f"model={cfg.model} has no linear layer of that name in its blocks",
+            f"give {ALL}, or choose from {', '.join(has)}; lora.kind=full trains embeddings, norms and the head too",
         )
         for name in _targets(cfg)
         if not any(named([name], module) for module in layers)
@@ -243,13 +247,19 @@ def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> N
         )
 
 
-def _check_start_parameters(adapter: Adapter, cfg: Config) -> None:
-    """Refuse if training with lora.* would leave out parameters of the start. The learner refuses missing ones."""
+def _check_start_parameters(adapter: Adapter, cfg: Config, layers: Layers) -> None:
+    """Refuse if training with lora.* would leave out parameters of the start, or train linear layers that it lacks.
+
+    Not every tensor of a checkpoint is a parameter (buffers, tied heads), so the learner refuses other missing ones.
+    """
+    weights = (f"{module}.weight" for module in layers)
     left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
-    if left_out:
+    lacks = [name for name in weights if trains_parameter(cfg.lora, name) and name not in adapter.tensors]
+    if left_out or lacks:
+        differing = f"leaves out {_some(left_out)}" if left_out else f"also trains {_some(lacks)}"
         raise AdapterError(
             f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
-            f" lora.target_modules={cfg.lora.target_modules} leaves out {_some(left_out)}. Give those it was trained"
+            f" lora.target_modules={cfg.lora.target_modules} {differing}. Give the kind and modules it was trained"
             f" with: lora.target_modules={adapter.config.get('target_modules')}"
         )
 

@@ -125,8 +125,8 @@ def scaled_logits(config: Mapping[str, Any]) -> str | None:
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     """The weight shapes (out, in) of a model's linear layers by module name, in order, from its files alone.
 
-    Embeddings and the vocabulary head are left out, because engines do not swap them. Raises ModelError if a file
-    cannot be read.
+    Embeddings and the vocabulary head are left out, because adapters are not put on them. Raises ModelError if a
+    file cannot be read.
     """
     vocabulary = text_config(folder).get("vocab_size")
     layers: dict[str, tuple[int, int]] = {}

@@ -57,7 +57,8 @@ class PeftLayers:
         except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError
             raise AdapterError(
                 f"PEFT cannot put this adapter of kind {self._kind} on the model's linear layers: {_line(error)}."
-                " Is it of another model, or does it adapt embeddings, the head or norms, which engines do not swap?"
+                " Is it of another model, or does it adapt embeddings, the head or norms? Adapters are taken on linear"
+                " layers alone."
             ) from error
         self._check_tensors(tensors, get_peft_model_state_dict(model, save_embedding_layers=False))
         self._layers: dict[str, Any] = {

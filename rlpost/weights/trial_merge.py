@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,12 +36,16 @@ def try_merge(lora: LoraConfig, modules: Sequence[str], base: BaseWeights) -> No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model = _built(lora, names, base)
+            model, adjusted = _built(lora, names, base)
         except Exception as error:  # PEFT's kinds raise anything, from KeyError to ImportError
             text = " ".join(str(error).split()) or type(error).__name__
             raise AdapterError(
                 f"PEFT cannot build lora.kind={described(lora)} on this model: {text[:300]}. Give other lora.*"
             ) from error
+        if adjusted:
+            raise AdapterError(
+                f"PEFT would build another adapter than lora.kind={described(lora)}: {adjusted[0]} Give other lora.*"
+            )
         config = model.peft_config["default"].to_dict()
         adapter = Adapter.create(config, get_peft_model_state_dict(model, save_embedding_layers=False), 0)
         layers = PeftLayers(adapter.config, adapter.tensors, base, names)
@@ -48,25 +53,39 @@ def try_merge(lora: LoraConfig, modules: Sequence[str], base: BaseWeights) -> No
             layers.merged(parameter, base[parameter])
 
 
-def _built(lora: LoraConfig, names: list[str], base: BaseWeights) -> PeftModel:
+def _built(lora: LoraConfig, names: list[str], base: BaseWeights) -> tuple[PeftModel, list[str]]:
+    """The model with the adapter, and what PEFT says about sizes that it replaced by others."""
     tree: Any = linear_tree(base, names)
     tree.config = json.loads(
         (base.folder / "config.json").read_text()
     )  # IA3 chooses modules by the architecture
     config = PeftConfig.from_peft_type(target_modules=names, **TABLE[lora.kind].peft_settings(lora))
-    model = get_peft_model(tree, config)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = get_peft_model(tree, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.add_(torch.randn_like(parameter), alpha=_MOVED)
-    return model
+    return model, [str(each.message) for each in told if "Adjusted" in str(each.message)]
 
 
 def _check_patterns(lora: LoraConfig, modules: Sequence[str]) -> None:
-    """Refuse a pattern that matches no module, which PEFT ignores."""
+    """Refuse patterns that match no module, which PEFT ignores, and scalings with which a module would not learn."""
     for setting, values in lora.settings.items():
-        for pattern in values if _PATTERNS.fullmatch(setting) and isinstance(values, dict) else ():
-            if not any(re.fullmatch(rf"(.*\.)?({pattern})", module) for module in modules):
+        for pattern, value in (
+            values.items() if _PATTERNS.fullmatch(setting) and isinstance(values, dict) else ()
+        ):
+            key = f"lora.settings.{setting}: {pattern!r}"
+            try:
+                matches = re.compile(rf"(.*\.)?({pattern})").fullmatch
+            except re.error as error:
                 raise AdapterError(
-                    f"lora.settings.{setting}: {pattern!r} matches none of the {len(modules)} modules that are"
-                    f" adapted, such as {modules[0]}. PEFT would ignore it."
+                    f"{key} is no regular expression ({error}). Give a module's name, such as v_proj."
+                ) from error
+            if not any(map(matches, modules)):
+                raise AdapterError(
+                    f"{key} matches none of the {len(modules)} modules that are adapted, such as {modules[0]}. PEFT"
+                    " would ignore it."
                 )
+            if setting == "alpha_pattern" and isinstance(value, (int, float)) and not value > 0:
+                raise AdapterError(f"{key} has the scaling {value}. Give a value above 0.")

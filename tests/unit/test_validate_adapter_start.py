@@ -26,6 +26,10 @@ PPO = "experiment=generalpoints_ppo"
         (["lora.start=corda", "lora.kind=rsdora"], "lora.kind=rsdora divides by the norm"),
         (["lora.start=eva", "task=compare"], "the arms of a comparison start from one adapter"),
         (["lora.start=orthogonal", "lora.rank=7"], "lora.rank=7 is odd"),
+        (
+            ["lora.start=pissa", "lora.settings={rank_pattern: {v_proj: 2}, alpha_pattern: {v_proj: 4}}"],
+            "lora.start=pissa\n  reason: lora.settings has rank_pattern and alpha_pattern, and this start takes one",
+        ),
         (["lora.start_examples=8"], "lora.start_examples=8\n  reason: nothing reads it"),
         (["lora.start=eva", "lora.start_examples=0"], "lora.start_examples=0"),
         (["lora.start=mica"], "one of default, gaussian, orthogonal, eva"),
@@ -47,6 +51,7 @@ def test_it_is_refused_with_the_reason(overrides: list[str], told: str) -> None:
         ["lora.start=orthogonal"],
         ["lora.start=loftq", "lora.base=nf4"],
         ["lora.start=pissa", "lora.base=nf4"],
+        ["lora.start=gaussian", "lora.settings={rank_pattern: {v_proj: 2}}"],
     ],
 )
 def test_others_are_taken(overrides: list[str]) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlpost import run
 from rlpost.cluster import ray_cluster
-from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
+from rlpost.config.schema import AdapterKind, Config, LearningRate, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
@@ -313,6 +313,23 @@ def test_a_start_with_more_parameters_than_train_is_refused(small: Path, tmp_pat
     weights = whole(tmp_path / "whole", models.parameter_shapes(small))
     with pytest.raises(AdapterError, match=r"leaves out .*lora.target_modules=all-linear"):
         check_model(config(lora=replace(FULL, target_modules="q_proj"), adapter=weights), small)
+
+
+def test_a_start_with_fewer_weights_than_train_is_refused(small: Path, tmp_path: Path) -> None:
+    shapes = {n: shape for n, shape in models.parameter_shapes(small).items() if ".q_proj." in n}
+    weights = whole(tmp_path / "whole", shapes, "q_proj")
+    check_model(config(lora=replace(FULL, target_modules="q_proj"), adapter=weights), small)
+    with pytest.raises(AdapterError, match=r"also trains .*down_proj.*lora.target_modules=q_proj"):
+        check_model(config(lora=FULL, adapter=weights), small)
+
+
+def test_learning_rates_without_a_rule_are_refused_with_the_model(small: Path) -> None:
+    """A cell of a comparison would refuse them only when it starts."""
+    auto = replace(LORA, learning_rate=LearningRate.auto)
+    for task in (Task.rl, Task.sft, Task.compare):
+        check_model(config(task, auto), small)
+        with pytest.raises(ConfigError, match=r"lora.learning_rate=auto\n.*lora.kind=oft"):
+            check_model(config(task, replace(auto, kind=AdapterKind.oft)), small)
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -304,6 +304,13 @@ def test_muon_leaves_embeddings_and_norms_of_full_fine_tuning_to_adamw(folder: P
     assert found["adamw"] == {id(p) for name, p in named.items() if "embed" in name or "norm" in name}
 
 
+def test_muon_without_a_matrix_is_refused(folder: Path) -> None:
+    lora = LoraConfig(kind=AdapterKind.full, target_modules="norm,embed_tokens")
+    model = actor_critic.build(folder, Dtype.float32, lora, 0, (POLICY,), None)
+    with pytest.raises(LearnerError, match="the policy has no matrix that Muon could update"):
+        optimizers.build(model, _config(Optimizer.muon))
+
+
 def test_a_role_without_pairs_is_refused(model: ActorCritic) -> None:
     with pytest.raises(LearnerError, match="has no pair of A and B"):
         optimizers.pairs(model, "reference")
