@@ -82,7 +82,8 @@ def _policy(base: nn.Module, adapter_folder: Path) -> nn.Module:
 
     adapter = Adapter.load(adapter_folder)
     if adapter.config["peft_type"] != FULL:
-        return PeftModel.from_pretrained(base, adapter_folder)
+        adapted: nn.Module = PeftModel.from_pretrained(base, adapter_folder)
+        return adapted
     for name, tensor in adapter.tensors.items():
         base.get_parameter(name).data = tensor
     return base
