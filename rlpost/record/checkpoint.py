@@ -79,7 +79,7 @@ def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
     for i, path in enumerate(candidates):
         mark = _whole(path, bytes_too=True)
         if mark is not None:
-            _check_settings(path, mark["settings"], json.loads(json.dumps(settings)))
+            _check_settings(path, mark["settings"], translated(json.loads(json.dumps(settings))))
             return Checkpoint(path, mark["iteration"], mark["progress"], tuple(candidates[:i]))
     reason = f"none of {len(candidates)} checkpoints is whole" if candidates else "no checkpoint was taken"
     raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")

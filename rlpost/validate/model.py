@@ -63,7 +63,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
             _check_directions(cfg, layers, STARTS[cfg.lora.start].directions * cfg.lora.rank)
     if trains and cfg.lora.learning_rate is LearningRate.auto:
         learning_rates.advised(cfg, *models.family_and_width(model_folder))
-    if trains and not plain:
+    if cfg.task is not Task.eval and not plain:
         _check_kind(cfg, model_folder)
     if cfg.adapter is None:
         return

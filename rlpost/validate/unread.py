@@ -118,6 +118,15 @@ ALGORITHM_RULES = (
 
 RULES = (
     _Rule(
+        (
+            *("lora.kind", "lora.settings", "lora.target_modules"),
+            *("lora.start", "lora.learning_rate", "learner.optimizer", "learner.lora_plus_ratio"),
+        ),
+        lambda cfg: cfg.task is not Task.eval,
+        "task=eval trains nothing, and takes the adapter as its files say",
+        _LEAVE,
+    ),
+    _Rule(
         ("algo.reward_function",),
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "only task=rl learns from rewards; an evaluation shows the environment's",
@@ -149,14 +158,14 @@ RULES = (
     ),
     _Rule(
         ("lora.rank",),
-        lambda cfg: KINDS[cfg.lora.kind].rank is not None,
-        "lora.kind={kind} has no size",
+        lambda cfg: KINDS[cfg.lora.kind].rank is not None and cfg.task is not Task.eval,
+        "lora.kind={kind} has no size, or task=eval takes the adapter as its files say",
         _LEAVE,
     ),
     _Rule(
         ("lora.alpha",),
-        lambda cfg: KINDS[cfg.lora.kind].alpha is not None,
-        "lora.kind={kind} has no scaling",
+        lambda cfg: KINDS[cfg.lora.kind].alpha is not None and cfg.task is not Task.eval,
+        "lora.kind={kind} has no scaling, or task=eval takes the adapter as its files say",
         _LEAVE,
     ),
     _Rule(

@@ -84,7 +84,7 @@ def _refused(name: str, kind: AdapterKind) -> tuple[str, str]:
     if "dropout" in name:
         return "two passes of one policy must give the same log-probs", "leave it out"
     known = [each for each in own_settings(row.peft_type) if _may_give(each, row)]
-    remedy = did_you_mean(name, known) or f"choose from {', '.join(known) or 'none'}"
+    remedy = did_you_mean(name, known) or (f"choose from {', '.join(known)}" if known else "leave it out")
     return f"lora.kind={kind.name} has no such setting that a run can give", remedy
 
 

@@ -323,13 +323,14 @@ def test_a_start_with_fewer_weights_than_train_is_refused(small: Path, tmp_path:
         check_model(config(lora=FULL, adapter=weights), small)
 
 
-def test_learning_rates_without_a_rule_are_refused_with_the_model(small: Path) -> None:
+def test_learning_rates_without_a_rule_are_refused_with_the_model(small: Path, tmp_path: Path) -> None:
     """A cell of a comparison would refuse them only when it starts."""
     auto = replace(LORA, learning_rate=LearningRate.auto)
+    other = write_family(tmp_path, "mistral")
     for task in (Task.rl, Task.sft, Task.compare):
         check_model(config(task, auto), small)
-        with pytest.raises(ConfigError, match=r"lora.learning_rate=auto\n.*lora.kind=oft"):
-            check_model(config(task, replace(auto, kind=AdapterKind.oft)), small)
+        with pytest.raises(ConfigError, match=r"lora.learning_rate=auto\n.*is a mistral"):
+            check_model(config(task, auto), other)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
