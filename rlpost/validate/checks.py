@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -18,24 +17,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlpost.cluster.addresses import host_and_port
-from rlpost.config.adapter_kinds import TABLE as KINDS_OF_ADAPTERS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
-from rlpost.config.schema import BaseKind, Config, Task
+from rlpost.config.schema import Config, Task
 from rlpost.errors import ConfigError
 from rlpost.record.folders import holds_files
 from rlpost.record.trackers.secrets import without_users
-from rlpost.record.trackers.wandb_backend import MODES, WANDB_MODES, has_wandb_key, resolve_mode
-from rlpost.record.tracking import KINDS, missing_modules
+from rlpost.validate.adapter import ADAPTER_CHECKS
 from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
+from rlpost.validate.tracking import tracking
 from rlpost.validate.unread import unread
-
-WANDB_CHOICES = ("auto", *MODES)
-MLFLOW_SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
 
 
 @dataclass(frozen=True)
@@ -256,24 +251,6 @@ def _url_fault(url: str) -> str | None:
     return None
 
 
-def _adapter(config: Config) -> Iterator[str]:
-    if config.adapter is None:
-        return
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (Path(config.adapter) / name).is_file():
-            yield refusal(
-                "adapter", config.adapter, f"no {name} there", _adapter_remedy(Path(config.adapter))
-            )
-    if config.task is Task.tiny_base:
-        yield refusal("adapter", config.adapter, "task=tiny_base trains no adapter", "leave it out")
-
-
-def _adapter_remedy(folder: Path) -> str:
-    if (folder / "adapter_model.bin").is_file():  # a pickle, which could run code, so it is not read
-        return "it has adapter_model.bin, as older PEFT wrote: load it with PEFT, and save_pretrained() again"
-    return "name a folder that PEFT saved, such as RUN/adapter"
-
-
 def folders(config: Config) -> Iterator[str]:
     """Refusals of the folders that a run works in."""
     if config.resume is not None:
@@ -295,55 +272,6 @@ def _resume(config: Config, folder: Path) -> Iterator[str]:
     below = "cells" if config.task is Task.compare else "checkpoints"
     if not (folder / below).is_dir():
         yield refusal("resume", folder, f"no {below}/ there", "name the output folder of an earlier run")
-
-
-def _tracking(config: Config) -> Iterator[str]:
-    names = config.tracking.backends
-    if unknown := [name for name in names if name not in KINDS]:
-        choices = ", ".join(KINDS)
-        yield refusal("tracking.backends", names, f"unknown: {', '.join(unknown)}", f"give some of {choices}")
-    elif len(set(names)) < len(names):
-        yield refusal("tracking.backends", names, "one is named twice", "name each once")
-    else:
-        yield from _wandb(config) if "wandb" in names else ()
-        yield from _installed(config)
-        yield from _mlflow(config) if "mlflow" in names else ()
-
-
-def _installed(config: Config) -> Iterator[str]:
-    """Refusals of trackers whose packages are missing, so that a long run does not fail at its end."""
-    for name in config.tracking.backends:
-        if name == "wandb" and config.tracking.wandb == "disabled":
-            continue
-        if missing := missing_modules(config, name):
-            reason = f"{name} needs what is not installed: {', '.join(missing)}"
-            remedy = f"{KINDS[name].install}, or leave {name} out"
-            yield refusal("tracking.backends", config.tracking.backends, reason, remedy)
-
-
-def _mlflow(config: Config) -> Iterator[str]:
-    uri = config.tracking.mlflow_uri
-    if uri is not None and not re.match(rf"(?:{'|'.join(MLFLOW_SCHEMES)})(?:\+\w+)?(?::|$)", uri):
-        remedy = (
-            "give http://host:5000, sqlite:////folder/mlflow.db, or null for a database in the run directory"
-        )
-        yield refusal("tracking.mlflow_uri", without_users(uri), "neither a server nor a database", remedy)
-
-
-def _wandb(config: Config) -> Iterator[str]:
-    mode, said = config.tracking.wandb, os.environ.get("WANDB_MODE")
-    if mode not in WANDB_CHOICES:
-        yield refusal("tracking.wandb", mode, "unknown", "give one of " + ", ".join(WANDB_CHOICES))
-    elif mode == "auto" and said and said not in WANDB_MODES:
-        remedy = "set the variable to one of " + ", ".join(WANDB_MODES) + ", or give tracking.wandb"
-        yield refusal("WANDB_MODE", said, "unknown", remedy)
-    elif resolve_mode(mode) == "online" and not has_wandb_key():
-        yield refusal(
-            "tracking.wandb",
-            mode,
-            "no key: neither WANDB_API_KEY nor ~/.netrc has one",
-            "wandb login, or offline",
-        )
 
 
 def _ray(config: Config) -> Iterator[str]:
@@ -373,39 +301,6 @@ def _gpus(config: Config) -> Iterator[str]:
             f"Ray may put two of learner.workers={learner.workers} ranks on one GPU, which NCCL refuses",
             "give 1, or learner.workers=1",
         )
-
-
-def _modules(config: Config) -> Iterator[str]:
-    names = config.lora.target_modules
-    if not re.fullmatch(r"all-linear|\w+(,\w+)*", names):
-        yield refusal(
-            "lora.target_modules", names, "not a list of module names", "give all-linear, or 'q_proj,v_proj'"
-        )
-
-
-def _zero3(config: Config) -> Iterator[str]:
-    stage, kind = config.learner.zero_stage, config.lora.kind
-    if stage == 3 and config.task in TRAINING and not KINDS_OF_ADAPTERS[kind].zero3:
-        reads = "PEFT's layers of lora.kind={} read it from outside"
-        takes_turns = "with lora.kind={} the roles' parameters take turns in a module"
-        why = takes_turns if KINDS_OF_ADAPTERS[kind].whole else reads
-        yield refusal(
-            "learner.zero_stage",
-            stage,
-            f"ZeRO-3 gathers a parameter for its own module only, and {why.format(kind.name)}",
-            "give at most 2, or lora.kind=lora",
-        )
-
-
-def _base(config: Config) -> Iterator[str]:
-    base, name = config.lora.base, config.lora.kind.name
-    kind = KINDS_OF_ADAPTERS[config.lora.kind]
-    if base is BaseKind.stored or (kind.nf4 and not kind.whole):
-        return
-    takes = f"PEFT's layers of lora.kind={name} take plain linear layers only"
-    trains = f"lora.kind={name} trains the model's own parameters, and a base in 4 bits is frozen"
-    remedy = "give lora.base=stored, or another adapter: lora.kind=lora"
-    yield refusal("lora.base", base.name, trains if kind.whole else takes, remedy)
 
 
 def _conversation(config: Config) -> Iterator[str]:
@@ -443,15 +338,12 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _evaluation,
     _endpoint,
     environment,
-    _adapter,
+    *ADAPTER_CHECKS,
     adapter_start,
     folders,
-    _tracking,
+    tracking,
     _ray,
     _gpus,
-    _modules,
-    _zero3,
-    _base,
     _conversation,
     _tiny_base,
 )
