@@ -92,3 +92,19 @@ def random_episodes(
 
 def examples_of(episodes: list[Trajectory]) -> list[Example]:
     return [Example(tuple(t.token_ids), tuple(t.loss_mask)) for t in episodes]
+
+
+def write_rounded(folder: Path, target: Path) -> Path:
+    """The model of `folder`, its linear layers rounded to NF4, as a plain folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlpost.kernels.nf4 import round_trip
+    from rlpost.weights.models import linear_layers
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name in linear_layers(folder):
+        weight = model.get_submodule(name).weight
+        weight.data = round_trip(weight)
+    model.save_pretrained(target)
+    return target

@@ -98,16 +98,17 @@ def _check_kind(cfg: Config, model_folder: Path) -> None:
 
 def _check_targets(cfg: Config, layers: Layers) -> None:
     """Refuse target names that match no module. PEFT ignores such a name as long as another one matches."""
-    has = sorted({module.rpartition(".")[2] for module in layers})
+    reason = f"model={cfg.model} has no linear layer of that name in its blocks"
+    _refuse_absent(cfg, layers, reason, "; lora.kind=full trains embeddings, norms and the head too")
+
+
+def _refuse_absent(cfg: Config, modules: Collection[str], reason: str, more: str = "") -> None:
+    """Refuse target names that are none of `modules`, which the remedy offers; `more` ends the remedy."""
+    has = ", ".join(sorted({module.rpartition(".")[2] for module in modules}))
     refusals = [
-        refusal(
-            "lora.target_modules",
-            name,
-            f"model={cfg.model} has no linear layer of that name in its blocks",
-            f"give {ALL}, or choose from {', '.join(has)}; lora.kind=full trains embeddings, norms and the head too",
-        )
+        refusal("lora.target_modules", name, reason, f"give {ALL}, or choose from {has}{more}")
         for name in _targets(cfg)
-        if not any(named([name], module) for module in layers)
+        if not any(named([name], module) for module in modules)
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
@@ -160,18 +161,8 @@ def _check_parameters(cfg: Config, model_folder: Path) -> None:
             )
         )
     modules = {name.rpartition(".")[0] for name in trainable}
-    refusals = [
-        refusal(
-            "lora.target_modules",
-            target,
-            f"lora.kind={kind.value}: model={cfg.model} has no {what} in a module of that name",
-            f"give {ALL}, or choose from {', '.join(sorted({m.rpartition('.')[2] for m in modules}))}",
-        )
-        for target in _targets(cfg)
-        if not any(named([target], module) for module in modules)
-    ]
-    if refusals:
-        raise ConfigError("\n".join(refusals))
+    reason = f"lora.kind={kind.value}: model={cfg.model} has no {what} in a module of that name"
+    _refuse_absent(cfg, modules, reason)
 
 
 def _check_directions(cfg: Config, layers: Layers, wanted: int) -> None:

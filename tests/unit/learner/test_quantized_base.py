@@ -30,7 +30,7 @@ from rlpost.weights.base_weights import Nf4Weights
 from rlpost.weights.models import linear_layers
 from rlpost.weights.update import weight_update
 from tests.adapter_kinds import ADAPTERS, small
-from tests.learner_data import random_episodes, write_small_model
+from tests.learner_data import random_episodes, write_rounded, write_small_model
 from tests.peft_kinds import MERGED, SOME
 
 ON_NF4 = tuple(kind for kind in ADAPTERS if TABLE[kind].nf4)
@@ -46,14 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dequantized(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, its linear layers rounded to NF4, as a plain folder."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for name in linear_layers(folder):
-        weight = model.get_submodule(name).weight
-        weight.data = round_trip(weight)
-    target = tmp_path_factory.mktemp("dequantized")
-    model.save_pretrained(target)
-    return target
+    return write_rounded(folder, tmp_path_factory.mktemp("dequantized"))
 
 
 @pytest.fixture

@@ -15,16 +15,14 @@ from transformers import AutoModelForCausalLM
 from rlpost.algorithms.roles import POLICY, REFERENCE, ROLES
 from rlpost.config.adapter_starts import STARTS
 from rlpost.config.schema import AdapterKind, AdapterStart, BaseKind, Dtype, LoraConfig
-from rlpost.kernels.nf4 import round_trip
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model.actor_critic import ActorCritic
 from rlpost.learner.model.packing import Row, collate, slot_starts
 from rlpost.learner.model.prefixes import Group
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights, Nf4Weights
-from rlpost.weights.models import linear_layers
 from rlpost.weights.update import weight_update
-from tests.learner_data import examples_of, random_episodes, write_small_model
+from tests.learner_data import examples_of, random_episodes, write_rounded, write_small_model
 
 EXAMPLES = examples_of(random_episodes(6))
 ROWS = [Row(e.token_ids, e.loss_mask) for e in EXAMPLES[:4]]
@@ -40,14 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rounded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, its linear layers rounded to NF4, as a plain folder."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for name in linear_layers(folder):
-        weight = model.get_submodule(name).weight
-        weight.data = round_trip(weight)
-    target = tmp_path_factory.mktemp("rounded")
-    model.save_pretrained(target)
-    return target
+    return write_rounded(folder, tmp_path_factory.mktemp("rounded"))
 
 
 @pytest.fixture
