@@ -118,6 +118,14 @@ def test_zero_3_is_for_kinds_whose_modules_hold_their_own_parameters() -> None:
         ("loha", {"alpha": 2}, "lora.alpha gives it"),
         ("lora", {"use_dora": True}, "lora.kind=lora gives it"),
         ("lora", {"init_lora_weights": "pissa"}, "choose from rank_pattern, alpha_pattern"),
+        ("vera", {"save_projection": False}, "PEFT may not save all that the adapter needs"),
+        ("pvera", {"save_projection": False}, "PEFT may not save all"),
+        ("pvera", {"sample_at_inference": True}, "its passes may differ from its merge"),
+        ("randlora", {"save_projection": False}, "PEFT may not save all"),
+        ("tinylora", {"save_projection": False}, "PEFT may not save all"),
+        ("unilora", {"save_indices": False}, "lora.kind=unilora gives it"),
+        ("vblora", {"save_only_topk_weights": True}, "PEFT may not save all"),
+        ("supertuning", {"save_precomputed_indices": False}, "PEFT may not save all"),
     ],
 )
 def test_settings_that_are_not_the_kinds_own_are_refused(
@@ -140,6 +148,28 @@ def test_settings_that_are_not_the_kinds_own_are_refused(
         (LoraConfig(settings={"rank_pattern": {"v_proj": "many"}}), "PEFT cannot build lora.kind=lora"),
         (LoraConfig(settings={"rank_pattern": {"[": 2}}), r"rank_pattern: '\[' is no regular expression"),
         (LoraConfig(settings={"alpha_pattern": {"v_proj": 0}}), "has the scaling 0. Give a value above 0"),
+        (
+            LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": r".*\.dwn_proj"}),
+            r"feedforward_modules: .*dwn_proj' matches none of the 14 modules",
+        ),
+        (
+            LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": ["down_proj", "dwn_proj"]}),
+            r"feedforward_modules: 'dwn_proj' matches none",
+        ),
+        (
+            LoraConfig(
+                AdapterKind.ia3, settings={"feedforward_modules": ["up_proj"]}, target_modules="q_proj"
+            ),
+            r"feedforward_modules: 'up_proj' matches none of the 2 modules",
+        ),
+        (
+            LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": "("}),
+            r"feedforward_modules: '\(' is no regular expression",
+        ),
+        (
+            LoraConfig(settings={"rank_pattern": {"layers.1.mlp.down_proj": "many"}}),
+            "PEFT cannot build lora.kind=lora",
+        ),
         (LoraConfig(AdapterKind.oft, rank=7), r"PEFT would build another .*oft_block_size.*Adjusted.*to \("),
     ],
 )
@@ -148,6 +178,23 @@ def test_what_peft_cannot_build_or_would_ignore_is_refused_before_anything_start
 ) -> None:
     with pytest.raises(AdapterError, match=words):
         check_model(Config(model="small", task=Task.rl, lora=lora), folder)
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings"),
+    [
+        ("all-linear", {"feedforward_modules": ["down_proj", "up_proj"]}),
+        ("q_proj,down_proj", {"feedforward_modules": ["down_proj"]}),
+        ("q_proj,v_proj", TABLE[AdapterKind.ia3].defaults["lora.settings"]),  # names what is not adapted
+        ("all-linear", {"feedforward_modules": r".*layers\.1\.mlp\.up_proj"}),
+        ("all-linear", {"feedforward_modules": []}),
+    ],
+)
+def test_ia3s_choice_of_inputs_is_taken_if_it_matches(
+    modules: str, settings: dict[str, Any], folder: Path
+) -> None:
+    lora = LoraConfig(AdapterKind.ia3, settings=settings, target_modules=modules)
+    check_model(Config(model="small", task=Task.rl, lora=lora), folder)
 
 
 @pytest.mark.parametrize("kind", [AdapterKind.ia3, AdapterKind.road, AdapterKind.glora])
@@ -195,6 +242,15 @@ def test_a_start_of_another_size_is_refused() -> None:
         AdapterError, match=r"has oft_block_size=8; the settings lora\.\* say oft_block_size=4"
     ):
         check_start(started(eight), four)
+
+
+def test_a_start_with_a_setting_that_no_run_gives_has_no_remedy_in_words() -> None:
+    vera = small(AdapterKind.vera)
+    with pytest.raises(
+        AdapterError,
+        match=r"save_projection=False; .*A run does not train it: it has settings that no lora.kind",
+    ):
+        check_start(started(vera) | {"save_projection": False}, vera)
 
 
 def test_an_adapter_of_a_kind_that_no_run_trains_is_no_start() -> None:
