@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlpost.config.adapter_kinds import REFUSED, TABLE, described
-from rlpost.config.compose import compose
+from rlpost.config.compose import compose, with_settings
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.checks import validate
@@ -79,6 +79,27 @@ def test_the_kind_of_an_experiments_file_keeps_the_files_size(tmp_path: Path) ->
         AdapterKind.oft, 16, settings={"block_share": True}
     )
     assert compose([f"experiment={file}", "lora.kind=lora"]).lora == LoraConfig()
+
+
+@pytest.mark.parametrize("new", ["lora", "dora", "ia3", "vera", "road"])
+@pytest.mark.parametrize(
+    "words", [[], ["lora.rank=5"], ["lora.kind=road"], ["lora.kind=oft", "lora.settings={coft: true}"]]
+)
+def test_a_comparisons_kind_has_the_settings_of_a_command_line_that_names_it(
+    new: str, words: list[str]
+) -> None:
+    """Size and settings of another kind of PEFT do not stay."""
+    base = compose([EXPERIMENT, *words])
+    varied = with_settings(base, {"lora.kind": new}).lora
+    if TABLE[base.lora.kind].peft_type == TABLE[AdapterKind[new]].peft_type:
+        assert varied == replace(base.lora, kind=AdapterKind[new])
+        return
+    row = TABLE[AdapterKind[new]]
+    rank = row.defaults.get("lora.rank", LoraConfig().rank)
+    settings = row.defaults.get("lora.settings", {})
+    assert (varied.rank, varied.alpha) == (rank, row.defaults.get("lora.alpha", LoraConfig().alpha))
+    assert varied.settings == settings
+    assert with_settings(base, {"lora.kind": new, "lora.rank": 3}).lora == replace(varied, rank=3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The settings of a vLLM engine, the same in vLLM's words, and the environment of its process. Imports nothing heavy."""
+"""The settings of a vLLM engine, also in vLLM's words, and the environment of its process. Imports nothing heavy."""
 
 from __future__ import annotations
 
