@@ -29,7 +29,7 @@ def refusal_of_all(key: str, value: object, faults: Iterable[tuple[str, str]], w
     found = list(faults)
     if found:
         remedies = dict.fromkeys(remedy for _, remedy in found if remedy)
-        remedy = "; or ".join(filter(None, (" and ".join(remedies), way_out)))
+        remedy = "; or ".join(filter(None, ("; and ".join(remedies), way_out)))
         yield refusal(key, value, "\n  reason: ".join(reason for reason, _ in found), remedy)
 
 

@@ -30,7 +30,7 @@ def _of_optimizer(config: Config) -> Iterator[tuple[str, str]]:
     """(reason, remedy) of what `learner.optimizer` cannot work with."""
     learner, kind = config.learner, config.lora.kind
     if learner.optimizer is Optimizer.lora_pro and kind not in PAIRED:
-        yield f"lora.kind={kind.name} has no pair of A and B", ""
+        yield f"lora.kind={kind.name} has no pair of A and B", "lora.kind=lora"
     if learner.optimizer is Optimizer.adamw_8bit:
         if learner.gpus == 0:
             yield "bitsandbytes updates 8-bit moments on a GPU alone, and learner.gpus=0", "learner.gpus=1"

@@ -24,8 +24,8 @@ _LORAS: dict[str, Any] = {"rank_pattern": _PATTERN, "alpha_pattern": _PATTERN}
 OTHERS: dict[str, dict[str, Any]] = {
     **{kind.name: _LORAS for kind in LORAS_FAMILY},
     "oft": {
-        "coft": True,
-        "eps": {"coft": True, "eps": 1e-3},
+        "coft": {"coft": True, "eps": 0.1},  # with PEFT's eps it hardly rotates
+        "eps": {"coft": True, "eps": 0.1},
         "block_share": True,
         "use_cayley_neumann": False,
         "num_cayley_neumann_terms": 3,

@@ -478,7 +478,12 @@ def test_headers_and_the_configuration_are_read_once(
     """What merges reads the weights themselves, and their headers for that."""
     read: list[Path] = []
     header = stored_model._header
-    monkeypatch.setattr(stored_model, "_header", lambda path: read.append(path) or header(path))
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return header(path)
+
+    monkeypatch.setattr(stored_model, "_header", counted)
     monkeypatch.setattr("rlpost.weights.trial_merge.try_merge", lambda *_: {"a": (2, 2)})
     check_model(config(lora=lora), small)
     assert len(read) == 1

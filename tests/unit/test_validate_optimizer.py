@@ -66,7 +66,7 @@ def test_8_bit_moments_have_one_refusal_with_three_reasons(monkeypatch: pytest.M
     for line, word in zip(lines[1:], ("gpus=0", "package", "zero_stage=2"), strict=False):
         assert word in line
     assert lines[-1] == (
-        "  remedy: learner.gpus=1 and pip install bitsandbytes and learner.zero_stage=0; or learner.optimizer=adamw"
+        "  remedy: learner.gpus=1; and pip install bitsandbytes; and learner.zero_stage=0; or learner.optimizer=adamw"
     )
 
 
