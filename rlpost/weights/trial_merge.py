@@ -89,7 +89,8 @@ def _check_patterns(lora: LoraConfig, modules: Sequence[str]) -> None:
                 f"{key} matches none of the {len(modules)} modules that are adapted, such as {modules[0]}. PEFT would"
                 " ignore it."
             )
-    for pattern, value in (lora.settings.get("alpha_pattern") or {}).items():
+    alphas = lora.settings.get("alpha_pattern")
+    for pattern, value in alphas.items() if isinstance(alphas, dict) else ():
         if isinstance(value, (int, float)) and not value > 0:
             raise AdapterError(
                 f"lora.settings.alpha_pattern: {pattern!r} has the scaling {value}. Give a value above 0."
@@ -97,19 +98,19 @@ def _check_patterns(lora: LoraConfig, modules: Sequence[str]) -> None:
 
 
 def _choices(lora: LoraConfig) -> Iterator[tuple[str, Callable[[str], object]]]:
-    """Every choice of modules in `lora.settings`: its words, and whether it matches a module, as PEFT has it."""
-    defaults = TABLE[lora.kind].defaults.get("lora.settings", {})
+    """Every choice of modules in `lora.settings`: its words, and whether it matches a module, as PEFT has it.
+
+    Without IA3's default, which names modules that some models lack.
+    """
+    default = TABLE[lora.kind].defaults.get("lora.settings", {}).get(_FEEDFORWARD)
     for setting, value in lora.settings.items():
         key = f"lora.settings.{setting}: "
         if _PATTERNS.fullmatch(setting) and isinstance(value, dict):
             yield from ((f"{key}{name!r}", _matcher(f"{key}{name!r}", rf"(.*\.)?({name})")) for name in value)
-        elif setting == _FEEDFORWARD and value != defaults.get(
-            setting
-        ):  # the default names what some models lack
-            if isinstance(value, str):
-                yield f"{key}{value!r}", _matcher(f"{key}{value!r}", value)
-            elif isinstance(value, list):
-                yield from ((f"{key}{end!r}", partial(_ends, end=str(end))) for end in value)
+        elif setting == _FEEDFORWARD and isinstance(value, str) and value != default:
+            yield f"{key}{value!r}", _matcher(f"{key}{value!r}", value)
+        elif setting == _FEEDFORWARD and isinstance(value, list):
+            yield from ((f"{key}{end!r}", partial(_ends, end=str(end))) for end in value)
 
 
 def _matcher(key: str, pattern: str) -> Callable[[str], object]:

@@ -168,6 +168,7 @@ def test_settings_that_are_not_the_kinds_own_are_refused(
         (LoraConfig(settings={"rank_pattern": {"v_prj": 2}}), "'v_prj' matches none of the 14 modules"),
         (LoraConfig(settings={"rank_pattern": {"v_proj": "many"}}), "PEFT cannot build lora.kind=lora"),
         (LoraConfig(settings={"rank_pattern": {"[": 2}}), r"rank_pattern: '\[' is no regular expression"),
+        (LoraConfig(settings={"alpha_pattern": 3}), "PEFT cannot build lora.kind=lora"),
         (LoraConfig(settings={"alpha_pattern": {"v_proj": 0}}), "has the scaling 0. Give a value above 0"),
         (
             LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": r".*\.dwn_proj"}),
