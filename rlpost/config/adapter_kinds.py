@@ -32,6 +32,8 @@ class Kind:
     alpha: str | None = None  # PEFT's name for lora.alpha; None: the kind has no scaling
     settings: Mapping[str, Any] = field(default_factory=dict)  # PEFT's settings that make the kind
     defaults: Mapping[str, Any] = field(default_factory=dict)  # settings by dotted key
+    # PEFT's settings that lora.settings may give: those with which PEFT saves whatever the adapter needs.
+    free: tuple[str, ...] = ()
     learning_rate: float = 1.0
     trains: str | None = None  # of whole parameters, the last part of the names that train (bias); None: all
     zero3: bool = (
@@ -61,9 +63,12 @@ def _size(rank: int, alpha: float | None = None, **settings: Any) -> dict[str, A
     return {"lora.rank": rank, **scaling, **({"lora.settings": settings} if settings else {})}
 
 
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
 def _lora(source: str, what: str, *, rslora: bool = False, dora: bool = False) -> Kind:
     settings = {"use_rslora": rslora, "use_dora": dora}
-    return Kind(source, what, "LORA", "r", "lora_alpha", settings, zero3=True)
+    return Kind(source, what, "LORA", "r", "lora_alpha", settings, free=_PATTERNS, zero3=True)
 
 
 TABLE: Mapping[AdapterKind, Kind] = {
@@ -78,6 +83,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "oft_block_size",
         settings={"r": 0},
         defaults=_size(32),
+        free=("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"),
     ),
     AdapterKind.boft: Kind(
         "arXiv 2311.06243",
@@ -86,6 +92,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "boft_block_size",
         defaults=_size(4),
         learning_rate=3.0,
+        free=("boft_n_butterfly_factor",),
     ),
     AdapterKind.hra: Kind(
         "arXiv 2405.17484",
@@ -94,6 +101,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(8),
         learning_rate=3.0,
+        free=("apply_GS",),
     ),
     AdapterKind.road: Kind(
         "arXiv 2409.00119",
@@ -101,6 +109,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "ROAD",
         defaults={"lora.settings": {"group_size": 32}},
         learning_rate=10.0,
+        free=("variant", "group_size"),
     ),
     AdapterKind.vera: Kind(
         "arXiv 2310.11454",
@@ -109,6 +118,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(256),
         learning_rate=30.0,
+        free=("projection_prng_key", "d_initial"),
     ),
     AdapterKind.pvera: Kind(
         "arXiv 2512.07703",
@@ -117,6 +127,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(256),
         learning_rate=30.0,
+        free=("projection_prng_key", "d_initial"),
     ),
     AdapterKind.randlora: Kind(
         "arXiv 2502.00987",
@@ -125,6 +136,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "randlora_alpha",
         defaults=_size(32, 640.0),
+        free=("projection_prng_key", "sparse", "very_sparse"),
     ),
     AdapterKind.vblora: Kind(
         "arXiv 2405.15179",
@@ -133,6 +145,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(4, num_vectors=256, vector_length=64),
         learning_rate=10.0,
+        free=("num_vectors", "vector_length", "topk", "init_vector_bank_bound", "init_logits_std"),
     ),
     AdapterKind.tinylora: Kind(
         "arXiv 2602.04118",
@@ -143,6 +156,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         settings={"weight_tying": 1.0},
         defaults=_size(13),
         learning_rate=5.0,
+        free=("r", "projection_seed", "init_v_bound"),
     ),
     AdapterKind.unilora: Kind(
         "arXiv 2506.00799",
@@ -152,6 +166,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         settings={"save_indices": True},
         defaults=_size(256),
         learning_rate=100.0,
+        free=("r", "proj_seed", "init_theta_d_bound"),
     ),
     AdapterKind.loha: Kind(
         "arXiv 2108.06098",
@@ -161,6 +176,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "alpha",
         defaults=_size(8, 8.0),
         learning_rate=10.0,
+        free=_PATTERNS,
     ),
     AdapterKind.lokr: Kind(
         "arXiv 2309.14859",
@@ -170,6 +186,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "alpha",
         defaults=_size(8, 8.0),
         learning_rate=10.0,
+        free=(*_PATTERNS, "decompose_both", "decompose_factor"),
     ),
     AdapterKind.hira: Kind(
         "ICLR 2025 (OpenReview TwJrTz9cRS)",
@@ -178,6 +195,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(32),
         learning_rate=10.0,
+        free=("rank_pattern",),
     ),
     AdapterKind.gralora: Kind(
         "arXiv 2505.20355",
@@ -186,6 +204,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "alpha",
         defaults=_size(32, 64.0),
+        free=("hybrid_r", "gralora_k"),
     ),
     AdapterKind.delora: Kind(
         "arXiv 2503.18225",
@@ -194,6 +213,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         "delora_lambda",
         defaults=_size(8, 15.0),
+        free=("rank_pattern", "lambda_pattern"),
     ),
     AdapterKind.glora: Kind(
         "arXiv 2306.07967",
@@ -203,6 +223,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         defaults=_size(8),
         nf4=False,
         learning_rate=3.0,
+        free=("config_A_B", "config_C", "config_D_E"),
     ),
     AdapterKind.deft: Kind(
         "PEFT's documentation",
@@ -211,6 +232,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "r",
         defaults=_size(8),
         learning_rate=3.0,
+        free=("decomposition_method", "init_scale", "alpha", "para"),
     ),
     AdapterKind.peanut: Kind(
         "arXiv 2410.01870",
@@ -220,6 +242,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "scaling",
         defaults=_size(32, 1.0),
         learning_rate=3.0,
+        free=("depth", "act_fn"),
     ),
     AdapterKind.miss: Kind(
         "arXiv 2409.15371",
@@ -227,6 +250,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "MISS",
         "r",
         defaults=_size(64),
+        free=("mini_r",),
     ),
     AdapterKind.c3a: Kind(
         "arXiv 2407.19342",
@@ -236,6 +260,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         settings={"init_weights": True},
         defaults=_size(64),
         learning_rate=30.0,
+        free=("block_size_pattern",),
     ),
     AdapterKind.fourierft: Kind(
         "arXiv 2405.03003",
@@ -246,6 +271,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         settings={"init_weights": True},
         defaults=_size(1000, 150.0),
         learning_rate=3.0,
+        free=("random_loc_seed", "n_frequency_pattern"),
     ),
     AdapterKind.waveft: Kind(
         "arXiv 2505.12532",
@@ -254,6 +280,13 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "n_frequency",
         "scaling",
         defaults=_size(1000, 25.0),
+        free=(
+            "wavelet_family",
+            "use_idwt",
+            "random_loc_seed",
+            "n_frequency_pattern",
+            "proportional_parameters",
+        ),
     ),
     AdapterKind.shira: Kind(
         "arXiv 2406.13175",
@@ -269,6 +302,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "W0 + numbers at its largest places, one in a hundred",
         "SUPERTUNING",
         learning_rate=10.0,
+        free=("sparsity", "select_top", "r"),
     ),
     AdapterKind.ia3: Kind(
         "arXiv 2205.05638",
@@ -276,6 +310,7 @@ TABLE: Mapping[AdapterKind, Kind] = {
         "IA3",
         defaults={"lora.settings": {"feedforward_modules": r".*\.down_proj"}},
         learning_rate=10.0,
+        free=("feedforward_modules",),
     ),
     # By the bandit. Published is a tenth of the rate of LoRA with alpha 32: "LoRA Without Regret" (2025).
     AdapterKind.full: Kind("below", "trains W0 itself, and all other parameters", FULL, learning_rate=0.2),

@@ -11,7 +11,6 @@ defaults form a separate layer. `algo.KEY=VALUE` sets one of its settings. The c
 
 from __future__ import annotations
 
-import copy
 import os.path
 import typing
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ from rlpost.config.keys import (
 )
 from rlpost.config.overrides import Override, Word, parse
 from rlpost.config.presets import TABLE, VARIED
-from rlpost.config.schema import AdapterKind, AlgoName, Config, LoraConfig, Task
+from rlpost.config.schema import AdapterKind, AlgoName, Config, Task
 from rlpost.config.trust import refuse_unnamed_code
 from rlpost.errors import ConfigError
 
@@ -68,8 +67,10 @@ def compose(words: Sequence[Word]) -> Config:
         refuse_unquoted(leaves(layer), where)
     refuse_marks(((o.key, o.value) for o in typed), "command line")
     algorithm = _algorithm(typed, settings)
-    file, kind = _of_the_kind(settings, typed)
-    config = _resolve([kind, file], algorithm, [o for o in typed if o.key not in ALGORITHM_KEYS])
+    former = _kind([settings]) or Config().lora.kind
+    kind = _kind([o.nested() for o in typed]) or former
+    file = _for_kind(kind, settings, former)
+    config = _resolve(file, algorithm, [o for o in typed if o.key not in ALGORITHM_KEYS])
     if name == RESUMED:
         refuse_unnamed_code(config, {o.key for o in typed}, path)
     if config.task is Task.compare:
@@ -142,18 +143,18 @@ def defaults_under(algorithm: AlgoName) -> Config:
     return _resolve([], algorithm, [])
 
 
-def _of_the_kind(settings: dict[str, Any], typed: list[Override]) -> tuple[dict[str, Any], DictConfig]:
-    """The settings of the experiment's file without those of another kind of adapter, and the kind's own defaults.
+def _for_kind(
+    kind: AdapterKind, settings: dict[str, Any], former: AdapterKind
+) -> tuple[DictConfig, dict[str, Any]]:
+    """Two layers: the defaults of `kind`, and nested `settings`, which were written for the kind `former`.
 
-    A size, a scaling and `lora.settings` mean something else in another kind of PEFT.
+    Size, scaling and `lora.settings` mean something else in another kind of PEFT, so they are left out for one.
     """
-    file = _kind([settings]) or Config().lora.kind
-    kind = _kind([o.nested() for o in typed]) or file
     own = settings.get("lora")
-    if KINDS[kind].peft_type != KINDS[file].peft_type and isinstance(own, dict):
+    if KINDS[kind].peft_type != KINDS[former].peft_type and isinstance(own, dict):
         kept = {key: value for key, value in own.items() if key not in ("rank", "alpha", "settings")}
         settings = {**settings, "lora": kept}
-    return settings, _nested(KINDS[kind].defaults)
+    return _nested(KINDS[kind].defaults), settings
 
 
 def _kind(layers: Sequence[dict[str, Any]]) -> AdapterKind | None:
@@ -191,22 +192,15 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     Raises ConfigError for an unknown key or a wrong type.
     """
     refuse_unknown(settings.items(), NAMED_SETTINGS)
+    former = config.lora.kind
+    kind = kind_named(str(settings.get("lora.kind", former.name)))
     try:
-        node = OmegaConf.structured(copy.deepcopy(config))
-        for key, value in {**_of_another_kind(config.lora.kind, settings), **settings}.items():
-            OmegaConf.update(node, key, value)
+        values = OmegaConf.to_container(OmegaConf.structured(config))
+        layers = _for_kind(kind, typing.cast(dict[str, Any], values), former)
+        node = OmegaConf.merge(OmegaConf.structured(Config), *layers, _nested(settings))
         return typing.cast(Config, OmegaConf.to_object(node))
     except OmegaConfBaseException as error:
         raise _readable(error, []) from None
-
-
-def _of_another_kind(kind: AdapterKind, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The defaults of the kind that `settings` name, where PEFT's kind is another than that of `kind`."""
-    new = KINDS[kind_named(str(settings.get("lora.kind", kind.name)))]
-    if new.peft_type == KINDS[kind].peft_type:
-        return {}
-    size = {f"lora.{name}": getattr(LoraConfig(), name) for name in ("rank", "alpha", "settings")}
-    return {**size, **new.defaults}
 
 
 def _from_home(path: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,18 @@ SEPARATORS = frozenset("\x85\u2028\u2029")
 def refusal(key: str, value: object, reason: str, remedy: str) -> str:
     """A refusal of a setting, in the form that all of them have."""
     return f"{key}={'null' if value is None else value}\n  reason: {reason}\n  remedy: {remedy}"
+
+
+def refusal_of_all(key: str, value: object, faults: Iterable[tuple[str, str]], way_out: str) -> Iterator[str]:
+    """One refusal of a setting for every fault (reason, remedy), of which there may be none.
+
+    All remedies together make the setting possible; `way_out` does without it.
+    """
+    found = list(faults)
+    if found:
+        remedies = dict.fromkeys(remedy for _, remedy in found if remedy)
+        remedy = "; or ".join(filter(None, ("; and ".join(remedies), way_out)))
+        yield refusal(key, value, "\n  reason: ".join(reason for reason, _ in found), remedy)
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def advised(cfg: Config, family: str, hidden_size: int) -> Config:
     """
     if family not in EXPONENTS:
         reason = f"model={cfg.model} is a {family}, and the rule was fitted to {', '.join(EXPONENTS)}"
-        remedy = "give sft.learning_rate and algo.learning_rate, and leave it out"
+        remedy = "give sft.learning_rate, algo.learning_rate and algo.critic_learning_rate, and leave it out"
         raise ConfigError(refusal("lora.learning_rate", "auto", reason, remedy))
     share = factor(cfg.lora, family, hidden_size)
     steps = ONE_STEP if cfg.algo.epochs * cfg.algo.minibatches == 1 else 1.0

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from rlpost.config.optimizers import is_muons
 from rlpost.config.schema import LearnerConfig, Optimizer
 from rlpost.errors import LearnerError
 from rlpost.learner.lora_pro import LoraPro
@@ -126,7 +127,7 @@ def _groups_of(model: ActorCritic, role: str, cfg: LearnerConfig) -> Iterator[Gr
     if cfg.optimizer is Optimizer.lora_pro:
         yield from _pairs_and_rest(model, role, parameters)
     elif cfg.optimizer is Optimizer.muon:
-        matrices = {id(p) for name, p in model.weights.named(role).items() if _is_matrix(name, p)}
+        matrices = {id(p) for name, p in model.weights.named(role).items() if is_muons(name, p.shape)}
         if not matrices:
             raise LearnerError(
                 f"the {role} has no matrix that Muon could update: everything that it trains is a vector or an"
@@ -136,12 +137,6 @@ def _groups_of(model: ActorCritic, role: str, cfg: LearnerConfig) -> Iterator[Gr
         yield from _split(model, role, [p for p in parameters if id(p) not in matrices], "adamw", cfg)
     else:
         yield from _split(model, role, parameters, cfg.optimizer.name, cfg)
-
-
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon updates it: not vectors (a matrix of one row is one), embeddings and the vocabulary head."""
-    outside = "embed" in name or "lm_head" in name
-    return not outside and parameter.ndim == 2 and min(parameter.shape) > 1
 
 
 def _split(

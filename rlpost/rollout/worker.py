@@ -53,7 +53,8 @@ class RolloutWorker:
 def start_engine(cfg: Config, model_folder: Path) -> Engine:
     """Start the vLLM engine of the configuration in this process."""
     from rlpost.cluster.precision import TORCH_DTYPES
-    from rlpost.rollout.engine.vllm_engine import EngineSettings, VllmEngine
+    from rlpost.rollout.engine.settings import EngineSettings
+    from rlpost.rollout.engine.vllm_engine import VllmEngine
 
     rollout = cfg.rollout
     assert cfg.dtype in TORCH_DTYPES, "the session settles the precision; vLLM would choose another"

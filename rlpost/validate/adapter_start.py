@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlpost.config.adapter_starts import STARTS
-from rlpost.config.keys import refusal
+from rlpost.config.keys import refusal_of_all
 from rlpost.config.schema import AdapterKind, AdapterStart, BaseKind, Config, Task
 
 _LORA = (AdapterKind.lora, AdapterKind.rslora)
@@ -18,8 +18,7 @@ def adapter_start(config: Config) -> Iterator[str]:
     start = config.lora.start
     if start is AdapterStart.default:
         return
-    for reason, remedy in _reasons(config):
-        yield refusal("lora.start", start.value, reason, remedy)
+    yield from refusal_of_all("lora.start", start.value, _reasons(config), "")
 
 
 def _reasons(config: Config) -> Iterator[tuple[str, str]]:

@@ -3,62 +3,77 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from rlpost.config.keys import refusal
+from rlpost.config.keys import refusal, refusal_of_all
+from rlpost.config.optimizers import is_muons
 from rlpost.config.schema import AdapterKind, Config, Optimizer, RateSchedule, Task
+from rlpost.errors import ConfigError
 from rlpost.validate.environment import TRAINING
 
 # Kinds that have a pair of A and B in every layer.
 PAIRED = {AdapterKind.lora, AdapterKind.rslora, AdapterKind.dora, AdapterKind.rsdora}
+_UNSHARDED = "learner.zero_stage=0"
 
 
 def _optimizer(config: Config) -> Iterator[str]:
-    learner, kind = config.learner, config.lora.kind
-    name, ratio = learner.optimizer.name, learner.lora_plus_ratio
-    if learner.optimizer is Optimizer.lora_pro:
-        if kind not in PAIRED:
-            reason = f"lora.kind={kind.name} has no pair of A and B"
-            yield refusal("learner.optimizer", name, reason, "learner.optimizer=adamw")
-        if ratio != 1.0:
-            reason = "learner.optimizer=lora_pro chooses the steps of A and B together, for one learning rate"
-            yield refusal(
-                "learner.lora_plus_ratio", ratio, reason, "leave it out, or learner.optimizer=adamw"
-            )
-    if ratio != 1.0 and kind not in PAIRED:
-        reason = f"lora.kind={kind.name} has no B that could learn faster"
-        yield refusal("learner.lora_plus_ratio", ratio, reason, "leave it out")
-
-
-def _zero(config: Config) -> Iterator[str]:
-    learner, remedy = config.learner, "learner.zero_stage=0"
-    if learner.zero_stage == 0:
-        return
-    flattens = (
-        f"learner.zero_stage={learner.zero_stage} gives the optimizer one flat vector a role, cut by rank"
-    )
-    if learner.optimizer in (Optimizer.lora_pro, Optimizer.muon):
-        name = learner.optimizer.name
-        yield refusal("learner.optimizer", name, f"{flattens}, and {name} needs matrices", remedy)
-    if learner.optimizer is Optimizer.adamw_8bit:
-        reason = f"{flattens}; that its 8-bit moments resume exactly from there is not known"
-        yield refusal("learner.optimizer", "adamw_8bit", reason, f"{remedy}, or learner.optimizer=adamw")
+    """What cannot be, all in one refusal of each of the two settings."""
+    learner = config.learner
+    way_out = "learner.optimizer=adamw"
+    yield from refusal_of_all("learner.optimizer", learner.optimizer.name, _of_optimizer(config), way_out)
     if learner.lora_plus_ratio != 1.0:
-        reason = f"{flattens}, and clips A and B apart if their learning rates differ"
-        yield refusal(
-            "learner.lora_plus_ratio", learner.lora_plus_ratio, reason, f"{remedy}, or leave it out"
-        )
+        ratio = learner.lora_plus_ratio
+        yield from refusal_of_all("learner.lora_plus_ratio", ratio, _of_ratio(config), "leave it out")
 
 
-def _eight_bit(config: Config) -> Iterator[str]:
-    if config.learner.optimizer is not Optimizer.adamw_8bit:
+def _of_optimizer(config: Config) -> Iterator[tuple[str, str]]:
+    """(reason, remedy) of what `learner.optimizer` cannot work with."""
+    learner, kind = config.learner, config.lora.kind
+    if learner.optimizer is Optimizer.lora_pro and kind not in PAIRED:
+        yield f"lora.kind={kind.name} has no pair of A and B", "lora.kind=lora"
+    if learner.optimizer is Optimizer.adamw_8bit:
+        if learner.gpus == 0:
+            yield "bitsandbytes updates 8-bit moments on a GPU alone, and learner.gpus=0", "learner.gpus=1"
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield "it needs the package bitsandbytes", "pip install bitsandbytes"
+    if learner.zero_stage == 0 or learner.optimizer is Optimizer.adamw:
         return
-    if config.learner.gpus == 0:
-        reason = "bitsandbytes updates 8-bit moments on a GPU alone, and learner.gpus=0"
-        yield refusal("learner.optimizer", "adamw_8bit", reason, "learner.gpus=1, or learner.optimizer=adamw")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        reason = "it needs the package bitsandbytes"
-        yield refusal("learner.optimizer", "adamw_8bit", reason, "pip install bitsandbytes")
+    if learner.optimizer is Optimizer.adamw_8bit:
+        cannot = "; that its 8-bit moments resume exactly from there is not known"
+    else:
+        cannot = f", and {learner.optimizer.name} needs matrices"
+    yield _flattened(config) + cannot, _UNSHARDED
+
+
+def _of_ratio(config: Config) -> Iterator[tuple[str, str]]:
+    """(reason, remedy) of what `learner.lora_plus_ratio` cannot work with."""
+    if config.learner.optimizer is Optimizer.lora_pro:
+        reason = "learner.optimizer=lora_pro chooses the steps of A and B together, for one learning rate"
+        yield reason, "learner.optimizer=adamw"
+    if config.lora.kind not in PAIRED:
+        yield f"lora.kind={config.lora.kind.name} has no B that could learn faster", "lora.kind=lora"
+    if config.learner.zero_stage > 0:
+        reason = f"{_flattened(config)}, and clips A and B apart if their learning rates differ"
+        yield reason, _UNSHARDED
+
+
+def _flattened(config: Config) -> str:
+    return f"learner.zero_stage={config.learner.zero_stage} gives the optimizer one flat vector a role, cut by rank"
+
+
+def check_muon(config: Config, trained: Mapping[str, Sequence[int]]) -> None:
+    """Refuse Muon for a policy of vectors and embeddings. `trained`: the shapes of what it trains, by name.
+
+    Raises ConfigError. `rlpost.validate.model`, which has the model, calls this.
+    """
+    if config.learner.optimizer is not Optimizer.muon or any(is_muons(*each) for each in trained.items()):
+        return
+    size = f" of rank {config.lora.rank}" if config.lora.kind in PAIRED else ""
+    reason = (
+        f"it updates matrices, and all that lora.kind={config.lora.kind.name}{size} with"
+        f" lora.target_modules={config.lora.target_modules} trains are vectors or embeddings"
+    )
+    raise ConfigError(refusal("learner.optimizer", "muon", reason, "learner.optimizer=adamw"))
 
 
 def _schedules(config: Config) -> Iterator[str]:
@@ -93,4 +108,4 @@ def _of_training(check: Callable[[Config], Iterator[str]]) -> Callable[[Config],
     return checked
 
 
-OPTIMIZER_CHECKS = tuple(map(_of_training, (_optimizer, _zero, _eight_bit, _schedules)))
+OPTIMIZER_CHECKS = tuple(map(_of_training, (_optimizer, _schedules)))

@@ -23,6 +23,7 @@ from rlpost.record.files import publish_folder
 from rlpost.verbs import policy
 from rlpost.verbs.policy import Policy
 from rlpost.weights import models
+from rlpost.weights.stored_model import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,7 +157,7 @@ def _fill(fresh: Path, model_folder: Path, update: WeightUpdate, dtype: str) -> 
     for path in sorted({path for pattern in SMALL_FILES for path in model_folder.glob(pattern)}):
         if path.is_file():
             shutil.copyfile(path, fresh / path.name)
-    shards = models.weight_files(model_folder)
+    shards = weight_files(model_folder)
     written = [(shard.name, _write_shard(shard, fresh / shard.name, update, dtype)) for shard in shards]
     for shard in shards:
         # safetensors writes files that only their owner can read.

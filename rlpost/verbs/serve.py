@@ -156,7 +156,7 @@ def server_command(
     """The command line of vLLM's server for the merged model in `folder`; `options` come last."""
     import torch
 
-    from rlpost.rollout.engine.vllm_engine import engine_args
+    from rlpost.rollout.engine.settings import engine_args
 
     settings = _engine_settings(trained, folder, dtype, asked)
     args = engine_args(settings, torch.cuda.is_available())

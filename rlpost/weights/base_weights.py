@@ -12,7 +12,8 @@ from torch import Tensor
 from rlpost.config.schema import BaseKind
 from rlpost.errors import ModelError
 from rlpost.kernels import nf4
-from rlpost.weights.models import linear_layers, weight_files
+from rlpost.weights.models import linear_layers
+from rlpost.weights.stored_model import weight_files
 
 
 class BaseWeights(Mapping[str, Tensor]):

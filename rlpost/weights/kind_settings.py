@@ -27,6 +27,9 @@ _OF_LORA: Mapping[str, Any] = {
     "alpha_pattern": {},
 }
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+_UNTRIED = (
+    "with others, PEFT may not save all that the adapter needs, or its passes may differ from its merge"
+)
 # A run starts at the base's own weights.
 _STARTS = ("init_weights", "init_ia3_weights")
 
@@ -62,14 +65,10 @@ def check_settings_of_kind(lora: LoraConfig) -> None:
     refusals = [
         refusal(f"lora.settings.{name}", value, *_refused(name, lora.kind))
         for name, value in lora.settings.items()
-        if not _may_give(name, TABLE[lora.kind])
+        if name not in TABLE[lora.kind].free
     ]
     if refusals:
         raise ConfigError("\n".join(refusals))
-
-
-def _may_give(name: str, kind: Kind) -> bool:
-    return name in own_settings(kind.peft_type) and name not in (kind.rank, kind.alpha, *kind.settings)
 
 
 def _refused(name: str, kind: AdapterKind) -> tuple[str, str]:
@@ -83,8 +82,10 @@ def _refused(name: str, kind: AdapterKind) -> tuple[str, str]:
         return f"lora.kind={kind.name} gives it", "leave it out, or choose another lora.kind"
     if "dropout" in name:
         return "two passes of one policy must give the same log-probs", "leave it out"
-    known = [each for each in own_settings(row.peft_type) if _may_give(each, row)]
-    remedy = did_you_mean(name, known) or (f"choose from {', '.join(known)}" if known else "leave it out")
+    if name in own_settings(row.peft_type):
+        return f"lora.kind={kind.name} is trained with PEFT's default alone: {_UNTRIED}", "leave it out"
+    remedy = did_you_mean(name, list(row.free))
+    remedy = remedy or (f"choose from {', '.join(row.free)}" if row.free else "leave it out")
     return f"lora.kind={kind.name} has no such setting that a run can give", remedy
 
 
@@ -144,11 +145,14 @@ def _remedy(its: Mapping[str, Any]) -> str:
     words += [f"lora.rank={its[row.rank]}"] if row.rank is not None else []
     words += [f"lora.alpha={its[row.alpha]}"] if row.alpha is not None else []
     defaults = {**own_settings(row.peft_type), **row.defaults.get("lora.settings", {})}
-    more = {key: its[key] for key in defaults if _may_give(key, row) and its[key] != defaults[key]}
+    more = {key: its[key] for key in row.free if its[key] != defaults[key]}
     words += [f"lora.settings='{json.dumps(more)}'"] if more else []
     return f"Give those it was trained with: {' '.join(words)}"
 
 
 def _makes(row: Kind, its: Mapping[str, Any]) -> bool:
-    """Whether `its` are of the row, by the settings that are compared (a start is not)."""
-    return all(its[key] == value for key, value in row.settings.items() if key in its)
+    """Whether a run of the row can have `its`, by the settings that are compared (a start is not)."""
+    given = {row.rank, row.alpha, *row.free}
+    fixed = {**own_settings(row.peft_type), **row.settings}
+    compared = [key for key in fixed if key in its and key not in given and fixed[key] is not None]
+    return all(its[key] == fixed[key] for key in compared)

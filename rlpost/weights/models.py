@@ -26,6 +26,7 @@ import filelock
 
 from rlpost.config.keys import did_you_mean
 from rlpost.errors import ModelError
+from rlpost.weights.stored_model import StoredModel, read_config, read_entries, text_part
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
@@ -104,12 +105,12 @@ def parameters(folder: Path) -> int:
 
     Raises ModelError if a file is not safetensors, or if an index names no file.
     """
-    return sum(math.prod(entry["shape"]) for entry in _stored(folder).values())
+    return sum(math.prod(entry["shape"]) for entry in read_entries(folder).values())
 
 
 def stored_dtypes(folder: Path) -> set[str]:
     """The dtypes of the stored weights, named as in safetensors: F32, BF16. Raises ModelError like `parameters`."""
-    return {entry["dtype"] for entry in _stored(folder).values()}
+    return {entry["dtype"] for entry in read_entries(folder).values()}
 
 
 def scaled_logits(config: Mapping[str, Any]) -> str | None:
@@ -122,27 +123,14 @@ def scaled_logits(config: Mapping[str, Any]) -> str | None:
     )
 
 
-def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
-    """The weight shapes (out, in) of a model's linear layers by module name, in order, from its files alone.
-
-    Embeddings and the vocabulary head are left out, because adapters are not put on them. Raises ModelError if a
-    file cannot be read.
-    """
-    vocabulary = text_config(folder).get("vocab_size")
-    layers: dict[str, tuple[int, int]] = {}
-    for name, entry in _stored(folder).items():
-        shape = tuple(entry["shape"])
-        module, _, part = name.rpartition(".")
-        in_a_block = any(level.isdecimal() for level in module.split("."))  # decoders number their blocks
-        outside = not in_a_block and (shape[:1] == (vocabulary,) or "embed" in module)
-        if part == "weight" and len(shape) == 2 and not outside:
-            layers[module] = (shape[0], shape[1])
-    return layers
+def linear_layers(folder: Path) -> Mapping[str, tuple[int, int]]:
+    """See `StoredModel.linear_layers`. Raises ModelError if a file cannot be read."""
+    return StoredModel.read(folder).linear_layers
 
 
 def family_and_width(folder: Path) -> tuple[str, int]:
     """A model's `model_type` and hidden size. Raises ModelError if its configuration lacks them or cannot be read."""
-    config = text_config(folder)
+    config = text_part(read_config(folder))
     family, width = config.get("model_type"), config.get("hidden_size")
     if not isinstance(family, str) or not isinstance(width, int) or width < 1:
         raise ModelError(f"{folder / 'config.json'} has no model_type or no hidden_size.")
@@ -154,50 +142,7 @@ def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
     Raises ModelError if a file cannot be read.
     """
-    return {name: tuple(entry["shape"]) for name, entry in _stored(folder).items()}
-
-
-def text_config(folder: Path) -> dict[str, Any]:
-    """config.json, or the part of it that describes the language model."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        return dict(config.get("text_config") or config)
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read as a model's configuration ({error}).") from error
-
-
-def _stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """The dtype and shape of every tensor of the model, by name."""
-    entries: dict[str, dict[str, Any]] = {}
-    for path in weight_files(folder):
-        entries.update(_header(path))
-    entries.pop("__metadata__", None)
-    return entries
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers and vLLM load. Some folders hold the same weights in a second format."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = json.loads(index.read_bytes())["weight_map"].values()
-            return [folder / name for name in sorted(set(names))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{index} is no index of weights ({error!r}).") from error
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: a length of 8 bytes, little-endian, then that many bytes of JSON."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, MemoryError, OverflowError) as error:
-        raise ModelError(f"{path} cannot be read as safetensors ({error}).") from error
-    return dict(header)
+    return {name: tuple(entry["shape"]) for name, entry in read_entries(folder).items()}
 
 
 def cache_folder() -> Path:

@@ -18,7 +18,7 @@ HEAVY = [
     *("wandb", "tensorboard", "mlflow", "aiohttp", "openai"),
 ]
 DOORS = {
-    "vllm": {"rlpost/rollout/engine/vllm_engine.py"},
+    "vllm": {"rlpost/rollout/engine/vllm_start.py"},
     "deepspeed": {"rlpost/learner/deepspeed_backend.py"},
     "wandb": {"rlpost/record/trackers/wandb_backend.py"},
     "tensorboard": {"rlpost/record/trackers/tensorboard_backend.py"},

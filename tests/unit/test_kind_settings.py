@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlpost.config.adapter_kinds import REFUSED, TABLE, described
-from rlpost.config.compose import compose
+from rlpost.config.compose import compose, with_settings
 from rlpost.config.schema import AdapterKind, Config, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError
 from rlpost.validate.checks import validate
@@ -81,6 +81,27 @@ def test_the_kind_of_an_experiments_file_keeps_the_files_size(tmp_path: Path) ->
     assert compose([f"experiment={file}", "lora.kind=lora"]).lora == LoraConfig()
 
 
+@pytest.mark.parametrize("new", ["lora", "dora", "ia3", "vera", "road"])
+@pytest.mark.parametrize(
+    "words", [[], ["lora.rank=5"], ["lora.kind=road"], ["lora.kind=oft", "lora.settings={coft: true}"]]
+)
+def test_a_comparisons_kind_has_the_settings_of_a_command_line_that_names_it(
+    new: str, words: list[str]
+) -> None:
+    """Size and settings of another kind of PEFT do not stay."""
+    base = compose([EXPERIMENT, *words])
+    varied = with_settings(base, {"lora.kind": new}).lora
+    if TABLE[base.lora.kind].peft_type == TABLE[AdapterKind[new]].peft_type:
+        assert varied == replace(base.lora, kind=AdapterKind[new])
+        return
+    row = TABLE[AdapterKind[new]]
+    rank = row.defaults.get("lora.rank", LoraConfig().rank)
+    settings = row.defaults.get("lora.settings", {})
+    assert (varied.rank, varied.alpha) == (rank, row.defaults.get("lora.alpha", LoraConfig().alpha))
+    assert varied.settings == settings
+    assert with_settings(base, {"lora.kind": new, "lora.rank": 3}).lora == replace(varied, rank=3)
+
+
 @pytest.mark.parametrize(
     ("kind", "key"),
     [("oft", "lora.alpha"), ("vera", "lora.alpha"), ("ia3", "lora.rank"), ("ia3", "lora.alpha")],
@@ -118,6 +139,14 @@ def test_zero_3_is_for_kinds_whose_modules_hold_their_own_parameters() -> None:
         ("loha", {"alpha": 2}, "lora.alpha gives it"),
         ("lora", {"use_dora": True}, "lora.kind=lora gives it"),
         ("lora", {"init_lora_weights": "pissa"}, "choose from rank_pattern, alpha_pattern"),
+        ("vera", {"save_projection": False}, "PEFT may not save all that the adapter needs"),
+        ("pvera", {"save_projection": False}, "PEFT may not save all"),
+        ("pvera", {"sample_at_inference": True}, "its passes may differ from its merge"),
+        ("randlora", {"save_projection": False}, "PEFT may not save all"),
+        ("tinylora", {"save_projection": False}, "PEFT may not save all"),
+        ("unilora", {"save_indices": False}, "lora.kind=unilora gives it"),
+        ("vblora", {"save_only_topk_weights": True}, "PEFT may not save all"),
+        ("supertuning", {"save_precomputed_indices": False}, "PEFT may not save all"),
     ],
 )
 def test_settings_that_are_not_the_kinds_own_are_refused(
@@ -139,7 +168,30 @@ def test_settings_that_are_not_the_kinds_own_are_refused(
         (LoraConfig(settings={"rank_pattern": {"v_prj": 2}}), "'v_prj' matches none of the 14 modules"),
         (LoraConfig(settings={"rank_pattern": {"v_proj": "many"}}), "PEFT cannot build lora.kind=lora"),
         (LoraConfig(settings={"rank_pattern": {"[": 2}}), r"rank_pattern: '\[' is no regular expression"),
+        (LoraConfig(settings={"alpha_pattern": 3}), "PEFT cannot build lora.kind=lora"),
         (LoraConfig(settings={"alpha_pattern": {"v_proj": 0}}), "has the scaling 0. Give a value above 0"),
+        (
+            LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": r".*\.dwn_proj"}),
+            r"feedforward_modules: .*dwn_proj' matches none of the 14 modules",
+        ),
+        (
+            LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": ["down_proj", "dwn_proj"]}),
+            r"feedforward_modules: 'dwn_proj' matches none",
+        ),
+        (
+            LoraConfig(
+                AdapterKind.ia3, settings={"feedforward_modules": ["up_proj"]}, target_modules="q_proj"
+            ),
+            r"feedforward_modules: 'up_proj' matches none of the 2 modules",
+        ),
+        (
+            LoraConfig(AdapterKind.ia3, settings={"feedforward_modules": "("}),
+            r"feedforward_modules: '\(' is no regular expression",
+        ),
+        (
+            LoraConfig(settings={"rank_pattern": {"layers.1.mlp.down_proj": "many"}}),
+            "PEFT cannot build lora.kind=lora",
+        ),
         (LoraConfig(AdapterKind.oft, rank=7), r"PEFT would build another .*oft_block_size.*Adjusted.*to \("),
     ],
 )
@@ -148,6 +200,23 @@ def test_what_peft_cannot_build_or_would_ignore_is_refused_before_anything_start
 ) -> None:
     with pytest.raises(AdapterError, match=words):
         check_model(Config(model="small", task=Task.rl, lora=lora), folder)
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings"),
+    [
+        ("all-linear", {"feedforward_modules": ["down_proj", "up_proj"]}),
+        ("q_proj,down_proj", {"feedforward_modules": ["down_proj"]}),
+        ("q_proj,v_proj", TABLE[AdapterKind.ia3].defaults["lora.settings"]),  # names what is not adapted
+        ("all-linear", {"feedforward_modules": r".*layers\.1\.mlp\.up_proj"}),
+        ("all-linear", {"feedforward_modules": []}),
+    ],
+)
+def test_ia3s_choice_of_inputs_is_taken_if_it_matches(
+    modules: str, settings: dict[str, Any], folder: Path
+) -> None:
+    lora = LoraConfig(AdapterKind.ia3, settings=settings, target_modules=modules)
+    check_model(Config(model="small", task=Task.rl, lora=lora), folder)
 
 
 @pytest.mark.parametrize("kind", [AdapterKind.ia3, AdapterKind.road, AdapterKind.glora])
@@ -195,6 +264,15 @@ def test_a_start_of_another_size_is_refused() -> None:
         AdapterError, match=r"has oft_block_size=8; the settings lora\.\* say oft_block_size=4"
     ):
         check_start(started(eight), four)
+
+
+def test_a_start_with_a_setting_that_no_run_gives_has_no_remedy_in_words() -> None:
+    vera = small(AdapterKind.vera)
+    with pytest.raises(
+        AdapterError,
+        match=r"save_projection=False; .*A run does not train it: it has settings that no lora.kind",
+    ):
+        check_start(started(vera) | {"save_projection": False}, vera)
 
 
 def test_an_adapter_of_a_kind_that_no_run_trains_is_no_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,11 @@ def test_a_resumed_run_has_the_recorded_rates_also_if_auto_is_named_again(tmp_pa
 def test_a_family_without_a_published_exponent_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"lora.learning_rate=auto\n  reason: model=tiny is a gemma3, .*llama"
-    ):
+    ) as refused:
         advised(_auto(), "gemma3", 640)
+    sets = {"sft.learning_rate", "algo.learning_rate", "algo.critic_learning_rate"}
+    remedy = str(refused.value).partition("remedy: ")[2]
+    assert sets == set(re.findall(r"[a-z]+\.[a-z_]*learning_rate", remedy))
 
 
 def test_given_rates_are_left_alone_and_auto_tells_what_it_chose() -> None:

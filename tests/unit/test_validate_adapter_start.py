@@ -63,6 +63,16 @@ def test_an_adapter_is_a_start_already() -> None:
     assert "adapter=folder has the first values" in "".join(adapter_start(config))
 
 
+def test_a_start_is_refused_once_with_all_reasons() -> None:
+    lora = LoraConfig(rank=7, start=AdapterStart.loftq, kind=AdapterKind.ia3, settings={"rank_pattern": {}})
+    refusals = list(adapter_start(Config(adapter="folder", task=Task.compare, lora=lora)))
+    assert len(refusals) == 1
+    lines = refusals[0].splitlines()
+    assert lines[0] == "lora.start=loftq"
+    assert [line.partition(":")[0].strip() for line in lines[1:]] == ["reason"] * 5 + ["remedy"]
+    assert not list(adapter_start(Config()))
+
+
 def test_gradients_need_an_expert(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(
         "".join(f'{{"prompt": "p{i}", "answer": "{i}"}}\n' for i in range(40))

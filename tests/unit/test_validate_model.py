@@ -14,17 +14,28 @@ import pytest
 import ray
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlpost import run
 from rlpost.cluster import ray_cluster
-from rlpost.config.schema import AdapterKind, Config, LearningRate, LoraConfig, Task
+from rlpost.config.schema import (
+    AdapterKind,
+    BaseKind,
+    Config,
+    LearnerConfig,
+    LearningRate,
+    LoraConfig,
+    Optimizer,
+    Task,
+)
 from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.learner.model.peft_weights import peft_config
 from rlpost.validate.model import check_model
-from rlpost.weights import models
+from rlpost.weights import models, stored_model
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
+from rlpost.weights.parameters import parameters_of
 from tests.adapter_kinds import ADAPTERS
 from tests.adapter_kinds import small as small_lora
 from tests.families import MIXTURES, write_family
@@ -321,6 +332,161 @@ def test_a_start_with_fewer_weights_than_train_is_refused(small: Path, tmp_path:
     check_model(config(lora=replace(FULL, target_modules="q_proj"), adapter=weights), small)
     with pytest.raises(AdapterError, match=r"also trains .*down_proj.*lora.target_modules=q_proj"):
         check_model(config(lora=FULL, adapter=weights), small)
+
+
+@pytest.mark.parametrize("lacking", ["model.norm.weight", "model.embed_tokens.weight", "input_layernorm"])
+def test_a_start_without_norms_or_embeddings_that_train_is_refused(
+    lacking: str, small: Path, tmp_path: Path
+) -> None:
+    shapes = {name: shape for name, shape in models.parameter_shapes(small).items() if lacking not in name}
+    weights = whole(tmp_path / "whole", shapes)
+    check_model(config(Task.eval, lora=FULL, adapter=weights), small)
+    with pytest.raises(AdapterError, match=rf"also trains .*{lacking}.*lora.target_modules=all-linear"):
+        check_model(config(lora=FULL, adapter=weights), small)
+
+
+def test_a_tied_head_and_buffers_beside_the_parameters_are_nothing_to_start_from(
+    small: Path, tmp_path: Path
+) -> None:
+    """Checkpoints may have both."""
+    folder, shapes = shutil.copytree(small, tmp_path / "model"), models.parameter_shapes(small)
+    tensors = load_file(folder / "model.safetensors")
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file({**tensors, **head, **buffer}, folder / "model.safetensors", {"format": "pt"})
+    check_model(config(lora=FULL, adapter=whole(tmp_path / "whole", shapes)), folder)
+    with pytest.raises(ConfigError, match=r"lora.target_modules=lm_head\n.*has no parameter in a module"):
+        check_model(config(lora=replace(FULL, target_modules="q_proj,lm_head")), folder)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "gpt_neox", "mixtral"])
+def test_the_parameters_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
+    folder = write_family(tmp_path, name)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert parameters_of(folder) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def test_a_model_that_transformers_does_not_know_is_named(small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small, tmp_path / "own")
+    settings = json.loads((folder / "config.json").read_text()) | {"model_type": "ownlm"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"transformers cannot build the model in .*own: .*ownlm"):
+        check_model(config(lora=FULL), folder)
+
+
+def test_whole_parameters_with_other_names_in_the_checkpoint_are_refused(tmp_path: Path) -> None:
+    """transformers makes one tensor of Mixtral's experts."""
+    folder = write_family(tmp_path, "mixtral")
+    with pytest.raises(ModelError, match=r"parameters have other names in its checkpoint \(.*experts"):
+        check_model(config(lora=FULL), folder)
+    check_model(config(lora=replace(FULL, target_modules="q_proj,norm")), folder)
+
+
+MUON = LearnerConfig(optimizer=Optimizer.muon)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        replace(LORA, rank=1),
+        replace(LORA, kind=AdapterKind.dora, rank=1),
+        replace(LORA, rank=1, settings={"rank_pattern": {"v_proj": 1}}),
+        small_lora(AdapterKind.ia3),
+        small_lora(AdapterKind.vera),
+        small_lora(AdapterKind.tinylora),
+        replace(FULL, target_modules="embed_tokens,norm"),
+    ],
+)
+def test_muon_without_a_matrix_is_refused_where_something_trains(lora: LoraConfig, small: Path) -> None:
+    for task in (Task.sft, Task.rl, Task.compare):
+        with pytest.raises(ConfigError, match=f"learner.optimizer=muon\n.*lora.kind={lora.kind.value}"):
+            check_model(replace(config(task, lora), learner=MUON), small)
+    check_model(replace(config(Task.dry_run, lora), learner=MUON), small)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LORA,
+        replace(LORA, rank=1, settings={"rank_pattern": {"layers.1.mlp.down_proj": 2}}),
+        small_lora(AdapterKind.oft),
+        small_lora(AdapterKind.vblora),
+        replace(FULL, target_modules="norm,q_proj"),
+        FULL,
+    ],
+)
+def test_muon_with_a_matrix_is_taken(lora: LoraConfig, small: Path) -> None:
+    check_model(replace(config(lora=lora), learner=MUON), small)
+
+
+def test_muon_of_biases_is_refused(tmp_path: Path) -> None:
+    biased = llama(tmp_path / "biased", attention_bias=True)
+    with pytest.raises(ConfigError, match=r"learner.optimizer=muon\n.*lora.kind=bitfit"):
+        check_model(replace(config(lora=BITFIT), learner=MUON), biased)
+
+
+def quantized(small: Path, folder: Path, key: str = "quantization_config", **settings: Any) -> Path:
+    """The model with a config.json that says it is quantized."""
+    shutil.copytree(small, folder)
+    said = json.loads((folder / "config.json").read_text()) | {key: settings}
+    (folder / "config.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("task", PLAYING)
+def test_a_model_that_is_quantized_is_refused_by_name(
+    task: Task, key: str, small: Path, adapted: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = quantized(small, tmp_path / "coded", key, quant_method="gptq", bits=4)
+    nf4 = replace(LORA, base=BaseKind.nf4)
+    with pytest.raises(
+        ConfigError, match=r"lora.base=nf4\n  reason: .*quantized already \(gptq\).*\n.*made from"
+    ):
+        check_model(config(task, nf4), folder)
+    with pytest.raises(
+        ModelError, match=r"model=small is quantized \(gptq\).*Give the model that it was made"
+    ):
+        check_model(config(task, adapter=adapted()), folder)
+    if task is Task.eval:
+        check_model(config(task), folder)
+        return
+    with pytest.raises(ModelError, match=r"model=small is quantized \(gptq\).*lora.base=nf4 then holds it"):
+        check_model(config(task), folder)
+
+
+def test_a_quantized_model_that_names_no_method_is_refused_too(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"quantized \(a method that it does not name"):
+        check_model(config(), quantized(small, tmp_path / "coded", bits=4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
+def test_weights_in_codes_are_not_rounded_to_nf4(dtype: torch.dtype, small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small, tmp_path / "coded")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for task in PLAYING:
+        with pytest.raises(ConfigError, match=r"lora.base=nf4\n  reason: .*as model.layers.1.mlp.up_proj is"):
+            check_model(config(task, replace(LORA, base=BaseKind.nf4)), folder)
+
+
+@pytest.mark.parametrize("lora", [LORA, FULL, small_lora(AdapterKind.ia3)])
+def test_headers_and_the_configuration_are_read_once(
+    lora: LoraConfig, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What merges reads the weights themselves, and their headers for that."""
+    read: list[Path] = []
+    header = stored_model._header
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return header(path)
+
+    monkeypatch.setattr(stored_model, "_header", counted)
+    monkeypatch.setattr("rlpost.weights.trial_merge.try_merge", lambda *_: {"a": (2, 2)})
+    check_model(config(lora=lora), small)
+    assert len(read) == 1
 
 
 def test_learning_rates_without_a_rule_are_refused_with_the_model(small: Path, tmp_path: Path) -> None:

@@ -1,9 +1,17 @@
-"""The settings of a vLLM engine and the environment of its process. Imports nothing heavy."""
+"""The settings of a vLLM engine, also in vLLM's words, and the environment of its process. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+WORKER_EXTENSION = (
+    "rlpost.rollout.engine.swap.SwapWorker"  # mixed into vLLM's worker class, which loads it by name
+)
+# Tokens per KV block. Prompts share whole blocks only, and the CPU kernels need multiples of 32.
+_CPU_BLOCK = 32
+_PREFILL_TOKENS = 8192  # prompt tokens per engine step on CPU, where prompts stay whole
 
 
 def engine_environment(threads: int, enforce_eager: bool, tensor_parallel: int = 1) -> dict[str, str]:
@@ -50,3 +58,31 @@ class EngineSettings:
     base: str = "stored"  # or nf4: `lora.base`
     seed: int = 0  # seed of vLLM itself; every request brings its own
     tensor_parallel: int = 1  # ranks that share each layer; from 2, each is a process of its own
+
+
+def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's own names and values, for an engine here and for a server (rlpost/verbs/serve.py)."""
+    args: dict[str, Any] = {
+        "model": str(settings.model),
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "enable_prefix_caching": True,
+        "enforce_eager": settings.enforce_eager,
+        "seed": settings.seed,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "logprobs_mode": "processed_logprobs",  # log-probs of the distribution that is drawn from, after temperature
+        "generation_config": "vllm",  # no top-p or top-k from the model's own file
+        "disable_log_stats": True,
+        "worker_extension_cls": WORKER_EXTENSION,
+    }
+    # vLLM, which knows the GPU, chooses how many prompt tokens a step takes.
+    if on_gpu:
+        return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    return args | {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30 / settings.tensor_parallel),  # of a rank
+        "block_size": _CPU_BLOCK,
+        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, which torch cannot do there).
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
+    }

@@ -27,8 +27,6 @@ from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import BaseWeights, base_weights
 from rlpost.weights.update import weight_update
 
-WORKER_EXTENSION = "rlpost.rollout.engine.swap.SwapWorker"
-
 
 class SwapWorker:
     """vLLM mixes this into its worker class; `collective_rpc` reaches its methods by name."""

@@ -1,4 +1,4 @@
-"""The real engine: vLLM in this process, with merged hot swaps. Only this file imports vllm.
+"""The real engine: vLLM in this process (rlpost/rollout/engine/vllm_start.py), with merged hot swaps.
 
     submit   ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
     logprobs ──▶ one prompt through the live weights, past the prefix cache
@@ -10,35 +10,23 @@ a process a rank; this one then only schedules.
 
 from __future__ import annotations
 
-import gc
 import math
-import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rlpost.config.schema import BaseKind
 from rlpost.errors import RolloutError, SwapError
-from rlpost.rollout.engine import ranks
 from rlpost.rollout.engine.protocol import Completion, Sampling, SwapReport
-from rlpost.rollout.engine.settings import EngineSettings, engine_environment
-from rlpost.rollout.engine.swap import WORKER_EXTENSION
+from rlpost.rollout.engine.settings import EngineSettings
+from rlpost.rollout.engine.vllm_start import start
 from rlpost.rollout.engine.weight_writer import WriteReport, together
 from rlpost.types import Canary, Finish, ModelInput
 from rlpost.weights.adapters import Adapter
 
-__all__ = ["EngineSettings", "VllmEngine", "engine_args"]
-
 _LOGPROBS = "\0logprobs"  # key of requests for log-probs; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
-# Tokens per KV block. Prompts share whole blocks only, and the CPU kernels need multiples of 32.
-_CPU_BLOCK = 32
-_PREFILL_TOKENS = 8192  # prompt tokens per engine step on CPU, where prompts stay whole
 _RESTORED = 1e-4  # largest log-prob change that a restored version may show on the canary it was proven with
 
 
@@ -67,7 +55,7 @@ class VllmEngine:
         """
         self.max_model_len = settings.max_model_len
         try:
-            self._engine, self._vllm = _start(settings)
+            self._engine, self._vllm = start(settings)
         except Exception as error:
             raise RolloutError(f"vLLM could not start on {settings.model}: {error}") from error
         self._waiting: set[str] = set()
@@ -238,146 +226,3 @@ def _completion(output: Any) -> Completion:
     # The reason is the stop string; vLLM gives none for the end of a turn.
     at_string = isinstance(output.stop_reason, str)
     return Completion(ids, logprobs, Finish.STOP_STRING if at_string else Finish(output.finish_reason))
-
-
-@dataclass(frozen=True)
-class _Vllm:
-    """The few names of vLLM that are used after the start."""
-
-    SamplingParams: Any
-    RequestOutputKind: Any
-    tokens_input: Any
-
-
-def _start(settings: EngineSettings) -> tuple[Any, _Vllm]:
-    environment = engine_environment(settings.threads, settings.enforce_eager, settings.tensor_parallel)
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
-    with _uncollected():
-        from vllm import EngineArgs, LLMEngine, SamplingParams
-        from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-
-        _do_not_count()
-        names = engine_args(settings, torch.cuda.is_available())
-        executor = _executor() if settings.tensor_parallel == 1 else _ranks_executor()
-        args = EngineArgs(**names, distributed_executor_backend=executor)
-        gc.freeze()  # vLLM collects garbage five times at start; this exempts the modules just loaded
-        before = ranks.shared_memory()
-        with _threads(settings.threads), _sockets():
-            engine = LLMEngine.from_engine_args(args)
-    if settings.tensor_parallel > 1:
-        engine.collective_rpc("rlpost_forget_shared_memory")
-        ranks.forget(ranks.shared_memory() - before)
-        engine.model_executor.register_failure_callback(ranks.end_process)
-    return engine, _Vllm(SamplingParams, RequestOutputKind, tokens_input)
-
-
-def _do_not_count() -> None:
-    """Spare vLLM's sampler the place of a token among all words, which is not used."""
-    from vllm.v1.sample import sampler
-
-    sampler.batched_count_greater_than = _unranked
-
-
-def _unranked(logprobs_BV: torch.Tensor, chosen_B1: torch.Tensor) -> torch.Tensor:
-    """Replaces that count: on a CPU 10 of 66 ms per step (SmolLM2)."""
-    return torch.zeros(len(chosen_B1), dtype=torch.long, device=chosen_B1.device)
-
-
-def _executor() -> type:
-    """vLLM's executor in this process, without a file left in the temporary folder.
-
-    vLLM starts a process group, here with one process, through a file that it never removes. This one uses memory and
-    ends with the process, however that ends.
-    """
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    class InMemory(UniProcExecutor):
-        def _distributed_args(self) -> tuple[str, int, int]:
-            _, rank, local_rank = super()._distributed_args()
-            return f"file:///proc/self/fd/{os.memfd_create('vllm_dist')}", rank, local_rank
-
-    return InMemory
-
-
-def _ranks_executor() -> str:
-    """vLLM's executor with a process a rank, which end with this one.
-
-    They meet at a port instead of a file, which vLLM would never remove.
-    """
-    from vllm.utils.network_utils import get_distributed_init_method, get_loopback_ip, get_open_port
-    from vllm.v1.executor import multiproc_executor
-
-    multiproc_executor.get_file_store_init_method = lambda: get_distributed_init_method(
-        get_loopback_ip(), get_open_port()
-    )
-    multiproc_executor.WorkerProc.worker_main = ranks.RankMain(_rank_main)
-    return "mp"
-
-
-def _rank_main(*args: Any, **kwargs: Any) -> None:
-    from vllm.v1.executor.multiproc_executor import WorkerProc
-
-    _do_not_count()
-    WorkerProc.worker_main(*args, **kwargs)
-
-
-def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
-    """vLLM's own names and values, for an engine here and for a server (rlpost/verbs/serve.py)."""
-    args: dict[str, Any] = {
-        "model": str(settings.model),
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "enable_prefix_caching": True,
-        "enforce_eager": settings.enforce_eager,
-        "seed": settings.seed,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "logprobs_mode": "processed_logprobs",  # log-probs of the distribution that is drawn from, after temperature
-        "generation_config": "vllm",  # no top-p or top-k from the model's own file
-        "disable_log_stats": True,
-        "worker_extension_cls": WORKER_EXTENSION,
-    }
-    # vLLM, which knows the GPU, chooses how many prompt tokens a step takes.
-    if on_gpu:
-        return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}
-    return args | {
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30 / settings.tensor_parallel),  # of a rank
-        "block_size": _CPU_BLOCK,
-        # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, which torch cannot do there).
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
-    }
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Pause garbage collection: importing vLLM creates millions of permanent objects, so collecting only costs time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@contextmanager
-def _sockets() -> Iterator[None]:
-    """A folder for the sockets by which ranks find each other. Once they have, nobody needs the sockets' names."""
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        os.environ["VLLM_RPC_BASE_PATH"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["VLLM_RPC_BASE_PATH"]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set torch's threads; afterwards undo vLLM's replacement of `torch.set_num_threads` by a no-op."""
-    set_num_threads = torch.set_num_threads
-    set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_num_threads

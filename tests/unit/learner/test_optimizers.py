@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlpost.algorithms.roles import CRITIC, POLICY
+from rlpost.config.optimizers import is_muons
 from rlpost.config.schema import AdapterKind, Dtype, LearnerConfig, LoraConfig, Optimizer
 from rlpost.errors import LearnerError
 from rlpost.learner import optimizers
@@ -317,11 +318,8 @@ def test_a_role_without_pairs_is_refused(model: ActorCritic) -> None:
 
 
 def test_muons_matrices_have_two_rows_and_are_no_vocabulary() -> None:
-    def is_matrix(name: str, *shape: int) -> bool:
-        return optimizers._is_matrix(name, torch.nn.Parameter(torch.zeros(shape)))
-
-    assert is_matrix("model.layers.0.mlp.up_proj.weight", 2, 9)
-    assert not is_matrix("model.layers.0.mlp.up_proj.lora_A.policy.weight", 1, 9)
-    assert not is_matrix("model.norm.weight", 9)
-    assert not is_matrix("lm_head.weight", 20, 9)
-    assert not is_matrix("model.embed_tokens.weight", 20, 9)
+    assert is_muons("model.layers.0.mlp.up_proj.weight", (2, 9))
+    assert not is_muons("model.layers.0.mlp.up_proj.lora_A.policy.weight", (1, 9))
+    assert not is_muons("model.norm.weight", (9,))
+    assert not is_muons("lm_head.weight", (20, 9))
+    assert not is_muons("model.embed_tokens.weight", (20, 9))

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlpost.rollout.engine.settings import EngineSettings
-from rlpost.rollout.engine.vllm_engine import engine_args
+from rlpost.rollout.engine.settings import EngineSettings, engine_args
 
 SETTINGS = EngineSettings(Path("model"), max_model_len=1024, kv_cache_gib=0.5, gpu_memory_utilization=0.3)
 ON_CPU = {"block_size", "enable_chunked_prefill", "kv_cache_memory_bytes", "max_num_batched_tokens"}
