@@ -58,7 +58,7 @@ def ranked_pairs(scores_B: Tensor, groups_B: Tensor) -> Selection:
 
     Metrics: kept_episodes (share of the episodes), paired_groups (share of the groups that have a pair).
     """
-    pairs, groups = list[list[int]](), groups_B.unique()
+    pairs, groups = list[list[int]](), torch.unique(groups_B)
     paired = 0
     for group in groups:
         members = (groups_B == group).nonzero()[:, 0]
