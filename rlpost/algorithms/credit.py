@@ -1,6 +1,7 @@
 """Turns episodes and log-probs into the inputs of the losses: advantages, returns and weights, fixed for an update.
 
     turns' rewards ─▶ length penalty, scale, normalization ─▶ on tokens ─▶ less KL ─▶ estimator ─▶ whitening
+    algo=rft, dpo: which episodes are learnt from (rlpost.algorithms.selection), in place of an estimator
 
 rlpost.config.presets has the estimator of each algorithm. Every rank computes the same sums from the same numbers. All
 tensors have one entry per sampled token of the batch (N), in the order of rlpost.algorithms.layout.
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from rlpost.algorithms import losses, rewards
 from rlpost.algorithms.advantages import explained_variance, flat, moments, whiten
-from rlpost.algorithms.estimators import Estimate, with_critic, without_critic
+from rlpost.algorithms.estimators import Estimate, by_selection, with_critic, without_critic
 from rlpost.algorithms.layout import TokenLayout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
-from rlpost.config.presets import TABLE, Algorithm, Ratio
+from rlpost.algorithms.selection import Selection, distinct_successes, ranked_pairs
+from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards, RolloutIS
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
@@ -44,6 +46,8 @@ class TrainingBatch:
     token_weights_N: Tensor  # weights of log-probs in a turn's ratio (algo.thought_weight)
     old_values_N: Tensor | None
     reference_N: Tensor | None
+    learnt_B: Tensor  # bool: episodes with a term in the loss
+    pairs_P2: Tensor | None = None  # algo=dpo: the better and the worse episode of each pair
 
     def units_N(self, ratio: Ratio) -> Tensor:
         """The unit's number for each token: tokens with one number share an importance ratio."""
@@ -70,7 +74,8 @@ def assign_credit(
     rewards_N, metrics = _rewards(trajectories, layout, outputs, cfg)
     if not (torch.isfinite(sampling_N).all() and torch.isfinite(rewards_N).all()):
         raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
-    estimate = _estimate(row, rewards_N, outputs.get(CRITIC), layout, algo)
+    selection = _selected(row, trajectories, rewards_N, layout) if row.selects else None
+    estimate = _estimate(row, rewards_N, outputs.get(CRITIC), layout, algo, selection)
     metrics |= (
         _gap(sampling_N, outputs, algo) | _divergence(outputs, algo) | _summary(estimate, outputs.get(CRITIC))
     )
@@ -85,7 +90,11 @@ def assign_credit(
         torch.where(layout.thoughts_N, algo.thought_weight, 1.0),
         outputs.get(CRITIC),
         outputs.get(REFERENCE),
+        torch.ones_like(layout.groups_B, dtype=torch.bool),
     )
+    if selection is not None:
+        batch = replace(batch, learnt_B=selection.learnt_B, pairs_P2=selection.pairs_P2)
+        return batch, metrics | selection.metrics
     return _with_rollout_is(batch, sampling_N, row, algo, metrics)
 
 
@@ -129,9 +138,24 @@ def _share_of_groups(marked_B: Tensor, groups_B: Tensor) -> float:
     return ((marked_B / sizes_B).sum() / (1.0 / sizes_B).sum()).item()
 
 
+def _selected(
+    row: Algorithm, trajectories: Sequence[Trajectory], rewards_N: Tensor, layout: TokenLayout
+) -> Selection:
+    if row.estimator is Estimator.success:
+        return distinct_successes([t.success for t in trajectories], [t.token_ids for t in trajectories])
+    return ranked_pairs(layout.per_episode(rewards_N.double()), layout.groups_B)
+
+
 def _estimate(
-    row: Algorithm, rewards_N: Tensor, values_N: Tensor | None, layout: TokenLayout, algo: AlgoConfig
+    row: Algorithm,
+    rewards_N: Tensor,
+    values_N: Tensor | None,
+    layout: TokenLayout,
+    algo: AlgoConfig,
+    selection: Selection | None,
 ) -> Estimate:
+    if selection is not None:
+        return by_selection(selection.advantages_B, rewards_N, layout, algo.gamma)
     if values_N is not None:
         return with_critic(row.estimator, rewards_N, values_N, layout, algo.gamma, algo.gae_lambda)
     by_turn = algo.rewards is Rewards.turn

@@ -1,4 +1,4 @@
-"""Advantage estimators over the flat sampled tokens of a batch, one function for each member of `Estimator`.
+"""Advantage estimators over the flat sampled tokens of a batch, for the members of `Estimator`.
 
     estimate(which, rewards_N, values_N, layout, gamma, lam, by_turn) ─▶ Estimate
 
@@ -70,6 +70,12 @@ def without_critic(
     scores_B = layout.per_episode(rewards_N.double())
     advantages_B = baseline(scores_B, layout.groups_B)
     return Estimate(advantages_B.to(rewards_N.dtype)[layout.episodes_N], returns_N, all_N)
+
+
+def by_selection(advantages_B: Tensor, rewards_N: Tensor, layout: TokenLayout, gamma: float) -> Estimate:
+    """The advantage of an episode for each of its tokens; see rlpost.algorithms.selection."""
+    all_N = torch.ones_like(layout.opens_N)
+    return Estimate(advantages_B[layout.episodes_N], _rewards_to_come(rewards_N, layout, gamma), all_N)
 
 
 def _process_supervision(rewards_N: Tensor, layout: TokenLayout, baseline: GroupBaseline) -> Tensor:

@@ -89,8 +89,11 @@ class TokenLayout:
         """Weight (N,) of each token's term in the loss of a minibatch of whole `episodes`; zero for tokens outside it.
 
         tokens: 1 / tokens (DAPO). turns: 1 / (turns x the turn's length). episodes: 1 / (episodes x the episode's
-        length) (GRPO). constant: 1 / (episodes x `budget`) (Dr. GRPO). All but the last sum to one.
+        length) (GRPO). constant: 1 / (episodes x `budget`) (Dr. GRPO). pairs: 1 / pairs, of which each has two of the
+        `episodes` (DPO). The first three sum to one. Without `episodes` all weights are zero.
         """
+        if not episodes:
+            return torch.zeros(len(self.turns_N))
         chosen_B = torch.zeros(len(self.groups_B), dtype=torch.bool)
         chosen_B[list(episodes)] = True
         chosen_N, count = chosen_B[self.episodes_N], len(episodes)
@@ -100,6 +103,8 @@ class TokenLayout:
             share_N = 1.0 / (chosen_B[self.episodes_U].sum() * self.lengths_U[self.turns_N])
         elif aggregation is Aggregation.episodes:
             share_N = 1.0 / (count * self.lengths_B[self.episodes_N])
+        elif aggregation is Aggregation.pairs:
+            share_N = torch.full((len(chosen_N),), 2.0 / count)
         else:
             share_N = torch.full((len(chosen_N),), 1.0 / (count * budget))
         return share_N.float() * chosen_N

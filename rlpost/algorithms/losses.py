@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpost.config.presets import Ratio, Surrogate
-from rlpost.config.schema import KlEstimator, RolloutIS
+from rlpost.config.schema import KlEstimator, RolloutIS, SftLoss
 
 Metrics = dict[str, Tensor]
 # Log ratios are clamped to this value (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7; even if the
@@ -127,6 +127,15 @@ def policy_loss(
     return loss, metrics
 
 
+def logprob_loss(logprobs_N: Tensor, advantages_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Metrics]:
+    """-sum w A log pi, without a ratio or a clip. With A = 1 and w = 1 / N it is `sft_loss`.
+
+    Metrics: policy_loss.
+    """
+    loss = -(weights_N * advantages_N * logprobs_N).sum()
+    return loss, {"policy_loss": loss.detach()}
+
+
 def approx_kl(logprobs_N: Tensor, old_logprobs_N: Tensor, denominator: float) -> Metrics:
     """Metrics: approx_kl, the k3 estimate between the old policy and the current one."""
     return {"approx_kl": kl_k3(old_logprobs_N, logprobs_N).sum().detach() / denominator}
@@ -208,3 +217,22 @@ def sft_loss(logprobs_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
     """Mean negative log-likelihood per loss token, in nats."""
     loss = -logprobs_N.sum() / denominator
     return loss, {"loss": loss.detach()}
+
+
+def dft_loss(logprobs_N: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
+    """Dynamic fine-tuning (arXiv 2508.05629): each token's term of `sft_loss` times the token's own probability.
+
+    The loss is the mean of -sg(p) log p over loss tokens, where no gradient passes through the weight sg(p). If all
+    probabilities are 1, its gradient is that of `sft_loss`.
+
+    Metrics: loss (the plain negative log-likelihood, which compares with that of `sft_loss`), dft_loss.
+    """
+    loss = -(logprobs_N.detach().exp() * logprobs_N).sum() / denominator
+    _, metrics = sft_loss(logprobs_N.detach(), denominator)
+    return loss, metrics | {"dft_loss": loss.detach()}
+
+
+SFT_LOSSES: dict[SftLoss, Callable[[Tensor, float], tuple[Tensor, Metrics]]] = {
+    SftLoss.nll: sft_loss,
+    SftLoss.dft: dft_loss,
+}

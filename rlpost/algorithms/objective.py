@@ -60,16 +60,22 @@ def critic_steps_once(algo: AlgoConfig) -> bool:
 def _needs_old_logprobs(algo: AlgoConfig) -> bool:
     """Whether the policy's log-probs must be computed before the first step. If there is one step only, its own forward
     pass gives them, unless they are needed earlier."""
-    if algo.old_logprobs is OldLogprobs.engine:
+    if algo.old_logprobs is OldLogprobs.engine or not TABLE[algo.name].has_ratio:
         return False
     early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none
     return early or algo.epochs * algo.minibatches > 1 or algo.critic_warmup > 0
 
 
-def minibatch_loss(batch: TrainingBatch, episodes: Sequence[int], cfg: Config) -> LossFunction:
-    """The loss function of micro-batches. Each loss is a share of the loss of the minibatch of `episodes`."""
+def minibatch_loss(
+    batch: TrainingBatch, episodes: Sequence[int], cfg: Config, first: bool = True
+) -> LossFunction:
+    """The loss function of micro-batches. Each loss is a share of the loss of the minibatch of `episodes`.
+
+    `first`: whether the policy has not moved since the start of the update.
+    """
     algo = cfg.algo
-    chosen_N = batch.layout.weights(episodes, TABLE[algo.name].aggregation, cfg.rollout.max_new_tokens)
+    learnt = [b for b in episodes if batch.learnt_B[b]]
+    chosen_N = batch.layout.weights(learnt, TABLE[algo.name].aggregation, cfg.rollout.max_new_tokens)
     policy_tokens = int((chosen_N > 0).sum())
     critic_tokens = int(((chosen_N > 0) & batch.value_mask_N).sum())
 
@@ -83,7 +89,9 @@ def minibatch_loss(batch: TrainingBatch, episodes: Sequence[int], cfg: Config) -
             weights_N = chosen_N[slots_N]
             loss, more = _policy_terms(batch, slots_N, logprobs_N, entropy_N, weights_N, algo, policy_tokens)
             total = total + loss
-            metrics |= more | _first_look(batch, slots_N, logprobs_N, algo, policy_tokens)
+            metrics |= more
+            if first:
+                metrics |= _first_look(batch, slots_N, logprobs_N, algo, policy_tokens)
         return total, metrics
 
     return loss_of
@@ -109,16 +117,10 @@ def _policy_terms(
     policy_tokens: int,
 ) -> tuple[Tensor, losses.Metrics]:
     """The surrogate, minus the entropy bonus, plus the KL penalty if it is in the loss."""
-    row = TABLE[algo.name]
-    old_N = logprobs_N.detach() if batch.old_logprobs_N is None else batch.old_logprobs_N[slots_N]
-    clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
-    log_ratio_N = losses.log_ratios(
-        logprobs_N, old_N, batch.units_N(row.ratio)[slots_N], row.ratio, batch.token_weights_N[slots_N]
-    )
-    corrected_N = weights_N * batch.rollout_is_weights_N[slots_N]
-    total, metrics = losses.policy_loss(
-        logprobs_N, log_ratio_N, batch.advantages_N[slots_N], corrected_N, row.surrogate, clip, policy_tokens
-    )
+    if TABLE[algo.name].has_ratio:
+        total, metrics = _ratio_loss(batch, slots_N, logprobs_N, weights_N, algo, policy_tokens)
+    else:
+        total, metrics = losses.logprob_loss(logprobs_N, batch.advantages_N[slots_N], weights_N)
     entropy, more = losses.entropy_bonus(entropy_N, weights_N, policy_tokens)
     metrics |= more
     # A bonus with coefficient 0 would still cost its gradient, and with it another pass over the head's products.
@@ -129,7 +131,29 @@ def _policy_terms(
             logprobs_N, batch.reference_N[slots_N], weights_N, algo.kl_estimator, policy_tokens
         )
         total, metrics = total + algo.kl_coef * kl, metrics | more
-    return total, metrics | losses.approx_kl(logprobs_N, old_N, policy_tokens)
+    return total, metrics
+
+
+def _ratio_loss(
+    batch: TrainingBatch,
+    slots_N: Tensor,
+    logprobs_N: Tensor,
+    weights_N: Tensor,
+    algo: AlgoConfig,
+    policy_tokens: int,
+) -> tuple[Tensor, losses.Metrics]:
+    """The surrogate of algorithms with a probability ratio to the old policy."""
+    row = TABLE[algo.name]
+    old_N = logprobs_N.detach() if batch.old_logprobs_N is None else batch.old_logprobs_N[slots_N]
+    clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
+    log_ratio_N = losses.log_ratios(
+        logprobs_N, old_N, batch.units_N(row.ratio)[slots_N], row.ratio, batch.token_weights_N[slots_N]
+    )
+    corrected_N = weights_N * batch.rollout_is_weights_N[slots_N]
+    loss, metrics = losses.policy_loss(
+        logprobs_N, log_ratio_N, batch.advantages_N[slots_N], corrected_N, row.surrogate, clip, policy_tokens
+    )
+    return loss, metrics | losses.approx_kl(logprobs_N, old_N, policy_tokens)
 
 
 def _first_look(

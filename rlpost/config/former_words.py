@@ -20,7 +20,7 @@ KEYS = {
 VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms also ran as task=ppo
 # By group: settings that a record may lack, with the values it ran with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "rollout.": {"stop": [], "template_args": {}, "tensor_parallel": 1},
+    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
     "lora.": {
         "settings": {},
         "start": "default",
@@ -28,8 +28,8 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": "given",
         "base": "stored",
     },
-    "sft.": {"schedule": "constant", "final_share": 0.0},
-    "algo.": {"schedule": "constant", "final_share": 0.0},
+    "sft.": {"loss": "nll", "schedule": "constant", "final_share": 0.0},
+    "algo.": {"dpo_beta": 0.1, "schedule": "constant", "final_share": 0.0},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

@@ -24,6 +24,8 @@ class Estimator(Enum):
     group_normalized = "group_normalized"  # minus the group's mean, divided by its standard deviation
     group_centred = "group_centred"  # minus the group's mean
     leave_one_out = "leave_one_out"  # minus the mean of the group's other members
+    success = "success"  # 1 for distinct episodes that succeeded, 0 for others; rewards are not read
+    pairs = "pairs"  # the better and the worse episode of each pair within a group
 
 
 class Ratio(Enum):
@@ -38,6 +40,7 @@ class Ratio(Enum):
 class Surrogate(Enum):
     clipped = "clipped"  # the smaller of plain and clipped ratio times the advantage
     clipped_weight = "clipped_weight"  # log-prob weighted by the clipped ratio, which has no gradient
+    logprob = "logprob"  # log-prob times the advantage, without a ratio
 
 
 class Aggregation(Enum):
@@ -47,9 +50,15 @@ class Aggregation(Enum):
     turns = "turns"  # the same for every turn
     episodes = "episodes"  # the same for every episode
     constant = "constant"  # 1 / (episodes x rollout.max_new_tokens)
+    pairs = "pairs"  # 1 / pairs: the terms of an episode's tokens add up
 
 
-GROUPED = (Estimator.group_normalized, Estimator.group_centred, Estimator.leave_one_out)
+GROUPED = (
+    Estimator.group_normalized,
+    Estimator.group_centred,
+    Estimator.leave_one_out,
+    Estimator.pairs,
+)
 CRITICS = (Estimator.gae, Estimator.gae_turn)
 
 
@@ -69,6 +78,16 @@ class Algorithm:
     @property
     def grouped(self) -> bool:
         return self.estimator in GROUPED
+
+    @property
+    def selects(self) -> bool:
+        """Whether it chooses episodes to learn from. Rewards then matter by their order at most, not by their size."""
+        return self.estimator in (Estimator.success, Estimator.pairs)
+
+    @property
+    def has_ratio(self) -> bool:
+        """Whether the loss has a probability ratio to an old policy, and with it a clip."""
+        return self.surrogate is not Surrogate.logprob
 
 
 _NO_CRITIC: Mapping[str, Any] = {"algo.critic_warmup": 0}
@@ -163,6 +182,22 @@ TABLE: Mapping[AlgoName, Algorithm] = {
         Surrogate.clipped_weight,
         # No lower bound, as in the paper. The upper bound is the ratio cap of 5 that arXiv 2510.13786 found robust.
         defaults={**_GROUP, "algo.kl": "none", "algo.clip": 1.0, "algo.clip_high": 4.0},
+    ),
+    AlgoName.rft: Algorithm(
+        "arXiv 2308.01825 (RFT), 2304.06767 (RAFT), 2203.14465 (STaR)",
+        Estimator.success,
+        Ratio.token,
+        Aggregation.tokens,
+        Surrogate.logprob,
+        defaults={**_GROUP, "algo.kl": "none"},
+    ),
+    AlgoName.dpo: Algorithm(
+        "arXiv 2305.18290, equation 7",
+        Estimator.pairs,
+        Ratio.token,
+        Aggregation.pairs,
+        Surrogate.logprob,
+        defaults={**_GROUP, "algo.kl": "none"},
     ),
 }
 

@@ -102,6 +102,13 @@ class Optimizer(Enum):
     adamw_8bit = "adamw_8bit"  # AdamW with moments in 8 bits (bitsandbytes), on a GPU
 
 
+class SftLoss(Enum):
+    """The supervised loss of a token with probability p."""
+
+    nll = "nll"  # -log p
+    dft = "dft"  # -p log p, with no gradient through the weight p (dynamic fine-tuning)
+
+
 class BaseKind(Enum):
     """The base model's linear layers, under the adapters of the learner and in the engines."""
 
@@ -122,6 +129,8 @@ class AlgoName(Enum):
     dapo = "dapo"
     gspo = "gspo"
     cispo = "cispo"
+    rft = "rft"
+    dpo = "dpo"
 
 
 class Rewards(Enum):
@@ -141,6 +150,13 @@ class KlEstimator(Enum):
     k1 = "k1"  # -log r: unbiased, any sign; only in the reward
     k2 = "k2"  # (log r)^2 / 2: biased as a value; its gradient is the divergence's
     k3 = "k3"  # r - 1 - log r: unbiased, never negative
+
+
+class RolloutPolicy(Enum):
+    """The policy that plays the episodes of training. Evaluations always play the current one."""
+
+    latest = "latest"  # the current one: the engines take every update
+    start = "start"  # the one that RL starts from (after the warm start): the engines keep it, so training is offline
 
 
 class RolloutIS(Enum):
@@ -191,6 +207,7 @@ class SftConfig:
     """Supervised warm start (task=rl) or the whole run (task=sft): fresh expert answers on training instances."""
 
     steps: int = 30  # optimizer steps; 0 skips the warm start
+    loss: SftLoss = SftLoss.nll  # loss of a token of the expert's answer
     skip: int = 0  # steps whose examples are skipped: those of the warm start that this run continues
     examples: int = 0  # size of the data set, repeated in epochs; 0: endless new examples
     batch_size: int = 64  # examples per optimizer step
@@ -235,7 +252,8 @@ class AlgoConfig:
         None  # KL in nats per token that kl_coef is steered to; none: kl_coef is constant
     )
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
-    reference: Reference = Reference.start  # policy that the KL is measured from
+    reference: Reference = Reference.start  # policy that the KL is measured from, and dpo's preferences
+    dpo_beta: float = 0.1  # dpo: weight of the log-prob ratio to the reference, which is the implicit reward
     old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
     rollout_is: RolloutIS = RolloutIS.none  # importance weights for differences between learner and engine
     rollout_is_cap: float = 2.0  # largest importance weight
@@ -255,6 +273,7 @@ class AlgoConfig:
 
 @dataclass
 class RolloutConfig:
+    policy: RolloutPolicy = RolloutPolicy.latest  # policy that plays the episodes of training
     workers: int = 1  # Ray actors, one vLLM engine each
     episodes: int = 128  # episodes of an iteration, over all workers
     group_size: int = 1  # episodes that share one instance

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rlpost.algorithms import roles
 from rlpost.algorithms.adaptive_kl import steered
-from rlpost.config.presets import TABLE
+from rlpost.config.presets import TABLE, Estimator
 from rlpost.config.schema import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import update
@@ -135,7 +135,8 @@ def _kl_coef(path: Path) -> float:
 def roles_for(cfg: Config) -> tuple[str, ...]:
     """The roles that need weights in the task. If the base is the reference, the reference needs none."""
     algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
-    keeps_start = algo.kl is not KlPlace.none and algo.reference is Reference.start
+    has_reference = algo.kl is not KlPlace.none or TABLE[algo.name].estimator is Estimator.pairs
+    keeps_start = has_reference and algo.reference is Reference.start
     critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
     reference = (roles.REFERENCE,) if learns_from_rewards and keeps_start else ()
     return (roles.POLICY, *critic, *reference)

@@ -59,16 +59,21 @@ class Share:
 
 
 def compute_outputs(
-    backend: DeepSpeedBackend, batch: Batch, roles: tuple[str, ...], budget: int, temperature: float
+    backend: DeepSpeedBackend,
+    batch: Batch,
+    roles: tuple[str, ...],
+    budget: int,
+    temperature: float,
+    indices: Sequence[int] | None = None,
 ) -> tuple[dict[str, Tensor], int]:
-    """Run `roles` over the batch without gradients.
+    """Run `roles` over the rows `indices` of the batch (none: all of them) without gradients.
 
     Returns the log-probs or values by role, flat (N,) and complete on every rank, and the number of tokens computed by
-    all roles on all ranks.
+    all roles on all ranks. Entries of other rows are 0.
     """
     if not roles:
         return {}, 0
-    share = _share(backend, batch, range(len(batch.rows)), budget)
+    share = _share(backend, batch, range(len(batch.rows)) if indices is None else indices, budget)
     flat = {name: torch.zeros(batch.tokens) for name in roles}
     with torch.no_grad():
         for groups in share.micro_batches:

@@ -5,6 +5,7 @@
        ─▶ a critic that takes one step takes it now: its forward pass gives the values
        ─▶ rlpost.algorithms.credit: rewards less KL ─▶ advantages    every rank does the same sums on the same numbers
        ─▶ epochs x minibatches: rlpost.algorithms.objective ─▶ shares of the minibatch's loss by rank ─▶ optimizer step
+          algo=rft, dpo: of the episodes that teach; none: no step. dpo: a pass without gradient before each step
 
 The episodes of a minibatch depend on (seed, iteration, epoch) alone, not on the number of ranks. Groups stay whole, and
 weights are those of the whole minibatch, so two ranks take the same step as one.
@@ -22,7 +23,8 @@ from torch import Tensor
 from rlpost.algorithms import losses
 from rlpost.algorithms.credit import TrainingBatch, assign_credit
 from rlpost.algorithms.objective import Outputs, critic_steps_once, minibatch_loss, roles_to_compute
-from rlpost.algorithms.roles import CRITIC, POLICY
+from rlpost.algorithms.preferences import with_preferences
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
@@ -59,9 +61,10 @@ def update_rl(
         steps.append(step)
     training_batch, metrics = assign_credit(kept, outputs, cfg)
     steps += _epochs(backend, batch, rows_B, training_batch, cfg, iteration, critic_first)
-    metrics |= _of_the_update(steps) | {
-        "tokens": float(batch.tokens),
-        "tokens/scored": float(tokens_computed),
+    update = _of_the_update(steps)
+    metrics |= update | {
+        "tokens": float(training_batch.layout.lengths_B[training_batch.learnt_B].sum()),
+        "tokens/scored": tokens_computed + update.get("tokens/scored", 0.0),
         "episodes_left_out": float(len(trajectories) - len(kept)),
         "seconds_logprobs": computed - started,
         "seconds_update": time.perf_counter() - computed,
@@ -125,13 +128,32 @@ def _epochs(
         roles = tuple(name for name, count in epochs.items() if epoch < count)
         for k, episodes in enumerate(_minibatches(training_batch, cfg, iteration, epoch)):
             learning_rates = _learning_rates(algo, iteration, epoch * algo.minibatches + k, roles)
-            loss = minibatch_loss(training_batch, episodes, cfg)
             where = f"iteration {iteration + 1}, epoch {epoch + 1}, minibatch {k + 1}"
             rows = [row for b in episodes for row in rows_B[b]]
-            steps.append(
-                take_step(backend, batch, rows, roles, loss, learning_rates, cfg.rollout.temperature, where)
+            of_step, more = _with_preferences(backend, batch, rows, training_batch, episodes, cfg)
+            loss = minibatch_loss(of_step, episodes, cfg, first=epoch == k == 0)
+            step = take_step(
+                backend, batch, rows, roles, loss, learning_rates, cfg.rollout.temperature, where
             )
+            steps.append(step | more)
     return steps
+
+
+def _with_preferences(
+    backend: DeepSpeedBackend,
+    batch: Batch,
+    rows: Sequence[int],
+    training_batch: TrainingBatch,
+    episodes: Sequence[int],
+    cfg: Config,
+) -> tuple[TrainingBatch, Metrics]:
+    """The batch with the advantages that algo=dpo has in this step alone, from the current log-probs of `rows`."""
+    if training_batch.pairs_P2 is None:
+        return training_batch, {}
+    budget, temperature = cfg.learner.micro_batch_tokens, cfg.rollout.temperature
+    outputs, tokens = compute_outputs(backend, batch, (POLICY, REFERENCE), budget, temperature, rows)
+    of_step, metrics = with_preferences(training_batch, episodes, outputs, cfg.algo.dpo_beta)
+    return of_step, metrics | {"tokens/scored": float(tokens)}
 
 
 def _of_the_update(steps: Sequence[Metrics]) -> Metrics:
@@ -153,10 +175,14 @@ def _together(metric: str, values: Sequence[float]) -> float:
 def _minibatches(
     training_batch: TrainingBatch, cfg: Config, iteration: int, epoch: int
 ) -> Iterator[list[int]]:
-    """Minibatches of whole groups, in a different order each epoch; fewer minibatches if there are fewer groups."""
-    groups_B = training_batch.layout.groups_B.numpy()
+    """Minibatches of whole groups, in a different order each epoch; fewer minibatches if there are fewer groups.
+
+    Episodes without a term in the loss are left out, and with them groups that have no others.
+    """
+    groups_B, learnt_B = training_batch.layout.groups_B.numpy(), training_batch.learnt_B.numpy()
     order = np.random.default_rng([cfg.seed, iteration, epoch]).permutation(groups_B.max() + 1)
-    members = [np.flatnonzero(groups_B == group).tolist() for group in order]
+    members = [np.flatnonzero((groups_B == group) & learnt_B).tolist() for group in order]
+    members = [group for group in members if group]
     for chosen in np.array_split(np.arange(len(members)), cfg.algo.minibatches):
         if len(chosen):
             yield [i for k in chosen for i in members[k]]
@@ -168,12 +194,12 @@ def _learning_rates(algo: AlgoConfig, iteration: int, step: int, roles: tuple[st
 
 
 def sft_step(backend: DeepSpeedBackend, examples: Sequence[Example], cfg: Config, step: int) -> Metrics:
-    """One SFT step of the policy adapter on `examples`. Every rank gets all of them; `step` counts from 0."""
+    """One step of `sft.loss` of the policy adapter on `examples`. Every rank gets all; `step` counts from 0."""
     started = time.perf_counter()
     batch = Batch.of([Row(e.token_ids, e.loss_mask) for e in examples], cfg.learner.micro_batch_tokens)
 
     def loss_of(outputs: Outputs, slots_N: Tensor) -> tuple[Tensor, losses.Metrics]:
-        return losses.sft_loss(outputs.of(POLICY).cpu(), batch.tokens)
+        return losses.SFT_LOSSES[cfg.sft.loss](outputs.of(POLICY).cpu(), batch.tokens)
 
     learning_rates = {POLICY: sft_rate(cfg.sft, step), CRITIC: 0.0}
     indices = range(len(batch.rows))

@@ -74,6 +74,8 @@ CURVES = (
         {"spectrum/effective_rank": "effective rank", "spectrum/stable_rank": "stable rank"},
     ),
     CurveSpec("Answers cut at their limit", {"cut_share": "share"}, percent=True),
+    CurveSpec("Episodes learnt from (rft, dpo)", {"kept_episodes": "share"}, percent=True),
+    CurveSpec("Margin of the implicit rewards (dpo)", {"dpo_margin": "margin"}),
 )
 
 

@@ -10,6 +10,7 @@
     data.jsonl             the rows, if Python code gave them as a list
     console.log            the output of a run that `rlpost.start` started
     adapter/               the adapter in PEFT's own format   checkpoints/    what a resumed run needs
+    start_policy/          the adapter that plays training's episodes, with rollout.policy=start
 
 Files appear complete or not at all. A full disk, or one without permission to write, raises OutputError.
 """
@@ -84,6 +85,11 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def start_policy(self) -> Path:
+        """With rollout.policy=start: the adapter that plays training's episodes, and its canary."""
+        return self.path / "start_policy"
 
     @property
     def checkpoints(self) -> Path:

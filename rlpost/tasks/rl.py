@@ -1,23 +1,24 @@
 """`task=rl`: a warm start, then rollouts, update and swap in each iteration, with any algorithm (`algo=`).
 
 collect (adapter v) ─▶ trajectories ─▶ rewards ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
+                       with rollout.policy=start the engines keep the start; see rlpost.tasks.start_policy
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
-from rlpost.config.schema import Config
+from rlpost.config.schema import Config, RolloutPolicy
 from rlpost.record import failures, metrics
 from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.reward_function import Score, reward_function
-from rlpost.tasks import spectrum, training_state
+from rlpost.tasks import spectrum, start_policy, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -37,6 +38,8 @@ def run(cfg: Config) -> None:
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         with session.sitting():
             _train(session, schedule, state)
+            if cfg.rollout.policy is RolloutPolicy.start:
+                training_state.swap(session, state)
             training_state.finish(session, state)
 
 
@@ -55,6 +58,8 @@ def _begin(session: Session) -> TrainingState:
         training_state.swap(session, state)
     if cfg.eval.start and (cfg.sft.steps > 0 or cfg.adapter is not None):
         state.evaluations["warm"] = evaluate_stage(session, "warm", 0)
+    if cfg.rollout.policy is RolloutPolicy.start:
+        start_policy.keep(session, state.version)
     training_state.checkpoint(session, state)
     return state
 
@@ -71,7 +76,8 @@ def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
     stall, score = Stall(session.cfg.algo), reward_function(session.cfg)
     while True:
         if schedule.due:
-            evaluate_stage_once(session, iteration_name(state.steps - 1), state.steps)
+            with training_state.current_live(session, state):
+                evaluate_stage_once(session, iteration_name(state.steps - 1), state.steps)
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
@@ -91,15 +97,31 @@ def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score 
         update_metrics = session.learner.update_rl(collected.batch, iteration)
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
     clock.split("learner", seconds)
-    with clock.phase("swap"):
-        swap = training_state.swap(session, state)
-    measured = {**update_metrics, **swap.metrics(), **spectrum.on_the_way(session)}
+    measured = {**update_metrics, **_go_live(session, state)}
     state.steps += 1
-    # Absent while only the critic learns and the engine's log-probs are used unchanged.
-    if "logprob_gap" in update_metrics:
+    # Absent while only the critic learns and the engine's log-probs are used unchanged. With rollout.policy=start only
+    # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved.
+    if "logprob_gap" in update_metrics and (cfg.rollout.policy is RolloutPolicy.latest or iteration == 0):
         state.logprob_gaps.append(update_metrics["logprob_gap"])
-    warning = stall.see(collected.batch, update_metrics)
-    return _report(session, state, collected, measured, warning)
+    notes = [*_without_step(update_metrics), *filter(None, [stall.see(collected.batch, update_metrics)])]
+    return _report(session, state, collected, measured, notes)
+
+
+def _go_live(session: Session, state: TrainingState) -> dict[str, float]:
+    """Swap the new policy into the engines and measure it; nothing with rollout.policy=start."""
+    if session.cfg.rollout.policy is RolloutPolicy.start:
+        return {}
+    with session.clock.phase("swap"):
+        swap = training_state.swap(session, state)
+    return {**swap.metrics(), **spectrum.on_the_way(session)}
+
+
+def _without_step(update_metrics: Mapping[str, float]) -> Iterator[str]:
+    """What the console says of an iteration in which no episode was chosen to learn from (algo=rft, dpo)."""
+    if update_metrics.get("kept_episodes") == 0:
+        pairs = "paired_groups" in update_metrics
+        why = "no group has two different rewards" if pairs else "no episode succeeded"
+        yield f"{why}: the policy took no step"
 
 
 def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
@@ -123,7 +145,7 @@ def _report(
     state: TrainingState,
     collected: Collected,
     measured: dict[str, float],
-    warning: str | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     numbers = {
         "iteration": state.steps - 1,
@@ -137,6 +159,5 @@ def _report(
     line = {"stage": "rl", **numbers} | ({} if cause is None else {"first_failure": cause})
     session.run_dir.append_metrics(line)
     session.tracker.log(numbers, over="iteration")
-    notes = failures.notes(collected.played) + ([] if warning is None else [warning])
-    session.progress.iteration(state.steps, numbers, notes)
+    session.progress.iteration(state.steps, numbers, [*failures.notes(collected.played), *notes])
     return numbers

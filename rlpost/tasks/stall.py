@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from rlpost.config.presets import TABLE
+from rlpost.config.presets import TABLE, Estimator
 from rlpost.config.schema import AlgoConfig
 from rlpost.rollout.dynamic_sampling import is_flat
 from rlpost.types import Trajectory
@@ -21,12 +21,13 @@ class Stall:
 
     def __init__(self, algo: AlgoConfig) -> None:
         self._grouped = TABLE[algo.name].grouped
+        self._wants_success = TABLE[algo.name].estimator is Estimator.success
         self._flat = self._still = 0
         self._said = False
 
     def see(self, batch: Sequence[Trajectory], metrics: Mapping[str, float]) -> str | None:
         """Count an iteration, given its episodes and its update's metrics. Returns the warning when it is due."""
-        self._flat = self._flat + 1 if self._nothing_differs(batch) else 0
+        self._flat = self._flat + 1 if self._nothing_teaches(batch, metrics) else 0
         self._still = self._still + 1 if metrics.get("grad_norm_policy") == 0 else 0
         if self._said or max(self._flat, self._still) < PATIENCE:
             return None
@@ -39,13 +40,18 @@ class Stall:
             " right: take a harder variant, or stop here"
         )
 
-    def _nothing_differs(self, batch: Sequence[Trajectory]) -> bool:
-        """Whether all rewards are equal: within each group if groups are compared, else in the whole batch."""
+    def _nothing_teaches(self, batch: Sequence[Trajectory], metrics: Mapping[str, float]) -> bool:
+        """Whether no episode was chosen (algo=rft, dpo), or all rewards are equal: within each group if groups are
+        compared, else in the whole batch."""
+        if "kept_episodes" in metrics:
+            return metrics["kept_episodes"] == 0
         if not self._grouped:
             return len(batch) > 1 and is_flat(batch)
         return all(is_flat(list(group)) for _, group in groupby(batch, key=lambda t: t.group))
 
     def _flat_batches(self, batch: Sequence[Trajectory]) -> str:
+        if self._wants_success:
+            return "no episode succeeded"
         among = "of each group" if self._grouped else "of the batch"
         mean = sum(t.total_reward for t in batch) / len(batch)
         return f"all episodes {among} earned the same reward (now {mean:.3f} on average)"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from rlpost.config.schema import RolloutPolicy
 from rlpost.errors import CheckpointError
 from rlpost.record import checkpoint as checkpoints
 from rlpost.record.run_dir import RunDir
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.tasks import spectrum
+from rlpost.tasks import spectrum, start_policy
 from rlpost.tasks.evaluate import axis, evaluate_stage, variants_of
 from rlpost.tasks.session import Session, keep_settings, publish, training_settings
 
@@ -20,7 +23,9 @@ class TrainingState:
     """The content of a checkpoint besides the learner's own state."""
 
     steps: int = 0  # finished iterations or supervised steps
-    version: int = 0  # version of the adapter in the engines
+    version: int = (
+        0  # newest version of the adapter that the engines had; with rollout.policy=start, not all the time
+    )
     evaluations: dict[str, Any] = field(default_factory=dict)
     swap_seconds: list[float] = field(default_factory=list)
     # Mean |engine's - learner's log-prob| over an iteration's sampled tokens, and over a swap's canary.
@@ -48,6 +53,19 @@ def swap(session: Session, state: TrainingState) -> PoolSwapReport:
     return report
 
 
+@contextmanager
+def current_live(session: Session, state: TrainingState) -> Iterator[None]:
+    """A context in which the engines serve the current policy; with rollout.policy=start they do not otherwise."""
+    if session.cfg.rollout.policy is RolloutPolicy.latest:
+        yield
+        return
+    with session.clock.phase("swap"):
+        swap(session, state)
+    yield
+    with session.clock.phase("swap"):
+        start_policy.go_live(session)
+
+
 def checkpoint(session: Session, state: TrainingState) -> None:
     """Save the learner's state and `state`. The line of the last step has been written before.
 
@@ -62,8 +80,9 @@ def checkpoint(session: Session, state: TrainingState) -> None:
 def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     """Continue from the last complete checkpoint, with the record cut back to that point.
 
-    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must get the adapter first. The
-    record is cut last, so any earlier failure leaves a finished run's results unchanged.
+    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must get a policy first: the
+    current one, or that of `rollout.policy=start`. The record is cut last, so any earlier failure leaves a finished
+    run's results unchanged.
 
     Raises CheckpointError if there is no checkpoint, if it is of another version of rlpost, and if the record lacks
     steps that it counts.
@@ -76,7 +95,9 @@ def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     _check_lines(session.run_dir, state, step_key)
     with session.clock.phase("start"):
         session.learner.load(latest.path)
-        if live:
+        if live and session.cfg.rollout.policy is RolloutPolicy.start:
+            start_policy.go_live(session)
+        elif live:
             sync_weights(session, state.version)
     session.run_dir.truncate_metrics(state.steps - 1, key=step_key)
     keep_settings(session)

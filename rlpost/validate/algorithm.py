@@ -16,6 +16,7 @@ from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import within
 from rlpost.rollout.reward_function import DEADLINE, load
 from rlpost.validate.environment import TRAINING
+from rlpost.validate.own_answers import rollout_policy, selection
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -87,7 +88,7 @@ def _groups(config: Config) -> Iterator[str]:
         yield refusal(
             "rollout.group_size",
             size,
-            f"algo={algo.name.name} compares the episodes of a group, and one alone has advantage 0",
+            f"algo={algo.name.name} compares the episodes of a group, and one alone teaches nothing",
             "give at least 2 (usual: 4 to 16), or choose an algorithm without groups: algo=ppo, algo=reinforce_pp",
         )
     if algo.dynamic_sampling:
@@ -245,5 +246,8 @@ ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _deadlines,
     _marker,
     _reward_function,
-    *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs)),
+    *map(
+        _of_learning,
+        (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs, selection, rollout_policy),
+    ),
 )

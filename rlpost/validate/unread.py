@@ -15,7 +15,7 @@ from rlpost.compare.design.plan import with_algorithm
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.keys import refusal
-from rlpost.config.presets import TABLE, Surrogate
+from rlpost.config.presets import TABLE, Estimator, Surrogate
 from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
 
 
@@ -74,8 +74,8 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.gamma",),
-        lambda cfg: not TABLE[cfg.algo.name].grouped,
-        "algo={algorithm} compares undiscounted scores within a group",
+        lambda cfg: not (TABLE[cfg.algo.name].grouped or TABLE[cfg.algo.name].selects),
+        "algo={algorithm} compares undiscounted scores within a group, or reads no rewards",
         f"{_LEAVE}, or algo=ppo, algo=reinforce_pp",
     ),
     _Rule(
@@ -85,8 +85,38 @@ ALGORITHM_RULES = (
         f"{_LEAVE}; algo.clip_high bounds the ratio",
     ),
     _Rule(
-        ("algo.kl_coef", "algo.kl_estimator", "algo.reference"),
+        ("algo.clip", "algo.clip_high", "algo.old_logprobs"),
+        lambda cfg: TABLE[cfg.algo.name].has_ratio,
+        "algo={algorithm} takes no probability ratio to an old policy",
+        _LEAVE,
+    ),
+    _Rule(
+        ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards"),
+        lambda cfg: not TABLE[cfg.algo.name].selects,
+        "algo={algorithm} asks which episodes are right or better, not by how much",
+        _LEAVE,
+    ),
+    _Rule(
+        ("algo.overlong_buffer",),
+        lambda cfg: TABLE[cfg.algo.name].estimator is not Estimator.success,
+        "algo={algorithm} reads no rewards",
+        _LEAVE,
+    ),
+    _Rule(
+        ("algo.dpo_beta",),
+        lambda cfg: TABLE[cfg.algo.name].estimator is Estimator.pairs,
+        "algo={algorithm} learns from no pairs of answers",
+        f"{_LEAVE}, or algo=dpo",
+    ),
+    _Rule(
+        ("algo.kl_coef", "algo.kl_estimator"),
         lambda cfg: cfg.algo.kl is not KlPlace.none,
+        "algo.kl=none",
+        f"{_LEAVE}, or algo.kl=reward or loss",
+    ),
+    _Rule(
+        ("algo.reference",),
+        lambda cfg: cfg.algo.kl is not KlPlace.none or TABLE[cfg.algo.name].estimator is Estimator.pairs,
         "algo.kl=none",
         f"{_LEAVE}, or algo.kl=reward or loss",
     ),
@@ -98,13 +128,13 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.overlong_penalty",),
-        lambda cfg: cfg.algo.overlong_buffer > 0,
-        "algo.overlong_buffer=0: no answer pays for its length",
+        lambda cfg: cfg.algo.overlong_buffer > 0 and TABLE[cfg.algo.name].estimator is not Estimator.success,
+        "algo.overlong_buffer=0, or algo={algorithm} reads no rewards: no answer pays for its length",
         f"{_LEAVE}, or give algo.overlong_buffer",
     ),
     _Rule(
         ("algo.rollout_is_cap",),
-        lambda cfg: cfg.algo.rollout_is is not RolloutIS.none,
+        lambda cfg: cfg.algo.rollout_is is not RolloutIS.none and TABLE[cfg.algo.name].has_ratio,
         "algo.rollout_is=none",
         f"{_LEAVE}, or algo.rollout_is=truncate or mask",
     ),
@@ -130,6 +160,18 @@ RULES = (
         ("algo.reward_function",),
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "only task=rl learns from rewards; an evaluation shows the environment's",
+        _LEAVE,
+    ),
+    _Rule(
+        ("sft.loss",),
+        lambda cfg: cfg.task in (Task.sft, Task.compare) or (cfg.task is Task.rl and cfg.sft.steps > 0),
+        "no step learns from expert answers",
+        f"{_LEAVE}, or give sft.steps",
+    ),
+    _Rule(
+        ("rollout.policy",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "only task=rl plays episodes to train on; an evaluation plays the current policy",
         _LEAVE,
     ),
     _Rule(

@@ -36,6 +36,7 @@ class PlayedTurn:
 class Played:
     group: int
     turns: list[PlayedTurn]
+    success: bool
 
     @property
     def tokens(self) -> list[Token]:
@@ -251,6 +252,25 @@ def cispo(batch: Batch, algo: AlgoConfig, budget: int) -> Tensor:
     )
 
 
+def rft(batch: Batch, algo: AlgoConfig, budget: int) -> Tensor:
+    """The mean negative log-likelihood of the tokens of answers that are right; no two of the batch are equal."""
+    return _mean([-t.new for episode in batch if episode.success for t in episode.tokens])
+
+
+def dpo(batch: Batch, algo: AlgoConfig, budget: int) -> Tensor:
+    """arXiv 2305.18290, equation 7, on the best and the worst, the second best and the second worst of each group."""
+    terms = []
+    for group in sorted({episode.group for episode in batch}):
+        ranked = sorted((e for e in batch if e.group == group), key=lambda e: -e.total)
+        for i in range(len(ranked) // 2):
+            winner, loser = ranked[i], ranked[-1 - i]
+            if winner.total > loser.total:
+                chosen = sum(t.new - t.reference for t in winner.tokens)
+                rejected = sum(t.new - t.reference for t in loser.tokens)
+                terms.append(-torch.sigmoid(algo.dpo_beta * chosen - algo.dpo_beta * rejected).log())
+    return _mean(terms)
+
+
 PAPERS: dict[str, Callable[[Batch, AlgoConfig, int], Tensor]] = {
     function.__name__: function
     for function in (
@@ -264,5 +284,7 @@ PAPERS: dict[str, Callable[[Batch, AlgoConfig, int], Tensor]] = {
         dapo,
         gspo,
         cispo,
+        rft,
+        dpo,
     )
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlpost.algorithms import objective
 from rlpost.algorithms.credit import TrainingBatch, assign_credit
+from rlpost.algorithms.preferences import with_preferences
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Rewards, RolloutIS
@@ -31,8 +32,8 @@ def _config(name: AlgoName) -> Config:
 
 
 def _episodes() -> list[Trajectory]:
-    """Three groups of four, of one to three turns, the first tokens of some answers thought."""
-    found = random_episodes(12, seed=2, group_size=4)
+    """Three groups of four, of one to three turns, the first tokens of some answers thought, some right."""
+    found = [replace(t, success=t.total_reward > 0) for t in random_episodes(12, seed=2, group_size=4)]
     return [
         replace(t, turns=tuple(replace(turn, thought_tokens=i % 3) for i, turn in enumerate(t.turns)))
         for t in found
@@ -60,8 +61,25 @@ class Numbers:
         outputs = objective.Outputs(self.new[slots], torch.ones(len(slots)))
         if TABLE[cfg.algo.name].critic:
             outputs = outputs._replace(values_N=self.later[slots])
+        if credit.pairs_P2 is not None:
+            return self.of_pairs(credit, cfg, outputs, slots, episodes)
         loss_of = objective.minibatch_loss(credit, episodes, cfg)
         return loss_of(outputs, slots)[0]
+
+    def of_pairs(
+        self,
+        credit: TrainingBatch,
+        cfg: Config,
+        outputs: objective.Outputs,
+        slots: Tensor,
+        episodes: Sequence[int],
+    ) -> Tensor:
+        """The surrogate's gradient, with the loss itself, shared by tokens, as its value."""
+        known = {POLICY: self.new.detach(), REFERENCE: self.reference}
+        weighed, metrics = with_preferences(credit, episodes, known, cfg.algo.dpo_beta)
+        surrogate = objective.minibatch_loss(weighed, episodes, cfg)(outputs, slots)[0]
+        share = len(slots) / int(credit.layout.lengths_B[list(episodes)].sum())
+        return surrogate - surrogate.detach() + share * metrics["policy_loss"]
 
     def batch(self, episodes: Sequence[Trajectory], cfg: Config) -> Batch:
         """The same as plain floats for the papers' formulas."""
@@ -75,7 +93,7 @@ class Numbers:
                     tokens.append(Token(*floats, k < turn.thought_tokens, self.new[n], self.later[n]))
                     n += 1
                 turns.append(PlayedTurn(tokens, turn.reward * cfg.algo.reward_scale))
-            batch.append(Played(t.group, turns))
+            batch.append(Played(t.group, turns, t.success))
         return batch
 
     def gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,6 +314,9 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32)}
         credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_compute(cfg.algo)}, cfg)
+        if credit.pairs_P2 is not None:
+            known = {POLICY: table.detach()[arms], REFERENCE: torch.full((32,), 1 / ARMS).log()}
+            credit, _ = with_preferences(credit, range(32), known, cfg.algo.dpo_beta)
         roles = objective.Outputs(table[arms], torch.zeros(32))
         if TABLE[cfg.algo.name].critic:
             roles = roles._replace(values_N=value.expand(32))
@@ -308,4 +329,4 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
 
 def _pull(arm: int, i: int, logprob: float) -> Trajectory:
     turn = Turn((1,), (arm,), (logprob,), "", "", Finish.STOP, 5.0 if arm == BEST else 0.0, "PULLED", 0)
-    return Trajectory("e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=False)
+    return Trajectory("e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=arm == BEST)

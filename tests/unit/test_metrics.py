@@ -281,6 +281,8 @@ def test_every_metric_is_documented() -> None:
         "learner/steps.py",
         "algorithms/objective.py",
         "algorithms/credit.py",
+        "algorithms/selection.py",
+        "algorithms/preferences.py",
         "algorithms/losses.py",
         "rollout/dynamic_sampling.py",
     ):
