@@ -29,7 +29,13 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "base": "stored",
     },
     "sft.": {"schedule": "constant", "final_share": 0.0},
-    "algo.": {"schedule": "constant", "final_share": 0.0},
+    "algo.": {
+        "schedule": "constant",
+        "final_share": 0.0,
+        "teacher": None,
+        "expert_coef": 0.0,
+        "expert_examples": 64,
+    },
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

@@ -24,6 +24,7 @@ class Estimator(Enum):
     group_normalized = "group_normalized"  # minus the group's mean, divided by its standard deviation
     group_centred = "group_centred"  # minus the group's mean
     leave_one_out = "leave_one_out"  # minus the mean of the group's other members
+    teacher = "teacher"  # discounted log ratios teacher / policy in place of rewards
 
 
 class Ratio(Enum):
@@ -69,6 +70,11 @@ class Algorithm:
     @property
     def grouped(self) -> bool:
         return self.estimator in GROUPED
+
+    @property
+    def taught(self) -> bool:
+        """Whether it learns from `algo.teacher`, and not from rewards."""
+        return self.estimator is Estimator.teacher
 
 
 _NO_CRITIC: Mapping[str, Any] = {"algo.critic_warmup": 0}
@@ -163,6 +169,20 @@ TABLE: Mapping[AlgoName, Algorithm] = {
         Surrogate.clipped_weight,
         # No lower bound, as in the paper. The upper bound is the ratio cap of 5 that arXiv 2510.13786 found robust.
         defaults={**_GROUP, "algo.kl": "none", "algo.clip": 1.0, "algo.clip_high": 4.0},
+    ),
+    AlgoName.opd: Algorithm(
+        "On-Policy Distillation (Thinking Machines Lab, 2025); arXiv 2306.13649 with reverse KL",
+        Estimator.teacher,
+        Ratio.token,
+        Aggregation.tokens,
+        # A token answers for its own log ratio alone, as published. With gamma 1 the gradient is that of the KL of
+        # whole episodes.
+        defaults={
+            **_NO_CRITIC,
+            "algo.gamma": 0.0,
+            "algo.whiten_advantages": False,
+            "algo.kl": "none",
+        },
     ),
 }
 

@@ -21,6 +21,8 @@ class Stall:
 
     def __init__(self, algo: AlgoConfig) -> None:
         self._grouped = TABLE[algo.name].grouped
+        # Whether equal rewards leave a gradient: the teacher's, or that of expert answers.
+        self._learns_anyway = TABLE[algo.name].taught or algo.expert_coef > 0
         self._flat = self._still = 0
         self._said = False
 
@@ -40,7 +42,10 @@ class Stall:
         )
 
     def _nothing_differs(self, batch: Sequence[Trajectory]) -> bool:
-        """Whether all rewards are equal: within each group if groups are compared, else in the whole batch."""
+        """Whether all rewards are equal and nothing else is learnt from: within each group if groups are compared, else
+        in the whole batch."""
+        if self._learns_anyway:
+            return False
         if not self._grouped:
             return len(batch) > 1 and is_flat(batch)
         return all(is_flat(list(group)) for _, group in groupby(batch, key=lambda t: t.group))

@@ -16,6 +16,7 @@ from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import within
 from rlpost.rollout.reward_function import DEADLINE, load
 from rlpost.validate.environment import TRAINING
+from rlpost.validate.teacher import TEACHER_CHECKS
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -245,5 +246,5 @@ ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _deadlines,
     _marker,
     _reward_function,
-    *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs)),
+    *map(_of_learning, (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs, *TEACHER_CHECKS)),
 )

@@ -8,19 +8,19 @@ at all. The adapter's own `base_model_name_or_path` is only shown, since folders
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from rlpost.config import learning_rates
-from rlpost.config.adapter_kinds import FULL, TABLE
+from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.adapter_starts import STARTS
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, LearningRate, LoraConfig, Task
 from rlpost.errors import AdapterError, ConfigError, ModelError
 from rlpost.validate.environment import TRAINING
+from rlpost.validate.fit import base_of, check_fit, some
 from rlpost.validate.parallel import check_tensor_parallel
+from rlpost.validate.teacher_fit import check_teacher
 from rlpost.weights import models
 from rlpost.weights.adapter_settings import named
 from rlpost.weights.adapters import Adapter
@@ -30,22 +30,21 @@ from rlpost.weights.kind_settings import check_settings_of_kind, check_start, tr
 from rlpost.weights.update import WeightUpdate, check_merges, weight_update
 
 ALL = "all-linear"
-_SHOWN = 3  # modules named in a message
 
 Layers = Mapping[str, tuple[int, int]]  # as in models.linear_layers
 
 
 def check_model(cfg: Config, model_folder: Path) -> None:
-    """Check the model and the adapter, for every task that has a model.
+    """Check the model, the adapter and the teacher, for every task that has a model.
 
     Raises:
         ConfigError: lora.target_modules names modules that the model does not have or that lora.kind cannot train,
             lora.settings names settings that the kind does not have, lora.rank is too large for lora.start,
-            lora.learning_rate=auto has no rule for the model or the kind, or rollout.tensor_parallel does not divide
-            the model's layers.
-        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
-            lora.* cannot be merged on this model.
-        ModelError: the model's files cannot be read, or its head scales the logits.
+            lora.learning_rate=auto has no rule for the model or the kind, rollout.tensor_parallel does not divide
+            the model's layers, or algo.teacher cannot be read beside the model.
+        AdapterError: the adapter (or the teacher's) is damaged, unsupported, of another model or not mergeable; the
+            adapter differs from lora.*; or lora.* cannot be merged on this model.
+        ModelError: the files of the model or the teacher cannot be read, or a head scales the logits.
     """
     trains, kind = cfg.task in TRAINING, TABLE[cfg.lora.kind]
     plain = kind.peft_type == "LORA" and not cfg.lora.settings
@@ -65,6 +64,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         learning_rates.advised(cfg, *models.family_and_width(model_folder))
     if cfg.task is not Task.eval and not plain:
         _check_kind(cfg, model_folder)
+    check_teacher(cfg, model_folder)
     if cfg.adapter is None:
         return
     adapter = Adapter.load(Path(cfg.adapter))
@@ -74,9 +74,9 @@ def check_model(cfg: Config, model_folder: Path) -> None:
         update = weight_update(adapter, base_weights(model_folder, cfg.lora.base))
     except AdapterError as error:
         raise AdapterError(
-            f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
+            f"adapter={cfg.adapter} (trained on {base_of(adapter)}) does not fit model={cfg.model}. {error}"
         ) from error
-    _check_fit(adapter, update, cfg, model_folder)
+    check_fit(f"adapter={cfg.adapter}", adapter, update.shapes, cfg.model, model_folder)
     _check_adapted_experts(update, cfg, blocks)
     check_merges(update)
     if trains and kind.whole:
@@ -144,7 +144,7 @@ def _check_adapted_experts(update: WeightUpdate, cfg: Config, blocks: Collection
     inside = [module for module in update.shapes if in_experts(module, blocks)]
     if inside:
         raise AdapterError(
-            f"adapter={cfg.adapter} adapts experts or routers of a mixture of experts ({_some(inside)}), which engines"
+            f"adapter={cfg.adapter} adapts experts or routers of a mixture of experts ({some(inside)}), which engines"
             " do not swap. Train one on the modules outside, such as attention's (lora.target_modules)."
         )
 
@@ -182,48 +182,6 @@ def _check_directions(cfg: Config, layers: Layers, wanted: int) -> None:
         )
 
 
-def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, model_folder: Path) -> None:
-    stored, shapes = models.parameter_shapes(model_folder), update.shapes
-    wrong = [
-        f"{name} is {shape} there and {stored.get(name, 'absent')} here"
-        for name, shape in shapes.items()
-        if stored.get(name) != shape
-    ]
-    reason = f"{len(wrong)} of its {len(shapes)} parameters do not fit: {_some(wrong)}" if wrong else None
-    reason = reason or _of_fewer_blocks(adapter.config, shapes, stored)
-    if reason is not None:
-        raise AdapterError(
-            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
-            f" and {reason}. Give the model that it was trained on."
-        )
-
-
-def _base_of(adapter: Adapter) -> str:
-    return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
-
-
-def _of_fewer_blocks(settings: Mapping[str, Any], names: Iterable[str], stored: Iterable[str]) -> str | None:
-    """Why an adapter whose parameters all fit belongs to another model: it has the first blocks only, by accident.
-
-    With a regular expression, exceptions, or PEFT's `layers_to_transform` it is deliberate.
-    """
-    chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
-    if chosen or settings["peft_type"] == FULL or not isinstance(settings.get("target_modules"), list):
-        return None
-    its, blocks = _blocks(names), _blocks(stored)
-    if its != set(range(len(its))) or len(its) >= len(blocks):
-        return None
-    return (
-        f"it has the first {len(its)} of {len(blocks)} blocks alone (if that is meant, say so in adapter_config.json:"
-        f" layers_to_transform = {sorted(its)})"
-    )
-
-
-def _blocks(names: Iterable[str]) -> set[int]:
-    numbers = (re.search(r"(?:^|\.)(\d+)\.", name) for name in names)
-    return {int(found[1]) for found in numbers if found}
-
-
 def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> None:
     """Refuse if training with lora.* would adapt other modules than the start adapter has."""
     wanted = _wanted(cfg, layers)
@@ -233,7 +191,7 @@ def _check_start_modules(update: WeightUpdate, cfg: Config, layers: Layers) -> N
         targets = ",".join(sorted({module.rpartition(".")[2] for module in its}))
         raise AdapterError(
             f"The start adapter has {len(its)} modules, lora.target_modules={cfg.lora.target_modules} means"
-            f" {len(wanted)}: they differ in {_some(differing)}. Give those it was trained with:"
+            f" {len(wanted)}: they differ in {some(differing)}. Give those it was trained with:"
             f" lora.target_modules='{targets}'"
         )
 
@@ -247,7 +205,7 @@ def _check_start_parameters(adapter: Adapter, cfg: Config, layers: Layers) -> No
     left_out = [name for name in adapter.tensors if not trains_parameter(cfg.lora, name)]
     lacks = [name for name in weights if trains_parameter(cfg.lora, name) and name not in adapter.tensors]
     if left_out or lacks:
-        differing = f"leaves out {_some(left_out)}" if left_out else f"also trains {_some(lacks)}"
+        differing = f"leaves out {some(left_out)}" if left_out else f"also trains {some(lacks)}"
         raise AdapterError(
             f"The start has {len(adapter.tensors)} whole parameters; lora.kind={cfg.lora.kind.value}"
             f" lora.target_modules={cfg.lora.target_modules} {differing}. Give the kind and modules it was trained"
@@ -265,8 +223,3 @@ def _wanted(cfg: Config, layers: Layers) -> list[str]:
 def _targets(cfg: Config) -> list[str]:
     names = cfg.lora.target_modules
     return [] if names == ALL else names.split(",")
-
-
-def _some(found: list[str]) -> str:
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more
