@@ -1,12 +1,12 @@
 """Every kind of adapter with its default size: a proven swap of an update of equal size, in one engine.
 
-    python -m benchmarks.kinds [--models tiny smollm2-135m] [--dtypes float32 bfloat16]
+python -m benchmarks.kinds [--models tiny smollm2-135m] [--dtypes float32 bfloat16]
 
-    numbers        trained numbers
-    update         norm of the change over the norm of the base, over all adapted weights; noise is scaled towards it
-    swap s         merge, write, fingerprint, prove every layer, score the canary
-    canary gap     mean |engine - plain PEFT| log-prob on the canary, in nats; PEFT computes as the learner does
-    rounding loss  share of the update that the engine's precision rounds away
+numbers        trained numbers
+update         norm of the change over the norm of the base, over all adapted weights; noise is scaled towards it
+swap s         merge, write, fingerprint, prove every layer, score the canary
+canary gap     mean |engine - plain PEFT| log-prob on the canary, in nats; PEFT computes as the learner does
+rounding loss  share of the update that the engine's precision rounds away
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def compare(case: Case) -> str:
     settings = case.settings(max_num_seqs=8, kv_cache_gib=0.25)
     engine, base = VllmEngine(settings), BaseWeights(settings.model)
     tokens = sum(prompts(settings.model, 4), ())
-    lines = [f"  {'kind':>12} {'numbers':>9} {'update':>7} {'swap s':>7} {'canary gap':>10} {'rounding loss':>13}"]
+    lines = [
+        f"  {'kind':>12} {'numbers':>9} {'update':>7} {'swap s':>7} {'canary gap':>10} {'rounding loss':>13}"
+    ]
     for kind in (kind for kind in AdapterKind if not TABLE[kind].whole):
         lora = compose(["experiment=generalpoints_ppo", f"lora.kind={kind.value}"]).lora
         try:

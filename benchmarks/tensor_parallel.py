@@ -58,7 +58,9 @@ def _decode() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny"], help="folders or names; their heads divide by two")
+    parser.add_argument(
+        "--models", nargs="+", default=["tiny"], help="folders or names; their heads divide by two"
+    )
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -77,7 +79,9 @@ def _compare(model: str, dtype: str, repeats: int) -> str:
             seconds[name] = time.perf_counter() - began
             gaps[name] = pools[name].submit(_swap).result()
         swaps = in_turns({n: Side(lambda p=p: _timed_swap(p)) for n, p in pools.items()}, repeats)
-        decoding = in_turns({n: Side(lambda p=p: p.submit(_decode).result()) for n, p in pools.items()}, repeats)
+        decoding = in_turns(
+            {n: Side(lambda p=p: p.submit(_decode).result()) for n, p in pools.items()}, repeats
+        )
     finally:
         for pool in pools.values():
             pool.shutdown()
@@ -86,7 +90,10 @@ def _compare(model: str, dtype: str, repeats: int) -> str:
     return "\n".join(
         [
             f"{model} {dtype}, load {load}",
-            *(f"  {name}: started in {seconds[name]:.0f} s, canary gap {gaps[name]:.2g} nats" for name in RANKS),
+            *(
+                f"  {name}: started in {seconds[name]:.0f} s, canary gap {gaps[name]:.2g} nats"
+                for name in RANKS
+            ),
             *(f"  decoding, {name}: {1 / timing.median:.0f} tokens/s" for name, timing in decoding.items()),
             f"  decoding speed, two ranks / one: {ratio(decoding[one], decoding[two])}",
             *(f"  swap, {timing}" for timing in swaps.values()),

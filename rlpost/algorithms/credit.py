@@ -1,6 +1,7 @@
 """Turns episodes and log-probs into the inputs of the losses: advantages, returns and weights, fixed for an update.
 
     turns' rewards ─▶ length penalty, scale, normalization ─▶ on tokens ─▶ less KL ─▶ estimator ─▶ whitening
+    or a teacher's log ratios, on every token ───────────────────────────────┘
     algo=rft, dpo: which episodes are learnt from (rlpost.algorithms.selection), in place of an estimator
 
 rlpost.config.presets has the estimator of each algorithm. Every rank computes the same sums from the same numbers. All
@@ -19,7 +20,7 @@ from rlpost.algorithms import losses, rewards
 from rlpost.algorithms.advantages import explained_variance, flat, moments, whiten
 from rlpost.algorithms.estimators import Estimate, by_selection, with_critic, without_critic
 from rlpost.algorithms.layout import TokenLayout
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
 from rlpost.algorithms.selection import Selection, distinct_successes, ranked_pairs
 from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards, RolloutIS
@@ -59,7 +60,8 @@ def assign_credit(
 ) -> tuple[TrainingBatch, Metrics]:
     """Advantages and returns of every sampled token, with the diagnostics at the start of the update.
 
-    `outputs` are (N,) by role, if computed: log-probs of the policy and the reference, values of the critic.
+    `outputs` are (N,) by role, if computed: log-probs of the policy, the reference and the teacher, values of the
+    critic.
 
     Raises LearnerError if a reward or sampling log-prob is not finite, a turn has no tokens, or a model behind an
     endpoint played.
@@ -76,9 +78,8 @@ def assign_credit(
         raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
     selection = _selected(row, trajectories, rewards_N, layout) if row.selects else None
     estimate = _estimate(row, rewards_N, outputs.get(CRITIC), layout, algo, selection)
-    metrics |= (
-        _gap(sampling_N, outputs, algo) | _divergence(outputs, algo) | _summary(estimate, outputs.get(CRITIC))
-    )
+    metrics |= _gap(sampling_N, outputs, algo) | _divergence(outputs, algo) | _from_teacher(outputs)
+    metrics |= _summary(estimate, outputs.get(CRITIC))
     batch = TrainingBatch(
         layout,
         sampling_N,
@@ -113,11 +114,16 @@ def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
 def _rewards(
     trajectories: Sequence[Trajectory], layout: TokenLayout, outputs: dict[str, Tensor], cfg: Config
 ) -> tuple[Tensor, Metrics]:
-    """The rewards of tokens, and the share of groups without signal: all their episodes earned the same."""
+    """The rewards of tokens, and the share of groups without signal: all their episodes earned the same.
+
+    With a teacher its log ratios take the place of the environment's rewards, which are measured alone.
+    """
     algo = cfg.algo
     earned_U = torch.tensor([turn.reward for t in trajectories for turn in t.turns], dtype=torch.float32)
     totals_B = earned_U.new_zeros(len(trajectories)).index_add(0, layout.episodes_U, earned_U)
     metrics = {"flat_groups": _share_of_groups(flat(totals_B, layout.groups_B), layout.groups_B)}
+    if TABLE[algo.name].taught:
+        return _less_kl(rewards.of_teacher(outputs[POLICY], outputs[TEACHER]), outputs, algo), metrics
     if algo.overlong_buffer:
         lost_U = rewards.overlong(
             layout.lengths_U, cfg.rollout.max_new_tokens, algo.overlong_buffer, algo.overlong_penalty
@@ -126,11 +132,14 @@ def _rewards(
     earned_U = earned_U * algo.reward_scale
     if algo.normalize_rewards:
         earned_U = rewards.normalized(earned_U, layout)
-    rewards_N = rewards.placed(earned_U, layout, algo.rewards)
-    if algo.kl is KlPlace.reward:
-        policy_N, reference_N = outputs[POLICY], outputs[REFERENCE]
-        rewards_N = rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
-    return rewards_N, metrics
+    return _less_kl(rewards.placed(earned_U, layout, algo.rewards), outputs, algo), metrics
+
+
+def _less_kl(rewards_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Tensor:
+    if algo.kl is not KlPlace.reward:
+        return rewards_N
+    policy_N, reference_N = outputs[POLICY], outputs[REFERENCE]
+    return rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
 
 
 def _share_of_groups(marked_B: Tensor, groups_B: Tensor) -> float:
@@ -182,6 +191,17 @@ def _divergence(outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
     if POLICY in outputs:
         metrics["kl_reference"] = losses.kl_k3(outputs[POLICY], outputs[REFERENCE]).mean().item()
     return metrics
+
+
+def _from_teacher(outputs: dict[str, Tensor]) -> Metrics:
+    """KL(policy || teacher) per token by two estimators, if there is a teacher."""
+    if TEACHER not in outputs:
+        return {}
+    policy_N, teacher_N = outputs[POLICY], outputs[TEACHER]
+    return {
+        "kl_teacher": losses.kl_k1(policy_N, teacher_N).mean().item(),
+        "kl_teacher_k3": losses.kl_k3(policy_N, teacher_N).mean().item(),
+    }
 
 
 def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:

@@ -2,7 +2,8 @@
 
     estimate(which, rewards_N, values_N, layout, gamma, lam, by_turn) ─▶ Estimate
 
-Rewards are those of tokens after scaling and KL; rlpost.algorithms.rewards defines which tokens receive them.
+Rewards are those of tokens after scaling and KL; rlpost.algorithms.rewards defines which tokens receive them. With a
+teacher they are its log ratios, and their returns are the advantages.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def without_critic(
     """Returns, or rewards relative to the group; `by_turn` compares turns instead of whole episodes."""
     all_N = torch.ones_like(layout.opens_N)
     returns_N = _rewards_to_come(rewards_N, layout, gamma)
-    if which is Estimator.returns:
+    if which in (Estimator.returns, Estimator.teacher):
         return Estimate(returns_N, returns_N, all_N)
     baseline = BASELINES[which]
     if by_turn:

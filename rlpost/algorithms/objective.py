@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlpost.algorithms import losses
 from rlpost.algorithms.credit import TrainingBatch
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, RolloutIS
 
@@ -28,10 +28,16 @@ class Outputs(NamedTuple):
     entropy_N: Tensor | None = None  # the policy's, in nats
     reference_N: Tensor | None = None  # the reference's log-probs
     values_N: Tensor | None = None  # the critic's
+    teacher_N: Tensor | None = None  # the teacher's log-probs
 
     def of(self, role: str) -> Tensor:
-        """The output of `role`: log-probs of POLICY or REFERENCE, values of CRITIC."""
-        outputs = {POLICY: self.logprobs_N, REFERENCE: self.reference_N, CRITIC: self.values_N}[role]
+        """The output of `role`: values of CRITIC, log-probs of the others."""
+        outputs = {
+            POLICY: self.logprobs_N,
+            REFERENCE: self.reference_N,
+            CRITIC: self.values_N,
+            TEACHER: self.teacher_N,
+        }[role]
         assert outputs is not None, f"the {role} made no pass"
         return outputs
 
@@ -48,7 +54,8 @@ def roles_to_compute(algo: AlgoConfig, one_sample: bool = True) -> tuple[str, ..
     policy = (POLICY,) if _needs_old_logprobs(algo) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
     critic = (CRITIC,) if TABLE[algo.name].critic and not (one_sample and critic_steps_once(algo)) else ()
-    return (*policy, *reference, *critic)
+    teacher = (TEACHER,) if TABLE[algo.name].taught else ()
+    return (*policy, *reference, *critic, *teacher)
 
 
 def critic_steps_once(algo: AlgoConfig) -> bool:
@@ -62,7 +69,7 @@ def _needs_old_logprobs(algo: AlgoConfig) -> bool:
     pass gives them, unless they are needed earlier."""
     if algo.old_logprobs is OldLogprobs.engine or not TABLE[algo.name].has_ratio:
         return False
-    early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none
+    early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none or TABLE[algo.name].taught
     return early or algo.epochs * algo.minibatches > 1 or algo.critic_warmup > 0
 
 

@@ -1,4 +1,4 @@
-"""The rewards of sampled tokens: the environment's rewards, scaled, minus the length and KL penalties.
+"""The rewards of sampled tokens: the environment's rewards, scaled, minus the length and KL penalties; or a teacher's.
 
 Shapes: U turns, B episodes, N sampled tokens; see rlpost.algorithms.layout.
 """
@@ -41,6 +41,15 @@ def placed(rewards_U: Tensor, layout: TokenLayout, where: Rewards) -> Tensor:
     if where is Rewards.outcome:
         ends_U = (layout.lengths_B.cumsum(0) - 1)[layout.episodes_U]
     return rewards_U.new_zeros(len(layout.turns_N)).index_add(0, ends_U, rewards_U)
+
+
+def of_teacher(logprobs_N: Tensor, teacher_N: Tensor) -> Tensor:
+    """log teacher - log policy of each token: the reward whose mean is minus KL(policy || teacher).
+
+    On-Policy Distillation (Thinking Machines Lab, 2025). `logprobs_N` are the policy's at the start of the update; no
+    gradient passes through.
+    """
+    return -KL_ESTIMATORS[KlEstimator.k1](logprobs_N, teacher_N).detach()
 
 
 def less_kl(

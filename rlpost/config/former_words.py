@@ -29,7 +29,14 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "base": "stored",
     },
     "sft.": {"loss": "nll", "schedule": "constant", "final_share": 0.0},
-    "algo.": {"dpo_beta": 0.1, "schedule": "constant", "final_share": 0.0},
+    "algo.": {
+        "dpo_beta": 0.1,
+        "schedule": "constant",
+        "final_share": 0.0,
+        "teacher": None,
+        "expert_coef": 0.0,
+        "expert_examples": 64,
+    },
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

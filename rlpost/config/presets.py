@@ -26,6 +26,7 @@ class Estimator(Enum):
     leave_one_out = "leave_one_out"  # minus the mean of the group's other members
     success = "success"  # 1 for distinct episodes that succeeded, 0 for others; rewards are not read
     pairs = "pairs"  # the better and the worse episode of each pair within a group
+    teacher = "teacher"  # discounted log ratios teacher / policy in place of rewards
 
 
 class Ratio(Enum):
@@ -88,6 +89,11 @@ class Algorithm:
     def has_ratio(self) -> bool:
         """Whether the loss has a probability ratio to an old policy, and with it a clip."""
         return self.surrogate is not Surrogate.logprob
+
+    @property
+    def taught(self) -> bool:
+        """Whether it learns from `algo.teacher`, and not from rewards."""
+        return self.estimator is Estimator.teacher
 
 
 _NO_CRITIC: Mapping[str, Any] = {"algo.critic_warmup": 0}
@@ -198,6 +204,20 @@ TABLE: Mapping[AlgoName, Algorithm] = {
         Aggregation.pairs,
         Surrogate.logprob,
         defaults={**_GROUP, "algo.kl": "none"},
+    ),
+    AlgoName.opd: Algorithm(
+        "On-Policy Distillation (Thinking Machines Lab, 2025); arXiv 2306.13649 with reverse KL",
+        Estimator.teacher,
+        Ratio.token,
+        Aggregation.tokens,
+        # A token answers for its own log ratio alone, as published. With gamma 1 the gradient is that of the KL of
+        # whole episodes.
+        defaults={
+            **_NO_CRITIC,
+            "algo.gamma": 0.0,
+            "algo.whiten_advantages": False,
+            "algo.kl": "none",
+        },
     ),
 }
 

@@ -131,6 +131,7 @@ class AlgoName(Enum):
     cispo = "cispo"
     rft = "rft"
     dpo = "dpo"
+    opd = "opd"
 
 
 class Rewards(Enum):
@@ -254,6 +255,10 @@ class AlgoConfig:
     kl_step: float = 0.1  # gain of the steering: kl_coef moves by at most a fifth of it an iteration
     reference: Reference = Reference.start  # policy that the KL is measured from, and dpo's preferences
     dpo_beta: float = 0.1  # dpo: weight of the log-prob ratio to the reference, which is the implicit reward
+    # algo=opd imitates it: folder of a PEFT adapter of the model, or a model (folder or name) of the same vocabulary
+    teacher: str | None = None
+    expert_coef: float = 0.0  # weight of the SFT loss that each optimizer step of the policy adds; 0: none
+    expert_examples: int = 64  # expert answers of an iteration, shared among its steps; with expert_coef
     old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
     rollout_is: RolloutIS = RolloutIS.none  # importance weights for differences between learner and engine
     rollout_is_cap: float = 2.0  # largest importance weight

@@ -69,9 +69,11 @@ class LearnerGroup:
         """`loss`: the mean negative log-likelihood per loss token, in nats, without a step; `tokens`: how many."""
         return self._call("sft_loss", list(examples))
 
-    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
-        """One update by `algo.name`; `iteration` counts from 0. See rlpost.learner.update."""
-        return self._call("update_rl", list(trajectories), iteration)
+    def update_rl(
+        self, trajectories: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
+    ) -> dict[str, float]:
+        """One update by `algo.name`, with expert answers; `iteration` counts from 0. See rlpost.learner.update."""
+        return self._call("update_rl", list(trajectories), iteration, list(examples))
 
     def set_reference(self) -> None:
         """Make the current policy the frozen KL reference, and reset the optimizer."""
@@ -144,6 +146,9 @@ def learner_environment(threads: int, gpus: float) -> dict[str, str]:
 
 def _for_ranks(cfg: Config) -> Config:
     """The settings with absolute paths, because on a joined cluster a rank works in another folder."""
+    teacher = cfg.algo.teacher
+    if teacher is not None and Path(teacher).is_dir():
+        cfg = replace(cfg, algo=replace(cfg.algo, teacher=str(Path(teacher).absolute())))
     return cfg if cfg.adapter is None else replace(cfg, adapter=str(Path(cfg.adapter).absolute()))
 
 

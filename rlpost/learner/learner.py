@@ -23,8 +23,9 @@ from rlpost.learner.model.packing import Row
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.steps import Batch, Metrics, compute_outputs
 from rlpost.types import Canary, Example, Trajectory
+from rlpost.weights import teachers
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.models import name_for_loading
+from rlpost.weights.models import name_for_loading, parameters
 
 KL_FILE = "kl.json"  # the KL coefficient, if algo.kl_target adapts it
 
@@ -47,9 +48,12 @@ class Learner:
         self.cfg, self.rendezvous, self.canary_ids = cfg, rendezvous, tuple(canary_ids)
         self.base_name = name_for_loading(cfg.model, model_folder)
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
+        teacher = _teacher(cfg)
         self.model = actor_critic.build(
-            model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start, examples
+            model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start, examples, teacher
         )
+        # Counted here, since ZeRO-3 leaves a rank a part of each parameter.
+        self.teacher_parameters = parameters(teacher if isinstance(teacher, Path) else model_folder)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
         self.kl_coef = cfg.algo.kl_coef
 
@@ -61,10 +65,14 @@ class Learner:
         logprobs_N = self._logprobs([Row(e.token_ids, e.loss_mask) for e in examples], temperature=1.0)
         return {"loss": -float(logprobs_N.double().mean()), "tokens": float(len(logprobs_N))}
 
-    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> Metrics:
+    def update_rl(
+        self, trajectories: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
+    ) -> Metrics:
         """One RL update with the current KL coefficient, which then moves towards `algo.kl_target`."""
-        algo = replace(self.cfg.algo, kl_coef=self.kl_coef)
-        metrics = update.update_rl(self.backend, trajectories, replace(self.cfg, algo=algo), iteration)
+        cfg = replace(self.cfg, algo=replace(self.cfg.algo, kl_coef=self.kl_coef))
+        algo, metrics = cfg.algo, update.update_rl(self.backend, trajectories, cfg, iteration, examples)
+        if TABLE[algo.name].taught:
+            metrics["parameters/teacher"] = float(self.teacher_parameters)
         if algo.kl_target is not None:
             self.kl_coef = steered(self.kl_coef, metrics["kl_reference"], algo.kl_target, algo.kl_step)
         return metrics
@@ -132,8 +140,17 @@ def _kl_coef(path: Path) -> float:
         ) from error
 
 
+def _teacher(cfg: Config) -> Adapter | Path | None:
+    """The adapter of the model, or the folder of another model, that the task learns from; None without a teacher."""
+    if cfg.task is not Task.rl or not TABLE[cfg.algo.name].taught:
+        return None
+    if cfg.algo.teacher is None:
+        raise LearnerError(f"algo={cfg.algo.name.name} learns from a teacher; give algo.teacher")
+    return teachers.load(cfg.algo.teacher)
+
+
 def roles_for(cfg: Config) -> tuple[str, ...]:
-    """The roles that need weights in the task. If the base is the reference, the reference needs none."""
+    """The roles that need weights of the policy's form in the task. If the base is the reference, it needs none."""
     algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
     has_reference = algo.kl is not KlPlace.none or TABLE[algo.name].estimator is Estimator.pairs
     keeps_start = has_reference and algo.reference is Reference.start

@@ -58,6 +58,17 @@ class Share:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows that an optimizer step learns from, the roles that compute them, and their loss."""
+
+    batch: Batch
+    indices: Sequence[int]
+    roles: tuple[str, ...]
+    loss_of: LossFunction
+    temperature: float
+
+
 def compute_outputs(
     backend: DeepSpeedBackend,
     batch: Batch,
@@ -68,8 +79,8 @@ def compute_outputs(
 ) -> tuple[dict[str, Tensor], int]:
     """Run `roles` over the rows `indices` of the batch (none: all of them) without gradients.
 
-    Returns the log-probs or values by role, flat (N,) and complete on every rank, and the number of tokens computed by
-    all roles on all ranks. Entries of other rows are 0.
+    Returns the log-probs or values by role, flat (N,) and complete on every rank, and the number of tokens that each
+    role computed on all ranks. Entries of other rows are 0.
     """
     if not roles:
         return {}, 0
@@ -82,36 +93,36 @@ def compute_outputs(
             for name in roles:
                 flat[name][micro.slots_N] = outputs.of(name).float().cpu()
     summed = backend.summed(torch.stack([flat[name] for name in roles]))
-    return dict(zip(roles, summed.unbind(0), strict=True)), len(roles) * share.tokens
+    return dict(zip(roles, summed.unbind(0), strict=True)), share.tokens
 
 
 def take_step(
-    backend: DeepSpeedBackend,
-    batch: Batch,
-    indices: Sequence[int],
-    roles: tuple[str, ...],
-    loss_of: LossFunction,
-    learning_rates: dict[str, float],
-    temperature: float,
-    where: str,
+    backend: DeepSpeedBackend, parts: Sequence[Part], learning_rates: dict[str, float], where: str
 ) -> Metrics:
-    """One optimizer step over the rows `indices`, of which this rank computes its share."""
-    contributions: list[losses.Metrics] = []
+    """One optimizer step on the sum of the parts' losses, of which this rank computes its share.
+
+    The last part has every role that learns: ZeRO-1 reduces only the gradients that the last micro-batch adds to.
+    """
+    shares = [_share(backend, part.batch, part.indices, backend.cfg.micro_batch_tokens) for part in parts]
+    contributions: list[list[losses.Metrics]] = [[] for _ in parts]
 
     def losses_drawn() -> Iterator[Tensor]:
-        for groups in share.micro_batches:
-            micro = collate(batch.rows, batch.starts, groups)
-            loss, metrics = loss_of(backend.forward(micro, roles, temperature), micro.slots_N)
-            contributions.append(metrics)
-            yield loss
+        for part, share, found in zip(parts, shares, contributions, strict=True):
+            for groups in share.micro_batches:
+                micro = collate(part.batch.rows, part.batch.starts, groups)
+                outputs = backend.forward(micro, part.roles, part.temperature)
+                loss, metrics = part.loss_of(outputs, micro.slots_N)
+                found.append(metrics)
+                yield loss
 
-    share = _share(backend, batch, indices, backend.cfg.micro_batch_tokens)
-    norms = backend.step(losses_drawn(), len(share.micro_batches), learning_rates, where)
-    metrics = _added_up(backend, contributions)
+    count = sum(len(share.micro_batches) for share in shares)
+    norms = backend.step(losses_drawn(), count, learning_rates, where)
+    metrics = {name: value for found in contributions for name, value in _added_up(backend, found).items()}
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         raise LearnerError(f"{where}: {', '.join(bad)} not finite")
-    metrics["tokens/trained"] = float(len(roles) * share.tokens)
+    trained = sum(len(part.roles) * share.tokens for part, share in zip(parts, shares, strict=True))
+    metrics["tokens/trained"] = float(trained)
     rates = {f"learning_rate_{name}": learning_rates[name] for name in norms}
     return metrics | {f"grad_norm_{name}": norm for name, norm in norms.items()} | rates
 

@@ -1,7 +1,8 @@
 """The compute that an arm has spent, from the token counts that its run measured.
 
 FLOPs follow arXiv 2501.17161, appendix (after Kaplan et al., arXiv 2001.08361): 6 N D for training, 2 N D for
-inference, with N parameters of the model and D tokens through it. `KEYS` names the token counts in metrics.jsonl.
+inference, with N parameters of the model and D tokens through it. `KEYS` names the token counts in metrics.jsonl. A
+teacher (algo=opd) adds 2 N D of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ SAMPLED = "tokens/sampled"  # sampled by the engine
 SCORED = "tokens/scored"  # through the learner without gradient (policy, reference, critic), in each pass
 TRAINED = "tokens/trained"  # through the learner forward and backward (policy, critic), in each pass
 INFERENCE = (PROMPT, SAMPLED, SCORED)
-KEYS = (*INFERENCE, TRAINED)
+TAUGHT = "tokens/teacher"  # through the teacher, of TEACHER_SIZE parameters
+TEACHER_SIZE = "parameters/teacher"
+KEYS = (*INFERENCE, TRAINED, TAUGHT)
 DEVICE_PHASES = ("seconds/rollout", "seconds/rewards", "seconds/logprobs", "seconds/update", "seconds/swap")
 
 
@@ -43,8 +46,8 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute
     flops, tokens, seconds, cumulative = 0.0, 0, 0.0, []
     for number, line in enumerate(lines):
         inferred, trained = _counts(line, number)
-        flops += parameters * (2.0 * inferred + 6.0 * trained)
-        tokens += inferred + trained
+        flops += parameters * (2.0 * inferred + 6.0 * trained) + _of_teacher(line)
+        tokens += inferred + trained + int(line.get(TAUGHT, 0))
         seconds += sum(line[key] for key in DEVICE_PHASES if key in line)
         cumulative.append(Compute(flops, tokens, seconds))
     return cumulative
@@ -60,14 +63,21 @@ def real_flops(line: Mapping[str, float], parameters: int, trained: int, added: 
 
     For an adapter, A is the number of parameters in its file, which is LoRA's cost. For kinds that compute more than
     one product a parameter this is too low: VeRA's and RandLoRA's products with random matrices, OFT's and BOFT's
-    rotations, and kinds that build a whole weight in each pass (HiRA, LoHa, LoKr, FourierFT) are not counted.
+    rotations, and kinds that build a whole weight in each pass (HiRA, LoHa, LoKr, FourierFT) are not counted. The
+    adapter of a teacher is not counted either.
     """
     inferred, learnt = _counts(line, 0)
-    return 2.0 * (parameters + added) * inferred + (4.0 * (parameters + added) + 2.0 * trained) * learnt
+    learning = (4.0 * (parameters + added) + 2.0 * trained) * learnt
+    return 2.0 * (parameters + added) * inferred + learning + _of_teacher(line)
+
+
+def _of_teacher(line: Mapping[str, float]) -> float:
+    """The FLOPs of the teacher's passes: 2 N D."""
+    return 2.0 * line[TEACHER_SIZE] * line[TAUGHT] if TAUGHT in line else 0.0
 
 
 def _counts(line: Mapping[str, float], number: int) -> tuple[int, int]:
-    """The numbers of tokens through the model without and with gradient."""
+    """The numbers of tokens through the model without and with gradient, without those through a teacher."""
     given = {key: line[key] for key in KEYS if key in line}
     if not given:
         raise ComparisonError(
@@ -76,5 +86,5 @@ def _counts(line: Mapping[str, float], number: int) -> tuple[int, int]:
     for key, value in given.items():
         if value is None or value < 0 or value != int(value):
             raise ComparisonError(f"line {number} of the metrics: {key}={value} is no number of tokens")
-    trained = int(given.pop(TRAINED, 0))
+    trained, _ = int(given.pop(TRAINED, 0)), given.pop(TAUGHT, 0)
     return sum(map(int, given.values())), trained

@@ -4,7 +4,8 @@
     metrics.jsonl          one object per iteration           summary.json    the result, written at the end
     trajectories/*.jsonl   every episode, one per line        report.html     all of it as a page
     evaluations.jsonl      which trajectories file belongs to which evaluation: stage, variant, decoding
-    examples.jsonl         instances of the supervised steps
+    examples.jsonl         instances of the supervised steps, and of the expert answers mixed into iterations
+    teacher.json           fingerprint of algo.teacher (rlpost.record.teacher)
     sittings.json          the time of every start            error.json      why it failed (rlpost.record.run_error)
     spectrum.json          what the update did to the weights (rlpost.record.spectrum), written at the end
     data.jsonl             the rows, if Python code gave them as a list
@@ -210,9 +211,9 @@ class RunDir:
         """
         return [translated_line(line) for line in _read_lines(self.metrics)]
 
-    def append_examples(self, step: int, instances: Sequence[str]) -> None:
-        """Record in examples.jsonl the instances that a supervised step learns from."""
-        append_whole(self.examples, jsonl.encode({"step": step, "instances": list(instances)}))
+    def append_examples(self, step: int, instances: Sequence[str], key: str = "step") -> None:
+        """Record in examples.jsonl the instances that a supervised step, or an iteration (`key`), learns from."""
+        append_whole(self.examples, jsonl.encode({key: step, "instances": list(instances)}))
 
     def read_examples(self) -> list[dict[str, Any]]:
         """The lines of examples.jsonl, read like `read_metrics`."""

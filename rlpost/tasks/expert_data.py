@@ -1,4 +1,4 @@
-"""An expert's answers as supervised examples, addressed by step."""
+"""An expert's answers as supervised examples, addressed by step, or by iteration of RL after a warm start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExpertData:
         if not isinstance(self._env.unwrapped, Expert):
             raise ConfigError(
                 f"sft.steps={cfg.sft.steps}: the environment {cfg.env} has no expert answers to learn from;"
-                " set sft.steps=0, or give the environment an `expert` method."
+                " set sft.steps=0 and algo.expert_coef=0, or give the environment an `expert` method."
             )
         self._lessons = self._chosen_lessons()
         self._size = len(self._lessons) or cfg.sft.examples  # 0: endless
@@ -48,7 +48,21 @@ class ExpertData:
 
         Raises RolloutError if the environment takes longer than rollout.env_timeout_s for an example.
         """
-        pairs = [self._pair(step, index) for index in range(self._cfg.sft.batch_size)]
+        size = self._cfg.sft.batch_size
+        return self._drawn(step, step * size, size)
+
+    def of_iteration(self, iteration: int) -> tuple[list[Example], list[str]]:
+        """The `algo.expert_examples` examples of an iteration of RL, which follow those of the warm start.
+
+        Raises as `batch` does.
+        """
+        sft, count = self._cfg.sft, self._cfg.algo.expert_examples
+        before = sft.steps * sft.batch_size + iteration * count
+        return self._drawn(sft.steps + iteration, before, count)
+
+    def _drawn(self, step: int, before: int, count: int) -> tuple[list[Example], list[str]]:
+        """The `count` examples of a step, after `before` others of this run."""
+        pairs = [self._pair(step, index, before + index) for index in range(count)]
         return [example for example, _ in pairs], [instance for _, instance in pairs]
 
     def close(self) -> None:
@@ -69,17 +83,17 @@ class ExpertData:
         wanted = cfg.sft.examples or len(lessons)
         return random.Random(derive(cfg.seed, "sft data set")).sample(lessons, wanted)
 
-    def _pair(self, step: int, index: int) -> tuple[Example, str]:
-        """An example and its instance, by its index in the whole training."""
+    def _pair(self, step: int, index: int, number: int) -> tuple[Example, str]:
+        """An example and its instance: new ones by step and index in it, those of a data set by number in the run."""
         sft, seed = self._cfg.sft, self._cfg.seed
         if self._size == 0:
             return self._asked(partial(self._example, derive(seed, "sft", sft.skip + step, index)))
-        epoch, position = divmod((sft.skip + step) * sft.batch_size + index, self._size)
-        number = self._shuffled(epoch)[position]
+        epoch, position = divmod(sft.skip * sft.batch_size + number, self._size)
+        chosen = self._shuffled(epoch)[position]
         if self._lessons:
-            instance, conversation = self._lessons[number]
+            instance, conversation = self._lessons[chosen]
             return self._chat.example(conversation), instance
-        return self._asked(partial(self._example, derive(seed, "sft data set", number)))
+        return self._asked(partial(self._example, derive(seed, "sft data set", chosen)))
 
     def _shuffled(self, epoch: int) -> list[int]:
         if epoch != self._epoch:

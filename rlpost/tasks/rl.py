@@ -2,13 +2,14 @@
 
 collect (adapter v) ─▶ trajectories ─▶ rewards ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
                        with rollout.policy=start the engines keep the start; see rlpost.tasks.start_policy
+                         expert answers (algo.expert_coef) ─┘
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from rlpost.tasks.session import Session, open_session
 from rlpost.tasks.sft import train_step
 from rlpost.tasks.stall import Stall
 from rlpost.tasks.training_state import TrainingState
-from rlpost.types import EpisodeSpec, Trajectory
+from rlpost.types import EpisodeSpec, Example, Trajectory
 
 
 def run(cfg: Config) -> None:
@@ -73,6 +74,16 @@ def _warm_up(session: Session) -> None:
 
 
 def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
+    with ExitStack() as stack:
+        experts = None
+        if session.cfg.algo.expert_coef > 0:
+            experts = stack.enter_context(closing(ExpertData(session.cfg, session.chat)))
+        _iterations(session, schedule, state, experts)
+
+
+def _iterations(
+    session: Session, schedule: Schedule, state: TrainingState, experts: ExpertData | None
+) -> None:
     stall, score = Stall(session.cfg.algo), reward_function(session.cfg)
     while True:
         if schedule.due:
@@ -81,20 +92,23 @@ def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
-        schedule.add(_iterate(session, state, stall, score))
+        schedule.add(_iterate(session, state, stall, score, experts))
         if state.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
             training_state.checkpoint(session, state)
 
 
-def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score | None) -> dict[str, Any]:
+def _iterate(
+    session: Session, state: TrainingState, stall: Stall, score: Score | None, experts: ExpertData | None
+) -> dict[str, Any]:
     """Run one iteration and return its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, state.steps
     collected = collect(partial(_play, session, score), cfg, iteration)
     with clock.phase("record"):  # before the update, so that episodes which break an update can be inspected
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
+    examples = _expert_answers(session, experts, iteration)
     with clock.phase("learner"):
-        update_metrics = session.learner.update_rl(collected.batch, iteration)
+        update_metrics = session.learner.update_rl(collected.batch, iteration, examples)
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
     clock.split("learner", seconds)
     measured = {**update_metrics, **_go_live(session, state)}
@@ -122,6 +136,16 @@ def _without_step(update_metrics: Mapping[str, float]) -> Iterator[str]:
         pairs = "paired_groups" in update_metrics
         why = "no group has two different rewards" if pairs else "no episode succeeded"
         yield f"{why}: the policy took no step"
+
+
+def _expert_answers(session: Session, experts: ExpertData | None, iteration: int) -> list[Example]:
+    """The expert answers of an iteration, on record; none while only the critic learns."""
+    if experts is None or iteration < session.cfg.algo.critic_warmup:
+        return []
+    with session.clock.phase("data"):
+        examples, instances = experts.of_iteration(iteration)
+        session.run_dir.append_examples(iteration, instances, key="iteration")
+    return examples
 
 
 def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:

@@ -25,13 +25,14 @@ from rlpost.cluster.user_modules import own_modules
 from rlpost.config import learning_rates
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.compose import to_yaml
-from rlpost.config.schema import Config
+from rlpost.config.presets import TABLE as ALGORITHMS
+from rlpost.config.schema import Config, Task
 from rlpost.envs.terminal import plain_console
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.schedules import new_end
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report
-from rlpost.record import locks, run_error
+from rlpost.record import locks, run_error, teacher
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
 from rlpost.record.gains import gains
@@ -47,13 +48,13 @@ from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
 from rlpost.tasks.start_examples import start_examples
 from rlpost.validate.model import check_model
-from rlpost.weights import models
+from rlpost.weights import models, teachers
 from rlpost.weights.adapters import WEIGHTS_FILE
 
 # Settings that a resumed run may change permanently: where it runs, what it reports, how long it continues.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
-    "algo": ("iterations",),
+    "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
     "rollout": ("timeout_s", "restarts", "env_timeout_s"),
     "learner": ("timeout_s",),
 }
@@ -131,6 +132,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     for remark in remarks(cfg, chat):
         console.print(remark, soft_wrap=True)
     run_dir = stack.enter_context(run_folder(cfg))
+    _keep_teacher(cfg, run_dir)
     console.print(f"run directory: {run_dir.path}", soft_wrap=True)
     tracker = Trackers.start(cfg, run_dir.path, plain(cfg))
     stack.callback(tracker.finish)
@@ -244,6 +246,12 @@ def run_folder(cfg: Config) -> Iterator[RunDir]:
     with locks.held(run_dir.path), run_error.kept(run_dir.path):
         run_dir.write_versions()
         yield run_dir
+
+
+def _keep_teacher(cfg: Config, run_dir: RunDir) -> None:
+    """Record the teacher that the run learns from. Raises CheckpointError if a resumed run has another."""
+    if cfg.task is Task.rl and ALGORITHMS[cfg.algo.name].taught and cfg.algo.teacher is not None:
+        teacher.keep(run_dir.path, cfg.algo.teacher, teachers.fingerprint(cfg.algo.teacher))
 
 
 def _whole_weights(cfg: Config, model_folder: Path) -> int:

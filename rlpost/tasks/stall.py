@@ -22,6 +22,8 @@ class Stall:
     def __init__(self, algo: AlgoConfig) -> None:
         self._grouped = TABLE[algo.name].grouped
         self._wants_success = TABLE[algo.name].estimator is Estimator.success
+        # Whether equal rewards leave a gradient: the teacher's, or that of expert answers.
+        self._learns_anyway = TABLE[algo.name].taught or algo.expert_coef > 0
         self._flat = self._still = 0
         self._said = False
 
@@ -42,7 +44,9 @@ class Stall:
 
     def _nothing_teaches(self, batch: Sequence[Trajectory], metrics: Mapping[str, float]) -> bool:
         """Whether no episode was chosen (algo=rft, dpo), or all rewards are equal: within each group if groups are
-        compared, else in the whole batch."""
+        compared, else in the whole batch. Never if something else is learnt from."""
+        if self._learns_anyway:
+            return False
         if "kept_episodes" in metrics:
             return metrics["kept_episodes"] == 0
         if not self._grouped:

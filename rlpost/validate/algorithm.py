@@ -17,6 +17,7 @@ from rlpost.rollout.env_threads import within
 from rlpost.rollout.reward_function import DEADLINE, load
 from rlpost.validate.environment import TRAINING
 from rlpost.validate.own_answers import rollout_policy, selection
+from rlpost.validate.teacher import TEACHER_CHECKS
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -248,6 +249,16 @@ ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _reward_function,
     *map(
         _of_learning,
-        (_groups, _critic, _clip, _divergence, _rewards, _old_logprobs, selection, rollout_policy),
+        (
+            _groups,
+            _critic,
+            _clip,
+            _divergence,
+            _rewards,
+            _old_logprobs,
+            selection,
+            rollout_policy,
+            *TEACHER_CHECKS,
+        ),
     ),
 )

@@ -80,6 +80,8 @@ RANGES: dict[str, Range] = {
     "algo.value_coef": NOT_NEGATIVE,
     "algo.entropy_coef": NOT_NEGATIVE,
     "algo.dpo_beta": POSITIVE,
+    "algo.expert_coef": NOT_NEGATIVE,
+    "algo.expert_examples": COUNT,
     "algo.kl_coef": NOT_NEGATIVE,
     "algo.kl_step": POSITIVE_SHARE,
     "algo.rollout_is_cap": Range(1, low_open=True),

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def environment(config: Config) -> Iterator[str]:
-    """Refusals of `env`, `env_args`, `train_variant`, `eval_variants`, and of `sft.steps` without an expert."""
+    """Refusals of `env`, `env_args`, `train_variant`, `eval_variants`, and of learning from an expert without one."""
     if not config.env:
         yield refusal("env", config.env, "no environment is named", _NAME_ONE)
         return
@@ -147,9 +147,19 @@ def _reset(env: gymnasium.Env[Any, str], seed: int, options: dict[str, str]) -> 
 
 
 def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
-    """A refusal if supervised training is requested and the environment shows no answers."""
+    """A refusal if expert answers are to be learnt from and the environment shows none."""
     asked = config.sft.steps > 0 or (config.task is Task.compare and SFT in config.compare.arms)
-    if config.task in TRAINING and asked and not isinstance(env.unwrapped, Expert):
+    if config.task not in TRAINING:
+        return
+    mixed = config.task is not Task.sft and config.algo.expert_coef > 0
+    if mixed and not isinstance(env.unwrapped, Expert):
+        yield refusal(
+            "algo.expert_coef",
+            config.algo.expert_coef,
+            f"the environment {config.env} has no expert answers to mix in",
+            "set it to 0, or give the environment a method `expert`",
+        )
+    if asked and not isinstance(env.unwrapped, Expert):
         give = (
             "give it some: a method `expert`, or for a data set rows with a completion or messages of the assistant,"
             " or env_args.expert=FIELD"
@@ -160,7 +170,7 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
             f"the environment {config.env} has no expert answers to learn from",
             f"sft.steps=0, or {give}" if config.task is Task.rl else give,
         )
-    elif config.task in TRAINING and asked and config.sft.examples and isinstance(env.unwrapped, Taught):
+    elif (asked or mixed) and config.sft.examples and isinstance(env.unwrapped, Taught):
         lessons = len(env.unwrapped.lessons(config.train_variant, "train"))
         if config.sft.examples > lessons:
             told = f"{config.train_variant} has {lessons} answers to learn from"

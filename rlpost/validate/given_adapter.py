@@ -6,15 +6,13 @@ It compares names and shapes of parameters, and tests whether the adapter can be
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from rlpost.config.adapter_kinds import FULL
 from rlpost.config.schema import Config
 from rlpost.errors import AdapterError
 from rlpost.validate.environment import TRAINING
+from rlpost.validate.fit import base_of, check_fit
 from rlpost.validate.target_modules import Layers, Shapes, some, wanted
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import base_weights
@@ -37,57 +35,15 @@ def check_given_adapter(cfg: Config, folder: Path, model: StoredModel, whole: Sh
         update = weight_update(adapter, base_weights(folder, cfg.lora.base))
     except AdapterError as error:
         raise AdapterError(
-            f"adapter={cfg.adapter} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
+            f"adapter={cfg.adapter} (trained on {base_of(adapter)}) does not fit model={cfg.model}. {error}"
         ) from error
-    _check_fit(adapter, update, cfg, model.shapes)
+    check_fit(f"adapter={cfg.adapter}", adapter, update.shapes, cfg.model, model.shapes)
     _check_experts(update, cfg, expert_blocks(model.shapes))
     check_merges(update)
     if cfg.task in TRAINING and whole is not None:
         _check_start_parameters(adapter, cfg, whole)
     elif cfg.task in TRAINING:
         _check_start_modules(update, cfg, model.linear_layers)
-
-
-def _check_fit(adapter: Adapter, update: WeightUpdate, cfg: Config, stored: Shapes) -> None:
-    shapes = update.shapes
-    wrong = [
-        f"{name} is {shape} there and {stored.get(name, 'absent')} here"
-        for name, shape in shapes.items()
-        if stored.get(name) != shape
-    ]
-    reason = f"{len(wrong)} of its {len(shapes)} parameters do not fit: {some(wrong)}" if wrong else None
-    reason = reason or _of_fewer_blocks(adapter.config, shapes, stored)
-    if reason is not None:
-        raise AdapterError(
-            f"adapter={cfg.adapter} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
-            f" and {reason}. Give the model that it was trained on."
-        )
-
-
-def _base_of(adapter: Adapter) -> str:
-    return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
-
-
-def _of_fewer_blocks(settings: Mapping[str, Any], names: Iterable[str], stored: Iterable[str]) -> str | None:
-    """Why an adapter whose parameters all fit belongs to another model: it has the first blocks only, by accident.
-
-    With a regular expression, exceptions, or PEFT's `layers_to_transform` it is deliberate.
-    """
-    chosen = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
-    if chosen or settings["peft_type"] == FULL or not isinstance(settings.get("target_modules"), list):
-        return None
-    its, blocks = _blocks(names), _blocks(stored)
-    if its != set(range(len(its))) or len(its) >= len(blocks):
-        return None
-    return (
-        f"it has the first {len(its)} of {len(blocks)} blocks alone (if that is meant, say so in adapter_config.json:"
-        f" layers_to_transform = {sorted(its)})"
-    )
-
-
-def _blocks(names: Iterable[str]) -> set[int]:
-    numbers = (re.search(r"(?:^|\.)(\d+)\.", name) for name in names)
-    return {int(found[1]) for found in numbers if found}
 
 
 def _check_experts(update: WeightUpdate, cfg: Config, blocks: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from rlpost.validate.given_adapter import check_given_adapter
 from rlpost.validate.optimizer import check_muon
 from rlpost.validate.parallel import check_tensor_parallel
 from rlpost.validate.target_modules import Shapes, check_target_modules, check_whole_parameters, wanted
+from rlpost.validate.teacher_fit import check_teacher
 from rlpost.weights import models
 from rlpost.weights.base_weights import base_weights
 from rlpost.weights.experts import expert_blocks
@@ -29,18 +30,18 @@ _UNQUANTIZED = "in float32, bfloat16 or float16"
 
 
 def check_model(cfg: Config, model_folder: Path) -> None:
-    """Check the model and the adapter, for every task that has a model.
+    """Check the model, the adapter and the teacher, for every task that has a model.
 
     Raises:
         ConfigError: lora.target_modules names modules that the model does not have or that lora.kind cannot train,
             lora.settings names settings that the kind does not have, lora.rank is too large for lora.start,
             learner.optimizer=muon has no matrix to update, lora.base=nf4 would round what is quantized already,
-            lora.learning_rate=auto has no rule for the model or the kind, or rollout.tensor_parallel does not divide
-            the model's layers.
-        AdapterError: the adapter is damaged, unsupported, of another model, not mergeable, or differs from lora.*; or
-            lora.* cannot be merged on this model.
-        ModelError: the model's files cannot be read, its head scales the logits, or it is quantized and would be
-            trained or swapped.
+            lora.learning_rate=auto has no rule for the model or the kind, rollout.tensor_parallel does not divide
+            the model's layers, or algo.teacher cannot be read beside the model.
+        AdapterError: the adapter (or the teacher's) is damaged, unsupported, of another model or not mergeable; the
+            adapter differs from lora.*; or lora.* cannot be merged on this model.
+        ModelError: the files of the model or the teacher cannot be read, a head scales the logits, or the model is
+            quantized and would be trained or swapped.
     """
     check_tensor_parallel(cfg, model_folder)
     model, whole = StoredModel.read(model_folder), None
@@ -54,6 +55,7 @@ def check_model(cfg: Config, model_folder: Path) -> None:
             check_muon(cfg, trained)
     if cfg.task in TRAINING and cfg.lora.learning_rate is LearningRate.auto:
         learning_rates.advised(cfg, *models.family_and_width(model_folder))
+    check_teacher(cfg, model_folder, model)
     if cfg.adapter is not None:
         check_given_adapter(cfg, model_folder, model, whole)
 

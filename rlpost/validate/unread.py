@@ -128,9 +128,31 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.overlong_penalty",),
-        lambda cfg: cfg.algo.overlong_buffer > 0 and TABLE[cfg.algo.name].estimator is not Estimator.success,
+        lambda cfg: (
+            cfg.algo.overlong_buffer > 0
+            and not TABLE[cfg.algo.name].taught
+            and TABLE[cfg.algo.name].estimator is not Estimator.success
+        ),
         "algo.overlong_buffer=0, or algo={algorithm} reads no rewards: no answer pays for its length",
         f"{_LEAVE}, or give algo.overlong_buffer",
+    ),
+    _Rule(
+        ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards", "algo.overlong_buffer"),
+        lambda cfg: not TABLE[cfg.algo.name].taught,
+        "algo={algorithm} learns from its teacher, and rewards are measured alone",
+        f"{_LEAVE}, or choose an algorithm that learns from rewards: algo=grpo",
+    ),
+    _Rule(
+        ("algo.teacher",),
+        lambda cfg: TABLE[cfg.algo.name].taught,
+        "algo={algorithm} has no teacher",
+        f"{_LEAVE}, or algo=opd",
+    ),
+    _Rule(
+        ("algo.expert_examples",),
+        lambda cfg: cfg.algo.expert_coef > 0,
+        "algo.expert_coef=0: no expert answer is learnt from",
+        f"{_LEAVE}, or give algo.expert_coef",
     ),
     _Rule(
         ("algo.rollout_is_cap",),
@@ -158,8 +180,8 @@ RULES = (
     ),
     _Rule(
         ("algo.reward_function",),
-        lambda cfg: cfg.task in (Task.rl, Task.compare),
-        "only task=rl learns from rewards; an evaluation shows the environment's",
+        lambda cfg: cfg.task is Task.compare or (cfg.task is Task.rl and not TABLE[cfg.algo.name].taught),
+        "only task=rl learns from rewards, and algo=opd does not; an evaluation shows the environment's",
         _LEAVE,
     ),
     _Rule(

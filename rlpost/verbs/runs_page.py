@@ -27,6 +27,7 @@ TOKENS = {
     "tokens/sampled": "tokens sampled",
     "tokens/scored": "tokens scored without gradient",
     "tokens/trained": "tokens trained on",
+    "tokens/teacher": "tokens scored by the teacher",
 }
 
 

@@ -24,6 +24,7 @@ class Token:
     thought: bool
     new: Tensor  # scalar, with gradient
     value: Tensor
+    teacher: float = 0.0
 
 
 @dataclass
@@ -271,6 +272,13 @@ def dpo(batch: Batch, algo: AlgoConfig, budget: int) -> Tensor:
     return _mean(terms)
 
 
+def opd(batch: Batch, algo: AlgoConfig, budget: int) -> Tensor:
+    """Each token's advantage is its own negative reverse KL; the environment's rewards are in no term."""
+    return _mean(
+        [-_worse(_ratio(t), -(t.old - t.teacher), 0.2, 0.2) for episode in batch for t in episode.tokens]
+    )
+
+
 PAPERS: dict[str, Callable[[Batch, AlgoConfig, int], Tensor]] = {
     function.__name__: function
     for function in (
@@ -286,5 +294,6 @@ PAPERS: dict[str, Callable[[Batch, AlgoConfig, int], Tensor]] = {
         cispo,
         rft,
         dpo,
+        opd,
     )
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlpost.algorithms import objective
 from rlpost.algorithms.credit import TrainingBatch, assign_credit
 from rlpost.algorithms.preferences import with_preferences
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Rewards, RolloutIS
 from rlpost.types import Ending, Finish, Trajectory, Turn
@@ -41,7 +41,7 @@ def _episodes() -> list[Trajectory]:
 
 
 class Numbers:
-    """Log-probs and values of a batch: old ones, a reference's, and new ones with a gradient."""
+    """Log-probs and values of a batch: old ones, a reference's and a teacher's, and new ones with a gradient."""
 
     def __init__(self, episodes: Sequence[Trajectory], spread: float = 0.5) -> None:
         count, generator = sum(t.answer_tokens for t in episodes), torch.Generator().manual_seed(11)
@@ -51,9 +51,10 @@ class Numbers:
         self.old, self.reference, self.value = -2 + 0.3 * old, -2 + 0.3 * reference, value
         self.new = (self.old + spread * new).requires_grad_()
         self.later = (self.value + later).requires_grad_()
+        self.teacher = -2 + 0.3 * torch.randn(count, generator=generator, dtype=torch.float64)
 
     def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[TrainingBatch, dict[str, float]]:
-        known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference}
+        known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference, TEACHER: self.teacher}
         scores = {name: known[name].float() for name in objective.roles_to_compute(cfg.algo)}
         return assign_credit(episodes, scores, cfg)
 
@@ -90,7 +91,8 @@ class Numbers:
                 tokens = []
                 for k in range(len(turn.answer_ids)):
                     floats = [x[n].item() for x in (self.old, self.reference, self.value)]
-                    tokens.append(Token(*floats, k < turn.thought_tokens, self.new[n], self.later[n]))
+                    thought, teacher = k < turn.thought_tokens, self.teacher[n].item()
+                    tokens.append(Token(*floats, thought, self.new[n], self.later[n], teacher))
                     n += 1
                 turns.append(PlayedTurn(tokens, turn.reward * cfg.algo.reward_scale))
             batch.append(Played(t.group, turns, t.success))
@@ -173,7 +175,7 @@ def test_a_minibatch_of_one_group_is_that_groups_own_batch(name: AlgoName) -> No
     credit, _ = numbers.credit(episodes, cfg)
     slots = torch.arange(sum(t.answer_tokens for t in episodes[:4]))
     found = numbers.loss(credit, cfg, slots, range(4))
-    for key in ("old", "reference", "value", "new", "later"):
+    for key in ("old", "reference", "value", "new", "later", "teacher"):
         setattr(alone, key, getattr(alone, key)[slots])
     torch.testing.assert_close(found, _whole(alone, episodes[:4], cfg))
 
@@ -301,18 +303,20 @@ ARMS, BEST = 6, 4
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
-    """Six arms, one token, eight pulls a group; arm 4 pays. Logits and one value learn through credit and loss."""
+    """Six arms, one token, eight pulls a group; arm 4 pays, and a teacher pulls it. Logits and one value learn through
+    credit and loss."""
     torch.manual_seed(0)
     cfg = _config(name)
     cfg.algo.kl = KlPlace.none
     logits, value = torch.zeros(ARMS, requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.Adam([logits, value], lr=0.1)
+    teacher = torch.log_softmax(torch.nn.functional.one_hot(torch.tensor(BEST), ARMS) * 5.0, 0)
     for _ in range(60):
         table = torch.log_softmax(logits, 0)
         arms = torch.multinomial(table.exp().detach(), 32, replacement=True)
         old = table.detach()[arms]
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
-        scores = {POLICY: old, CRITIC: value.detach().expand(32)}
+        scores = {POLICY: old, CRITIC: value.detach().expand(32), TEACHER: teacher[arms]}
         credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_compute(cfg.algo)}, cfg)
         if credit.pairs_P2 is not None:
             known = {POLICY: table.detach()[arms], REFERENCE: torch.full((32,), 1 / ARMS).log()}
@@ -329,4 +333,6 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
 
 def _pull(arm: int, i: int, logprob: float) -> Trajectory:
     turn = Turn((1,), (arm,), (logprob,), "", "", Finish.STOP, 5.0 if arm == BEST else 0.0, "PULLED", 0)
-    return Trajectory("e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=arm == BEST)
+    return Trajectory(
+        "e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=arm == BEST
+    )

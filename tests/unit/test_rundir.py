@@ -155,6 +155,17 @@ def test_examples_are_noted_by_step_and_truncated_with_it(run_dir: RunDir) -> No
     ]
 
 
+def test_examples_mixed_into_iterations_are_truncated_with_them(run_dir: RunDir) -> None:
+    run_dir.append_examples(5, ["24:0"])
+    for iteration in range(3):
+        run_dir.append_examples(iteration, [f"24:{iteration}"], key="iteration")
+    run_dir.truncate_metrics(0)
+    assert run_dir.read_examples() == [
+        {"step": 5, "instances": ["24:0"]},
+        {"iteration": 0, "instances": ["24:0"]},
+    ]
+
+
 def test_evaluations_between_supervised_steps_are_truncated(run_dir: RunDir) -> None:
     for step in (4, 9):
         run_dir.append_metrics({"stage": step_name(step)})

@@ -128,3 +128,31 @@ def test_a_part_of_ones_own_answers_is_drawn_by_the_seed(talks: dict[str, Any]) 
     drawn = texts(of_rows(talks, examples=2), 3)
     assert len(set(drawn)) == 2
     assert all(len(set(drawn[k : k + 2])) == 2 for k in range(0, 12, 2))
+
+
+def mixed_in(examples: int, **sft: Any) -> ExpertData:
+    cfg = Config()
+    cfg.sft.batch_size, cfg.sft.steps, cfg.algo.expert_examples = 4, 2, 3
+    for name, value in {"examples": examples, **sft}.items():
+        setattr(cfg.sft, name, value)
+    return ExpertData(cfg, CharacterChat())  # type: ignore[arg-type]
+
+
+def test_an_iterations_examples_follow_those_of_the_warm_start() -> None:
+    """Of a data set of 14: 2 steps of 4, then 2 iterations of 3, and each was seen once."""
+    found = mixed_in(14)
+    warm = [example for step in range(2) for example in tokens(found, step)]
+    later = [e.token_ids for iteration in range(2) for e in found.of_iteration(iteration)[0]]
+    assert len({*warm, *later}) == 14
+    assert [e.token_ids for e in mixed_in(14).of_iteration(1)[0]] == later[3:], "whatever was drawn before"
+    continued = mixed_in(14, steps=0, skip=2)
+    assert [e.token_ids for e in continued.of_iteration(0)[0]] == later[:3], (
+        "after a warm start elsewhere too"
+    )
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_new_examples_of_an_iteration_are_those_of_the_next_steps(skip: int) -> None:
+    examples, instances = mixed_in(0, skip=skip).of_iteration(1)
+    assert [e.token_ids for e in examples] == tokens(data(skip=skip), 3)[:3]
+    assert len(instances) == 3

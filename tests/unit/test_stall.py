@@ -70,3 +70,8 @@ def test_a_gradient_of_zero_is_told_and_an_absent_one_is_not() -> None:
     told = said(Stall(AlgoConfig()), [VARIED] * PATIENCE, {"grad_norm_policy": 0.0})[-1]
     assert told is not None
     assert "the policy's gradient was 0" in told
+
+
+def test_a_teacher_and_expert_answers_teach_whatever_the_rewards() -> None:
+    for algo in (AlgoConfig(name=AlgoName.opd), AlgoConfig(name=AlgoName.grpo, expert_coef=0.1)):
+        assert said(Stall(algo), [FLAT] * 10) == [None] * 10

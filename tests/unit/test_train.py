@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rlpost.compare.reading import trained_on
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.schema import Config, Measure
 from rlpost.errors import CheckpointError, LearnerError
@@ -21,9 +22,10 @@ from rlpost.tasks import rl, training_state
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, publish
 from rlpost.tasks.training_state import TrainingState
-from rlpost.types import Ending, EpisodeSpec, Trajectory
+from rlpost.types import Ending, EpisodeSpec, Example, Trajectory
 from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
+from tests.unit.test_sft import CharacterChat
 
 SECOND = 10**9  # what saving takes, and nothing else does
 
@@ -41,8 +43,12 @@ class Learner:
     def __init__(self, run_dir: RunDir) -> None:
         self.run_dir, self.breaks, self.saved = run_dir, -1, list[int]()
         self.now_ns = 0
+        self.examples = list[int]()  # how many it is given in each iteration
 
-    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+    def update_rl(
+        self, trajectories: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
+    ) -> dict[str, float]:
+        self.examples.append(len(examples))
         if iteration == self.breaks:
             raise LearnerError("the gradient is not finite")
         return {"seconds_logprobs": 0.0, "seconds_update": 0.0}
@@ -312,9 +318,11 @@ class TestRewards:
         learner = session.learner
         update = learner.update_rl
 
-        def update_rl(trajectories: list[Trajectory], iteration: int) -> dict[str, float]:
+        def update_rl(
+            trajectories: list[Trajectory], iteration: int, examples: Sequence[Example]
+        ) -> dict[str, float]:
             given.append(list(trajectories))
-            return update(trajectories, iteration)
+            return update(trajectories, iteration, examples)
 
         def rewards(played: list[Trajectory]) -> list[Trajectory]:
             learner.now_ns += 3 * SECOND  # type: ignore[attr-defined]
@@ -365,3 +373,34 @@ def test_the_line_has_the_oldest_policy_of_the_iteration(session: Session) -> No
     session.pool = Stale()  # type: ignore[assignment]
     trained(session, 1)
     assert [line["adapter_version"] for line in session.run_dir.read_metrics()] == [5]
+
+
+class TestExpertAnswers:
+    @pytest.fixture
+    def mixed(self, session: Session) -> Session:
+        session.chat = CharacterChat()  # type: ignore[assignment]
+        session.cfg.algo.expert_coef, session.cfg.algo.expert_examples = 0.1, 3
+        session.cfg.algo.critic_warmup, session.cfg.sft.steps = 1, 2
+        return session
+
+    def test_they_are_drawn_recorded_and_handed_over_once_the_policy_learns(self, mixed: Session) -> None:
+        trained(mixed, 3)
+        assert mixed.learner.examples == [0, 3, 3]  # type: ignore[attr-defined]
+        lines = mixed.run_dir.read_examples()
+        assert [line["iteration"] for line in lines] == [1, 2]
+        assert all(len(line["instances"]) == 3 for line in lines)
+        assert {i for line in lines for i in line["instances"]} <= trained_on(mixed.run_dir)
+        assert "seconds/data" in mixed.run_dir.read_metrics()[-1]
+
+    def test_a_resumed_run_draws_those_of_its_iterations_again(self, mixed: Session) -> None:
+        trained(mixed, 3)
+        before = mixed.run_dir.read_examples()
+        state = training_state.resume(mixed, "iteration", live=False)
+        assert mixed.run_dir.read_examples() == [line for line in before if line["iteration"] < state.steps]
+        rl._train(mixed, Schedule(mixed.cfg, 4, TINY), state)
+        assert mixed.run_dir.read_examples()[:2] == before
+
+    def test_without_a_weight_there_are_none(self, session: Session) -> None:
+        trained(session, 1)
+        assert session.learner.examples == [0]  # type: ignore[attr-defined]
+        assert session.run_dir.read_examples() == []

@@ -55,6 +55,13 @@ def refused(*overrides: str) -> str:
         (["algo.rollout_is_cap=3"], "algo.rollout_is=none"),
         (["algo.max_refills=2"], "algo.dynamic_sampling=false"),
         (
+            ["algo=grpo", "algo.teacher=tiny"],
+            "algo.teacher=tiny\n  reason: nothing reads it: algo=grpo has no",
+        ),
+        (["algo=opd", "algo.teacher=tiny", "algo.reward_scale=2"], "algo=opd learns from its teacher"),
+        (["algo=opd", "algo.teacher=tiny", "algo.reward_function=m:f"], "and algo=opd does not"),
+        (["algo.expert_examples=8"], "algo.expert_coef=0: no expert answer"),
+        (
             ["rollout.gpus=0.5", "rollout.kv_cache_gib=2"],
             "rollout.kv_cache_gib=2.0\n  reason: nothing reads it: it is of",
         ),
@@ -89,6 +96,9 @@ def test_what_nothing_reads_is_refused(overrides: list[str], told: str) -> None:
         ["algo=dapo", "algo.max_refills=2", "algo.overlong_penalty=2"],
         ["rollout.gpus=0.5", "rollout.gpu_memory_utilization=0.5"],  # and the file's kv_cache_gib
         ["rollout.kv_cache_gib=2"],
+        ["algo=opd", "algo.teacher=tiny", "algo.gamma=0.5"],
+        ["algo.expert_coef=0.1", "algo.expert_examples=8"],
+        ["task=compare", "arms=[sft,ppo,opd]", "algo.teacher=tiny", "algo.reward_scale=0.3"],
         ["task=compare", "arms=[sft,ppo,grpo]", "algo.gae_lambda=0.5"],
         ["task=dry_run", "algo=grpo", "algo.gae_lambda=0.5", "rollout.gpu_memory_utilization=0.5"],
     ],

@@ -93,6 +93,8 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
         cell_cfg.tracking.checkpoint_every *= SFT_CHECKPOINTS
     else:
         cell_cfg.task, cell_cfg.sft.steps = Task.rl, 0
+        if cell_cfg.algo.expert_coef > 0:  # expert answers follow those of the warm start, as SFT's do
+            cell_cfg.sft.skip += cfg.sft.steps
     if cell.arm == reference_arm(cfg):
         cell_cfg.eval.every = cfg.algo.iterations // cfg.compare.points
     else:

@@ -1,4 +1,5 @@
-"""One frozen base with the weights of each role: `policy`, and optionally `critic` (with a value head) and `reference`.
+"""One frozen base with the weights of each role: `policy`, and optionally `critic` (with a value head), `reference` and
+`teacher`, which may also be a model of its own.
 
     input ids ─▶ base body with one role   ─▶ hidden states ─▶ head at loss tokens ─▶ log-probs, entropy
                                                             └▶ value head             ─▶ values
@@ -17,20 +18,17 @@ from pathlib import Path
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.algorithms.objective import Outputs
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
-from rlpost.cluster.precision import TORCH_DTYPES
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.adapter_starts import STARTS
 from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.errors import ModelError
-from rlpost.kernels.linear_logprob import linear_logprob
+from rlpost.learner.model.frozen_base import Head, TeacherModel, load_base
 from rlpost.learner.model.full_weights import FullWeights
-from rlpost.learner.model.packed_attention import PACKED
 from rlpost.learner.model.packing import MicroBatch
-from rlpost.learner.model.packing_check import check_packing, hidden_states
+from rlpost.learner.model.packing_check import hidden_states
 from rlpost.learner.model.peft_weights import PeftWeights, peft_config
 from rlpost.learner.model.quantized_base import with_base
 from rlpost.learner.model.role_weights import RoleWeights
@@ -39,62 +37,17 @@ from rlpost.seeds import derive
 from rlpost.types import Example
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.kind_settings import check_start
-from rlpost.weights.models import linear_layers, parameter_shapes, scaled_logits
-
-
-def load_base(folder: Path, dtype: Dtype) -> PreTrainedModel:
-    """The causal language model in `folder`, frozen. Raises ModelError if it is missing or cannot be used here."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"model folder {folder} has no config.json on this node; every learner node needs the model"
-        )
-    kind = TORCH_DTYPES[dtype]
-    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    try:
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=kind, local_files_only=True, attn_implementation=PACKED
-        )
-    except (KeyError, ValueError) as error:
-        # transformers raises these for attention that a model does not support.
-        raise ModelError(
-            f"model {folder.name}: the architecture {family} does not take packed attention"
-            f" ({type(error).__name__}: {error});"
-            " choose a model of another architecture, such as Llama or Qwen"
-        ) from error
-    if changed := scaled_logits(base.config.to_dict()):
-        raise ModelError(f"model {folder.name}: {changed}")
-    base.requires_grad_(False).eval()
-    check_packing(base)
-    return base
-
-
-class Head(nn.Module):
-    """The vocabulary head. It shares the base's weight, which may be tied; as a module it is gathered by ZeRO-3.
-
-    It computes in the base's dtype, whatever the dtype of an active role's own head.
-    """
-
-    def __init__(self, base: PreTrainedModel) -> None:
-        super().__init__()
-        head = base.get_output_embeddings()
-        self.weight, self.bias, self.dtype = head.weight, head.bias, head.weight.dtype
-        self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
-
-    def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        weight_VH = self.weight.to(self.dtype)
-        bias_V = None if self.bias is None else self.bias.to(self.dtype)
-        return linear_logprob(
-            hidden_NH.to(self.dtype), weight_VH, targets_N, temperature, bias_V=bias_V, softcap=self.softcap
-        )
+from rlpost.weights.models import linear_layers, parameter_shapes
 
 
 class ActorCritic(nn.Module):
     """The learner's whole model. `forward` runs the given roles over one micro-batch."""
 
-    def __init__(self, weights: RoleWeights) -> None:
+    def __init__(self, weights: RoleWeights, teacher: TeacherModel | None = None) -> None:
+        """`teacher`: a model of its own; without it a teacher is among the roles of `weights`, or there is none."""
         super().__init__()
         base = weights.base
-        self.weights = weights
+        self.weights, self.teacher = weights, teacher
         self.head = Head(base)
         weights.follow(self.head)
         self.value_head = _value_head(base.config.hidden_size) if CRITIC in weights.roles else None
@@ -121,9 +74,11 @@ class ActorCritic(nn.Module):
     def fuse(self) -> None:
         """Run the layers through rlpost.kernels where possible; see RoleWeights.fuse."""
         self.fused = self.weights.fuse()
+        if self.teacher is not None:
+            self.teacher.fuse()
 
     def forward(self, batch: MicroBatch, roles: tuple[str, ...], temperature: float) -> Outputs:
-        """Run `roles`, a subset of ROLES. Outputs of other roles are None.
+        """Run `roles`, a subset of ROLES and TEACHER. Outputs of other roles are None.
 
         The reference has weights of its own, or else is the bare base.
         """
@@ -137,6 +92,8 @@ class ActorCritic(nn.Module):
             if REFERENCE in roles:
                 role = REFERENCE if self.has_reference else None
                 outputs = outputs._replace(reference_N=self._logprobs(role, batch, temperature)[0])
+            if TEACHER in roles:
+                outputs = outputs._replace(teacher_N=self._of_teacher(batch, temperature))
             if CRITIC in roles:
                 with self.weights.using(CRITIC):
                     hidden_NH = hidden_states(self.weights.base.base_model, batch)
@@ -150,6 +107,12 @@ class ActorCritic(nn.Module):
             hidden_NH = hidden_states(self.weights.base.base_model, batch)
             logprobs_N, entropy_N = self.head(hidden_NH, batch.targets_N, temperature)
         return logprobs_N, entropy_N
+
+    def _of_teacher(self, batch: MicroBatch, temperature: float) -> Tensor:
+        if self.teacher is not None:
+            logprobs_N: Tensor = self.teacher(batch, temperature)
+            return logprobs_N
+        return self._logprobs(TEACHER, batch, temperature)[0]
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """The parameters of a role; for the critic with the value head. Empty if the role does not exist."""
@@ -191,13 +154,15 @@ def build(
     roles: Sequence[str],
     start: Adapter | None,
     examples: Sequence[Example] | None = (),
+    teacher: Adapter | Path | None = None,
 ) -> ActorCritic:
     """The base with the weights of `roles`. The policy (and the reference) start at `start`, or else at the bare base.
 
     `examples`: what `lora.start` reads. None leaves it out, for a resumed run, whose checkpoint has the weights.
+    `teacher`: an adapter of the base, or the folder of another model.
 
-    Raises ModelError if the model cannot be used here, AdapterError if the start does not fit the model, LearnerError
-    if `lora.start` lacks examples.
+    Raises ModelError if the model cannot be used here, AdapterError if the start or the teacher does not fit the model,
+    LearnerError if `lora.start` lacks examples.
     """
     weights = _weights(folder, dtype, lora, seed, tuple(roles))
     if examples is not None and isinstance(weights, PeftWeights):
@@ -205,7 +170,9 @@ def build(
     if start is not None:
         check_start(start.config, lora)
         weights.load(POLICY, start.tensors)
-    return ActorCritic(weights)
+    if isinstance(teacher, Adapter):
+        weights.add_teacher(teacher)
+    return ActorCritic(weights, TeacherModel(teacher, dtype) if isinstance(teacher, Path) else None)
 
 
 def _weights(folder: Path, dtype: Dtype, lora: LoraConfig, seed: int, roles: tuple[str, ...]) -> RoleWeights:

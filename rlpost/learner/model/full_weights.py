@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlpost.algorithms.roles import CRITIC
+from rlpost.algorithms.roles import CRITIC, TEACHER
 from rlpost.config.adapter_kinds import FULL
 from rlpost.config.schema import LoraConfig
-from rlpost.errors import ModelError
+from rlpost.errors import AdapterError, ModelError
 from rlpost.learner.model.role_weights import RoleWeights
+from rlpost.weights.adapters import Adapter
 from rlpost.weights.kind_settings import trains_parameter
 
 
@@ -61,6 +62,18 @@ class FullWeights(RoleWeights):
     def config(self) -> dict[str, Any]:
         """See RoleWeights.config."""
         return {"peft_type": FULL, "target_modules": self._targets}
+
+    def add_teacher(self, adapter: Adapter) -> None:
+        """See RoleWeights.add_teacher. Parameters that the adapter lacks are the base's."""
+        fits = {n: t for n, t in adapter.tensors.items() if n in self._own and t.shape == self._own[n].shape}
+        if unfit := sorted(set(adapter.tensors) - set(fits)):
+            raise AdapterError(
+                f"the teacher has {len(unfit)} of {len(adapter.tensors)} tensors that are no parameters trained here,"
+                f" first {unfit[0]}; write it as a model (rlpost merge) and give that folder as algo.teacher"
+            )
+        copies = {name: nn.Parameter(t.float(), requires_grad=False) for name, t in fits.items()}
+        self._copies[TEACHER] = copies
+        self.copies[TEACHER] = nn.ParameterDict(_without_dots(copies))
 
     def follow(self, module: nn.Module) -> None:
         """See RoleWeights.follow."""

@@ -75,6 +75,7 @@ class Projections:
             for layer, begin in zip(self.modules, _begins(self.bases), strict=True)
             if isinstance(layer, LoraLayer)
             for name in layer.active_adapters
+            if name in layer.lora_A  # a teacher may adapt other modules than the policy
         ]
 
 

@@ -21,11 +21,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlpost.algorithms.roles import POLICY
+from rlpost.algorithms.roles import POLICY, TEACHER
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import LoraConfig
 from rlpost.learner.model.fused_layers import Projections, can_fuse, fuse_layers
 from rlpost.learner.model.role_weights import RoleWeights
+from rlpost.weights.adapters import Adapter
 
 START = "start"  # the frozen adapter that subtracts s B0 A0
 
@@ -62,16 +63,20 @@ class PeftWeights(RoleWeights):
             learns = {name for name, p in self.peft.named_parameters() if p.requires_grad}
             for name in (*roles[1:], *self.beside):
                 self.peft.add_adapter(name, copy.deepcopy(config))
+        self._find_layers()
+        self._names: dict[str, list[str]] = {name: [] for name in (*roles, *self.beside)}
+        for name, parameter in self.peft.named_parameters():
+            if id(parameter) not in of_the_base:
+                self._add(name, parameter, learns)
+
+    def _find_layers(self) -> None:
+        """Note PEFT's layers, and set what each of them must have."""
         self.peft.eval()  # some kinds draw random numbers in training mode
         self.layers = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
         for layer in self.layers:
             if isinstance(layer, LoraLayer):
                 # Autocast chooses the dtype, which avoids a copy of the activations.
                 layer.cast_input_dtype_enabled = False
-        self._names: dict[str, list[str]] = {name: [] for name in (*roles, *self.beside)}
-        for name, parameter in self.peft.named_parameters():
-            if id(parameter) not in of_the_base:
-                self._add(name, parameter, learns)
 
     def _add(self, name: str, parameter: nn.Parameter, learns: set[str]) -> None:
         """Note which role a parameter belongs to. PEFT has the adapter's name as a part of the parameter's."""
@@ -94,11 +99,28 @@ class PeftWeights(RoleWeights):
         settings: dict[str, Any] = self.peft.peft_config[POLICY].to_dict()
         return settings
 
+    def add_teacher(self, adapter: Adapter) -> None:
+        """See RoleWeights.add_teacher. In LoRA's family rank, scaling, kind and modules may be others."""
+        known = {name for names in self._names.values() for name in names}
+        learns = {name: p.requires_grad for name, p in self.peft.named_parameters()}
+        config = PeftConfig.from_peft_type(**adapter.config)
+        with torch.random.fork_rng(devices=[]):
+            self.peft.add_adapter(TEACHER, config)
+        self._find_layers()
+        self._names[TEACHER] = []
+        for name, parameter in self.peft.named_parameters():
+            if TEACHER in name.split(".") and name not in known:
+                self._add(name, parameter, set())
+            else:  # PEFT may have changed it
+                parameter.requires_grad_(learns.get(name, False))
+        self.load(TEACHER, adapter.tensors)
+
     def _activate(self, role: str | None) -> None:
         # PEFT's own set_adapter would also change requires_grad, and so cut the gradient of a pass whose backward has
         # not run yet.
+        beside = () if role == TEACHER else self.beside  # its adapter is one of the base itself
         for layer in self.layers:
-            layer._active_adapter = [] if role is None else [role, *self.beside]
+            layer._active_adapter = [] if role is None else [role, *beside]
 
     def named(self, role: str) -> dict[str, nn.Parameter]:
         """See RoleWeights.named."""

@@ -3,6 +3,7 @@
     base W0 ─▶ policy:     PEFT's adapter, or whole parameters of its own
             ├▶ critic:     the same, for the values
             ├▶ reference:  a frozen copy of the policy as it was
+            ├▶ teacher:    frozen, an adapter that a file has, maybe of another rank
             └▶ None:       the bare base
 
 One role is active at a time, and none at rest. `rlpost.learner.model.peft_weights` has PEFT's adapters,
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from rlpost.algorithms.roles import POLICY, REFERENCE
 from rlpost.errors import AdapterError
+from rlpost.weights.adapters import Adapter
 
 
 class RoleWeights(nn.Module, ABC):
@@ -61,6 +63,13 @@ class RoleWeights(nn.Module, ABC):
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """adapter_config.json and the tensors of the policy, as an adapter of the base."""
         return self.config, self.tensors(POLICY)
+
+    @abstractmethod
+    def add_teacher(self, adapter: Adapter) -> None:
+        """Add the role TEACHER with the weights of `adapter`. Checkpoints do not contain it.
+
+        Raises AdapterError if the adapter cannot be a role beside the policy.
+        """
 
     @abstractmethod
     def _write(self, role: str, tensors: Mapping[str, Tensor]) -> None: ...

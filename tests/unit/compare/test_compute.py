@@ -9,7 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.errors import ComparisonError
-from rlpost.record.compute import PROMPT, SAMPLED, SCORED, TRAINED, Compute, real_flops, spent
+from rlpost.record.compute import (
+    PROMPT,
+    SAMPLED,
+    SCORED,
+    TAUGHT,
+    TEACHER_SIZE,
+    TRAINED,
+    Compute,
+    real_flops,
+    spent,
+)
 from rlpost.weights import models
 
 TOKENS = 48
@@ -30,6 +40,13 @@ def test_spent_by_hand() -> None:
     first = Compute(6 * 7 * 100, 100, 4.0)
     assert spent(lines, parameters=7) == [first, Compute(4200 + 2 * 7 * 60 + 6 * 7 * 5, 165, 7.0)]
     assert spent([], 7) == []
+
+
+def test_a_teacher_counts_as_inference_of_its_own_size() -> None:
+    """7 parameters, 3 tokens trained and 2 scored; a teacher of 50 reads 4."""
+    line = {TRAINED: 3.0, SCORED: 2.0, TAUGHT: 4.0, TEACHER_SIZE: 50.0}
+    assert spent([line], 7) == [Compute(6 * 7 * 3 + 2 * 7 * 2 + 2 * 50 * 4, 9, 0.0)]
+    assert real_flops(line, 7, trained=7, added=0) == 6 * 7 * 3 + 2 * 7 * 2 + 2 * 50 * 4
 
 
 @pytest.mark.parametrize("line", [{"seconds/update": 1.0}, {TRAINED: -1.0}, {SAMPLED: 0.5}, {PROMPT: None}])

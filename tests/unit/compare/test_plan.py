@@ -186,3 +186,12 @@ def test_another_kind_of_adapter_brings_its_own_size() -> None:
     cfg = comparison(FOLDER, "arms=[sft,ppo]", "seeds=[3]", "sft.steps=0", "lora.rank=8", kinds)
     assert settings(cfg, "ppo.thirteen-3").lora.rank == 13
     assert settings(cfg, "sft.seven-3").lora.rank == 7
+
+
+def test_expert_answers_in_rl_follow_those_of_the_warm_start(cfg: Config) -> None:
+    """An arm's own run has no warm start, and skips what the shared one has seen, as SFT does."""
+    assert settings(cfg, "grpo-3").sft.skip == 0
+    cfg.algo.expert_coef = 0.5
+    found = settings(cfg, "grpo-3")
+    assert (found.sft.steps, found.sft.skip) == (0, cfg.sft.steps)
+    assert found.sft.skip == settings(cfg, "sft-3").sft.skip > 0

@@ -16,6 +16,7 @@ from rlpost.learner.learner import roles_for
         (Task.rl, AlgoName.ppo_turn, KlPlace.none, Reference.start, (POLICY, CRITIC)),
         (Task.rl, AlgoName.grpo, KlPlace.loss, Reference.start, (POLICY, REFERENCE)),
         (Task.rl, AlgoName.grpo, KlPlace.loss, Reference.base, (POLICY,)),
+        (Task.rl, AlgoName.opd, KlPlace.none, Reference.start, (POLICY,)),
         (Task.sft, AlgoName.ppo, KlPlace.reward, Reference.start, (POLICY,)),
     ],
 )

@@ -383,7 +383,7 @@ def test_minibatches_keep_groups_whole(folder: Path, cfg: Config, monkeypatch: p
     cfg.algo.epochs, cfg.algo.minibatches = 2, 2
     taken: list[list[int]] = []
     step = update.take_step
-    monkeypatch.setattr(update, "take_step", lambda *a: taken.append(list(a[2])) or step(*a))
+    monkeypatch.setattr(update, "take_step", lambda *a: taken.append(list(a[1][-1].indices)) or step(*a))
     episodes = random_episodes(9, group_size=3)
     update.update_rl(_backend(folder, cfg), episodes[:8], cfg, 0)
     assert len(taken) == 4
