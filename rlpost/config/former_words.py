@@ -29,7 +29,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "base": "stored",
     },
     "sft.": {"schedule": "constant", "final_share": 0.0},
-    "algo.": {"schedule": "constant", "final_share": 0.0},
+    "algo.": {"schedule": "constant", "final_share": 0.0, "reward_control": "none"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

@@ -16,7 +16,8 @@ from rlpost.record import failures, metrics
 from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
-from rlpost.rollout.reward_function import Score, reward_function
+from rlpost.rollout.reward_control import rewards_to_learn_from
+from rlpost.rollout.reward_function import Score
 from rlpost.tasks import spectrum, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
@@ -68,7 +69,7 @@ def _warm_up(session: Session) -> None:
 
 
 def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
-    stall, score = Stall(session.cfg.algo), reward_function(session.cfg)
+    stall, score = Stall(session.cfg.algo), rewards_to_learn_from(session.cfg)
     while True:
         if schedule.due:
             evaluate_stage_once(session, iteration_name(state.steps - 1), state.steps)
@@ -103,7 +104,7 @@ def _iterate(session: Session, state: TrainingState, stall: Stall, score: Score 
 
 
 def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
-    """Play episodes and set the rewards to learn from: the environment's, or those of `score` if it is given.
+    """Play episodes and set the rewards to learn from: the environment's, or those that `score` gives.
 
     Dynamic sampling judges by these rewards too, so they are set after each of its rounds.
     """

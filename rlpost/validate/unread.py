@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from rlpost.compare.design.plan import with_algorithm
+from rlpost.compare.design.plan import learning_of
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.adapter_starts import STARTS, StartData
+from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Surrogate
-from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
+from rlpost.config.schema import Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
-        ("algo.reward_function",),
+        ("algo.reward_function", "algo.reward_control"),
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "only task=rl learns from rewards; an evaluation shows the environment's",
         _LEAVE,
@@ -232,9 +233,10 @@ def _algorithms(config: Config) -> list[Config]:
         return [config]
     if config.task is not Task.compare:
         return []
-    return [
-        with_algorithm(config, AlgoName[arm]) for arm in config.compare.arms if arm in AlgoName.__members__
-    ]
+    known = [arm for arm in config.compare.arms if arm in ARMS]
+    if not any(ARMS[arm].may_set_budget for arm in known):
+        return []  # rlpost.validate.comparison refuses this
+    return [learning_of(config, arm) for arm in known if not ARMS[arm].supervised]
 
 
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:
