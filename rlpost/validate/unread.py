@@ -233,10 +233,10 @@ def _algorithms(config: Config) -> list[Config]:
         return [config]
     if config.task is not Task.compare:
         return []
-    known = [arm for arm in config.compare.arms if arm in ARMS]
-    if not any(ARMS[arm].may_set_budget for arm in known):
+    arms = config.compare.arms
+    if not all(arm in ARMS for arm in arms) or not any(ARMS[arm].may_set_budget for arm in arms):
         return []  # rlpost.validate.comparison refuses this
-    return [learning_of(config, arm) for arm in known if not ARMS[arm].supervised]
+    return [learning_of(config, arm) for arm in arms if not ARMS[arm].supervised]
 
 
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:
