@@ -94,17 +94,9 @@ def _variation(
     settings: Mapping[str, Any],
     control: bool = False,
 ) -> tuple[str, Arm]:
-    algorithm = name.name
-    return f"{algorithm}_{ending}", Arm(
-        f"{algorithm.upper()} {label}",
-        f"`{algorithm}` {summary}",
-        source,
-        Task.rl,
-        name,
-        settings,
-        control,
-        algorithm,
-    )
+    plain, summary = name.name, f"`{name.name}` {summary}"
+    row = Arm(f"{plain.upper()} {label}", summary, source, Task.rl, name, settings, control, varies=plain)
+    return f"{plain}_{ending}", row
 
 
 TABLE: Mapping[str, Arm] = {

@@ -161,7 +161,9 @@ def test_a_fake_rule_is_solved_by_heart_and_failed_by_reading(
     env: str, variant: str, args: dict[str, Any]
 ) -> None:
     by_heart, reader = PLAYERS[env]
-    assert all(each.success for each in players.play(env, variant, by_heart, DEALS, **args))
+    solved = players.play(env, variant, by_heart, DEALS, **args)
+    assert all(each.success for each in solved)
+    assert {turn.outcome for each in solved for turn in each.turns} <= {"CORRECT", "ARRIVED"}
     found = _evaluated(env, played := players.play(env, variant, reader, DEALS, **args))
     assert found.failures == len(DEALS)
     assert found.shares == {RULE_OBEYED: 1.0}
