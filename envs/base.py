@@ -19,7 +19,8 @@ ExpertTurn = tuple[Said, str, bool]
 class VariantInfo(Protocol):
     """A rule variant as data. `held_out` variants are only for evaluation.
 
-    A variant that holds out only instances, under the trained rule, says so with an attribute `same_rule`.
+    A variant that holds out only instances, under the trained rule, says so with an attribute `same_rule`. One whose
+    prompt states another rule than the one that scores says so with `fake_rule`.
     """
 
     @property
@@ -35,6 +36,11 @@ class VariantInfo(Protocol):
 def has_own_rule(variant: VariantInfo) -> bool:
     """Whether a variant holds out a rule: it is held out and does not set `same_rule`."""
     return variant.held_out and not getattr(variant, "same_rule", False)
+
+
+def has_fake_rule(variant: VariantInfo) -> bool:
+    """Whether the prompt states another rule than the trained one, which scores; the variant sets `fake_rule`."""
+    return bool(getattr(variant, "fake_rule", False))
 
 
 def outcome_name(outcome: str) -> str:

@@ -2,6 +2,8 @@
 
     causes = {"SQUAWK": RULE_MISREAD, "SCREECH": "misspelt"}   # outcome: one of these words, or its own
 
+RULE_OBEYED is for fake rules: the answer applies the rule that the prompt states, but another one scores.
+
 RULE_MISREAD is a claim: the trained rule makes the answer right, but another rule was stated. A comparison can say how
 many failures apply the trained rule only if some outcome has this cause (envs/base.py: Explained).
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 SOLVED = "solved"
 RULE_MISREAD = "rule misread"
+RULE_OBEYED = "stated rule obeyed"
 ARITHMETIC = "arithmetic"
 NUMBER_MISUSE = "number misuse"
 WRONG_WAY = "wrong turn or step"
@@ -22,6 +25,7 @@ FAULT = "environment error"
 ORDER = (
     SOLVED,
     RULE_MISREAD,
+    RULE_OBEYED,
     ARITHMETIC,
     NUMBER_MISUSE,
     WRONG_WAY,

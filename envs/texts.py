@@ -36,3 +36,7 @@ class AnySaid(AnyText):
 def retry(feedback: str) -> str:
     """The user turn after a failed attempt."""
     return f"You failed this trial because {feedback} Try again."
+
+
+UNEXPLAINED = "the answer is wrong."
+"""The feedback on a failed attempt under a fake rule: any more would tell the rule that scores."""

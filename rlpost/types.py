@@ -73,7 +73,7 @@ class Turn:
     policy_version: int  # version of the adapter that sampled answer_ids; 0 is the bare base model
     thought_tokens: int = 0  # number of answer_ids before rollout.answer_marker; 0 without a marker
     env_reward: float | None = (
-        None  # the environment's reward, if algo.reward_function replaced it; else None
+        None  # the environment's reward, if algo.reward_function or reward_control replaced it; else None
     )
     # (name, value) of each part of the environment's reward, if it has several
     parts: tuple[tuple[str, float], ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -17,7 +18,7 @@ from rlpost.envs.generalpoints import compat, verifier
 from rlpost.envs.generalpoints.deck import Deal, deal, problems
 from rlpost.envs.generalpoints.expert import chosen, demonstrate, preferred
 from rlpost.envs.generalpoints.expression import Expression
-from rlpost.envs.generalpoints.misread import follows
+from rlpost.envs.generalpoints.misread import follows, obeys
 from rlpost.envs.generalpoints.outcomes import CAUSES, Outcome, Verdict
 from rlpost.envs.generalpoints.prompts import prompt
 from rlpost.envs.generalpoints.settings import DEFAULT_VARIANT, Settings
@@ -26,7 +27,7 @@ from rlpost.envs.generalpoints.variants import VARIANTS
 from rlpost.envs.generalpoints.wording import Wording, other_rule, varied_rule
 from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.splits import Split
-from rlpost.envs.texts import ASCII, retry
+from rlpost.envs.texts import ASCII, UNEXPLAINED, retry
 
 _MAX_OBSERVATION = 2_000_000  # characters: compat feedback has a sentence for every misplaced token
 
@@ -120,6 +121,11 @@ class GeneralPoints(gymnasium.Env[str, str]):
 
     def grade(self, answer: str) -> Verdict:
         """The verdict on an answer to the cards on the table. It does not change the episode."""
+        verdict = self._grade(answer)
+        unexplained = self.deal.variant.fake_rule and verdict.outcome is not Outcome.CORRECT
+        return replace(verdict, feedback=UNEXPLAINED) if unexplained else verdict
+
+    def _grade(self, answer: str) -> Verdict:
         if self.settings.mode is Mode.COMPAT:
             return compat.grade(answer, self.deal.values, self.deal.variant.target)
         return verifier.grade(answer, self.deal.values, self.deal.variant.target, self.settings.feedback)
@@ -158,10 +164,10 @@ class GeneralPoints(gymnasium.Env[str, str]):
     def _stated_rule(self, split: Split) -> str | None:
         """The rule in words. None means the fixed words, which evaluation uses unless the variant says otherwise."""
         if self.deal.variant.reworded:
-            return other_rule(self.deal.variant.faces, self._rng)
+            return other_rule(self.deal.variant.stated_faces, self._rng)
         if self.settings.wording is Wording.FIXED or split is not Split.TRAIN:
             return None
-        return varied_rule(self.deal.variant.faces, self._rng)
+        return varied_rule(self.deal.variant.stated_faces, self._rng)
 
     def _grade_attempt(self, answer: str) -> Verdict:
         if self._attempts > self.settings.verify_iter:
@@ -173,7 +179,10 @@ class GeneralPoints(gymnasium.Env[str, str]):
         return self._attempts == self.settings.verify_iter + ungraded
 
     def _named(self, verdict: Verdict) -> Outcome:
-        """The verdict's outcome; an attempt that applies the trained rule gets an outcome of its own."""
+        """The verdict's outcome. Attempts get outcomes of their own that apply the trained rule where another one
+        scores, or the stated rule where that is fake."""
+        if obeys(verdict, self.deal):
+            return Outcome.STATED_RULE
         misread = follows(VARIANTS[DEFAULT_VARIANT], verdict, self.deal)
         return Outcome.RULE_MISREAD if misread else verdict.outcome
 

@@ -1,8 +1,9 @@
-"""Detects failed attempts that apply the trained rule although another rule is stated."""
+"""Detects failed attempts that apply the trained rule although another is stated, or a stated rule that is fake."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from rlpost.envs.generalpoints.deck import Deal
 from rlpost.envs.generalpoints.outcomes import Outcome, Verdict
@@ -15,3 +16,11 @@ def follows(trained: Variant, verdict: Verdict, deal: Deal) -> bool:
         used = Counter(verdict.numbers)
         return used.total() == trained.cards and used <= Counter(trained.values(deal.ranks))
     return deal.variant.target != trained.target and verdict.value == trained.target
+
+
+def obeys(verdict: Verdict, deal: Deal) -> bool:
+    """Whether a wrong formula uses the numbers of a fake rule, which the prompt states."""
+    if deal.variant.stated is None or verdict.outcome is not Outcome.WRONG_NUMBERS:
+        return False
+    stated = replace(deal.variant, faces=deal.variant.stated)
+    return Counter(verdict.numbers) == Counter(stated.values(deal.ranks))

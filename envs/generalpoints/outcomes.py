@@ -11,6 +11,7 @@ from rlpost.envs.causes import (
     FAULT,
     NUMBER_MISUSE,
     RULE_MISREAD,
+    RULE_OBEYED,
     SOLVED,
     SYNTAX,
     TRUNCATION,
@@ -28,6 +29,7 @@ class Outcome(Enum):
     RULE_MISREAD = (
         "Wrong, but as the trained rule would have it: its numbers, its target or its number of cards."
     )
+    STATED_RULE = "Fake rules only: wrong, but with the numbers of the rule that the prompt states."
     SYNTAX = "The formula is not arithmetic: operators, numbers or parentheses stand where none may."
     ILLEGAL_CHARACTER = "The formula has characters other than digits, + - * / and parentheses."
     NO_FORMULA = "No formula could be found in the answer."
@@ -47,6 +49,7 @@ class Outcome(Enum):
 CAUSES = {
     Outcome.CORRECT.name: SOLVED,
     Outcome.RULE_MISREAD.name: RULE_MISREAD,
+    Outcome.STATED_RULE.name: RULE_OBEYED,
     Outcome.WRONG_VALUE.name: ARITHMETIC,
     Outcome.DIVISION_BY_ZERO.name: ARITHMETIC,
     Outcome.NO_SOLUTION.name: ARITHMETIC,

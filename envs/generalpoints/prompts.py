@@ -48,10 +48,10 @@ def prompt(style: PromptStyle, variant: Variant, ranks: tuple[str, ...], rule: s
     `rule` is the rule in words, without a full stop; None: in the style's own words.
     """
     if style is PromptStyle.SHORT:
-        stated = rule or short_rule(variant.faces)
+        stated = rule or short_rule(variant.stated_faces)
         return _SHORT.format(target=variant.target, rule=stated, cards=", ".join(ranks))
     cards = "[" + ", ".join(f"'{rank}'" for rank in ranks) + "]"
-    stated = rule or long_rule(variant.faces)
+    stated = rule or long_rule(variant.stated_faces)
     return _PUBLISHED.format(target=variant.target, count=len(ranks), rule=stated, cards=cards)
 
 

@@ -21,7 +21,6 @@ from rlpost.envs.navigation.picture import svg
 from rlpost.envs.navigation.prompts import Texts
 from rlpost.envs.navigation.rail import Entry, mended_rail, published_rail
 from rlpost.envs.navigation.routes import starting_heading
-from rlpost.envs.navigation.rules import Rule
 from rlpost.envs.navigation.sessions import OnRail, Session, Step
 from rlpost.envs.navigation.settings import Movement, Settings
 from rlpost.envs.navigation.sources import TripError
@@ -29,7 +28,7 @@ from rlpost.envs.navigation.trips import Trip
 from rlpost.envs.navigation.variants import TRAINED_RULE, Variant
 from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.splits import Split
-from rlpost.envs.texts import ASCII, retry
+from rlpost.envs.texts import ASCII
 
 _MAX_OBSERVATION = 200_000  # characters: the prompt of compat repeats all history
 _MAX_TRIPS = 100  # trips drawn before the search for a first heading ends
@@ -77,6 +76,7 @@ class Navigation(gymnasium.Env[str, str]):
         self._rng = random.Random()
         self._texts: Texts | None = None
         self._session: Session
+        self._variant: Variant
         self._history: list[Entry] = []
         self._over = True
 
@@ -102,7 +102,7 @@ class Navigation(gymnasium.Env[str, str]):
         if seed is not None:
             self._rng = random.Random(seed)
         trip = self._draw(variant, split)
-        self._begin(trip, variant.rule)
+        self._begin(trip, variant)
         legs = len(trip.legs)
         info = {"instance": trip.instance, "legs": legs, "difficulty": f"legs: {legs}"}
         return self.texts.first(self.session.now), info
@@ -158,8 +158,8 @@ class Navigation(gymnasium.Env[str, str]):
                 return trip.facing(heading)
         raise TripError(f"variant {variant.name!r}: no route begins with a turn that both rules can tell")
 
-    def _begin(self, trip: Trip, rule: Rule) -> None:
-        settings = self.settings
+    def _begin(self, trip: Trip, variant: Variant) -> None:
+        settings, rule = self.settings, variant.rule
         if settings.movement is Movement.FREE:
             if trip.city is None:
                 raise ValueError("movement='free': published routes have no streets; use movement='rail'")
@@ -167,17 +167,23 @@ class Navigation(gymnasium.Env[str, str]):
         else:
             rail = published_rail if settings.mode is Mode.COMPAT else mended_rail
             self._session = OnRail(rail(trip, rule, self._rng), rule, settings.mode, settings.verify_iter)
-        self._texts = Texts(settings.prompt, settings.answer_form, settings.mode, trip, rule)
+        self._variant = variant
+        self._texts = Texts(
+            settings.prompt, settings.answer_form, settings.mode, trip, variant.stated_rule, variant.fake_rule
+        )
         self._history, self._over = [self._session.now], False
 
     def _observation(self, step: Step) -> str:
         if step.over:
             return step.verdict.feedback
-        return self.texts.later(self._history) if step.moved else retry(step.verdict.feedback)
+        return self.texts.later(self._history) if step.moved else self.texts.failed(step.verdict.feedback)
 
     def _named(self, verdict: Verdict) -> Outcome:
-        """The verdict's outcome; a turn with a word that only the trained rule has gets an outcome of its own."""
+        """The verdict's outcome. Turns get outcomes of their own with a word of the trained rule where another one
+        scores, or of the stated rule where that is fake."""
         action = None if verdict.action is None else read_action(verdict.action)
-        trained = TRAINED_RULE.words if self.texts.rule is not TRAINED_RULE else ()
-        misread = action is not None and action.word in trained
+        word = "" if action is None else action.word
+        if self._variant.stated is not None and word in self._variant.stated.words:
+            return Outcome.STATED_RULE
+        misread = self._variant.rule is not TRAINED_RULE and word in TRAINED_RULE.words
         return Outcome.RULE_MISREAD if misread else verdict.outcome

@@ -10,7 +10,6 @@ from rlpost.envs.navigation.actions import FORWARD, STOP, Action, turned
 from rlpost.envs.navigation.prompts import Texts
 from rlpost.envs.navigation.rail import Entry
 from rlpost.envs.navigation.sessions import Session
-from rlpost.envs.texts import retry
 
 
 def wrong_action(entry: Entry, texts: Texts, rng: random.Random) -> Action:
@@ -42,5 +41,5 @@ def demonstrate(session: Session, texts: Texts, revision: bool, rng: random.Rand
         if not over and step.moved:
             history.append(session.now)
         if not over:
-            observation = texts.later(history) if step.moved else retry(step.verdict.feedback)
+            observation = texts.later(history) if step.moved else texts.failed(step.verdict.feedback)
     return turns

@@ -10,6 +10,7 @@ from rlpost.envs.causes import (
     ILLEGAL_ACTION,
     OBSERVATION,
     RULE_MISREAD,
+    RULE_OBEYED,
     SOLVED,
     SYNTAX,
     TRUNCATION,
@@ -29,6 +30,7 @@ class Outcome(Enum):
     RULE_MISREAD = (
         "A turn by a word of the trained rule, where the stated rule has others; rewarded as it was."
     )
+    STATED_RULE = "Fake rules only: a turn by a word of the rule that the prompt states; rewarded as it was."
     ILLEGAL_ACTION = "The action is none of the action space."
     NO_ACTION = "No action could be found in the answer."
     TOO_LONG = "The answer is longer than is read at all."
@@ -49,6 +51,7 @@ class Outcome(Enum):
 CAUSES = {
     Outcome.ARRIVED.name: SOLVED,
     Outcome.RULE_MISREAD.name: RULE_MISREAD,
+    Outcome.STATED_RULE.name: RULE_OBEYED,
     Outcome.WRONG_ACTION.name: WRONG_WAY,
     Outcome.RECOVERED.name: WRONG_WAY,
     Outcome.ASTRAY.name: WRONG_WAY,

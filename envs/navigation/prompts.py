@@ -13,6 +13,7 @@ from rlpost.envs.navigation.geometry import compass_word
 from rlpost.envs.navigation.rail import Entry
 from rlpost.envs.navigation.rules import Rule, Words
 from rlpost.envs.navigation.trips import Leg, Trip
+from rlpost.envs.texts import UNEXPLAINED, retry
 
 
 class PromptStyle(StrEnum):
@@ -59,7 +60,8 @@ class Texts:
     form: AnswerForm
     mode: Mode
     trip: Trip
-    rule: Words
+    rule: Words  # as the prompt states it
+    fake_rule: bool = False  # whether another rule scores
 
     def first(self, entry: Entry) -> str:
         """The first observation: the rule, the instructions and what the walker sees."""
@@ -80,6 +82,10 @@ class Texts:
         if self.style is PromptStyle.PUBLISHED:
             return f"O_{len(history)}: {self.seen(history[-1])}\nA_{len(history)}: "
         return f"Now: {self.seen(history[-1])}."
+
+    def failed(self, feedback: str) -> str:
+        """The observation after a failed attempt. Under a fake rule it does not explain the failure."""
+        return retry(UNEXPLAINED if self.fake_rule else feedback)
 
     def seen(self, entry: Entry) -> str:
         """The description of what is seen at a place."""

@@ -19,11 +19,24 @@ class Variant:
     summary: str
     style: str = "grid"  # style of generated cities, see generator.STYLES
     long: bool = False  # whether routes are longer than the trained ones
+    stated: Rule | None = (
+        None  # rule that the prompt states although `rule` scores; None: the one that scores
+    )
 
     @property
     def same_rule(self) -> bool:
         """Whether the rule is the trained one. If held out, the variant is so for its cities or its lengths."""
         return self.rule is TRAINED_RULE
+
+    @property
+    def stated_rule(self) -> Rule:
+        """The rule as the prompt states it."""
+        return self.rule if self.stated is None else self.stated
+
+    @property
+    def fake_rule(self) -> bool:
+        """Whether the prompt states another rule than the one that scores."""
+        return self.stated is not None
 
     def legs(self, most: int) -> tuple[int, int]:
         """The fewest and the most legs of a route, given that the trained routes have at most `most`."""
@@ -46,6 +59,13 @@ VARIANTS: dict[str, Variant] = {
         Variant("long_routes", Rule.ABSOLUTE, True, "turn by the compass, on longer routes", long=True),
         Variant(
             "relative_long_routes", Rule.RELATIVE, True, "turn left or right, on longer routes", long=True
+        ),
+        Variant(
+            "fake_relative",
+            Rule.ABSOLUTE,
+            True,
+            "turns are said to be left or right, but the compass scores: whoever reads it fails",
+            stated=Rule.RELATIVE,
         ),
     )
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.design.plan import CellPlan
-from rlpost.compare.design.types import INIT, SFT, Cell, Evaluation, Point, Status, algorithm_of
+from rlpost.compare.design.types import INIT, Cell, Evaluation, Point, Status, row_of
 from rlpost.compare.statistics.causes import last_outcome
 from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
@@ -26,7 +26,7 @@ from rlpost.record.run_dir import RunDir, evaluation_name, read_trajectories, st
 from rlpost.record.summary import headline_decoding
 from rlpost.types import Trajectory
 
-NOTHING_SPENT = Compute(0.0, 0, 0.0)
+NOTHING_SPENT = Compute(0.0, 0, 0.0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         last = "before" if cfg.task is Task.eval and cfg.adapter is None else "after"
         stages = {last: _last(_compute(run_dir, "step", parameters))}
     else:
-        stages = _stages(run_dir, "step" if algorithm_of(plan.arm) == SFT else "iteration", parameters)
+        stages = _stages(run_dir, "step" if row_of(plan.arm).supervised else "iteration", parameters)
         if len(stages) != points:
             raise OutputError(
                 f"{run_dir.path}\n  reason: it was evaluated {len(stages)} times after its start, not {points}: its"

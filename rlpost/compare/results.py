@@ -66,7 +66,12 @@ def _cell(record: Mapping[str, Any]) -> Cell:
 
 
 def _point(record: Mapping[str, Any]) -> Point:
-    return _made(Point, record, compute=lambda given: _made(Compute, given), evaluations=_evaluations)
+    return _made(Point, record, compute=_compute, evaluations=_evaluations)
+
+
+def _compute(record: Mapping[str, Any]) -> Compute:
+    """Records of before rollouts were counted have no counts of them."""
+    return _made(Compute, {"rollouts": None, "correct_rollouts": None, **record})
 
 
 def _evaluations(record: Mapping[str, Any]) -> dict[str, Evaluation]:

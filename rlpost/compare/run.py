@@ -172,6 +172,8 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
 def _role(variant: base.VariantInfo, cfg: Config) -> Role:
     if variant.name == cfg.train_variant:
         return Role.TRAINED
+    if base.has_fake_rule(variant):
+        return Role.FAKE_RULE
     if not variant.held_out:
         return Role.NOT_TRAINED
     return Role.HELD_OUT if base.has_own_rule(variant) else Role.SAME_RULE

@@ -36,6 +36,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "teacher": None,
         "expert_coef": 0.0,
         "expert_examples": 64,
+        "reward_control": "none",
     },
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }

@@ -91,6 +91,11 @@ class Algorithm:
         return self.surrogate is not Surrogate.logprob
 
     @property
+    def reads_rewards(self) -> bool:
+        """Whether the rewards of episodes enter the gradient. rft reads which episodes succeeded."""
+        return self.estimator not in (Estimator.success, Estimator.teacher)
+
+    @property
     def taught(self) -> bool:
         """Whether it learns from `algo.teacher`, and not from rewards."""
         return self.estimator is Estimator.teacher

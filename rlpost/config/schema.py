@@ -139,6 +139,14 @@ class Rewards(Enum):
     outcome = "outcome"  # the episode's sum of rewards on its last token
 
 
+class RewardControl(Enum):
+    """Controls: rewards that say nothing about an episode's own answers; see rlpost/rollout/reward_control.py."""
+
+    none = "none"
+    shuffled = "shuffled"  # each episode's total goes to another one of the batch, on its last turn
+    random = "random"  # 1 or 0 on the last turn at random, 1 with the batch's share of successes
+
+
 class KlPlace(Enum):
     reward = "reward"  # subtracted from every token's reward
     loss = "loss"  # added to the loss
@@ -176,11 +184,13 @@ class OldLogprobs(Enum):
 
 
 class Measure(Enum):
-    """Units of compute; see rlpost/record/compute.py."""
+    """Units of compute, and of the data that an arm learns from; see rlpost/record/compute.py."""
 
     flops = "flops"
     tokens = "tokens"
     device_seconds = "device_seconds"
+    rollouts = "rollouts"  # episodes played in training; an expert's example counts as one
+    correct_rollouts = "correct_rollouts"  # those that succeeded; an expert's example counts as one
 
 
 class Reference(Enum):
@@ -229,6 +239,7 @@ class AlgoConfig:
     iterations: int = 40  # each plays rollout.episodes and updates the adapter
     rewards: Rewards = Rewards.turn  # tokens that receive the rewards
     reward_function: str | None = None  # module:function that replaces the rewards of an iteration's episodes
+    reward_control: RewardControl = RewardControl.none  # replaces the rewards by a control's, to learn from
     reward_scale: float = 0.2  # rewards are multiplied by it before anything else
     normalize_rewards: bool = False  # divide by the standard deviation of the batch's episode totals
     overlong_buffer: int = 0  # last tokens before max_new_tokens over which the length penalty grows; 0: off
@@ -353,13 +364,13 @@ class BudgetConfig:
 class CompareConfig:
     """task=compare: `arms=`, `seeds=` and `quick=` are short for the settings here."""
 
-    # sft and algorithms; the first algorithm sets the budget of the other arms
+    # Rows of rlpost/config/arms.py; the first algorithm sets the budget of the other arms
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
     # Named settings, with each of which every arm is run: {rank_1: {lora.rank: 1}}; empty: every arm is run once
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each seed
     points: int = 4  # evaluations of an arm, at equal shares of the budget
-    match_on: Measure = Measure.flops  # unit of compute in which all arms have the same budget
+    match_on: Measure = Measure.flops  # unit of compute or data in which all arms have the same budget
     concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs allow
     # Settings named by the user (noted by `compose`), which every arm keeps whatever its algorithm's default.
     named: list[str] = field(default_factory=list)

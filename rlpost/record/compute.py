@@ -1,8 +1,11 @@
-"""The compute that an arm has spent, from the token counts that its run measured.
+"""The compute that an arm has spent and the answers it has learnt from, from the counts that its run measured.
 
 FLOPs follow arXiv 2501.17161, appendix (after Kaplan et al., arXiv 2001.08361): 6 N D for training, 2 N D for
 inference, with N parameters of the model and D tokens through it. `KEYS` names the token counts in metrics.jsonl. A
 teacher (algo=opd) adds 2 N D of its own.
+
+Rollouts count what an arm learns from, whatever it costs: the episodes that it played, and the expert's examples that
+it was shown. An expert's answer is a correct rollout, by another policy.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ INFERENCE = (PROMPT, SAMPLED, SCORED)
 TAUGHT = "tokens/teacher"  # through the teacher, of TEACHER_SIZE parameters
 TEACHER_SIZE = "parameters/teacher"
 KEYS = (*INFERENCE, TRAINED, TAUGHT)
+EPISODES, SUCCESS = "episodes", "success"  # of an iteration: episodes played, and the share that succeeded
+EXAMPLES = "examples"  # expert answers of a supervised step
 DEVICE_PHASES = ("seconds/rollout", "seconds/rewards", "seconds/logprobs", "seconds/update", "seconds/swap")
 
 
@@ -31,6 +36,9 @@ class Compute:
     tokens: int  # generated, scored and trained on; each pass counts
     # Wall-clock time of rollout, rewards, learner and swap. A run holds all its devices throughout.
     device_seconds: float
+    # Episodes played and expert examples shown; None: a record of an earlier version does not say how many examples.
+    rollouts: int | None = None
+    correct_rollouts: int | None = None  # episodes that succeeded and expert examples; None likewise
 
 
 def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute]:
@@ -38,19 +46,35 @@ def spent(lines: Sequence[Mapping[str, float]], parameters: int) -> list[Compute
 
     Args:
         lines: steps or iterations; a key of `KEYS` or `DEVICE_PHASES` that a line lacks counts as 0 (an SFT
-            step samples nothing).
+            step samples nothing). From the first line with neither episodes nor examples, rollouts are None.
         parameters: N, of the model with embeddings (tied ones once), without the adapter.
 
     Raises ComparisonError if a line has no token count, or one that is not a number of tokens.
     """
     flops, tokens, seconds, cumulative = 0.0, 0, 0.0, []
+    rollouts: int | None = 0
+    correct: int | None = 0
     for number, line in enumerate(lines):
         inferred, trained = _counts(line, number)
         flops += parameters * (2.0 * inferred + 6.0 * trained) + _of_teacher(line)
         tokens += inferred + trained + int(line.get(TAUGHT, 0))
         seconds += sum(line[key] for key in DEVICE_PHASES if key in line)
-        cumulative.append(Compute(flops, tokens, seconds))
+        played, succeeded = _rollouts(line)
+        rollouts, correct = _sum(rollouts, played), _sum(correct, succeeded)
+        cumulative.append(Compute(flops, tokens, seconds, rollouts, correct))
     return cumulative
+
+
+def _rollouts(line: Mapping[str, float]) -> tuple[int | None, int | None]:
+    """The rollouts of a step or iteration, and how many of them are correct; None if its line does not say."""
+    if EPISODES not in line and EXAMPLES not in line:
+        return None, None
+    played, shown = line.get(EPISODES, 0), int(line.get(EXAMPLES, 0))
+    return int(played) + shown, round(played * line.get(SUCCESS, 0.0)) + shown
+
+
+def _sum(before: int | None, more: int | None) -> int | None:
+    return None if before is None or more is None else before + more
 
 
 def real_flops(line: Mapping[str, float], parameters: int, trained: int, added: int) -> float:

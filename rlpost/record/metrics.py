@@ -175,7 +175,7 @@ def _partly_right(failed: Trajectory) -> bool:
 
 
 def _env_reward(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The environment's mean reward, if a reward function gave another one."""
+    """The environment's mean reward, if a reward function or a control gave another one."""
     given = [turn.env_reward for turn in _answers(trajectories) if turn.env_reward is not None]
     return {"env_reward": sum(given) / len(trajectories)} if given else {}
 

@@ -3,6 +3,8 @@
     {"eval": {STAGE: {VARIANT: {n, success, low, high, DECODING: rlpost.record.metrics.evaluation(...)}}},
      "variants": {VARIANT: {"held_out": bool, "summary": str}}, "train_variant": VARIANT, ...}
 
+A variant with a fake rule (rlpost.envs.base.has_fake_rule) also has "fake_rule": true.
+
 STAGE is before (the bare model), warm (after the warm start) or after; only stages that were evaluated are present.
 """
 
@@ -125,8 +127,10 @@ def role(summary: Summary, variant: str) -> str:
     """The role of a variant in the run."""
     if variant == summary["train_variant"]:
         return "trained"
-    known = summary["variants"].get(variant)
-    return "held out" if known and known["held_out"] else "not trained"
+    known = summary["variants"].get(variant, {})
+    if known.get("fake_rule"):
+        return "fake rule"
+    return "held out" if known.get("held_out") else "not trained"
 
 
 def share(entry: Entry | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rlpost.config.schema import Config, Task
 from rlpost.envs import registry
+from rlpost.envs.base import has_fake_rule
 from rlpost.envs.terminal import plain_console
 from rlpost.pages.console import Progress
 from rlpost.record import failures, metrics
@@ -112,7 +113,11 @@ def decodings(cfg: Config) -> dict[str, Sampling]:
 def variants_of(cfg: Config) -> dict[str, dict[str, Any]]:
     """The report's entries about each variant."""
     return {
-        v.name: {"held_out": v.held_out, "summary": v.summary}
+        v.name: {
+            "held_out": v.held_out,
+            "summary": v.summary,
+            **({"fake_rule": True} if has_fake_rule(v) else {}),
+        }
         for v in registry.variants(cfg.env, **cfg.env_args)
         if v.name in {*cfg.eval_variants, cfg.train_variant}
     }

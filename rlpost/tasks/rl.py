@@ -15,10 +15,12 @@ from typing import Any
 
 from rlpost.config.schema import Config, RolloutPolicy
 from rlpost.record import failures, metrics
+from rlpost.record.compute import EXAMPLES
 from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
-from rlpost.rollout.reward_function import Score, reward_function
+from rlpost.rollout.reward_control import rewards_to_learn_from
+from rlpost.rollout.reward_function import Score
 from rlpost.tasks import spectrum, start_policy, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
@@ -84,7 +86,7 @@ def _train(session: Session, schedule: Schedule, state: TrainingState) -> None:
 def _iterations(
     session: Session, schedule: Schedule, state: TrainingState, experts: ExpertData | None
 ) -> None:
-    stall, score = Stall(session.cfg.algo), reward_function(session.cfg)
+    stall, score = Stall(session.cfg.algo), rewards_to_learn_from(session.cfg)
     while True:
         if schedule.due:
             with training_state.current_live(session, state):
@@ -111,7 +113,8 @@ def _iterate(
         update_metrics = session.learner.update_rl(collected.batch, iteration, examples)
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
     clock.split("learner", seconds)
-    measured = {**update_metrics, **_go_live(session, state)}
+    shown = {EXAMPLES: float(len(examples))} if examples else {}
+    measured = {**update_metrics, **shown, **_go_live(session, state)}
     state.steps += 1
     # Absent while only the critic learns and the engine's log-probs are used unchanged. With rollout.policy=start only
     # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved.
@@ -149,7 +152,7 @@ def _expert_answers(session: Session, experts: ExpertData | None, iteration: int
 
 
 def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
-    """Play episodes and set the rewards to learn from: the environment's, or those of `score` if it is given.
+    """Play episodes and set the rewards to learn from: the environment's, or those that `score` gives.
 
     Dynamic sampling judges by these rewards too, so they are set after each of its rounds.
     """

@@ -23,7 +23,7 @@ def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     with session.clock.phase("update"):
         metrics = session.learner.sft_step(examples, step)
     metrics.pop("seconds_update")
-    numbers = {"step": step, **metrics, **session.clock.lap()}
+    numbers = {"step": step, "examples": float(len(examples)), **metrics, **session.clock.lap()}
     line = {"stage": "sft", **numbers}
     session.run_dir.append_metrics(line)
     session.tracker.log({f"sft/{key}": value for key, value in numbers.items()}, over="sft/step")

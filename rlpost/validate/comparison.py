@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.compare.design.plan import plan, quickened, settings_of
-from rlpost.compare.design.types import INIT, SFT, algorithm_of
+from rlpost.compare.design.types import INIT, row_of
+from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.compose import with_settings
-from rlpost.config.keys import refusal
+from rlpost.config.keys import did_you_mean, refusal
 from rlpost.config.presets import VARIED
-from rlpost.config.schema import AlgoName, Config, Measure, Task
+from rlpost.config.schema import AlgoName, Config, Measure, RewardControl, Task
 from rlpost.envs import registry
 from rlpost.envs.base import has_own_rule
 from rlpost.envs.errors import Refused, UnknownEnvironment
@@ -23,27 +24,35 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 # Settings in which arms may differ, by how their names begin; and those among them that a comparison sets itself.
 _VARIABLE = ("lora.", "sft.", "algo.", "learner.")
 _FIXED = ("algo.name", "algo.iterations", "sft.steps", "sft.skip")
-KNOWN_ARMS = (SFT, *(name.name for name in AlgoName))
 
 
 def _budget(config: Config) -> Iterator[str]:
     amounts = config.budget.amounts
     if any(amount <= 0 for amount in amounts) or any(a >= b for a, b in pairwise(amounts)):
-        yield refusal("budget.amounts", amounts, "they must be above 0 and rise", "give them in order")
+        solved_none = (
+            "the reference solved nothing between two points: fewer compare.points, or another match_on"
+        )
+        counts_success = config.budget.measure is Measure.correct_rollouts
+        remedy = (
+            f"give them in order; in a comparison {solved_none}" if counts_success else "give them in order"
+        )
+        yield refusal("budget.amounts", amounts, "they must be above 0 and rise", remedy)
     if amounts and config.task not in (Task.rl, Task.sft):
         yield refusal("budget.amounts", amounts, f"task={config.task.name} has no budget", "leave it out")
 
 
 def _arms(config: Config) -> Iterator[str]:
     arms = config.compare.arms
-    choose = "choose from " + ", ".join(KNOWN_ARMS)
     for arm in arms:
-        if arm not in KNOWN_ARMS:
-            yield refusal("compare.arms", arm, "there is no such arm", choose)
+        if arm not in ARMS:
+            remedy = did_you_mean(arm, list(ARMS)) or "choose from " + ", ".join(ARMS)
+            yield refusal("compare.arms", arm, "there is no such arm", remedy)
     if len(set(arms)) != len(arms):
         yield refusal("compare.arms", arms, "one stands twice", "name each once")
-    if not set(arms) - {SFT}:
-        yield refusal("compare.arms", arms, "no algorithm among them, whose compute is the budget", choose)
+    if not any(ARMS[arm].may_set_budget for arm in arms if arm in ARMS):
+        algorithms = ", ".join(name.name for name in AlgoName)
+        reason = "no algorithm among them, whose compute is the budget; a control's never is"
+        yield refusal("compare.arms", arms, reason, f"add one of {algorithms}")
 
 
 def _settings(config: Config) -> Iterator[str]:
@@ -90,6 +99,30 @@ def _named(config: Config) -> Iterator[str]:
                 "no algorithm has a default of its own for it",
                 "leave it out: arms share it",
             )
+
+
+def _reward_control(config: Config) -> Iterator[str]:
+    control = config.algo.reward_control
+    if control is not RewardControl.none:
+        yield refusal(
+            "algo.reward_control",
+            control.name,
+            "every algorithm of the comparison would be a control, under its plain name",
+            f"leave it out, and add the arms' controls, such as {config.algo.name.name}_{control.name}",
+        )
+
+
+def _settings_against_arms(config: Config) -> Iterator[str]:
+    """Refusals of named settings that would undo what defines an arm."""
+    for name, settings in config.compare.settings.items():
+        for arm in (arm for arm in config.compare.arms if arm in ARMS):
+            for key in settings.keys() & ARMS[arm].settings.keys():
+                yield refusal(
+                    f"compare.settings.{name}: {key}",
+                    settings[key],
+                    f"the arm {arm} has {key}={ARMS[arm].settings[key]} by its definition",
+                    "leave it out, or leave the arm out",
+                )
 
 
 def _seeds(config: Config) -> Iterator[str]:
@@ -158,7 +191,7 @@ def _every_arm(config: Config) -> Iterator[str]:
     already = {text for check in ALGORITHM_CHECKS for text in check(config)}
     quick = quickened(config)
     for cell in plan(quick):
-        if cell.seed == quick.compare.seeds[0] and cell.arm != INIT and algorithm_of(cell.arm) != SFT:
+        if cell.seed == quick.compare.seeds[0] and cell.arm != INIT and not row_of(cell.arm).supervised:
             found = settings_of(quick, cell, Path(), [])
             for text in (text for check in ALGORITHM_CHECKS for text in check(found)):
                 if text not in already:
@@ -179,6 +212,9 @@ COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _budget,
     *map(
         _of_comparisons,
-        (_arms, _settings, _named, _seeds, _match_on, _points, _variants, _causes, _every_arm),
+        (
+            *(_arms, _settings, _settings_against_arms, _reward_control, _named, _seeds),
+            *(_match_on, _points, _variants, _causes, _every_arm),
+        ),
     ),
 )

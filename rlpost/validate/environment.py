@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import gymnasium
 
-from rlpost.compare.design.types import SFT
 from rlpost.config.adapter_starts import STARTS, StartData
+from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
 from rlpost.envs import adapter, registry
@@ -148,7 +148,7 @@ def _reset(env: gymnasium.Env[Any, str], seed: int, options: dict[str, str]) -> 
 
 def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
     """A refusal if expert answers are to be learnt from and the environment shows none."""
-    asked = config.sft.steps > 0 or (config.task is Task.compare and SFT in config.compare.arms)
+    asked = config.sft.steps > 0 or (config.task is Task.compare and _has_supervised_arm(config))
     if config.task not in TRAINING:
         return
     mixed = config.task is not Task.sft and config.algo.expert_coef > 0
@@ -175,6 +175,10 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
         if config.sft.examples > lessons:
             told = f"{config.train_variant} has {lessons} answers to learn from"
             yield refusal("sft.examples", config.sft.examples, told, "give no more, or 0 for all")
+
+
+def _has_supervised_arm(config: Config) -> bool:
+    return any(ARMS[arm].supervised for arm in config.compare.arms if arm in ARMS)
 
 
 def _start(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from rlpost.compare.design.plan import with_algorithm
+from rlpost.compare.design.plan import learning_of
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.adapter_starts import STARTS, StartData
+from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Estimator, Surrogate
-from rlpost.config.schema import AlgoName, Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
+from rlpost.config.schema import Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ ALGORITHM_RULES = (
         _LEAVE,
     ),
     _Rule(
-        ("algo.overlong_buffer",),
-        lambda cfg: TABLE[cfg.algo.name].estimator is not Estimator.success,
+        ("algo.overlong_buffer", "algo.reward_control"),
+        lambda cfg: TABLE[cfg.algo.name].reads_rewards,
         "algo={algorithm} reads no rewards",
         _LEAVE,
     ),
@@ -128,11 +129,7 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.overlong_penalty",),
-        lambda cfg: (
-            cfg.algo.overlong_buffer > 0
-            and not TABLE[cfg.algo.name].taught
-            and TABLE[cfg.algo.name].estimator is not Estimator.success
-        ),
+        lambda cfg: cfg.algo.overlong_buffer > 0 and TABLE[cfg.algo.name].reads_rewards,
         "algo.overlong_buffer=0, or algo={algorithm} reads no rewards: no answer pays for its length",
         f"{_LEAVE}, or give algo.overlong_buffer",
     ),
@@ -179,7 +176,7 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
-        ("algo.reward_function",),
+        ("algo.reward_function", "algo.reward_control"),
         lambda cfg: cfg.task is Task.compare or (cfg.task is Task.rl and not TABLE[cfg.algo.name].taught),
         "only task=rl learns from rewards, and algo=opd does not; an evaluation shows the environment's",
         _LEAVE,
@@ -296,9 +293,10 @@ def _algorithms(config: Config) -> list[Config]:
         return [config]
     if config.task is not Task.compare:
         return []
-    return [
-        with_algorithm(config, AlgoName[arm]) for arm in config.compare.arms if arm in AlgoName.__members__
-    ]
+    arms = config.compare.arms
+    if not all(arm in ARMS for arm in arms) or not any(ARMS[arm].may_set_budget for arm in arms):
+        return []  # rlpost.validate.comparison refuses this
+    return [learning_of(config, arm) for arm in arms if not ARMS[arm].supervised]
 
 
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:

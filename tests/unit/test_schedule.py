@@ -8,7 +8,7 @@ from rlpost.config.schema import Config, Measure, Task
 from rlpost.tasks.schedule import Schedule, steps_of
 from rlpost.weights.models import TINY, parameters
 
-LINE = {"tokens/trained": 10, "seconds/update": 2.0}
+LINE = {"tokens/trained": 10, "seconds/update": 2.0, "episodes": 8.0, "success": 0.5}
 COST = 60.0 * parameters(TINY)  # FLOPs of one line
 
 
@@ -47,7 +47,12 @@ def test_the_last_step_ends_it_although_the_budget_is_not_spent() -> None:
 
 
 def test_the_measure_is_the_one_asked_for() -> None:
-    for measure, each in ((Measure.tokens, 10.0), (Measure.device_seconds, 2.0)):
+    for measure, each in (
+        (Measure.tokens, 10.0),
+        (Measure.device_seconds, 2.0),
+        (Measure.rollouts, 8.0),
+        (Measure.correct_rollouts, 4.0),
+    ):
         cfg = Config()
         cfg.budget.measure, cfg.budget.amounts = measure, [2 * each, 3 * each]
         assert played(Schedule(cfg, 100, TINY)) == ([2], 3)

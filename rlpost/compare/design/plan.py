@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpost.compare.design.types import INIT, SFT, algorithm_of, settings_name_of, with_settings_name
+from rlpost.compare.design.types import INIT, row_of, settings_name_of, with_settings_name
+from rlpost.config.arms import Arm
 from rlpost.config.compose import defaults_under, with_settings
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, BudgetConfig, CompareConfig, Config, Task
@@ -61,8 +62,12 @@ def arms(cfg: Config) -> tuple[str, ...]:
 
 
 def reference_arm(cfg: Config) -> str:
-    """The first arm that is an algorithm. Validation guarantees that there is one."""
-    return next(arm for arm in arms(cfg) if algorithm_of(arm) != SFT)
+    """The first arm that is an algorithm; without one, the first that borrows its algorithm from the reference.
+
+    Validation guarantees that there is one.
+    """
+    candidates = [arm for arm in arms(cfg) if row_of(arm).may_set_budget]
+    return min(candidates, key=lambda arm: row_of(arm).algorithm is None)
 
 
 def plan(cfg: Config) -> list[CellPlan]:
@@ -80,19 +85,16 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
     """The whole configuration of a cell's run. `amounts`: the reference's compute, unused for the reference itself."""
     if cell.arm == INIT:
         return _init(cfg, cell, folder)
-    # Done first, because only the comparison's own configuration knows which settings the user named.
-    is_sft = algorithm_of(cell.arm) == SFT
-    algorithm = cfg if is_sft else with_algorithm(cfg, AlgoName[algorithm_of(cell.arm)])
-    cell_cfg = _common(_with_named_settings(algorithm, cell.arm), cell, folder)
+    cell_cfg = _common(learning_of(cfg, cell.arm), cell, folder)
     cell_cfg.eval.start = False  # the start is the same for all arms, and init evaluates it
     if cfg.sft.steps:
         cell_cfg.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
-    if is_sft:
-        cell_cfg.task = Task.sft
+    cell_cfg.task = row_of(cell.arm).task
+    if cell_cfg.task is Task.sft:
         cell_cfg.sft.steps, cell_cfg.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
         cell_cfg.tracking.checkpoint_every *= SFT_CHECKPOINTS
     else:
-        cell_cfg.task, cell_cfg.sft.steps = Task.rl, 0
+        cell_cfg.sft.steps = 0
         if cell_cfg.algo.expert_coef > 0:  # expert answers follow those of the warm start, as SFT's do
             cell_cfg.sft.skip += cfg.sft.steps
     if cell.arm == reference_arm(cfg):
@@ -111,9 +113,18 @@ def _init(cfg: Config, cell: CellPlan, folder: Path) -> Config:
     return cell_cfg
 
 
-def _with_named_settings(cfg: Config, arm: str) -> Config:
-    name = settings_name_of(arm)
-    return cfg if name is None else with_settings(cfg, cfg.compare.settings[name])
+def learning_of(cfg: Config, arm: str) -> Config:
+    """The comparison's configuration with the arm's algorithm, its named settings and those that define the arm."""
+    row, name = row_of(arm), settings_name_of(arm)
+    # Done first, because only the comparison's own configuration knows which settings the user named.
+    changed = cfg if row.supervised else with_algorithm(cfg, _algorithm(cfg, row))
+    named = {} if name is None else cfg.compare.settings[name]
+    return with_settings(changed, {**named, **row.settings})
+
+
+def _algorithm(cfg: Config, row: Arm) -> AlgoName:
+    """The arm's algorithm, or that of the arm that sets the budget."""
+    return row.algorithm or row_of(reference_arm(cfg)).algorithm or AlgoName.ppo
 
 
 def _common(cfg: Config, cell: CellPlan, folder: Path) -> Config:

@@ -11,22 +11,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rlpost.config.arms import SFT, TABLE, Arm
+from rlpost.config.keys import did_you_mean
+from rlpost.errors import ComparisonError
 from rlpost.record.compute import Compute
 
 # The pseudo-arm from which every other arm starts: the warm-started adapter, evaluated at its only point.
 INIT = "init"
-SFT = "sft"  # the arm without an algorithm
-_AND = "."  # between an arm's algorithm and the name of its settings
+_AND = "."  # between an arm's name in the table and the name of its settings
 
 
-def with_settings_name(algorithm: str, settings: str | None) -> str:
-    """The name of an arm: its algorithm (or sft), and the name of its settings if the comparison has several."""
-    return algorithm if settings is None else f"{algorithm}{_AND}{settings}"
+def with_settings_name(name: str, settings: str | None) -> str:
+    """The name of an arm: that of its row in the table, and the name of its settings if the comparison has several."""
+    return name if settings is None else f"{name}{_AND}{settings}"
 
 
-def algorithm_of(arm: str) -> str:
-    """INIT, sft or an algorithm."""
+def row_name_of(arm: str) -> str:
+    """INIT, or a name of the table of arms (rlpost/config/arms.py)."""
     return arm.partition(_AND)[0]
+
+
+def row_of(arm: str) -> Arm:
+    """The arm's row in the table. Raises ComparisonError if it has none, as in a record of another version."""
+    name = row_name_of(arm)
+    if name not in TABLE:
+        raise ComparisonError(f"there is no arm {name}. {did_you_mean(name, list(TABLE))}".rstrip())
+    return TABLE[name]
+
+
+def baselines_of(arm: str) -> list[str]:
+    """The arms with which the report compares this one under the same settings, besides INIT.
+
+    SFT, unless the arm is a control, and the arm that it varies.
+    """
+    row, settings = row_of(arm), settings_name_of(arm)
+    names = [*([] if row.control else [SFT]), *([] if row.varies is None else [row.varies])]
+    return [baseline for name in names if (baseline := with_settings_name(name, settings)) != arm]
 
 
 def settings_name_of(arm: str) -> str | None:
@@ -34,7 +54,13 @@ def settings_name_of(arm: str) -> str | None:
     return arm.partition(_AND)[2] or None
 
 
-UNITS = {"flops": "FLOPs", "tokens": "tokens", "device_seconds": "device seconds"}
+UNITS = {
+    "flops": "FLOPs",
+    "tokens": "tokens",
+    "device_seconds": "device seconds",
+    "rollouts": "rollouts and expert examples",
+    "correct_rollouts": "correct rollouts and expert examples",
+}
 """The names of the fields of `Compute` in reports."""
 
 
@@ -96,6 +122,7 @@ class Role(StrEnum):
     NOT_TRAINED = "not trained"  # could have been trained on, but was not
     SAME_RULE = "trained rule elsewhere"  # held out by its instances: other cities, longer routes
     HELD_OUT = "held out"  # its rule was never trained on
+    FAKE_RULE = "fake rule"  # another rule is stated, and the trained one scores: success is keeping to that
 
     @property
     def place(self) -> int:
@@ -122,7 +149,7 @@ class Comparison:
     variants: Mapping[str, ComparedVariant]
     arms: tuple[str, ...]  # without INIT
     seeds: tuple[int, ...]
-    matched_on: str  # flops, tokens or device_seconds
+    matched_on: str  # a key of UNITS
     cells: tuple[Cell, ...]
     # Facts to print: command, disjointness counts, parameters, adapter's share, versions.
     notes: Mapping[str, str]

@@ -41,6 +41,7 @@ def findings(comparison: Comparison) -> Findings:
         *sentences.answers(comparison, rows),
         *sentences.certainty(comparison, rows, ends),
         *sentences.memorization(comparison, [each for each in why if _is_last(each, why)]),
+        *sentences.fake_rules(comparison, ends),
         *sentences.turns(comparison, ends),
     )
     return Findings(problems, told, rows, tuple(scored), tuple(changed), tuple(why))

@@ -19,8 +19,12 @@ from rlpost.compare.statistics.intervals import Interval
 from rlpost.pages.figures import GREYS, HATCHES, STYLE, canvas, drawn
 from rlpost.pages.images import Image
 
-# Colours from the palette of Okabe and Ito, which colour-blind readers can tell apart; these also differ in lightness.
-LOOKS = (("#D55E00", "--", "s"), ("#000000", "-", "o"), ("#0072B2", "-.", "^"), ("#E69F00", ":", "D"))
+# Colours from the palette of Okabe and Ito, which colour-blind readers can tell apart; the first four also differ in
+# lightness.
+LOOKS = (
+    *(("#D55E00", "--", "s"), ("#000000", "-", "o"), ("#0072B2", "-.", "^"), ("#E69F00", ":", "D")),
+    *(("#009E73", "--", "v"), ("#CC79A7", "-", "P"), ("#56B4E9", "-.", "X"), ("#666666", ":", "<")),
+)
 INIT_LOOK = ("0.4", (0, (1, 2)), "*")
 POINT_ROWS = 0.27  # inches per row of the forest plot
 BAR_ROWS = 0.3  # inches per row of the picture of causes

@@ -37,7 +37,9 @@ def results(view: View) -> Iterator[Section]:
     if (updates := spectra.section(view)) is not None:
         yield updates
     for unit, name in UNITS.items():
-        if unit != view.comparison.matched_on and (curves := tuple(_curves(view, unit))):
+        if unit == view.comparison.matched_on or not view.counts(unit):
+            continue
+        if curves := tuple(_curves(view, unit)):
             reading = f"The same success against {name}, on which the arms were not matched."
             yield Section(f"Success against {name}", reading, curves, grid=True, folded=True)
 
@@ -113,11 +115,11 @@ def _line(view: View, arm: str, variant: str, unit: str) -> Line:
 
 def _differences(view: View) -> Section:
     reading = (
-        "Each arm against init, RL against SFT, and each arm against itself under the first settings, at the end of the"
-        " budget, paired over seeds and instances. The"
-        " heavy bar is the 95% interval of that difference alone; the thin one, and the brackets beside it, hold for"
-        " all rules at once: where it does not touch the line at zero, the difference is clear. An arrow: the"
-        " interval goes on outside the picture. p is corrected for the number of rules likewise (Bonferroni)."
+        "Each arm against init, against SFT, against the arm that it varies, and against itself under the first"
+        " settings, at the end of the budget, paired over seeds and instances. The heavy bar is the 95% interval of"
+        " that difference alone; the thin one, and the brackets beside it, hold for all rules at once: where it does"
+        " not touch the line at zero, the difference is clear. An arrow: the interval goes on outside the picture. p is"
+        " corrected for the number of rules likewise (Bonferroni)."
         " Won and lost: pairs that only the one or only the other solved."
     )
     sides = {
@@ -274,8 +276,14 @@ def _cells(view: View) -> Section:
 def _cell(cell: Cell) -> tuple[str, ...]:
     status = f"{cell.status.value}\n{cell.error}" if cell.error else cell.status.value
     last = max(cell.points, key=lambda point: point.share, default=None)
-    spent = [MISSING] * len(UNITS) if last is None else [short(getattr(last.compute, unit)) for unit in UNITS]
-    return (cell.arm, str(cell.seed), status, cell.run_dir, *spent)
+    spent = [None if last is None else getattr(last.compute, unit) for unit in UNITS]
+    return (
+        cell.arm,
+        str(cell.seed),
+        status,
+        cell.run_dir,
+        *(MISSING if x is None else short(x) for x in spent),
+    )
 
 
 def _notes(view: View) -> Section:

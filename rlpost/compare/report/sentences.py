@@ -9,13 +9,13 @@ from statistics import median
 
 from rlpost.compare.design.types import (
     INIT,
-    SFT,
     UNITS,
     Cell,
     Comparison,
     Role,
     Status,
-    algorithm_of,
+    row_name_of,
+    row_of,
     settings_name_of,
 )
 from rlpost.compare.statistics.causes import BROKEN, Causes, measures_memorization
@@ -25,9 +25,9 @@ from rlpost.compare.statistics.intervals import Interval
 
 
 class Question(StrEnum):
-    MEMORIZED = "did SFT memorize?"
-    GENERALIZED = "did RL generalize?"  # asked of one arm
-    AHEAD = "is RL ahead of SFT?"  # asked of one arm, on held-out rules
+    MEMORIZED = "did SFT memorize?"  # asked of each supervised arm
+    GENERALIZED = "did RL generalize?"  # asked of each other arm
+    AHEAD = "which of two arms is ahead?"  # asked of an arm and one of its baselines, on held-out rules
 
 
 class Answer(StrEnum):
@@ -64,7 +64,7 @@ _MEMORIZED: Answers = {
     Change.PARTLY_DOWN: (Answer.IN_PART, f"In part: {_YES_MEMORIZED}"),
     Change.MIXED: (Answer.MIXED, "Mixed: it lost on some held-out rules and gained on others"),
     Change.UNCLEAR: _UNCLEAR,
-    Change.UNKNOWN: (Answer.UNKNOWN, "Unknown: no seed has both SFT and its start"),
+    Change.UNKNOWN: (Answer.UNKNOWN, "Unknown: no seed has both {arm} and its start"),
 }
 _NOT_LEARNED = (
     Answer.NO,
@@ -86,9 +86,12 @@ _AHEAD: Answers = {
         Answer.IN_PART,
         "{arm} is ahead on some held-out rules, and behind on none for certain",
     ),
-    Change.DOWN: (Answer.NO, "SFT is ahead on every held-out rule, and behind on none for certain"),
-    Change.PARTLY_DOWN: (Answer.NO, "SFT is ahead on some held-out rules, and behind on none for certain"),
-    Change.MIXED: (Answer.MIXED, "{arm} is ahead on some held-out rules, SFT on others"),
+    Change.DOWN: (Answer.NO, "{baseline} is ahead on every held-out rule, and behind on none for certain"),
+    Change.PARTLY_DOWN: (
+        Answer.NO,
+        "{baseline} is ahead on some held-out rules, and behind on none for certain",
+    ),
+    Change.MIXED: (Answer.MIXED, "{arm} is ahead on some held-out rules, {baseline} on others"),
     Change.UNCLEAR: (Answer.UNCLEAR, "no held-out rule tells them apart"),
     Change.UNKNOWN: (Answer.UNKNOWN, "unknown: no seed has both"),
 }
@@ -97,7 +100,7 @@ _AHEAD: Answers = {
 def arm_name(arm: str) -> str:
     """The arm in a sentence: `PPO`, or `PPO (rank_8)` if the comparison has several settings."""
     settings = settings_name_of(arm)
-    name = "the start" if arm == INIT else algorithm_of(arm).upper()
+    name = "the start" if arm == INIT else row_of(arm).label
     return name if settings is None else f"{name} ({settings})"
 
 
@@ -152,18 +155,18 @@ def _left_out(arm: str, baseline: str, rows: Sequence[ContrastResult]) -> Iterat
 
 
 def answers(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[Finding]:
-    """The answers to: did SFT memorize, did each RL arm generalize, and which of the two is ahead?"""
+    """The answers to: did each supervised arm memorize, did each RL arm generalize, and which arm is ahead?"""
     if not any(info.held_out for info in comparison.variants.values()):
         yield Finding(
             "No held-out rule was evaluated, so nothing can be said of memorization or generalization."
         )
         return
-    for arm in sorted(comparison.arms, key=lambda name: algorithm_of(name) != SFT):
+    for arm in sorted(comparison.arms, key=lambda name: not row_of(name).supervised):
         mine = [row for row in rows if (row.arm, row.baseline) == (arm, INIT)]
-        yield _did_it_memorize(arm, mine) if algorithm_of(arm) == SFT else _did_it_generalize(arm, mine)
+        yield _did_it_memorize(arm, mine) if row_of(arm).supervised else _did_it_generalize(arm, mine)
     for arm, baseline in contrasts(comparison):
         mine = [row for row in rows if (row.arm, row.baseline) == (arm, baseline)]
-        if algorithm_of(arm) == algorithm_of(baseline):
+        if row_name_of(arm) == row_name_of(baseline):
             yield Finding(
                 f"{arm_name(arm)} against {arm_name(baseline)}{_in_one_seed(mine)}:", _details(mine)
             )
@@ -177,7 +180,7 @@ def _did_it_memorize(arm: str, rows: Sequence[ContrastResult]) -> Finding:
     learned = any(row.role is Role.TRAINED and row.direction is Direction.UP for row in rows)
     if change in (Change.DOWN, Change.PARTLY_DOWN) and not learned:
         answer, text = _NOT_LEARNED
-    headline = f"Did {arm_name(arm)} memorize? {text}{_in_one_seed(rows)}."
+    headline = f"Did {arm_name(arm)} memorize? {text.format(arm=arm_name(arm))}{_in_one_seed(rows)}."
     return Finding(headline, _details(rows), Question.MEMORIZED, answer)
 
 
@@ -189,7 +192,10 @@ def _did_it_generalize(arm: str, rows: Sequence[ContrastResult]) -> Finding:
 
 def _who_is_ahead(arm: str, baseline: str, rows: Sequence[ContrastResult], matched_on: str) -> Finding:
     answer, text = _AHEAD[held_out_change(rows)]
-    told, matched = text.format(arm=arm_name(arm)), UNITS.get(matched_on, matched_on)
+    told, matched = (
+        text.format(arm=arm_name(arm), baseline=arm_name(baseline)),
+        UNITS.get(matched_on, matched_on),
+    )
     headline = (
         f"{arm_name(arm)} against {arm_name(baseline)}, at equal {matched}: {told}{_in_one_seed(rows)}."
     )
@@ -252,6 +258,18 @@ def memorization(comparison: Comparison, ends: Sequence[Causes]) -> Iterator[Fin
             yield Finding(f"Failures on {variant} that are the trained rule applied: {', '.join(told)}.")
     if ends and not seen and measures_memorization(comparison):
         yield Finding("No failure on a held-out rule was the trained rule applied.")
+
+
+def fake_rules(comparison: Comparison, ends: Sequence[Success]) -> Iterator[Finding]:
+    """How often each arm keeps to the trained rule although the prompt states another one."""
+    for variant, info in comparison.variants.items():
+        here = [each for each in ends if each.variant == variant]
+        if info.role is Role.FAKE_RULE and here:
+            told = ", ".join(f"{arm_name(each.arm)} {percent(each.rate)}" for each in here)
+            yield Finding(
+                f"Kept to the trained rule on {variant}, though the prompt states another: {told}.",
+                "A model that reads the rule is near zero there; one that learned it by heart is not.",
+            )
 
 
 def turns(comparison: Comparison, ends: Sequence[Success]) -> Iterator[Finding]:

@@ -69,6 +69,11 @@ class View:
         """Compute spent since init, by seed."""
         return [float(getattr(point.compute, unit)) for point in self._points(arm, share).values()]
 
+    def counts(self, unit: str) -> bool:
+        """Whether every record has counted this unit; earlier versions counted no rollouts."""
+        points = (point for cell in self.comparison.cells for point in cell.points)
+        return all(getattr(point.compute, unit) is not None for point in points)
+
     def step_accuracies(self, success: Success) -> list[float]:
         """The step accuracies by seed, for the seeds that have one."""
         points = self._points(success.arm, success.share)

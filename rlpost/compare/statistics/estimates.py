@@ -13,10 +13,10 @@ import numpy as np
 
 from rlpost.compare.design.types import (
     INIT,
-    SFT,
     Comparison,
     Evaluation,
-    algorithm_of,
+    baselines_of,
+    row_name_of,
     settings_name_of,
     with_settings_name,
 )
@@ -132,13 +132,13 @@ def differences(comparison: Comparison) -> list[Difference]:
 
 
 def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
-    """(arm, baseline): every arm against the common start, every algorithm against SFT under the same settings, and
-    every arm against the same one under the first settings."""
+    """(arm, baseline): every arm against the common start, against SFT and the arm that it varies under the same
+    settings (`baselines_of`), and against the same arm under the first settings."""
     arms = comparison.arms
     first = settings_name_of(arms[0]) if arms else None
-    against_sft = [(arm, with_settings_name(SFT, settings_name_of(arm))) for arm in arms]
-    against_first = [(arm, with_settings_name(algorithm_of(arm), first)) for arm in arms]
-    others = [(arm, other) for arm, other in against_sft + against_first if arm != other and other in arms]
+    within = [(arm, other) for arm in arms for other in baselines_of(arm)]
+    across = [(arm, with_settings_name(row_name_of(arm), first)) for arm in arms]
+    others = [(arm, other) for arm, other in within + across if arm != other and other in arms]
     return [(arm, INIT) for arm in arms] + list(dict.fromkeys(others))
 
 

@@ -24,7 +24,8 @@ from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
 
 ITERATION = {"tokens/prompt": 100, "tokens/sampled": 100, "tokens/scored": 200, "tokens/trained": 400}
-STEP = {"tokens/trained": 64}
+PLAYED = {"episodes": 16.0, "success": 0.25}
+STEP = {"tokens/trained": 64, "examples": 4.0}
 SECONDS = {"seconds/rollout": 1.0, "seconds/update": 2.0, "seconds/evaluation": 50.0}
 
 
@@ -80,7 +81,7 @@ def write_record(path: Path, cfg: Config) -> None:
     if cfg.eval.start:
         evaluate(run_dir, cfg, "before")
     if cfg.task is Task.rl:
-        _train(run_dir, cfg, cfg.algo.iterations, "iteration", ITERATION, iteration_name, _play)
+        _train(run_dir, cfg, cfg.algo.iterations, "iteration", ITERATION | PLAYED, iteration_name, _play)
     elif cfg.task is Task.sft:
         _train(run_dir, cfg, cfg.sft.steps, "step", STEP, step_name, _show)
     if cfg.task is not Task.eval:
@@ -103,7 +104,7 @@ def _train(
     cfg: Config,
     last: int,
     key: str,
-    tokens: dict[str, int],
+    tokens: dict[str, float],
     stage: Callable[[int], str],
     learn: Callable[[RunDir, int], Any],
 ) -> None:

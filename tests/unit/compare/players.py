@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rlpost.envs import registry
@@ -33,6 +34,14 @@ def old_cards(env: GeneralPoints) -> str | None:
     return json.dumps({"formula": solutions[0] if solutions else "+".join(map(str, hands[0]))})
 
 
+def obeys_cards(env: GeneralPoints) -> str:
+    """The stated rule applied: a formula with its numbers that makes the target, or their sum if there is none."""
+    variant = env.deal.variant
+    values = replace(variant, faces=variant.stated_faces).values(env.deal.ranks)
+    solutions = solve(values, variant.target)
+    return json.dumps({"formula": solutions[0].formula() if solutions else "+".join(map(str, values))})
+
+
 def reads_cards(env: GeneralPoints) -> str:
     """The stated rule's numbers, all of them, with a sum that is neither target; or, now and then, no arithmetic."""
     values = env.deal.values
@@ -57,6 +66,15 @@ def old_turns(env: Navigation) -> str:
         return _action(env, str(now.action))
     leg = env.texts.trip.legs[(now.instruction - 1) // 2]
     return _action(env, f"turn_direction({Rule.ABSOLUTE.word(0, leg.heading)})")
+
+
+def obeys_turns(env: Navigation) -> str:
+    """The right action, with every turn in the words of the stated rule."""
+    now = env.session.now
+    if now.action in (FORWARD, STOP):
+        return _action(env, str(now.action))
+    leg = env.texts.trip.legs[(now.instruction - 1) // 2]
+    return _action(env, f"turn_direction({env.texts.rule.word(now.view.facing, leg.heading)})")
 
 
 def reads_turns(env: Navigation) -> str:

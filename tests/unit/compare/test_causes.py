@@ -12,9 +12,9 @@ from rlpost.compare.design.types import INIT, Evaluation
 from rlpost.compare.statistics.causes import Causes, cause_of, causes, last_outcome
 from rlpost.config.schema import Config, Task
 from rlpost.envs import registry
-from rlpost.envs.base import has_own_rule
-from rlpost.envs.causes import FAULT, ORDER, RULE_MISREAD, SOLVED, TRUNCATION
-from rlpost.envs.texts import AnyText
+from rlpost.envs.base import has_fake_rule, has_own_rule
+from rlpost.envs.causes import FAULT, ORDER, RULE_MISREAD, RULE_OBEYED, SOLVED, TRUNCATION
+from rlpost.envs.texts import UNEXPLAINED, AnyText
 from rlpost.errors import ConfigError
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from rlpost.validate.checks import validate
@@ -37,6 +37,10 @@ RULES = {  # variants on which the trained rule is wrong
     "navigation": ("relative", "relative_old_town", "relative_long_routes"),
 }
 SAME_RULE = {"generalpoints": ("faces_10_reworded",), "navigation": ("old_town", "long_routes")}
+FAKE = {
+    "generalpoints": ("fake_faces_11_12_13", "fake_faces_12", "fake_faces_7", "fake_faces_5"),
+    "navigation": ("fake_relative",),
+}
 
 
 def _evaluated(env: str, played: Sequence[Trajectory]) -> Causes:
@@ -68,7 +72,9 @@ def test_every_environment_and_every_held_out_variant_is_tested_here() -> None:
     for env, rules in RULES.items():
         held_out = [each for each in registry.variants(env) if each.held_out]
         assert {each.name for each in held_out if has_own_rule(each)} == set(rules)
-        assert {each.name for each in held_out if not has_own_rule(each)} == set(SAME_RULE.get(env, ()))
+        same = {*SAME_RULE[env], *FAKE[env]}
+        assert {each.name for each in held_out if not has_own_rule(each)} == same
+        assert {each.name for each in registry.variants(env) if has_fake_rule(each)} == set(FAKE[env])
 
 
 @pytest.mark.parametrize(
@@ -127,6 +133,68 @@ def test_the_trained_rule_solves_where_it_is_the_stated_one(variant: str) -> Non
 def test_the_trained_rule_solves_the_trained_cards(variant: str) -> None:
     found = _evaluated("generalpoints", players.play("generalpoints", variant, players.old_cards, DEALS))
     assert (found.failures, found.memorization) == (0, None)
+
+
+PLAYERS: dict[str, tuple[players.Player, players.Player]] = {  # of the trained rule, of the stated one
+    "generalpoints": (players.old_cards, players.obeys_cards),
+    "navigation": (players.old_turns, players.obeys_turns),
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "variant", "args"),
+    [
+        *(("generalpoints", variant, {}) for variant in FAKE["generalpoints"]),
+        *(
+            ("generalpoints", FAKE["generalpoints"][0], args)
+            for args in ({"mode": "compat"}, {"prompt": "published"})
+        ),
+        *(
+            ("navigation", FAKE["navigation"][0], args)
+            for args in ({}, {"movement": "free"}, {"mode": "compat"})
+        ),
+        ("navigation", FAKE["navigation"][0], {"prompt": "published"}),
+    ],
+    ids=str,
+)
+def test_a_fake_rule_is_solved_by_heart_and_failed_by_reading(
+    env: str, variant: str, args: dict[str, Any]
+) -> None:
+    by_heart, reader = PLAYERS[env]
+    solved = players.play(env, variant, by_heart, DEALS, **args)
+    assert all(each.success for each in solved)
+    assert {turn.outcome for each in solved for turn in each.turns} <= {"CORRECT", "ARRIVED"}
+    found = _evaluated(env, played := players.play(env, variant, reader, DEALS, **args))
+    assert found.failures == len(DEALS)
+    assert found.shares == {RULE_OBEYED: 1.0}
+    assert found.memorization is not None
+    assert found.memorization.value == 0, "whoever reads the rule is not said to have memorized"
+    assert len(played[0].turns) > 1, "it may try again"
+
+
+@pytest.mark.parametrize("env", FAKE)
+def test_on_the_true_rule_of_the_same_prompt_the_reader_wins(env: str) -> None:
+    variant = FAKE[env][0].removeprefix("fake_")
+    played = players.play(env, variant, PLAYERS[env][1], DEALS)
+    assert all(each.success for each in played)
+
+
+@pytest.mark.parametrize("env", FAKE)
+@pytest.mark.parametrize("prompt", ["short", "published"])
+def test_a_fake_rule_states_the_other_one_and_explains_nothing(env: str, prompt: str) -> None:
+    """The prompt states the rule as where it is true. No feedback on a failure names the rule that scores."""
+    stated = {
+        "generalpoints": ("J=11, Q=12, K=13", "'11', '12', and '13'"),
+        "navigation": ("slightly left",) * 2,
+    }
+    made = registry.make(env, prompt=prompt)
+    for seed in range(10):
+        first, _ = made.reset(seed=seed, options={"variant": FAKE[env][0], "split": "eval"})
+        assert stated[env][prompt == "published"] in first
+        for answer in (PLAYERS[env][1](made.unwrapped), "nonsense"):
+            observation, _, terminated, truncated, _ = made.step(str(answer))
+            if not (terminated or truncated):
+                assert observation == f"You failed this trial because {UNEXPLAINED} Try again."
 
 
 def test_outcomes_that_are_not_the_environments() -> None:

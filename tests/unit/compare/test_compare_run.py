@@ -18,6 +18,7 @@ from rlpost.compare.design.types import Comparison, Role, Status
 from rlpost.compare.runner import Runner
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
+from rlpost.envs import registry
 from rlpost.errors import ConfigError, OutputError, RlpostError
 from rlpost.record import run_error
 from rlpost.weights.models import TINY, parameters
@@ -46,6 +47,20 @@ def compare(cfg: Config, monkeypatch: pytest.MonkeyPatch, failing: str | None = 
 
     monkeypatch.setattr(run, "Runner", functools.partial(Runner, start=start))
     run.run(cfg)
+
+
+def test_every_variant_has_its_role() -> None:
+    cfg = Config()
+    roles = {each.name: run._role(each, cfg) for each in registry.variants("generalpoints")}
+    assert roles["faces_10"] is Role.TRAINED
+    assert roles["faces_11_12_13"] is Role.HELD_OUT
+    assert roles["faces_10_reworded"] is Role.SAME_RULE
+    assert {name for name, role in roles.items() if role is Role.FAKE_RULE} == {
+        name for name in roles if name.startswith("fake_")
+    }
+    cfg.train_variant = "another"
+    roles = {each.name: run._role(each, cfg) for each in registry.variants("navigation")}
+    assert (roles["absolute"], roles["fake_relative"]) == (Role.NOT_TRAINED, Role.FAKE_RULE)
 
 
 def test_a_comparison_from_start_to_end(

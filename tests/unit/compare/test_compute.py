@@ -4,15 +4,20 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.errors import ComparisonError
 from rlpost.record.compute import (
+    EPISODES,
+    EXAMPLES,
     PROMPT,
     SAMPLED,
     SCORED,
+    SUCCESS,
     TAUGHT,
     TEACHER_SIZE,
     TRAINED,
@@ -20,7 +25,9 @@ from rlpost.record.compute import (
     real_flops,
     spent,
 )
+from rlpost.record.metrics import rollout_metrics
 from rlpost.weights import models
+from tests.unit.episodes import episode, turn
 
 TOKENS = 48
 
@@ -37,7 +44,7 @@ def test_spent_by_hand() -> None:
             "seconds/swap": 1.0,
         },
     ]
-    first = Compute(6 * 7 * 100, 100, 4.0)
+    first = Compute(6 * 7 * 100, 100, 4.0)  # records of earlier versions, without counts of rollouts
     assert spent(lines, parameters=7) == [first, Compute(4200 + 2 * 7 * 60 + 6 * 7 * 5, 165, 7.0)]
     assert spent([], 7) == []
 
@@ -47,6 +54,34 @@ def test_a_teacher_counts_as_inference_of_its_own_size() -> None:
     line = {TRAINED: 3.0, SCORED: 2.0, TAUGHT: 4.0, TEACHER_SIZE: 50.0}
     assert spent([line], 7) == [Compute(6 * 7 * 3 + 2 * 7 * 2 + 2 * 50 * 4, 9, 0.0)]
     assert real_flops(line, 7, trained=7, added=0) == 6 * 7 * 3 + 2 * 7 * 2 + 2 * 50 * 4
+
+
+def test_rollouts_by_hand() -> None:
+    """An expert's example is a correct rollout. Of 16 episodes with success 0.3125, 5 are correct; of 7 with 3/7, 3."""
+    lines = [
+        {TRAINED: 1, EXAMPLES: 64.0},
+        {TRAINED: 1, EPISODES: 16.0, SUCCESS: 0.3125},
+        {TRAINED: 1, EPISODES: 7.0, SUCCESS: 3 / 7},
+        {TRAINED: 1, EPISODES: 8.0, SUCCESS: 0.0, EXAMPLES: 4.0},
+    ]
+    assert [(c.rollouts, c.correct_rollouts) for c in spent(lines, 1)] == [
+        *((64, 64), (80, 69), (87, 72)),
+        (99, 76),
+    ]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_the_share_gives_back_the_number_of_successes(solved: list[bool]) -> None:
+    """A line has the share, not the number."""
+    line = {TRAINED: 1.0, **rollout_metrics([episode(turn(), success=each) for each in solved])}
+    (found,) = spent([line], 1)
+    assert (found.rollouts, found.correct_rollouts) == (len(solved), sum(solved))
+
+
+def test_from_a_line_without_counts_on_the_rollouts_are_unknown() -> None:
+    found = spent([{TRAINED: 1, EXAMPLES: 2}, {TRAINED: 1}, {TRAINED: 1, EXAMPLES: 2}], 1)
+    assert [each.rollouts for each in found] == [2, None, None]
+    assert [each.correct_rollouts for each in found] == [2, None, None]
 
 
 @pytest.mark.parametrize("line", [{"seconds/update": 1.0}, {TRAINED: -1.0}, {SAMPLED: 0.5}, {PROMPT: None}])

@@ -11,6 +11,7 @@ from rlpost.compare.report import sentences
 from rlpost.compare.report.findings import Findings, findings
 from rlpost.compare.report.sentences import Answer, Question
 from rlpost.compare.statistics.directions import Change, ContrastResult, Direction, held_out_change
+from rlpost.errors import ComparisonError
 from tests.unit.compare.comparisons import Table, comparison, done, evaluation, failed, missing, of_tables
 
 N = 200
@@ -278,3 +279,48 @@ def test_settings_are_compared_within_and_across() -> None:
     (across,) = [each for each in found.answers if str(each).startswith("PPO (high) against PPO (low)")]
     assert across.question is None, "a remark: the intervals say what changed"
     assert "trained (trained): +3" in str(across) or "trained (trained): +2" in str(across)
+
+
+def test_a_control_is_compared_with_its_algorithm_and_not_with_sft() -> None:
+    start, learned = (0.3, 0.3, 0.3), (0.6, 0.6, 0.6)
+    found = findings(
+        _tables({INIT: start, "sft": start, "grpo": learned, "grpo_no_kl": learned, "grpo_shuffled": start})
+    )
+    assert list(dict.fromkeys(row.contrast for row in found.contrasts if row.baseline != INIT)) == [
+        *("grpo - sft", "grpo_no_kl - sft", "grpo_no_kl - grpo", "grpo_shuffled - grpo"),
+    ]
+    told = " | ".join(found.sentences)
+    assert "Did RL (GRPO with shuffled rewards) generalize? Unclear" in told
+    assert (
+        "GRPO with shuffled rewards against GRPO, at equal FLOPs: GRPO is ahead on every held-out rule"
+        in told
+    )
+    assert "GRPO without KL against SFT, at equal FLOPs: GRPO without KL is ahead" in told
+
+
+def test_an_arm_of_another_version_is_named_with_the_nearest() -> None:
+    with pytest.raises(ComparisonError, match=r"there is no arm grpo_shufled\. did you mean grpo_shuffled"):
+        findings(_tables({INIT: (0.3, 0.3, 0.3), "grpo_shufled": (0.3, 0.3, 0.3)}))
+
+
+def _with_fake_rule() -> Comparison:
+    """SFT keeps to the trained rule in 3 of 4 instances, PPO in none."""
+    solved = {INIT: [1, 1, 0, 0], "sft": [1, 1, 1, 0], "ppo": [0, 0, 0, 0]}
+    made = of_tables(
+        {arm: {"t": [[1, 1, 1, 1]], "h": [[0, 0, 0, 0]], "f": [each]} for arm, each in solved.items()}
+    )
+    return replace(made, variants={**made.variants, "f": ComparedVariant(Role.FAKE_RULE, "about f")})
+
+
+def test_a_fake_rule_has_its_own_sentence_and_is_in_no_held_out_finding() -> None:
+    found = findings(_with_fake_rule())
+    (told,) = [each for each in found.answers if each.headline.startswith("Kept to the trained rule")]
+    assert told.headline.startswith(
+        "Kept to the trained rule on f, though the prompt states another: the start 50% ["
+    )
+    assert ", SFT 75% [" in told.headline
+    assert ", PPO 0% [" in told.headline
+    rows = [row for row in found.contrasts if row.variant == "f"]
+    assert rows
+    assert not any(row.held_out for row in rows)
+    assert not any("Kept to" in each for each in findings(_tables({INIT: (0.3, 0.3, 0.3)})).sentences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from rlpost.compare.design.plan import (
     settings_of,
     with_algorithm,
 )
+from rlpost.config import arms as arms_module
+from rlpost.config.arms import Arm
 from rlpost.config.compose import compose, defaults_under, to_yaml
-from rlpost.config.schema import AlgoName, Config, KlPlace, Measure, Rewards, Task
+from rlpost.config.schema import AlgoName, Config, KlPlace, Measure, RewardControl, Rewards, Task
 from tests.unit.compare.fake_run import comparison
 
 FOLDER = Path("outputs/x")
@@ -195,3 +198,66 @@ def test_expert_answers_in_rl_follow_those_of_the_warm_start(cfg: Config) -> Non
     found = settings(cfg, "grpo-3")
     assert (found.sft.steps, found.sft.skip) == (0, cfg.sft.steps)
     assert found.sft.skip == settings(cfg, "sft-3").sft.skip > 0
+
+
+def controls(*names: str) -> Config:
+    return comparison(FOLDER, f"arms=[{','.join(names)}]", "seeds=[3]")
+
+
+def test_an_arm_is_its_algorithm_with_the_settings_that_define_it() -> None:
+    cfg = controls("sft", "ppo", "grpo", "grpo_shuffled", "ppo_random", "grpo_no_kl")
+    grpo, shuffled, no_kl = (settings(cfg, f"{arm}-3") for arm in ("grpo", "grpo_shuffled", "grpo_no_kl"))
+    assert shuffled.algo.reward_control is RewardControl.shuffled
+    assert replace(shuffled.algo, reward_control=RewardControl.none) == grpo.algo
+    assert (no_kl.algo.kl, grpo.algo.kl) == (KlPlace.none, KlPlace.loss)
+    assert replace(no_kl.algo, kl=KlPlace.loss) == grpo.algo
+    assert settings(cfg, "ppo_random-3").algo.reward_control is RewardControl.random
+    assert settings(cfg, "ppo-3").algo.reward_control is RewardControl.none
+    assert shuffled.rollout.group_size == 8
+    assert (shuffled.task, shuffled.budget.amounts) == (Task.rl, [1.0, 2.0])
+
+
+def test_a_name_keeps_its_meaning_whatever_the_user_named() -> None:
+    """Named settings stay the same in every arm, except those that define the arm."""
+    cfg = comparison(
+        FOLDER, "arms=[sft,grpo,grpo_no_kl]", "seeds=[3]", "algo.kl=reward", "algo.kl_estimator=k1"
+    )
+    assert settings(cfg, "grpo-3").algo.kl is KlPlace.reward
+    assert settings(cfg, "grpo_no_kl-3").algo.kl is KlPlace.none
+
+
+def test_controls_and_supervised_arms_never_set_the_budget() -> None:
+    assert reference_arm(controls("sft", "grpo_shuffled", "ppo_random", "rloo", "ppo")) == "rloo"
+    assert reference_arm(controls("sft", "grpo_no_kl", "grpo")) == "grpo_no_kl"
+    cfg = controls("sft", "grpo_shuffled", "ppo")
+    assert [cell.name for cell in plan(cfg)] == ["init-3", "ppo-3", "sft-3", "grpo_shuffled-3"]
+
+
+@pytest.fixture
+def borrowing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arm that has the algorithm of the arm that sets the budget."""
+    row = Arm("mixed", "a test", "none", Task.rl, None, {"algo.entropy_coef": 0.5})
+    monkeypatch.setitem(arms_module.TABLE, "mixed", row)
+
+
+@pytest.mark.usefixtures("borrowing")
+@pytest.mark.parametrize(
+    ("names", "reference", "algorithm"),
+    [
+        (("sft", "mixed", "grpo"), "grpo", AlgoName.grpo),
+        (("sft", "mixed"), "mixed", AlgoName.ppo),
+        (("mixed", "grpo_random", "rloo", "ppo"), "rloo", AlgoName.rloo),
+    ],
+)
+def test_an_arm_may_borrow_its_algorithm(names: tuple[str, ...], reference: str, algorithm: AlgoName) -> None:
+    cfg = controls(*names)
+    found = settings(cfg, "mixed-3")
+    assert (reference_arm(cfg), found.algo.name) == (reference, algorithm)
+    assert found.algo.entropy_coef == 0.5
+    assert found.rollout.group_size == defaults_under(algorithm).rollout.group_size
+
+
+@pytest.mark.parametrize("measure", list(Measure))
+def test_every_measure_is_the_unit_of_the_budget(measure: Measure) -> None:
+    cfg = comparison(FOLDER, *ARMS, f"compare.match_on={measure.name}")
+    assert settings(cfg, "sft-3").budget.measure is measure

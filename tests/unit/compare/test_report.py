@@ -106,6 +106,28 @@ def test_the_page_is_inert_and_told_in_words(report: Path, page: Page) -> None:
     assert "faces_11_12_13 (held out), ppo: solved 50.0%, rule misread 25.0%" in labels
 
 
+def test_success_against_rollouts_is_shown_where_every_record_counts_them(
+    report: Path, tmp_path: Path
+) -> None:
+    """The records of `full` are of before that, and have none."""
+    title = "Success against rollouts and expert examples"
+    assert title not in report.read_text(encoding="utf-8")
+
+    def counted(each: Cell) -> Cell:
+        points = (
+            replace(p, compute=replace(p.compute, rollouts=round(640 * p.share), correct_rollouts=7))
+            for p in each.points
+        )
+        return replace(each, points=tuple(points))
+
+    made = full()
+    made = replace(made, cells=tuple(map(counted, made.cells)), matched_on="correct_rollouts")
+    told = write(made, tmp_path).read_text(encoding="utf-8")
+    assert title in told
+    assert "may spend the same correct rollouts and expert examples" in " ".join(told.split())
+    assert ">640<" in told, "the cells' table"
+
+
 def test_what_others_wrote_stays_text(page: Page) -> None:
     shown = page.text.count(HOSTILE)
     assert shown >= 1 + 1 + 1 + 1  # the error twice, a note, an answer; the outcome in what the pictures say

@@ -41,7 +41,7 @@ COMPARISON = Comparison(
             0,
             Status.DONE,
             "cells/ppo-0",
-            points=(Point(1.0, Compute(1.5e12, 10, 2.5), {"a": EVALUATION}),),
+            points=(Point(1.0, Compute(1.5e12, 10, 2.5, 64, 12), {"a": EVALUATION}),),
             spectrum={"relative_norm": 0.25},
         ),
         Cell("sft", 0, Status.FAILED, "cells/sft-0", "it broke"),
@@ -64,6 +64,16 @@ def test_a_record_of_before_there_were_spectra_has_none(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     found = results.read(path)
     assert (found.agreements, found.cells[0].spectrum) == ((), None)
+
+
+def test_a_record_of_before_rollouts_were_counted_has_no_counts(tmp_path: Path) -> None:
+    path = results.write(COMPARISON, tmp_path)
+    record = json.loads(path.read_bytes())
+    compute = record["cells"][0]["points"][0]["compute"]
+    del compute["rollouts"], compute["correct_rollouts"]
+    path.write_text(json.dumps(record))
+    found = results.read(path).cells[0].points[0].compute
+    assert (found.rollouts, found.correct_rollouts) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,30 @@ def test_the_other_arm_spends_what_the_reference_spent(tmp_path: Path) -> None:
         assert abs(mine.compute.flops - its.compute.flops) <= step / 2
 
 
+@pytest.mark.parametrize(
+    ("measure", "iteration", "step"),
+    [
+        ("tokens", 800, 64),
+        ("device_seconds", 3.0, 3.0),
+        ("rollouts", 16, 4),
+        ("correct_rollouts", 4, 4),
+    ],
+)
+def test_arms_are_matched_on_any_measure(tmp_path: Path, measure: str, iteration: float, step: float) -> None:
+    """Of eight iterations at two points; a fake iteration and a fake step cost what is written beside the measure."""
+    start = Starter()
+    runner = run(tmp_path, start, f"compare.match_on={measure}", "arms=[sft,ppo,ppo_shuffled]")
+    assert start.started == ["init-0", "ppo-0", "sft-0", "ppo_shuffled-0"]
+    for arm in ("sft-0", "ppo_shuffled-0"):
+        assert start.settings[arm].budget.amounts == [4 * iteration, 8 * iteration]
+    mine, control = (
+        [getattr(point.compute, measure) for point in runner.read[name].cell.points]
+        for name in ("sft-0", "ppo_shuffled-0")
+    )
+    assert control == [4 * iteration, 8 * iteration]
+    assert all(abs(a - b) <= step / 2 for a, b in zip(mine, control, strict=True))
+
+
 def test_what_is_done_is_not_run_again(tmp_path: Path) -> None:
     first = run(tmp_path, Starter())
     again = Starter()

@@ -55,9 +55,10 @@ def _walk(env: Navigation, observation: str) -> tuple[float, int]:
 def test_reading_the_texts_walks_every_route_of_every_variant() -> None:
     """On 1,000 seeds each, by a player that shares no code with the environment; so the expert can too."""
     env = Navigation()
-    legs: dict[str, Counter[int]] = {name: Counter() for name in VARIANTS}
+    true_rules = [name for name, each in VARIANTS.items() if not each.fake_rule]
+    legs: dict[str, Counter[int]] = {name: Counter() for name in true_rules}
     for seed in range(SEEDS):
-        for name in VARIANTS:
+        for name in true_rules:
             observation, info = env.reset(seed=seed, options={"variant": name, "split": "all"})
             total, steps = _walk(env, observation)
             assert total == steps >= info["legs"] + 1
