@@ -134,7 +134,7 @@ ALGORITHM_RULES = (
         f"{_LEAVE}, or give algo.overlong_buffer",
     ),
     _Rule(
-        ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards", "algo.overlong_buffer"),
+        ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards"),
         lambda cfg: not TABLE[cfg.algo.name].taught,
         "algo={algorithm} learns from its teacher, and rewards are measured alone",
         f"{_LEAVE}, or choose an algorithm that learns from rewards: algo=grpo",

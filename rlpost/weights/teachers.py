@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlpost.weights import models
 from rlpost.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from rlpost.weights.stored_model import weight_files
 
 
 def is_adapter(teacher: str) -> bool:
@@ -32,4 +33,4 @@ def _files(teacher: str) -> list[Path]:
     if is_adapter(teacher):
         return [Path(teacher) / CONFIG_FILE, Path(teacher) / WEIGHTS_FILE]
     folder = models.resolve(teacher)
-    return [folder / "config.json", *models.weight_files(folder)]
+    return [folder / "config.json", *weight_files(folder)]
