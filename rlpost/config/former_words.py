@@ -30,6 +30,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     },
     "sft.": {"schedule": "constant", "final_share": 0.0},
     "algo.": {"schedule": "constant", "final_share": 0.0},
+    "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
