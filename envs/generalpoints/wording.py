@@ -9,7 +9,9 @@ ones, in words that no training has.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from enum import StrEnum
+from itertools import permutations
 
 from rlpost.envs.generalpoints.variants import FACES
 
@@ -57,6 +59,14 @@ def other_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
 def held_out_rule(faces: tuple[int, int, int], rng: random.Random) -> str:
     """The same three facts in one of six wordings that occur in no training, in any order."""
     return _stated(faces, rng.choice(_HELD_OUT_CLAUSES), rng)
+
+
+def statements(faces: tuple[int, int, int]) -> Iterator[str]:
+    """Every text in which any prompt may state the rule."""
+    yield long_rule(faces)
+    for clause in (*_CLAUSES, *_HELD_OUT_CLAUSES):
+        facts = [clause.format(face, value) for face, value in zip(FACES, faces, strict=True)]
+        yield from map(", ".join, permutations(facts))
 
 
 def _stated(faces: tuple[int, int, int], clause: str, rng: random.Random) -> str:
