@@ -91,6 +91,18 @@ class Finite(Protocol):
 
 
 @runtime_checkable
+class Enumerated(Protocol):
+    """An environment that can name its instances, so that `eval.instances=all` plays every one of them.
+
+    `reset` then takes an option `instance`, one of these names, and returns it as `info["instance"]`. The seed decides
+    what the name leaves open, such as the order of the cards.
+    """
+
+    def instance_names(self, variant: str, split: str) -> Sequence[str]:
+        """The name of every instance of the split, each once, in an order that is the same on every machine."""
+
+
+@runtime_checkable
 class Listed(Protocol):
     """An environment with a list of prompts, which can be checked before any episode is played."""
 

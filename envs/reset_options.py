@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rlpost.envs.choices import Mode, choose
@@ -12,16 +12,21 @@ AnyVariant = TypeVar("AnyVariant")
 
 
 def variant_and_split(
-    given: Mapping[str, Any] | None, variants: Mapping[str, AnyVariant], default: str, mode: Mode
+    given: Mapping[str, Any] | None,
+    variants: Mapping[str, AnyVariant],
+    default: str,
+    mode: Mode,
+    others: Sequence[str] = (),
 ) -> tuple[AnyVariant, Split]:
     """The variant and split for a reset. In compat the default split is all instances.
 
-    Raises ValueError that names the key, the value and the choices.
+    `others`: further options, which the environment reads itself. Raises ValueError that names the key, the value and
+    the choices.
     """
-    options = {} if given is None else given
-    unknown = options.keys() - {"variant", "split"}
+    options, known = {} if given is None else given, ("variant", "split", *others)
+    unknown = options.keys() - set(known)
     if unknown:
-        raise ValueError(f"options={sorted(unknown)}: unknown; there are variant, split")
+        raise ValueError(f"options={sorted(unknown)}: unknown; there are {', '.join(known)}")
     name = options.get("variant", default)
     if not isinstance(name, str) or name not in variants:
         raise ValueError(f"variant={name!r}: must be one of {', '.join(variants)}")

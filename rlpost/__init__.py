@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from rlpost import envs, errors
     from rlpost.api.record import Progress, Run, Started, open_run
     from rlpost.api.runs import evaluate, start, train
-    from rlpost.envs.base import Expert, ExpertTurn, Finite, Pictured, PlainVariant, VariantInfo, WithTools
+    from rlpost.envs.base import (
+        Enumerated,
+        Expert,
+        ExpertTurn,
+        Finite,
+        Pictured,
+        PlainVariant,
+        VariantInfo,
+        WithTools,
+    )
     from rlpost.envs.messages import Message
     from rlpost.envs.splits import split_of
     from rlpost.envs.texts import AnySaid, AnyText
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnySaid",
     "AnyText",
+    "Enumerated",
     "Expert",
     "ExpertTurn",
     "Finite",
@@ -53,7 +63,16 @@ _HOMES = {
     "rlpost.api.record": ("Progress", "Run", "Started", "open_run"),
     "rlpost.api.runs": ("evaluate", "start", "train"),
     "rlpost.envs.base": (
-        *("Expert", "ExpertTurn", "Finite", "Pictured", "PlainVariant", "VariantInfo", "WithTools"),
+        *(
+            "Enumerated",
+            "Expert",
+            "ExpertTurn",
+            "Finite",
+            "Pictured",
+            "PlainVariant",
+            "VariantInfo",
+            "WithTools",
+        ),
     ),
     "rlpost.envs.messages": ("Message",),
     "rlpost.envs.splits": ("split_of",),

@@ -159,8 +159,15 @@ class EpisodeSpec:
     iteration: int
     episode: int
     group: int
-    env_seed: int  # determines the instance; equal within a group
+    env_seed: int  # determines the instance, or what its name leaves open; equal within a group
     seed: int  # determines the sampling
+    instance: str | None = None  # the instance by name (rlpost.envs.base.Enumerated); None: env_seed draws it
+
+    @property
+    def reset_options(self) -> dict[str, str]:
+        """The options with which its environment is reset."""
+        options = {"variant": self.variant, "split": self.split}
+        return options if self.instance is None else {**options, "instance": self.instance}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from gymnasium.spaces import Text
 from rlpost.envs.base import ExpertTurn
 from rlpost.envs.choices import Mode
 from rlpost.envs.generalpoints import compat, verifier
-from rlpost.envs.generalpoints.deck import Deal, deal, problems
+from rlpost.envs.generalpoints.deck import Deal, deal, deal_named, problems
 from rlpost.envs.generalpoints.expert import chosen, demonstrate, preferred
 from rlpost.envs.generalpoints.expression import Expression
 from rlpost.envs.generalpoints.misread import follows, obeys
@@ -23,8 +24,8 @@ from rlpost.envs.generalpoints.outcomes import CAUSES, Outcome, Verdict
 from rlpost.envs.generalpoints.prompts import prompt
 from rlpost.envs.generalpoints.settings import DEFAULT_VARIANT, Settings
 from rlpost.envs.generalpoints.solver import solve
-from rlpost.envs.generalpoints.variants import VARIANTS
-from rlpost.envs.generalpoints.wording import Wording, other_rule, varied_rule
+from rlpost.envs.generalpoints.variants import VARIANTS, RuleWords
+from rlpost.envs.generalpoints.wording import Wording, held_out_rule, other_rule, varied_rule
 from rlpost.envs.parsing import MAX_ANSWER
 from rlpost.envs.splits import Split
 from rlpost.envs.texts import ASCII, UNEXPLAINED, retry
@@ -49,9 +50,9 @@ class GeneralPoints(gymnasium.Env[str, str]):
         wording: `fixed`, or `varied`, which states the rule of training deals in different words each time.
         solutions: the solutions that the expert shows of a deal: `any`, different ones, or always the same `one`.
 
-    `reset` takes options `variant` (a name of VARIANTS) and `split` (`train`, `eval`, `all`). Its info has
-    `instance`, `ranks`, `values` and `difficulty` (the number of solutions; None in training and for five cards); the
-    info of `step` has `outcome`, `success` and `attempt` (from 1).
+    `reset` takes options `variant` (a name of VARIANTS), `split` (`train`, `eval`, `all`) and `instance` (a name of
+    `instance_names`; left out: drawn). Its info has `instance`, `ranks`, `values` and `difficulty` (the number of
+    solutions; None in training and for five cards); the info of `step` has `outcome`, `success` and `attempt` (from 1).
 
     The action space lists printable ASCII; `step` grades any string.
     Raises ValueError for bad arguments and options, DealError if a variant cannot be dealt.
@@ -92,7 +93,11 @@ class GeneralPoints(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         if seed is not None:
             self._rng = random.Random(seed)
-        self._deal = deal(variant, split, self._rng)
+        named = (options or {}).get("instance")
+        if named is None:
+            self._deal = deal(variant, split, self._rng)
+        else:
+            self._deal = deal_named(variant, split, named, self._rng)
         self._rule = self._stated_rule(split)
         self._attempts, self._over = 0, False
         info = {
@@ -132,7 +137,11 @@ class GeneralPoints(gymnasium.Env[str, str]):
 
     def instances(self, variant: str, split: str) -> int:
         """The number of problems of a variant, which does not depend on how their cards are named."""
-        return len(problems(*self.settings.options({"variant": variant, "split": split})))
+        return len(self.instance_names(variant, split))
+
+    def instance_names(self, variant: str, split: str) -> Sequence[str]:
+        """The names of all problems of a variant, sorted as texts."""
+        return sorted(problems(*self.settings.options({"variant": variant, "split": split})))
 
     def expert(self, revision: bool, rng: random.Random) -> list[ExpertTurn]:
         """A conversation that solves the cards: [(observation, answer, learn)], with a right last answer.
@@ -163,8 +172,9 @@ class GeneralPoints(gymnasium.Env[str, str]):
 
     def _stated_rule(self, split: Split) -> str | None:
         """The rule in words. None means the fixed words, which evaluation uses unless the variant says otherwise."""
-        if self.deal.variant.reworded:
-            return other_rule(self.deal.variant.stated_faces, self._rng)
+        if self.deal.variant.words is not RuleWords.FIXED:
+            told = other_rule if self.deal.variant.words is RuleWords.REWORDED else held_out_rule
+            return told(self.deal.variant.stated_faces, self._rng)
         if self.settings.wording is Wording.FIXED or split is not Split.TRAIN:
             return None
         return varied_rule(self.deal.variant.stated_faces, self._rng)

@@ -56,8 +56,8 @@ class Settings:
 
     def options(self, given: dict[str, Any] | None) -> tuple[Variant, Split]:
         """The variant and split for a reset. The published game has four cards."""
-        variant, split = variant_and_split(given, VARIANTS, DEFAULT_VARIANT, self.mode)
-        if self.mode is Mode.COMPAT and variant.cards != CARDS:
+        variant, split = variant_and_split(given, VARIANTS, DEFAULT_VARIANT, self.mode, ("instance",))
+        if self.mode is Mode.COMPAT and any(rule.cards != CARDS for rule in variant.rules()):
             raise ValueError(
                 f"variant={variant.name!r}: mode='compat' plays with {CARDS} cards; use mode='mended'"
             )

@@ -38,6 +38,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "expert_examples": 64,
         "reward_control": "none",
     },
+    "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

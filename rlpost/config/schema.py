@@ -183,6 +183,13 @@ class OldLogprobs(Enum):
     engine = "engine"  # as sampled: saves a pass, and the ratio also corrects the engine's rounding
 
 
+class Instances(Enum):
+    """Which instances of a variant an evaluation plays."""
+
+    drawn = "drawn"  # eval.episodes of them, drawn by eval.seed; none twice if the environment can count them
+    all = "all"  # every one once; the environment must be able to count or list them
+
+
 class Measure(Enum):
     """Units of compute, and of the data that an arm learns from; see rlpost/record/compute.py."""
 
@@ -339,7 +346,8 @@ class LearnerConfig:
 
 @dataclass
 class EvalConfig:
-    episodes: int = 256  # instances per variant and decoding
+    instances: Instances = Instances.drawn  # which instances of a variant are played
+    episodes: int = 256  # instances per variant and decoding, if eval.instances=drawn
     samples: int = 1  # sampled episodes per instance; from 2, pass@k and majority@k are reported
     greedy: bool = True  # evaluate greedy decoding
     sampled: bool = True  # evaluate answers sampled at rollout.temperature

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost.config.schema import RolloutConfig
+from rlpost.config.schema import Instances, RolloutConfig
 from rlpost.config.trust import named_code
 from rlpost.envs import registry
-from rlpost.envs.base import Pictured
+from rlpost.envs.base import Enumerated, Pictured
 from rlpost.pages.images import Image
 from rlpost.pages.sample_episodes import Deal
 from rlpost.rollout.env_threads import within
@@ -28,8 +28,16 @@ class Gallery:
     that.
     """
 
-    def __init__(self, env: str, env_args: Mapping[str, Any], eval_seed: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        env: str,
+        env_args: Mapping[str, Any],
+        eval_seed: int,
+        timeout_s: float,
+        all_instances: bool = False,
+    ) -> None:
         self._name, self._args, self._eval_seed, self._timeout_s = env, env_args, eval_seed, timeout_s
+        self._all_instances = all_instances
         self.failure: str | None = None
 
     @classmethod
@@ -42,7 +50,8 @@ class Gallery:
         if env is None or seed is None:
             return None
         timeout_s = OmegaConf.select(config, "rollout.env_timeout_s", default=RolloutConfig.env_timeout_s)
-        gallery = cls(str(env), config.env_args, seed, float(timeout_s))
+        every = OmegaConf.select(config, "eval.instances") == Instances.all.value
+        gallery = cls(str(env), config.env_args, seed, float(timeout_s), every)
         if not own_code and (code := named_code(str(env), config.env_args)):
             gallery.failure = (
                 f"they may need {', '.join(code.values())}, and a report imports no code that a record names, unless"
@@ -73,7 +82,10 @@ class Gallery:
         """The picture of an episode, from a new environment, which is created and closed in the same thread."""
         env = registry.make(self._name, **self._args)
         try:
-            return picture(env, episode, evaluation_env_seed(self._eval_seed, episode.variant, episode.group))
+            # As in rlpost/rollout/instances.py.
+            named = self._all_instances and isinstance(env, Enumerated)
+            seed = evaluation_env_seed(self._eval_seed, episode.variant, episode.group)
+            return picture(env, episode, seed, named)
         finally:
             env.close()
 
@@ -83,15 +95,21 @@ def _alt(deal: Deal, policy: str) -> str:
     return f"Picture of how {instance} stood at the end, {policy}; the answers below say the same in words."
 
 
-def picture(env: gymnasium.Env[Any, str], episode: Trajectory, env_seed: int) -> str | None:
+def picture(
+    env: gymnasium.Env[Any, str], episode: Trajectory, env_seed: int, named: bool = False
+) -> str | None:
     """The end of an episode as an SVG document; None if the environment draws nothing.
 
     Also None if `env_seed` no longer gives the recorded instance, for example after a change to the environment.
+    `named`: whether the episode's environment was reset to its instance by name.
     """
     pictured = env.unwrapped
     if not isinstance(pictured, Pictured):
         return None
-    _, info = env.reset(seed=env_seed, options={"variant": episode.variant, "split": episode.split})
+    options = {"variant": episode.variant, "split": episode.split}
+    _, info = env.reset(
+        seed=env_seed, options={**options, "instance": episode.instance} if named else options
+    )
     if str(info["instance"]) != episode.instance:
         return None
     for turn in episode.turns:

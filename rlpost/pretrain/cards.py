@@ -1,26 +1,33 @@
 """Conversations about general arithmetic: reading a stated rule, computing in steps, combining numbers, revising.
 
-No conversation states a rule that a registered variant of GeneralPoints uses, trained or held out.
+No conversation states a rule that a registered variant of GeneralPoints uses, trained or held out, in any words, and
+none combines cards to a registered variant's target. Rules are stated in several wordings, so that their words have to
+be read; none is a wording of the variants `..._paraphrased`, which are for evaluation alone.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from rlpost.envs.generalpoints.expression import Expression
 from rlpost.envs.generalpoints.prompts import AnswerForm, PromptStyle, answer, prompt, retry
 from rlpost.envs.generalpoints.solver import solve
 from rlpost.envs.generalpoints.variants import FACES, RANKS, VARIANTS, Variant
-from rlpost.envs.generalpoints.wording import short_rule
+from rlpost.envs.generalpoints.wording import short_rule, statements, varied_rule
 from rlpost.pretrain.talk import Conversation, Message, Mixture
 
 RESERVED_RULES = frozenset(variant.faces for variant in VARIANTS.values())
+_RESERVED_STATEMENTS = frozenset(text for faces in RESERVED_RULES for text in statements(faces))
+# The search for these is left to runs, for SFT and RL to learn. A base that has it already shows neither's effect.
+RESERVED_TARGETS = frozenset(rule.target for variant in VARIANTS.values() for rule in variant.rules())
+SOLVED_TARGETS = tuple(target for target in range(10, 51) if target not in RESERVED_TARGETS)
 MAX_TARGET = 150
 MAX_FACE_VALUE = 15
 MAX_NUMBER = 13
+FIXED_WORDING = 0.5  # share of the rules that are stated in the prompt's own words
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Deal:
     ranks: tuple[str, ...]
     values: tuple[int, ...]
     solution: Expression
+    rule: str | None  # the rule in words; None: the prompt's own
 
 
 def random_rule(rng: random.Random) -> tuple[int, int, int]:
@@ -75,33 +83,41 @@ def _values(variant: Variant, ranks: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(int(rank) if rank.isdigit() else variant.value(rank) for rank in ranks)
 
 
+def _rule(variant: Variant, rng: random.Random) -> str | None:
+    """The rule in words, one of those of env_args.wording=varied; or None, the prompt's own words."""
+    return None if rng.random() < FIXED_WORDING else varied_rule(variant.faces, rng)
+
+
 def hindsight_deal(rng: random.Random, with_face: bool) -> Deal:
     """A random combination whose result becomes the target."""
-    ranks = _cards(rng, rng.choice((2, 3, 3, 4, 4, 4, 4)), with_face)
-    rule = _variant(rng, 0)
-    values = _values(rule, ranks)
-    solution = random_combination(values, rng)
-    return Deal(Variant("random", rule.faces, False, "", int(solution.value)), ranks, values, solution)
+    while True:
+        ranks = _cards(rng, rng.choice((2, 3, 3, 4, 4, 4, 4)), with_face)
+        drawn = _variant(rng, 0)
+        values = _values(drawn, ranks)
+        solution = random_combination(values, rng)
+        if solution.value not in RESERVED_TARGETS:
+            variant = replace(drawn, target=int(solution.value))
+            return Deal(variant, ranks, values, solution, _rule(variant, rng))
 
 
-@cache
+@lru_cache(maxsize=8192)
 def _simple_solutions(values: tuple[int, ...], target: int) -> tuple[Expression, ...]:
     return tuple(e for e in solve(values, target) if e.is_simple())
 
 
-def deal_24(rng: random.Random, with_face: bool) -> Deal:
-    """Four numbers or cards that make 24, with one of their simple solutions."""
+def solved_deal(rng: random.Random, with_face: bool) -> Deal:
+    """Four numbers or cards that make a given target, with one of their simple solutions."""
     while True:
         ranks = _cards(rng, 4, with_face)
-        variant = _variant(rng, 24)
+        variant = _variant(rng, rng.choice(SOLVED_TARGETS))
         values = _values(variant, ranks)
-        simple = _simple_solutions(tuple(sorted(values)), 24)
+        simple = _simple_solutions(tuple(sorted(values)), variant.target)
         if simple:
-            return Deal(variant, ranks, values, rng.choice(simple))
+            return Deal(variant, ranks, values, rng.choice(simple), _rule(variant, rng))
 
 
 def _random_deal(rng: random.Random) -> Deal:
-    make = hindsight_deal if rng.random() < 0.6 else deal_24
+    make = hindsight_deal if rng.random() < 0.6 else solved_deal
     return make(rng, rng.random() < 0.4)
 
 
@@ -115,7 +131,7 @@ def combine(rng: random.Random) -> Conversation:
     deal = _random_deal(rng)
     style, form = _style(rng)
     text = answer(form, deal.ranks, deal.values, deal.solution)
-    return (Message(prompt(style, deal.variant, deal.ranks), text),)
+    return (Message(prompt(style, deal.variant, deal.ranks, deal.rule), text),)
 
 
 def _feedback(deal: Deal, attempt: Expression, right_numbers: bool) -> str:
@@ -140,7 +156,7 @@ def revise(rng: random.Random) -> Conversation:
     """One or two wrong attempts with the verifier's feedback, then a right answer. Only the last is trained on."""
     deal = _random_deal(rng)
     style, form = _style(rng)
-    user = prompt(style, deal.variant, deal.ranks)
+    user = prompt(style, deal.variant, deal.ranks, deal.rule)
     messages = []
     for _ in range(rng.choice((1, 1, 2))):
         attempt, values = _wrong_attempt(deal, rng)
@@ -155,7 +171,8 @@ def revise(rng: random.Random) -> Conversation:
 def read_cards(rng: random.Random) -> Conversation:
     ranks = _cards(rng, rng.randint(2, 5), with_face=True)
     variant = _variant(rng, 0)
-    question = f"Read the cards. Rule: {short_rule(variant.faces)}. Cards: {', '.join(ranks)}."
+    rule = _rule(variant, rng) or short_rule(variant.faces)
+    question = f"Read the cards. Rule: {rule}. Cards: {', '.join(ranks)}."
     return (Message(question, json.dumps({"cards": ranks, "number": _values(variant, ranks)})),)
 
 
@@ -189,5 +206,4 @@ MIXTURE: Mixture = (
 
 def states_reserved_rule(talk: Conversation) -> bool:
     """Whether any text states a rule of a registered variant. False for every conversation that this module makes."""
-    rules = {short_rule(faces) for faces in RESERVED_RULES}
-    return any(rule in message.user for message in talk for rule in rules)
+    return any(rule in message.user for message in talk for rule in _RESERVED_STATEMENTS)

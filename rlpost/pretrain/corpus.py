@@ -1,8 +1,8 @@
 """The training corpus of the bundled base model: an endless stream of synthetic conversations about general skills.
 
 No conversation states a rule that a registered variant (trained or held out) uses in its task, so neither kind of rule
-has an advantage. The base model first meets J, Q, K as 10 or as 11, 12, 13, and a route to be walked by the compass or
-by left and right, in a run.
+has an advantage, and no cards are combined to a registered variant's target. The base model first meets J, Q, K as 10
+or as 11, 12, 13, cards that make 24, and a route to be walked by the compass or by left and right, in a run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Conversations about navigation: walking routes under rules with other words, and naming turns with any words.
+"""Conversations about navigation: walking routes under rules with other words, naming turns, comparing names.
 
-The cities are generated, from the training split. No route is walked with the words of a registered rule. Those words
-occur in `name_turn` alone, equally for both rules, where a single turn is named and no route is walked.
+Walks pass landmarks that are not the one to go to, with names that share a word with it, so that names have to be
+compared. The cities are generated, from the training split. No route is walked with the words of a registered rule.
+Those words occur in `name_turn` alone, equally for both rules, where a single turn is named and no route is walked.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlpost.envs.choices import Mode
 from rlpost.envs.messages import readable
-from rlpost.envs.navigation.actions import turned
+from rlpost.envs.navigation.actions import FORWARD, STOP, turned
 from rlpost.envs.navigation.expert import demonstrate
 from rlpost.envs.navigation.geometry import (
     COMPASS,
@@ -118,12 +119,43 @@ def random_trip(rng: random.Random) -> Trip:
             return trip.facing(heading)
 
 
-def _renamed(talk: Conversation, rng: random.Random) -> Conversation:
-    """The conversation with invented names of landmarks, so that the model learns to copy names, not to recall them."""
-    names: dict[str, str] = {}
+def passes_landmark(trip: Trip) -> bool:
+    """Whether a leg passes a landmark on its way to another: who stops at the first one there is, stops too early."""
+    return any(view.sighting is not None for leg in trip.legs for view in leg.passed)
+
+
+def _trip_to_walk(rng: random.Random) -> Trip:
+    """A random trip; half of them are drawn until they pass a landmark."""
+    passes = rng.random() < 0.5
+    while True:
+        trip = random_trip(rng)
+        if passes_landmark(trip) or not passes:
+            return trip
+
+
+def _invented_names(rng: random.Random) -> Iterator[str]:
+    """Names of no meaning, so that the model learns to copy names, not to recall them."""
+    while True:
+        yield f"{_invented(rng).title()} {_invented(rng).title()}"
+
+
+def _alike_names(rng: random.Random) -> Iterator[str]:
+    """Names that all share their first or their second word, so that both words have to be compared."""
+    if rng.random() < 0.5:
+        first = rng.choice(MODERN.first)
+        return (f"{first} {kind}" for kind in rng.sample(MODERN.kinds, len(MODERN.kinds)))
+    kind = rng.choice(MODERN.kinds)
+    return (f"{first} {kind}" for first in rng.sample(MODERN.first, len(MODERN.first)))
+
+
+def _renamed(talk: Conversation, names: Iterator[str]) -> Conversation:
+    """The conversation with other names of landmarks. It has fewer of them than `names`."""
+    renamed: dict[str, str] = {}
 
     def other(match: re.Match[str]) -> str:
-        return names.setdefault(match[0], f"{_invented(rng).title()} {_invented(rng).title()}")
+        if match[0] not in renamed:
+            renamed[match[0]] = next(names)
+        return renamed[match[0]]
 
     return tuple(Message(_NAME.sub(other, m.user), _NAME.sub(other, m.assistant), m.learn) for m in talk)
 
@@ -133,13 +165,26 @@ _NAME = re.compile(f"(?:{'|'.join(MODERN.first)}) (?:{'|'.join(MODERN.kinds)})")
 
 def walk(rng: random.Random) -> Conversation:
     """A route to its end; in a third of the cases one attempt on the way is wrong and gets feedback."""
-    rule, trip = other_rule(rng), random_trip(rng)
+    rule, trip = other_rule(rng), _trip_to_walk(rng)
     form = AnswerForm.STEPS if rng.random() < 0.95 else AnswerForm.DIRECT
     texts = Texts(PromptStyle.SHORT, form, Mode.MENDED, trip, rule)
     session = OnRail(mended_rail(trip, rule, rng), rule, Mode.MENDED, verify_iter=2)
     turns = demonstrate(session, texts, rng.random() < 1 / 3, rng)
     talk = tuple(Message(readable(observation), answer, learn) for observation, answer, learn in turns)
-    return _renamed(talk, rng) if rng.random() < 0.25 else talk
+    make = rng.choice((None, None, _invented_names, _alike_names))
+    return talk if make is None else _renamed(talk, make(rng))
+
+
+def compare_names(rng: random.Random) -> Conversation:
+    """A single place: whether the landmark there is the one to go to. In half of the cases it is; else it is mostly one
+    whose name shares a word with it."""
+    names = _alike_names(rng) if rng.random() < 0.75 else MODERN.landmarks(rng)
+    goal, other = next(names), next(names)
+    there = rng.random() < 0.5
+    seen = f"facing {rng.choice(COMPASS)}, {goal if there else other} on {rng.choice(SIDES)}"
+    steps, action = ("there", STOP) if there else ("go on", FORWARD)
+    answer = {"observation": seen, "instruction": f"stop at {goal}", "steps": steps, "action": str(action)}
+    return (Message(f"Go on, or stop? Now: {seen}. Instruction: stop at {goal}.", json.dumps(answer)),)
 
 
 def name_turn(rng: random.Random) -> Conversation:
@@ -155,7 +200,7 @@ def name_turn(rng: random.Random) -> Conversation:
     return (Message(question, json.dumps(answer)),)
 
 
-MIXTURE: Mixture = ((walk, 0.7), (name_turn, 0.3))
+MIXTURE: Mixture = ((walk, 0.65), (name_turn, 0.2), (compare_names, 0.15))
 
 
 def walks_by_reserved_rule(talk: Conversation) -> bool:

@@ -64,8 +64,7 @@ def opened(make_env: Callable[[], Env], env: Env | None, spec: EpisodeSpec) -> O
 
 
 def _reset(env: Env, spec: EpisodeSpec) -> Opening:
-    options = {"variant": spec.variant, "split": spec.split}
-    observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=options))
+    observation, info = adapter.opened(env.reset(seed=spec.env_seed, options=spec.reset_options))
     instance = adapter.in_utf8(str(adapter.field(info, "instance", "reset")))
     told = adapter.word(info, "difficulty")
     return Opening(env, _messages(observation), instance, told, adapter.tools_of(env))

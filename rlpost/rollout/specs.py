@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rlpost.config.schema import Config
 from rlpost.seeds import derive
@@ -32,10 +33,18 @@ def group_specs(cfg: Config, iteration: int, groups: Sequence[int]) -> list[Epis
     ]
 
 
+@dataclass(frozen=True)
+class Instance:
+    """An evaluation's instance: the number that seeds it, and its name if the environment is reset to it by name."""
+
+    number: int
+    name: str | None = None
+
+
 def evaluation_specs(
-    cfg: Config, variant: str, instances: Sequence[int], samples: int = 1
+    cfg: Config, variant: str, instances: Iterable[Instance], samples: int = 1
 ) -> list[EpisodeSpec]:
-    """Fixed instances of a variant, by number (rlpost/rollout/instances.py): the same for every run and adapter.
+    """Fixed instances of a variant (rlpost/rollout/instances.py): the same for every run and adapter.
 
     Each is played `samples` times, as a group with the instance's number, with different seeds.
     """
@@ -44,23 +53,24 @@ def evaluation_specs(
             variant=variant,
             split="eval",
             iteration=-1,
-            episode=instance * samples + sample,
-            group=instance,
-            env_seed=evaluation_env_seed(cfg.eval.seed, variant, instance),
-            seed=_evaluation_dice(cfg.eval.seed, variant, instance, sample),
+            episode=instance.number * samples + sample,
+            group=instance.number,
+            env_seed=evaluation_env_seed(cfg.eval.seed, variant, instance.number),
+            seed=_evaluation_dice(cfg.eval.seed, variant, instance.number, sample),
+            instance=instance.name,
         )
         for instance in instances
         for sample in range(samples)
     ]
 
 
-def evaluation_env_seed(seed: int, variant: str, instance: int) -> int:
+def evaluation_env_seed(seed: int, variant: str, number: int) -> int:
     """The seed with which the environment is reset for an evaluation's instance (its group), given eval.seed `seed`."""
-    return derive(seed, "instance", variant, instance)
+    return derive(seed, "instance", variant, number)
 
 
-def _evaluation_dice(seed: int, variant: str, instance: int, sample: int) -> int:
+def _evaluation_dice(seed: int, variant: str, number: int, sample: int) -> int:
     """The seed of a sample, which does not depend on how many are drawn. Single-sample evaluations use sample 0."""
     if sample == 0:
-        return derive(seed, "dice", variant, instance)
-    return derive(seed, "dice of sample", sample, variant, instance)
+        return derive(seed, "dice", variant, number)
+    return derive(seed, "dice of sample", sample, variant, number)

@@ -126,7 +126,7 @@ def _played_by_expert(
     env: Env, expert: Expert, spec: EpisodeSpec, as_sampled: Callable[[str], str]
 ) -> tuple[list[str], bool]:
     """The expert's answers, and whether they solve the episode."""
-    env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
+    env.reset(seed=spec.env_seed, options=spec.reset_options)
     answers, success = list[str](), False
     for _, answer, _ in expert.expert(False, random.Random(spec.seed)):
         _, _, terminated, truncated, info = env.step(as_sampled(answer))

@@ -1,7 +1,8 @@
 """Evaluation without episodes: the loss on held-out answers, for environments that show answers and do not score any.
 
 A stage's line of metrics.jsonl has, for each of `eval_variants`, `held_out/VARIANT/loss`: the mean negative
-log-likelihood per token of the answers, in nats, over at most `eval.episodes` of the variant's evaluation rows.
+log-likelihood per token of the answers, in nats, over at most `eval.episodes` of the variant's evaluation rows, or over
+all with `eval.instances=all`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import random
 from functools import partial
 
-from rlpost.config.schema import Config
+from rlpost.config.schema import Config, Instances
 from rlpost.envs.base import Taught, is_scored
 from rlpost.envs.caches import remembered
 from rlpost.record.summary import HELD_OUT
@@ -55,14 +56,17 @@ def evaluate_stage(session: Session, stage: str, axis: str, finished: int) -> No
 
 
 def _examples(session: Session, variant: str) -> list[Example]:
-    """A variant's examples, the same at every stage: at most `eval.episodes`, chosen by `eval.seed`."""
+    """A variant's examples, the same at every stage: at most `eval.episodes`, chosen by `eval.seed`.
+
+    With `eval.instances=all`: every example.
+    """
     cfg = session.cfg
     timeout_s = cfg.rollout.env_timeout_s
     with living(cfg.env, cfg.env_args, timeout_s, "asked for held-out answers") as (env, ask):
         taught = env.unwrapped
         assert isinstance(taught, Taught), "validated: what scores nothing has lessons"
         lessons = list(ask(partial(taught.lessons, variant, "eval")))
-    if len(lessons) > cfg.eval.episodes:
+    if cfg.eval.instances is Instances.drawn and len(lessons) > cfg.eval.episodes:
         rng = random.Random(derive(cfg.eval.seed, "held-out answers", variant))
         lessons = rng.sample(lessons, cfg.eval.episodes)
     return [session.chat.example(conversation) for _, conversation in lessons]

@@ -11,7 +11,7 @@ from rlpost.envs.asking import Asking
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.env_threads import living
 from rlpost.rollout.episode import Opening, Reply, opened, replied
-from rlpost.rollout.specs import evaluation_specs, training_specs
+from rlpost.rollout.specs import Instance, evaluation_specs, training_specs
 from rlpost.types import EpisodeSpec, Finish
 from rlpost.validate.environment import TRAINING
 
@@ -49,4 +49,6 @@ def _heard(cfg: Config) -> list[tuple[Opening, Reply | None]]:
 def _specs(cfg: Config) -> list[EpisodeSpec]:
     """The first episode of each variant that is played."""
     trained = training_specs(cfg, 0)[:1] if cfg.task in TRAINING else []
-    return trained + [spec for variant in cfg.eval_variants for spec in evaluation_specs(cfg, variant, [0])]
+    return trained + [
+        spec for variant in cfg.eval_variants for spec in evaluation_specs(cfg, variant, [Instance(0)])
+    ]

@@ -12,9 +12,9 @@ import gymnasium
 from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import Config, Instances, Task
 from rlpost.envs import adapter, registry
-from rlpost.envs.base import Expert, Rehearsed, Taught, VariantInfo, is_scored
+from rlpost.envs.base import Enumerated, Expert, Finite, Rehearsed, Taught, VariantInfo, is_scored
 from rlpost.envs.dataset.table import HELD_OUT
 from rlpost.envs.errors import Refused, UnknownEnvironment
 from rlpost.envs.own import told
@@ -62,6 +62,7 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
     refusals = [*_evaluated_variants(config, variants), *_training_variant(config, variants)]
     try:
         refusals = refusals or list(_instances(config, thread, env))
+        refusals = refusals or list(_all_instances(config, thread, env))
         yield from (*refusals, *_expert(config, env), *_start(config, env), *_unscored(config, env))
         yield from () if refusals else _by_endpoint(config, env)
         yield from _rehearsals(config, thread, env)
@@ -137,6 +138,33 @@ def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) 
             yield refusal(
                 key, variant, *_reason_and_remedy(error, f"see python -m rlpost.envs.check {config.env}")
             )
+
+
+def _all_instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) -> Iterator[str]:
+    """A refusal of eval.instances=all for the first variant whose instances can be neither listed nor counted.
+
+    What scores nothing has a list of answers instead. Raises _Hangs.
+    """
+    wanted = config.eval.instances is Instances.all and is_scored(env.unwrapped)
+    for variant in config.eval_variants if wanted and not isinstance(env, Enumerated) else ():
+        try:
+            count = (
+                _in_time(config, thread, "its instances", partial(env.instances, variant, "eval"))
+                if isinstance(env, Finite)
+                else None
+            )
+        except RolloutError as error:
+            raise _Hangs(refusal("env", config.env, str(error), _MORE_TIME)) from error
+        if count is None:
+            yield refusal(
+                "eval.instances",
+                config.eval.instances.value,
+                f"the environment {config.env} does not list the instances of {variant}, nor say how many there are:"
+                " there may be no end of them",
+                "eval.instances=drawn with eval.episodes=N, or give the environment a method `instance_names` or"
+                " `instances` (docs/tutorial.md)",
+            )
+            return
 
 
 def _reset(env: gymnasium.Env[Any, str], seed: int, options: dict[str, str]) -> None:

@@ -17,7 +17,15 @@ from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Estimator, Surrogate
-from rlpost.config.schema import Config, KlPlace, LearningRate, RateSchedule, RolloutIS, Task
+from rlpost.config.schema import (
+    Config,
+    Instances,
+    KlPlace,
+    LearningRate,
+    RateSchedule,
+    RolloutIS,
+    Task,
+)
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,12 @@ RULES = (
         lambda cfg: KINDS[cfg.lora.kind].alpha is not None and cfg.task is not Task.eval,
         "lora.kind={kind} has no scaling, or task=eval takes the adapter as its files say",
         _LEAVE,
+    ),
+    _Rule(
+        ("eval.episodes",),
+        lambda cfg: cfg.eval.instances is Instances.drawn,
+        "eval.instances=all plays every instance once, however many there are",
+        f"{_LEAVE}, or eval.instances=drawn",
     ),
     _Rule(
         ("eval.samples",),

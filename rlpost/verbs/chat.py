@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rlpost.rollout.chat_template import Tools
     from rlpost.rollout.engine.protocol import Engine, Sampling
     from rlpost.rollout.episode import Reply
+    from rlpost.rollout.specs import Instance
     from rlpost.verbs.conversation import Answer, Conversation
 
 HELP = "Type a message; an empty line begins anew; Ctrl-D ends."
@@ -204,22 +205,24 @@ def _play(talk: Talk) -> None:
     from rlpost.rollout.instances import evaluation_episodes
 
     config = talk.config
-    numbers = evaluation_episodes(config, config.train_variant)
+    instances = evaluation_episodes(config, config.train_variant)
     talk.show(ENV_HELP)
     timeout_s = config.rollout.env_timeout_s
     with living(config.env, config.env_args, timeout_s, "chat --env") as (env, ask):
-        for number in itertools.cycle(numbers):
-            _Game(talk, env, ask, number).play()
+        for instance in itertools.cycle(instances):
+            _Game(talk, env, ask, instance).play()
 
 
 class _Game:
     """One instance: the environment asks, the model answers and the environment judges, until the episode is over."""
 
-    def __init__(self, talk: Talk, env: Any, ask: Callable[[Callable[[], Any]], Any], number: int) -> None:
+    def __init__(
+        self, talk: Talk, env: Any, ask: Callable[[Callable[[], Any]], Any], instance: Instance
+    ) -> None:
         from rlpost.rollout.specs import evaluation_specs
 
         self._talk, self._env, self._ask = talk, env, ask
-        self._spec = evaluation_specs(talk.config, talk.config.train_variant, [number])[0]
+        self._spec = evaluation_specs(talk.config, talk.config.train_variant, [instance])[0]
         self._conversation = talk.begin(self._spec.seed)
         self._over = False
 

@@ -715,6 +715,15 @@ class TestValidate:
             (["tracking.wandb=on"], "auto, online, offline, disabled"),
             (["tracking.backends=[comet]"], "unknown: comet"),
             (["eval.samples=0"], "at least 1 and at most 256"),
+            (["eval.instances=some"], "drawn, all"),
+            (
+                [
+                    *("env=navigation", "train_variant=absolute", "eval_variants=[relative]"),
+                    "eval.instances=all",
+                ],
+                "eval.instances=all\n  reason: the environment navigation does not list the instances of relative",
+            ),
+            (["env_args.mode=compat", "train_variant=faces_10_mixed"], "plays with 4 cards"),
             (["task=compare", "eval.samples=2"], "plays each instance once a seed"),
             (["ray.address=here"], "ray.address=here"),
             (["ray.address='host:port'"], "not an address"),

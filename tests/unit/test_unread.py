@@ -66,6 +66,7 @@ def refused(*overrides: str) -> str:
             "rollout.kv_cache_gib=2.0\n  reason: nothing reads it: it is of",
         ),
         (["rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
+        (["eval.instances=all", "eval.episodes=64"], "eval.instances=all plays every instance once"),
         (["eval.samples=4", "eval.sampled=false"], "greedy answers to one instance are all alike"),
         (
             ["lora.kind=full", "lora.rank=8"],

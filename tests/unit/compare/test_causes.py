@@ -28,6 +28,7 @@ RULES = {  # variants on which the trained rule is wrong
     "generalpoints": (
         "faces_11_12_13",
         "faces_11_12_13_reworded",
+        "faces_11_12_13_paraphrased",
         "faces_12",
         "faces_7",
         "faces_5",
@@ -36,7 +37,10 @@ RULES = {  # variants on which the trained rule is wrong
     ),
     "navigation": ("relative", "relative_old_town", "relative_long_routes"),
 }
-SAME_RULE = {"generalpoints": ("faces_10_reworded",), "navigation": ("old_town", "long_routes")}
+SAME_RULE = {
+    "generalpoints": ("faces_10_reworded", "faces_10_paraphrased"),
+    "navigation": ("old_town", "long_routes"),
+}
 FAKE = {
     "generalpoints": ("fake_faces_11_12_13", "fake_faces_12", "fake_faces_7", "fake_faces_5"),
     "navigation": ("fake_relative",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from itertools import combinations_with_replacement, permutations, product
 from math import factorial, prod
 
@@ -50,6 +51,26 @@ def solvable(all_hands: list[Hand], target: int) -> list[bool]:
             for numerator, denominator in _shapes(leaves, p, q, r):
                 found |= (denominator != 0) & (numerator == target * denominator)
     return [bool(each) for each in found]
+
+
+@cache
+def reachable(hand: Hand) -> NDArray[np.float64]:
+    """The values of all expressions that use each number once, rounded to 9 places, for one to five numbers.
+
+    Values of so few small numbers that differ at all differ by far more than the rounding.
+    """
+    if len(hand) == 1:
+        return np.array(hand, dtype=np.float64)
+    found = []
+    for chosen in product((True, False), repeat=len(hand)):
+        left = tuple(n for n, here in zip(hand, chosen, strict=True) if here)
+        right = tuple(n for n, here in zip(hand, chosen, strict=True) if not here)
+        if left and right:
+            x, y = np.broadcast_arrays(reachable(left)[:, None], reachable(right)[None, :])
+            safe = np.where(y == 0, np.nan, y)
+            found += [(x + y).ravel(), (x - y).ravel(), (x * y).ravel(), (x / safe).ravel()]
+    every = np.round(np.concatenate(found), 9) + 0.0  # -0.0 becomes 0.0
+    return np.unique(every[~np.isnan(every)])
 
 
 def orderings(hand: Hand) -> int:

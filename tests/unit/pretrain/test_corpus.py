@@ -123,6 +123,115 @@ def test_phrases_change_no_card_text_and_come_back() -> None:
     assert all(len(tokenizer.encode(phrase)) == 1 for phrase in phrases)
 
 
+# The wordings of the rule, written down once more: those of training, and those for evaluation alone.
+VARIED = ("F=N", "F: N", "F is N", "F counts as N", "count F as N", "the value of F is N")
+PARAPHRASED = ("F stands for N", "take F to be N", "F has N points", "read F as the number N", "F equals N")
+PARAPHRASED += ("each F scores N",)
+
+
+def wordings_in(texts: list[str], wordings: tuple[str, ...]) -> set[str]:
+    """The wordings of which some text states a fact."""
+    patterns = {each: each.replace("F", "[JQK]").replace("N", r"\d+") for each in wordings}
+    return {
+        each
+        for each, pattern in patterns.items()
+        if any(re.search(rf"(Rule: |, |that ){pattern}[.,]", t) for t in texts)
+    }
+
+
+@pytest.fixture(scope="module")
+def card_prompts() -> list[str]:
+    rng = random.Random(12)
+    return [message.user for _ in range(600) for message in draw(cards.MIXTURE, rng)]
+
+
+def test_rules_are_stated_in_every_wording_of_training_and_in_none_of_evaluation(
+    card_prompts: list[str],
+) -> None:
+    assert wordings_in(card_prompts, VARIED) == set(VARIED)
+    assert wordings_in(card_prompts, PARAPHRASED) == set()
+
+
+def test_the_paraphrased_variants_have_words_of_their_own() -> None:
+    """Those of evaluation occur in no training text, with wording=varied and without, of any trained variant."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for wording in ("fixed", "varied"):
+        env = registry.make("generalpoints", wording=wording)
+        for variant, split in (
+            *((each, "train") for each in ("faces_10", "faces_10_mixed", "faces_11_12_13")),
+            *((f"{each}_paraphrased", "eval") for each in ("faces_10", "faces_11_12_13")),
+        ):
+            options = {"variant": variant, "split": split}
+            told.setdefault((split, variant), []).extend(
+                env.reset(seed=n, options=options)[0] for n in range(60)
+            )
+    for (split, _), texts in told.items():
+        assert wordings_in(texts, PARAPHRASED) == (set(PARAPHRASED) if split == "eval" else set())
+        assert wordings_in(texts, VARIED) == (set(VARIED) if split == "train" else set())
+
+
+def test_no_cards_are_combined_to_a_registered_target(card_prompts: list[str]) -> None:
+    targets = {int(match[1]) for text in card_prompts if (match := re.match(r"Make (\d+)\.", text))}
+    assert len(targets) > 40
+    assert not targets & {12, 18, 20, 24, 28, 30, 32, 36}
+    assert not any("evaluates to 24 " in text for text in card_prompts)
+
+
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if VARIANTS[each].faces != (10, 10, 10)])
+@pytest.mark.parametrize("wording", [*VARIED, *PARAPHRASED])
+def test_the_guard_sees_a_reserved_rule_in_any_words(variant: str, wording: str) -> None:
+    faces = zip("JQK", VARIANTS[variant].faces, strict=True)
+    facts = [wording.replace("F", face).replace("N", str(value)) for face, value in faces]
+    stated = f"Make 24. Rule: {', '.join(reversed(facts))}. Cards: A, 2."
+    assert corpus.states_reserved_rule((Message(stated, ""),))
+
+
+def landmarks(observation: str) -> set[str]:
+    return set(re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", observation))
+
+
+def test_many_walks_pass_a_landmark_that_is_not_the_one_to_go_to() -> None:
+    """Who stops, or ends a leg, at the first landmark there is fails on these walks: the base did, on 62 of 75."""
+    rng, passed, alike = random.Random(4), 0, 0
+    for _ in range(120):
+        for message in streets.walk(rng):
+            answer = json.loads(message.assistant)
+            goal, seen = landmarks(answer["instruction"]), landmarks(answer["observation"])
+            if message.learn and goal and seen and goal != seen:
+                passed += answer["action"] == "forward()"
+                alike += answer["action"] == "forward()" and bool(
+                    set(" ".join(goal).split()) & set(" ".join(seen).split())
+                )
+    assert passed > 60
+    assert alike > 10
+
+
+def test_names_are_compared_in_pairs_of_both_kinds() -> None:
+    rng, told = random.Random(6), {"stop()": 0, "forward()": 0}
+    for _ in range(400):
+        (message,) = streets.compare_names(rng)
+        answer = json.loads(message.assistant)
+        (goal,), (seen,) = landmarks(answer["instruction"]), landmarks(answer["observation"])
+        assert answer["action"] == ("stop()" if goal == seen else "forward()")
+        assert answer["steps"] == ("there" if goal == seen else "go on")
+        assert answer["observation"] in message.user
+        assert answer["instruction"] in message.user
+        told[answer["action"]] += 1
+    assert min(told.values()) > 150
+
+
+def test_names_that_are_alike_share_one_word_and_differ_in_the_other() -> None:
+    for seed in range(20):
+        names = [name.split() for name in streets._alike_names(random.Random(seed))]
+        assert sorted((len({first for first, _ in names}), len({kind for _, kind in names}))) == [1, 16]
+
+
+def test_a_renamed_walk_keeps_which_landmarks_are_the_same() -> None:
+    talk = (Message("Red Cafe, Blue Bank", "Blue Bank, Red Cafe, Red Bank"),)
+    (renamed,) = streets._renamed(talk, iter(["A B", "C D", "E F"]))
+    assert (renamed.user, renamed.assistant) == ("A B, C D", "C D, A B, E F")
+
+
 def test_wrong_attempts_are_context_only() -> None:
     rng = random.Random(3)
     for _ in range(50):

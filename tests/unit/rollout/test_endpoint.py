@@ -29,7 +29,7 @@ from rlpost.rollout.endpoint import client as client_module
 from rlpost.rollout.endpoint.client import EndpointClient, read_answer
 from rlpost.rollout.endpoint.player import EndpointPlayer
 from rlpost.rollout.engine.protocol import Sampling
-from rlpost.rollout.specs import evaluation_specs
+from rlpost.rollout.specs import Instance, evaluation_specs
 from rlpost.seeds import derive
 from rlpost.types import Ending, Finish, Trajectory
 from rlpost.verbs import compare_runs
@@ -52,7 +52,9 @@ def play(cfg: Config, served: Served | str, sampling: Sampling = SAMPLING, n: in
     asked = EndpointClient(url, str(cfg.eval.endpoint_model), cfg.rollout.timeout_s)
     player = EndpointPlayer(cfg, asked)
     try:
-        played = player.collect(evaluation_specs(cfg, cfg.eval_variants[0], range(n)), sampling)
+        played = player.collect(
+            evaluation_specs(cfg, cfg.eval_variants[0], map(Instance, range(n))), sampling
+        )
         assert player.close() == []
         return played
     finally:
@@ -63,7 +65,7 @@ def right_answers(cfg: Config, n: int = N) -> dict[str, str]:
     """The expert's answer to the first observation of each evaluated instance."""
     env = registry.make(cfg.env, **cfg.env_args)
     answers = {}
-    for spec in evaluation_specs(cfg, cfg.eval_variants[0], range(n)):
+    for spec in evaluation_specs(cfg, cfg.eval_variants[0], map(Instance, range(n))):
         observation, _ = env.reset(seed=spec.env_seed, options={"variant": spec.variant, "split": spec.split})
         ((_, answers[observation], _),) = env.unwrapped.expert(False, random.Random(0))  # type: ignore[attr-defined]
     return answers
