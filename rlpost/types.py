@@ -161,6 +161,7 @@ class EpisodeSpec:
     group: int
     env_seed: int  # determines the instance; equal within a group
     seed: int  # determines the sampling
+    elsewhere: bool = False  # of retention.env instead of env
 
 
 @dataclass(frozen=True)
