@@ -56,9 +56,9 @@ def _with_rules(found: Sequence[Measured], run_dir: RunDir, trained: str) -> lis
     rules: dict[str, dict[str, dict[str, float]]] = {}
     stages = {each.stage for each in found}
     for (stage, variant, how), path in files.items():
-        if stage in stages and variant != trained and how == decoding:
-            if (share := success_of(path)) is not None:
-                rules.setdefault(stage, {})[variant] = {"success": share}
+        chosen = stage in stages and variant != trained and how == decoding
+        if chosen and (share := success_of(path)) is not None:
+            rules.setdefault(stage, {})[variant] = {"success": share}
     return [replace(each, success={**each.success, **rules.get(each.stage, {})}) for each in found]
 
 
