@@ -45,7 +45,7 @@ def divergence(sampler_N: Tensor, other_N: Tensor, lengths_B: Sequence[int]) -> 
 
 
 def _per_episode(values_N: Tensor, lengths_B: Sequence[int]) -> Tensor:
-    return torch.stack([episode.sum() for episode in values_N.split(list(lengths_B))])
+    return torch.stack([episode.sum() for episode in torch.split(values_N, list(lengths_B))])
 
 
 def _mean_and_error(name: str, sums_B: Tensor, sizes_B: Tensor) -> dict[str, float]:

@@ -136,8 +136,15 @@ def _picture(about: _Axes, lines: Sequence[Series]) -> Iterator[Image]:
         figure, axes = canvas(3.9, 2.5 + 0.18 * len(lines))
         for i, line in enumerate(lines):
             look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
-            white = {"markerfacecolor": "white", "markersize": 6, "color": "0.25"}
-            axes.plot(line.xs, line.ys, label=line.label, **look, **white)
+            axes.plot(
+                line.xs,
+                line.ys,
+                color="0.25",
+                markerfacecolor="white",
+                markersize=6,
+                label=line.label,
+                **look,
+            )
         axes.set_title(about.title, fontsize=10, loc="left")
         axes.set_xlabel(about.x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=about.x_label == FINISHED))

@@ -229,8 +229,8 @@ class RunDir:
             match = _OF_ITERATION.fullmatch(path.name)
             if match and int(match[1]) > last:
                 _remove(path)
-            kept = _OF_RETENTION.fullmatch(path.name)
-            if kept and _stage_is_after(kept[1], last):
+            elsewhere = _OF_RETENTION.fullmatch(path.name)
+            if elsewhere and _stage_is_after(elsewhere[1], last):
                 _remove(path)
         _remove(self.path / spectrum.FILE)
         _remove(self.summary)

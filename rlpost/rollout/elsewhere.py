@@ -8,6 +8,11 @@ from rlpost.config.schema import Config, Task
 from rlpost.envs import registry
 
 
+def plays_elsewhere(cfg: Config) -> bool:
+    """Whether the run plays `retention.env`: an evaluation or a dry run does not, and never imports its code."""
+    return cfg.retention.env is not None and cfg.task in (Task.rl, Task.sft)
+
+
 def elsewhere(cfg: Config) -> Config:
     """`cfg` with `retention.env` in place of `env`, for evaluation alone: each instance is played once.
 

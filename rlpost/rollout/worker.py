@@ -11,7 +11,7 @@ from rlpost.config.schema import Config
 from rlpost.envs import given, registry
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector, Ended
-from rlpost.rollout.elsewhere import elsewhere
+from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
@@ -26,8 +26,7 @@ class RolloutWorker:
     def __init__(self, cfg: Config, engine: Engine, chat: Chat) -> None:
         self._engine, self._max_gap = engine, cfg.rollout.max_canary_gap
         self._collector = _collector(cfg, engine, chat)
-        other = None if cfg.retention.env is None else _collector(elsewhere(cfg), engine, chat)
-        self._elsewhere = other
+        self._elsewhere = _collector(elsewhere(cfg), engine, chat) if plays_elsewhere(cfg) else None
         self.version = 0
 
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:

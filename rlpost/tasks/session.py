@@ -40,7 +40,7 @@ from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.summary import held_out_losses
 from rlpost.record.tracking import Tracker, Trackers
 from rlpost.rollout.chat import Chat
-from rlpost.rollout.elsewhere import elsewhere
+from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.prompts import remarks
@@ -126,7 +126,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     if with_learner:
         cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
     chat = Chat.load(model_folder, cfg.rollout)
-    played = [cfg] if cfg.retention.env is None else [cfg, elsewhere(cfg)]
+    played = [cfg, elsewhere(cfg)] if plays_elsewhere(cfg) else [cfg]
     for each in played:
         rehearse(each, chat)
     ids = canary_ids(cfg, chat)

@@ -77,9 +77,12 @@ def test_the_error_of_a_mean_over_tokens_covers_the_truth() -> None:
     weights = torch.tensor([probability for probability, _, _ in every])
     hits = 0
     for _ in range(400):
-        chosen = [every[int(i)] for i in torch.multinomial(weights, 50, replacement=True, generator=generator)]
-        p, q = (torch.tensor([x for each in chosen for x in each[side]]) for side in (1, 2))
-        found = divergence(p, q, [len(each[1]) for each in chosen])
+        chosen = [
+            every[int(i)] for i in torch.multinomial(weights, 50, replacement=True, generator=generator)
+        ]
+        p = torch.tensor([x for _, under_p, _ in chosen for x in under_p])
+        q = torch.tensor([x for _, _, under_q in chosen for x in under_q])
+        found = divergence(p, q, [len(under_p) for _, under_p, _ in chosen])
         gap = abs(found["k3_token"] - EPISODE_KL / TOKENS)
         hits += gap < 1.96 * found["k3_token_error"]
     assert 0.90 < hits / 400 < 0.99

@@ -110,8 +110,8 @@ def _way(
             if x is not None and y is not None:
                 by_share.setdefault(now.share, []).append((x, y))
     points = [by_share[share] for share in sorted(by_share)]
-    kl, y = (tuple(seed_mean([pair[i] for pair in each]) for each in points) for i in (0, 1))
-    return Way(arm, kl, y)
+    kl, losses = (tuple(seed_mean([pair[i] for pair in each]) for each in points) for i in (0, 1))
+    return Way(arm, kl, losses)
 
 
 def _success_lost(cell: Cell, now: Retained) -> float | None:
