@@ -92,7 +92,7 @@ class Run:
 
     @property
     def retention(self) -> list[Measured]:
-        """What the run retained, a stage each, in the order of the run (docs/retention.md); empty unless it measured."""
+        """What training cost elsewhere, a stage each, in order (docs/retention.md); empty unless it was measured."""
         return measured(self.metrics)
 
     @property

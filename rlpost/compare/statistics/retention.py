@@ -19,15 +19,12 @@ from rlpost.compare.design.types import (
     Point,
     Retained,
     Role,
-    Status,
 )
 from rlpost.compare.statistics.spectra import SeedMean, seed_mean
-from rlpost.record.compute import Compute
 
 HEADLINE = "k3_token"  # as on a run's page: never negative, in nats per token
 ELSEWHERE, RULES, TEXT = "other environment", "held-out rules", "text"
 MEASURES = (ELSEWHERE, RULES, TEXT)
-_NOTHING = Compute(0.0, 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,9 @@ def elsewhere(comparison: Comparison) -> Comparison | None:
 
 
 def _cell(cell: Cell, retained: Sequence[Retained]) -> Cell:
-    points = tuple(Point(each.share, _NOTHING, each.evaluations) for each in retained)
-    return replace(cell, status=Status.DONE, points=points)
+    spent = cell.points[-1].compute  # not of each share: no statistic of success reads it
+    points = tuple(Point(each.share, spent, each.evaluations) for each in retained)
+    return replace(cell, points=points)
 
 
 def final(comparison: Comparison, arm: str, figure: Callable[[Cell], float | None]) -> SeedMean | None:
