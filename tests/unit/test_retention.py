@@ -149,7 +149,8 @@ def test_what_is_off_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_one_scorable_episode_an_instance() -> None:
-    twice = [episode(turn(), index=group) for group in (0, 0, 1, 1, 2, 3)]
+    groups = (0, 0, 1, 1, 2, 3)
+    twice = [episode(turn(tokens=1 + i), index=group) for i, group in enumerate(groups)]
     broken = episode(turn(), index=1, ending=Ending.ENV_ERROR)
     assert retention.scorable(twice, 3) == [twice[0], twice[2], twice[4]]
     assert retention.scorable([twice[0], broken, episode(index=2), twice[5]], 9) == [twice[0], twice[5]]
