@@ -162,6 +162,7 @@ class EpisodeSpec:
     env_seed: int  # determines the instance, or what its name leaves open; equal within a group
     seed: int  # determines the sampling
     instance: str | None = None  # the instance by name (rlpost.envs.base.Enumerated); None: env_seed draws it
+    elsewhere: bool = False  # of retention.env instead of env
 
     @property
     def reset_options(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from rlpost.envs import given
 from rlpost.errors import OutputError, RlpostError
 from rlpost.record import run_error
 from rlpost.record.folders import CONSOLE
+from rlpost.record.retention import Measured, measured
 from rlpost.record.run_dir import RunDir, read_trajectories
 from rlpost.record.run_error import RunError
 from rlpost.record.summary import headlines
@@ -88,6 +89,11 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """The result: success by stage, variant and decoding, with intervals; None until the run is finished."""
         return self._record.read_summary()
+
+    @property
+    def retention(self) -> list[Measured]:
+        """What training cost elsewhere, a stage each, in order (docs/retention.md); empty unless it was measured."""
+        return measured(self.metrics)
 
     @property
     def findings(self) -> list[str]:

@@ -1,4 +1,5 @@
-"""Makes a user's own code importable in Ray's workers: modules named in env= and env_args, and their imports.
+"""Makes a user's own code importable in Ray's workers: modules named in env=, env_args and retention.*, and their
+imports.
 
 Workers of a private Ray are on this machine: the folders of the modules are added to their import path, and nothing is
 copied. Workers of a joined cluster may be elsewhere, so Ray copies the modules there. The modules are found among those
@@ -42,8 +43,8 @@ def import_roots(modules: Iterable[Path]) -> list[Path]:
 
 def _references(cfg: Config) -> Iterator[str]:
     """The modules named as `module:name`, which are loaded by now."""
-    named = [cfg.env]
-    for value in cfg.env_args.values():
+    named = [cfg.env, *([cfg.retention.env] if cfg.retention.env is not None else [])]
+    for value in (*cfg.env_args.values(), *cfg.retention.env_args.values()):
         named += value if isinstance(value, list) else [value]
     for value in named:
         module = registry.module_named(str(value))

@@ -16,6 +16,7 @@ from typing import Any
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.design.plan import CellPlan
 from rlpost.compare.design.types import INIT, Cell, Evaluation, Point, Status, row_of
+from rlpost.compare.retained import retained
 from rlpost.compare.statistics.causes import last_outcome
 from rlpost.config.schema import Config, Task
 from rlpost.errors import OutputError
@@ -66,6 +67,9 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         str(run_dir.path.relative_to(folder)),
         points=tuple(Point(share, compute, evaluations) for share, compute, evaluations in scored),
         spectrum=None if (found := spectrum.read(run_dir.path)) is None else found.totals(),
+        retention=()
+        if plan.arm == INIT
+        else retained(run_dir, dict(zip(stages, shares, strict=True)), evaluation_of),
     )
     has_base = plan.arm == INIT and cfg.eval.start and cfg.adapter is None
     base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None

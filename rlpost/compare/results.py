@@ -15,6 +15,7 @@ from rlpost.compare.design.types import (
     Comparison,
     Evaluation,
     Point,
+    Retained,
     Role,
     Status,
 )
@@ -61,7 +62,11 @@ def _comparison(record: Mapping[str, Any]) -> Comparison:
 
 def _cell(record: Mapping[str, Any]) -> Cell:
     return _made(
-        Cell, {"spectrum": None, **record}, status=Status, points=lambda given: tuple(map(_point, given))
+        Cell,
+        {"spectrum": None, "retention": [], **record},
+        status=Status,
+        points=lambda given: tuple(map(_point, given)),
+        retention=lambda given: tuple(_made(Retained, each, evaluations=_evaluations) for each in given),
     )
 
 

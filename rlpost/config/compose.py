@@ -46,7 +46,7 @@ ALGORITHM_KEYS = ("algo", "algo.name")  # both choose an algorithm
 NAMED = "compare.named"
 NAMED_SETTINGS = "compare.settings"
 # Settings that are paths, or may be one. `model` may be one too; weights.models expands it then.
-PATHS = ("adapter", "algo.teacher", "output_dir", "resume", "tiny_base.start")
+PATHS = ("adapter", "algo.teacher", "output_dir", "resume", "retention.text", "tiny_base.start")
 
 
 def compose(words: Sequence[Word]) -> Config:

@@ -20,6 +20,12 @@ KEYS = {
 VALUES = {("task", "ppo"): "rl"}  # GRPO and all other algorithms also ran as task=ppo
 # By group: settings that a record may lack, with the values it ran with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
+    "": {
+        "retention": {
+            **{"env": None, "env_args": {}, "variants": [], "episodes": 64, "max_new_tokens": None},
+            **{"text": None, "text_tokens": 8192, "kl_episodes": 64},
+        }
+    },
     "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
     "lora.": {
         "settings": {},

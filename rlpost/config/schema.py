@@ -361,6 +361,34 @@ class EvalConfig:
 
 
 @dataclass
+class RetentionConfig:
+    """What training costs elsewhere, measured at its start and whenever task=rl or task=sft evaluates; off by default.
+
+    It is on if `retention.env` or `retention.text` is given. docs/retention.md defines each number.
+    """
+
+    env: str | None = None  # another environment to play, named as in env; none: none
+    env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of retention.env
+    variants: list[str] = field(default_factory=list)  # its variants to play; empty: those not held out
+    episodes: int = 64  # instances per variant of retention.env
+    max_new_tokens: int | None = None  # most tokens of one answer there; none: rollout.max_new_tokens
+    # text whose loss is measured: auto (the bundled model's own corpus), a UTF-8 file, or .jsonl with "text"
+    text: str | None = None
+    text_tokens: int = 8192  # tokens of retention.text that are scored
+    kl_episodes: int = 64  # sampled evaluation episodes for the KL to the start, one an instance; 0: no KL
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is measured."""
+        return self.env is not None or self.text is not None
+
+    @property
+    def kl(self) -> bool:
+        """Whether the KL to the start is measured."""
+        return self.on and self.kl_episodes > 0
+
+
+@dataclass
 class BudgetConfig:
     """Amounts of compute since the start of training at which task=rl and task=sft evaluate; the last one ends it."""
 
@@ -437,6 +465,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     ray: RayConfig = field(default_factory=RayConfig)

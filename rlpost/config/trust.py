@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config
+from rlpost.config.schema import Config, Task
 from rlpost.envs import given, registry
 from rlpost.errors import ConfigError
 
@@ -39,6 +39,9 @@ def refuse_unnamed_code(config: Config, named: Collection[str], record: Path) ->
 def _named_by(config: Config) -> Iterator[tuple[str, str, str]]:
     """Key, value, and the code that it would run here."""
     code = named_code(config.env, config.env_args)
+    if config.retention.env is not None and config.task is not Task.eval:  # which does not play it
+        elsewhere = named_code(config.retention.env, config.retention.env_args)
+        code |= {f"retention.{key}": reference for key, reference in elsewhere.items()}
     if config.algo.reward_function is not None:
         code["algo.reward_function"] = config.algo.reward_function
     for key, reference in code.items():

@@ -69,6 +69,14 @@ class LearnerGroup:
         """`loss`: the mean negative log-likelihood per loss token, in nats, without a step; `tokens`: how many."""
         return self._call("sft_loss", list(examples))
 
+    def keep_start(self) -> None:
+        """Keep a copy of the current policy, from which `distance` measures."""
+        self._call("keep_start")
+
+    def distance(self, own: Sequence[Trajectory], of_start: Sequence[Trajectory]) -> dict[str, float]:
+        """How far the policy is from its start, in nats; see rlpost.learner.kept_start.KeptStart.distance."""
+        return self._call("distance", list(own), list(of_start))
+
     def update_rl(
         self, trajectories: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
     ) -> dict[str, float]:

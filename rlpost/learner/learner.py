@@ -18,6 +18,7 @@ from rlpost.config.schema import Config, KlPlace, Reference, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
+from rlpost.learner.kept_start import KeptStart
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import Row
 from rlpost.learner.rendezvous import Rendezvous
@@ -55,6 +56,7 @@ class Learner:
         # Counted here, since ZeRO-3 leaves a rank a part of each parameter.
         self.teacher_parameters = parameters(teacher if isinstance(teacher, Path) else model_folder)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
+        self.start = KeptStart(self.model.weights, self.backend, self.model.parameters_of(roles.POLICY))
         self.kl_coef = cfg.algo.kl_coef
 
     def sft_step(self, examples: Sequence[Example], step: int) -> Metrics:
@@ -64,6 +66,16 @@ class Learner:
         """The policy's mean negative log-likelihood per loss token, and how many tokens these are."""
         logprobs_N = self._logprobs([Row(e.token_ids, e.loss_mask) for e in examples], temperature=1.0)
         return {"loss": -float(logprobs_N.double().mean()), "tokens": float(len(logprobs_N))}
+
+    def keep_start(self) -> None:
+        """Keep a copy of the current policy, from which `distance` measures."""
+        self.start.keep()
+
+    def distance(self, own: Sequence[Trajectory], of_start: Sequence[Trajectory]) -> Metrics:
+        """How far the policy is from its start, at `rollout.temperature`; see KeptStart.distance."""
+        return self.start.distance(
+            own, of_start, lambda rows: self._logprobs(rows, self.cfg.rollout.temperature)
+        )
 
     def update_rl(
         self, trajectories: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
@@ -104,6 +116,7 @@ class Learner:
                 tensors = self.model.weights.tensors(name)
             if self.rendezvous.rank == 0:
                 save_file(tensors, folder / _file_of(name))
+        self.start.save(folder, writes=self.rendezvous.rank == 0)
 
     def load(self, folder: Path) -> None:
         """Restore exactly the state that `save` wrote."""
@@ -114,6 +127,8 @@ class Learner:
                 raise CheckpointError(f"{folder} has no {_file_of(name)}; it is incomplete or of another run")
             with self._whole(name, modify=True):
                 self.model.weights.load(name, load_file(folder / _file_of(name)))
+        if self.cfg.retention.kl:
+            self.start.load(folder)
 
     def _logprobs(self, rows: list[Row], temperature: float) -> torch.Tensor:
         budget = self.cfg.learner.micro_batch_tokens

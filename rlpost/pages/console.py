@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from rlpost.record import failures
+from rlpost.record import failures, retention
 from rlpost.record.summary import (
     AT_K,
     MISSING,
@@ -184,8 +184,9 @@ def results_table(console: Console, summary: Mapping[str, Any]) -> None:
             table.add_row("", "", f"{AT_K[name]}{k}", *(at_k_share(entry, name, k) for entry in entries))
     for variant, told in held_out_told(summary).items():
         console.print(f"held-out loss of {variant}, nats per token: {told}", soft_wrap=True)
-    if not stages:
-        return
-    console.print(table)
-    for sentence in changes(summary):
+    if stages:
+        console.print(table)
+    for sentence in changes(summary) if stages else ():
         console.print(sentence, soft_wrap=True)
+    if lost := retention.told(retention.of_summary(summary.get("retention", {}))):
+        console.print(lost, soft_wrap=True)

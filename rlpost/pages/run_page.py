@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlpost.pages import evaluation_curve, figures, render, spectrum_figures
+from rlpost.pages import evaluation_curve, figures, render, retention_figures, spectrum_figures
 from rlpost.pages.console import duration
 from rlpost.pages.figures import Series
 from rlpost.pages.images import Image
@@ -107,6 +107,7 @@ def write_report(run_dir: RunDir, own_code: bool = False) -> Path:
         stages=stages_of(summary),
         evaluations=evaluation_curve.drawn(run_dir, lines),
         curves=list(curves(lines)),
+        retention=retention_figures.of_run(run_dir, lines, str(summary["train_variant"])),
         spectrum=spectrum_figures.of_record(run_dir.path),
         time=_time(lines),
         outcomes=list(_outcome_bars(summary)),

@@ -40,6 +40,7 @@ from rlpost.types import Trajectory
 
 EvaluationKey = tuple[str, str, str]  # stage, variant, decoding
 _OF_ITERATION = re.compile(r"iteration-(\d+)\.jsonl")
+_OF_RETENTION = re.compile(r"retention-(after|(?:iteration|step)-\d+)-.*\.jsonl")
 _STAGE = re.compile(r"(?:iteration|step)-(\d+)")
 # For records made before evaluations.jsonl existed.
 _EVALUATION = re.compile(
@@ -234,6 +235,9 @@ class RunDir:
         for path in self.trajectories.iterdir():
             match = _OF_ITERATION.fullmatch(path.name)
             if match and int(match[1]) > last:
+                _remove(path)
+            elsewhere = _OF_RETENTION.fullmatch(path.name)
+            if elsewhere and _stage_is_after(elsewhere[1], last):
                 _remove(path)
         _remove(self.path / spectrum.FILE)
         _remove(self.summary)

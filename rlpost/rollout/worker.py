@@ -11,25 +11,22 @@ from rlpost.config.schema import Config
 from rlpost.envs import given, registry
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector, Ended
+from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
 
 
 class RolloutWorker:
-    """An engine, its environments and the version of the live adapter (0: the bare base model)."""
+    """An engine, its environments and the version of the live adapter (0: the bare base model).
+
+    With `retention.env` there are two kinds of environments; the specs say which they are of.
+    """
 
     def __init__(self, cfg: Config, engine: Engine, chat: Chat) -> None:
         self._engine, self._max_gap = engine, cfg.rollout.max_canary_gap
-        self._collector = Collector(
-            engine,
-            cfg.env,
-            lambda: registry.make(cfg.env, **cfg.env_args),
-            chat,
-            max_live=cfg.rollout.max_num_seqs,
-            env_timeout_s=cfg.rollout.env_timeout_s,
-            answer_marker=cfg.rollout.answer_marker,
-        )
+        self._collector = _collector(cfg, engine, chat)
+        self._elsewhere = _collector(elsewhere(cfg), engine, chat) if plays_elsewhere(cfg) else None
         self.version = 0
 
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
@@ -39,15 +36,34 @@ class RolloutWorker:
         return report
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
-        return self._collector.collect(specs, sampling, self.version)
+        return self._of(specs).collect(specs, sampling, self.version)
 
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[Ended]:
         """See `Collector.stream`."""
-        return self._collector.stream(specs, sampling, self.version)
+        return self._of(specs).stream(specs, sampling, self.version)
 
     def close(self) -> list[str]:
         """Close the environments; return what went wrong."""
-        return self._collector.close()
+        return self._collector.close() + ([] if self._elsewhere is None else self._elsewhere.close())
+
+    def _of(self, specs: Sequence[EpisodeSpec]) -> Collector:
+        """The collector of the specs' environment, which all specs of a call share."""
+        if not any(spec.elsewhere for spec in specs):
+            return self._collector
+        assert self._elsewhere is not None, "such specs are made with retention.env alone"
+        return self._elsewhere
+
+
+def _collector(cfg: Config, engine: Engine, chat: Chat) -> Collector:
+    return Collector(
+        engine,
+        cfg.env,
+        lambda: registry.make(cfg.env, **cfg.env_args),
+        chat,
+        max_live=cfg.rollout.max_num_seqs,
+        env_timeout_s=cfg.rollout.env_timeout_s,
+        answer_marker=cfg.rollout.answer_marker,
+    )
 
 
 def start_engine(cfg: Config, model_folder: Path) -> Engine:

@@ -21,7 +21,7 @@ from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.reward_control import rewards_to_learn_from
 from rlpost.rollout.reward_function import Score
-from rlpost.tasks import spectrum, start_policy, training_state
+from rlpost.tasks import retention, spectrum, start_policy, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -55,12 +55,16 @@ def _begin(session: Session) -> TrainingState:
         began = time.monotonic()
         state.evaluations["before"] = evaluate_stage(session, "before", 0)
         session.progress.closing(time.monotonic() - began)
+        if cfg.sft.steps > 0 and cfg.adapter is None:  # with an adapter, engines and learner differ here
+            retention.measure(session, "before", 0)
     _warm_up(session)
     session.learner.set_reference()
     with session.clock.phase("swap"):
         training_state.swap(session, state)
-    if cfg.eval.start and (cfg.sft.steps > 0 or cfg.adapter is not None):
+    warm = cfg.sft.steps > 0 or cfg.adapter is not None
+    if cfg.eval.start and warm:
         state.evaluations["warm"] = evaluate_stage(session, "warm", 0)
+    retention.begin(session, "warm" if warm else "before")
     if cfg.rollout.policy is RolloutPolicy.start:
         start_policy.keep(session, state.version)
     training_state.checkpoint(session, state)
@@ -89,8 +93,10 @@ def _iterations(
     stall, score = Stall(session.cfg.algo), rewards_to_learn_from(session.cfg)
     while True:
         if schedule.due:
+            stage = iteration_name(state.steps - 1)
             with training_state.current_live(session, state):
-                evaluate_stage_once(session, iteration_name(state.steps - 1), state.steps)
+                evaluate_stage_once(session, stage, state.steps)
+                retention.measure_once(session, stage, state.steps)
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")

@@ -32,7 +32,7 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.learner.schedules import new_end
 from rlpost.pages.console import Progress, results_table
 from rlpost.pages.run_page import write_report
-from rlpost.record import locks, run_error, teacher
+from rlpost.record import locks, retention, run_error, teacher
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
 from rlpost.record.gains import gains
@@ -41,6 +41,7 @@ from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.summary import held_out_losses
 from rlpost.record.tracking import Tracker, Trackers
 from rlpost.rollout.chat import Chat
+from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.prompts import remarks
@@ -126,10 +127,12 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     if with_learner:
         cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
     chat = Chat.load(model_folder, cfg.rollout)
-    rehearse(cfg, chat)
+    played = [cfg, elsewhere(cfg)] if plays_elsewhere(cfg) else [cfg]
+    for each in played:
+        rehearse(each, chat)
     ids = canary_ids(cfg, chat)
     examples = start_examples(cfg, chat) if with_learner else None
-    for remark in remarks(cfg, chat):
+    for remark in (remark for each in played for remark in remarks(each, chat)):
         console.print(remark, soft_wrap=True)
     run_dir = stack.enter_context(run_folder(cfg))
     _keep_teacher(cfg, run_dir)
@@ -191,6 +194,8 @@ def publish(
     }
     if losses := held_out_losses(session.run_dir.read_metrics()):
         summary["held_out_loss"] = losses
+    if kept := retention.measured(session.run_dir.read_metrics()):
+        summary["retention"] = retention.summary(kept)
     show(session.run_dir, session.progress, session.console, summary)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.record.run_dir import step_name
-from rlpost.tasks import training_state
+from rlpost.tasks import retention, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -46,12 +46,13 @@ def run(cfg: Config) -> None:
 def _begin(session: Session) -> TrainingState:
     state = TrainingState()
     session.book("start")
-    if session.cfg.eval.start:
-        stage = "before"
-        if session.cfg.adapter is not None:
-            stage = "warm"
-            training_state.swap(session, state)
+    cfg = session.cfg
+    stage = "before" if cfg.adapter is None else "warm"
+    if cfg.adapter is not None and (cfg.eval.start or cfg.retention.on):
+        training_state.swap(session, state)
+    if cfg.eval.start:
         state.evaluations[stage] = evaluate_stage(session, stage, 0)
+    retention.begin(session, stage)
     return state
 
 
@@ -65,7 +66,9 @@ def _steps(session: Session, schedule: Schedule, state: TrainingState, data: Exp
     while True:
         if schedule.due:
             training_state.swap(session, state)
-            evaluate_stage_once(session, step_name(state.steps - 1), state.steps)
+            stage = step_name(state.steps - 1)
+            evaluate_stage_once(session, stage, state.steps)
+            retention.measure_once(session, stage, state.steps)
         if schedule.over:
             return
         session.progress.stage(f"supervised step {schedule.next}")

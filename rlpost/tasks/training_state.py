@@ -13,7 +13,7 @@ from rlpost.errors import CheckpointError
 from rlpost.record import checkpoint as checkpoints
 from rlpost.record.run_dir import RunDir
 from rlpost.rollout.pool import PoolSwapReport
-from rlpost.tasks import spectrum, start_policy
+from rlpost.tasks import retention, spectrum, start_policy
 from rlpost.tasks.evaluate import axis, evaluate_stage, variants_of
 from rlpost.tasks.session import Session, keep_settings, publish, training_settings
 
@@ -130,6 +130,7 @@ def finish(session: Session, state: TrainingState) -> None:
     """Measure the update, evaluate the trained policy, and publish all measurements."""
     spectrum.at_the_end(session, axis(session.cfg), state.steps)
     state.evaluations["after"] = evaluate_stage(session, "after", state.steps)
+    retention.measure(session, "after", state.steps)
     publish(
         session,
         state.evaluations,

@@ -29,6 +29,7 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
+from rlpost.validate.retention import retention
 from rlpost.validate.tracking import tracking
 from rlpost.validate.unread import unread
 
@@ -122,6 +123,9 @@ RANGES: dict[str, Range] = {
     "eval.samples": Range(1, 256),
     "eval.every": NOT_NEGATIVE,
     "eval.seed": Range(0, 2**31 - 1),
+    "retention.episodes": COUNT,
+    "retention.text_tokens": COUNT,
+    "retention.kl_episodes": NOT_NEGATIVE,
     "compare.points": COUNT,
     "compare.quick_iterations": COUNT,
     "ray.timeout_s": POSITIVE,
@@ -141,6 +145,7 @@ OPTIONAL_RANGES: dict[str, Range] = {
     "algo.clip_high": POSITIVE,
     "algo.ratio_ceiling": Range(1, low_open=True),
     "algo.kl_target": POSITIVE,
+    "retention.max_new_tokens": COUNT,
     "compare.concurrency": COUNT,
 }
 
@@ -341,6 +346,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _evaluation,
     _endpoint,
     environment,
+    retention,
     *ADAPTER_CHECKS,
     adapter_start,
     folders,

@@ -24,12 +24,12 @@ from rlpost.rollout.endpoint.fit import unplayable
 from rlpost.rollout.env_threads import EnvThread
 
 TRAINING = (Task.rl, Task.sft, Task.compare)
-_LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; the name of a half-written file is 16 longer
+LONGEST_FILE = 255 - len(".jsonl") - 16  # bytes; the name of a half-written file is 16 longer
 _NAME_ONE = (
     "env=my_module:MyEnv, env=dataset, env=agent or env=reasoning_gym:TASK, with train_variant= and eval_variants="
     " where it has variants (docs/tutorial.md); python -m rlpost.envs.list: what there is"
 )
-_MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
+MORE_TIME = "mend it, or give more to rollout.env_timeout_s if it is only slow"
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def _environment(config: Config, thread: EnvThread) -> Iterator[str]:
         )
         env = _in_time(config, thread, "making it", partial(registry.make, config.env, **config.env_args))
     except RolloutError as error:
-        yield refusal("env", config.env, str(error), _MORE_TIME)
+        yield refusal("env", config.env, str(error), MORE_TIME)
         return
     except (TypeError, ValueError) as error:
         yield _refused_environment(config, error)
@@ -92,10 +92,10 @@ def _refused_environment(config: Config, error: Exception) -> str:
     """The refusal if the environment is unknown, or its arguments are wrong."""
     unknown = isinstance(error, UnknownEnvironment)
     key, value = ("env", config.env) if unknown else ("env_args", config.env_args)
-    return refusal(key, value, *_reason_and_remedy(error, f"see the arguments of {config.env}"))
+    return refusal(key, value, *reason_and_remedy(error, f"see the arguments of {config.env}"))
 
 
-def _reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
+def reason_and_remedy(error: Exception, remedy: str) -> tuple[str, str]:
     if isinstance(error, Refused):
         return error.reason, error.remedy
     return told(error), remedy
@@ -115,7 +115,7 @@ def _evaluated_variants(config: Config, variants: dict[str, VariantInfo]) -> Ite
     for name in config.eval_variants:
         if name not in variants:
             yield refusal("eval_variants", name, _no_such_variant(config, name), choose)
-        elif len(evaluation_name(iteration_name(0), name, "sampled")) > _LONGEST_FILE:
+        elif len(evaluation_name(iteration_name(0), name, "sampled")) > LONGEST_FILE:
             yield refusal(
                 "eval_variants", name, "too long for the name of its evaluation's file", "shorten it"
             )
@@ -133,10 +133,10 @@ def _instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str]) 
         try:
             _in_time(config, thread, f"reset, split {split}", reset)
         except RolloutError as error:
-            raise _Hangs(refusal(key, variant, str(error), _MORE_TIME)) from error
+            raise _Hangs(refusal(key, variant, str(error), MORE_TIME)) from error
         except Exception as error:  # an environment may raise anything, and would do so for hours
             yield refusal(
-                key, variant, *_reason_and_remedy(error, f"see python -m rlpost.envs.check {config.env}")
+                key, variant, *reason_and_remedy(error, f"see python -m rlpost.envs.check {config.env}")
             )
 
 
@@ -154,7 +154,7 @@ def _all_instances(config: Config, thread: EnvThread, env: gymnasium.Env[Any, st
                 else None
             )
         except RolloutError as error:
-            raise _Hangs(refusal("env", config.env, str(error), _MORE_TIME)) from error
+            raise _Hangs(refusal("env", config.env, str(error), MORE_TIME)) from error
         if count is None:
             yield refusal(
                 "eval.instances",
@@ -231,6 +231,9 @@ def _unscored(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
             "env_args.score=my_module:score (or exact, number, math, code), or task=sft to learn from the data's own"
             " answers",
         )
+    elif config.retention.kl and not is_scored(env.unwrapped):
+        reason = "the KL is measured on episodes, and nothing scores the answers of this run's"
+        yield refusal("retention.kl_episodes", config.retention.kl_episodes, reason, "give 0")
 
 
 def _by_endpoint(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
@@ -248,7 +251,7 @@ def _rehearsals(config: Config, thread: EnvThread, env: gymnasium.Env[Any, str])
         try:
             _in_time(config, thread, what, call)
         except RolloutError as error:
-            raise _Hangs(refusal("env", config.env, str(error), _MORE_TIME)) from error
+            raise _Hangs(refusal("env", config.env, str(error), MORE_TIME)) from error
         except Exception as error:
             yield refusal("env", config.env, f"{what}: {told(error)}", "mend the function, or the row")
             return

@@ -268,6 +268,30 @@ RULES = (
         f"{_LEAVE}, or leave eval.endpoint out",
     ),
     _Rule(
+        ("retention.env", "retention.text"),
+        lambda cfg: cfg.task is not Task.eval,
+        "task=eval trains nothing",
+        f"{_LEAVE}, and evaluate the other environment by env=",
+    ),
+    _Rule(
+        (*(f"retention.{name}" for name in ("env_args", "variants", "episodes", "max_new_tokens")),),
+        lambda cfg: cfg.retention.env is not None,
+        "retention.env names no environment",
+        f"{_LEAVE}, or give retention.env",
+    ),
+    _Rule(
+        ("retention.text_tokens",),
+        lambda cfg: cfg.retention.text is not None,
+        "retention.text names no text",
+        f"{_LEAVE}, or give retention.text",
+    ),
+    _Rule(
+        ("retention.kl_episodes",),
+        lambda cfg: cfg.retention.on,
+        "neither retention.env nor retention.text is given, so nothing is measured",
+        f"{_LEAVE}, or give one of them",
+    ),
+    _Rule(
         ("tracking.wandb",),
         lambda cfg: "wandb" in cfg.tracking.backends,
         "tracking.backends does not name wandb",

@@ -147,6 +147,36 @@ def _check_resume(group: LearnerGroup, folder: Path) -> None:
     assert group.export(2)[0].fingerprint == fingerprint
 
 
+@pytest.mark.parametrize("zero_stage", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 2)), 3])
+def test_measuring_the_distance_from_the_start_changes_nothing_and_resumes_exactly(
+    start: Callable[[Config], LearnerGroup],
+    one_rank: tuple[list[dict[str, float]], Adapter],
+    zero_stage: int,
+    tmp_path: Path,
+) -> None:
+    """The same run as `one_rank`, in which the distance is measured between the steps."""
+    cfg = _config(workers=2, zero_stage=zero_stage)
+    cfg.retention.text = "auto"  # so that a checkpoint must have the start
+    group, episodes = start(cfg), random_episodes(9)
+    own, of_start = random_episodes(5, seed=8), random_episodes(4, seed=9)
+    group.sft_step(examples_of(episodes[:7]), 0)
+    group.set_reference()
+    group.keep_start()
+    assert set(group.distance(own, of_start).values()) == {0.0}
+    metrics = group.update_rl(episodes, 0)
+    expected = _without_seconds(one_rank[0][1])
+    assert _without_seconds(metrics) == pytest.approx(expected, rel=2e-3, abs=2e-5)
+    found, adapter = group.distance(own, of_start), group.export(1)[0]
+    assert min(found["reverse/k3_token"], found["forward/k3_token"]) > 0
+    for name, tensor in adapter.tensors.items():
+        torch.testing.assert_close(tensor, one_rank[1].tensors[name], rtol=2e-3, atol=2e-5)
+    _check_resume(group, tmp_path)
+    group.keep_start()  # spoils the start, which `load` must mend
+    group.load(tmp_path)
+    assert group.distance(own, of_start) == found
+    assert group.export(3)[0].fingerprint == adapter.fingerprint
+
+
 @pytest.mark.parametrize(
     "zero_stage",
     [

@@ -91,7 +91,7 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: 
     then = training_settings(cfg)
     for group, names in ADDED.items():
         for name in names:
-            del then[group.removesuffix(".")][name]
+            del (then[group.removesuffix(".")] if group else then)[name]
     checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)
     assert checkpoint.latest(run_dir, training_settings(cfg)).progress == {"steps": 2}
     cfg.rollout.stop = ["."]
@@ -137,7 +137,7 @@ def test_only_settings_are_translated_and_nothing_that_an_environment_is_given()
         "engine_correction": 1,
         "compare": {"arms": ["ppo"]},
     }
-    assert translated(given) == given
+    assert translated(given) == {**ADDED[""], **given}
 
 
 @pytest.mark.parametrize("settings", [[], "ppo", None, 3])

@@ -98,7 +98,7 @@ MAY_IMPORT = {
     "compare.statistics": {"compare.design"},
     "compare.report": {"compare.design", "compare.statistics", "pages", "record"},
     "tasks": {
-        *("cluster", "config", "learner", "pages", "record"),
+        *("cluster", "config", "learner", "pages", "pretrain", "record"),
         *("rollout", "rollout.engine", "validate", "weights"),
     },
     "verbs": {

@@ -92,6 +92,16 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Retained:
+    """What one policy can do that it was not trained for, and how far it is from the start; docs/retention.md."""
+
+    share: float  # as of a Point; 0 is the arm's start
+    evaluations: Mapping[str, Evaluation]  # by variant of retention.env
+    text: float | None  # loss on retention.text, nats per token
+    kl: Mapping[str, float]  # by the KEY of retention/kl/KEY in metrics.jsonl; empty if it was not measured
+
+
+@dataclass(frozen=True)
 class Cell:
     """One arm with one seed. `points` is empty unless the cell is done."""
 
@@ -103,6 +113,7 @@ class Cell:
     points: tuple[Point, ...] = ()
     # Totals of its spectrum.json (rlpost.record.spectrum); None: it has none.
     spectrum: Mapping[str, float] | None = None
+    retention: tuple[Retained, ...] = ()  # of an arm that measured it: its start, then its points
 
 
 @dataclass(frozen=True)

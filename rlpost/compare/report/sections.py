@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
 from rlpost.compare.design.types import INIT, UNITS, Cell, Evaluation, Status
-from rlpost.compare.report import pictures, spectra
+from rlpost.compare.report import pictures, retention, spectra
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
@@ -36,6 +36,8 @@ def results(view: View) -> Iterator[Section]:
         yield _turns(view)
     if (updates := spectra.section(view)) is not None:
         yield updates
+    if (lost := retention.section(view)) is not None:
+        yield lost
     for unit, name in UNITS.items():
         if unit == view.comparison.matched_on or not view.counts(unit):
             continue
