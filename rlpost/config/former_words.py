@@ -31,6 +31,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "sft.": {"schedule": "constant", "final_share": 0.0},
     "algo.": {"schedule": "constant", "final_share": 0.0},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
+    "compare.": {"share_engines": True},  # a cell's own record has it, and does not read it
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 
