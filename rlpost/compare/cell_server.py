@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
         for words in _asked(channel):
             if code := run.main(words):
                 return code
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the comparison was killed
                 channel.send(DONE)
     return 0
@@ -46,7 +48,6 @@ def _asked(channel: socket.socket) -> Iterator[list[str]]:
         if not message:
             return
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
             os.dup2(logs[0], stream.fileno())
         os.close(logs[0])
         words: list[str] = json.loads(message)
