@@ -63,15 +63,28 @@ class Needs:
         return cls(cpus=processes * rollout.cpus, gpus=processes * rollout.gpus)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A connected Ray."""
+
+    folder: Path | None  # of a private Ray; None for a joined cluster
+
+    @contextlib.contextmanager
+    def keeping_logs(self, target: Path) -> Iterator[None]:
+        """If the body fails, copy the logs of a private Ray's workers to `target`."""
+        try:
+            yield
+        except Exception:
+            if self.folder is not None:
+                _copy_logs(self.folder, target)
+            raise
+
+
 @contextlib.contextmanager
 def connect(
-    config: RayConfig,
-    needs: Needs,
-    keep_logs: Path | None = None,
-    modules: Sequence[Path] = (),
-    weights: int = 0,
-) -> Iterator[None]:
-    """Run the body with Ray connected. If the body fails, a private Ray's worker logs are first copied to `keep_logs`.
+    config: RayConfig, needs: Needs, modules: Sequence[Path] = (), weights: int = 0
+) -> Iterator[Cluster]:
+    """Run the body with Ray connected.
 
     `weights` are the bytes of one version of the weights that a swap sends, if these are many: a private Ray's object
     store then has room for them. Workers can import `modules`, the user's files and package folders
@@ -84,13 +97,13 @@ def connect(
             "Ray is already connected in this process; leave the first connect() before a second."
         )
     os.environ.update(RAY_ENVIRONMENT)
-    with _joined(config, modules) if config.address else _private(config, keep_logs, modules, weights):
-        _check_resources(needs, config.address)
-        yield
+    with _joined(config, modules) if config.address else _private(config, modules, weights) as cluster:
+        check_resources(needs, config.address)
+        yield cluster
 
 
 @contextlib.contextmanager
-def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
+def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[Cluster]:
     if config.address != "auto":
         _require_listener(str(config.address), config.timeout_s)
     _init(
@@ -100,15 +113,13 @@ def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[None]:
         runtime_env={"py_modules": [str(path) for path in (_PACKAGE, *modules)]},
     )
     try:
-        yield
+        yield Cluster(None)
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _private(
-    config: RayConfig, keep_logs: Path | None, modules: Sequence[Path], weights: int
-) -> Iterator[None]:
+def _private(config: RayConfig, modules: Sequence[Path], weights: int) -> Iterator[Cluster]:
     _own_token()
     os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
     folder = RayFolder()
@@ -122,11 +133,7 @@ def _private(
             _temp_dir=str(folder.for_ray),
             runtime_env=_in_place(modules),
         )
-        yield
-    except Exception:
-        if keep_logs is not None:
-            _copy_logs(folder.for_ray, keep_logs)
-        raise
+        yield Cluster(folder.for_ray)
     finally:
         with _uninterrupted():
             _stop(folder.path)
@@ -185,7 +192,8 @@ def total() -> Needs:
     return Needs(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
 
 
-def _check_resources(needs: Needs, address: str | None) -> None:
+def check_resources(needs: Needs, address: str | None) -> None:
+    """Raise ClusterError if the connected cluster has fewer CPUs or GPUs than the run needs."""
     refuse_shortage(needs, total(), address)
 
 

@@ -1,4 +1,4 @@
-"""One cell: an ordinary run of rlpost in its own process, and the files it leaves.
+"""One cell: an ordinary run of rlpost, here in its own process, and the files it leaves.
 
 cells/NAME.yaml   every setting; `python -m rlpost.run experiment=cells/NAME.yaml` runs the cell by hand
 cells/NAME/       its run directory            cells/NAME.log    its console output
@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -121,21 +121,8 @@ class Process:
 
     def __init__(self, files: CellFiles, cfg: Config) -> None:
         self.files, self.began = files, time.monotonic()
-        with writing(files.log):
-            files.log.parent.mkdir(parents=True, exist_ok=True)
-        with writing(files.log), files.log.open("ab") as log:
-            _hold(files, log)
-            command = [*PROGRAM, *_prepare(files, cfg)]
-            # The process gets its own session, so that Ctrl-C reaches the comparison alone, which stops its cells in
-            # order.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "COLUMNS": _COLUMNS},
-                start_new_session=True,
-            )
+        with beginning(files, cfg) as (words, log):
+            self._process = launch([*PROGRAM, *words], log)
 
     @property
     def seconds(self) -> float:
@@ -144,11 +131,7 @@ class Process:
     def ended(self) -> Ended | None:
         """How the cell ended; None while it runs."""
         code = self._process.poll()
-        if code is None:
-            return None
-        if code == 0 and self.files.run_dir.summary.is_file():
-            return Ended(Status.DONE, None, self.seconds)
-        return Ended(Status.FAILED, _reason(self.files, code), self.seconds)
+        return None if code is None else ended_with(self.files, code, self.seconds)
 
     def ask_to_stop(self) -> None:
         if self._process.poll() is None:
@@ -162,6 +145,39 @@ class Process:
         """Wait until the cell ends, or until `deadline` (of time.monotonic)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, deadline - time.monotonic()))
+
+
+@contextlib.contextmanager
+def beginning(files: CellFiles, cfg: Config) -> Iterator[tuple[list[str], BinaryIO]]:
+    """Prepare the cell's files; the arguments of its start, and its log, which is locked for whoever inherits it."""
+    with writing(files.log):
+        files.log.parent.mkdir(parents=True, exist_ok=True)
+    with writing(files.log), files.log.open("ab") as log:
+        _hold(files, log)
+        yield _prepare(files, cfg), log
+
+
+def launch(command: Sequence[str], log: BinaryIO, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start a process that writes to `log` and inherits the descriptors `keep`.
+
+    It gets its own session, so that Ctrl-C reaches the comparison alone, which stops its cells in order.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "COLUMNS": _COLUMNS},
+        start_new_session=True,
+        pass_fds=keep,
+    )
+
+
+def ended_with(files: CellFiles, code: int, seconds: float) -> Ended:
+    """How a cell ended whose start returned the exit code `code`; below 0 it is a signal's number."""
+    if code == 0 and files.run_dir.summary.is_file():
+        return Ended(Status.DONE, None, seconds)
+    return Ended(Status.FAILED, _reason(files, code), seconds)
 
 
 def stop(running: Iterable[Run]) -> None:

@@ -1,7 +1,7 @@
 """`task=compare`: SFT against reinforcement learning from one start, on rules that neither was trained on.
 
-plan ─▶ cells (runs of rlpost, one process each) ─▶ Comparison ─▶ results.json after every cell
-                                                          └▶ report.html, report.md, the findings on the console
+plan ─▶ cells (runs of rlpost) ─▶ Comparison ─▶ results.json after every cell
+                                           └▶ report.html, report.md, the findings on the console
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison,
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
+from rlpost.compare.served_cells import starter
 from rlpost.config.adapter_kinds import FULL
 from rlpost.config.compose import to_yaml, with_settings
 from rlpost.config.schema import Config
@@ -65,8 +66,9 @@ def run(cfg: Config) -> None:
             results.write(_comparison(cfg, runner, model_folder, command), folder)
 
         try:
-            runner = Runner(cfg, folder, models.parameters(model_folder), display, record)
-            runner.run(concurrency)
+            with starter(cfg, concurrency) as start:
+                runner = Runner(cfg, folder, models.parameters(model_folder), display, record, start)
+                runner.run(concurrency)
         finally:
             display.close()
         comparison = _comparison(cfg, runner, model_folder, command)

@@ -1,6 +1,6 @@
 """Runs the cells of a plan. A cell starts when the cells it needs are done; several run at once if so configured.
 
-    waiting ─▶ its needs are done ─▶ running (a process each) ─▶ read and checked ─▶ done │ failed
+    waiting ─▶ its needs are done ─▶ running (cells.py, served_cells.py) ─▶ read and checked ─▶ done │ failed
               └▶ a need has failed ─▶ failed
 
 A later start skips cells that are done (their results are on disk) and runs failed or stopped cells again.

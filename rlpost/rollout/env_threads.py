@@ -325,6 +325,15 @@ def _end(threads: set[EnvThread]) -> None:
         thread.end()
 
 
+def unended(timeout_s: float) -> int:
+    """The number of environments' threads in this process that have not ended. Waits for them, `timeout_s` in all."""
+    deadline = time.monotonic() + timeout_s
+    threads = [thread for thread in threading.enumerate() if isinstance(thread, EnvThread)]
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return sum(thread.is_alive() for thread in threads)
+
+
 @contextmanager
 def living(
     name: str, args: Mapping[str, Any], timeout_s: float, purpose: str

@@ -6,6 +6,7 @@
                        a new deadline; this repeats while restarts are left
     collect(specs) ──▶ all groups of the stream, in the order of the specs
     swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it return to the version before
+    begin(cfg)     ──▶ every actor back at the bare base, for the next run; else the pool must be closed
 
 A share is played again as a whole, including groups that were already handed over: the engine's rounding depends on the
 batch, so only equal batches give the episodes of a run that lost no worker.
@@ -74,6 +75,15 @@ class RolloutPool:
     def wait_ready(self) -> None:
         """Wait until all engines are up; they start with the pool. Raises ClusterError, RolloutError."""
         get_all(self._starts, self.cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
+
+    def begin(self, cfg: Config) -> None:
+        """Begin another run, whose engines and number of workers are the same. See `RolloutActor.begin`.
+
+        Raises SwapError, RolloutError or ClusterError, also if a worker has died; the pool must then be closed.
+        """
+        self.cfg, self.restarts, self._live = cfg, 0, None
+        asked = [actor.begin.remote(cfg, given.table()) for actor in self._actors]
+        get_all(asked, cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         """Play all episodes; return trajectories in the order of `specs`. Raises like `stream`."""

@@ -50,3 +50,6 @@ class ScriptedEngine:
         self.versions.append(adapter.version)
         modules = len(adapter.tensors) // 2
         return SwapReport(adapter.version, adapter.fingerprint, modules, modules, 0.0, 0.0, 0.0)
+
+    def reset(self) -> None:
+        self.versions, self._queue = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.envs import given, registry
+from rlpost.errors import RolloutError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector, Ended
 from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
+from rlpost.rollout.engine.settings import EngineSettings
+from rlpost.rollout.env_threads import unended
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
+
+ENDING_S = 5.0  # in which the threads of closed environments end
 
 
 class RolloutWorker:
@@ -66,41 +72,63 @@ def _collector(cfg: Config, engine: Engine, chat: Chat) -> Collector:
     )
 
 
-def start_engine(cfg: Config, model_folder: Path) -> Engine:
-    """Start the vLLM engine of the configuration in this process."""
-    from rlpost.cluster.precision import TORCH_DTYPES
-    from rlpost.rollout.engine.settings import EngineSettings
-    from rlpost.rollout.engine.vllm_engine import VllmEngine
-
+def engine_settings(cfg: Config, model_folder: Path) -> EngineSettings:
+    """All settings on which an engine depends. The run's seed is not among them: every request brings its own."""
     rollout = cfg.rollout
-    assert cfg.dtype in TORCH_DTYPES, "the session settles the precision; vLLM would choose another"
-    return VllmEngine(
-        EngineSettings(
-            model=model_folder,
-            dtype=cfg.dtype.value,
-            max_model_len=rollout.max_model_len,
-            max_num_seqs=rollout.max_num_seqs,
-            kv_cache_gib=rollout.kv_cache_gib,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            threads=max(1, round(rollout.cpus)),
-            enforce_eager=rollout.enforce_eager,
-            base=cfg.lora.base.value,
-            seed=cfg.seed,
-            tensor_parallel=rollout.tensor_parallel,
-        )
+    return EngineSettings(
+        model=model_folder,
+        dtype=cfg.dtype.value,
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        threads=max(1, round(rollout.cpus)),
+        enforce_eager=rollout.enforce_eager,
+        base=cfg.lora.base.value,
+        tensor_parallel=rollout.tensor_parallel,
     )
 
 
+def start_engine(cfg: Config, model_folder: Path) -> Engine:
+    """Start the vLLM engine of the configuration in this process."""
+    from rlpost.cluster.precision import TORCH_DTYPES
+    from rlpost.rollout.engine.vllm_engine import VllmEngine
+
+    assert cfg.dtype in TORCH_DTYPES, "the session settles the precision; vLLM would choose another"
+    return VllmEngine(engine_settings(cfg, model_folder))
+
+
 class RolloutActor:
-    """A worker in its own process. `start` is not part of the constructor, so its errors arrive with their own type."""
+    """A worker in its own process. `start` is not part of the constructor, so its errors arrive with their own type.
+
+    start ─▶ a run ─▶ begin: the engine at the bare base again, new environments ─▶ another run ─▶ ...
+    """
 
     _worker: RolloutWorker
+    _engine: Engine
 
     def start(self, cfg: Config, model_folder: str, objects: Mapping[str, Any]) -> None:
         """`objects`: what the run was handed from Python (envs/given.py)."""
+        self._folder = Path(model_folder)
+        self._engine = start_engine(cfg, self._folder)
+        self._set_up(cfg, objects)
+
+    def begin(self, cfg: Config, objects: Mapping[str, Any]) -> None:
+        """Begin another run with the same engine settings. The run before has ended and closed its environments.
+
+        Raises SwapError if the engine cannot prove that it is back at the bare base, RolloutError if an environment of
+        the run before still works. The worker must not be used any more then.
+        """
+        del self._worker
+        if left := unended(ENDING_S):
+            raise RolloutError(f"{left} environments of the run before have not ended")
+        self._engine.reset()
+        self._set_up(cfg, objects)
+
+    def _set_up(self, cfg: Config, objects: Mapping[str, Any]) -> None:
         given.receive(objects)
-        folder = Path(model_folder)
-        self._worker = RolloutWorker(cfg, start_engine(cfg, folder), Chat.load(folder, cfg.rollout))
+        seed_globally(cfg.seed)
+        self._worker = RolloutWorker(cfg, self._engine, Chat.load(self._folder, cfg.rollout))
 
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
         return self._worker.swap(adapter, canary)
@@ -118,3 +146,16 @@ class RolloutActor:
 
     def close(self) -> list[str]:
         return self._worker.close()
+
+
+def seed_globally(seed: int) -> None:
+    """Seed the global generators, from which a user's environment may draw, whatever this process did before.
+
+    Bundled environments and engines do not draw from them: their seeds come with each episode and request.
+    """
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)

@@ -3,7 +3,8 @@
     open_session ─▶ model folder ─▶ precision ─▶ run directory ─▶ Ray ─▶ engines start │ learner starts ─▶ all ready
     publish      ─▶ summary.json, report.html, the table on the console
 
-However a session ends (normally, by an error, by Ctrl-C), all of it is closed; the record stays, no process does.
+However a session ends (normally, by an error, by Ctrl-C), all of it is closed; the record stays, no process does. Only
+in a process that keeps them (rlpost/tasks/engines.py) do Ray and the engines stay for the next session.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from rich.console import Console
 
 from rlpost.cluster import ray_cluster
 from rlpost.cluster.precision import settled
-from rlpost.cluster.user_modules import own_modules
 from rlpost.config import learning_rates
-from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.compose import to_yaml
 from rlpost.config.presets import TABLE as ALGORITHMS
 from rlpost.config.schema import Config, Task
@@ -44,13 +43,13 @@ from rlpost.rollout.chat import Chat
 from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
+from rlpost.tasks.engines import engines
 from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
 from rlpost.tasks.start_examples import start_examples
 from rlpost.validate.model import check_model
 from rlpost.weights import models, teachers
-from rlpost.weights.adapters import WEIGHTS_FILE
 
 # Settings that a resumed run may change permanently: where it runs, what it reports, how long it continues.
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
@@ -143,11 +142,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     stack.callback(progress.close)
     progress.stage("starting Ray, engines and learner")
     needs = ray_cluster.Needs.of(cfg) if with_learner else ray_cluster.Needs.of_engines(cfg)
-    logs, modules = run_dir.path / "logs", own_modules(cfg)
-    weights = _whole_weights(cfg, model_folder)
-    stack.enter_context(ray_cluster.connect(cfg.ray, needs, keep_logs=logs, modules=modules, weights=weights))
-    pool = RolloutPool(cfg, model_folder)
-    stack.callback(pool.close)
+    pool = stack.enter_context(engines(cfg, model_folder, needs, run_dir.path / "logs", console))
     learner = None
     if with_learner:
         learner = LearnerGroup(cfg, model_folder, ids, examples)
@@ -257,10 +252,3 @@ def _keep_teacher(cfg: Config, run_dir: RunDir) -> None:
     """Record the teacher that the run learns from. Raises CheckpointError if a resumed run has another."""
     if cfg.task is Task.rl and ALGORITHMS[cfg.algo.name].taught and cfg.algo.teacher is not None:
         teacher.keep(run_dir.path, cfg.algo.teacher, teachers.fingerprint(cfg.algo.teacher))
-
-
-def _whole_weights(cfg: Config, model_folder: Path) -> int:
-    """The bytes of the weights that a swap sends, at most: whole float32 parameters; an adapter's file."""
-    adapter = Path(cfg.adapter) / WEIGHTS_FILE if cfg.adapter is not None else None
-    trained = 4 * models.parameters(model_folder) if TABLE[cfg.lora.kind].whole else 0
-    return max(trained, adapter.stat().st_size if adapter is not None else 0)

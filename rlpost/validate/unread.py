@@ -292,6 +292,14 @@ RULES = (
         f"{_LEAVE}, or give one of them",
     ),
     _Rule(
+        ("compare.share_engines",),
+        lambda cfg: (
+            cfg.task is Task.compare and cfg.ray.address is None and (cfg.compare.concurrency or 1) == 1
+        ),
+        "only cells of a comparison that run one by one on this machine can share engines",
+        f"{_LEAVE}, or leave ray.address out, with compare.concurrency=1",
+    ),
+    _Rule(
         ("tracking.wandb",),
         lambda cfg: "wandb" in cfg.tracking.backends,
         "tracking.backends does not name wandb",

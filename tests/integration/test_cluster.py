@@ -172,7 +172,8 @@ class Busy:
         while True:
             pass
 
-with ray_cluster.connect(RayConfig(), ray_cluster.Needs(1, 0), keep_logs=Path(sys.argv[2])):
+needs, logs = ray_cluster.Needs(1, 0), Path(sys.argv[2])
+with ray_cluster.connect(RayConfig(), needs) as cluster, cluster.keeping_logs(logs):
     actor = Busy.remote()
     actor_calls.get(actor.pid.remote(), 60, "busy")
     ref = actor.spin.remote()

@@ -424,6 +424,48 @@ def test_cached_prompts_of_the_old_version_are_forgotten(
         torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=TIGHT)
 
 
+def test_a_reset_engine_is_as_started(
+    engine: VllmEngine, base: Any, policy_a: tuple[PeftModel, Adapter], policy_b: tuple[PeftModel, Adapter]
+) -> None:
+    """Its answers after other adapters and requests are those of before, to the bit."""
+    answers, seeds = [], {"a": 3, "b": 4, "c": 5}
+    engine.reset()
+    for model, adapter in (policy_a, policy_b):
+        answers.append((engine.logprobs(PROMPT), sample(engine, Sampling(1.0, 16), seeds)))
+        engine.swap(adapter, canary(model), TIGHT)
+        assert engine.logprobs(PROMPT) != answers[0][0]
+        sample(engine, Sampling(0.7, 9), {"d": 6, "e": 7})
+        engine.reset()
+    assert answers[0] == answers[1]
+    torch.testing.assert_close(
+        torch.tensor(engine.logprobs(PROMPT)), logprobs(base, PROMPT), rtol=0, atol=TIGHT
+    )
+
+
+def test_a_base_that_comes_back_changed_is_refused(
+    engine: VllmEngine, policy_a: tuple[PeftModel, Adapter]
+) -> None:
+    """A weight that no swap writes: the probes of written layers cannot see it."""
+    engine.swap(policy_a[1], None, TIGHT)
+    norm = engine._engine.apply_model(lambda model: model.model.norm.weight)[0]
+    before = norm.detach().clone()
+    with torch.no_grad():
+        norm[0] += 0.5
+    with pytest.raises(SwapError, match="The bare base came back changed"):
+        engine.reset()
+    with torch.no_grad():
+        norm.copy_(before)
+    engine.reset()
+
+
+def test_a_reset_waits_for_no_request(engine: VllmEngine) -> None:
+    engine.submit("live", ModelInput(PROMPT), Sampling(0.0, 4), 0)
+    with pytest.raises(SwapError, match="Requests are live"):
+        engine.reset()
+    drain(engine)
+    engine.reset()
+
+
 def flip_a_bit(adapter: Adapter) -> Adapter:
     name = "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"
     flipped = adapter.tensors[name].clone()

@@ -107,7 +107,7 @@ MAY_IMPORT = {
     },
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
-        *("config", "pages", "record", "validate", "weights"),
+        *("config", "pages", "record", "tasks", "validate", "weights", "rlpost.run"),
     },
     "api": {"cluster", "config", "record", "validate", "rlpost.run"},
     "command": {"config", "validate", "rlpost.run"},  # verbs are imported by name, when chosen

@@ -66,3 +66,9 @@ class Engine(Protocol):
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
         """Make `adapter` live and prove it, or restore the previous one and raise SwapError."""
+
+    def reset(self) -> None:
+        """Return to the bare base model and to empty caches, as after the start, and prove it.
+
+        Raises SwapError if a proof fails; the engine must not be used any more.
+        """

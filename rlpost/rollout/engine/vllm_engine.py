@@ -3,6 +3,7 @@
     submit   ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
     logprobs ──▶ one prompt through the live weights, past the prefix cache
     swap     ──▶ SwapWorker (engine/swap.py) writes and probes ──▶ canary by `logprobs` ──▶ live, or restored
+    reset    ──▶ the same with the bare base ──▶ log-probs equal to those of the start ──▶ as started, or refused
 
 Nothing runs between calls: an idle engine has no thread that works or spins. With tensor_parallel above 1, vLLM starts
 a process a rank; this one then only schedules.
@@ -27,6 +28,7 @@ from rlpost.weights.adapters import Adapter
 
 _LOGPROBS = "\0logprobs"  # key of requests for log-probs; no caller's key starts with a NUL
 _SEEDS = 1 << 63  # vLLM takes seeds of 63 bits
+_TRIAL = (1, 2, 3, 4) * 16  # tokens whose log-probs identify the bare base; every vocabulary has them
 _RESTORED = 1e-4  # largest log-prob change that a restored version may show on the canary it was proven with
 
 
@@ -63,7 +65,8 @@ class VllmEngine:
         self._live = _Live()
         if settings.base != BaseKind.stored.value:
             together(self._engine.collective_rpc("rlpost_set_base", args=(settings.base,)))
-        self._warm_up()
+        self._trial = _TRIAL[: self.max_model_len - 1]
+        self._base_logprobs = self._warm_up()
 
     def submit(self, key: str, prompt: ModelInput, sampling: Sampling, seed: int) -> None:
         """See `Engine.submit`. Raises RolloutError if the prompt leaves no room for a token, or the key is taken."""
@@ -153,6 +156,23 @@ class VllmEngine:
             seconds=time.perf_counter() - started,
         )
 
+    def reset(self) -> None:
+        """See `Engine.reset`. Proven by probes of the written layers, and by the start's log-probs, bit for bit.
+
+        Raises SwapError: requests are live, or a proof failed.
+        """
+        if self._waiting or self._finished:
+            raise SwapError("Requests are live; an engine with requests cannot be reset.")
+        self._write(None)
+        self._live = _Live()
+        changed = sum(a != b for a, b in zip(self.logprobs(self._trial), self._base_logprobs, strict=True))
+        if changed:
+            raise SwapError(
+                f"The bare base came back changed: {changed} of {len(self._base_logprobs)} log-probs differ from those"
+                " of the engine's start."
+            )
+        self._drop_cache()
+
     def _add(self, key: str, prompt: ModelInput, params: Any) -> None:
         self._engine.add_request(key, self._vllm.tokens_input(list(prompt.token_ids)), params)
         self._waiting.add(key)
@@ -172,9 +192,12 @@ class VllmEngine:
 
     def _write(self, adapter: Adapter | None) -> WriteReport:
         report = together(self._engine.collective_rpc("rlpost_write", args=(adapter,)))
+        self._drop_cache()
+        return report
+
+    def _drop_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
             raise SwapError("vLLM did not drop its prefix cache.")
-        return report
 
     def _canary_gap(self, canary: Canary | None, max_gap: float) -> tuple[list[float], float]:
         """The log-probs of the engine and their mean |difference| to the learner's; NaN without a canary."""
@@ -207,14 +230,15 @@ class VllmEngine:
                 f"A swap failed ({reason}) and {live.name} came back changed by {moved:.2g} log-prob."
             )
 
-    def _warm_up(self) -> None:
-        """Run a first batch, since it pays for first uses (kernels, caches)."""
+    def _warm_up(self) -> list[float]:
+        """Run a first batch, since it pays for first uses (kernels, caches). Returns the log-probs of `_trial`."""
         for i in range(4):
             self.submit(f"warm-up {i}", ModelInput((1, 2, 3, 4)), Sampling(1.0, 4), seed=i)
         while self._waiting:
             self.step()
-        self.logprobs((1, 2, 3, 4))
+        logprobs = self.logprobs(self._trial)
         self._engine.reset_prefix_cache()
+        return logprobs
 
 
 def _completion(output: Any) -> Completion:

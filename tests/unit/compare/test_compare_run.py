@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,6 @@ import pytest
 from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.design.types import Comparison, Role, Status
-from rlpost.compare.runner import Runner
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
 from rlpost.envs import registry
@@ -45,7 +44,7 @@ def compare(cfg: Config, monkeypatch: pytest.MonkeyPatch, failing: str | None = 
     def start(files: CellFiles, settings: Config) -> FakeRun:
         return FakeRun(files, settings, "it broke" if files.name == failing else None)
 
-    monkeypatch.setattr(run, "Runner", functools.partial(Runner, start=start))
+    monkeypatch.setattr(run, "starter", lambda cfg, concurrency: contextlib.nullcontext(start))
     run.run(cfg)
 
 

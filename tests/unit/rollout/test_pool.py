@@ -160,6 +160,7 @@ class FakeActor:
 
     def __init__(self, **script: list[Any]) -> None:
         self.script, self.swapped = script, list[Any]()
+        self.begun = list[int]()
         self.asked, self.streams = list[list[int]](), list[Stream]()
         self.killed = False
 
@@ -171,6 +172,14 @@ class FakeActor:
     @property
     def start(self) -> Method:
         return Method(lambda cfg, folder, given: self._next("start", None))
+
+    @property
+    def begin(self) -> Method:
+        def begin(cfg: Config, objects: Any) -> Ref:
+            self.begun.append(cfg.seed)
+            return self._next("begin", None)
+
+        return Method(begin)
 
     @property
     def swap(self) -> Method:
@@ -436,3 +445,37 @@ def test_environments_are_closed_in_every_worker_and_what_went_wrong_is_told(
     assert len(waited) == 4
     assert sorted(waited, reverse=True) == waited
     assert waited[0] <= pool.CLOSING_S
+
+
+def test_the_next_run_begins_with_all_restarts_and_no_adapter(pool_of: Any) -> None:
+    actors = [
+        FakeActor(stream=[plays(dies_after=0)]),
+        FakeActor(stream=[plays(), plays(dies_after=0)]),
+        FakeActor(),
+    ]
+    pool, _ = pool_of(*actors, workers=1, restarts=1)
+    pool.swap("adapter", None)
+    assert played(pool, 2) == [0, 1]
+    assert pool.restarts == 1
+    cfg = replace(pool.cfg, seed=7)
+    pool.begin(cfg)
+    assert (pool.cfg.seed, pool.restarts) == (7, 0)
+    assert actors[1].begun == [7]
+    assert played(pool, 2) == [0, 1], "a worker may be lost again"
+    assert actors[2].swapped == [], "the run before had an adapter, this one has none yet"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "told"),
+    [
+        (SwapError("the base came back changed"), SwapError, "came back changed"),
+        (Ref(None, NEVER), ClusterError, "rollout worker 1"),
+        (ray_errors.ActorDiedError(), ClusterError, "rollout worker 1"),
+    ],
+)
+def test_a_worker_that_does_not_begin_the_next_run_is_an_error(
+    pool_of: Any, outcome: Any, error: type[Exception], told: str
+) -> None:
+    pool, _ = pool_of(FakeActor(), FakeActor(begin=[outcome]), workers=2)
+    with pytest.raises(error, match=told):
+        pool.begin(pool.cfg)
