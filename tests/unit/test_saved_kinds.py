@@ -86,7 +86,7 @@ def test_every_setting_that_may_be_given_has_a_case(kind: AdapterKind) -> None:
     assert set(OTHERS[kind.name]) == set(TABLE[kind].free)
 
 
-@pytest.mark.parametrize(("kind", "name"), cases())
+@pytest.mark.parametrize(("kind", "name"), tuple(cases()))
 def test_an_adapter_computes_the_same_where_it_is_loaded(
     kind: AdapterKind, name: str | None, folder: Path
 ) -> None:
