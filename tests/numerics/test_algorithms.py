@@ -329,4 +329,6 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
 
 def _pull(arm: int, i: int, logprob: float) -> Trajectory:
     turn = Turn((1,), (arm,), (logprob,), "", "", Finish.STOP, 5.0 if arm == BEST else 0.0, "PULLED", 0)
-    return Trajectory("e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=arm == BEST)
+    return Trajectory(
+        "e", "v", "train", "i", 0, i, i // 8, i, (turn,), Ending.TERMINATED, success=arm == BEST
+    )

@@ -20,7 +20,9 @@ from rlpost.algorithms.selection import distinct_successes, ranked_pairs
 from rlpost.config.schema import AlgoName, Config
 from tests.learner_data import random_episodes, small_config, with_algorithm
 
-scores = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-1.0, 0.0, 0.5, 5.0])), min_size=1, max_size=16)
+scores = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from([-1.0, 0.0, 0.5, 5.0])), min_size=1, max_size=16
+)
 
 
 def config(name: AlgoName) -> Config:
@@ -114,9 +116,7 @@ class TestPairs:
         expected = []
         for group in set(groups):
             members = [i for i, g in enumerate(groups) if g == group]
-            expected += [
-                (members[a], members[b]) for a, b in pairs_by_hand([rewards[i] for i in members])
-            ]
+            expected += [(members[a], members[b]) for a, b in pairs_by_hand([rewards[i] for i in members])]
         assert sorted(map(tuple, found.pairs_P2.tolist())) == sorted(expected)
         paired = {groups[winner] for winner, _ in expected}
         assert found.metrics["paired_groups"] == pytest.approx(len(paired) / len(set(groups)))
@@ -127,7 +127,9 @@ class TestPairs:
         assert found.advantages_B.tolist() == signs
 
     @given(st.integers(0, 6), st.integers(0, 6))
-    def test_right_and_wrong_make_as_many_pairs_as_there_are_of_the_rarer(self, right: int, wrong: int) -> None:
+    def test_right_and_wrong_make_as_many_pairs_as_there_are_of_the_rarer(
+        self, right: int, wrong: int
+    ) -> None:
         rewards = torch.tensor([1.0] * right + [0.0] * wrong + [0.0])
         found = ranked_pairs(rewards, torch.zeros(len(rewards), dtype=torch.long)).pairs_P2
         assert found is not None
@@ -140,7 +142,9 @@ class TestPairs:
         assert not ranked_pairs(rewards, torch.zeros(2, dtype=torch.long)).learnt_B.any()
 
 
-def trl_sigmoid(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
+def trl_sigmoid(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> Tensor:
     """The loss of TRL's DPOTrainer, loss_type "sigmoid" without label smoothing, of summed log-probs."""
     logratios = chosen - rejected
     ref_logratios = ref_chosen - ref_rejected

@@ -35,7 +35,10 @@ def refused(*overrides: str) -> str:
         (["algo=dpo", "rollout.group_size=1"], "algo=dpo compares the episodes of a group"),
         (["algo=dpo", "algo.dpo_beta=0"], "algo.dpo_beta=0.0\n  reason: out of range"),
         (["algo=grpo", "algo.dpo_beta=0.2"], "algo=grpo learns from no pairs of answers"),
-        (["algo=rft", "algo.reference=base"], "algo.reference=base\n  reason: nothing reads it: algo.kl=none"),
+        (
+            ["algo=rft", "algo.reference=base"],
+            "algo.reference=base\n  reason: nothing reads it: algo.kl=none",
+        ),
         (["algo=rft", "algo.clip=0.1"], "algo=rft takes no probability ratio"),
         (["algo=dpo", "algo.old_logprobs=engine"], "algo=dpo takes no probability ratio"),
         (["algo=rft", "algo.reward_scale=1"], "algo=rft asks which episodes are right or better"),

@@ -139,7 +139,9 @@ def test_dpo_weighs_pairs_anew_in_each_step(folder: Path) -> None:
     backend = _backend(folder, cfg)
     update.update_rl(backend, episodes, cfg, 0)
     alone = _backend(folder, cfg)
-    for parameter, value in zip(alone.model.parameters(), _after_one_step(folder, cfg, episodes), strict=True):
+    for parameter, value in zip(
+        alone.model.parameters(), _after_one_step(folder, cfg, episodes), strict=True
+    ):
         parameter.data.copy_(value)
     expected = gradients(alone.model, dpo_loss(alone.model, episodes, cfg.algo.dpo_beta))
     assert_equal(backend.steps[1][0], expected)
