@@ -73,7 +73,6 @@ def test_offline_a_ratio_to_the_moved_policy_is_refused_whatever_the_algorithm(n
         ["algo=rft", START],
         ["algo=dpo", START, "algo.dpo_beta=0.5", "algo.reference=base"],
         ["algo=dpo", "algo.dynamic_sampling=true", "algo.overlong_buffer=8"],
-        ["algo=dpo", "algo.reward_function=json:loads"],
         ["task=sft", "sft.steps=5", "sft.loss=dft"],
         ["sft.steps=5", "sft.loss=dft"],
         ["task=dry_run", "algo=rft"],
