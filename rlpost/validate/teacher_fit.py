@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlpost.config.adapter_kinds import FULL
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE
@@ -16,7 +17,7 @@ from rlpost.validate.fit import base_of, check_fit
 from rlpost.weights import models, teachers
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.base_weights import base_weights
-from rlpost.weights.kind_settings import check_start
+from rlpost.weights.kind_settings import check_start, trains_parameter
 from rlpost.weights.stored_model import StoredModel, read_config, text_part
 from rlpost.weights.update import weight_update
 
@@ -66,6 +67,8 @@ def _apart(cfg: Config, teacher: Adapter) -> str | None:
         )
     if mine == "LORA":
         return None
+    if unknown := [n for n in teacher.tensors if mine == FULL and not trains_parameter(cfg.lora, n)]:
+        return f"it changes {unknown[0]}, which the run does not train, so that its roles have no weight of that name"
     try:
         check_start(teacher.config, cfg.lora)
     except AdapterError as error:

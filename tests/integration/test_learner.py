@@ -449,3 +449,43 @@ def test_the_rewarded_arm_is_found(start: Callable[[Config], LearnerGroup], name
         group.update_rl(_arms(reward, logprobs, drawn), iteration)
     assert chances[0] < 0.2, chances
     assert chances[-1] > 0.8, chances
+
+
+def _taught_run(group: LearnerGroup) -> tuple[dict[str, float], Adapter]:
+    """An update with a teacher or a critic, and with expert answers in its steps."""
+    experts = examples_of(random_episodes(5, seed=7))
+    return group.update_rl(random_episodes(8), 0, experts), group.export(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "zero_stage"),
+    [
+        pytest.param(AlgoName.ppo, 1, marks=pytest.mark.slow),
+        pytest.param(AlgoName.opd, 2, marks=pytest.mark.slow),
+        (AlgoName.opd, 3),
+    ],
+)
+def test_a_teacher_and_expert_answers_on_two_ranks_equal_one(
+    start: Callable[[Config], LearnerGroup], name: AlgoName, zero_stage: int, tmp_path: Path
+) -> None:
+    """A teacher of another rank; and the last micro-batch has the critic's gradients too, which ZeRO-1 needs."""
+    teacher = _config(1, 0)
+    teacher.lora.rank = 2
+    teaching = start(teacher)
+    _short_run(teaching)[1].save(tmp_path / "teacher")
+    teaching.close()
+    settings = []
+    for workers, stage in ((1, 0), (2, zero_stage)):
+        cfg = with_algorithm(_config(workers, stage), name)
+        cfg.algo.epochs, cfg.algo.minibatches, cfg.algo.critic_warmup = 1, 2, 0
+        cfg.algo.expert_coef, cfg.algo.teacher, cfg.algo.kl_target = 0.5, str(tmp_path / "teacher"), None
+        settings.append(cfg)
+    alone = start(settings[0])
+    expected, weights = _taught_run(alone)
+    alone.close()
+    metrics, found = _taught_run(start(settings[1]))
+    assert _without_seconds(metrics) == pytest.approx(_without_seconds(expected), rel=2e-3, abs=2e-5)
+    assert metrics["expert_loss"] > 0
+    assert ("kl_teacher" in metrics) == (name is AlgoName.opd)
+    for tensor_name, tensor in weights.tensors.items():
+        torch.testing.assert_close(found.tensors[tensor_name], tensor, rtol=2e-3, atol=2e-5)

@@ -26,6 +26,7 @@ from rlpost.config.compose import RESUMED, compose, to_yaml
 from rlpost.config.experiments import experiments
 from rlpost.config.keys import SEPARATORS, refusal, schema, text_settings
 from rlpost.config.overrides import override
+from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Task
 from rlpost.config.trust import named_code
 from rlpost.config.yaml_files import parse_mapping
@@ -210,8 +211,9 @@ class TestCompose:
 
     @pytest.mark.parametrize("name", [name.name for name in AlgoName])
     def test_every_algorithm_is_valid_as_it_comes(self, name: str) -> None:
-        assert run.prepare([PPO, f"algo={name}"]).algo.name is AlgoName[name]
-        assert run.prepare(["experiment=generalpoints_dapo", f"algo={name}"]).algo.name is AlgoName[name]
+        words = [f"algo={name}", *(["algo.teacher=tiny"] if TABLE[AlgoName[name]].taught else [])]
+        for experiment in (PPO, "experiment=generalpoints_dapo"):
+            assert run.prepare([experiment, *words]).algo.name is AlgoName[name]
 
     def test_an_experiment_builds_on_another(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(

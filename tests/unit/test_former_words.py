@@ -91,7 +91,8 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: 
     then = training_settings(cfg)
     for group, names in ADDED.items():
         for name in names:
-            del (then[group.removesuffix(".")] if group else then)[name]
+            # Some are free in a resumed run, and not there.
+            (then[group.removesuffix(".")] if group else then).pop(name, None)
     checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)
     assert checkpoint.latest(run_dir, training_settings(cfg)).progress == {"steps": 2}
     cfg.rollout.stop = ["."]

@@ -43,7 +43,9 @@ def test_flat_groups_are_told_once_with_remedies(name: AlgoName) -> None:
     assert all(remedy in told for remedy in ("sft.steps", "rollout.group_size", "rollout.temperature"))
 
 
-@pytest.mark.parametrize("name", [name for name in AlgoName if not TABLE[name].grouped])
+@pytest.mark.parametrize(
+    "name", [name for name in AlgoName if not (TABLE[name].grouped or TABLE[name].taught)]
+)
 def test_without_groups_the_whole_batch_must_be_flat(name: AlgoName) -> None:
     """Each episode is a group of its own there, and flat by itself: that is no fault."""
     alone = batch([0.0], [1.0])

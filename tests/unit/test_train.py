@@ -381,6 +381,7 @@ class TestExpertAnswers:
         session.chat = CharacterChat()  # type: ignore[assignment]
         session.cfg.algo.expert_coef, session.cfg.algo.expert_examples = 0.1, 3
         session.cfg.algo.critic_warmup, session.cfg.sft.steps = 1, 2
+        session.run_dir.config.write_text(to_yaml(session.cfg))
         return session
 
     def test_they_are_drawn_recorded_and_handed_over_once_the_policy_learns(self, mixed: Session) -> None:

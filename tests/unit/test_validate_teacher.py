@@ -105,6 +105,14 @@ def test_other_kinds_must_be_the_runs_own(folder: Path, tmp_path: Path) -> None:
         check_teacher(_config(oft, replace(small(AdapterKind.oft), rank=4)), folder)
 
 
+def test_whole_weights_must_be_among_those_that_train(folder: Path, tmp_path: Path) -> None:
+    full, part = (LoraConfig(kind=AdapterKind.full, target_modules=m) for m in ("all-linear", "o_proj"))
+    check_teacher(_config(_saved(folder, part, tmp_path / "part"), full), folder)
+    whole = _saved(folder, full, tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"it changes .*, which the run does not train"):
+        check_teacher(_config(whole, part), folder)
+
+
 def test_an_adapter_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     teacher = _saved(folder, LORA, tmp_path / "teacher")
     with pytest.raises(AdapterError, match=r"algo.teacher=.* is of another model than model=small"):
