@@ -31,7 +31,9 @@ def _budget(config: Config) -> Iterator[str]:
     if any(amount <= 0 for amount in amounts) or any(a >= b for a, b in pairwise(amounts)):
         remedy = "give them in order"
         if config.budget.measure is Measure.correct_rollouts:
-            remedy += "; a comparison's reference solved nothing between two points: fewer compare.points, or another match_on"
+            remedy += (
+                "; the reference solved nothing between two points: fewer compare.points, or another match_on"
+            )
         yield refusal("budget.amounts", amounts, "they must be above 0 and rise", remedy)
     if amounts and config.task not in (Task.rl, Task.sft):
         yield refusal("budget.amounts", amounts, f"task={config.task.name} has no budget", "leave it out")
