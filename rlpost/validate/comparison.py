@@ -29,13 +29,11 @@ _FIXED = ("algo.name", "algo.iterations", "sft.steps", "sft.skip")
 def _budget(config: Config) -> Iterator[str]:
     amounts = config.budget.amounts
     if any(amount <= 0 for amount in amounts) or any(a >= b for a, b in pairwise(amounts)):
-        solved_none = (
-            "the reference solved nothing between two points: fewer compare.points, or another match_on"
-        )
-        counts_success = config.budget.measure is Measure.correct_rollouts
-        remedy = (
-            f"give them in order; in a comparison {solved_none}" if counts_success else "give them in order"
-        )
+        remedy = "give them in order"
+        if config.budget.measure is Measure.correct_rollouts:
+            remedy += (
+                "; the reference solved nothing between two points: fewer compare.points, or another match_on"
+            )
         yield refusal("budget.amounts", amounts, "they must be above 0 and rise", remedy)
     if amounts and config.task not in (Task.rl, Task.sft):
         yield refusal("budget.amounts", amounts, f"task={config.task.name} has no budget", "leave it out")
@@ -116,7 +114,7 @@ def _settings_against_arms(config: Config) -> Iterator[str]:
     """Refusals of named settings that would undo what defines an arm."""
     for name, settings in config.compare.settings.items():
         for arm in (arm for arm in config.compare.arms if arm in ARMS):
-            for key in settings.keys() & ARMS[arm].settings.keys():
+            for key in sorted(settings.keys() & ARMS[arm].settings.keys()):
                 yield refusal(
                     f"compare.settings.{name}: {key}",
                     settings[key],

@@ -10,7 +10,7 @@ import pytest
 from rlpost.config.arms import TABLE
 from rlpost.config.compose import defaults_under, with_settings
 from rlpost.config.keys import schema
-from rlpost.config.schema import AlgoName, Config, KlPlace, RewardControl, Task
+from rlpost.config.schema import AlgoName, Config, KlPlace, Measure, RewardControl, Task
 from rlpost.errors import ConfigError
 from rlpost.validate.checks import validate
 from tests.unit.compare.fake_run import comparison
@@ -97,3 +97,11 @@ def test_what_an_arm_cannot_do_is_refused_by_its_name() -> None:
     found = refused("arms=[ppo,ppo_no_kl]", "algo.kl_target=0.1")
     assert "arm ppo_no_kl: algo.kl_target=0.1" in found
     assert "arm ppo:" not in found
+
+
+def test_a_reference_that_solves_nothing_cannot_be_matched() -> None:
+    """The cells of the other arms end with this refusal."""
+    found = Config(task=Task.sft)
+    found.budget.measure, found.budget.amounts = Measure.correct_rollouts, [3.0, 3.0]
+    with pytest.raises(ConfigError, match=r"budget\.amounts[\s\S]*solved nothing between two points"):
+        validate(found)

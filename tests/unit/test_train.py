@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +13,12 @@ from rich.console import Console
 
 from rlpost.compare.reading import trained_on
 from rlpost.config.compose import compose, to_yaml
-from rlpost.config.schema import Config, Measure
+from rlpost.config.schema import Config, Measure, RewardControl
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting, read_trajectories
 from rlpost.rollout.pool import PoolSwapReport
+from rlpost.rollout.reward_control import shuffled
 from rlpost.tasks import rl, training_state
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session, publish
@@ -345,6 +346,15 @@ class TestRewards:
         assert written == judged[1]
         assert {turn.env_reward for t in written for turn in t.turns} == {-1.0}
 
+    def test_a_control_permutes_them(self, session: Session, judged: list[list[Trajectory]]) -> None:
+        session.cfg.algo.reward_control = RewardControl.shuffled
+        trained(session, 1)
+        totals = [t.total_reward for t in judged[0]]
+        assert sorted(totals) == [0.0, 1.0, 2.0, 3.0]
+        assert totals == [t.total_reward for t in shuffled(paid(judged[0], range(4)), session.cfg.seed)]
+        (line,) = session.run_dir.read_metrics()
+        assert (line["reward"], line["env_reward"]) == (1.5, -1.0)
+
     def test_dynamic_sampling_judges_by_them(self, session: Session, judged: list[list[Trajectory]]) -> None:
         session.cfg.algo.dynamic_sampling, session.cfg.rollout.group_size = True, 2
         session.pool = GroupPool()  # type: ignore[assignment]
@@ -356,6 +366,12 @@ class TestRewards:
         trained(session, 1)
         (line,) = session.run_dir.read_metrics()
         assert not {"seconds/rewards", "env_reward"} & line.keys()
+
+
+def paid(played: Sequence[Trajectory], totals: Iterable[float]) -> list[Trajectory]:
+    """The episodes, of one turn each, with these rewards."""
+    pairs = zip(played, totals, strict=True)
+    return [replace(t, turns=(replace(t.turns[0], reward=float(total)),)) for t, total in pairs]
 
 
 class GroupPool(Pool):
