@@ -127,6 +127,7 @@ def _other(name: str, algo: AlgoConfig) -> Any:
         "value_clip": 0.01,
         "ratio_ceiling": 1.01,
         "rollout_is_cap": 1.01,
+        "overlong_penalty": 30.0,  # enough to rank a group's episodes anew (dpo)
     }
     return values.get(name, 3.0)
 
