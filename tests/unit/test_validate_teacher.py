@@ -13,8 +13,11 @@ from transformers import AutoTokenizer
 from rlpost import run
 from rlpost.config.schema import AdapterKind, AlgoName, Config, Dtype, LoraConfig, Task
 from rlpost.errors import AdapterError, CheckpointError, ConfigError, ModelError
+from rlpost.learner import group
 from rlpost.learner.model import actor_critic
 from rlpost.record import teacher as record
+from rlpost.record.run_dir import RunDir
+from rlpost.tasks import session
 from rlpost.tasks.session import training_settings
 from rlpost.validate.teacher_fit import check_teacher
 from rlpost.weights import teachers
@@ -173,3 +176,28 @@ def test_a_resumed_run_may_have_its_teacher_elsewhere_but_no_other(tmp_path: Pat
     with pytest.raises(CheckpointError, match="cannot be read"):
         record.keep(tmp_path, "a", "0123456789abcdef")
     assert "teacher" not in training_settings(_config("a"))["algo"]
+
+
+def test_a_run_keeps_its_teachers_fingerprint_and_no_other_task_does(folder: Path, tmp_path: Path) -> None:
+    teacher, run_dir = _saved(folder, LORA, tmp_path / "teacher"), RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    cfg = _config(teacher)
+    session._keep_teacher(replace(cfg, task=Task.sft), run_dir)
+    session._keep_teacher(replace(cfg, algo=replace(cfg.algo, name=AlgoName.grpo)), run_dir)
+    assert not (run_dir.path / record.FILE).exists()
+    session._keep_teacher(cfg, run_dir)
+    kept = json.loads((run_dir.path / record.FILE).read_text())
+    assert kept == {"teacher": str(teacher), "fingerprint": teachers.fingerprint(str(teacher))}
+    session._keep_teacher(cfg, run_dir)
+    other = _saved(folder, LoraConfig(rank=2, alpha=8.0), tmp_path / "other")
+    with pytest.raises(CheckpointError, match="another teacher"):
+        session._keep_teacher(_config(other), run_dir)
+
+
+def test_ranks_find_a_teachers_folder_wherever_they_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = _saved(folder, LORA, tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    assert group._for_ranks(_config("teacher")).algo.teacher == str(teacher)
+    assert group._for_ranks(_config("tiny")).algo.teacher == "tiny", "a name stays a name"
