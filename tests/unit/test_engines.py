@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rlpost.cluster import ray_cluster
 from rlpost.cluster.ray_cluster import Cluster, Needs
 from rlpost.config.schema import AdapterKind, BaseKind, Config, Dtype
 from rlpost.errors import ClusterError, SwapError
@@ -51,7 +52,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[FakePool]:
             pool.closed = True
 
     monkeypatch.setattr(engines, "_opened", _opened)
-    monkeypatch.setattr(engines.ray_cluster, "check_resources", lambda needs, address: None)
+    monkeypatch.setattr(ray_cluster, "check_resources", lambda needs, address: None)
     return opened
 
 
@@ -131,7 +132,7 @@ def test_each_run_is_measured_against_the_machine(
 
     with kept():
         play(config())
-        monkeypatch.setattr(engines.ray_cluster, "check_resources", refuse)
+        monkeypatch.setattr(ray_cluster, "check_resources", refuse)
         with pytest.raises(ClusterError, match="too few CPUs"):
             play(config())
 
