@@ -90,7 +90,7 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: 
     run_dir = RunDir.create(tmp_path / "run", "name", 0, to_yaml(cfg))
     then = training_settings(cfg)
     for group, names in ADDED.items():
-        for name in names:
+        for name in names if group != "eval." else ():  # how a run is evaluated is not part of a checkpoint
             # Some are free in a resumed run, and not there.
             (then[group.removesuffix(".")] if group else then).pop(name, None)
     checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)

@@ -125,8 +125,10 @@ def test_phrases_change_no_card_text_and_come_back() -> None:
 
 # The wordings of the rule, written down once more: those of training, and those for evaluation alone.
 VARIED = ("F=N", "F: N", "F is N", "F counts as N", "count F as N", "the value of F is N")
-PARAPHRASED = ("F stands for N", "take F to be N", "F has N points", "read F as the number N", "F equals N")
-PARAPHRASED += ("each F scores N",)
+PARAPHRASED = (
+    *("F stands for N", "take F to be N", "F has N points"),
+    *("read F as the number N", "F equals N", "each F scores N"),
+)
 
 
 def wordings_in(texts: list[str], wordings: tuple[str, ...]) -> set[str]:
