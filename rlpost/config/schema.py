@@ -296,10 +296,10 @@ class AlgoConfig:
 
 @dataclass
 class RolloutConfig:
-    policy: RolloutPolicy = RolloutPolicy.latest  # policy that plays the episodes of training
     workers: int = 1  # Ray actors, one vLLM engine each
     episodes: int = 128  # episodes of an iteration, over all workers
     group_size: int = 1  # episodes that share one instance
+    policy: RolloutPolicy = RolloutPolicy.latest  # policy that plays the episodes of training
     temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
     max_new_tokens: int = 128  # most tokens of one answer
     max_model_len: int = 1024  # most tokens of an episode: prompt and all turns
