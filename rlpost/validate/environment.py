@@ -12,7 +12,7 @@ import gymnasium
 from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
-from rlpost.config.schema import Config, Instances, Task
+from rlpost.config.schema import CompareConfig, Config, Instances, Task
 from rlpost.envs import adapter, registry
 from rlpost.envs.base import Enumerated, Expert, Finite, Rehearsed, Taught, VariantInfo, is_scored
 from rlpost.envs.dataset.table import HELD_OUT
@@ -179,13 +179,13 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
     asked = config.sft.steps > 0 or (config.task is Task.compare and _has_supervised_arm(config))
     if config.task not in TRAINING:
         return
-    mixed = config.task is not Task.sft and config.algo.expert_coef > 0
-    if mixed and not isinstance(env.unwrapped, Expert):
+    coefficient = _expert_coef(config)
+    if coefficient and not isinstance(env.unwrapped, Expert):
         yield refusal(
             "algo.expert_coef",
-            config.algo.expert_coef,
+            coefficient,
             f"the environment {config.env} has no expert answers to mix in",
-            "set it to 0, or give the environment a method `expert`",
+            "set it to 0, leave out the arm that sets it, or give the environment a method `expert`",
         )
     if asked and not isinstance(env.unwrapped, Expert):
         give = (
@@ -198,11 +198,24 @@ def _expert(config: Config, env: gymnasium.Env[Any, str]) -> Iterator[str]:
             f"the environment {config.env} has no expert answers to learn from",
             f"sft.steps=0, or {give}" if config.task is Task.rl else give,
         )
-    elif (asked or mixed) and config.sft.examples and isinstance(env.unwrapped, Taught):
+    elif (asked or coefficient) and config.sft.examples and isinstance(env.unwrapped, Taught):
         lessons = len(env.unwrapped.lessons(config.train_variant, "train"))
         if config.sft.examples > lessons:
             told = f"{config.train_variant} has {lessons} answers to learn from"
             yield refusal("sft.examples", config.sft.examples, told, "give no more, or 0 for all")
+
+
+def _expert_coef(config: Config) -> float:
+    """The largest algo.expert_coef that the run, or an arm of the comparison, learns with."""
+    if config.task is Task.sft:
+        return 0.0
+    compared = config.compare if config.task is Task.compare else CompareConfig(arms=[])
+    of_arms = [ARMS[arm].settings for arm in compared.arms if arm in ARMS]
+    settings = [*of_arms, *compared.settings.values()]
+    given = [each.get("algo.expert_coef", 0.0) for each in settings]
+    return max(
+        [config.algo.expert_coef, *(float(value) for value in given if isinstance(value, (int, float)))]
+    )
 
 
 def _has_supervised_arm(config: Config) -> bool:

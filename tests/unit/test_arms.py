@@ -34,7 +34,14 @@ def test_a_row_is_complete_and_its_settings_exist(name: str) -> None:
     with_settings(Config(), row.settings)
     if row.varies is not None:
         assert TABLE[row.varies].algorithm is row.algorithm
-        assert name.startswith(row.varies)
+        assert row.supervised or name.startswith(row.varies)
+
+
+def test_what_reads_no_rewards_has_no_controls() -> None:
+    assert (
+        not {f"{name}_{control}" for name in ("rft", "opd") for control in ("shuffled", "random")}
+        & TABLE.keys()
+    )
 
 
 def test_labels_tell_arms_apart() -> None:
@@ -48,8 +55,8 @@ def test_exactly_the_algorithms_with_a_penalty_can_go_without() -> None:
 
 
 @pytest.mark.parametrize("control", [each for each in RewardControl if each is not RewardControl.none])
-@pytest.mark.parametrize("name", AlgoName)
-def test_every_algorithm_has_its_controls(name: AlgoName, control: RewardControl) -> None:
+@pytest.mark.parametrize("name", [name for name in AlgoName if name not in (AlgoName.rft, AlgoName.opd)])
+def test_every_algorithm_that_reads_rewards_has_its_controls(name: AlgoName, control: RewardControl) -> None:
     row = TABLE[f"{name.name}_{control.name}"]
     assert row.control
     assert not row.may_set_budget
@@ -76,7 +83,7 @@ def refused(*overrides: str) -> str:
 
 def test_an_unknown_arm_is_refused_with_the_nearest() -> None:
     assert "did you mean grpo_shuffled" in refused("arms=[sft,grpo,grpo_shufled]")
-    assert "choose from sft, ppo" in refused("arms=[sft,grpo,zzzzzz]")
+    assert "choose from sft, dft, ppo" in refused("arms=[sft,grpo,zzzzzz]")
 
 
 def test_a_control_alone_has_no_budget() -> None:
