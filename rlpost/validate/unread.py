@@ -191,9 +191,12 @@ RULES = (
     ),
     _Rule(
         ("sft.loss",),
-        lambda cfg: cfg.task in (Task.sft, Task.compare) or (cfg.task is Task.rl and cfg.sft.steps > 0),
+        lambda cfg: (
+            cfg.task in (Task.sft, Task.compare)
+            or (cfg.task is Task.rl and (cfg.sft.steps > 0 or cfg.algo.expert_coef > 0))
+        ),
         "no step learns from expert answers",
-        f"{_LEAVE}, or give sft.steps",
+        f"{_LEAVE}, or give sft.steps or algo.expert_coef",
     ),
     _Rule(
         ("rollout.policy",),
