@@ -369,7 +369,7 @@ class RetentionConfig:
 
     env: str | None = None  # another environment to play, named as in env; none: none
     env_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of retention.env
-    variants: list[str] = field(default_factory=list)  # its variants to play; empty: those not held out
+    variants: list[str] = field(default_factory=list)  # its variants to play; empty: the first not held out
     episodes: int = 64  # instances per variant of retention.env
     max_new_tokens: int | None = None  # most tokens of one answer there; none: rollout.max_new_tokens
     # text whose loss is measured: auto (the bundled model's own corpus), a UTF-8 file, or .jsonl with "text"

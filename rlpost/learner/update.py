@@ -140,6 +140,9 @@ def _epochs(
         for k, episodes in enumerate(_minibatches(training_batch, cfg, iteration, epoch))
     ]
     experts = _expert_parts(examples, sum(epoch < epochs[POLICY] for epoch, _, _ in plan), cfg)
+    if not plan and examples:  # no episode teaches, but an expert does
+        learning_rates = _learning_rates(algo, iteration, 0, (POLICY,))
+        steps.append(take_step(backend, list(experts), learning_rates, f"iteration {iteration + 1}"))
     for epoch, k, episodes in plan:
         roles = tuple(name for name, count in epochs.items() if epoch < count)
         learning_rates = _learning_rates(algo, iteration, epoch * algo.minibatches + k, roles)

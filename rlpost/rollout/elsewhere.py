@@ -16,11 +16,11 @@ def plays_elsewhere(cfg: Config) -> bool:
 def elsewhere(cfg: Config) -> Config:
     """`cfg` with `retention.env` in place of `env`, for evaluation alone: each instance is played once.
 
-    Its variants are `retention.variants`, or those that are not held out (all, if all are).
+    Its variants are `retention.variants`, or the first that is not held out (the first, if all are).
     """
     retention = cfg.retention
     assert retention.env is not None, "asked only if there is another environment"
-    variants = list(retention.variants) or _not_held_out(retention.env, retention.env_args)
+    variants = list(retention.variants) or [_trained(retention.env, retention.env_args)]
     return replace(
         cfg,
         task=Task.eval,
@@ -33,6 +33,6 @@ def elsewhere(cfg: Config) -> Config:
     )
 
 
-def _not_held_out(name: str, args: dict[str, object]) -> list[str]:
+def _trained(name: str, args: dict[str, object]) -> str:
     known = registry.variants(name, **args)
-    return [each.name for each in known if not each.held_out] or [each.name for each in known]
+    return next((each.name for each in known if not each.held_out), known[0].name)

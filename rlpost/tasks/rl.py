@@ -141,7 +141,7 @@ def _go_live(session: Session, state: TrainingState) -> dict[str, float]:
 
 def _without_step(update_metrics: Mapping[str, float]) -> Iterator[str]:
     """What the console says of an iteration in which no episode was chosen to learn from (algo=rft, dpo)."""
-    if update_metrics.get("kept_episodes") == 0:
+    if update_metrics.get("kept_episodes") == 0 and "expert_loss" not in update_metrics:
         pairs = "paired_groups" in update_metrics
         why = "no group has two different rewards" if pairs else "no episode succeeded"
         yield f"{why}: the policy took no step"

@@ -101,12 +101,12 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards"),
-        lambda cfg: not TABLE[cfg.algo.name].selects,
-        "algo={algorithm} asks which episodes are right or better, not by how much",
-        _LEAVE,
+        lambda cfg: TABLE[cfg.algo.name].reads_rewards and not TABLE[cfg.algo.name].selects,
+        "algo={algorithm} learns from its teacher, or from which episodes are right or better, not by how much",
+        f"{_LEAVE}, or choose an algorithm that learns from rewards: algo=grpo",
     ),
     _Rule(
-        ("algo.overlong_buffer", "algo.reward_control"),
+        ("algo.overlong_buffer",),
         lambda cfg: TABLE[cfg.algo.name].reads_rewards,
         "algo={algorithm} reads no rewards",
         _LEAVE,
@@ -140,12 +140,6 @@ ALGORITHM_RULES = (
         lambda cfg: cfg.algo.overlong_buffer > 0 and TABLE[cfg.algo.name].reads_rewards,
         "algo.overlong_buffer=0, or algo={algorithm} reads no rewards: no answer pays for its length",
         f"{_LEAVE}, or give algo.overlong_buffer",
-    ),
-    _Rule(
-        ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards"),
-        lambda cfg: not TABLE[cfg.algo.name].taught,
-        "algo={algorithm} learns from its teacher, and rewards are measured alone",
-        f"{_LEAVE}, or choose an algorithm that learns from rewards: algo=grpo",
     ),
     _Rule(
         ("algo.teacher",),
@@ -184,7 +178,13 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
-        ("algo.reward_function", "algo.reward_control"),
+        ("algo.reward_control",),
+        lambda cfg: cfg.task is Task.compare or (cfg.task is Task.rl and TABLE[cfg.algo.name].reads_rewards),
+        "only task=rl learns from rewards, and algo={algorithm} reads none; an evaluation shows the environment's",
+        _LEAVE,
+    ),
+    _Rule(
+        ("algo.reward_function",),
         lambda cfg: cfg.task is Task.compare or (cfg.task is Task.rl and not TABLE[cfg.algo.name].taught),
         "only task=rl learns from rewards, and algo=opd does not; an evaluation shows the environment's",
         _LEAVE,

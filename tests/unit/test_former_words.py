@@ -92,7 +92,7 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: 
     for group, names in ADDED.items():
         for name in names if group != "eval." else ():  # how a run is evaluated is not part of a checkpoint
             # Some are free in a resumed run, and not there.
-            (then[group.removesuffix(".")] if group else then).pop(name, None)
+            (then.get(group.removesuffix("."), {}) if group else then).pop(name, None)
     checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)
     assert checkpoint.latest(run_dir, training_settings(cfg)).progress == {"steps": 2}
     cfg.rollout.stop = ["."]
@@ -138,7 +138,8 @@ def test_only_settings_are_translated_and_nothing_that_an_environment_is_given()
         "engine_correction": 1,
         "compare": {"arms": ["ppo"]},
     }
-    assert translated(given) == {**ADDED[""], **given}
+    compared = {"compare": {**ADDED["compare."], "arms": ["ppo"]}}
+    assert translated(given) == {**ADDED[""], **given, **compared}
 
 
 @pytest.mark.parametrize("settings", [[], "ppo", None, 3])

@@ -188,7 +188,7 @@ def test_a_worker_plays_both_environments() -> None:
     assert worker.close() == []
 
 
-def test_variants_are_those_not_held_out_unless_they_are_named() -> None:
+def test_the_variant_is_the_first_not_held_out_unless_some_are_named() -> None:
     assert elsewhere(composed("retention.env=generalpoints")).eval_variants == ["faces_10"]
     there = elsewhere(composed(*CARDS))
     assert (there.eval_variants, there.env_args, there.eval.episodes) == (

@@ -23,7 +23,7 @@ from rlpost.tasks import rl, start_policy, training_state
 from rlpost.tasks.schedule import Schedule
 from rlpost.tasks.session import Session
 from rlpost.tasks.training_state import TrainingState
-from rlpost.types import Canary, EpisodeSpec, Trajectory
+from rlpost.types import Canary, EpisodeSpec, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.unit.episodes import episode, turn
@@ -46,7 +46,9 @@ class Learner:
 
     updates = 0
 
-    def update_rl(self, trajectories: Sequence[Trajectory], iteration: int) -> dict[str, float]:
+    def update_rl(
+        self, trajectories: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
+    ) -> dict[str, float]:
         self.updates += 1
         gap = {"logprob_gap": 0.1 * self.updates}
         return {"seconds_logprobs": 0.0, "seconds_update": 0.0, **gap}

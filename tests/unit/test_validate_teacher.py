@@ -19,15 +19,20 @@ from rlpost.record import teacher as record
 from rlpost.record.run_dir import RunDir
 from rlpost.tasks import session
 from rlpost.tasks.session import training_settings
-from rlpost.validate.teacher_fit import check_teacher
+from rlpost.validate import teacher_fit
 from rlpost.weights import teachers
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
+from rlpost.weights.stored_model import StoredModel
 from tests.adapter_kinds import small
 from tests.learner_data import write_small_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 OWN = ("env=tests.unit.calculator:Calculator", "train_variant=default", "eval_variants=[default]")
+
+
+def check_teacher(cfg: Config, folder: Path) -> None:
+    teacher_fit.check_teacher(cfg, folder, StoredModel.read(folder))
 
 
 def refused(*overrides: str) -> str:

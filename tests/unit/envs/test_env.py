@@ -66,7 +66,10 @@ def test_bad_arguments_are_refused(args: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"variant": "faces_9"}, "variant='faces_9': must be one of faces_10, faces_11_12_13"),
+        (
+            {"variant": "faces_9"},
+            "variant='faces_9': must be one of faces_10, faces_10_mixed, faces_11_12_13",
+        ),
         ({"variant": ["faces_10"]}, "must be one of"),
         ({"split": "test"}, "split='test': must be one of train, eval, all"),
         ({"varaint": "faces_10"}, "options=['varaint']: unknown; there are variant, split"),

@@ -39,6 +39,10 @@ RULES = {  # faces, (target, number of cards) of each rule, whether a face card 
     "target_36": (10, 10, 10, [(36, 4)], False),
     "five_cards": (10, 10, 10, [(24, 5)], False),
 }
+RULES |= {  # scored by the trained rule, whatever they say
+    f"fake_{name}": (10, 10, 10, [(24, 4)], True)
+    for name in ("faces_11_12_13", "faces_12", "faces_7", "faces_5")
+}
 TRAINED = ("faces_10", "faces_10_mixed")
 
 

@@ -27,7 +27,7 @@ def test_arguments_reach_the_environment() -> None:
 def test_variants_are_the_declared_ones_and_one_is_for_training() -> None:
     listed = registry.variants("generalpoints")
     assert [variant.name for variant in listed] == list(VARIANTS)
-    assert [variant.name for variant in listed if not variant.held_out] == ["faces_10"]
+    assert [variant.name for variant in listed if not variant.held_out] == ["faces_10", "faces_10_mixed"]
 
 
 @pytest.mark.parametrize("use", [registry.make, registry.variants])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,13 +94,24 @@ def test_with_every_algorithm_it_is_added_to_the_policys_step(folder: Path, name
     cfg = _config(name)
     cfg.rollout.temperature = 0.7
     teacher = _teacher(folder) if TABLE[name].taught else None
-    mixed, metrics = _steps(_model(folder, teacher), cfg)
-    alone, without = _steps(_model(folder, teacher), cfg, examples=False)
+    played = [replace(episode, success=episode.episode % 2 == 0) for episode in EPISODES]  # which rft asks
+    mixed, metrics = _steps(_model(folder, teacher), cfg, episodes=played)
+    alone, without = _steps(_model(folder, teacher), cfg, examples=False, episodes=played)
     experts, _ = _by_hand(_model(folder), range(7), 0.3)
     _equal(mixed[-1], {n: grad + experts[n] if n in experts else grad for n, grad in alone[-1].items()})
     assert all(torch.equal(mixed[0][n], grad) for n, grad in alone[0].items() if CRITIC in n.split("."))
     assert "expert_loss" not in without
     assert metrics["tokens/trained"] > without["tokens/trained"]
+
+
+def test_where_no_episode_teaches_the_expert_still_does(folder: Path) -> None:
+    """rft without a success."""
+    found, metrics = _steps(_model(folder), _config(AlgoName.rft))
+    experts, loss = _by_hand(_model(folder), range(7), 0.3)
+    _equal(found[0], experts)
+    assert (len(found), metrics["kept_episodes"]) == (1, 0.0)
+    assert metrics["expert_loss"] == pytest.approx(loss, rel=1e-4)
+    assert _steps(_model(folder), _config(AlgoName.rft), examples=False)[0] == []
 
 
 @pytest.mark.parametrize("name", [AlgoName.grpo, AlgoName.opd])
