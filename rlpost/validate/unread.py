@@ -332,8 +332,9 @@ def unread(config: Config, named: Collection[str]) -> Iterator[str]:
     if config.task not in (Task.dry_run, Task.tiny_base):
         for rule in RULES:
             yield from _refusals(rule, [config], named)
+    algorithms = _algorithms(config)  # once: composing every arm takes a fraction of a second
     for rule in ALGORITHM_RULES:
-        yield from _refusals(rule, _algorithms(config), named)
+        yield from _refusals(rule, algorithms, named)
 
 
 def _algorithms(config: Config) -> list[Config]:

@@ -118,6 +118,7 @@ class TestExperiments:
             "own_ppo": ["env=generalpoints", "train_variant=faces_10", "eval_variants=[faces_7]"],
             "own_grpo": [f"env_args.path={scored}"],
             "own_sft": [f"env_args.path={taught}"],
+            "paper_distillation": ["algo.teacher=tiny"],
         }
         assert run.prepare([f"experiment={name}", *named.get(name, [])]).name == name
 
