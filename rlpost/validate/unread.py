@@ -102,7 +102,7 @@ ALGORITHM_RULES = (
     _Rule(
         ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards"),
         lambda cfg: TABLE[cfg.algo.name].reads_rewards and not TABLE[cfg.algo.name].selects,
-        "algo={algorithm} learns from its teacher, or from which episodes are right or better, not by how much",
+        "algo={algorithm} asks which episodes are right or better, or asks its teacher, and not by how much",
         f"{_LEAVE}, or choose an algorithm that learns from rewards: algo=grpo",
     ),
     _Rule(

@@ -65,8 +65,8 @@ def test_the_reference_has_its_points_at_equal_shares(tmp_path: Path) -> None:
     assert [point.share for point in found.points] == [0.5, 1.0]
     each = N * (2 * 400 + 6 * 400)  # an iteration of fake_run
     assert [point.compute for point in found.points] == [
-        Compute(4.0 * each, 4 * 800, 4 * 3.0, 4 * 8, 4 * 2),
-        Compute(8.0 * each, 8 * 800, 8 * 3.0, 8 * 8, 8 * 2),
+        Compute(4.0 * each, 4 * 800, 4 * 3.0, 4 * 16, 4 * 4),
+        Compute(8.0 * each, 8 * 800, 8 * 3.0, 8 * 16, 8 * 4),
     ]
     assert set(found.points[0].evaluations) == {"faces_10", "faces_11_12_13"}
     assert found.points[0].evaluations["faces_10"].instances == ("eval 0", "eval 1", "eval 2")
