@@ -60,7 +60,7 @@ def refused(*overrides: str) -> str:
             ["algo=grpo", "algo.teacher=tiny"],
             "algo.teacher=tiny\n  reason: nothing reads it: algo=grpo has no",
         ),
-        (["algo=opd", "algo.teacher=tiny", "algo.reward_scale=2"], "algo=opd learns from its teacher"),
+        (["algo=opd", "algo.teacher=tiny", "algo.reward_scale=2"], "or asks its teacher"),
         (["algo=opd", "algo.teacher=tiny", "algo.reward_function=m:f"], "and algo=opd does not"),
         (["algo.expert_examples=8"], "algo.expert_coef=0: no expert answer"),
         (
