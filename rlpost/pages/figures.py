@@ -70,17 +70,7 @@ def evaluations(title: str, series: Sequence[Series], x_label: str) -> Image:
     """Shares at single points of a run, in percent; a series is known by its marker and dashes, not by a colour."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(3.9, 2.5 + 0.18 * len(series))
-        for i, line in enumerate(series):
-            look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
-            axes.plot(
-                line.xs,
-                line.ys,
-                color="0.25",
-                markerfacecolor="white",
-                markersize=6,
-                label=line.label,
-                **look,
-            )
+        draw_marked(axes, series)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -161,6 +151,21 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """Inches. A figure of its own, not pyplot's: no global state, no screen."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def draw_marked(axes: Axes, series: Sequence[Series]) -> None:
+    """Draw each series with a marker and dashes of its own, by which it is known."""
+    for i, line in enumerate(series):
+        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
+        axes.plot(
+            line.xs,
+            line.ys,
+            color="0.25",
+            markerfacecolor="white",
+            markersize=6,
+            label=line.label,
+            **look,
+        )
 
 
 def _draw_line(axes: Axes, line: Series, style: tuple[str, str, str]) -> None:

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlpost.pages.evaluation_curve import finished_before, success_of
-from rlpost.pages.figures import DASHES, MARKERS, STYLE, Series, canvas, drawn
+from rlpost.pages.figures import STYLE, Series, canvas, draw_marked, drawn
 from rlpost.pages.images import Image
 from rlpost.record import retention as record
 from rlpost.record.retention import DIRECTIONS, Measured
@@ -134,17 +134,7 @@ def _picture(about: _Axes, lines: Sequence[Series]) -> Iterator[Image]:
         return
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(3.9, 2.5 + 0.18 * len(lines))
-        for i, line in enumerate(lines):
-            look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
-            axes.plot(
-                line.xs,
-                line.ys,
-                color="0.25",
-                markerfacecolor="white",
-                markersize=6,
-                label=line.label,
-                **look,
-            )
+        draw_marked(axes, lines)
         axes.set_title(about.title, fontsize=10, loc="left")
         axes.set_xlabel(about.x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=about.x_label == FINISHED))

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rlpost.config.adapter_kinds import FULL
+from rlpost.config.schema import Config
 from rlpost.errors import AdapterError
-from rlpost.validate.target_modules import Shapes, some
+from rlpost.validate.target_modules import some
 from rlpost.weights.adapters import Adapter
+from rlpost.weights.base_weights import base_weights
+from rlpost.weights.stored_model import StoredModel
+from rlpost.weights.update import WeightUpdate, weight_update
 
 
-def check_fit(named: str, adapter: Adapter, shapes: Shapes, model: str, stored: Shapes) -> None:
-    """Raises AdapterError unless the model has every parameter that the adapter changes, in its shape.
+def fitting_update(
+    cfg: Config, named: str, adapter: Adapter, folder: Path, model: StoredModel
+) -> WeightUpdate:
+    """The adapter's weight update. `folder` and `model`: the model's.
 
-    `named`: the setting that names the adapter, with its value. `shapes` are those of the adapter's weight update,
-    `stored` those of the model's checkpoint.
+    `named`: the setting that names the adapter, with its value.
+
+    Raises AdapterError unless the model has every parameter that the adapter changes, in its shape.
     """
+    try:
+        update = weight_update(adapter, base_weights(folder, cfg.lora.base))
+    except AdapterError as error:
+        raise AdapterError(
+            f"{named} (trained on {_base_of(adapter)}) does not fit model={cfg.model}. {error}"
+        ) from error
+    shapes, stored = update.shapes, model.shapes
     wrong = [
         f"{name} is {shape} there and {stored.get(name, 'absent')} here"
         for name, shape in shapes.items()
@@ -27,13 +42,13 @@ def check_fit(named: str, adapter: Adapter, shapes: Shapes, model: str, stored: 
     reason = reason or _of_fewer_blocks(adapter.config, shapes, stored)
     if reason is not None:
         raise AdapterError(
-            f"{named} is of another model than model={model}. It was trained on {base_of(adapter)},"
+            f"{named} is of another model than model={cfg.model}. It was trained on {_base_of(adapter)},"
             f" and {reason}. Give the model that it was trained on."
         )
+    return update
 
 
-def base_of(adapter: Adapter) -> str:
-    """The model that an adapter says it was trained on."""
+def _base_of(adapter: Adapter) -> str:
     return adapter.config.get("base_model_name_or_path") or "a model that it does not name"
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from rlpost.config.schema import Config
 from rlpost.errors import AdapterError
 from rlpost.validate.environment import TRAINING
-from rlpost.validate.fit import base_of, check_fit
+from rlpost.validate.fit import fitting_update
 from rlpost.validate.target_modules import Layers, Shapes, some, wanted
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.base_weights import base_weights
 from rlpost.weights.experts import expert_blocks, in_experts
 from rlpost.weights.kind_settings import check_start
 from rlpost.weights.stored_model import StoredModel
-from rlpost.weights.update import WeightUpdate, check_merges, weight_update
+from rlpost.weights.update import WeightUpdate, check_merges
 
 
 def check_given_adapter(cfg: Config, folder: Path, model: StoredModel, whole: Shapes | None) -> None:
@@ -31,13 +30,7 @@ def check_given_adapter(cfg: Config, folder: Path, model: StoredModel, whole: Sh
     adapter = Adapter.load(Path(cfg.adapter))
     if cfg.task in TRAINING:
         check_start(adapter.config, cfg.lora)
-    try:
-        update = weight_update(adapter, base_weights(folder, cfg.lora.base))
-    except AdapterError as error:
-        raise AdapterError(
-            f"adapter={cfg.adapter} (trained on {base_of(adapter)}) does not fit model={cfg.model}. {error}"
-        ) from error
-    check_fit(f"adapter={cfg.adapter}", adapter, update.shapes, cfg.model, model.shapes)
+    update = fitting_update(cfg, f"adapter={cfg.adapter}", adapter, folder, model)
     _check_experts(update, cfg, expert_blocks(model.shapes))
     check_merges(update)
     if cfg.task in TRAINING and whole is not None:

@@ -13,13 +13,11 @@ from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import Config, Task
 from rlpost.errors import AdapterError, ConfigError, ModelError
-from rlpost.validate.fit import base_of, check_fit
+from rlpost.validate.fit import fitting_update
 from rlpost.weights import models, teachers
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.base_weights import base_weights
 from rlpost.weights.kind_settings import check_start, trains_parameter
 from rlpost.weights.stored_model import StoredModel, read_config, text_part
-from rlpost.weights.update import weight_update
 
 
 def check_teacher(cfg: Config, model_folder: Path, model: StoredModel) -> None:
@@ -49,13 +47,7 @@ def _check_adapter(cfg: Config, name: str, teacher: Adapter, folder: Path, model
     if reason := _apart(cfg, teacher):
         remedy = "write it as a model (rlpost merge RUN FOLDER) and give algo.teacher=FOLDER"
         raise ConfigError(refusal("algo.teacher", name, reason, remedy))
-    try:
-        update = weight_update(teacher, base_weights(folder, cfg.lora.base))
-    except AdapterError as error:
-        raise AdapterError(
-            f"algo.teacher={name} (trained on {base_of(teacher)}) does not fit model={cfg.model}. {error}"
-        ) from error
-    check_fit(f"algo.teacher={name}", teacher, update.shapes, cfg.model, model.shapes)
+    fitting_update(cfg, f"algo.teacher={name}", teacher, folder, model)
 
 
 def _apart(cfg: Config, teacher: Adapter) -> str | None:

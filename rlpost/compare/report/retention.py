@@ -11,15 +11,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlpost.compare.design.types import Cell, Comparison
 from rlpost.compare.report.pictures import LOOKS, points
-from rlpost.compare.report.view import Section, Table, View
+from rlpost.compare.report.view import Section, Table, View, told
 from rlpost.compare.statistics import retention as statistics
 from rlpost.compare.statistics.estimates import Difference, differences
 from rlpost.compare.statistics.retention import TEXT, Way, elsewhere, final, text_lost, ways
-from rlpost.compare.statistics.spectra import SeedMean
 from rlpost.pages.figures import STYLE, canvas, drawn
 from rlpost.pages.images import Image
 from rlpost.record.retention import DIRECTIONS
-from rlpost.record.summary import MISSING
 
 _READING = (
     "What each arm lost between its start and the end of its budget: success on another environment (retention.env),"
@@ -47,8 +45,8 @@ def _arms(comparison: Comparison) -> Table:
     rows = tuple(
         (
             arm,
-            *(_told(final(comparison, arm, partial(_distance, key)), ".4f") for key in DIRECTIONS),
-            _told(final(comparison, arm, text_lost), "+.4f"),
+            *(told(final(comparison, arm, partial(_distance, key)), ".4f") for key in DIRECTIONS),
+            told(final(comparison, arm, text_lost), "+.4f"),
         )
         for arm in comparison.arms
     )
@@ -57,16 +55,6 @@ def _arms(comparison: Comparison) -> Table:
 
 def _distance(direction: str, cell: Cell) -> float | None:
     return statistics.distance(cell.retention[-1], direction)
-
-
-def _told(mean: SeedMean | None, form: str) -> str:
-    if mean is None:
-        return MISSING
-    if mean.interval is None:
-        return f"{mean.value:{form}}\n1 seed"
-    return (
-        f"{mean.value:{form}} [{mean.interval.low:{form}}, {mean.interval.high:{form}}]\n{mean.seeds} seeds"
-    )
 
 
 def _differences(there: Comparison) -> tuple[tuple[str, ...], ...]:

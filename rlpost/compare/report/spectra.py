@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rlpost.compare.report.view import Section, Table, View
-from rlpost.compare.statistics.spectra import SeedMean, arm_spectra, lacking, pair_agreements
-from rlpost.record.summary import MISSING
+from rlpost.compare.report.view import Section, Table, View, told
+from rlpost.compare.statistics.spectra import arm_spectra, lacking, pair_agreements
 
 _READING = (
     "Each arm's update of the weights at its end, as a mean over seeds with its 95% t interval (none of one seed). The"
@@ -29,15 +28,14 @@ def section(view: View) -> Section | None:
         names = ", ".join(f"{cell.arm} with seed {cell.seed}" for cell in without)
         reading += f" Without a spectrum.json, and so not counted: {names}."
     arms = tuple(
-        (each.arm, *(_told(each.figures.get(name), form) for name, form in _FORMS.items()))
-        for each in spectra
+        (each.arm, *(told(each.figures.get(name), form) for name, form in _FORMS.items())) for each in spectra
     )
     agreeing = tuple(
         (
             f"{first} and {second}",
-            _told(means["cosine"], "+.3f"),
+            told(means["cosine"], "+.3f"),
             *(
-                f"{_told(means[s], '.3f')}\nby chance {means[f'{s}_by_chance'].value:.3f}"
+                f"{told(means[s], '.3f')}\nby chance {means[f'{s}_by_chance'].value:.3f}"
                 for s in ("columns", "rows")
             ),
         )
@@ -46,13 +44,3 @@ def section(view: View) -> Section | None:
     tables = [Table(("arm", "norm", "effective rank", "stable rank", "intruders"), arms, 4)] if arms else []
     tables += [Table(("arms", "cosine", "columns", "rows"), agreeing, 3)] if agreeing else []
     return Section("What the updates did to the weights", reading, tables=tuple(tables))
-
-
-def _told(mean: SeedMean | None, form: str) -> str:
-    if mean is None:
-        return MISSING
-    if mean.interval is None:
-        return f"{mean.value:{form}}\n1 seed"
-    return (
-        f"{mean.value:{form}} [{mean.interval.low:{form}}, {mean.interval.high:{form}}]\n{mean.seeds} seeds"
-    )

@@ -9,7 +9,9 @@ from rlpost.compare.report.findings import Findings
 from rlpost.compare.statistics.directions import ContrastResult
 from rlpost.compare.statistics.estimates import Success
 from rlpost.compare.statistics.intervals import Interval
+from rlpost.compare.statistics.spectra import SeedMean
 from rlpost.pages.images import Image
+from rlpost.record.summary import MISSING
 
 
 @dataclass(frozen=True)
@@ -88,3 +90,14 @@ class View:
 def percent(interval: Interval) -> str:
     """A share with its interval, both in percent: 22.5% [18.1, 27.9]."""
     return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def told(mean: SeedMean | None, form: str) -> str:
+    """A mean over seeds with its interval, and the number of seeds, in a table's cell."""
+    if mean is None:
+        return MISSING
+    if mean.interval is None:
+        return f"{mean.value:{form}}\n1 seed"
+    return (
+        f"{mean.value:{form}} [{mean.interval.low:{form}}, {mean.interval.high:{form}}]\n{mean.seeds} seeds"
+    )
