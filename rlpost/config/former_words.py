@@ -26,7 +26,13 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             **{"text": None, "text_tokens": 8192, "kl_episodes": 64},
         }
     },
-    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+    "rollout.": {
+        "policy": "latest",
+        "stop": [],
+        "template_args": {},
+        "tensor_parallel": 1,
+        "min_workers": None,
+    },
     "lora.": {
         "settings": {},
         "start": "default",

@@ -322,6 +322,7 @@ class RolloutConfig:
     # Largest mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07.
     max_canary_gap: float = 0.1
     restarts: int = 3  # number of dead engines that a run replaces
+    min_workers: int | None = None  # fewest workers with which a run goes on after losses; none: all of them
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
 

@@ -2,6 +2,7 @@
 
     LearnerGroup.update_rl ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
                       waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
+    LearnerGroup.check     ──▶ whether all ranks live, while nobody waits for them
 
 After an error the ranks may be out of step, so the group refuses all calls except `close`.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from rlpost.cluster import actor_calls
+from rlpost.cluster import actor_calls, nodes
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.actor import LearnerActor
@@ -45,6 +46,7 @@ class LearnerGroup:
         self.broken: str | None = None
         actor = ray.remote(**_actor_options(cfg))(LearnerActor)
         self.workers = [actor.remote() for _ in range(cfg.learner.workers)]
+        self._nodes: list[str] = []
         try:
             addresses = self._answers(
                 [w.address.remote() for w in self.workers], "report its address", cfg.ray.timeout_s
@@ -52,11 +54,18 @@ class LearnerGroup:
             host, port = addresses[0]
             world_size = len(self.workers)
             args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids), examples)
+            self._nodes = self._answers(
+                [w.__ray_call__.remote(nodes.here) for w in self.workers],
+                "report its node",
+                cfg.ray.timeout_s,
+            )
             starts = [
                 w.start.remote(*args, Rendezvous(host, port, rank, world_size))
                 for rank, w in enumerate(self.workers)
             ]
             self._answers(starts, "start", cfg.learner.timeout_s)
+            named = {self._name(rank): worker for rank, worker in enumerate(self.workers)}
+            self._heartbeats = actor_calls.Heartbeats(named)
         except BaseException:
             self.close()
             raise
@@ -100,6 +109,16 @@ class LearnerGroup:
         """Restore what `save` wrote."""
         self._call("load", folder.absolute())
 
+    def check(self) -> None:
+        """Raise LearnerError if a rank has died since its last call. Returns at once."""
+        if not self.workers or self.broken is not None:
+            return
+        try:
+            self._heartbeats.check()
+        except ClusterError as error:
+            self.broken = str(error)
+            raise LearnerError(self.broken) from error
+
     def close(self) -> None:
         """End every rank's process. It may be called twice."""
         for worker in self.workers:
@@ -115,7 +134,7 @@ class LearnerGroup:
 
     def _answers(self, refs: list[Any], what: str, timeout_s: float) -> list[Any]:
         """All ranks' answers in order. The first error, death or missed deadline raises and breaks the group."""
-        who = [f"learner rank {rank} (asked to {what})" for rank in range(len(refs))]
+        who = [f"{self._name(rank)} (asked to {what})" for rank in range(len(refs))]
         try:
             return _watched(refs, timeout_s, who)
         except RayTaskError as error:
@@ -126,6 +145,10 @@ class LearnerGroup:
             if isinstance(error, ClusterError):
                 raise LearnerError(str(error)) from error
             raise
+
+    def _name(self, rank: int) -> str:
+        """As messages name it, with its node once that is known."""
+        return f"learner rank {rank}" + (f" ({self._nodes[rank]})" if self._nodes else "")
 
 
 def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:

@@ -184,6 +184,7 @@ def _report(
         "iteration": state.steps - 1,
         "adapter_version": min(v for e in collected.played if (v := e.policy_version) is not None),
         **metrics.rollout_metrics(collected.played),
+        "rollout/workers": float(session.pool.workers),
         **collected.metrics,
         **measured,
         **session.clock.lap(),

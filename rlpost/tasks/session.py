@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "min_workers", "env_timeout_s"),
     "learner": ("timeout_s",),
 }
 
@@ -147,6 +148,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     if with_learner:
         learner = LearnerGroup(cfg, model_folder, ids, examples)
         stack.callback(learner.close)
+    pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)
     pool.wait_ready()
     return Session(
         cfg,
@@ -162,6 +164,10 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
         learner,
         run_dir.read_sittings(),
     )
+
+
+def _nothing() -> None:
+    """Looks at no learner, where there is none."""
 
 
 def publish(

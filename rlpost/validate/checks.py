@@ -146,6 +146,7 @@ OPTIONAL_RANGES: dict[str, Range] = {
     "algo.ratio_ceiling": Range(1, low_open=True),
     "algo.kl_target": POSITIVE,
     "retention.max_new_tokens": COUNT,
+    "rollout.min_workers": COUNT,
     "compare.concurrency": COUNT,
 }
 

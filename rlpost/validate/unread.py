@@ -264,7 +264,7 @@ RULES = (
                 "rollout.max_model_len",
             ),
             *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
-            *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts"),
+            *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts", "rollout.min_workers"),
         ),
         lambda cfg: cfg.eval.endpoint is None,
         "it is of engines of this machine, and the model behind eval.endpoint plays",

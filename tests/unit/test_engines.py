@@ -163,6 +163,7 @@ OF_RUNS = {
     "rollout.max_new_tokens": 5,
     "rollout.max_canary_gap": 0.5,
     "rollout.restarts": 0,
+    "rollout.min_workers": 1,
     "rollout.timeout_s": 5.0,
     "rollout.env_timeout_s": 5.0,
     "rollout.template_args": {"enable_thinking": False},

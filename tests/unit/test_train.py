@@ -32,7 +32,7 @@ SECOND = 10**9  # what saving takes, and nothing else does
 
 
 class Pool:
-    restarts = 0
+    restarts, workers = 0, 1
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
         return [episode(turn(), index=i) for i in range(len(specs))]
