@@ -294,6 +294,13 @@ def _ray(config: Config) -> Iterator[str]:
         yield refusal("ray.address", address, "not an address", remedy)
 
 
+def _workers(config: Config) -> Iterator[str]:
+    workers, fewest = config.rollout.workers, config.rollout.min_workers
+    if fewest is not None and fewest > workers:
+        reason, remedy = f"a run has rollout.workers={workers} at most", "give no more, or more rollout.workers"
+        yield refusal("rollout.min_workers", fewest, reason, remedy)
+
+
 def _gpus(config: Config) -> Iterator[str]:
     learner, rollout = config.learner, config.rollout
     if rollout.tensor_parallel > 1 and 0 < rollout.gpus < 1:
