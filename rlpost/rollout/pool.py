@@ -29,6 +29,7 @@ from typing import Any
 import ray
 
 from rlpost.cluster.actor_calls import ActorLostError, Asked, cancel, first_answered, get, get_all, take
+from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.envs import given
 from rlpost.errors import RlpostError, RolloutError, SwapError
@@ -63,13 +64,17 @@ class PoolSwapReport:
 
 
 class RolloutPool:
-    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that the run has replaced."""
+    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that the run has replaced.
 
-    def __init__(self, cfg: Config, model_folder: Path) -> None:
+    `placement`: where each actor goes; by default Ray places each by itself.
+    """
+
+    def __init__(self, cfg: Config, model_folder: Path, placement: Placement | None = None) -> None:
         self.cfg, self._model_folder = cfg, model_folder
+        self.placement = placement or Placement(Plan.of(cfg))
         self.restarts = 0
         self._live: tuple[Adapter, Canary] | None = None
-        self._actors: list[Any] = [self._spawn() for _ in range(cfg.rollout.workers)]
+        self._actors: list[Any] = [self._spawn(i) for i in range(cfg.rollout.workers)]
         self._starts = [self._start(actor) for actor in self._actors]
 
     def wait_ready(self) -> None:
@@ -195,7 +200,8 @@ class RolloutPool:
                     " out of memory is the usual reason (rollout.kv_cache_gib, rollout.max_num_seqs)."
                 ) from reason
             ray.kill(self._actors[i])  # an actor that Ray merely cannot reach would keep its CPUs and its GPU
-            self._actors[i] = self._spawn()
+            self._actors[i] = self._spawn(i)
+            self.placement.locate()
             try:
                 return self._bring_up(i)
             except ActorLostError as error:
@@ -226,11 +232,12 @@ class RolloutPool:
             f"{self._name(i)}: {answer}" for i, answer in enumerate(answers) if isinstance(answer, SwapError)
         ]
 
-    def _spawn(self) -> Any:
+    def _spawn(self, i: int) -> Any:
+        """The actor of worker `i`. A replacement takes its predecessor's bundle."""
         rollout = self.cfg.rollout
         threads, ranks = max(1, round(rollout.cpus)), rollout.tensor_parallel
         environment = engine_environment(threads, rollout.enforce_eager, ranks)
-        options: dict[str, Any] = {"num_cpus": ranks * rollout.cpus, "num_gpus": ranks * rollout.gpus}
+        options = self.placement.worker(i)
         actor = ray.remote(**options, max_restarts=0, runtime_env={"env_vars": environment})(RolloutActor)
         return actor.remote()
 
@@ -238,7 +245,8 @@ class RolloutPool:
         return actor.start.remote(self.cfg, str(self._model_folder), given.table())
 
     def _name(self, i: int) -> str:
-        return f"rollout worker {i}"
+        node = self.placement.node_of_worker(i)
+        return f"rollout worker {i} ({node})" if node else f"rollout worker {i}"
 
 
 def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:

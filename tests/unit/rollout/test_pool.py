@@ -231,7 +231,7 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool,
 
     def make(*actors: FakeActor, workers: int, restarts: int = 3) -> tuple[RolloutPool, list[FakeActor]]:
         left = list(actors)
-        monkeypatch.setattr(RolloutPool, "_spawn", lambda self: left.pop(0))
+        monkeypatch.setattr(RolloutPool, "_spawn", lambda self, i: left.pop(0))
         cfg = Config()
         cfg.rollout.workers, cfg.rollout.restarts, cfg.rollout.timeout_s = workers, restarts, 0.3
         pool = RolloutPool(cfg, Path())
