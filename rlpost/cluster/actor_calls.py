@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import ray
 from ray import exceptions as ray_errors
 
-from rlpost.cluster import nodes
+from rlpost.cluster import capacity
 from rlpost.errors import ClusterError, RlpostError
 
 Asked: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
@@ -103,7 +103,7 @@ def late(waits: Iterable[Wait]) -> DeadlineError:
     """The error for calls that were not answered in time. It names them all."""
     by_seconds = groupby(sorted(waits, key=lambda wait: wait.seconds), key=lambda wait: wait.seconds)
     silent = (_silence([wait.who for wait in group], seconds) for seconds, group in by_seconds)
-    return DeadlineError(f"{' '.join(silent)} Free now: {nodes.resources()}.")
+    return DeadlineError(f"{' '.join(silent)} Free now: {capacity.summary()}.")
 
 
 def take(asked: Asked, who: str) -> tuple[list[Any], bool]:

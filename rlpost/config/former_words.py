@@ -52,6 +52,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     },
     "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
+    "ray.": {"placement": "pack", "wait_s": 600.0, "autoscaling": False},
     "compare.": {"share_engines": True},  # a cell's own record has it, and does not read it
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

@@ -417,10 +417,22 @@ class CompareConfig:
     quick_iterations: int = 16  # algo.iterations of a quick comparison
 
 
+class PlacementStrategy(Enum):
+    """The nodes of a joined cluster on which the run's processes go; docs/clusters.md."""
+
+    pack = "pack"  # as few nodes as possible
+    spread = "spread"  # rollout workers on as many nodes as possible, all learner ranks on one node
+
+
 @dataclass
 class RayConfig:
     address: str | None = None  # `auto`, host:port or [IPv6]:port of a running cluster; none starts one here
-    timeout_s: float = 120.0  # deadline for the cluster and for placing actors
+    timeout_s: float = 120.0  # deadline for the cluster to answer and for actors to start
+    placement: PlacementStrategy = (
+        PlacementStrategy.pack
+    )  # which nodes of a joined cluster the processes go on
+    wait_s: float = 600.0  # deadline for a joined cluster to have room for the whole run
+    autoscaling: bool = False  # the joined cluster adds nodes on demand: wait for what it does not have yet
 
 
 @dataclass

@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 
-from rlpost.cluster import nodes
+from rlpost.cluster import capacity
 from rlpost.cluster.actor_calls import ActorLostError, Asked, fence
+from rlpost.cluster.placement import Placement
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError
 from rlpost.types import Canary
@@ -32,12 +33,12 @@ class Member:
         self.take(actor, start)
 
     def take(self, actor: Any, start: Ask) -> None:
-        """Put a new actor in the place. It is asked for its node and to start at once, since calls keep their order."""
+        """Put a new actor in the place, and ask it to start. It answers `placing` before, once it has a process."""
         self.actor = actor
-        self.placing: Asked = actor.__ray_call__.remote(nodes.here)
+        self.placing: Asked = actor.__ray_ready__.remote()
         self.starting: Asked = start(actor)
-        self.node: str | None = None  # known once it is placed
-        self.started = False
+        self.placed = self.started = False
+        self.node: str | None = None  # once it is placed, on a joined cluster
         self.has: Live | None = None  # the adapter that it serves; None: the bare base
         self.told = False  # the user knows that it waits for a node
         self.homeless = False  # no node had room for it in time
@@ -55,14 +56,14 @@ class Member:
 
 
 class Members:
-    """Creates an actor by `spawn` for each of `cfg.rollout.workers` places, and asks it to start.
+    """Creates an actor by `spawn(number)` for each of `cfg.rollout.workers` places, and asks it to start.
 
     `restarts` counts replaced actors. `tell` shows a line to the user.
     """
 
-    def __init__(self, cfg: Config, spawn: Callable[[], Any], start: Ask) -> None:
-        self.cfg, self._spawn, self._start = cfg, spawn, start
-        self.all = [Member(number, spawn(), start) for number in range(cfg.rollout.workers)]
+    def __init__(self, cfg: Config, placement: Placement, spawn: Callable[[int], Any], start: Ask) -> None:
+        self.cfg, self._placement, self._spawn, self._start = cfg, placement, spawn, start
+        self.all = [Member(number, spawn(number), start) for number in range(cfg.rollout.workers)]
         self.restarts = 0
         self.tell: Callable[[str], None] = lambda line: None
 
@@ -73,9 +74,7 @@ class Members:
     @property
     def needs(self) -> str:
         """What each needs on one node."""
-        rollout = self.cfg.rollout
-        cpus, gpus = (rollout.tensor_parallel * each for each in (rollout.cpus, rollout.gpus))
-        return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        return capacity.amount(self._placement.plan.workers[0])
 
     def begin(self, cfg: Config) -> None:
         """Begin another run with the same actors. Raises RolloutError if one is missing."""
@@ -92,7 +91,7 @@ class Members:
             fence(member.actor, member.name)
             self.restarts += 1
             self.tell(f"{reason} Another takes its place ({self.restarts} of rollout.restarts={limit}).")
-            member.take(self._spawn(), self._start)
+            member.take(self._spawn(member.number), self._start)
             member.replaced = True
         elif self._can_spare(member):
             fence(member.actor, member.name)
@@ -110,16 +109,17 @@ class Members:
         where = f"{self.needs} on one node within {self.cfg.ray.timeout_s:g} s"
         if not self._can_spare(member):
             raise ClusterError(
-                f"{member.name} was not placed: it needs {where} (ray.timeout_s). Free now: {nodes.resources()}."
+                f"{member.name} was not placed: it needs {where} (ray.timeout_s). Free now: {capacity.summary()}."
                 "\n  remedy: resume the run (resume=) when the cluster has room again, or let it go on with fewer"
                 " workers (rollout.min_workers)"
             )
         member.homeless = True
         self.tell(f"{member.name} was not placed: it needs {where}; {self._goes_on()} until there is room.")
 
-    def placed(self, member: Member, node: str) -> None:
-        """The member's actor runs on `node`."""
-        member.node = node
+    def placed(self, member: Member) -> None:
+        """The member's actor has a process."""
+        self._placement.locate()  # a bundle moves if its node is lost
+        member.placed, member.node = True, self._placement.node_of_worker(member.number)
         if member.homeless:
             member.homeless = False
             self.tell(f"{member.name} joins the others once it has started.")
@@ -130,7 +130,7 @@ class Members:
             member.told = True
             at_most = f"at most {self.cfg.ray.timeout_s:g} s"
             self.tell(
-                f"{member.name} waits for {self.needs} on one node, {at_most}. Free: {nodes.resources()}."
+                f"{member.name} waits for {self.needs} on one node, {at_most}. Free: {capacity.summary()}."
             )
 
     def close(self) -> None:

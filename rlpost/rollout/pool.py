@@ -30,6 +30,7 @@ from typing import Any
 import ray
 
 from rlpost.cluster.actor_calls import get
+from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.envs import given
 from rlpost.errors import RlpostError, SwapError
@@ -65,11 +66,15 @@ class PoolSwapReport:
 
 
 class RolloutPool:
-    """Starts `cfg.rollout.workers` actors."""
+    """Starts `cfg.rollout.workers` actors.
 
-    def __init__(self, cfg: Config, model_folder: Path) -> None:
+    `placement`: where each actor goes; by default Ray places each by itself.
+    """
+
+    def __init__(self, cfg: Config, model_folder: Path, placement: Placement | None = None) -> None:
         self.cfg, self._model_folder = cfg, model_folder
-        self._supervisor = Supervisor(cfg, self._spawn, self._start)
+        self.placement = placement or Placement(Plan.of(cfg))
+        self._supervisor = Supervisor(cfg, self.placement, self._spawn, self._start)
 
     @property
     def restarts(self) -> int:
@@ -192,11 +197,12 @@ class RolloutPool:
             if isinstance(answer, SwapError)
         ]
 
-    def _spawn(self) -> Any:
+    def _spawn(self, i: int) -> Any:
+        """The actor of worker `i`. A replacement takes its predecessor's bundle."""
         rollout = self.cfg.rollout
         threads, ranks = max(1, round(rollout.cpus)), rollout.tensor_parallel
         environment = engine_environment(threads, rollout.enforce_eager, ranks)
-        options: dict[str, Any] = {"num_cpus": ranks * rollout.cpus, "num_gpus": ranks * rollout.gpus}
+        options = self.placement.worker(i)
         actor = ray.remote(**options, max_restarts=0, runtime_env={"env_vars": environment})(RolloutActor)
         return actor.remote()
 

@@ -28,6 +28,7 @@ from rlpost.cluster.actor_calls import (
     late,
     take,
 )
+from rlpost.cluster.placement import Placement
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RlpostError
 from rlpost.rollout.members import Ask, Live, Member, Members
@@ -55,15 +56,15 @@ class Call:
 
 
 class Supervisor:
-    """Starts and supervises `cfg.rollout.workers` workers. `spawn` creates an actor; `start` asks it to start.
+    """Starts and supervises `cfg.rollout.workers` workers. See `Members` for `spawn` and `start`.
 
     `live` is the adapter that a worker is given before it is asked anything. `check` is called at least once a second
     during waits; what it raises ends them.
     """
 
-    def __init__(self, cfg: Config, spawn: Callable[[], Any], start: Ask) -> None:
+    def __init__(self, cfg: Config, placement: Placement, spawn: Callable[[int], Any], start: Ask) -> None:
         self.cfg = cfg
-        self.members = Members(cfg, spawn, start)
+        self.members = Members(cfg, placement, spawn, start)
         self.live: Live | None = None
         self.check: Callable[[], None] = lambda: None
         self._calls = dict[Asked, Call]()
@@ -75,11 +76,11 @@ class Supervisor:
         """
         members = self.members.all
         try:
-            found = self._all([member.placing for member in members], self.cfg.ray.timeout_s)
+            self._all([member.placing for member in members], self.cfg.ray.timeout_s)
         except DeadlineError as error:
             raise ClusterError(f"{error} Each worker needs {self.members.needs} on one node.") from error
-        for member, node in zip(members, found, strict=True):
-            member.node = node
+        for member in members:
+            self.members.placed(member)
         self._all([member.starting for member in members], self.cfg.rollout.timeout_s)
         for member in members:
             member.started = True
@@ -148,7 +149,7 @@ class Supervisor:
         for member in self.members.all:
             if member.gone or member.number in busy:
                 continue
-            if member.node is None:
+            if not member.placed:
                 self._expect(member, Step.be_placed, member.placing)
             elif not member.started:
                 self._expect(member, Step.start, member.starting)
@@ -187,7 +188,7 @@ class Supervisor:
             answers = [error]
         else:
             if call.step is Step.be_placed:
-                self.members.placed(call.member, answers[0])
+                self.members.placed(call.member)
             elif call.step is Step.start:
                 call.member.started = True
         if over:

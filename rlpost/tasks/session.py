@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from rlpost.cluster import ray_cluster
+from rlpost.cluster.placement import Plan
 from rlpost.cluster.precision import settled
 from rlpost.config import learning_rates
 from rlpost.config.compose import to_yaml
@@ -142,11 +142,11 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     progress = Progress(console, steps_of(cfg))
     stack.callback(progress.close)
     progress.stage("starting Ray, engines and learner")
-    needs = ray_cluster.Needs.of(cfg) if with_learner else ray_cluster.Needs.of_engines(cfg)
-    pool = stack.enter_context(engines(cfg, model_folder, needs, run_dir.path / "logs", console))
+    plan = Plan.of(cfg, with_learner)
+    pool = stack.enter_context(engines(cfg, model_folder, plan, run_dir.path / "logs", console))
     learner = None
     if with_learner:
-        learner = LearnerGroup(cfg, model_folder, ids, examples)
+        learner = LearnerGroup(cfg, model_folder, ids, examples, pool.placement)
         stack.callback(learner.close)
     pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)
     pool.wait_ready()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlpost.cluster.addresses import host_and_port
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
@@ -26,6 +25,7 @@ from rlpost.record.trackers.secrets import without_users
 from rlpost.validate.adapter import ADAPTER_CHECKS
 from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
+from rlpost.validate.cluster import cluster_address
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
@@ -129,6 +129,7 @@ RANGES: dict[str, Range] = {
     "compare.points": COUNT,
     "compare.quick_iterations": COUNT,
     "ray.timeout_s": POSITIVE,
+    "ray.wait_s": NOT_NEGATIVE,
     "tracking.checkpoint_every": COUNT,
     "tiny_base.minutes": POSITIVE,
     "tiny_base.vocab_size": Range(64, 65536),
@@ -283,21 +284,13 @@ def _resume(config: Config, folder: Path) -> Iterator[str]:
         yield refusal("resume", folder, f"no {below}/ there", "name the output folder of an earlier run")
 
 
-def _ray(config: Config) -> Iterator[str]:
-    address = config.ray.address
-    if address in (None, "auto"):
-        return
-    try:
-        host_and_port(str(address))
-    except ValueError:
-        remedy = "give auto, host:port ([::1]:6379 for IPv6), or null to start Ray here"
-        yield refusal("ray.address", address, "not an address", remedy)
-
-
 def _workers(config: Config) -> Iterator[str]:
     workers, fewest = config.rollout.workers, config.rollout.min_workers
     if fewest is not None and fewest > workers:
-        reason, remedy = f"a run has rollout.workers={workers} at most", "give no more, or more rollout.workers"
+        reason, remedy = (
+            f"a run has rollout.workers={workers} at most",
+            "give no more, or more rollout.workers",
+        )
         yield refusal("rollout.min_workers", fewest, reason, remedy)
 
 
@@ -359,7 +352,8 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     adapter_start,
     folders,
     tracking,
-    _ray,
+    cluster_address,
+    _workers,
     _gpus,
     _conversation,
     _tiny_base,

@@ -295,6 +295,12 @@ RULES = (
         f"{_LEAVE}, or give one of them",
     ),
     _Rule(
+        ("ray.placement", "ray.wait_s", "ray.autoscaling"),
+        lambda cfg: cfg.ray.address is not None and cfg.eval.endpoint is None,
+        "only a run on a joined cluster is placed on nodes and waits for them",
+        f"{_LEAVE}, or give ray.address",
+    ),
+    _Rule(
         ("compare.share_engines",),
         lambda cfg: (
             cfg.task is Task.compare and cfg.ray.address is None and (cfg.compare.concurrency or 1) == 1

@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray import exceptions as ray_errors
 
-from rlpost.cluster import actor_calls, nodes
+from rlpost.cluster import actor_calls, capacity
 from rlpost.rollout import supervisor
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
 from rlpost.types import EpisodeSpec
@@ -112,7 +112,6 @@ class Actor:
 
     def __getattr__(self, method: str) -> Any:
         calls: dict[str, Callable[..., Any]] = {
-            "__ray_call__": lambda function: self._does(0.0, "node a"),
             "__ray_ready__": lambda: self._does(0.0, True),
             "start": lambda *args: self._does(self.life.start, None),
             "swap": self._swap,
@@ -136,7 +135,7 @@ class SimulatedRay:
         patch.setattr(ray, "cancel", lambda stream: setattr(stream, "cancelled", True))
         patch.setattr(ray, "is_initialized", lambda: True)
         patch.setattr(ray, "ObjectRefGenerator", Stream)
-        patch.setattr(nodes, "resources", lambda: "0 of 2 CPUs on node a, 10.0.0.1")
+        patch.setattr(capacity, "summary", lambda: "0 of 2 CPUs on node a, 10.0.0.1")
         clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.pass_time)
         for module in (actor_calls, supervisor):
             patch.setattr(module, "time", clock)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import exceptions as ray_errors
 
-from rlpost.cluster import nodes
+from rlpost.cluster import capacity
 from rlpost.cluster.actor_calls import DeadlineError
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
@@ -175,10 +175,6 @@ class FakeActor:
         return Method(lambda cfg, folder, given: self._next("start", None))
 
     @property
-    def __ray_call__(self) -> Method:
-        return Method(lambda function: self._next("place", ""))
-
-    @property
     def __ray_ready__(self) -> Method:
         return Method(lambda: Ref(died() if self.killed else True))
 
@@ -233,7 +229,7 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool,
 
     for name, stand_in in (("wait", wait), ("get", get), ("kill", kill), ("put", lambda x: x)):
         monkeypatch.setattr(ray, name, stand_in)
-    monkeypatch.setattr(nodes, "resources", lambda: "1 of 2 CPUs on node a, 10.0.0.1")
+    monkeypatch.setattr(capacity, "summary", lambda: "1 of 2 CPUs on node a, 10.0.0.1")
     monkeypatch.setattr(ray, "ObjectRefGenerator", Stream)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cancel", lambda stream: setattr(stream, "cancelled", True))
@@ -242,7 +238,7 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool,
         *actors: FakeActor, workers: int, restarts: int = 3, min_workers: int | None = None
     ) -> tuple[RolloutPool, list[FakeActor]]:
         left = list(actors)
-        monkeypatch.setattr(RolloutPool, "_spawn", lambda self: left.pop(0))
+        monkeypatch.setattr(RolloutPool, "_spawn", lambda self, i: left.pop(0))
         cfg = Config()
         cfg.rollout.workers, cfg.rollout.restarts, cfg.rollout.timeout_s = workers, restarts, 0.3
         cfg.rollout.min_workers, cfg.ray.timeout_s = min_workers, 0.2

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpost.cluster.actor_calls import DeadlineError
+from rlpost.cluster.placement import Placement
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RolloutError
 from rlpost.rollout.engine.protocol import Sampling
@@ -36,7 +37,7 @@ def simulated(
     with pytest.MonkeyPatch.context() as patch:
         world = SimulatedRay(patch, lives)
 
-        def spawn(pool: RolloutPool) -> Actor:
+        def spawn(pool: RolloutPool, number: int) -> Actor:
             assert sum(actor.alive for actor in world.actors) < workers, "the one before was not fenced"
             return world.spawn()
 
@@ -44,6 +45,7 @@ def simulated(
         cfg, told = Config(), list[str]()
         cfg.rollout.workers, cfg.rollout.restarts, cfg.rollout.min_workers = workers, restarts, min_workers
         cfg.rollout.timeout_s, cfg.ray.timeout_s = TIMEOUT_S, PLACING_S
+        patch.setattr(Placement, "node_of_worker", lambda placement, number: f"node {number}")
         pool = RolloutPool(cfg, Path())
         pool.attend(told.append, lambda: None)
         pool.wait_ready()
@@ -129,7 +131,7 @@ def test_a_replacement_that_no_node_can_hold_ends_the_run_by_the_deadline_of_pla
         "0 of 2 CPUs on node a",
     ):
         assert part in str(caught.value)
-    assert "rollout worker 1 (node a) died" in told[0]
+    assert "rollout worker 1 (node 1) died" in told[0]
     assert told[1].startswith(
         "rollout worker 1 (replacement) waits for 1 CPUs on one node, at most 20 s. Free: 0 of 2"
     )
@@ -162,7 +164,7 @@ def test_a_run_goes_on_with_fewer_and_the_worker_that_gets_a_node_joins_with_the
         assert pool.workers == 2
         assert world.actors[2].shares
     assert told[-2].endswith("the run goes on with 1 of 2 workers until there is room.")
-    assert told[-1] == "rollout worker 1 (replacement, node a) joins the others once it has started."
+    assert told[-1] == "rollout worker 1 (replacement, node 1) joins the others once it has started."
 
 
 def test_a_run_goes_on_without_a_worker_that_may_not_be_replaced() -> None:
@@ -172,7 +174,7 @@ def test_a_run_goes_on_without_a_worker_that_may_not_be_replaced() -> None:
             assert versions(pool, 8) == [version] * 8
         assert (pool.workers, pool.restarts, len(world.actors)) == (1, 0, 2)
     assert told == [
-        "rollout worker 1 (node a) died: The actor died unexpectedly before finishing this task."
+        "rollout worker 1 (node 1) died: The actor died unexpectedly before finishing this task."
         " rollout.restarts=0 allows no other; the run goes on with 1 of 2 workers."
     ]
 
@@ -182,7 +184,7 @@ def test_the_last_worker_that_a_run_needs_cannot_be_spared() -> None:
     with simulated(lives, workers=2, restarts=0, min_workers=1) as (_, pool, _told):
         swap(pool, 1)
         with pytest.raises(
-            RolloutError, match=r"worker 0 \(node a\) died.*rollout\.restarts=0 allows no more"
+            RolloutError, match=r"worker 0 \(node 0\) died.*rollout\.restarts=0 allows no more"
         ):
             versions(pool, 20)
 
@@ -200,7 +202,7 @@ def test_a_replacement_that_hangs_when_it_starts_is_named_while_others_play() ->
     with simulated(lives, workers=2) as (world, pool, _):
         swap(pool, 1)
         with pytest.raises(
-            DeadlineError, match=r"within 60 s from: rollout worker 1 \(replacement, node a\)\."
+            DeadlineError, match=r"within 60 s from: rollout worker 1 \(replacement, node 1\)\."
         ):
             versions(pool, 8)
         assert world.now == pytest.approx(DIED + TIMEOUT_S)
