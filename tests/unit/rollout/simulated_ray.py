@@ -88,12 +88,12 @@ class Actor:
     def _does(self, seconds: float, value: Any) -> Ref:
         begun = max(self.ray.now, self.free)
         self.free = begun + seconds
-        if self.killed:
+        if self.killed or self.ray.now >= self._dies:
             return Ref(self.ray.now, ray_errors.ActorDiedError())
-        if min(self._dies, self._lost) < self.free:
+        if (ends := min(self._dies, self._lost)) < self.free:
             died = self._dies <= self._lost
             lost = ray_errors.ActorDiedError() if died else ray_errors.ActorUnavailableError("no link", None)
-            return Ref(max(self.ray.now, min(self._dies, self._lost)), lost)
+            return Ref(max(self.ray.now, ends), lost)
         return Ref(self.free, value)
 
     def _stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Stream:
