@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from ray import exceptions as ray_errors
 
 from rlpost.cluster.actor_calls import DeadlineError
+from rlpost.cluster.placement import Placement, Plan
+from rlpost.cluster.ray_cluster import Needs
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
 from rlpost.rollout import pool
@@ -440,7 +442,7 @@ def test_environments_are_closed_in_every_worker_and_what_went_wrong_is_told(
     workers = [SimpleNamespace(close=SimpleNamespace(remote=lambda said=said: said)) for said in answers]
     monkeypatch.setattr(pool, "get", get)
     whole = pool.RolloutPool.__new__(pool.RolloutPool)
-    whole._actors = workers
+    whole._actors, whole.placement = workers, Placement(Plan((Needs(1, 0),) * len(workers), ()))
     assert whole.close_environments() == ["rollout worker 1: KeyError: 3", "rollout worker 2: dead"]
     assert len(waited) == 4
     assert sorted(waited, reverse=True) == waited
