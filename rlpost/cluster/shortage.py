@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
     """Raise ClusterError, with figures and remedies, if the run needs more than the cluster has."""
     where = f"the cluster at {address}" if address else "this machine"
-    elsewhere = (
-        "or set ray.autoscaling=true if it adds nodes on demand" if address else "or join a larger cluster"
+    larger = (
+        "set ray.autoscaling=true if it adds nodes" if address else "join a larger cluster with ray.address="
     )
     if needs.cpus > have.cpus:
         raise ClusterError(
             f"The run asks for {needs.cpus:g} CPUs (rollout.workers x rollout.tensor_parallel x rollout.cpus +"
-            f" learner.workers x learner.cpus); {where} has {have.cpus:g}. {_fewer_cpus(needs, have)} {elsewhere}"
-            f"{'' if address else ' with ray.address='}."
+            f" learner.workers x learner.cpus); {where} has {have.cpus:g}. {_fewer_cpus(needs, have)} or"
+            f" {larger}."
         )
     if needs.gpus > have.gpus:
         raise ClusterError(
             f"The run asks for {needs.gpus:g} GPUs (rollout.workers x rollout.tensor_parallel x rollout.gpus +"
             f" learner.workers x learner.gpus); {where} has {have.gpus:g}. Ask for less (rollout.gpus, learner.gpus),"
-            f" {elsewhere}{'' if address else ' with ray.address='}."
+            f" or {larger}."
         )
 
 
