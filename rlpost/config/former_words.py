@@ -26,7 +26,10 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             **{"text": None, "text_tokens": 8192, "kl_episodes": 64},
         }
     },
-    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+    "rollout.": {
+        **{"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+        **{"max_staleness": 0, "on_swap": "in_flight"},
+    },
     "lora.": {
         "settings": {},
         "start": "default",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,11 +63,15 @@ class PoolSwapReport:
 
 
 class RolloutPool:
-    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that the run has replaced."""
+    """Starts `cfg.rollout.workers` actors.
+
+    `restarts` counts the actors that the run has replaced, `lost` does by worker.
+    """
 
     def __init__(self, cfg: Config, model_folder: Path) -> None:
         self.cfg, self._model_folder = cfg, model_folder
         self.restarts = 0
+        self.lost = [0] * cfg.rollout.workers
         self._live: tuple[Adapter, Canary] | None = None
         self._actors: list[Any] = [self._spawn() for _ in range(cfg.rollout.workers)]
         self._starts = [self._start(actor) for actor in self._actors]
@@ -82,6 +86,7 @@ class RolloutPool:
         Raises SwapError, RolloutError or ClusterError, also if a worker has died; the pool must then be closed.
         """
         self.cfg, self.restarts, self._live = cfg, 0, None
+        self.lost = [0] * cfg.rollout.workers
         asked = [actor.begin.remote(cfg, given.table()) for actor in self._actors]
         get_all(asked, cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
 
@@ -125,6 +130,30 @@ class RolloutPool:
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._live = (adapter, canary)
         return _worst(reports)
+
+    def ask(self, worker: int, ask: Ask) -> Asked:
+        """Ask one worker; returns the pending answer, for `next_answers`."""
+        return ask(self._actors[worker])
+
+    def next_answers(
+        self, workers: Mapping[Asked, int], deadlines: Mapping[Asked, float]
+    ) -> tuple[Asked, list[Any], bool]:
+        """Wait for the first of some calls to get an answer: that call, its new answers, and whether it is over.
+
+        `workers`: by call, the worker that was asked. `deadlines`: by call, in time.monotonic. If the worker has died,
+        it is replaced, and the call is over without an answer; the caller asks again.
+
+        Raises:
+            ClusterError: calls were not answered by their deadlines; it names their workers.
+            RolloutError: workers died more often than rollout.restarts allows.
+        """
+        timeout_s = self.cfg.rollout.timeout_s
+        asked = first_answered(deadlines, timeout_s, {each: self._name(i) for each, i in workers.items()})
+        try:
+            return asked, *take(asked, timeout_s, self._name(workers[asked]))
+        except ActorLostError as error:
+            self._replace(workers[asked], error)
+            return asked, [], True
 
     def close_environments(self) -> list[str]:
         """Close the environments of every worker before its process ends, and return what went wrong, by worker.
@@ -188,6 +217,7 @@ class RolloutPool:
         """Start a new actor in place i, with the live adapter. Raises RolloutError if too many actors have died."""
         while True:
             self.restarts += 1
+            self.lost[i] += 1
             if self.restarts > self.cfg.rollout.restarts:
                 raise RolloutError(
                     f"{reason} That is worker number {self.restarts} to be lost;"

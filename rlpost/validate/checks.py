@@ -30,6 +30,7 @@ from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
 from rlpost.validate.retention import retention
+from rlpost.validate.staleness import max_staleness
 from rlpost.validate.tracking import tracking
 from rlpost.validate.unread import unread
 
@@ -95,6 +96,7 @@ RANGES: dict[str, Range] = {
     "algo.critic_warmup": NOT_NEGATIVE,
     "rollout.workers": COUNT,
     "rollout.episodes": COUNT,
+    "rollout.max_staleness": NOT_NEGATIVE,
     "rollout.group_size": COUNT,
     "rollout.temperature": POSITIVE,
     "rollout.max_new_tokens": COUNT,
@@ -347,6 +349,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _endpoint,
     environment,
     retention,
+    max_staleness,
     *ADAPTER_CHECKS,
     adapter_start,
     folders,
