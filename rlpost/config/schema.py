@@ -172,9 +172,7 @@ class OnSwap(Enum):
     """What becomes of the turns that an engine is sampling when an update arrives (rollout.max_staleness above 0)."""
 
     in_flight = "in_flight"  # they keep the tokens sampled so far and go on under the new weights
-    drain = (
-        "drain"  # they end under the old weights, and the engine waits for them; episodes go on either way
-    )
+    drain = "drain"  # they end under the old weights first; their episodes go on under the new ones
 
 
 class RolloutIS(Enum):
