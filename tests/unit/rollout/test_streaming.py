@@ -145,6 +145,8 @@ class DicePool:
 
     def swap(self) -> None:
         """As RolloutPool.swap: those that died are replaced, and take the new version too."""
+        playing = [call for call, _ in self.calls if not (call.cancelled or call.dead or call.ended)]
+        assert not playing, "an actor that plays takes no swap"
         for call, i in self.calls:
             if call.dead:
                 self._replace(i)
