@@ -159,7 +159,7 @@ class RolloutActor:
         return self._worker.close()
 
 
-def _until_cancelled(stream: Generator[T]) -> Iterator[T]:
+def _until_cancelled(stream: Generator[T | None]) -> Iterator[T]:
     """What `stream` yields, without what is empty. It is closed once the current call of the actor is cancelled."""
     from rlpost.cluster.actor_calls import is_cancelled  # imports Ray, which a dry run does not need
 

@@ -276,7 +276,7 @@ def test_a_wait_names_only_those_that_owe_what_is_waited_for() -> None:
 
 def test_the_share_of_time_that_engines_idle_and_the_learner_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(streaming.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("rlpost.rollout.streaming.time", SimpleNamespace(monotonic=lambda: clock.now))
     meter = streaming._Meter(2)
     meter.worked(0, 3.0)
     meter.worked(0, 4.0)
