@@ -27,11 +27,8 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "rollout.": {
-        "policy": "latest",
-        "stop": [],
-        "template_args": {},
-        "tensor_parallel": 1,
-        "min_workers": None,
+        **{"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+        **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None},
     },
     "lora.": {
         "settings": {},

@@ -168,6 +168,13 @@ class RolloutPolicy(Enum):
     start = "start"  # the one that RL starts from (after the warm start): the engines keep it, so training is offline
 
 
+class OnSwap(Enum):
+    """What becomes of the turns that an engine is sampling when an update arrives (rollout.max_staleness above 0)."""
+
+    in_flight = "in_flight"  # they keep the tokens sampled so far and go on under the new weights
+    drain = "drain"  # they end under the old weights first; their episodes go on under the new ones
+
+
 class RolloutIS(Enum):
     """Rollout importance sampling: weights for tokens whose log-probs differ slightly between engine and learner."""
 
@@ -300,6 +307,10 @@ class RolloutConfig:
     episodes: int = 128  # episodes of an iteration, over all workers
     group_size: int = 1  # episodes that share one instance
     policy: RolloutPolicy = RolloutPolicy.latest  # policy that plays the episodes of training
+    # Most updates between the policy that samples an episode and the update that learns from it. Above 0, engines go on
+    # playing episodes of later iterations while the learner works.
+    max_staleness: int = 0
+    on_swap: OnSwap = OnSwap.in_flight  # turns that are being sampled when an update arrives
     temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
     max_new_tokens: int = 128  # most tokens of one answer
     max_model_len: int = 1024  # most tokens of an episode: prompt and all turns

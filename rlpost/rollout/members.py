@@ -28,7 +28,7 @@ class Member:
     """A place, and the actor that has it. `start` asks an actor to start."""
 
     def __init__(self, number: int, actor: Any, start: Ask) -> None:
-        self.number, self.replaced = number, False
+        self.number, self.replaced = number, 0
         self.gone = False  # lost, and not replaced
         self.take(actor, start)
 
@@ -92,7 +92,7 @@ class Members:
             self.restarts += 1
             self.tell(f"{reason} Another takes its place ({self.restarts} of rollout.restarts={limit}).")
             member.take(self._spawn(member.number), self._start)
-            member.replaced = True
+            member.replaced += 1
         elif self._can_spare(member):
             fence(member.actor, member.name)
             member.gone = True

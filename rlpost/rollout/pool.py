@@ -29,7 +29,7 @@ from typing import Any
 
 import ray
 
-from rlpost.cluster.actor_calls import get
+from rlpost.cluster.actor_calls import Asked, get
 from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.envs import given
@@ -149,6 +149,30 @@ class RolloutPool:
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._supervisor.serve((adapter, canary), reports)
         return _worst(list(reports.values()))
+
+    @property
+    def lost(self) -> list[int]:
+        """How often each worker was replaced."""
+        return [member.replaced for member in self._members.all]
+
+    def ask(self, worker: int, ask: Ask) -> Asked:
+        """Ask one worker; returns the pending answer, for `next_answers`."""
+        return ask(self._members.all[worker].actor)
+
+    def next_answers(
+        self, workers: Mapping[Asked, int], deadlines: Mapping[Asked, float]
+    ) -> tuple[Asked, list[Any], bool]:
+        """Wait for the first of some calls to get an answer: that call, its new answers, and whether it is over.
+
+        `workers`: by call, the worker that was asked. `deadlines`: by call, in time.monotonic. If the worker has died,
+        it is replaced, and the call is over without an answer; the caller asks again.
+
+        Raises:
+            ClusterError: calls were not answered by their deadlines, which names their workers; or no node has room for
+                a replacement.
+            RolloutError: workers died more often than rollout.restarts allows.
+        """
+        return self._supervisor.next_answers(workers, deadlines)
 
     def close_environments(self) -> list[str]:
         """Close the environments of every worker before its process ends, and return what went wrong, by worker.

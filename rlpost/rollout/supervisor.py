@@ -131,6 +131,27 @@ class Supervisor:
             for asked in self._asked():
                 del self._calls[asked]
 
+    def next_answers(
+        self, workers: Mapping[Asked, int], deadlines: Mapping[Asked, float]
+    ) -> tuple[Asked, list[Any], bool]:
+        """See `RolloutPool.next_answers`."""
+        seconds, names = self.cfg.rollout.timeout_s, {i: self.members.all[i].name for i in workers.values()}
+        waits = {asked: Wait(names[i], seconds, deadlines[asked]) for asked, i in workers.items()}
+        asked = first_answered(waits, self._meanwhile)
+        if asked is None:
+            now = time.monotonic()
+            raise late(wait for wait in waits.values() if wait.deadline <= now)
+        try:
+            return asked, *take(asked, waits[asked].who)
+        except ActorLostError as error:
+            self._bring_up(self.members.all[workers[asked]], error)
+            return asked, [], True
+
+    def _bring_up(self, lost: Member, reason: ActorLostError) -> None:
+        """Wait until another actor has the place of a lost one, and serves the live adapter."""
+        self.members.lost(lost, reason)
+        list(self.answers({lost.number: lambda actor: actor.__ray_ready__.remote()}, own=True))
+
     def close(self) -> None:
         """End the process of every worker."""
         self.members.close()

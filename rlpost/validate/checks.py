@@ -30,6 +30,7 @@ from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
 from rlpost.validate.retention import retention
+from rlpost.validate.staleness import max_staleness
 from rlpost.validate.tracking import tracking
 from rlpost.validate.unread import unread
 
@@ -95,6 +96,7 @@ RANGES: dict[str, Range] = {
     "algo.critic_warmup": NOT_NEGATIVE,
     "rollout.workers": COUNT,
     "rollout.episodes": COUNT,
+    "rollout.max_staleness": NOT_NEGATIVE,
     "rollout.group_size": COUNT,
     "rollout.temperature": POSITIVE,
     "rollout.max_new_tokens": COUNT,
@@ -292,6 +294,9 @@ def _workers(config: Config) -> Iterator[str]:
             "give no more, or more rollout.workers",
         )
         yield refusal("rollout.min_workers", fewest, reason, remedy)
+    if fewest is not None and fewest < workers and config.rollout.max_staleness > 0:
+        reason = "with rollout.max_staleness above 0 each worker has its own episodes"
+        yield refusal("rollout.min_workers", fewest, reason, "leave it out, or rollout.max_staleness=0")
 
 
 def _gpus(config: Config) -> Iterator[str]:
@@ -348,6 +353,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _endpoint,
     environment,
     retention,
+    max_staleness,
     *ADAPTER_CHECKS,
     adapter_start,
     folders,

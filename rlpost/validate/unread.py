@@ -205,6 +205,18 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
+        ("rollout.max_staleness",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "only task=rl plays episodes to train on; an evaluation plays the current policy",
+        _LEAVE,
+    ),
+    _Rule(
+        ("rollout.on_swap",),
+        lambda cfg: cfg.rollout.max_staleness > 0,
+        "rollout.max_staleness=0: no turn is being sampled when an update arrives",
+        f"{_LEAVE}, or give rollout.max_staleness",
+    ),
+    _Rule(
         ("sft.learning_rate",),
         lambda cfg: cfg.lora.learning_rate is LearningRate.given,
         "lora.learning_rate=auto sets it",
