@@ -227,3 +227,20 @@ def test_a_pool_with_a_missing_worker_begins_no_other_run() -> None:
         versions(pool, 8)
         with pytest.raises(RolloutError, match=r"rollout worker 1 \(replacement\) did not start again"):
             pool.begin(pool.cfg)
+
+
+def test_a_caller_that_asks_a_worker_itself_may_ask_its_replacement_at_once() -> None:
+    def play(actor: Any) -> Any:
+        return actor.stream.options(num_returns="streaming").remote(specs_of(4), SAMPLING)
+
+    with simulated([Life(), DIES, Life(placed=5.0, start=10.0)], workers=2) as (world, pool, _):
+        swap(pool, 1)
+        calls = {pool.ask(1, play): 1}
+        deadlines = dict.fromkeys(calls, world.now + TIMEOUT_S)
+        answers = [pool.next_answers(calls, deadlines)[1:] for _ in range(2)]
+        assert [(len(episodes), over) for episodes, over in answers] == [(1, False), (0, True)]
+        assert (pool.lost, world.actors[2].version) == ([0, 1], 1)
+        assert world.now == pytest.approx(DIED + 5.0 + 10.0 + 1.0)
+        again = {pool.ask(1, play): 1}
+        with pytest.raises(DeadlineError, match=r"from: rollout worker 1 \(replacement, node 1\)\."):
+            pool.next_answers(again, dict.fromkeys(again, world.now + 0.5))
