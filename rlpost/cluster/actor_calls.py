@@ -1,21 +1,39 @@
 """All waits for actors: each has a deadline, and the first failure ends the wait with an error that names the actor.
 
 A call of an actor's method has one answer, or, with num_returns="streaming", one for each value that it yields.
+The deadline is one of time.monotonic for all calls that are asked together, however many answers come before it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import ray
 from ray import exceptions as ray_errors
 
+from rlpost.cluster import capacity
 from rlpost.errors import ClusterError, RlpostError
 
 Asked: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
 """A pending call of an actor, with one answer or a stream of answers."""
+
+FENCE_S = 10.0  # in which Ray confirms that an actor it was told to kill is dead
+_FENCE_CHECK_S = 0.1
+_CHECK_S = 1.0  # how often a wait looks at something else
+_FETCH_S = (
+    10.0  # in which an answer that has been given arrives, even after its deadline: a busy caller comes late
+)
+# Ray raises these, besides RayActorError, for calls whose process or whose answer was lost with a node.
+_LOST = (
+    ray_errors.NodeDiedError,
+    ray_errors.ObjectLostError,
+    ray_errors.OutOfMemoryError,
+    ray_errors.WorkerCrashedError,
+)
 
 
 class ActorLostError(ClusterError):
@@ -44,37 +62,107 @@ def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Sequence[str])
             Ray's RayTaskError, with the actor's traceback.
     """
     names = dict(zip(refs, who, strict=True))
-    answers = {ref: _value(ref, timeout_s, names[ref]) for ref in _as_they_come(refs, timeout_s)}
-    if silent := [names[ref] for ref in refs if ref not in answers]:
-        raise _silent(silent, timeout_s)
+    answers = {ref: _value(ref, _FETCH_S, names[ref]) for ref in _as_they_come(refs, timeout_s)}
+    if silent := [Wait.beginning(names[ref], timeout_s) for ref in refs if ref not in answers]:
+        raise late(silent)
     return [answers[ref] for ref in refs]
 
 
-def first_answered(deadlines: Mapping[Asked, float], timeout_s: float, who: Mapping[Asked, str]) -> Asked:
-    """The first call to get an answer, to fail or, if it is a stream, to end. Waits until the earliest deadline.
+@dataclass(frozen=True)
+class Wait:
+    """Who was asked, how many seconds the answer may take, and the time of time.monotonic at which these are over."""
 
-    Deadlines are times of time.monotonic, `timeout_s` seconds after each call; the deadline of a stream covers all its
-    answers. Raises DeadlineError, naming all calls whose deadline has passed.
+    who: str
+    seconds: float
+    deadline: float
+
+    @classmethod
+    def beginning(cls, who: str, seconds: float) -> Wait:
+        """A wait that begins now."""
+        return cls(who, seconds, time.monotonic() + seconds)
+
+
+def first_answered(waits: Mapping[Asked, Wait], meanwhile: Callable[[], None]) -> Asked | None:
+    """The first call to get an answer, to fail or, if it is a stream, to end. None if the earliest deadline passes.
+
+    The deadline of a stream covers all its answers. `meanwhile` is called at least once a second; what it raises ends
+    the wait.
     """
-    earliest = min(deadlines.values())
-    done, _ = ray.wait(list(deadlines), num_returns=1, timeout=max(0.0, earliest - time.monotonic()))
-    if done:
-        return done[0]
-    late = max(earliest, time.monotonic())
-    raise _silent([who[ref] for ref, deadline in deadlines.items() if deadline <= late], timeout_s)
+    earliest = min(wait.deadline for wait in waits.values())
+    while True:
+        meanwhile()
+        left = earliest - time.monotonic()
+        done, _ = ray.wait(list(waits), num_returns=1, timeout=min(max(0.0, left), _CHECK_S))
+        if done:
+            return done[0]
+        if left <= 0:
+            return None
 
 
-def take(asked: Asked, timeout_s: float, who: str) -> tuple[list[Any], bool]:
+def late(waits: Iterable[Wait]) -> DeadlineError:
+    """The error for calls that were not answered in time. It names them all."""
+    by_seconds = groupby(sorted(waits, key=lambda wait: wait.seconds), key=lambda wait: wait.seconds)
+    silent = (_silence([wait.who for wait in group], seconds) for seconds, group in by_seconds)
+    return DeadlineError(f"{' '.join(silent)} Free now: {capacity.summary()}.")
+
+
+def take(asked: Asked, who: str) -> tuple[list[Any], bool]:
     """The answer that `first_answered` found, and whether it is the last. A stream that has ended gives no answer.
 
     Raises like get_all. If an actor dies, the values that it yielded and nobody took are lost.
     """
     if isinstance(asked, ray.ObjectRefGenerator):
         try:
-            return [_value(next(asked), timeout_s, who)], False
+            return [_value(next(asked), _FETCH_S, who)], False
         except StopIteration:
             return [], True
-    return [_value(asked, timeout_s, who)], True
+    return [_value(asked, _FETCH_S, who)], True
+
+
+def fence(actor: Any, who: str) -> None:
+    """Kill an actor that was lost, and wait until Ray says that it is dead. Only then may another take its place.
+
+    An actor that Ray merely cannot reach would go on computing, and keep its CPUs and its GPU. Raises ClusterError if
+    Ray does not confirm the death within FENCE_S.
+    """
+    ray.kill(actor)
+    deadline = time.monotonic() + FENCE_S
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            get(actor.__ray_ready__.remote(), left, who)
+        except DeadlineError:
+            break
+        except ActorLostError as error:
+            if not isinstance(error.__cause__, ray_errors.ActorUnavailableError):
+                return
+        time.sleep(_FENCE_CHECK_S)
+    raise ClusterError(f"{who} was killed, but Ray does not say within {FENCE_S:g} s that it is dead.")
+
+
+class Heartbeats:
+    """Notices the deaths of actors from which no answer is awaited, within seconds.
+
+    Each actor has one pending call that does nothing. It is answered when the actor is idle, and made again a second
+    later; it fails when the actor dies, busy or not. It costs an idle actor a call a second.
+    """
+
+    def __init__(self, actors: Mapping[str, Any]) -> None:
+        """`actors` by name."""
+        self._actors, self._pending = dict(actors), dict[ray.ObjectRef, str]()
+        self._next = time.monotonic()
+
+    def check(self) -> None:
+        """Return at once. Raises ActorLostError if an actor is dead."""
+        if not self._actors or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _CHECK_S
+        asked = set(self._pending.values())
+        for who, actor in self._actors.items():
+            if who not in asked:
+                self._pending[actor.__ray_ready__.remote()] = who
+        answered, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0.0)
+        for ref in answered:
+            _value(ref, _FETCH_S, self._pending.pop(ref))
 
 
 def cancel(asked: Iterable[Asked]) -> None:
@@ -96,7 +184,7 @@ def watch_for_deaths(refs: Sequence[ray.ObjectRef], timeout_s: float, who: Seque
     names = dict(zip(refs, who, strict=True))
     for ref in _as_they_come(refs, timeout_s):
         try:
-            _value(ref, timeout_s, names[ref])
+            _value(ref, _FETCH_S, names[ref])
         except ActorLostError:
             raise
         except (ray_errors.RayTaskError, RlpostError):
@@ -125,22 +213,19 @@ def _value(ref: ray.ObjectRef, timeout_s: float, who: str) -> Any:
         raise ActorLostError(f"{who} cannot be reached: {_gist(error)}") from error
     except ray_errors.RayActorError as error:
         raise ActorLostError(f"{who} died: {_gist(error)}") from error
+    except _LOST as error:
+        raise ActorLostError(f"{who} was lost: {_gist(error)}") from error
     except ray_errors.GetTimeoutError as error:
         raise DeadlineError(f"The answer of {who} did not arrive within {timeout_s:g} s.") from error
     except ray_errors.RayError as error:
         raise ClusterError(f"{who} failed: {_gist(error)}") from error
 
 
-def _silent(names: Sequence[str], timeout_s: float) -> DeadlineError:
-    return DeadlineError(f"No answer within {timeout_s:g} s from: {', '.join(names)}. {_load()}")
+def _silence(names: Sequence[str], timeout_s: float) -> str:
+    return f"No answer within {timeout_s:g} s from: {', '.join(names)}."
 
 
 def _gist(error: Exception) -> str:
     """The last line of Ray's long message, which says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def _load() -> str:
-    free = ray.available_resources()
-    return f"Free now: {free.get('CPU', 0.0):g} CPUs, {free.get('GPU', 0.0):g} GPUs."

@@ -198,7 +198,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
     """`cfg` with the chosen precision; the choice and its reason are printed to the console. Raises like `settle`."""
-    choice = settle(cfg, model_folder)
+    choice = settle(cfg, model_folder, lambda line: console.print(line, markup=False, soft_wrap=True))
     console.print(
         f"precision: {choice.dtype.value} ({choice.reason})", emoji=False, markup=False, soft_wrap=True
     )
@@ -208,10 +208,11 @@ def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
     return replace(cfg, dtype=choice.dtype)
 
 
-def settle(cfg: Config, model_folder: Path) -> Choice:
+def settle(cfg: Config, model_folder: Path, say: Callable[[str], None] = print) -> Choice:
     """The precision of a run, shared by its learner and engines and found on the machine that will compute.
 
     With `auto`, a resumed run keeps its precision, and an adapter keeps that of the run whose folder contains it.
+    `say` is told, line by line, what a joined cluster lacks while the measurement waits for a rank's resources.
 
     Raises ClusterError if a GPU is requested but missing, or if the cluster of `ray.address` does not answer.
     """
@@ -222,7 +223,7 @@ def settle(cfg: Config, model_folder: Path) -> Choice:
     if cfg.ray.address is None:
         choice = choose(asked, shapes, on_gpu)
     else:
-        choice = _chosen_by_the_cluster(cfg, asked, shapes, on_gpu)
+        choice = _chosen_by_the_cluster(cfg, asked, shapes, on_gpu, say)
     return choice if kept is None else replace(choice, reason=f"as in {source}")
 
 
@@ -257,14 +258,20 @@ def of_gpu(asked: Dtype, has_bfloat16: bool) -> Choice:
     return Choice(asked, "as set", warning)
 
 
-def _chosen_by_the_cluster(cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bool) -> Choice:
-    """`choose`, run on a node with the resources of a learner rank."""
+def _chosen_by_the_cluster(
+    cfg: Config, asked: Dtype, shapes: Shapes, on_gpu: bool, say: Callable[[str], None]
+) -> Choice:
+    """`choose`, run on a node with the resources of a learner rank, once there is one that has them free."""
     import ray
 
     from rlpost.cluster import actor_calls, ray_cluster
+    from rlpost.cluster.placement import Plan, placed
 
-    with ray_cluster.connect(cfg.ray, ray_cluster.Needs.of(cfg)):
-        task = ray.remote(num_cpus=cfg.learner.cpus, num_gpus=cfg.learner.gpus)(choose)
+    with (
+        ray_cluster.connect(cfg.ray, ray_cluster.Needs.of(cfg)),
+        placed(Plan.of_a_rank(cfg), cfg.ray, say) as placement,
+    ):
+        task = ray.remote(**placement.rank(0))(choose)
         asking = task.remote(asked, shapes, on_gpu)
         choice: Choice = actor_calls.get(asking, cfg.ray.timeout_s, "the node that measures its precisions")
     return choice

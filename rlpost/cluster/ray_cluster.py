@@ -7,14 +7,14 @@ when the block ends, for whatever reason. A joined cluster is only disconnected.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import secrets
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stub
 
-from rlpost.cluster.addresses import host_and_port
+from rlpost.cluster import joining
+from rlpost.cluster.addresses import named_by_environment
 from rlpost.cluster.ray_folder import RayFolder
+from rlpost.cluster.shortage import refuse_shortage
 from rlpost.cluster.user_modules import import_roots
 from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
@@ -34,9 +36,10 @@ OBJECT_STORE_BYTES = 512 * 2**20  # for adapters and trajectories of a few MB ea
 VERSIONS_AT_ONCE = 3  # of the weights: the learner's answer, the one on its way to the engines, the live one
 SHUTDOWN_TIMEOUT_S = 15.0
 
+NICENESS = "RAY_worker_niceness"
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's default of 15 starves actors on a busy machine
+    NICENESS: "0",  # Ray's default of 15 starves actors on a busy machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone in workers without GPUs
 }
 
@@ -47,6 +50,7 @@ class Needs:
 
     cpus: float
     gpus: float
+    processes: int = field(default=0, compare=False)  # that share them; 0: not known
 
     @classmethod
     def of(cls, config: Config) -> Needs:
@@ -54,13 +58,14 @@ class Needs:
         return cls(
             cpus=engines.cpus + learner.workers * learner.cpus,
             gpus=engines.gpus + learner.workers * learner.gpus,
+            processes=engines.processes + learner.workers,
         )
 
     @classmethod
     def of_engines(cls, config: Config) -> Needs:
         rollout = config.rollout
         processes = rollout.workers * rollout.tensor_parallel
-        return cls(cpus=processes * rollout.cpus, gpus=processes * rollout.gpus)
+        return cls(processes * rollout.cpus, processes * rollout.gpus, processes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ def connect(
     store then has room for them. Workers can import `modules`, the user's files and package folders
     (rlpost/cluster/user_modules.py).
 
-    Raises ClusterError if Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs.
+    Raises ClusterError if Ray cannot be started or joined, or has fewer CPUs or GPUs than the run needs. A cluster with
+    ray.autoscaling may have none yet: rlpost/cluster/placement.py waits for them.
     """
     if ray.is_initialized():
         raise ClusterError(
@@ -98,19 +104,28 @@ def connect(
         )
     os.environ.update(RAY_ENVIRONMENT)
     with _joined(config, modules) if config.address else _private(config, modules, weights) as cluster:
-        check_resources(needs, config.address)
+        if not config.autoscaling:
+            check_resources(needs, config.address)
         yield cluster
 
 
 @contextlib.contextmanager
 def _joined(config: RayConfig, modules: Sequence[Path]) -> Iterator[Cluster]:
-    if config.address != "auto":
-        _require_listener(str(config.address), config.timeout_s)
+    address = named_by_environment(str(config.address))
+    own = None
+    if address != "auto":  # which Ray finds on this machine
+        joining.require_listener(address, config.timeout_s)
+        own = joining.own_node(address, config.timeout_s)
     _init(
-        f"The Ray cluster at ray.address={config.address} cannot be joined (if it asks for a token, set "
-        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token)",
-        address=config.address,
-        runtime_env={"py_modules": [str(path) for path in (_PACKAGE, *modules)]},
+        f"The Ray cluster at ray.address={config.address} cannot be joined ({joining.TOKEN_HINT})",
+        address=address,
+        # Of several nodes whose processes are seen here, the one whose address is this machine's.
+        _node_ip_address=own if own is not None and not ipaddress.ip_address(own).is_loopback else None,
+        # A worker sets its own niceness at its start; the raylet's default, which somebody else chose, is 15.
+        runtime_env={
+            "py_modules": [str(path) for path in (_PACKAGE, *modules)],
+            "env_vars": {NICENESS: RAY_ENVIRONMENT[NICENESS]},
+        },
     )
     try:
         yield Cluster(None)
@@ -170,17 +185,6 @@ def _in_place(modules: Sequence[Path]) -> dict[str, list[str]] | None:
     return {"py_modules": [f"local://{root}" for root in import_roots(modules)]} if modules else None
 
 
-def _require_listener(address: str, timeout_s: float) -> None:
-    host, port = host_and_port(address)
-    try:
-        socket.create_connection((host, port), timeout=timeout_s).close()
-    except OSError as error:
-        raise ClusterError(
-            f"No Ray cluster answers at ray.address={address} ({error.strerror or error}). Start one there with "
-            f"`ray start --head --port={port}`, or leave ray.address out to start Ray on this machine."
-        ) from error
-
-
 def available_cpus() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -195,24 +199,6 @@ def total() -> Needs:
 def check_resources(needs: Needs, address: str | None) -> None:
     """Raise ClusterError if the connected cluster has fewer CPUs or GPUs than the run needs."""
     refuse_shortage(needs, total(), address)
-
-
-def refuse_shortage(needs: Needs, have: Needs, address: str | None) -> None:
-    """Raise ClusterError, with figures and remedies, if the run needs more than the cluster has."""
-    where = f"the cluster at {address}" if address else "this machine"
-    if needs.cpus > have.cpus:
-        raise ClusterError(
-            f"The run asks for {needs.cpus:g} CPUs (rollout.workers x rollout.tensor_parallel x rollout.cpus +"
-            f" learner.workers x learner.cpus); {where} has {have.cpus:g}. Ask for less, such as"
-            f" rollout.cpus={have.cpus / needs.cpus:.2g} learner.cpus={have.cpus / needs.cpus:.2g} to share cores, use"
-            " fewer workers, or join a larger cluster with ray.address=."
-        )
-    if needs.gpus > have.gpus:
-        raise ClusterError(
-            f"The run asks for {needs.gpus:g} GPUs (rollout.workers x rollout.tensor_parallel x rollout.gpus +"
-            f" learner.workers x learner.gpus); {where} has {have.gpus:g}. Ask for less (rollout.gpus, learner.gpus) or"
-            " join a larger cluster with ray.address=."
-        )
 
 
 def _copy_logs(folder: Path, target: Path) -> None:

@@ -26,7 +26,10 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             **{"text": None, "text_tokens": 8192, "kl_episodes": 64},
         }
     },
-    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+    "rollout.": {
+        **{"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+        **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None},
+    },
     "lora.": {
         "settings": {},
         "start": "default",
@@ -46,6 +49,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     },
     "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
+    "ray.": {"placement": "pack", "wait_s": 600.0, "autoscaling": False},
     "compare.": {"share_engines": True},  # a cell's own record has it, and does not read it
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl

@@ -168,6 +168,13 @@ class RolloutPolicy(Enum):
     start = "start"  # the one that RL starts from (after the warm start): the engines keep it, so training is offline
 
 
+class OnSwap(Enum):
+    """What becomes of the turns that an engine is sampling when an update arrives (rollout.max_staleness above 0)."""
+
+    in_flight = "in_flight"  # they keep the tokens sampled so far and go on under the new weights
+    drain = "drain"  # they end under the old weights first; their episodes go on under the new ones
+
+
 class RolloutIS(Enum):
     """Rollout importance sampling: weights for tokens whose log-probs differ slightly between engine and learner."""
 
@@ -300,6 +307,10 @@ class RolloutConfig:
     episodes: int = 128  # episodes of an iteration, over all workers
     group_size: int = 1  # episodes that share one instance
     policy: RolloutPolicy = RolloutPolicy.latest  # policy that plays the episodes of training
+    # Most updates between the policy that samples an episode and the update that learns from it. Above 0, engines go on
+    # playing episodes of later iterations while the learner works.
+    max_staleness: int = 0
+    on_swap: OnSwap = OnSwap.in_flight  # turns that are being sampled when an update arrives
     temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
     max_new_tokens: int = 128  # most tokens of one answer
     max_model_len: int = 1024  # most tokens of an episode: prompt and all turns
@@ -322,6 +333,7 @@ class RolloutConfig:
     # Largest mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07.
     max_canary_gap: float = 0.1
     restarts: int = 3  # number of dead engines that a run replaces
+    min_workers: int | None = None  # fewest workers with which a run goes on after losses; none: all of them
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
 
@@ -416,10 +428,22 @@ class CompareConfig:
     quick_iterations: int = 16  # algo.iterations of a quick comparison
 
 
+class PlacementStrategy(Enum):
+    """The nodes of a joined cluster on which the run's processes go; docs/clusters.md."""
+
+    pack = "pack"  # as few nodes as possible
+    spread = "spread"  # rollout workers on as many nodes as possible, all learner ranks on one node
+
+
 @dataclass
 class RayConfig:
     address: str | None = None  # `auto`, host:port or [IPv6]:port of a running cluster; none starts one here
-    timeout_s: float = 120.0  # deadline for the cluster and for placing actors
+    timeout_s: float = 120.0  # deadline for the cluster to answer and for actors to start
+    placement: PlacementStrategy = (
+        PlacementStrategy.pack
+    )  # which nodes of a joined cluster the processes go on
+    wait_s: float = 600.0  # deadline for a joined cluster to have room for the whole run
+    autoscaling: bool = False  # the joined cluster adds nodes on demand: wait for what it does not have yet
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from rlpost.config.schema import Config
-from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
+from rlpost.learner.rendezvous import Rendezvous, bind_collectives, bound_socket, port_of
 from rlpost.types import Example
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class LearnerActor:
         if rendezvous.rank == 0:
             rendezvous = replace(rendezvous, listener=self.held.detach())
         self.held.close()
+        if rendezvous.own_address is not None:
+            bind_collectives(rendezvous.own_address)
         self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples)
 
     def call(self, method: str, *args: Any) -> Any:

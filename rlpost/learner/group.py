@@ -2,6 +2,7 @@
 
     LearnerGroup.update_rl ──▶ the same call to every rank ──▶ ranks meet in collectives ──▶ rank 0 answers
                       waits for: all ranks, at most learner.timeout_s; the first error or death ends the wait
+    LearnerGroup.check     ──▶ whether all ranks live, while nobody waits for them
 
 After an error the ranks may be out of step, so the group refuses all calls except `close`.
 """
@@ -17,10 +18,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rlpost.cluster import actor_calls
+from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.actor import LearnerActor
-from rlpost.learner.rendezvous import Rendezvous
+from rlpost.learner.rendezvous import rendezvous_of
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 
@@ -31,7 +33,8 @@ DEATH_NOTICE_S = 10.0
 class LearnerGroup:
     """Starts `cfg.learner.workers` ranks in the running Ray cluster. Raises LearnerError if they do not start.
 
-    `examples`: what `cfg.lora.start` reads, the same on every rank; None for a resumed run.
+    `examples`: what `cfg.lora.start` reads, the same on every rank; None for a resumed run. `placement`: where each
+    rank goes; by default Ray places each by itself.
     """
 
     def __init__(
@@ -40,23 +43,27 @@ class LearnerGroup:
         model_folder: Path,
         canary_ids: Sequence[int],
         examples: Sequence[Example] | None = (),
+        placement: Placement | None = None,
     ) -> None:
         self.cfg = cfg
+        self._placement = placement or Placement(Plan.of(cfg))
         self.broken: str | None = None
         actor = ray.remote(**_actor_options(cfg))(LearnerActor)
-        self.workers = [actor.remote() for _ in range(cfg.learner.workers)]
+        self.workers = [
+            actor.options(**self._placement.rank(rank)).remote() for rank in range(cfg.learner.workers)
+        ]
         try:
             addresses = self._answers(
                 [w.address.remote() for w in self.workers], "report its address", cfg.ray.timeout_s
             )
-            host, port = addresses[0]
-            world_size = len(self.workers)
             args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids), examples)
             starts = [
-                w.start.remote(*args, Rendezvous(host, port, rank, world_size))
-                for rank, w in enumerate(self.workers)
+                w.start.remote(*args, place)
+                for w, place in zip(self.workers, rendezvous_of(addresses), strict=True)
             ]
             self._answers(starts, "start", cfg.learner.timeout_s)
+            named = {self._name(rank): worker for rank, worker in enumerate(self.workers)}
+            self._heartbeats = actor_calls.Heartbeats(named)
         except BaseException:
             self.close()
             raise
@@ -100,6 +107,16 @@ class LearnerGroup:
         """Restore what `save` wrote."""
         self._call("load", folder.absolute())
 
+    def check(self) -> None:
+        """Raise LearnerError if a rank has died since its last call. Returns at once."""
+        if not self.workers or self.broken is not None:
+            return
+        try:
+            self._heartbeats.check()
+        except ClusterError as error:
+            self.broken = str(error)
+            raise LearnerError(self.broken) from error
+
     def close(self) -> None:
         """End every rank's process. It may be called twice."""
         for worker in self.workers:
@@ -115,7 +132,7 @@ class LearnerGroup:
 
     def _answers(self, refs: list[Any], what: str, timeout_s: float) -> list[Any]:
         """All ranks' answers in order. The first error, death or missed deadline raises and breaks the group."""
-        who = [f"learner rank {rank} (asked to {what})" for rank in range(len(refs))]
+        who = [self._name(rank, f"asked to {what}") for rank in range(len(refs))]
         try:
             return _watched(refs, timeout_s, who)
         except RayTaskError as error:
@@ -126,6 +143,12 @@ class LearnerGroup:
             if isinstance(error, ClusterError):
                 raise LearnerError(str(error)) from error
             raise
+
+    def _name(self, rank: int, *more: str) -> str:
+        """As messages name it, such as `learner rank 1 (node b, 10.0.0.2, asked to export)`."""
+        node = self._placement.node_of_rank(rank)
+        known = [*([node] if node else []), *more]
+        return f"learner rank {rank}" + (f" ({', '.join(known)})" if known else "")
 
 
 def _watched(refs: list[Any], timeout_s: float, who: list[str]) -> list[Any]:
@@ -162,5 +185,4 @@ def _for_ranks(cfg: Config) -> Config:
 
 def _actor_options(cfg: Config) -> dict[str, Any]:
     env = learner_environment(cfg.learner.threads, cfg.learner.gpus)
-    resources = {"num_cpus": cfg.learner.cpus, "num_gpus": cfg.learner.gpus}
-    return resources | {"max_restarts": 0, "runtime_env": {"env_vars": env}}
+    return {"max_restarts": 0, "runtime_env": {"env_vars": env}}

@@ -140,10 +140,11 @@ def _shown(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 
 def _speed(metrics: Mapping[str, float]) -> str:
-    """Sampled tokens per second of rollout."""
-    if "tokens/sampled" not in metrics or not metrics.get("seconds/rollout"):
+    """Sampled tokens per second of rollout; of the whole iteration, if engines play while the learner works."""
+    during = "seconds/total" if "streaming/in_flight" in metrics else "seconds/rollout"
+    if "tokens/sampled" not in metrics or not metrics.get(during):
         return MISSING
-    return f"{metrics['tokens/sampled'] / metrics['seconds/rollout']:6,.0f}"
+    return f"{metrics['tokens/sampled'] / metrics[during]:6,.0f}"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ receives the answer with its tokens.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from rlpost.rollout.agents.dialogue import Dialogue
 from rlpost.rollout.agents.rendering import Renderer
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.engine.protocol import Completion, Engine, Sampling
-from rlpost.rollout.env_threads import Call, EnvThread, EnvThreads
+from rlpost.rollout.env_threads import SLICE_S, Call, EnvThread, EnvThreads
 from rlpost.rollout.episode import Env, Episode, Opening, Reply, opened, replied
 from rlpost.seeds import derive
 from rlpost.types import Ending, EpisodeSpec, Trajectory
@@ -36,7 +37,7 @@ Ended = list[tuple[int, Trajectory]]
 
 
 @dataclass
-class _Batch:
+class Batch:
     """The episodes of a batch by key, in any state. `decoding` holds the live ones that the engine has."""
 
     waiting: deque[tuple[str, EpisodeSpec]]
@@ -45,6 +46,7 @@ class _Batch:
     live: dict[str, Episode] = field(default_factory=dict)
     decoding: set[str] = field(default_factory=set)
     ended: list[tuple[str, Episode]] = field(default_factory=list)  # not yet handed over
+    engine_seconds: float = 0.0  # in steps of the engine, since the batch began
 
 
 class Collector:
@@ -89,28 +91,57 @@ class Collector:
 
         Raises RolloutError if so many calls of the environment hang that it counts as broken.
         """
-        batch = _Batch(deque((str(i), spec) for i, spec in enumerate(specs)), sampling, policy_version)
+        batch = Batch(deque((str(i), spec) for i, spec in enumerate(specs)), sampling, policy_version)
         try:
             while batch.waiting or batch.live:
                 self._advance(batch)
-                ended, batch.ended = batch.ended, []
-                yield [(int(key), episode.trajectory(self._env_name)) for key, episode in ended]
+                yield [(int(key), trajectory) for key, trajectory in self._handed_over(batch)]
         except GeneratorExit:
             self._abandon(batch)
             raise
 
-    def _advance(self, batch: _Batch) -> None:
-        """Begin episodes in free places, process the environments' replies, and decode one step."""
+    def advance(self, batch: Batch) -> list[tuple[str, Trajectory]]:
+        """Advance an open batch, to which specs may be added between calls; return what has ended, by key.
+
+        Unlike `stream` it returns soon, even if all live episodes wait for their environments. Raises like `stream`.
+        """
+        heard = self._advance(batch, wait=False)
+        if not heard and not batch.decoding:
+            time.sleep(SLICE_S)
+        return self._handed_over(batch)
+
+    def drain(self, batch: Batch) -> None:
+        """Decode until the engine has no request of the batch. No further turn is submitted meanwhile."""
+        while batch.decoding:
+            self._decode(batch)
+
+    def _advance(self, batch: Batch, wait: bool = True) -> int:
+        """Begin episodes in free places, process the environments' replies, and decode one step.
+
+        Returns the number of replies. If the engine has nothing to decode, it waits for one, unless `wait` is False.
+        """
         while self._has_room(batch):
             self._begin(batch, *batch.waiting.popleft())
-        for call in self._threads.finished(bool(batch.decoding)):
+        calls = self._threads.finished(decoding=bool(batch.decoding) or not wait)
+        for call in calls:
             self._hear(batch, call)
             self._ask(batch, call.name)
         if batch.decoding and not self._has_room(batch):
-            for key, completion in self._engine.step():
-                self._answered(batch, key, completion)
+            self._decode(batch)
+        return len(calls)
 
-    def _abandon(self, batch: _Batch) -> None:
+    def _decode(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        completions = self._engine.step()
+        batch.engine_seconds += time.perf_counter() - began
+        for key, completion in completions:
+            self._answered(batch, key, completion)
+
+    def _handed_over(self, batch: Batch) -> list[tuple[str, Trajectory]]:
+        ended, batch.ended = batch.ended, []
+        return [(key, episode.trajectory(self._env_name)) for key, episode in ended]
+
+    def _abandon(self, batch: Batch) -> None:
         """End the live episodes, so that no part of them appears in the next batch."""
         self._engine.abort(sorted(batch.decoding))
         while calls := self._threads.finished(decoding=False):
@@ -127,15 +158,15 @@ class Collector:
         idle, self._idle = self._idle, []
         return self._threads.close(idle)
 
-    def _has_room(self, batch: _Batch) -> bool:
+    def _has_room(self, batch: Batch) -> bool:
         return bool(batch.waiting) and len(batch.live) < self._max_live
 
-    def _begin(self, batch: _Batch, key: str, spec: EpisodeSpec) -> None:
+    def _begin(self, batch: Batch, key: str, spec: EpisodeSpec) -> None:
         env, thread = self._idle.pop() if self._idle else (None, EnvThread())
         batch.live[key] = Episode(spec, env, thread)
         self._threads.submit(Call(key, partial(opened, self._make_env, env, spec), thread))
 
-    def _answered(self, batch: _Batch, key: str, completion: Completion) -> None:
+    def _answered(self, batch: Batch, key: str, completion: Completion) -> None:
         batch.decoding.remove(key)
         episode = batch.live[key]
         episode.completion, episode.answer = completion, self._chat.text(completion.token_ids)
@@ -147,11 +178,11 @@ class Collector:
             work = partial(_asking(episode.env).answered, answer)
         self._threads.submit(Call(key, work, episode.thread))
 
-    def _hear(self, batch: _Batch, call: Call) -> None:
+    def _hear(self, batch: Batch, call: Call) -> None:
         """Process an environment's reply, or its failure."""
-        episode, version = batch.live[call.name], batch.policy_version
+        episode = batch.live[call.name]
         if call.timed_out or call.error is not None:
-            self._failed(episode, call, version)
+            self._failed(episode, call)
         elif isinstance(call.result, Opening):
             episode.env, episode.instance = call.result.env, call.result.instance
             episode.difficulty = call.result.difficulty
@@ -164,13 +195,13 @@ class Collector:
         elif isinstance(call.result, Heard):
             self._heard(batch, episode, call.result)
         else:
-            self._replied(episode, call.result, version)
+            self._replied(episode, call.result)
 
-    def _heard(self, batch: _Batch, episode: Episode, heard: Heard) -> None:
+    def _heard(self, batch: Batch, episode: Episode, heard: Heard) -> None:
         """Process what a program did after an answer or a refusal."""
         if episode.completion is not None:
             thought_tokens = self._thought_tokens(episode.completion)
-            episode.record(0.0, heard.outcome, batch.policy_version, thought_tokens)
+            episode.record(0.0, heard.outcome, thought_tokens)
         if heard.request is None:
             episode.end(Ending(heard.over.value), heard)
             return
@@ -182,7 +213,7 @@ class Collector:
         else:
             episode.show_request(placed)
 
-    def _failed(self, episode: Episode, call: Call, policy_version: int) -> None:
+    def _failed(self, episode: Episode, call: Call) -> None:
         self._threads.retire(episode.thread, None if episode.env is None else episode.env.close)
         episode.env = None
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
@@ -192,20 +223,20 @@ class Collector:
         )
         if episode.completion is not None:
             thought_tokens = self._thought_tokens(episode.completion)
-            episode.record(0.0, episode.ending.name, policy_version, thought_tokens)
+            episode.record(0.0, episode.ending.name, thought_tokens)
 
-    def _replied(self, episode: Episode, reply: Reply, policy_version: int) -> None:
+    def _replied(self, episode: Episode, reply: Reply) -> None:
         completion = episode.completion
         assert completion is not None, "a reply is to an answer"
         thoughts = self._thought_tokens(completion)
-        episode.record(reply.reward, reply.outcome, policy_version, thoughts, reply.parts)
+        episode.record(reply.reward, reply.outcome, thoughts, reply.parts)
         episode.success, episode.ending = reply.success, reply.ending
         episode.final_answer = reply.final_answer
         if reply.ending is None:
             ids = self._chat.feedback_ids(reply.messages, completion.finish, episode.tools)
             episode.show(reply.messages, ids)
 
-    def _ask(self, batch: _Batch, key: str) -> None:
+    def _ask(self, batch: Batch, key: str) -> None:
         """Submit the episode's next turn, or retire the episode if it is over."""
         episode = batch.live[key]
         if episode.ending is None and len(episode.conversation) >= self._engine.max_model_len:
@@ -221,6 +252,7 @@ class Collector:
         dice = derive(episode.spec.seed, len(episode.turns))
         sampling = batch.sampling if episode.dialogue is None else episode.dialogue.sampling(batch.sampling)
         self._engine.submit(key, episode.conversation, sampling, dice)
+        episode.policy_version = batch.policy_version
         batch.decoding.add(key)
 
     def _rest(self, episode: Episode) -> None:

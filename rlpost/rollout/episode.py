@@ -110,6 +110,8 @@ class Episode:
     dialogue: Dialogue | None = None  # for an environment that asks
     next: Callable[[], Heard] | None = None  # must be called in its thread before anything is sampled
     opens_sample: bool = False  # whether the present context is a whole prompt that begins a sample
+    # Version that was live when the present turn was submitted: the oldest one that can have sampled any of its tokens.
+    policy_version: int = 0
 
     def show(self, messages: tuple[Message, ...], context_ids: tuple[int, ...]) -> None:
         self.observation, self.context_ids = readable(messages), context_ids
@@ -124,7 +126,6 @@ class Episode:
         self,
         reward: float,
         outcome: str,
-        policy_version: int,
         thought_tokens: int,
         parts: tuple[tuple[str, float], ...] = (),
     ) -> None:
@@ -142,7 +143,7 @@ class Episode:
                 finish=completion.finish,
                 reward=reward,
                 outcome=outcome,
-                policy_version=policy_version,
+                policy_version=self.policy_version,
                 thought_tokens=thought_tokens,
                 parts=parts,
                 opens_sample=self.opens_sample,

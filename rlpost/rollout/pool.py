@@ -3,7 +3,7 @@
     stream(specs)  ──▶ a share of the specs to each actor ──▶ its episodes, as they end ──▶ whole groups, as they are
                        every share must be played within rollout.timeout_s
                        an actor dies ──▶ a new one starts, takes the live adapter and plays the same share again, with
-                       a new deadline; this repeats while restarts are left
+                       a new deadline (rlpost.rollout.supervisor)
     collect(specs) ──▶ all groups of the stream, in the order of the specs
     swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it return to the version before
     begin(cfg)     ──▶ every actor back at the bare base, for the next run; else the pool must be closed
@@ -12,14 +12,15 @@ A share is played again as a whole, including groups that were already handed ov
 batch, so only equal batches give the episodes of a run that lost no worker.
 
 Which actor plays an episode does not matter: the episode's seed decides its random draws. The episodes of a group go to
-one actor, whose engine computes their common prompt once; at most workers - 1 groups are split between two.
+one actor, whose engine computes their common prompt once; at most workers - 1 groups are split between two. There are
+always rollout.workers shares: if workers are missing, the others play their shares after their own, in equal batches.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,18 +29,20 @@ from typing import Any
 
 import ray
 
-from rlpost.cluster.actor_calls import ActorLostError, Asked, cancel, first_answered, get, get_all, take
+from rlpost.cluster.actor_calls import Asked, get
+from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.envs import given
-from rlpost.errors import RlpostError, RolloutError, SwapError
+from rlpost.errors import RlpostError, SwapError
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
 from rlpost.rollout.engine.settings import engine_environment
 from rlpost.rollout.groups import GroupAssembler
+from rlpost.rollout.members import Ask, Members
+from rlpost.rollout.supervisor import Supervisor
 from rlpost.rollout.worker import RolloutActor
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
 
-Ask = Callable[[Any], Asked]  # asks an actor; gives the pending answer
 CLOSING_S = 30.0  # deadline for closing the environments of all workers; their processes end in any case
 
 
@@ -63,27 +66,48 @@ class PoolSwapReport:
 
 
 class RolloutPool:
-    """Starts `cfg.rollout.workers` actors. `restarts` counts the actors that the run has replaced."""
+    """Starts `cfg.rollout.workers` actors.
 
-    def __init__(self, cfg: Config, model_folder: Path) -> None:
+    `placement`: where each actor goes; by default Ray places each by itself.
+    """
+
+    def __init__(self, cfg: Config, model_folder: Path, placement: Placement | None = None) -> None:
         self.cfg, self._model_folder = cfg, model_folder
-        self.restarts = 0
-        self._live: tuple[Adapter, Canary] | None = None
-        self._actors: list[Any] = [self._spawn() for _ in range(cfg.rollout.workers)]
-        self._starts = [self._start(actor) for actor in self._actors]
+        self.placement = placement or Placement(Plan.of(cfg))
+        self._supervisor = Supervisor(cfg, self.placement, self._spawn, self._start)
+
+    @property
+    def restarts(self) -> int:
+        """The number of actors that the run has replaced."""
+        return self._members.restarts
+
+    @property
+    def workers(self) -> int:
+        """The number of workers that play; fewer than rollout.workers only if rollout.min_workers allows it."""
+        return len(self._members.present)
+
+    @property
+    def _members(self) -> Members:
+        return self._supervisor.members
+
+    def attend(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
+        """During waits, `tell` the user what becomes of workers, and `check` something else, at least once a second.
+
+        What `check` raises ends the wait.
+        """
+        self._members.tell, self._supervisor.check = tell, check
 
     def wait_ready(self) -> None:
         """Wait until all engines are up; they start with the pool. Raises ClusterError, RolloutError."""
-        get_all(self._starts, self.cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
+        self._supervisor.wait_ready()
 
     def begin(self, cfg: Config) -> None:
         """Begin another run, whose engines and number of workers are the same. See `RolloutActor.begin`.
 
         Raises SwapError, RolloutError or ClusterError, also if a worker has died; the pool must then be closed.
         """
-        self.cfg, self.restarts, self._live = cfg, 0, None
-        asked = [actor.begin.remote(cfg, given.table()) for actor in self._actors]
-        get_all(asked, cfg.rollout.timeout_s, [self._name(i) for i in range(len(self._actors))])
+        self.cfg = cfg
+        self._supervisor.begin(cfg, lambda actor: actor.begin.remote(cfg, given.table()))
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         """Play all episodes; return trajectories in the order of `specs`. Raises like `stream`."""
@@ -99,13 +123,13 @@ class RolloutPool:
         step.
 
         Raises:
-            RolloutError: workers died more often than rollout.restarts allows.
-            ClusterError: a worker did not play its share within rollout.timeout_s.
+            RolloutError: more workers were lost than rollout.restarts and rollout.min_workers allow.
+            ClusterError: a worker did not play its share within rollout.timeout_s, or no node has room for it.
         """
-        shares = [share for share in shares_of(specs, len(self._actors)) if share]
-        asks = [_streaming([specs[k] for k in share], sampling) for share in shares]
+        shares = shares_of(specs, self.cfg.rollout.workers)
+        asks = {i: _streaming([specs[k] for k in share], sampling) for i, share in enumerate(shares) if share}
         groups = GroupAssembler(specs)
-        with closing(self._answers(asks)) as answers:
+        with closing(self._supervisor.answers(asks)) as answers:
             for i, ended in answers:
                 for k, trajectory in ended:
                     if group := groups.add(shares[i][k], trajectory):
@@ -118,13 +142,37 @@ class RolloutPool:
         Raises:
             SwapError: a worker refused it; all workers serve the previous version.
         """
-        reports = self._one_each([_swapping(ray.put(adapter), canary)] * len(self._actors), kept=SwapError)
+        reports = self._one_each(_swapping(ray.put(adapter), canary))
         refused = self._refusals(reports)
         if refused:
             self._roll_back(adapter)
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
-        self._live = (adapter, canary)
-        return _worst(reports)
+        self._supervisor.serve((adapter, canary), reports)
+        return _worst(list(reports.values()))
+
+    @property
+    def lost(self) -> list[int]:
+        """How often each worker was replaced."""
+        return [member.replaced for member in self._members.all]
+
+    def ask(self, worker: int, ask: Ask) -> Asked:
+        """Ask one worker; returns the pending answer, for `next_answers`."""
+        return ask(self._members.all[worker].actor)
+
+    def next_answers(
+        self, workers: Mapping[Asked, int], deadlines: Mapping[Asked, float]
+    ) -> tuple[Asked, list[Any], bool]:
+        """Wait for the first of some calls to get an answer: that call, its new answers, and whether it is over.
+
+        `workers`: by call, the worker that was asked. `deadlines`: by call, in time.monotonic. If the worker has died,
+        it is replaced, and the call is over without an answer; the caller asks again.
+
+        Raises:
+            ClusterError: calls were not answered by their deadlines, which names their workers; or no node has room for
+                a replacement.
+            RolloutError: workers died more often than rollout.restarts allows.
+        """
+        return self._supervisor.next_answers(workers, deadlines)
 
     def close_environments(self) -> list[str]:
         """Close the environments of every worker before its process ends, and return what went wrong, by worker.
@@ -132,113 +180,58 @@ class RolloutPool:
         Raises nothing, since the work is done.
         """
         wrong, deadline = [], time.monotonic() + CLOSING_S
-        for i, ref in enumerate([actor.close.remote() for actor in self._actors]):
+        started = [member for member in self._members.present if member.started]
+        for member, ref in [(member, member.actor.close.remote()) for member in started]:
             try:
-                told = get(ref, max(0.0, deadline - time.monotonic()), self._name(i))
-                wrong += [f"{self._name(i)}: {each}" for each in told]
+                told = get(ref, max(0.0, deadline - time.monotonic()), member.name)
+                wrong += [f"{member.name}: {each}" for each in told]
             except Exception as error:
-                wrong.append(f"{self._name(i)}: {error}")
+                wrong.append(f"{member.name}: {error}")
         return wrong
 
     def close(self) -> None:
         """End the process of every actor."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        self._supervisor.close()
 
-    def _one_each(self, asks: Sequence[Ask], kept: type[RlpostError]) -> list[Any]:
-        """One answer per worker, in the order of workers; see `_answers`."""
-        answers = dict(self._answers(asks, kept))
-        return [answers[i] for i in range(len(asks))]
-
-    def _answers(
-        self, asks: Sequence[Ask], kept: type[RlpostError] | None = None
-    ) -> Generator[tuple[int, Any]]:
-        """Ask each worker one question, all at once; yield (worker, answer) in the order of arrival.
-
-        A worker that died is replaced, and its successor asked again. An error of the type `kept` counts as an answer.
-        If this ends early, open questions are cancelled.
-        """
-        timeout_s = self.cfg.rollout.timeout_s
-        workers = {ask(actor): i for i, (ask, actor) in enumerate(zip(asks, self._actors, strict=False))}
-        deadlines = dict.fromkeys(workers, time.monotonic() + timeout_s)
-        try:
-            while deadlines:
-                names = {asked: self._name(i) for asked, i in workers.items()}
-                asked = first_answered(deadlines, timeout_s, names)
-                i, over = workers[asked], True
-                answers: list[Any] = []
-                try:
-                    answers, over = take(asked, timeout_s, self._name(i))
-                except ActorLostError as error:
-                    self._replace(i, error)
-                    again = asks[i](self._actors[i])
-                    workers[again], deadlines[again] = i, time.monotonic() + timeout_s
-                except RlpostError as error:
-                    if kept is None or not isinstance(error, kept):
-                        raise
-                    answers = [error]
-                if over:
-                    del deadlines[asked]
-                yield from ((i, answer) for answer in answers)
-        finally:
-            cancel(deadlines)
-
-    def _replace(self, i: int, reason: ActorLostError) -> None:
-        """Start a new actor in place i, with the live adapter. Raises RolloutError if too many actors have died."""
-        while True:
-            self.restarts += 1
-            if self.restarts > self.cfg.rollout.restarts:
-                raise RolloutError(
-                    f"{reason} That is worker number {self.restarts} to be lost;"
-                    f" rollout.restarts={self.cfg.rollout.restarts} allows no more. Its last words are in the Ray logs;"
-                    " out of memory is the usual reason (rollout.kv_cache_gib, rollout.max_num_seqs)."
-                ) from reason
-            ray.kill(self._actors[i])  # an actor that Ray merely cannot reach would keep its CPUs and its GPU
-            self._actors[i] = self._spawn()
-            try:
-                return self._bring_up(i)
-            except ActorLostError as error:
-                reason = error
-
-    def _bring_up(self, i: int) -> None:
-        """Start a replacement and give it the live adapter."""
-        actor, timeout_s, name = self._actors[i], self.cfg.rollout.timeout_s, f"{self._name(i)} (replacement)"
-        get(self._start(actor), timeout_s, name)
-        if self._live is not None:
-            get(actor.swap.remote(*self._live), timeout_s, name)
+    def _one_each(self, ask: Ask) -> dict[int, Any]:
+        """The answer, or the SwapError, of every worker that is not missing, by the worker's number."""
+        asks = {member.number: ask for member in self._members.present}
+        return dict(self._supervisor.answers(asks, kept=SwapError, own=True))
 
     def _roll_back(self, refused: Adapter) -> None:
         """Return the workers that took `refused` to the previous version."""
-        if self._live is None:
+        live = self._supervisor.live
+        if live is None:
             return  # after a refused first swap the run stops, so no worker is used again
-        failure = f"Version {refused.version} was refused, and not every worker is back at {self._live[0].version}: "
+        failure = (
+            f"Version {refused.version} was refused, and not every worker is back at {live[0].version}: "
+        )
         try:
-            answers = self._one_each([_swapping(*self._live)] * len(self._actors), kept=SwapError)
+            answers = self._one_each(_swapping(*live))
         except RlpostError as error:
             raise SwapError(f"{failure}{error}") from error
         if stuck := self._refusals(answers):
             raise SwapError(failure + " ".join(stuck))
 
-    def _refusals(self, answers: Sequence[SwapReport | SwapError]) -> list[str]:
-        """The reasons of the workers that refused an adapter."""
+    def _refusals(self, answers: Mapping[int, SwapReport | SwapError]) -> list[str]:
+        """The reasons of the workers that refused an adapter, in the order of workers."""
         return [
-            f"{self._name(i)}: {answer}" for i, answer in enumerate(answers) if isinstance(answer, SwapError)
+            f"{self._members.all[i].name}: {answer}"
+            for i, answer in sorted(answers.items())
+            if isinstance(answer, SwapError)
         ]
 
-    def _spawn(self) -> Any:
+    def _spawn(self, i: int) -> Any:
+        """The actor of worker `i`. A replacement takes its predecessor's bundle."""
         rollout = self.cfg.rollout
         threads, ranks = max(1, round(rollout.cpus)), rollout.tensor_parallel
         environment = engine_environment(threads, rollout.enforce_eager, ranks)
-        options: dict[str, Any] = {"num_cpus": ranks * rollout.cpus, "num_gpus": ranks * rollout.gpus}
+        options = self.placement.worker(i)
         actor = ray.remote(**options, max_restarts=0, runtime_env={"env_vars": environment})(RolloutActor)
         return actor.remote()
 
     def _start(self, actor: Any) -> Any:
         return actor.start.remote(self.cfg, str(self._model_folder), given.table())
-
-    def _name(self, i: int) -> str:
-        return f"rollout worker {i}"
 
 
 def shares_of(specs: Sequence[EpisodeSpec], workers: int) -> list[list[int]]:

@@ -6,19 +6,22 @@ import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rlpost.config.schema import Config
+from rlpost.config.schema import Config, OnSwap
 from rlpost.envs import given, registry
 from rlpost.errors import RolloutError
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.collect import Collector, Ended
+from rlpost.rollout.continuous import ContinuousPlay, Played
 from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.env_threads import unended
 from rlpost.types import Canary, EpisodeSpec, Trajectory
 from rlpost.weights.adapters import Adapter
+
+T = TypeVar("T")
 
 ENDING_S = 5.0  # in which the threads of closed environments end
 
@@ -31,12 +34,19 @@ class RolloutWorker:
 
     def __init__(self, cfg: Config, engine: Engine, chat: Chat) -> None:
         self._engine, self._max_gap = engine, cfg.rollout.max_canary_gap
+        self._drains = cfg.rollout.on_swap is OnSwap.drain
         self._collector = _collector(cfg, engine, chat)
+        self._continuous = ContinuousPlay(self._collector)
         self._elsewhere = _collector(elsewhere(cfg), engine, chat) if plays_elsewhere(cfg) else None
         self.version = 0
 
     def swap(self, adapter: Adapter, canary: Canary) -> SwapReport:
-        """Make `adapter` live. Raises SwapError; the previous version is then live."""
+        """Make `adapter` live. Raises SwapError; the previous version is then live.
+
+        With rollout.on_swap=drain the requests of continuous play end first; else they go on under the new weights.
+        """
+        if self._drains:
+            self._continuous.drain()
         report = self._engine.swap(adapter, canary, self._max_gap)
         self.version = adapter.version
         return report
@@ -47,6 +57,10 @@ class RolloutWorker:
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Generator[Ended]:
         """See `Collector.stream`."""
         return self._of(specs).stream(specs, sampling, self.version)
+
+    def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Generator[Played | None]:
+        """See `ContinuousPlay.play`."""
+        return self._continuous.play(owed, sampling, self.version, begin)
 
     def close(self) -> list[str]:
         """Close the environments; return what went wrong."""
@@ -135,17 +149,26 @@ class RolloutActor:
 
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Iterator[Ended]:
         """Must be called with num_returns="streaming". Ends after an engine step if the call was cancelled."""
-        from rlpost.cluster.actor_calls import is_cancelled  # imports Ray, which a dry run does not need
+        yield from _until_cancelled(self._worker.stream(specs, sampling))
 
-        with closing(self._worker.stream(specs, sampling)) as stream:
-            for ended in stream:
-                if ended:
-                    yield ended
-                if is_cancelled():
-                    return
+    def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Iterator[Played]:
+        """Must be called like `stream`. If the call is cancelled, the episodes go on in the next call."""
+        yield from _until_cancelled(self._worker.play(owed, sampling, begin))
 
     def close(self) -> list[str]:
         return self._worker.close()
+
+
+def _until_cancelled(stream: Generator[T | None]) -> Iterator[T]:
+    """What `stream` yields, without what is empty. It is closed once the current call of the actor is cancelled."""
+    from rlpost.cluster.actor_calls import is_cancelled  # imports Ray, which a dry run does not need
+
+    with closing(stream):
+        for ended in stream:
+            if ended:
+                yield ended
+            if is_cancelled():
+                return
 
 
 def seed_globally(seed: int) -> None:

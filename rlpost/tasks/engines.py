@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rlpost.cluster import ray_cluster
-from rlpost.cluster.ray_cluster import Cluster, Needs
+from rlpost.cluster.placement import Plan, placed
+from rlpost.cluster.ray_cluster import Cluster
 from rlpost.cluster.user_modules import import_roots, own_modules
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Config
@@ -63,32 +64,38 @@ class Keeper:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._open: tuple[Setup, Cluster, RolloutPool] | None = None
+        self._open: tuple[Setup, Plan, Cluster, RolloutPool] | None = None
 
     def lend(
-        self, cfg: Config, model_folder: Path, needs: Needs, console: Console
+        self, cfg: Config, model_folder: Path, plan: Plan, console: Console
     ) -> tuple[Cluster, RolloutPool]:
         """Ray and workers for a run: the open ones if they serve it, else new ones.
 
         Raises ClusterError if Ray does not start, or has fewer CPUs or GPUs than the run needs.
         """
         wanted = Setup.of(cfg, model_folder)
-        kept = self._kept(cfg, wanted, console)
+        if self._open is not None:
+            ray_cluster.check_resources(plan.needs, cfg.ray.address)
+        kept = self._kept(cfg, wanted, plan, console)
         if kept is not None:
-            ray_cluster.check_resources(needs, cfg.ray.address)
             return kept
         self.close()
-        cluster, pool = self._stack.enter_context(_opened(cfg, model_folder, needs))
-        self._open = wanted, cluster, pool
+        cluster, pool = self._stack.enter_context(_opened(cfg, model_folder, plan, console))
+        self._open = wanted, plan, cluster, pool
         return cluster, pool
 
-    def _kept(self, cfg: Config, wanted: Setup, console: Console) -> tuple[Cluster, RolloutPool] | None:
+    def _kept(
+        self, cfg: Config, wanted: Setup, plan: Plan, console: Console
+    ) -> tuple[Cluster, RolloutPool] | None:
         """The open Ray and workers, ready for the run; None if there are none, or the run needs new ones."""
         if self._open is None:
             return None
-        setup, cluster, pool = self._open
+        setup, reserved, cluster, pool = self._open
         if not setup.serves(wanted):
             console.print("engines: started anew, since this run needs others")
+            return None
+        if not reserved.serves(plan):
+            console.print("engines: started anew, since the learner of this run needs other resources")
             return None
         try:
             pool.begin(cfg)
@@ -123,28 +130,31 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def engines(
-    cfg: Config, model_folder: Path, needs: Needs, logs: Path, console: Console
+    cfg: Config, model_folder: Path, plan: Plan, logs: Path, console: Console
 ) -> Iterator[RolloutPool]:
-    """The rollout workers of a run, in a Ray that has what it `needs`. They may still be starting: see `wait_ready`.
+    """The rollout workers of a run, placed as `plan` says. They may still be starting: see `wait_ready`.
 
     If the body fails, the logs of Ray's workers are copied to `logs`. Raises ClusterError.
     """
     keeper = _keeper.get()
     with ExitStack() as stack:
         if keeper is None or cfg.ray.address is not None:
-            cluster, pool = stack.enter_context(_opened(cfg, model_folder, needs))
+            cluster, pool = stack.enter_context(_opened(cfg, model_folder, plan, console))
         else:
-            cluster, pool = keeper.lend(cfg, model_folder, needs, console)
+            cluster, pool = keeper.lend(cfg, model_folder, plan, console)
         stack.enter_context(cluster.keeping_logs(logs))
         yield pool
 
 
 @contextmanager
-def _opened(cfg: Config, model_folder: Path, needs: Needs) -> Iterator[tuple[Cluster, RolloutPool]]:
+def _opened(
+    cfg: Config, model_folder: Path, plan: Plan, console: Console
+) -> Iterator[tuple[Cluster, RolloutPool]]:
     modules, weights = own_modules(cfg), _whole_weights(cfg, model_folder)
     with (
-        ray_cluster.connect(cfg.ray, needs, modules=modules, weights=weights) as cluster,
-        closing(RolloutPool(cfg, model_folder)) as pool,
+        ray_cluster.connect(cfg.ray, plan.needs, modules=modules, weights=weights) as cluster,
+        placed(plan, cfg.ray, lambda line: console.print(line, markup=False, soft_wrap=True)) as placement,
+        closing(RolloutPool(cfg, model_folder, placement)) as pool,
     ):
         yield cluster, pool
 

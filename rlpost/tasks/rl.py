@@ -18,9 +18,9 @@ from rlpost.record import failures, metrics
 from rlpost.record.compute import EXAMPLES
 from rlpost.record.run_dir import iteration_name
 from rlpost.rollout.dynamic_sampling import Collected, collect
-from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.reward_control import rewards_to_learn_from
 from rlpost.rollout.reward_function import Score
+from rlpost.rollout.rollouts import Rollouts, rollouts_of
 from rlpost.tasks import retention, spectrum, start_policy, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
@@ -91,26 +91,34 @@ def _iterations(
     session: Session, schedule: Schedule, state: TrainingState, experts: ExpertData | None
 ) -> None:
     stall, score = Stall(session.cfg.algo), rewards_to_learn_from(session.cfg)
+    rollouts = rollouts_of(session.cfg, session.pool)
     while True:
         if schedule.due:
             stage = iteration_name(state.steps - 1)
+            rollouts.settle()
             with training_state.current_live(session, state):
                 evaluate_stage_once(session, stage, state.steps)
                 retention.measure_once(session, stage, state.steps)
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
-        schedule.add(_iterate(session, state, stall, score, experts))
+        schedule.add(_iterate(session, state, rollouts, stall, score, experts))
         if state.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
             training_state.checkpoint(session, state)
 
 
 def _iterate(
-    session: Session, state: TrainingState, stall: Stall, score: Score | None, experts: ExpertData | None
+    session: Session,
+    state: TrainingState,
+    rollouts: Rollouts,
+    stall: Stall,
+    score: Score | None,
+    experts: ExpertData | None,
 ) -> dict[str, Any]:
     """Run one iteration and return its line of metrics.jsonl."""
     cfg, clock, iteration = session.cfg, session.clock, state.steps
-    collected = collect(partial(_play, session, score), cfg, iteration)
+    collected = collect(partial(_play, session, rollouts, score), cfg, iteration)
+    ahead = rollouts.metrics(collected.batch, state.version)
     with clock.phase("record"):  # before the update, so that episodes which break an update can be inspected
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
@@ -120,21 +128,23 @@ def _iterate(
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
     clock.split("learner", seconds)
     shown = {EXAMPLES: float(len(examples))} if examples else {}
-    measured = {**update_metrics, **shown, **_go_live(session, state)}
+    measured = {**ahead, **update_metrics, **shown, **_go_live(session, state, rollouts)}
     state.steps += 1
     # Absent while only the critic learns and the engine's log-probs are used unchanged. With rollout.policy=start only
-    # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved.
-    if "logprob_gap" in update_metrics and (cfg.rollout.policy is RolloutPolicy.latest or iteration == 0):
+    # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved. So are
+    # those of stale batches.
+    on_policy = cfg.rollout.policy is RolloutPolicy.latest and not ahead.get("staleness/max")
+    if "logprob_gap" in update_metrics and (on_policy or iteration == 0):
         state.logprob_gaps.append(update_metrics["logprob_gap"])
     notes = [*_without_step(update_metrics), *filter(None, [stall.see(collected.batch, update_metrics)])]
     return _report(session, state, collected, measured, notes)
 
 
-def _go_live(session: Session, state: TrainingState) -> dict[str, float]:
+def _go_live(session: Session, state: TrainingState, rollouts: Rollouts) -> dict[str, float]:
     """Swap the new policy into the engines and measure it; nothing with rollout.policy=start."""
     if session.cfg.rollout.policy is RolloutPolicy.start:
         return {}
-    with session.clock.phase("swap"):
+    with session.clock.phase("swap"), rollouts.swapping(state.steps + 1):
         swap = training_state.swap(session, state)
     return {**swap.metrics(), **spectrum.on_the_way(session)}
 
@@ -157,16 +167,15 @@ def _expert_answers(session: Session, experts: ExpertData | None, iteration: int
     return examples
 
 
-def _play(session: Session, score: Score | None, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
+def _play(
+    session: Session, rollouts: Rollouts, score: Score | None, specs: Sequence[EpisodeSpec]
+) -> list[Trajectory]:
     """Play episodes and set the rewards to learn from: the environment's, or those that `score` gives.
 
     Dynamic sampling judges by these rewards too, so they are set after each of its rounds.
     """
-    rollout = session.cfg.rollout
     with session.clock.phase("rollout"):
-        played = session.pool.collect(
-            specs, Sampling(rollout.temperature, rollout.max_new_tokens, tuple(rollout.stop))
-        )
+        played = rollouts.collect(specs)
     if score is None:
         return played
     with session.clock.phase("rewards"):
@@ -184,6 +193,7 @@ def _report(
         "iteration": state.steps - 1,
         "adapter_version": min(v for e in collected.played if (v := e.policy_version) is not None),
         **metrics.rollout_metrics(collected.played),
+        "rollout/workers": float(session.pool.workers),
         **collected.metrics,
         **measured,
         **session.clock.lap(),

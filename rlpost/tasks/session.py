@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from rlpost.cluster import ray_cluster
+from rlpost.cluster.placement import Plan
 from rlpost.cluster.precision import settled
 from rlpost.config import learning_rates
 from rlpost.config.compose import to_yaml
@@ -55,7 +56,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "min_workers", "env_timeout_s"),
     "learner": ("timeout_s",),
 }
 
@@ -141,12 +142,13 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     progress = Progress(console, steps_of(cfg))
     stack.callback(progress.close)
     progress.stage("starting Ray, engines and learner")
-    needs = ray_cluster.Needs.of(cfg) if with_learner else ray_cluster.Needs.of_engines(cfg)
-    pool = stack.enter_context(engines(cfg, model_folder, needs, run_dir.path / "logs", console))
+    plan = Plan.of(cfg, with_learner)
+    pool = stack.enter_context(engines(cfg, model_folder, plan, run_dir.path / "logs", console))
     learner = None
     if with_learner:
-        learner = LearnerGroup(cfg, model_folder, ids, examples)
+        learner = LearnerGroup(cfg, model_folder, ids, examples, pool.placement)
         stack.callback(learner.close)
+    pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)
     pool.wait_ready()
     return Session(
         cfg,
@@ -162,6 +164,10 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
         learner,
         run_dir.read_sittings(),
     )
+
+
+def _nothing() -> None:
+    """Looks at no learner, where there is none."""
 
 
 def publish(

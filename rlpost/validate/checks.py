@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlpost.cluster.addresses import host_and_port
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import refusal
 from rlpost.config.schema import Config, Task
@@ -26,10 +25,12 @@ from rlpost.record.trackers.secrets import without_users
 from rlpost.validate.adapter import ADAPTER_CHECKS
 from rlpost.validate.adapter_start import adapter_start
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
+from rlpost.validate.cluster import cluster_address
 from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
 from rlpost.validate.retention import retention
+from rlpost.validate.staleness import max_staleness
 from rlpost.validate.tracking import tracking
 from rlpost.validate.unread import unread
 
@@ -95,6 +96,7 @@ RANGES: dict[str, Range] = {
     "algo.critic_warmup": NOT_NEGATIVE,
     "rollout.workers": COUNT,
     "rollout.episodes": COUNT,
+    "rollout.max_staleness": NOT_NEGATIVE,
     "rollout.group_size": COUNT,
     "rollout.temperature": POSITIVE,
     "rollout.max_new_tokens": COUNT,
@@ -129,6 +131,7 @@ RANGES: dict[str, Range] = {
     "compare.points": COUNT,
     "compare.quick_iterations": COUNT,
     "ray.timeout_s": POSITIVE,
+    "ray.wait_s": NOT_NEGATIVE,
     "tracking.checkpoint_every": COUNT,
     "tiny_base.minutes": POSITIVE,
     "tiny_base.vocab_size": Range(64, 65536),
@@ -146,6 +149,7 @@ OPTIONAL_RANGES: dict[str, Range] = {
     "algo.ratio_ceiling": Range(1, low_open=True),
     "algo.kl_target": POSITIVE,
     "retention.max_new_tokens": COUNT,
+    "rollout.min_workers": COUNT,
     "compare.concurrency": COUNT,
 }
 
@@ -282,15 +286,17 @@ def _resume(config: Config, folder: Path) -> Iterator[str]:
         yield refusal("resume", folder, f"no {below}/ there", "name the output folder of an earlier run")
 
 
-def _ray(config: Config) -> Iterator[str]:
-    address = config.ray.address
-    if address in (None, "auto"):
-        return
-    try:
-        host_and_port(str(address))
-    except ValueError:
-        remedy = "give auto, host:port ([::1]:6379 for IPv6), or null to start Ray here"
-        yield refusal("ray.address", address, "not an address", remedy)
+def _workers(config: Config) -> Iterator[str]:
+    workers, fewest = config.rollout.workers, config.rollout.min_workers
+    if fewest is not None and fewest > workers:
+        reason, remedy = (
+            f"a run has rollout.workers={workers} at most",
+            "give no more, or more rollout.workers",
+        )
+        yield refusal("rollout.min_workers", fewest, reason, remedy)
+    if fewest is not None and fewest < workers and config.rollout.max_staleness > 0:
+        reason = "with rollout.max_staleness above 0 each worker has its own episodes"
+        yield refusal("rollout.min_workers", fewest, reason, "leave it out, or rollout.max_staleness=0")
 
 
 def _gpus(config: Config) -> Iterator[str]:
@@ -347,11 +353,13 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _endpoint,
     environment,
     retention,
+    max_staleness,
     *ADAPTER_CHECKS,
     adapter_start,
     folders,
     tracking,
-    _ray,
+    cluster_address,
+    _workers,
     _gpus,
     _conversation,
     _tiny_base,

@@ -205,6 +205,18 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
+        ("rollout.max_staleness",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "only task=rl plays episodes to train on; an evaluation plays the current policy",
+        _LEAVE,
+    ),
+    _Rule(
+        ("rollout.on_swap",),
+        lambda cfg: cfg.rollout.max_staleness > 0,
+        "rollout.max_staleness=0: no turn is being sampled when an update arrives",
+        f"{_LEAVE}, or give rollout.max_staleness",
+    ),
+    _Rule(
         ("sft.learning_rate",),
         lambda cfg: cfg.lora.learning_rate is LearningRate.given,
         "lora.learning_rate=auto sets it",
@@ -264,7 +276,7 @@ RULES = (
                 "rollout.max_model_len",
             ),
             *("rollout.template_args", "rollout.cpus", "rollout.gpus", "rollout.enforce_eager"),
-            *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts"),
+            *("rollout.tensor_parallel", "rollout.max_canary_gap", "rollout.restarts", "rollout.min_workers"),
         ),
         lambda cfg: cfg.eval.endpoint is None,
         "it is of engines of this machine, and the model behind eval.endpoint plays",
@@ -293,6 +305,12 @@ RULES = (
         lambda cfg: cfg.retention.on,
         "neither retention.env nor retention.text is given, so nothing is measured",
         f"{_LEAVE}, or give one of them",
+    ),
+    _Rule(
+        ("ray.placement", "ray.wait_s", "ray.autoscaling"),
+        lambda cfg: cfg.ray.address is not None and cfg.eval.endpoint is None,
+        "only a run on a joined cluster is placed on nodes and waits for them",
+        f"{_LEAVE}, or give ray.address",
     ),
     _Rule(
         ("compare.share_engines",),

@@ -120,3 +120,15 @@ def test_a_deadline_in_mid_stream_names_who_is_late_and_stops_all(
         pool.collect(many(pool), SAMPLING)
     monkeypatch.setattr(pool.cfg.rollout, "timeout_s", 60.0)
     assert len(pool.collect(training_specs(pool.cfg, 3), SAMPLING)) == 20
+
+
+def test_another_worker_plays_the_share_of_one_that_is_not_replaced_and_changes_no_episode(
+    pool: RolloutPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = training_specs(pool.cfg, 4)
+    undisturbed = pool.collect(specs, SAMPLING)
+    monkeypatch.setattr(pool.cfg.rollout, "restarts", pool.restarts)
+    monkeypatch.setattr(pool.cfg.rollout, "min_workers", 1)
+    Path(pool.cfg.name).touch()
+    assert pool.collect(specs, SAMPLING) == undisturbed
+    assert pool.workers == 1

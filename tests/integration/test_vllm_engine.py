@@ -583,11 +583,25 @@ def test_a_restore_that_fails_says_so(
     engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
 
 
-def test_a_swap_waits_for_no_request(engine: VllmEngine, policy_a: tuple[PeftModel, Adapter]) -> None:
-    engine.submit("live", ModelInput(PROMPT), Sampling(0.0, 4), 0)
-    with pytest.raises(SwapError, match="1 requests are live"):
-        engine.swap(policy_a[1], None, TIGHT)
-    drain(engine)
+def test_live_requests_go_on_under_the_new_weights(
+    engine: VllmEngine, policy_a: tuple[PeftModel, Adapter], policy_b: tuple[PeftModel, Adapter]
+) -> None:
+    """Tokens before the swap are the old policy's; the new one reads the whole context itself and goes on."""
+    engine.swap(policy_a[1], canary(policy_a[0]), TIGHT)
+    for seed in range(3):
+        engine.submit(f"{seed}", ModelInput((*PROMPT, 100 + seed)), Sampling(1.0, 24), seed)
+    done = dict(pair for _ in range(6) for pair in engine.step())
+    engine.swap(policy_b[1], canary(policy_b[0]), TIGHT)
+    done |= drain(engine, 3 - len(done))
+    spanning = 0
+    for seed in range(3):
+        ids = (*PROMPT, 100 + seed, *done[f"{seed}"].token_ids)
+        old, new = (logprobs(each[0], ids)[len(PROMPT) :] for each in (policy_a, policy_b))
+        told = torch.tensor(done[f"{seed}"].logprobs)
+        cut = next(n for n in range(len(told) + 1) if n == len(told) or abs(told[n] - old[n]) > TIGHT)
+        torch.testing.assert_close(told[cut:], new[cut:], rtol=0, atol=TIGHT)
+        spanning += 0 < cut < len(told)
+    assert spanning, "no answer spans the swap"
 
 
 def test_every_row_of_the_merge_is_live(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 import ray
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from rlpost.cluster import ray_cluster
-from rlpost.cluster.ray_cluster import Needs, connect, refuse_shortage
+from rlpost.cluster import joining
+from rlpost.cluster.ray_cluster import Needs, connect
+from rlpost.cluster.shortage import refuse_shortage
 from rlpost.config.schema import Config, RayConfig
 from rlpost.errors import ClusterError
 
@@ -34,6 +38,39 @@ def test_one_core_is_refused_with_figures_and_a_remedy_that_works() -> None:
     config = Config()
     config.rollout.cpus = config.learner.cpus = 0.5
     refuse_shortage(Needs.of(config), Needs(cpus=1, gpus=0), None)
+
+
+CPUS = st.integers(0, 800).map(lambda hundredths: hundredths / 100)
+COUNT = st.integers(1, 9)
+
+
+@given(
+    workers=COUNT,
+    tensor_parallel=COUNT,
+    ranks=COUNT,
+    worker_cpus=CPUS,
+    rank_cpus=CPUS,
+    have=st.integers(0, 64),
+)
+def test_the_advice_about_cpus_always_fits(
+    workers: int, tensor_parallel: int, ranks: int, worker_cpus: float, rank_cpus: float, have: int
+) -> None:
+    config = Config()
+    rollout, learner = config.rollout, config.learner
+    rollout.workers, rollout.tensor_parallel, rollout.cpus = workers, tensor_parallel, worker_cpus
+    learner.workers, learner.cpus = ranks, rank_cpus
+    assume(Needs.of(config).cpus > have)
+    with pytest.raises(ClusterError) as refused:
+        refuse_shortage(Needs.of(config), Needs(cpus=have, gpus=0), None)
+    advice = re.search(r"rollout\.cpus=(\S+) learner\.cpus=(\S+) ", str(refused.value))
+    if have == 0:
+        assert advice is None, "no share of nothing"
+        assert "Start a node that has some" in str(refused.value)
+        return
+    assert advice is not None
+    rollout.cpus, learner.cpus = float(advice[1]), float(advice[2])
+    assert rollout.cpus > 0
+    refuse_shortage(Needs.of(config), Needs(cpus=have + 1e-9, gpus=0), None)
 
 
 def test_missing_gpus_are_refused() -> None:
@@ -62,9 +99,9 @@ def test_an_ipv6_address_is_asked_at_its_host() -> None:
             pytest.skip("no IPv6 on this machine")
         taken.listen()
         address = f"[::1]:{taken.getsockname()[1]}"
-        ray_cluster._require_listener(address, 5)
+        joining.require_listener(address, 5)
     with pytest.raises(ClusterError, match="No Ray cluster answers"):
-        ray_cluster._require_listener(address, 5)
+        joining.require_listener(address, 5)
 
 
 def test_sigterm_while_ray_starts_comes_to_the_handler_that_was_there(

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from rlpost.cluster import ray_cluster
+from rlpost.cluster.placement import Plan
 from rlpost.cluster.ray_cluster import Cluster, Needs
 from rlpost.config.schema import AdapterKind, BaseKind, Config, Dtype
 from rlpost.errors import ClusterError, SwapError
@@ -20,7 +21,7 @@ from rlpost.tasks import engines
 from rlpost.tasks.engines import Setup, kept
 from rlpost.weights.models import TINY
 
-NEEDS = Needs(1, 0)
+PLAN = Plan(workers=(Needs(1, 0),), ranks=(Needs(1, 0),))
 
 
 class FakePool:
@@ -43,7 +44,9 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[FakePool]:
     opened: list[FakePool] = []
 
     @contextmanager
-    def _opened(cfg: Config, model_folder: Path, needs: Needs) -> Iterator[tuple[Cluster, Any]]:
+    def _opened(
+        cfg: Config, model_folder: Path, plan: Plan, console: Console
+    ) -> Iterator[tuple[Cluster, Any]]:
         pool = FakePool()
         opened.append(pool)
         try:
@@ -60,9 +63,9 @@ def config(seed: int = 0) -> Config:
     return Config(dtype=Dtype.float32, seed=seed)
 
 
-def play(cfg: Config, told: io.StringIO | None = None) -> Any:
+def play(cfg: Config, told: io.StringIO | None = None, plan: Plan = PLAN) -> Any:
     console = Console(file=told or io.StringIO(), width=300)
-    with engines.engines(cfg, TINY, NEEDS, Path("logs"), console) as pool:
+    with engines.engines(cfg, TINY, plan, Path("logs"), console) as pool:
         assert not pool.closed  # type: ignore[attr-defined]
         return pool
 
@@ -98,7 +101,7 @@ def test_a_run_that_fails_leaves_them_open_until_the_end(pools: list[FakePool]) 
     with kept():
         with (
             pytest.raises(ZeroDivisionError),
-            engines.engines(config(), TINY, NEEDS, Path("logs"), Console()),
+            engines.engines(config(), TINY, PLAN, Path("logs"), Console()),
         ):
             raise ZeroDivisionError
         assert [pool.closed for pool in pools] == [False]
@@ -113,6 +116,19 @@ def test_other_engines_are_started_anew(pools: list[FakePool]) -> None:
         assert play(other) is pools[1]
         assert pools[0].closed
         assert play(other) is pools[1]
+
+
+def test_the_next_learner_takes_the_bundles_of_the_one_before_if_they_fit(pools: list[FakePool]) -> None:
+    told = io.StringIO()
+    without_learner = Plan(PLAN.workers, ())
+    larger = Plan(PLAN.workers, (Needs(2, 0),))
+    with kept():
+        play(config())
+        assert play(config()) is pools[0]
+        assert play(config(), plan=without_learner) is pools[0]
+        assert play(config(), told, plan=larger) is pools[1]
+        assert pools[0].closed
+    assert "the learner of this run needs other resources" in told.getvalue()
 
 
 def test_a_joined_cluster_is_not_kept(pools: list[FakePool]) -> None:
@@ -163,6 +179,7 @@ OF_RUNS = {
     "rollout.max_new_tokens": 5,
     "rollout.max_canary_gap": 0.5,
     "rollout.restarts": 0,
+    "rollout.min_workers": 1,
     "rollout.timeout_s": 5.0,
     "rollout.env_timeout_s": 5.0,
     "rollout.template_args": {"enable_thinking": False},

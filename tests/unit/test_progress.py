@@ -115,6 +115,12 @@ def test_where_nobody_knows_how_many_it_claims_no_end() -> None:
     assert printed(console) == "  12  success  12.5%  reward  -0.500  KL  0.0123  tokens/s  3,000\n"
 
 
+def test_where_engines_play_ahead_tokens_count_over_the_whole_iteration() -> None:
+    console = plain()
+    Progress(console, None).iteration(12, {**METRICS, "streaming/in_flight": 3.0})
+    assert "tokens/s    900" in printed(console)
+
+
 @pytest.mark.parametrize(("total", "shown"), [(3, "2/3 left 10 s"), (None, " 2 ")])
 def test_the_bar_follows_steps_that_have_no_line(total: int | None, shown: str) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True)

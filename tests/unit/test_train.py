@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ SECOND = 10**9  # what saving takes, and nothing else does
 
 
 class Pool:
-    restarts = 0
+    restarts, workers = 0, 1
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
         return [episode(turn(), index=i) for i in range(len(specs))]
@@ -421,3 +422,41 @@ class TestExpertAnswers:
         trained(session, 1)
         assert session.learner.examples == [0]  # type: ignore[attr-defined]
         assert session.run_dir.read_examples() == []
+
+
+def test_streaming_is_told_what_the_loop_does(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect, measure before the update, swap inside `swapping`, settle before an evaluation."""
+    told: list[Any] = []
+
+    class Rollouts:
+        def collect(self, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
+            told.append(("collect", specs[0].iteration))
+            return Pool().collect(specs, None)
+
+        def metrics(self, batch: Sequence[Trajectory], live: int) -> dict[str, float]:
+            told.append(("metrics", len(batch), live))
+            return {"staleness/max": 1.0}
+
+        @contextmanager
+        def swapping(self, iteration: int) -> Iterator[None]:
+            told.append(("swapping", iteration))
+            yield
+            told.append("swapped")
+
+        def settle(self) -> None:
+            told.append("settle")
+
+    monkeypatch.setattr(rl, "rollouts_of", lambda cfg, pool: Rollouts())
+    monkeypatch.setattr(rl, "evaluate_stage_once", lambda *a: told.append("evaluate"))
+    monkeypatch.setattr(
+        training_state, "swap", lambda *a: told.append("swap") or SimpleNamespace(metrics=dict)
+    )
+    update = session.learner.update_rl
+    monkeypatch.setattr(session.learner, "update_rl", lambda *a: {**update(*a), "logprob_gap": 0.5})
+    session.cfg.eval.every = 1
+    state = trained(session, 2)
+    swap = [("swapping", 1), "swap", "swapped"]
+    assert told[:5] == [("collect", 0), ("metrics", 4, 0), *swap]
+    assert told[5:9] == ["settle", "evaluate", ("collect", 1), ("metrics", 4, 0)]
+    assert state.logprob_gaps == [0.5], "the gap of a stale batch is not one of engine and learner"
+    assert [line["staleness/max"] for line in session.run_dir.read_metrics() if "iteration" in line] == [1, 1]

@@ -78,6 +78,11 @@ def refused(*overrides: str) -> str:
         (["tracking.backends=[]", "tracking.wandb=offline"], "tracking.backends does not name wandb"),
         (["tracking.mlflow_uri='http://h:1'"], "tracking.backends does not name mlflow"),
         (["tracking.backends=[]", "tracking.project=x"], "it is of wandb and mlflow"),
+        (["ray.wait_s=5"], "ray.wait_s=5.0\n  reason: nothing reads it: only a run on a joined cluster"),
+        (
+            ["ray.placement=spread", "ray.autoscaling=true"],
+            "ray.autoscaling=True\n  reason: nothing reads it",
+        ),
         (["task=eval", "rollout.gpu_memory_utilization=0.5"], "rollout.kv_cache_gib is the CPU's"),
         (
             ["task=compare", "arms=[sft,grpo,rloo]", "algo.gae_lambda=0.5"],
@@ -92,6 +97,7 @@ def test_what_nothing_reads_is_refused(overrides: list[str], told: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["ray.address=auto", "ray.wait_s=5", "ray.placement=spread", "ray.autoscaling=true"],
         ["algo=grpo"],  # the experiment's file brings gae_lambda along
         ["algo.gae_lambda=0.5"],
         ["algo=reinforce_pp", "algo.gamma=0.9"],

@@ -98,7 +98,7 @@ class EndpointPlayer:
             episode.show(opening.messages, ())
         else:
             reply = call.result
-            episode.record(reply.reward, reply.outcome, 0, 0, reply.parts)
+            episode.record(reply.reward, reply.outcome, 0, reply.parts)
             episode.success, episode.ending = reply.success, reply.ending
             episode.final_answer = reply.final_answer
             if reply.ending is None:
@@ -111,7 +111,7 @@ class EndpointPlayer:
         episode.ending = Ending.ENV_TIMEOUT if call.timed_out else Ending.ENV_ERROR
         episode.error = self._threads.told(call, "reset" if episode.completion is None else "step")
         if episode.completion is not None:
-            episode.record(0.0, episode.ending.name, 0, 0)
+            episode.record(0.0, episode.ending.name, 0)
 
     def _go_on(self, batch: _Batch, key: str) -> None:
         """Ask for the episode's next answer, or retire the episode if it is over."""

@@ -65,7 +65,11 @@ class Engine(Protocol):
         """Log-probs of the tokens from the second on, given those before them, at temperature 1."""
 
     def swap(self, adapter: Adapter, canary: Canary | None, max_gap: float) -> SwapReport:
-        """Make `adapter` live and prove it, or restore the previous one and raise SwapError."""
+        """Make `adapter` live and prove it, or restore the previous one and raise SwapError.
+
+        Live requests go on: they keep the tokens that they have, and sample further ones from the new weights, which
+        compute the whole context again.
+        """
 
     def reset(self) -> None:
         """Return to the bare base model and to empty caches, as after the start, and prove it.

@@ -131,10 +131,8 @@ class VllmEngine:
         """Make `adapter` live and prove it; see `Engine.swap`.
 
         Raises:
-            SwapError: requests are live, or a proof failed; the message says which, and which adapter is live now.
+            SwapError: a proof failed; the message says which, and which adapter is live now.
         """
-        if self._waiting:
-            raise SwapError(f"{len(self._waiting)} requests are live; finish them before a swap.")
         started = time.perf_counter()
         try:
             written = self._write(adapter)
@@ -196,7 +194,8 @@ class VllmEngine:
         return report
 
     def _drop_cache(self) -> None:
-        if not self._engine.reset_prefix_cache():
+        """Drop what earlier weights computed. Live requests compute their own part of it again in the next step."""
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise SwapError("vLLM did not drop its prefix cache.")
 
     def _canary_gap(self, canary: Canary | None, max_gap: float) -> tuple[list[float], float]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rlpost import learner
-from rlpost.learner.rendezvous import bound_socket, port_of
+from rlpost.errors import LearnerError
+from rlpost.learner.rendezvous import (
+    GLOO_INTERFACE,
+    NCCL_INTERFACE,
+    Rendezvous,
+    bind_collectives,
+    bound_socket,
+    port_of,
+    rendezvous_of,
+)
 
 TWO_RANKS = """
 import os, sys
@@ -62,3 +73,29 @@ def test_ranks_meet_on_the_socket_that_was_held(host: str) -> None:
         cwd=Path(learner.__file__).parents[2],
     )
     assert done.stdout.split() == ["met"], done.stderr
+
+
+def test_ranks_of_one_node_leave_the_interface_to_gloo() -> None:
+    ranks = rendezvous_of([("10.0.0.1", 5), ("10.0.0.1", 6)])
+    assert ranks == [Rendezvous("10.0.0.1", 5, 0, 2), Rendezvous("10.0.0.1", 5, 1, 2)]
+
+
+def test_ranks_of_several_nodes_bind_to_their_own_addresses() -> None:
+    ranks = rendezvous_of([("10.0.0.1", 5), ("10.0.0.2", 6), ("10.0.0.1", 7)])
+    assert [(rank.host, rank.port) for rank in ranks] == [("10.0.0.1", 5)] * 3
+    assert [rank.own_address for rank in ranks] == ["10.0.0.1", "10.0.0.2", "10.0.0.1"]
+
+
+def test_collectives_use_the_interface_with_the_address_or_the_one_that_the_node_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (GLOO_INTERFACE, NCCL_INTERFACE):
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
+        monkeypatch.delenv(name)
+    loopback = next(name for name, held in psutil.net_if_addrs().items() if held[0].address == "127.0.0.1")
+    with pytest.raises(LearnerError, match=r"has the address 192\.0\.2\.1.*\n  remedy: .*GLOO_SOCKET_IFNAME"):
+        bind_collectives("192.0.2.1")
+    monkeypatch.setenv(NCCL_INTERFACE, "ib0")
+    bind_collectives("127.0.0.1")
+    assert (os.environ[GLOO_INTERFACE], os.environ[NCCL_INTERFACE]) == (loopback, "ib0")
+    bind_collectives("192.0.2.1")  # both are named, so the address is not looked for

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import exceptions as ray_errors
 
+from rlpost.cluster import capacity
 from rlpost.cluster.actor_calls import DeadlineError
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RolloutError, SwapError
@@ -174,6 +175,10 @@ class FakeActor:
         return Method(lambda cfg, folder, given: self._next("start", None))
 
     @property
+    def __ray_ready__(self) -> Method:
+        return Method(lambda: Ref(died() if self.killed else True))
+
+    @property
     def begin(self) -> Method:
         def begin(cfg: Config, objects: Any) -> Ref:
             self.begun.append(cfg.seed)
@@ -210,7 +215,7 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool,
         until = time.monotonic() + timeout
         while not (ready := [ref for ref in refs if ref.ready]) and time.monotonic() < until:
             time.sleep(0.005)
-        return ready[:1], [ref for ref in refs if ref not in ready[:1]]
+        return ready[:num_returns], [ref for ref in refs if ref not in ready[:num_returns]]
 
     def get(ref: Ref, timeout: float) -> Any:
         if not wait([ref], 1, timeout)[0]:
@@ -224,16 +229,19 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool,
 
     for name, stand_in in (("wait", wait), ("get", get), ("kill", kill), ("put", lambda x: x)):
         monkeypatch.setattr(ray, name, stand_in)
-    monkeypatch.setattr(ray, "available_resources", dict)
+    monkeypatch.setattr(capacity, "summary", lambda: "1 of 2 CPUs on node a, 10.0.0.1")
     monkeypatch.setattr(ray, "ObjectRefGenerator", Stream)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cancel", lambda stream: setattr(stream, "cancelled", True))
 
-    def make(*actors: FakeActor, workers: int, restarts: int = 3) -> tuple[RolloutPool, list[FakeActor]]:
+    def make(
+        *actors: FakeActor, workers: int, restarts: int = 3, min_workers: int | None = None
+    ) -> tuple[RolloutPool, list[FakeActor]]:
         left = list(actors)
-        monkeypatch.setattr(RolloutPool, "_spawn", lambda self: left.pop(0))
+        monkeypatch.setattr(RolloutPool, "_spawn", lambda self, i: left.pop(0))
         cfg = Config()
         cfg.rollout.workers, cfg.rollout.restarts, cfg.rollout.timeout_s = workers, restarts, 0.3
+        cfg.rollout.min_workers, cfg.ray.timeout_s = min_workers, 0.2
         pool = RolloutPool(cfg, Path())
         pool.wait_ready()
         return pool, list(actors)
@@ -439,8 +447,12 @@ def test_environments_are_closed_in_every_worker_and_what_went_wrong_is_told(
     answers = [[], ["KeyError: 3"], ClusterError("dead"), []]
     workers = [SimpleNamespace(close=SimpleNamespace(remote=lambda said=said: said)) for said in answers]
     monkeypatch.setattr(pool, "get", get)
+    members = [
+        SimpleNamespace(actor=actor, name=f"rollout worker {i}", started=True)
+        for i, actor in enumerate(workers)
+    ]
     whole = pool.RolloutPool.__new__(pool.RolloutPool)
-    whole._actors = workers
+    whole._supervisor = SimpleNamespace(members=SimpleNamespace(present=members))  # type: ignore[assignment]
     assert whole.close_environments() == ["rollout worker 1: KeyError: 3", "rollout worker 2: dead"]
     assert len(waited) == 4
     assert sorted(waited, reverse=True) == waited

@@ -1,0 +1,105 @@
+"""Synchronous against streaming rollouts where the environment is slow: whole runs, in turns.
+
+    python -m benchmarks.streaming [--rounds 3] [--iterations 8] [--staleness 2] [--episodes 24]
+
+Claim: with environments that take 0.2 to 5 s a step, most of them short, playing ahead takes at most half of the time
+of an iteration, at equal success. A batch that is played in turn lasts as long as its slowest episode; streaming fills
+that time with episodes of later iterations. The first iteration warms up and does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces import Text
+
+from benchmarks.runs import ITERATIONS_ONLY, Run, run
+from benchmarks.timing import spread
+from rlpost.envs.terminal import plain_console
+
+SHORTEST_S, LONGEST_S, TAIL = (
+    0.2,
+    5.0,
+    1.2,
+)  # seconds of a step: Pareto with this exponent, cut at the longest
+TURNS = 3
+
+
+class Slow(gymnasium.Env[str, str]):
+    """Asks for a digit, three times, and thinks for a heavy-tailed time before each reply."""
+
+    observation_space = Text(100)
+    action_space = Text(1000)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self._dice, self._turn, self._right = random.Random(seed), 0, 0
+        self._digit = str(self._dice.randrange(10))
+        return f"Say {self._digit}.", {"instance": str(seed)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        time.sleep(min(LONGEST_S, SHORTEST_S * self._dice.paretovariate(TAIL)))
+        self._turn += 1
+        right = self._digit in action
+        self._right += right
+        over = self._turn == TURNS
+        info = {"outcome": "RIGHT" if right else "WRONG", "success": self._right == TURNS}
+        return f"Again: {self._digit}.", float(right), over, False, info
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--staleness", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=24)
+    args = parser.parse_args()
+    console = plain_console()
+    ratios: list[float] = []
+    for number in range(args.rounds):
+        sides = {bound: side(bound, args.iterations, args.episodes, number) for bound in (0, args.staleness)}
+        for bound, each in sides.items():
+            console.print(f"round {number}, rollout.max_staleness={bound}: {told(each)}")
+        ratios.append(total(sides[0]) / total(sides[args.staleness]))
+    console.print(f"synchronous / streaming, seconds of iterations 2 to {args.iterations}: {spread(ratios)}")
+
+
+def side(bound: int, iterations: int, episodes: int, seed: int) -> Run:
+    return run(
+        [
+            *("experiment=own_ppo", "algo=grpo", "env=benchmarks.streaming:Slow", *ITERATIONS_ONLY),
+            *("eval.start=false", "rollout.workers=1", "rollout.max_new_tokens=8", "rollout.group_size=4"),
+            *(f"rollout.episodes={episodes}", f"rollout.max_num_seqs={episodes}", f"seed={seed}"),
+            *(f"algo.iterations={iterations}", f"rollout.max_staleness={bound}", "learner.threads=1"),
+        ]
+    )
+
+
+def total(side: Run) -> float:
+    return sum(side.seconds())
+
+
+def told(side: Run) -> str:
+    """The seconds of an iteration, and the reward of the run's second half."""
+    late = side.iterations[len(side.iterations) // 2 :]
+    reward = statistics.fmean(line["reward"] for line in late)
+    waits = statistics.fmean(side.seconds("rollout"))
+    parts = [
+        f"{spread(side.seconds())} s an iteration",
+        f"{waits:.2f} s of it waiting",
+        f"reward {reward:.2f}",
+    ]
+    if "staleness/mean" in side.iterations[0]:
+        parts.append(f"staleness {statistics.fmean(line['staleness/mean'] for line in late):.2f}")
+        parts.append(f"engines idle {statistics.fmean(line['streaming/engines_idle'] for line in late):.0%}")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

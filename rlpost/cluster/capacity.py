@@ -1,0 +1,72 @@
+"""What the nodes of the connected cluster have, in all and free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+from ray._private.state import available_resources_per_node
+
+from rlpost.cluster.ray_cluster import Needs
+
+MOST_LOST = 4  # lost nodes that a message names
+
+
+@dataclass(frozen=True)
+class NodeCapacity:
+    """A living node. Its address is the one by which Ray knows it."""
+
+    id: str
+    name: str
+    address: str
+    total: Needs
+    free: Needs
+
+    @property
+    def label(self) -> str:
+        return f"node {self.address}" if self.name == self.address else f"node {self.name}, {self.address}"
+
+
+def nodes() -> list[NodeCapacity]:
+    """All living nodes, in Ray's order."""
+    free = available_resources_per_node()
+    return [
+        NodeCapacity(
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            node["NodeManagerAddress"],
+            _needs(node["Resources"]),
+            _needs(free.get(node["NodeID"], {})),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def amount(needs: Needs) -> str:
+    """`4 CPUs`, `2 GPUs` or `4 CPUs and 2 GPUs`."""
+    parts = [f"{needs.cpus:g} CPUs"] if needs.cpus or not needs.gpus else []
+    return " and ".join([*parts, f"{needs.gpus:g} GPUs"] if needs.gpus else parts)
+
+
+def shares(free: Needs, total: Needs) -> str:
+    """`2 of 8 CPUs`, and the GPUs if there are any."""
+    gpus = f", {free.gpus:g} of {total.gpus:g} GPUs" if total.gpus else ""
+    return f"{free.cpus:g} of {total.cpus:g} CPUs{gpus}"
+
+
+def summary() -> str:
+    """What each living node has free, and which nodes were lost: `1 of 2 CPUs on node a, 10.0.0.1; lost: node b`."""
+    living = [f"{shares(node.free, node.total)} on {node.label}" for node in nodes()]
+    lost = [
+        f"{node['NodeManagerHostname']}, {node['NodeManagerAddress']}"
+        for node in ray.nodes()
+        if not node["Alive"]
+    ]
+    # A cluster that grows and shrinks remembers many.
+    return "; ".join([*living, *(f"lost: node {each}" for each in lost[-MOST_LOST:])])
+
+
+def _needs(resources: Mapping[str, float]) -> Needs:
+    return Needs(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))

@@ -1,0 +1,224 @@
+"""`rollout.max_staleness=k` above 0: engines go on playing while the learner updates.
+
+    version live   may be played                        learnt from
+    v (start)      episodes of iterations 0 .. k        0  ─▶ version v + 1
+    v + 1          ... of iteration k + 1 too           1  ─▶ version v + 2
+    v + 2          ... of iteration k + 2 too           2  ─▶ ...
+
+An iteration learns from the episodes that carry its number, as without staleness, so slow and long episodes are learnt
+from as often as short ones. Episodes of iteration j begin only once the policy of iteration j - k is live. Versions
+only increase, so no turn is older than k updates when it is learnt from: the bound holds by the order of events, and no
+episode is played in vain. `staleness` checks it all the same.
+
+A worker gets its share of an iteration as soon as the iteration may begin, and plays earlier iterations first. Between
+its engine steps it takes an update (see rlpost.rollout.continuous): episodes go on under the new policy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rlpost.cluster.actor_calls import Asked, cancel
+from rlpost.config.schema import Config
+from rlpost.errors import RolloutError
+from rlpost.rollout.continuous import Played
+from rlpost.rollout.engine.protocol import Sampling
+from rlpost.rollout.pool import Ask, RolloutPool, shares_of
+from rlpost.rollout.specs import training_specs
+from rlpost.types import EpisodeSpec, Trajectory
+
+Key = tuple[int, int]
+"""Iteration and episode."""
+
+
+class StreamingRollouts:
+    """The episodes of training, played ahead. Once `settle` has returned, and in `swapping`, the pool is the caller's.
+
+    All waits end after rollout.timeout_s and name the workers that did not answer. A worker that dies is replaced, and
+    its successor plays again what had not arrived, under the policy that is live then.
+    """
+
+    def __init__(self, pool: RolloutPool, cfg: Config, sampling: Sampling) -> None:
+        self._pool, self._cfg, self._sampling = pool, cfg, sampling
+        self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in range(cfg.rollout.workers)]
+        self._arrived: dict[Key, Trajectory] = {}
+        self._calls: dict[Asked, int] = {}  # open calls, and the worker that was asked
+        # Iterations before this one are handed out; None before the first.
+        self._handed_out: int | None = None
+        self._lost = list(pool.lost)
+        self._meter = _Meter(cfg.rollout.workers)
+
+    def collect(self, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
+        """The episodes of `specs`, all of one iteration, whose policy is live; in the order of `specs`.
+
+        Those of later iterations that this policy may begin go on meanwhile, and after the return.
+
+        Raises:
+            RolloutError: workers died more often than rollout.restarts allows.
+            ClusterError: workers did not play their share within rollout.timeout_s.
+        """
+        began = time.monotonic()
+        self._allow(specs[0].iteration)
+        known = self._arrived.keys() | {key for owed in self._owed for key in owed}
+        self._hand_out([spec for spec in specs if _key(spec) not in known])
+        self._wait_for({_key(spec) for spec in specs})
+        self._meter.waited += time.monotonic() - began
+        return [self._arrived.pop(_key(spec)) for spec in specs]
+
+    @contextmanager
+    def swapping(self, iteration: int) -> Iterator[None]:
+        """The caller makes the policy of `iteration` live inside. Then all episodes that it may begin do begin."""
+        self._interrupt()
+        yield
+        self._allow(iteration)
+
+    def settle(self) -> None:
+        """Play live episodes to their end and begin none, so that the engines are free. Raises like `collect`."""
+        self._interrupt()
+        self._resume(begin=False)
+        deadline = self._deadline()
+        while self._calls:
+            self._next_answers(dict.fromkeys(self._calls, deadline))
+
+    def metrics(self, batch: Sequence[Trajectory], live: int) -> dict[str, float]:
+        """Staleness of `batch` at the version `live`, and the use of time since the last call; see docs/metrics.md.
+
+        Raises RolloutError if a turn of the batch is older than rollout.max_staleness updates.
+        """
+        in_flight = sum(len(owed) for owed in self._owed)
+        stale = staleness(batch, live, self._cfg.rollout.max_staleness)
+        return {**stale, **self._meter.lap(), "streaming/in_flight": float(in_flight)}
+
+    def _allow(self, iteration: int) -> None:
+        """Hand out all iterations that the policy of `iteration` may begin."""
+        self._count_losses()
+        first = iteration if self._handed_out is None else self._handed_out
+        end = min(iteration + self._cfg.rollout.max_staleness + 1, self._cfg.algo.iterations)
+        self._handed_out = max(first, end)
+        self._hand_out([spec for each in range(first, end) for spec in training_specs(self._cfg, each)])
+
+    def _hand_out(self, specs: Sequence[EpisodeSpec]) -> None:
+        """Share the episodes of each iteration among all workers, and let them play."""
+        for iteration in sorted({spec.iteration for spec in specs}):
+            batch = [spec for spec in specs if spec.iteration == iteration]
+            for owed, share in zip(self._owed, shares_of(batch, len(self._owed)), strict=True):
+                owed.update({_key(batch[k]): batch[k] for k in share})
+        if specs:
+            self._interrupt()
+        self._resume()
+
+    def _wait_for(self, wanted: set[Key]) -> None:
+        deadline, restarts = self._deadline(), self._pool.restarts
+        while missing := wanted - self._arrived.keys():
+            if self._pool.restarts > restarts:  # a successor has a deadline of its own
+                deadline, restarts = self._deadline(), self._pool.restarts
+            late = {
+                asked: math.inf if missing.isdisjoint(self._owed[worker]) else deadline
+                for asked, worker in self._calls.items()
+            }
+            self._next_answers(late)
+            self._resume()
+
+    def _next_answers(self, deadlines: dict[Asked, float]) -> None:
+        """Receive what one worker has played."""
+        asked, answers, over = self._pool.next_answers(self._calls, deadlines)
+        worker = self._calls[asked]
+        if over:
+            del self._calls[asked]
+        for played in answers:
+            self._receive(worker, played)
+        self._count_losses()
+
+    def _count_losses(self) -> None:
+        """Count the episodes that the successors of lost workers play again."""
+        for worker, lost in enumerate(self._pool.lost):
+            if lost > self._lost[worker]:
+                self._lost[worker] = lost
+                self._meter.lost(worker, len(self._owed[worker]))
+
+    def _receive(self, worker: int, played: Played) -> None:
+        self._meter.worked(worker, played.engine_seconds)
+        for trajectory in played.trajectories:
+            key = trajectory.iteration, trajectory.episode
+            if key in self._owed[worker]:  # else it had arrived, and the worker did not know yet
+                del self._owed[worker][key]
+                self._arrived[key] = trajectory
+
+    def _resume(self, begin: bool = True) -> None:
+        """Ask every worker that owes episodes and has no open call."""
+        busy = {*self._calls.values()}
+        for worker, owed in enumerate(self._owed):
+            if owed and worker not in busy:
+                ask = _playing([*owed.values()], self._sampling, begin)
+                self._calls[self._pool.ask(worker, ask)] = worker
+
+    def _interrupt(self) -> None:
+        """Workers end their calls after a step. Whatever has not arrived comes again in the next call."""
+        cancel(self._calls)
+        self._calls = {}
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._cfg.rollout.timeout_s
+
+
+class _Meter:
+    """Where the time of workers and learner goes."""
+
+    def __init__(self, workers: int) -> None:
+        self.waited = 0.0  # seconds in which the learner waited for episodes
+        self._began, self._engine = time.monotonic(), 0.0
+        self._reported = [0.0] * workers  # what each worker reported last
+        self._replayed = 0
+
+    def worked(self, worker: int, engine_seconds: float) -> None:
+        """A worker reports the seconds of its engine so far."""
+        self._engine += engine_seconds - self._reported[worker]
+        self._reported[worker] = engine_seconds
+
+    def lost(self, worker: int, episodes: int) -> None:
+        """A worker was replaced, and its successor, whose engine begins at 0 s, plays so many episodes."""
+        self._reported[worker] = 0.0
+        self._replayed += episodes
+
+    def lap(self) -> dict[str, float]:
+        """The measurements since the last lap."""
+        now = time.monotonic()
+        seconds = max(now - self._began, 1e-9)
+        idle = 1.0 - self._engine / (seconds * len(self._reported))
+        measured = {
+            "streaming/engines_idle": min(1.0, max(0.0, idle)),
+            "streaming/learner_waits": min(1.0, self.waited / seconds),
+            "streaming/replayed": float(self._replayed),
+        }
+        self._began, self._engine, self.waited, self._replayed = now, 0.0, 0.0, 0
+        return measured
+
+
+def staleness(batch: Sequence[Trajectory], live: int, bound: int) -> dict[str, float]:
+    """Updates between the oldest turn of each episode and the version `live`: mean and largest over the batch.
+
+    Raises RolloutError if one exceeds `bound`, naming the episode.
+    """
+    ages = []
+    for trajectory in batch:
+        if trajectory.policy_version is None:
+            continue
+        ages.append(live - trajectory.policy_version)
+        if ages[-1] > bound:
+            raise RolloutError(
+                f"Episode {trajectory.episode} of iteration {trajectory.iteration} has a turn of a policy {ages[-1]}"
+                f" updates old; rollout.max_staleness={bound} allows no more. This is an error of rlpost."
+            )
+    return {"staleness/mean": sum(ages) / max(1, len(ages)), "staleness/max": float(max(ages, default=0))}
+
+
+def _key(spec: EpisodeSpec) -> Key:
+    return spec.iteration, spec.episode
+
+
+def _playing(owed: list[EpisodeSpec], sampling: Sampling, begin: bool) -> Ask:
+    """A call that asks a worker to go on playing, and to stream what ends."""
+    return lambda actor: actor.play.options(num_returns="streaming").remote(owed, sampling, begin)

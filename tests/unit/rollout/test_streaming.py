@@ -1,0 +1,324 @@
+"""Streaming over random schedules: who plays when, who dies when, and what is lost on the way."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlpost.cluster.actor_calls import DeadlineError
+from rlpost.config.schema import Config
+from rlpost.errors import RolloutError
+from rlpost.rollout import streaming
+from rlpost.rollout.collect import Batch
+from rlpost.rollout.continuous import ContinuousPlay, Played
+from rlpost.rollout.engine.protocol import Sampling
+from rlpost.rollout.rollouts import SynchronousRollouts, rollouts_of
+from rlpost.rollout.specs import group_specs, training_specs
+from rlpost.rollout.streaming import StreamingRollouts, staleness
+from rlpost.types import EpisodeSpec, Trajectory
+from tests.unit.episodes import episode, turn
+
+SAMPLING = Sampling(1.0, 8)
+MAX_LIVE = 3
+
+
+@dataclass
+class Live:
+    """An episode that is being played: the versions of its turns so far."""
+
+    spec: EpisodeSpec
+    versions: list[int]
+
+    def trajectory(self) -> Trajectory:
+        played = episode(*(replace(turn(), policy_version=v) for v in self.versions), index=self.spec.episode)
+        return replace(played, iteration=self.spec.iteration, group=self.spec.group, seed=self.spec.seed)
+
+
+class DiceCollector:
+    """Stands in for a Collector: episodes begin in free places; dice say which take a turn, and which end."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice, self.drained = dice, 0
+
+    def advance(self, batch: Batch) -> list[tuple[str, Trajectory]]:
+        live: dict[str, Any] = batch.live
+        while batch.waiting and len(live) < MAX_LIVE:
+            key, spec = batch.waiting.popleft()
+            live[key] = Live(spec, [batch.policy_version])
+        for each in live.values():
+            if self.dice.random() < 0.3:
+                each.versions.append(batch.policy_version)
+        over = [key for key in live if self.dice.random() < 0.3]
+        batch.engine_seconds += 0.25
+        return [(key, live.pop(key).trajectory()) for key in over]
+
+    def drain(self, batch: Batch) -> None:
+        self.drained += 1
+
+
+class Call:
+    """An open call of a worker; `dead` once the worker has died."""
+
+    def __init__(self, stream: Generator[Played | None]) -> None:
+        self.stream, self.dead, self.cancelled = stream, False, False
+        self.values: deque[Played] = deque()  # yielded, and not taken
+        self.ended = False
+
+    def advance(self) -> None:
+        """The worker goes on by a step of its engine."""
+        if self.dead or self.ended:
+            return
+        try:
+            if (played := next(self.stream)) is not None:
+                self.values.append(played)
+        except StopIteration:
+            self.ended = True
+
+
+class Worker:
+    def __init__(self, dice: random.Random, version: int) -> None:
+        self.play_on, self.version = ContinuousPlay(DiceCollector(dice)), version  # type: ignore[arg-type]
+        self.asked: list[set[tuple[int, int]]] = []
+
+    @property
+    def play(self) -> Any:
+        def remote(owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Call:
+            self.asked.append({(spec.iteration, spec.episode) for spec in owed})
+            return Call(self.play_on.play(owed, sampling, self.version, begin))
+
+        return SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=remote))
+
+
+class DicePool:
+    """Stands in for a RolloutPool: dice say which worker goes on, and which dies, `deaths` in all."""
+
+    def __init__(self, cfg: Config, dice: random.Random, deaths: int = 0) -> None:
+        self.cfg, self.dice, self.deaths = cfg, dice, deaths
+        self.restarts, self.lost, self.version = 0, [0] * cfg.rollout.workers, 1
+        self.workers = [Worker(dice, 1) for _ in self.lost]
+        self.calls: list[tuple[Call, int]] = []
+
+    def ask(self, worker: int, ask: Callable[[Any], Call]) -> Call:
+        call = ask(self.workers[worker])
+        self.calls.append((call, worker))
+        return call
+
+    def time_passes(self, steps: int) -> None:
+        """Workers go on, and perhaps die, while nobody waits for them."""
+        for _ in range(steps):
+            self.calls = [(c, i) for c, i in self.calls if not (c.cancelled or c.dead or c.ended)]
+            if not self.calls:
+                return
+            call, _ = self.dice.choice(self.calls)
+            if self.deaths and self.dice.random() < 0.05:
+                self.deaths -= 1
+                call.dead = True
+                call.values.clear()  # what nobody took is lost
+            else:
+                call.advance()
+
+    def next_answers(
+        self, workers: Mapping[Call, int], deadlines: Mapping[Call, float]
+    ) -> tuple[Call, list[Played], bool]:
+        assert workers.keys() == deadlines.keys()
+        assert min(deadlines.values()) < math.inf, "somebody must be waited for by a deadline"
+        while True:
+            self.time_passes(1)
+            for call, i in workers.items():
+                if call.dead:
+                    self._replace(i)
+                    return call, [], True
+                if call.values:
+                    return call, [call.values.popleft()], False
+                if call.ended:
+                    return call, [], True
+
+    def swap(self) -> None:
+        """As RolloutPool.swap: those that died are replaced, and take the new version too."""
+        playing = [call for call, _ in self.calls if not (call.cancelled or call.dead or call.ended)]
+        assert not playing, "an actor that plays takes no swap"
+        for call, i in self.calls:
+            if call.dead:
+                self._replace(i)
+        self.version += 1
+        for worker in self.workers:
+            worker.version = self.version
+
+    def _replace(self, i: int) -> None:
+        self.restarts += 1
+        self.lost[i] += 1
+        self.workers[i] = Worker(self.dice, self.version)
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel(calls: Iterator[Call]) -> None:
+        """A worker notices after a step, perhaps after several that it had taken already."""
+        for call in calls:
+            call.cancelled = True
+            call.stream.close()
+
+    monkeypatch.setattr(streaming, "cancel", cancel)
+
+
+def config(bound: int, workers: int = 2, iterations: int = 5, episodes: int = 6) -> Config:
+    cfg = Config()
+    cfg.rollout.max_staleness, cfg.rollout.workers, cfg.algo.iterations = bound, workers, iterations
+    cfg.rollout.episodes, cfg.rollout.group_size = episodes, 2
+    return cfg
+
+
+@dataclass
+class Learnt:
+    batches: list[list[Trajectory]]
+    lines: list[dict[str, float]]
+
+
+def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) -> Learnt:
+    """The loop of rlpost.tasks.rl, without a learner."""
+    rollouts, learnt = StreamingRollouts(pool, cfg, SAMPLING), Learnt([], [])  # type: ignore[arg-type]
+    for iteration in range(cfg.algo.iterations):
+        specs = training_specs(cfg, iteration)
+        batch = rollouts.collect(specs)
+        if refills:
+            more = group_specs(cfg, iteration, range(len(specs) // 2, len(specs) // 2 + refills))
+            batch += rollouts.collect(more)
+        learnt.batches.append(batch)
+        learnt.lines.append(rollouts.metrics(batch, pool.version))
+        pool.time_passes(pool.dice.randrange(12))  # the update
+        with rollouts.swapping(iteration + 1):
+            pool.swap()
+        if settles and iteration % 2:
+            pool.time_passes(pool.dice.randrange(3))
+            rollouts.settle()
+            assert not any(worker.play_on._batch.live for worker in pool.workers), "an engine is not free"
+    return learnt
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    bound=st.integers(1, 4),
+    workers=st.integers(1, 3),
+    deaths=st.integers(0, 3),
+    refills=st.integers(0, 2),
+    settles=st.booleans(),
+)
+def test_every_episode_is_learnt_from_once_and_no_turn_is_too_old(
+    seed: int, bound: int, workers: int, deaths: int, refills: int, settles: bool
+) -> None:
+    cfg = config(bound, workers)
+    pool = DicePool(cfg, random.Random(seed), deaths)
+    learnt = train(cfg, pool, refills, settles)
+    for iteration, batch in enumerate(learnt.batches):
+        assert [(t.iteration, t.episode) for t in batch] == [
+            (iteration, number) for number in range(6 + 2 * refills)
+        ]
+        live = iteration + 1  # DicePool begins with version 1
+        ages = [live - turn.policy_version for t in batch for turn in t.turns]
+        assert 0 <= min(ages) <= max(ages) <= bound
+        assert learnt.lines[iteration]["staleness/max"] == max(ages)
+    assert learnt.lines[-1]["streaming/in_flight"] == 0
+
+
+def test_engines_play_ahead_as_far_as_the_bound_allows() -> None:
+    """During a long update, a worker plays all episodes that it may begin; the next batches are there at once."""
+    cfg = config(bound=2, workers=1)
+    pool = DicePool(cfg, random.Random(0))
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    rollouts.collect(training_specs(cfg, 0))
+    assert pool.workers[0].asked == [{(i, e) for i in range(3) for e in range(6)}]
+    pool.time_passes(500)
+    with rollouts.swapping(1):
+        pool.swap()
+    assert {iteration for iteration, _ in pool.workers[0].asked[-1]} == {1, 2, 3}
+    pool.deaths, batch = 0, rollouts.collect(training_specs(cfg, 1))
+    assert {t.policy_version for t in batch} == {1}
+    assert rollouts.metrics(batch, pool.version)["staleness/mean"] == 1.0
+
+
+def test_what_a_lost_worker_owes_is_played_again_and_counted() -> None:
+    cfg = config(bound=1, workers=1, iterations=2)
+    pool = DicePool(cfg, random.Random(1), deaths=1)
+    pool.dice.random = lambda: 0.01  # type: ignore[method-assign]  # it dies in its first step
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    batch = rollouts.collect(training_specs(cfg, 0))
+    assert [t.episode for t in batch] == list(range(6))
+    assert rollouts.metrics(batch, 1)["streaming/replayed"] == 12
+
+
+def test_a_wait_names_only_those_that_owe_what_is_waited_for() -> None:
+    cfg = config(bound=1, workers=2)
+    seen: list[list[float]] = []
+
+    class Late(DicePool):
+        def next_answers(self, workers: Any, deadlines: Any) -> Any:
+            seen.append(list(deadlines.values()))
+            raise DeadlineError("late")
+
+    rollouts = StreamingRollouts(Late(cfg, random.Random(0)), cfg, SAMPLING)  # type: ignore[arg-type]
+    with pytest.raises(DeadlineError):
+        rollouts.collect(training_specs(cfg, 0)[:2])  # group 0, which worker 0 plays
+    ((first, second),) = seen
+    assert first <= time.monotonic() + cfg.rollout.timeout_s
+    assert second == math.inf
+
+
+def test_the_share_of_time_that_engines_idle_and_the_learner_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("rlpost.rollout.streaming.time", SimpleNamespace(monotonic=lambda: clock.now))
+    meter = streaming._Meter(2)
+    meter.worked(0, 3.0)
+    meter.worked(0, 4.0)
+    meter.worked(1, 2.0)
+    meter.waited += 5.0
+    clock.now += 10.0
+    assert meter.lap() == {
+        "streaming/engines_idle": pytest.approx(1 - 6 / 20),
+        "streaming/learner_waits": pytest.approx(0.5),
+        "streaming/replayed": 0.0,
+    }
+    meter.lost(0, 7)
+    meter.worked(0, 1.0)
+    clock.now += 10.0
+    assert meter.lap() == {
+        "streaming/engines_idle": pytest.approx(1 - 1 / 20),
+        "streaming/learner_waits": 0.0,
+        "streaming/replayed": 7.0,
+    }
+
+
+def test_a_turn_older_than_the_bound_is_refused_by_name() -> None:
+    old = replace(episode(replace(turn(), policy_version=3), turn()), iteration=9)
+    assert staleness([old, episode()], live=5, bound=2) == {"staleness/mean": 2.0, "staleness/max": 2.0}
+    with pytest.raises(RolloutError, match="Episode 0 of iteration 9 has a turn of a policy 3 updates old"):
+        staleness([old], live=6, bound=2)
+
+
+def test_without_staleness_the_pool_plays_as_ever() -> None:
+    """The same call with the same arguments, nothing before and after it, and no metric more."""
+    cfg, asked = config(bound=0), []
+
+    def collect(specs: Any, sampling: Any) -> list[str]:
+        asked.append((specs, sampling))
+        return ["played"]
+
+    rollouts = rollouts_of(cfg, SimpleNamespace(collect=collect))  # type: ignore[arg-type]
+    assert isinstance(rollouts, SynchronousRollouts)
+    specs = training_specs(cfg, 0)
+    played: list[Any] = rollouts.collect(specs)
+    with rollouts.swapping(1):
+        rollouts.settle()
+    assert played == ["played"]
+    assert asked == [(specs, Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens))]
+    assert rollouts.metrics([episode(turn())], 100) == {}
