@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # not in its stub
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
 from rlpost.cluster.addresses import host_and_port

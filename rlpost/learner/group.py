@@ -48,9 +48,10 @@ class LearnerGroup:
         self.cfg = cfg
         self._placement = placement or Placement(Plan.of(cfg))
         self.broken: str | None = None
-        actor = ray.remote(**_actor_options(cfg))(LearnerActor)
+        options = _actor_options(cfg)
         self.workers = [
-            actor.options(**self._placement.rank(rank)).remote() for rank in range(cfg.learner.workers)
+            ray.remote(**options, **self._placement.rank(rank))(LearnerActor).remote()
+            for rank in range(cfg.learner.workers)
         ]
         try:
             addresses = self._answers(
