@@ -446,17 +446,18 @@ def test_streaming_is_told_what_the_loop_does(session: Session, monkeypatch: pyt
         def settle(self) -> None:
             told.append("settle")
 
+    def swap(*_: object) -> SimpleNamespace:
+        told.append("swap")
+        return SimpleNamespace(metrics=dict)
+
     monkeypatch.setattr(rl, "rollouts_of", lambda cfg, pool: Rollouts())
     monkeypatch.setattr(rl, "evaluate_stage_once", lambda *a: told.append("evaluate"))
-    monkeypatch.setattr(
-        training_state, "swap", lambda *a: told.append("swap") or SimpleNamespace(metrics=dict)
-    )
+    monkeypatch.setattr(training_state, "swap", swap)
     update = session.learner.update_rl
     monkeypatch.setattr(session.learner, "update_rl", lambda *a: {**update(*a), "logprob_gap": 0.5})
     session.cfg.eval.every = 1
     state = trained(session, 2)
-    swap = [("swapping", 1), "swap", "swapped"]
-    assert told[:5] == [("collect", 0), ("metrics", 4, 0), *swap]
+    assert told[:5] == [("collect", 0), ("metrics", 4, 0), ("swapping", 1), "swap", "swapped"]
     assert told[5:9] == ["settle", "evaluate", ("collect", 1), ("metrics", 4, 0)]
     assert state.logprob_gaps == [0.5], "the gap of a stale batch is not one of engine and learner"
     assert [line["staleness/max"] for line in session.run_dir.read_metrics() if "iteration" in line] == [1, 1]
