@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from rlpost.cluster import data_files
 from rlpost.config.schema import Config
 from rlpost.envs import given, registry
 from rlpost.errors import RolloutError
@@ -18,6 +19,7 @@ from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.env_threads import unended
 from rlpost.types import Canary, EpisodeSpec, Trajectory
+from rlpost.weights import models
 from rlpost.weights.adapters import Adapter
 
 ENDING_S = 5.0  # in which the threads of closed environments end
@@ -108,8 +110,11 @@ class RolloutActor:
     _engine: Engine
 
     def start(self, cfg: Config, model_folder: str, objects: Mapping[str, Any]) -> None:
-        """`objects`: what the run was handed from Python (envs/given.py)."""
-        self._folder = Path(model_folder)
+        """`model_folder`: where the driver has the model. `objects`: what Python handed to the run (envs/given.py).
+
+        Raises ModelError if this node does not have the model.
+        """
+        self._folder = models.on_this_node(cfg.model, Path(model_folder))
         self._engine = start_engine(cfg, self._folder)
         self._set_up(cfg, objects)
 
@@ -127,6 +132,7 @@ class RolloutActor:
 
     def _set_up(self, cfg: Config, objects: Mapping[str, Any]) -> None:
         given.receive(objects)
+        cfg = data_files.on_this_node(cfg)
         seed_globally(cfg.seed)
         self._worker = RolloutWorker(cfg, self._engine, Chat.load(self._folder, cfg.rollout))
 

@@ -44,6 +44,7 @@ from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import engines
+from rlpost.tasks.portable import portable
 from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
@@ -145,7 +146,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     pool = stack.enter_context(engines(cfg, model_folder, needs, run_dir.path / "logs", console))
     learner = None
     if with_learner:
-        learner = LearnerGroup(cfg, model_folder, ids, examples)
+        learner = LearnerGroup(portable(cfg, model_folder), model_folder, ids, examples)
         stack.callback(learner.close)
     pool.wait_ready()
     return Session(

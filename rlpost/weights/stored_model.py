@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,23 @@ def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
         entries.update(_header(path))
     entries.pop("__metadata__", None)
     return entries
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over config.json, the tokenizer, and the sizes and headers of the weights' files. It takes a moment.
+
+    It tells models apart, not values: two trainings of one model may have the same. Raises ModelError as
+    `StoredModel.read` does, also if a file is missing.
+    """
+    digest = hashlib.sha256(json.dumps([read_config(folder), read_entries(folder)], sort_keys=True).encode())
+    try:
+        for path in weight_files(folder):
+            digest.update(f"|{path.name}|{path.stat().st_size}|".encode())
+        for path in sorted(folder.glob("tokenizer*")):
+            digest.update(path.name.encode() + path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read ({error}).") from error
+    return digest.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:
