@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from rlpost.cluster.nodes import Failure, alive, ask_each
+from rlpost.cluster.node_tasks import Failure, alive, ask_each
 
 TAIL = 256 * 2**10  # bytes of a file, from its end
 MOST = 8 * 2**20  # bytes of a node, the newest files first

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from rlpost.cluster import actor_calls
-from rlpost.cluster.nodes import this_node
+from rlpost.cluster.node_tasks import this_node
 from rlpost.cluster.ray_folder import RayFolder
 from rlpost.errors import CheckpointError
 from rlpost.record.files import writing

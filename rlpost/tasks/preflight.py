@@ -19,7 +19,7 @@ from pathlib import Path
 
 import rlpost
 from rlpost.cluster.data_files import data_files, sent, travelling
-from rlpost.cluster.nodes import Failure, Node, alive, ask_each
+from rlpost.cluster.node_tasks import Failure, Node, alive, ask_each
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ClusterError, RlpostError

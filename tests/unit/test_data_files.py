@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from rlpost.envs import registry
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A driver's folder with two files of one name and a folder."""
     home = tmp_path / "driver"
     for name, text in (("a/rows.jsonl", "a"), ("b/rows.jsonl", "b"), ("routes/route_infos.json", "{}")):
@@ -24,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (home / name).write_text(text)
     monkeypatch.chdir(home)
     monkeypatch.delitem(sys.modules, data_files.PACKAGE, raising=False)
-    yield home
+    return home
 
 
 def config() -> Config:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlpost.cluster.node_logs import TAIL, tails
-from rlpost.cluster.nodes import Failure, Node
+from rlpost.cluster.node_tasks import Failure, Node
 from rlpost.config.schema import AdapterKind, Config, Task
 from rlpost.errors import ClusterError
 from rlpost.tasks import preflight
