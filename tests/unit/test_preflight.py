@@ -12,8 +12,9 @@ from rlpost.cluster.node_tasks import Failure, Node
 from rlpost.config.schema import AdapterKind, Config, Task
 from rlpost.errors import ClusterError
 from rlpost.tasks import preflight
+from rlpost.tasks.node_facts import Facts, Wanted, facts
 from rlpost.tasks.portable import portable
-from rlpost.tasks.preflight import Facts, Wanted, facts, fitting, problems, refuse
+from rlpost.tasks.preflight import fitting, problems, refuse
 from rlpost.weights import models
 from rlpost.weights.models import TINY
 from rlpost.weights.stored_model import fingerprint
@@ -25,7 +26,7 @@ A, B = Node("1", "a", "10.0.0.1", 4.0, 0.0), Node("2", "b", "10.0.0.2", 1.0, 1.0
 def wanted(tmp_path: Path) -> Wanted:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "1 + 1"}\n')
-    return Wanted.of(Config(env="dataset", env_args={"path": str(rows)}), TINY)
+    return preflight.wanted(Config(env="dataset", env_args={"path": str(rows)}), TINY)
 
 
 def told(wanted: Wanted, here: Facts, there: Facts | Failure) -> str:
@@ -38,6 +39,7 @@ def test_a_node_that_has_everything_is_not_refused(wanted: Wanted) -> None:
     here = facts(wanted)
     assert not here.missing
     assert set(here.found) == {"model", *wanted.data}
+    assert "rlpost" not in here.versions, "a node to which it travels has not installed it"
     assert problems(wanted, here, here) == []
     refuse({A: [], B: []}, "auto")
 
@@ -64,7 +66,7 @@ def test_all_that_a_node_lacks_is_told_at_once_with_its_name(wanted: Wanted) -> 
         f"{rows}: ",
     ):
         assert part in reason
-    assert "0 MiB free of 256 MiB" in reason
+    assert "0 MiB free, and needs 256" in reason
     assert remedy.startswith("  remedy: install the same versions")
 
 
@@ -86,7 +88,7 @@ def test_a_silent_node_is_named(wanted: Wanted) -> None:
 
 def test_a_model_of_one_node_alone_is_missing_on_the_other(tmp_path: Path) -> None:
     cfg = Config(model=str(tmp_path / "gone"))
-    found = facts(Wanted.of(cfg, tmp_path / "gone"))
+    found = facts(preflight.wanted(cfg, tmp_path / "gone"))
     assert found.found == {}
     assert str(tmp_path / "gone") in found.missing["model"]
 
@@ -94,7 +96,7 @@ def test_a_model_of_one_node_alone_is_missing_on_the_other(tmp_path: Path) -> No
 def test_the_bundled_model_is_that_of_the_nodes_own_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, here = Wanted.of(Config(), TINY), fingerprint(TINY)
+    wanted, here = preflight.wanted(Config(), TINY), fingerprint(TINY)
     assert models.on_this_node("tiny", TINY) == TINY
     elsewhere = replace(wanted, models={"model": ("tiny", "/the/drivers/checkout/rlpost/assets/tiny")})
     assert facts(elsewhere).found == {"model": here}
@@ -134,7 +136,7 @@ def test_only_nodes_that_may_get_work_are_asked() -> None:
 def test_full_weights_need_room_for_a_checkpoint() -> None:
     cfg = Config()
     cfg.lora.kind = AdapterKind.full
-    assert Wanted.of(cfg, TINY).temporary == preflight.SPARE + 12 * models.parameters(TINY)
+    assert preflight.wanted(cfg, TINY).temporary == preflight.SPARE + 12 * models.parameters(TINY)
 
 
 def test_the_ends_of_a_jobs_logs_are_taken_within_bounds(
