@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlpost.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ def alive() -> list[Node]:
 def this_node() -> str:
     """The node of this process, for messages: its name and the address under which Ray knows it."""
     return f"node {socket.gethostname()} ({ray.util.get_node_ip_address()})"
+
+
+@contextmanager
+def naming_this_node() -> Iterator[None]:
+    """Put this node's name before a ModelError: the driver has found the model, so it is the node that lacks it."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"on {this_node()}: {error}") from error
 
 
 def ask_each(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rlpost.cluster.node_tasks import naming_this_node
 from rlpost.config.schema import Config
 from rlpost.learner.checkpoint_folder import CheckpointFolder
 from rlpost.learner.named_adapters import NamedAdapters
@@ -47,7 +48,8 @@ class LearnerActor:
         if rendezvous.rank == 0:
             rendezvous = replace(rendezvous, listener=self.held.detach())
         self.held.close()
-        self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples, adapters)
+        with naming_this_node():
+            self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples, adapters)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner. Only rank 0 returns the answer, because the others' answers are not used."""

@@ -114,7 +114,10 @@ class RolloutActor:
 
         Raises ModelError if this node does not have the model.
         """
-        self._folder = models.on_this_node(cfg.model, Path(model_folder))
+        from rlpost.cluster.node_tasks import naming_this_node  # imports Ray, which a dry run does not need
+
+        with naming_this_node():
+            self._folder = models.on_this_node(cfg.model, Path(model_folder))
         self._engine = start_engine(cfg, self._folder)
         self._set_up(cfg, objects)
 
