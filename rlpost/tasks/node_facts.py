@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import rlpost
 from rlpost.cluster.data_files import sent
 from rlpost.errors import RlpostError
 from rlpost.record.versions import versions
@@ -64,7 +63,7 @@ def facts(wanted: Wanted) -> Facts:
 
 def _code() -> str:
     """SHA-256 over the modules of rlpost that this process would import."""
-    digest, root = hashlib.sha256(), Path(rlpost.__file__).parent
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
     # In a checkout rlpost/envs is a link, which Ray's copy holds as a folder.
     for folder, folders, files in os.walk(root, followlinks=True):
         folders.sort()
