@@ -15,10 +15,10 @@ from rlpost.weights.adapters import Adapter
 
 @dataclass(frozen=True)
 class NamedAdapters:
-    start: Adapter | None = None  # of `adapter=`
-    teacher: Adapter | None = (
-        None  # of `algo.teacher`, unless it is a model of its own or the algorithm needs none
-    )
+    """`teacher` is None if `algo.teacher` is a model of its own, or if the task has no teacher."""
+
+    start: Adapter | None = None  # of adapter=
+    teacher: Adapter | None = None  # of algo.teacher
 
     @classmethod
     def of(cls, cfg: Config) -> NamedAdapters:
