@@ -136,7 +136,8 @@ def _whole(path: Path, bytes_too: bool = False) -> dict[str, Any] | None:
     """The mark of a checkpoint whose files all have their sizes, and with `bytes_too` their hashes; None otherwise."""
     try:
         mark = json.loads((path / MARK).read_text())
-        listed = {name for names in mark["ranks"] for name in names}
+        # Marks of earlier commits do not list ranks; the learner looks for each rank's files when it loads.
+        listed = {name for names in mark.get("ranks", [mark["files"]]) for name in names}
         files = [(path / name, size, sha256) for name, (size, sha256) in mark["files"].items()]
         there = (
             files and listed == set(mark["files"]) and all(is_there(file, size) for file, size, _ in files)

@@ -163,6 +163,14 @@ def test_the_mark_is_written_last_and_vouches_for_every_file(run_dir: RunDir) ->
     assert mark["ranks"] == [["optimizer.bin", "shard/weights.bin"]]
 
 
+def test_a_mark_of_an_earlier_commit_vouches_for_its_files_too(run_dir: RunDir) -> None:
+    mark = take(run_dir, 3) / "progress.json"
+    told = json.loads(mark.read_text())
+    del told["ranks"]
+    mark.write_text(json.dumps(told))
+    assert is_whole(checkpoint.latest(run_dir, SETTINGS), 3)
+
+
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir")
 
 
