@@ -28,6 +28,7 @@ class Entry:
     env: str  # module:class
     variants: str  # module:mapping from a variant's name to its data
     summary: str
+    paths: tuple[str, ...] = ()  # arguments that name a file or a folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Family:
     code: tuple[str, ...] = ()
     imports: Callable[[str], str] | None = None  # the module that an environment's name makes it import
     contacts: bool = False  # whether its name is a server's address
+    paths: tuple[str, ...] = ()  # arguments that may name a file or a folder
 
 
 class Source(Protocol):
@@ -65,6 +67,7 @@ ENTRIES: dict[str, Entry] = {
         "rlpost.envs.navigation.env:Navigation",
         "rlpost.envs.navigation.variants:VARIANTS",
         "follow instructions through the streets of a city",
+        ("data",),
     ),
 }
 
@@ -75,12 +78,14 @@ FAMILIES: dict[str, Family] = {
         "dataset",
         "prompts of a file or the hub, scored by functions: path=, score=",
         ("score",),
+        paths=("path", "held_out_path"),
     ),
     "agent": Family(
         "rlpost.envs.agent",
         "agent",
         "a program of your own that asks over HTTP: path=, and agent= or command=",
         ("agent", "score", "command"),
+        paths=("path", "held_out_path"),
     ),
     "reasoning_gym:": Family(
         "rlpost.envs.reasoning_gym",
@@ -169,6 +174,17 @@ def own_code(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     named = {key: args[key] for key in family.code if key in args}
     told = {key: _told_code(key, value) for key, value in named.items()}
     return {key: text for key, text in told.items() if text}
+
+
+def data_paths(name: str, args: Mapping[str, Any]) -> dict[str, str]:
+    """The values, by argument, that may name a file or a folder which a bundled environment reads.
+
+    What the arguments of a user's own environment mean is unknown, so none of them is among these.
+    """
+    before, colon, _ = name.partition(":")
+    known = FAMILIES.get(before + colon) or ENTRIES.get(name)
+    named = {key: args[key] for key in (known.paths if known is not None else ()) if key in args}
+    return {key: value for key, value in named.items() if isinstance(value, str) and value}
 
 
 def _told_code(key: str, value: Any) -> str:

@@ -1,4 +1,5 @@
-"""The folder of a private Ray. If its driver does not remove it, the next run on this machine does.
+"""The folder of a private Ray, or of a checkpoint that a learner rank holds for the driver (learner/checkpoint_folder).
+If its process does not remove it, the next run on this machine does.
 
 Only its user can read it. Ray makes the folders it is given, with sockets and logs, open to everybody (mode 0777), so
 Ray gets a folder inside ours, which keeps mode 0700. (A umask would be too strict: Ray's processes inherit it, and a

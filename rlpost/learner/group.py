@@ -10,7 +10,6 @@ After an error the ranks may be out of step, so the group refuses all calls exce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,11 @@ from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
 from rlpost.learner.actor import LearnerActor
+from rlpost.learner.checkpoint_folder import fetch, send, signed
+from rlpost.learner.named_adapters import NamedAdapters
 from rlpost.learner.rendezvous import rendezvous_of
+from rlpost.record.files import writing
+from rlpost.record.shares import Share, check_ranks
 from rlpost.types import Canary, Example, Trajectory
 from rlpost.weights.adapters import Adapter
 
@@ -57,7 +60,8 @@ class LearnerGroup:
             addresses = self._answers(
                 [w.address.remote() for w in self.workers], "report its address", cfg.ray.timeout_s
             )
-            args = (_for_ranks(cfg), str(model_folder), tuple(canary_ids), examples)
+            adapters = ray.put(NamedAdapters.of(cfg))
+            args = (cfg, str(model_folder), tuple(canary_ids), examples, adapters)
             starts = [
                 w.start.remote(*args, place)
                 for w, place in zip(self.workers, rendezvous_of(addresses), strict=True)
@@ -99,14 +103,30 @@ class LearnerGroup:
         """The current policy adapter as `version`, with its log-probs of the canary."""
         return self._call("export", version)
 
-    def save(self, folder: Path) -> None:
-        """Write the learner's whole state into `folder`, which must be reachable from every rank."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._call("save", folder.absolute())
+    def save(self, folder: Path) -> list[Share]:
+        """Write the learner's whole state into `folder`, a folder of this machine; return what each rank wrote.
+
+        A rank that does not see it writes on its own node, and its files are fetched. Raises LearnerError, ClusterError
+        if a rank fails or does not answer, CheckpointError if the share of a rank is missing.
+        """
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._find(folder)
+        shares: list[Share] = self._each("save")
+        for i, share in enumerate(shares):
+            fetch(self.workers[i], self._name(i), share, folder, self.cfg.learner.timeout_s)
+        self._each("leave")
+        check_ranks(folder, len(shares), self._divided)
+        return shares
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote."""
-        self._call("load", folder.absolute())
+        """Restore what `save` wrote, on every rank, wherever it runs. Raises as `save` does."""
+        check_ranks(folder, len(self.workers), self._divided)
+        for i, sees in enumerate(self._find(folder)):
+            if not sees:
+                send(self.workers[i], self._name(i), i, folder, self.cfg.learner.timeout_s)
+        self._each("load")
+        self._each("leave")
 
     def check(self) -> None:
         """Raise LearnerError if a rank has died since its last call. Returns at once."""
@@ -124,12 +144,28 @@ class LearnerGroup:
             ray.kill(worker)
         self.workers = []
 
+    @property
+    def _divided(self) -> bool:
+        """Whether each rank has a part of the optimizer's state."""
+        return self.cfg.learner.zero_stage > 0
+
+    def _find(self, folder: Path) -> list[bool]:
+        """Whether each rank sees the folder of a checkpoint. Ranks work in other folders: the path is absolute."""
+        with signed(folder.absolute()) as sign:
+            return self._each("find", folder.absolute(), sign)
+
     def _call(self, method: str, *args: Any) -> Any:
+        """The answer of rank 0's learner to a call that all ranks get."""
+        return self._each("call", method, *args)[0]
+
+    def _each(self, method: str, *args: Any) -> list[Any]:
+        """The answer of every rank's actor."""
         if self.broken is not None or not self.workers:
             raise LearnerError(f"the learner takes no calls any more: {self.broken or 'it was closed'}")
         shared = [ray.put(arg) for arg in args]  # stored once, whatever the number of ranks
-        refs = [worker.call.remote(method, *shared) for worker in self.workers]
-        return self._answers(refs, method, self.cfg.learner.timeout_s)[0]
+        refs = [getattr(worker, method).remote(*shared) for worker in self.workers]
+        what = args[0] if method == "call" else method
+        return self._answers(refs, what, self.cfg.learner.timeout_s)
 
     def _answers(self, refs: list[Any], what: str, timeout_s: float) -> list[Any]:
         """All ranks' answers in order. The first error, death or missed deadline raises and breaks the group."""
@@ -174,14 +210,6 @@ def learner_environment(threads: int, gpus: float) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(2**36),
         "DS_ACCELERATOR": "cuda" if gpus > 0 else "cpu",
     }
-
-
-def _for_ranks(cfg: Config) -> Config:
-    """The settings with absolute paths, because on a joined cluster a rank works in another folder."""
-    teacher = cfg.algo.teacher
-    if teacher is not None and Path(teacher).is_dir():
-        cfg = replace(cfg, algo=replace(cfg.algo, teacher=str(Path(teacher).absolute())))
-    return cfg if cfg.adapter is None else replace(cfg, adapter=str(Path(cfg.adapter).absolute()))
 
 
 def _actor_options(cfg: Config) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from rlpost.learner.deepspeed_backend import DeepSpeedBackend
 from rlpost.learner.kept_start import KeptStart
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import Row
+from rlpost.learner.named_adapters import NamedAdapters, teacher_named
 from rlpost.learner.rendezvous import Rendezvous
 from rlpost.learner.steps import Batch, Metrics, compute_outputs
 from rlpost.types import Canary, Example, Trajectory
-from rlpost.weights import teachers
 from rlpost.weights.adapters import Adapter
-from rlpost.weights.models import name_for_loading, parameters
+from rlpost.weights.models import name_for_loading, on_this_node, parameters, resolve
 
 KL_FILE = "kl.json"  # the KL coefficient, if algo.kl_target adapts it
 
@@ -40,21 +40,25 @@ class Learner:
         model_folder: Path,
         canary_ids: Sequence[int],
         rendezvous: Rendezvous,
-        examples: Sequence[Example] | None = (),
+        examples: Sequence[Example] | None,
+        adapters: NamedAdapters,
     ) -> None:
-        """`examples`: what `lora.start` reads; None for a resumed run. See rlpost.learner.model.starts."""
+        """`model_folder`: where the driver has the model; a rank on another node may find it elsewhere.
+
+        `examples`: what `lora.start` reads; None for a resumed run. See rlpost.learner.model.starts.
+        """
         torch.set_num_threads(cfg.learner.threads)
         if len(canary_ids) < 2:
             raise LearnerError(f"a canary of {len(canary_ids)} tokens predicts nothing; give at least two")
         self.cfg, self.rendezvous, self.canary_ids = cfg, rendezvous, tuple(canary_ids)
         self.base_name = name_for_loading(cfg.model, model_folder)
-        start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
-        teacher = _teacher(cfg)
+        here = on_this_node(cfg.model, model_folder)
+        teacher = adapters.teacher or _teacher_model(cfg)
         self.model = actor_critic.build(
-            model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start, examples, teacher
+            here, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), adapters.start, examples, teacher
         )
         # Counted here, since ZeRO-3 leaves a rank a part of each parameter.
-        self.teacher_parameters = parameters(teacher if isinstance(teacher, Path) else model_folder)
+        self.teacher_parameters = parameters(teacher if isinstance(teacher, Path) else here)
         self.backend = DeepSpeedBackend(self.model, cfg.learner, rendezvous)
         self.start = KeptStart(self.model.weights, self.backend, self.model.parameters_of(roles.POLICY))
         self.kl_coef = cfg.algo.kl_coef
@@ -155,13 +159,10 @@ def _kl_coef(path: Path) -> float:
         ) from error
 
 
-def _teacher(cfg: Config) -> Adapter | Path | None:
-    """The adapter of the model, or the folder of another model, that the task learns from; None without a teacher."""
-    if cfg.task is not Task.rl or not TABLE[cfg.algo.name].taught:
-        return None
-    if cfg.algo.teacher is None:
-        raise LearnerError(f"algo={cfg.algo.name.name} learns from a teacher; give algo.teacher")
-    return teachers.load(cfg.algo.teacher)
+def _teacher_model(cfg: Config) -> Path | None:
+    """This node's folder of the model that the task learns from; None without a teacher."""
+    name = teacher_named(cfg)
+    return None if name is None else resolve(name)
 
 
 def roles_for(cfg: Config) -> tuple[str, ...]:

@@ -4,17 +4,16 @@
     checkpoints/iteration-000012        renamed only when all of it is on disk
     checkpoints/.old-iteration-000012   an earlier one of the same iteration, until its successor is in place
 
-progress.json names every file with its size and SHA-256, so a truncated, partly copied or damaged checkpoint is
-recognised.
+progress.json names every file with its size and SHA-256, and the files of each rank, so a truncated, partly copied or
+damaged checkpoint is recognised, and so is one that lacks a rank's share (rlpost.record.shares).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rlpost.config.former_words import translated
 from rlpost.errors import CheckpointError
 from rlpost.record.files import publish_folder, writing
 from rlpost.record.run_dir import RunDir, iteration_name
+from rlpost.record.shares import Share, digest, faults, is_there
 
 MARK = "progress.json"
 KEPT = 2
@@ -40,27 +40,27 @@ class Checkpoint:
 def save(
     run_dir: RunDir,
     iteration: int,
-    write: Callable[[Path], None],
+    write: Callable[[Path], Sequence[Share]],
     progress: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> Path:
     """Save a checkpoint. If saving fails, the previous one stays complete. Keeps the newest two.
 
     Args:
-        write: fills the folder it is given, and returns when all its files are closed.
+        write: fills the folder it is given, and returns the share of every rank when all files are closed.
         progress: the state that the loop needs to continue, as JSON.
         settings: the part of the configuration that determines the training, as JSON; `latest` compares it.
 
     Raises:
-        CheckpointError: `write` wrote no file.
+        CheckpointError: `write` wrote no file, or a file is not there as its rank wrote it.
         OutputError: the disk is full or not writable.
         Any error of `write`; the unfinished folder is removed.
     """
     folder = run_dir.checkpoints / iteration_name(iteration)
 
     def fill(fresh: Path) -> None:
-        write(fresh)
-        _finish(fresh, {"iteration": iteration, "settings": settings, "progress": progress})
+        shares = write(fresh)
+        _finish(fresh, shares, {"iteration": iteration, "settings": settings, "progress": progress})
 
     with writing(folder):
         _sweep(run_dir.checkpoints)
@@ -90,19 +90,20 @@ def exists(run_dir: RunDir) -> bool:
     return any(_whole(path) is not None for path in _candidates(run_dir.checkpoints))
 
 
-def _finish(folder: Path, mark: Mapping[str, Any]) -> None:
-    """Write the completion mark with the sizes and hashes of the learner's files.
+def _finish(folder: Path, shares: Sequence[Share], mark: Mapping[str, Any]) -> None:
+    """Write the completion mark, which lists the files of every rank.
 
-    Raises CheckpointError if there are no files, because the learner wrote to another disk.
+    Raises CheckpointError if there are none, or if a file in `folder` is not as its rank wrote it.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    written = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sum(path)] for path in files}
-    if not written:
+    files = {name: entry for share in shares for name, entry in share.items()}
+    wrong = faults(folder, shares) if files else ["the learner wrote nothing"]
+    if wrong:
         raise CheckpointError(
-            f"{folder}\n  reason: the learner wrote nothing there\n"
-            "  remedy: a run directory on a file system that every node of the learner shares (output_dir=)"
+            f"{folder}\n  reason: {'; '.join(wrong)}\n"
+            "  remedy: check the disk of output_dir; the run goes on from the checkpoint before with resume="
         )
-    text = json.dumps({**mark, "files": written}, indent=2, allow_nan=False) + "\n"
+    ranks = [sorted(share) for share in shares]
+    text = json.dumps({**mark, "ranks": ranks, "files": files}, indent=2, allow_nan=False) + "\n"
     (folder / MARK).write_text(text)
 
 
@@ -135,19 +136,18 @@ def _whole(path: Path, bytes_too: bool = False) -> dict[str, Any] | None:
     """The mark of a checkpoint whose files all have their sizes, and with `bytes_too` their hashes; None otherwise."""
     try:
         mark = json.loads((path / MARK).read_text())
-        files = [(path / name, size, digest) for name, (size, digest) in mark["files"].items()]
-        there = files and all(file.stat().st_size == size for file, size, _ in files)
-        if there and not (bytes_too and any(_sum(file) != digest for file, _, digest in files)):
+        # Marks of earlier commits do not list ranks; the learner looks for each rank's files when it loads.
+        listed = {name for names in mark.get("ranks", [mark["files"]]) for name in names}
+        files = [(path / name, size, sha256) for name, (size, sha256) in mark["files"].items()]
+        there = (
+            files and listed == set(mark["files"]) and all(is_there(file, size) for file, size, _ in files)
+        )
+        if there and not (bytes_too and any(digest(file) != sha256 for file, _, sha256 in files)):
             kept = {key: mark[key] for key in ("iteration", "progress")}
             return {**kept, "settings": translated(mark["settings"])}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     return None
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

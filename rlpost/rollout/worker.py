@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlpost.cluster import data_files
 from rlpost.config.schema import Config, OnSwap
 from rlpost.envs import given, registry
 from rlpost.errors import RolloutError
@@ -19,6 +20,7 @@ from rlpost.rollout.engine.protocol import Engine, Sampling, SwapReport
 from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.env_threads import unended
 from rlpost.types import Canary, EpisodeSpec, Trajectory
+from rlpost.weights import models
 from rlpost.weights.adapters import Adapter
 
 T = TypeVar("T")
@@ -122,8 +124,14 @@ class RolloutActor:
     _engine: Engine
 
     def start(self, cfg: Config, model_folder: str, objects: Mapping[str, Any]) -> None:
-        """`objects`: what the run was handed from Python (envs/given.py)."""
-        self._folder = Path(model_folder)
+        """`model_folder`: where the driver has the model. `objects`: what Python handed to the run (envs/given.py).
+
+        Raises ModelError if this node does not have the model.
+        """
+        from rlpost.cluster.node_tasks import naming_this_node  # imports Ray, which a dry run does not need
+
+        with naming_this_node():
+            self._folder = models.on_this_node(cfg.model, Path(model_folder))
         self._engine = start_engine(cfg, self._folder)
         self._set_up(cfg, objects)
 
@@ -141,6 +149,7 @@ class RolloutActor:
 
     def _set_up(self, cfg: Config, objects: Mapping[str, Any]) -> None:
         given.receive(objects)
+        cfg = data_files.on_this_node(cfg)
         seed_globally(cfg.seed)
         self._worker = RolloutWorker(cfg, self._engine, Chat.load(self._folder, cfg.rollout))
 

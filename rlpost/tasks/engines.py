@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rlpost.cluster import ray_cluster
+from rlpost.cluster.data_files import data_files, packaged
+from rlpost.cluster.node_logs import fetched_after_failure
 from rlpost.cluster.placement import Plan, placed
 from rlpost.cluster.ray_cluster import Cluster
 from rlpost.cluster.user_modules import import_roots, own_modules
@@ -25,6 +27,8 @@ from rlpost.config.schema import Config
 from rlpost.rollout.engine.settings import EngineSettings
 from rlpost.rollout.pool import RolloutPool
 from rlpost.rollout.worker import engine_settings
+from rlpost.tasks import preflight
+from rlpost.tasks.portable import portable
 from rlpost.weights import models
 from rlpost.weights.adapters import WEIGHTS_FILE
 
@@ -134,7 +138,8 @@ def engines(
 ) -> Iterator[RolloutPool]:
     """The rollout workers of a run, placed as `plan` says. They may still be starting: see `wait_ready`.
 
-    If the body fails, the logs of Ray's workers are copied to `logs`. Raises ClusterError.
+    If the body fails, the logs of Ray's workers are copied to `logs`. Raises ClusterError, also if a node of a joined
+    cluster lacks what the run needs.
     """
     keeper = _keeper.get()
     with ExitStack() as stack:
@@ -143,6 +148,8 @@ def engines(
         else:
             cluster, pool = keeper.lend(cfg, model_folder, plan, console)
         stack.enter_context(cluster.keeping_logs(logs))
+        if cfg.ray.address is not None:
+            stack.enter_context(fetched_after_failure(logs))
         yield pool
 
 
@@ -151,12 +158,19 @@ def _opened(
     cfg: Config, model_folder: Path, plan: Plan, console: Console
 ) -> Iterator[tuple[Cluster, RolloutPool]]:
     modules, weights = own_modules(cfg), _whole_weights(cfg, model_folder)
-    with (
-        ray_cluster.connect(cfg.ray, plan.needs, modules=modules, weights=weights) as cluster,
-        placed(plan, cfg.ray, lambda line: console.print(line, markup=False, soft_wrap=True)) as placement,
-        closing(RolloutPool(cfg, model_folder, placement)) as pool,
-    ):
-        yield cluster, pool
+    joined = cfg.ray.address is not None
+    with ExitStack() as stack:
+        with packaged(data_files(cfg) if joined else []) as data:
+            cluster = stack.enter_context(
+                ray_cluster.connect(cfg.ray, plan.needs, modules=[*modules, *data], weights=weights)
+            )
+        placement = stack.enter_context(
+            placed(plan, cfg.ray, lambda line: console.print(line, markup=False, soft_wrap=True))
+        )
+        if joined:
+            preflight.check(cfg, model_folder)
+        pool = RolloutPool(portable(cfg, model_folder), model_folder, placement)
+        yield cluster, stack.enter_context(closing(pool))
 
 
 def _whole_weights(cfg: Config, model_folder: Path) -> int:

@@ -45,6 +45,7 @@ from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import engines
+from rlpost.tasks.portable import portable
 from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
@@ -146,7 +147,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     pool = stack.enter_context(engines(cfg, model_folder, plan, run_dir.path / "logs", console))
     learner = None
     if with_learner:
-        learner = LearnerGroup(cfg, model_folder, ids, examples, pool.placement)
+        learner = LearnerGroup(portable(cfg, model_folder), model_folder, ids, examples, pool.placement)
         stack.callback(learner.close)
     pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)
     pool.wait_ready()

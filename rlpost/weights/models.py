@@ -84,6 +84,25 @@ def name_for_loading(name: str, folder: Path) -> str:
     return name if is_hub_id(name) else str(folder)
 
 
+def name_elsewhere(name: str, folder: Path) -> str:
+    """The name by which another node finds the model that `resolve` found in `folder`; a path becomes absolute."""
+    return name if name == "tiny" or is_fetched(name) else str(folder)
+
+
+def is_fetched(name: str) -> bool:
+    """Whether `resolve` would download the model if this node did not have it, which may take minutes."""
+    return name == SMOLLM2 or is_hub_id(name)
+
+
+def on_this_node(name: str, folder: Path) -> Path:
+    """A model's folder in a worker. `name`: from `name_elsewhere`; `folder`: where the driver found the model.
+
+    Nodes differ in where rlpost is installed and where the hub's cache is, so a model that has a name is looked for
+    again if the driver's folder is not here. Raises ModelError as `resolve` does.
+    """
+    return folder if folder.is_dir() else resolve(name)
+
+
 def check_folder(folder: Path) -> Path:
     """Return `folder` if it holds what transformers and vLLM need. Raises ModelError that names what is missing."""
     if not folder.is_dir():

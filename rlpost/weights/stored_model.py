@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from rlpost.errors import ModelError
 
+SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a file's values, evenly spaced, in its fingerprint
 _FLOATS = {"F64", "F32", "BF16", "F16"}  # dtypes in safetensors' words that need no scales
 
 
@@ -92,6 +94,28 @@ def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
         entries.update(_header(path))
     entries.pop("__metadata__", None)
     return entries
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over config.json, the tokenizer, and the sizes, headers and SAMPLES samples of the weights' files.
+
+    It takes a moment for a model of any size, and tells apart two trainings of one model. Raises ModelError as
+    `StoredModel.read` does, also if a file is missing.
+    """
+    digest = hashlib.sha256(json.dumps([read_config(folder), read_entries(folder)], sort_keys=True).encode())
+    try:
+        for path in weight_files(folder):
+            size = path.stat().st_size
+            digest.update(f"|{path.name}|{size}|".encode())
+            with path.open("rb") as file:
+                for i in range(SAMPLES):
+                    file.seek(size * i // SAMPLES)
+                    digest.update(file.read(SAMPLE_BYTES))
+        for path in sorted(folder.glob("tokenizer*")):
+            digest.update(path.name.encode() + path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read ({error}).") from error
+    return digest.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:

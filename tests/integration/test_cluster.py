@@ -18,7 +18,7 @@ import psutil
 import pytest
 import ray
 
-from rlpost.cluster import actor_calls, ray_cluster
+from rlpost.cluster import actor_calls, node_logs, node_tasks, ray_cluster
 from rlpost.cluster.ray_folder import PREFIX
 from rlpost.config.schema import RayConfig
 from rlpost.errors import ClusterError, SwapError
@@ -75,6 +75,14 @@ def greeting() -> tuple[str, str]:
     import own_environment  # type: ignore[import-not-found]
 
     return own_environment.GREETING, os.getcwd()
+
+
+def listed(folder: str) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def asleep(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 Pair = tuple[ray.actor.ActorHandle, ray.actor.ActorHandle]
@@ -150,6 +158,21 @@ class TestGet:
         (around,) = [path for path in session.parents if path.name.startswith(PREFIX)]
         assert stat.S_IMODE(around.stat().st_mode) == 0o700
         assert list(session.glob("sockets/*"))
+
+    @pytest.mark.usefixtures("_ray")
+    def test_every_node_is_asked_and_named_if_it_fails_or_is_silent(self) -> None:
+        [node] = node_tasks.alive()
+        assert str(node) == node_tasks.this_node()
+        assert node_tasks.ask_each([node], listed, "/", timeout_s=60) == {node: sorted(os.listdir("/"))}
+        [failed] = node_tasks.ask_each([node], listed, "/no/such/folder", timeout_s=60).values()
+        assert isinstance(failed, node_tasks.Failure)
+        assert "/no/such/folder" in failed.reason
+        silent = node_tasks.ask_each([node], asleep, 60, timeout_s=1.0)
+        assert silent == {node: node_tasks.Failure("it did not answer within 1 s")}
+        logs = node_tasks.ask_each(
+            [node], node_logs.logs_here, ray.get_runtime_context().get_job_id(), timeout_s=60
+        )
+        assert isinstance(logs[node], dict)
 
     @pytest.mark.usefixtures("_ray")
     def test_an_actor_that_cannot_start_says_why(self) -> None:

@@ -29,8 +29,11 @@ from rlpost.config.schema import (
     Task,
 )
 from rlpost.errors import LearnerError
+from rlpost.learner import group as group_module
+from rlpost.learner.actor import LearnerActor
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.model.packing import Row
+from rlpost.record.shares import check_ranks
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from rlpost.weights.adapters import Adapter
 from tests.adapter_kinds import small
@@ -145,6 +148,38 @@ def _check_resume(group: LearnerGroup, folder: Path) -> None:
     group.load(folder)
     assert _without_seconds(group.update_rl(episodes, 1)) == first
     assert group.export(2)[0].fingerprint == fingerprint
+
+
+class ActorWithItsOwnDisk(LearnerActor):
+    """Rank 1 sees nothing at the path of the run's folder, as on a node that shares no file system."""
+
+    def find(self, folder: Path, sign: str) -> bool:
+        on_its_disk = folder.parent / "not here" / folder.name
+        return super().find(on_its_disk if self.learner.rendezvous.rank == 1 else folder, sign)
+
+
+@pytest.mark.parametrize("zero_stage", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 2, 3))])
+def test_ranks_without_a_shared_disk_resume_exactly(
+    start: Callable[[Config], LearnerGroup],
+    zero_stage: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A checkpoint has the files of both ranks, and gives the very same numbers to them and to new ones."""
+    monkeypatch.setattr(group_module, "LearnerActor", ActorWithItsOwnDisk)
+    cfg = _config(workers=2, zero_stage=zero_stage)
+    group = start(cfg)
+    _short_run(group)
+    _check_resume(group, tmp_path / "run")
+    check_ranks(tmp_path / "run", 2, divided=zero_stage > 0)
+    group.load(tmp_path / "run")
+    expected = group.export(3)
+    group.close()
+    fresh = start(cfg)
+    fresh.load(tmp_path / "run")
+    adapter, canary = fresh.export(3)
+    assert (adapter.fingerprint, canary) == (expected[0].fingerprint, expected[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("zero_stage", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 2)), 3])

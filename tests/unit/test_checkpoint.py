@@ -16,6 +16,7 @@ import pytest
 from rlpost.errors import CheckpointError, OutputError
 from rlpost.record import checkpoint, files
 from rlpost.record.run_dir import RunDir
+from rlpost.record.shares import Share, share_of
 
 SETTINGS = {"algo": {"clip": 0.2, "kl": "reward"}, "model": "tiny"}
 
@@ -25,11 +26,12 @@ def run_dir(tmp_path: Path) -> RunDir:
     return RunDir.create(tmp_path / "run", "name", 0, "")
 
 
-def learner(content: str) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
+def learner(content: str) -> Callable[[Path], list[Share]]:
+    def write(folder: Path) -> list[Share]:
         (folder / "shard").mkdir()
         (folder / "shard" / "weights.bin").write_text(content)
         (folder / "optimizer.bin").write_text(content * 2)
+        return [share_of(folder, 0)]
 
     return write
 
@@ -72,7 +74,10 @@ def test_no_checkpoint_is_an_error(run_dir: RunDir) -> None:
         lambda p: (p / "progress.json").write_text("{"),
         lambda p: (p / "progress.json").write_text("[]"),
         lambda p: (p / "progress.json").write_text(
-            json.dumps({"iteration": 2, "settings": SETTINGS, "progress": {}, "files": {}})
+            json.dumps({"iteration": 2, "settings": SETTINGS, "progress": {}, "ranks": [[]], "files": {}})
+        ),
+        lambda p: (p / "progress.json").write_text(  # a rank's file that nothing vouches for
+            (p / "progress.json").read_text().replace('"ranks": [', '"ranks": [["shard/of_rank_1.bin"],')
         ),
         lambda p: (p / "optimizer.bin").unlink(),
         lambda p: (p / "shard" / "weights.bin").write_text("cut"),
@@ -116,7 +121,7 @@ def test_an_error_inside_write_leaves_the_one_before_and_no_rest(
 ) -> None:
     take(run_dir, 1)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> list[Share]:
         (folder / "half").write_text("...")
         raise error
 
@@ -126,17 +131,17 @@ def test_an_error_inside_write_leaves_the_one_before_and_no_rest(
     assert is_whole(checkpoint.latest(run_dir, SETTINGS), 1)
 
 
-def test_a_learner_that_wrote_nothing_there_is_refused(run_dir: RunDir) -> None:
+def test_a_learner_that_wrote_nothing_is_refused(run_dir: RunDir) -> None:
     take(run_dir, 1)
-    with pytest.raises(CheckpointError, match=r"iteration-000002\n.*wrote nothing there\n.*every node"):
-        checkpoint.save(run_dir, 2, lambda folder: None, {}, SETTINGS)
+    with pytest.raises(CheckpointError, match=r"iteration-000002\n.*wrote nothing\n"):
+        checkpoint.save(run_dir, 2, lambda folder: [], {}, SETTINGS)
     assert names(run_dir) == ["iteration-000001"]
 
 
 def test_a_full_disk_is_an_output_error(run_dir: RunDir) -> None:
     take(run_dir, 1)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> list[Share]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OutputError, match=r"iteration-000002\n(?s:.)*free space"):
@@ -155,6 +160,15 @@ def test_the_mark_is_written_last_and_vouches_for_every_file(run_dir: RunDir) ->
     mark = json.loads((take(run_dir, 3) / "progress.json").read_text())
     digests = {name: hashlib.sha256(text).hexdigest() for name, text in (("o", b"of 3of 3"), ("w", b"of 3"))}
     assert mark["files"] == {"optimizer.bin": [8, digests["o"]], "shard/weights.bin": [4, digests["w"]]}
+    assert mark["ranks"] == [["optimizer.bin", "shard/weights.bin"]]
+
+
+def test_a_mark_of_an_earlier_commit_vouches_for_its_files_too(run_dir: RunDir) -> None:
+    mark = take(run_dir, 3) / "progress.json"
+    told = json.loads(mark.read_text())
+    del told["ranks"]
+    mark.write_text(json.dumps(told))
+    assert is_whole(checkpoint.latest(run_dir, SETTINGS), 3)
 
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir")

@@ -89,7 +89,7 @@ MAY_IMPORT = {
     "weights": {"algorithms", "config", "kernels", "record"},
     "pretrain": {"config", "record"},
     "learner.model": {"algorithms", "cluster", "config", "kernels", "weights"},
-    "learner": {"algorithms", "cluster", "config", "learner.model", "weights"},
+    "learner": {"algorithms", "cluster", "config", "learner.model", "record", "weights"},
     "rollout.engine": {"config", "weights"},
     "rollout": {"algorithms", "cluster", "config", "rollout.engine", "weights"},
     "pages": {"config", "record", "rollout"},

@@ -18,6 +18,7 @@ from rlpost.config.schema import Config, Measure, RewardControl
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting, read_trajectories
+from rlpost.record.shares import Share, share_of
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rollout.reward_control import shuffled
 from rlpost.tasks import rl, training_state
@@ -55,10 +56,11 @@ class Learner:
             raise LearnerError("the gradient is not finite")
         return {"seconds_logprobs": 0.0, "seconds_update": 0.0}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Share]:
         self.saved.append(len(self.run_dir.read_metrics()))
         (folder / "weights").touch()
         self.now_ns += SECOND
+        return [share_of(folder, 0)]
 
     def load(self, folder: Path) -> None:
         assert (folder / "weights").is_file()

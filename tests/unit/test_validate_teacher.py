@@ -13,11 +13,12 @@ from transformers import AutoTokenizer
 from rlpost import run
 from rlpost.config.schema import AdapterKind, AlgoName, Config, Dtype, LoraConfig, Task
 from rlpost.errors import AdapterError, CheckpointError, ConfigError, ModelError
-from rlpost.learner import group
 from rlpost.learner.model import actor_critic
+from rlpost.learner.named_adapters import NamedAdapters
 from rlpost.record import teacher as record
 from rlpost.record.run_dir import RunDir
 from rlpost.tasks import session
+from rlpost.tasks.portable import portable
 from rlpost.tasks.session import training_settings
 from rlpost.validate import teacher_fit
 from rlpost.weights import teachers
@@ -199,10 +200,19 @@ def test_a_run_keeps_its_teachers_fingerprint_and_no_other_task_does(folder: Pat
         session._keep_teacher(_config(other), run_dir)
 
 
-def test_ranks_find_a_teachers_folder_wherever_they_work(
+def test_a_teacher_comes_to_ranks_wherever_they_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An adapter is read beside the driver and sent; a model is named so that each node finds it."""
     teacher = _saved(folder, LORA, tmp_path / "teacher")
     monkeypatch.chdir(tmp_path)
-    assert group._for_ranks(_config("teacher")).algo.teacher == str(teacher)
-    assert group._for_ranks(_config("tiny")).algo.teacher == "tiny", "a name stays a name"
+    sent = NamedAdapters.of(replace(_config("teacher"), adapter="teacher"))
+    assert sent.teacher is not None
+    assert sent.start is not None
+    assert {sent.teacher.fingerprint, sent.start.fingerprint} == {Adapter.load(teacher).fingerprint}
+    assert NamedAdapters.of(_config("tiny")) == NamedAdapters()
+    assert NamedAdapters.of(replace(_config("teacher"), task=Task.sft)).teacher is None
+    assert portable(_config(folder.name), TINY).algo.teacher == folder.name, "no folder of this name is here"
+    monkeypatch.chdir(folder.parent)
+    assert portable(_config(folder.name), TINY).algo.teacher == str(folder)
+    assert portable(_config("tiny"), TINY).algo.teacher == "tiny", "a name stays a name"
