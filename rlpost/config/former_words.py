@@ -26,7 +26,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             **{"text": None, "text_tokens": 8192, "kl_episodes": 64},
         }
     },
-    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+    "rollout.": {"policy": "latest", "lag": 0, "stop": [], "template_args": {}, "tensor_parallel": 1},
     "lora.": {
         "settings": {},
         "start": "default",
@@ -43,6 +43,13 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "expert_coef": 0.0,
         "expert_examples": 64,
         "reward_control": "none",
+        "trust_region": "ratio",
+        "max_divergence": 0.2,
+        "rollout_is_level": None,
+        "rollout_is_floor": None,
+        "rollout_reject": "none",
+        "rollout_reject_cap": None,
+        "rollout_reject_floor": None,
     },
     "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},

@@ -169,11 +169,37 @@ class RolloutPolicy(Enum):
 
 
 class RolloutIS(Enum):
-    """Rollout importance sampling: weights for tokens whose log-probs differ slightly between engine and learner."""
+    """Rollout importance sampling: weights for tokens whose log-probs differ between engine and learner."""
 
+    auto = "auto"  # truncate if the engines play an older policy (rollout.lag), else none
     none = "none"
-    truncate = "truncate"  # TIS: weights above the cap count as the cap
-    mask = "mask"  # MIS: terms with weights above the cap or below 1 / cap do not count
+    truncate = "truncate"  # TIS: weights beyond a bound count as the bound
+    mask = "mask"  # MIS: terms with weights beyond a bound do not count
+
+
+class RolloutLevel(Enum):
+    """Granularity of the weights of rollout importance sampling."""
+
+    token = "token"
+    turn = "turn"  # the product over a turn's tokens
+    sequence = "sequence"  # the product over a sequence's tokens
+    geometric = "geometric"  # the geometric mean over a sequence's tokens
+
+
+class RolloutReject(Enum):
+    """The ratio learner / engine of a whole sequence, by which it is kept or left out."""
+
+    none = "none"  # every sequence is kept
+    sequence = "sequence"  # the product over its tokens
+    geometric = "geometric"  # the geometric mean over its tokens
+
+
+class TrustRegion(Enum):
+    """What bounds the step of a token's probability away from the old policy."""
+
+    ratio = "ratio"  # the clip of the probability ratio
+    tv = "tv"  # the total variation between old and new policy, of this token against all others (DPPO)
+    kl = "kl"  # the KL divergence, of this token against all others (DPPO)
 
 
 class OldLogprobs(Enum):
@@ -278,8 +304,23 @@ class AlgoConfig:
     expert_coef: float = 0.0  # weight of the SFT loss that each optimizer step of the policy adds; 0: none
     expert_examples: int = 64  # expert answers of an iteration, shared among its steps; with expert_coef
     old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
-    rollout_is: RolloutIS = RolloutIS.none  # importance weights for differences between learner and engine
+    trust_region: TrustRegion = TrustRegion.ratio  # what bounds the step away from the old policy
+    max_divergence: float = (
+        0.2  # largest divergence of a token that still moves away; with trust_region=tv or kl
+    )
+    rollout_is: RolloutIS = RolloutIS.auto  # importance weights for differences between learner and engine
+    rollout_is_level: RolloutLevel | None = None  # granularity of these weights; none: that of the ratio
     rollout_is_cap: float = 2.0  # largest importance weight
+    rollout_is_floor: float | None = (
+        None  # smallest importance weight; none: 1 / cap with mask, 0 with truncate
+    )
+    rollout_reject: RolloutReject = (
+        RolloutReject.none
+    )  # ratio by which whole sequences are left out of the surrogate
+    rollout_reject_cap: float | None = (
+        None  # largest ratio of a sequence that is kept; needed by rollout_reject
+    )
+    rollout_reject_floor: float | None = None  # smallest ratio of a sequence that is kept; none: 1 / its cap
     dynamic_sampling: bool = False  # replace groups whose episodes all have the same reward
     max_refills: int = 3  # rounds of replacement per iteration; groups still flat then stay, and are counted
     learning_rate: float = 3e-4  # learning rate of the policy's adapter
@@ -300,6 +341,7 @@ class RolloutConfig:
     episodes: int = 128  # episodes of an iteration, over all workers
     group_size: int = 1  # episodes that share one instance
     policy: RolloutPolicy = RolloutPolicy.latest  # policy that plays the episodes of training
+    lag: int = 0  # updates by which the policy that plays training's episodes is older than the current one
     temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
     max_new_tokens: int = 128  # most tokens of one answer
     max_model_len: int = 1024  # most tokens of an episode: prompt and all turns
@@ -324,6 +366,11 @@ class RolloutConfig:
     restarts: int = 3  # number of dead engines that a run replaces
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
+
+    @property
+    def plays_current(self) -> bool:
+        """Whether the current policy plays the episodes of training, as it always plays evaluations."""
+        return self.policy is RolloutPolicy.latest and self.lag == 0
 
 
 @dataclass

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import engines
+from rlpost.tasks.lag import RecentPolicies
 from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
@@ -74,6 +75,13 @@ class Session:
     started: float
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # the earlier starts of a resumed run
+    policies: RecentPolicies = field(init=False)
+
+    def __post_init__(self) -> None:
+        lag = (
+            self.cfg.rollout.lag if self.cfg.task is Task.rl else 0
+        )  # nothing else plays episodes to learn from
+        self.policies = RecentPolicies(lag)
 
     def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
         """Write the time since the last line of metrics.jsonl as its own line, so that the lines sum to the run's time.
