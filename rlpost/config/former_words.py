@@ -44,7 +44,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "expert_examples": 64,
         "reward_control": "none",
         "trust_region": "ratio",
-        "max_divergence": 0.2,
+        "max_divergence": 0.15,
         "rollout_is_level": None,
         "rollout_is_floor": None,
         "rollout_reject": "none",
