@@ -305,22 +305,14 @@ class AlgoConfig:
     expert_examples: int = 64  # expert answers of an iteration, shared among its steps; with expert_coef
     old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
     trust_region: TrustRegion = TrustRegion.ratio  # what bounds the step away from the old policy
-    max_divergence: float = (
-        0.2  # largest divergence of a token that still moves away; with trust_region=tv or kl
-    )
+    max_divergence: float = 0.15  # largest divergence of a token that still moves away; trust_region=tv or kl
     rollout_is: RolloutIS = RolloutIS.auto  # importance weights for differences between learner and engine
     rollout_is_level: RolloutLevel | None = None  # granularity of these weights; none: that of the ratio
     rollout_is_cap: float = 2.0  # largest importance weight
-    rollout_is_floor: float | None = (
-        None  # smallest importance weight; none: 1 / cap with mask, 0 with truncate
-    )
-    rollout_reject: RolloutReject = (
-        RolloutReject.none
-    )  # ratio by which whole sequences are left out of the surrogate
-    rollout_reject_cap: float | None = (
-        None  # largest ratio of a sequence that is kept; needed by rollout_reject
-    )
-    rollout_reject_floor: float | None = None  # smallest ratio of a sequence that is kept; none: 1 / its cap
+    rollout_is_floor: float | None = None  # smallest importance weight; none: 1 / cap with mask, else 0
+    rollout_reject: RolloutReject = RolloutReject.none  # ratio by which whole sequences are left out
+    rollout_reject_cap: float | None = None  # largest ratio of a sequence that is kept; with rollout_reject
+    rollout_reject_floor: float | None = None  # smallest ratio of a sequence that is kept; none: 1 / the cap
     dynamic_sampling: bool = False  # replace groups whose episodes all have the same reward
     max_refills: int = 3  # rounds of replacement per iteration; groups still flat then stay, and are counted
     learning_rate: float = 3e-4  # learning rate of the policy's adapter

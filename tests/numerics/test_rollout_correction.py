@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -37,9 +39,15 @@ SEEDS = range(5)
 LEVELS = tuple(RolloutLevel)
 
 
-def _with(**settings: Any) -> Config:
+@functools.cache
+def _plain() -> Config:
     cfg = _config(AlgoName.grpo)
     cfg.algo.kl = KlPlace.none
+    return cfg
+
+
+def _with(**settings: Any) -> Config:
+    cfg = copy.deepcopy(_plain())
     for name, value in settings.items():
         setattr(cfg.algo, name, value)
     return cfg

@@ -10,7 +10,17 @@ import torch
 from rlpost import run
 from rlpost.config.compose import compose, named_by
 from rlpost.config.keys import schema
-from rlpost.config.schema import AlgoConfig, AlgoName, Config, KlEstimator, RolloutIS, Task
+from rlpost.config.presets import TABLE, Ratio
+from rlpost.config.schema import (
+    AlgoConfig,
+    AlgoName,
+    Config,
+    KlEstimator,
+    RolloutIS,
+    RolloutLevel,
+    Task,
+    TrustRegion,
+)
 from rlpost.errors import ConfigError
 from rlpost.validate.unread import ALGORITHM_RULES, RULES, unread
 from tests.numerics.test_algorithms import Numbers, _config, _episodes, _whole
@@ -127,6 +137,13 @@ def _other(name: str, algo: AlgoConfig) -> Any:
         "value_clip": 0.01,
         "ratio_ceiling": 1.01,
         "rollout_is_cap": 1.01,
+        "rollout_is_floor": 0.99,
+        "rollout_is_level": RolloutLevel.geometric
+        if TABLE[algo.name].ratio is not Ratio.episode_mean
+        else RolloutLevel.token,
+        "trust_region": TrustRegion.tv,
+        "max_divergence": 0.001,
+        "clip": 0.01,
         "overlong_penalty": 30.0,  # enough to rank a group's episodes anew (dpo)
     }
     return values.get(name, 3.0)
@@ -146,9 +163,22 @@ def test_a_setting_is_refused_exactly_where_the_loss_does_not_know_it(
     name: AlgoName, buffer: int, correction: RolloutIS
 ) -> None:
     in_loss = ["gae_lambda", "value_clip", "value_coef", "gamma", "kl_coef", "kl_estimator", "ratio_ceiling"]
-    for setting in [*in_loss, "overlong_penalty", "rollout_is_cap"]:
+    of_policies = ["rollout_is_cap", "rollout_is_floor", "rollout_is_level", "trust_region", "max_divergence"]
+    for setting in [*in_loss, "overlong_penalty", *of_policies]:
         cfg = _config(name)
         cfg.task, cfg.algo.overlong_buffer, cfg.algo.rollout_is = Task.rl, buffer, correction
+        before = _loss(cfg)
+        setattr(cfg.algo, setting, _other(setting, cfg.algo))
+        same = all(torch.equal(a, b) for a, b in zip(before, _loss(cfg), strict=True))
+        assert same == bool(list(unread(cfg, {f"algo.{setting}"}))), setting
+
+
+@pytest.mark.parametrize("region", [TrustRegion.tv, TrustRegion.kl])
+@pytest.mark.parametrize("name", [name for name in AlgoName if TABLE[name].ratio is Ratio.token])
+def test_a_trust_region_reads_its_bound_in_place_of_the_clip(name: AlgoName, region: TrustRegion) -> None:
+    for setting in ("clip", "ratio_ceiling", "max_divergence"):
+        cfg = _config(name)
+        cfg.task, cfg.algo.trust_region = Task.rl, region
         before = _loss(cfg)
         setattr(cfg.algo, setting, _other(setting, cfg.algo))
         same = all(torch.equal(a, b) for a, b in zip(before, _loss(cfg), strict=True))
