@@ -45,7 +45,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "reward_control": "none",
         "trust_region": "ratio",
         "max_divergence": 0.15,
-        "rollout_is_level": None,
+        "rollout_is_level": "ratio",
         "rollout_is_floor": None,
         "rollout_reject": "none",
         "rollout_reject_cap": None,

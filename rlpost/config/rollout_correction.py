@@ -42,8 +42,7 @@ def corrects(config: Config) -> bool:
 
 def level(config: Config) -> Ratio:
     """The granularity of the importance weights."""
-    own = config.algo.rollout_is_level
-    return TABLE[config.algo.name].ratio if own is None else LEVELS[own]
+    return LEVELS.get(config.algo.rollout_is_level, TABLE[config.algo.name].ratio)
 
 
 def weight_bounds(config: Config) -> tuple[float, float]:

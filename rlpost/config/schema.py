@@ -180,6 +180,7 @@ class RolloutIS(Enum):
 class RolloutLevel(Enum):
     """Granularity of the weights of rollout importance sampling."""
 
+    ratio = "ratio"  # that of the algorithm's ratio
     token = "token"
     turn = "turn"  # the product over a turn's tokens
     sequence = "sequence"  # the product over a sequence's tokens
@@ -307,7 +308,7 @@ class AlgoConfig:
     trust_region: TrustRegion = TrustRegion.ratio  # what bounds the step away from the old policy
     max_divergence: float = 0.15  # largest divergence of a token that still moves away; trust_region=tv or kl
     rollout_is: RolloutIS = RolloutIS.auto  # importance weights for differences between learner and engine
-    rollout_is_level: RolloutLevel | None = None  # granularity of these weights; none: that of the ratio
+    rollout_is_level: RolloutLevel = RolloutLevel.ratio  # granularity of these weights
     rollout_is_cap: float = 2.0  # largest importance weight
     rollout_is_floor: float | None = None  # smallest importance weight; none: 1 / cap with mask, else 0
     rollout_reject: RolloutReject = RolloutReject.none  # ratio by which whole sequences are left out

@@ -305,7 +305,7 @@ def test_far_weights_are_finite(kind: RolloutIS, far: float) -> None:
 CORRECTIONS = st.fixed_dictionaries(
     {
         "rollout_is": st.sampled_from([RolloutIS.none, RolloutIS.truncate, RolloutIS.mask]),
-        "rollout_is_level": st.sampled_from([None, *LEVELS]),
+        "rollout_is_level": st.sampled_from(LEVELS),
         "rollout_is_cap": st.floats(1.01, 5.0),
         "rollout_is_floor": st.one_of(st.none(), st.floats(0.0, 1.0)),
         "rollout_reject": st.sampled_from(RolloutReject),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,9 +139,9 @@ def _other(name: str, algo: AlgoConfig) -> Any:
         "ratio_ceiling": 1.01,
         "rollout_is_cap": 1.01,
         "rollout_is_floor": 0.99,
-        "rollout_is_level": RolloutLevel.geometric
-        if TABLE[algo.name].ratio is not Ratio.episode_mean
-        else RolloutLevel.token,
+        "rollout_is_level": (
+            RolloutLevel.token if TABLE[algo.name].ratio is Ratio.episode_mean else RolloutLevel.geometric
+        ),
         "trust_region": TrustRegion.tv,
         "max_divergence": 0.001,
         "clip": 0.01,
@@ -150,8 +151,12 @@ def _other(name: str, algo: AlgoConfig) -> Any:
 
 
 def _loss(cfg: Config) -> tuple[torch.Tensor, ...]:
-    episodes = _episodes()
-    numbers = Numbers(episodes, spread=3.0)
+    # Sampled by a policy near the learner's, so that not every weight of rollout importance sampling is at its cap.
+    near = [
+        replace(t, turns=tuple(replace(u, logprobs=tuple(x + 2.0 for x in u.logprobs)) for u in t.turns))
+        for t in _episodes()
+    ]
+    episodes, numbers = near, Numbers(near, spread=3.0)
     loss = _whole(numbers, episodes, cfg)
     return loss, *numbers.gradients(loss)
 
