@@ -75,13 +75,11 @@ class Session:
     started: float
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # the earlier starts of a resumed run
-    policies: RecentPolicies = field(init=False)
+    policies: RecentPolicies = field(init=False)  # those that play training's episodes and evaluations
 
     def __post_init__(self) -> None:
-        lag = (
-            self.cfg.rollout.lag if self.cfg.task is Task.rl else 0
-        )  # nothing else plays episodes to learn from
-        self.policies = RecentPolicies(lag)
+        # Only reinforcement learning plays episodes to learn from.
+        self.policies = RecentPolicies(self.cfg.rollout.lag if self.cfg.task is Task.rl else 0)
 
     def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
         """Write the time since the last line of metrics.jsonl as its own line, so that the lines sum to the run's time.
