@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from rlpost.compare.design.plan import learning_of
+from rlpost.compare.design.plan import arms, learning_of
+from rlpost.compare.design.types import row_of
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.arms import TABLE as ARMS
@@ -29,6 +30,7 @@ from rlpost.config.schema import (
     Task,
     TrustRegion,
 )
+from rlpost.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -373,10 +375,13 @@ def _algorithms(config: Config) -> list[Config]:
         return [config]
     if config.task is not Task.compare:
         return []
-    arms = config.compare.arms
-    if not all(arm in ARMS for arm in arms) or not any(ARMS[arm].may_set_budget for arm in arms):
+    named = config.compare.arms
+    if not all(arm in ARMS for arm in named) or not any(ARMS[arm].may_set_budget for arm in named):
         return []  # rlpost.validate.comparison refuses this
-    return [learning_of(config, arm) for arm in arms if not ARMS[arm].supervised]
+    try:
+        return [learning_of(config, arm) for arm in arms(config) if not row_of(arm).supervised]
+    except ConfigError:
+        return []  # and this: a setting of compare.settings that there is not
 
 
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:

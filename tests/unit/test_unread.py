@@ -122,6 +122,15 @@ def test_what_something_reads_and_what_nobody_named_is_not(overrides: list[str])
     assert not list(unread(config, named_by([PPO, *overrides])))
 
 
+def test_named_settings_of_a_comparison_may_read_what_the_others_do_not() -> None:
+    """Some of paper_staleness have a lag, and with it weights."""
+    words = ["experiment=paper_staleness", "algo.rollout_is_cap=3"]
+    assert not list(unread(compose(words), named_by(words)))
+    words[0] = "experiment=navigation_sft_vs_rl"
+    [told] = unread(compose(words), named_by(words))
+    assert "algo.rollout_is_cap=3.0" in told
+
+
 def test_rules_name_settings_that_there_are() -> None:
     keys = [key for rule in (*RULES, *ALGORITHM_RULES) for key in rule.keys]
     assert len(set(keys)) == len(keys)
