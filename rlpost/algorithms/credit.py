@@ -21,9 +21,11 @@ from rlpost.algorithms.advantages import explained_variance, flat, moments, whit
 from rlpost.algorithms.estimators import Estimate, by_selection, with_critic, without_critic
 from rlpost.algorithms.layout import TokenLayout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
+from rlpost.algorithms.rollout_correction import surrogate_weights
 from rlpost.algorithms.selection import Selection, distinct_successes, ranked_pairs
-from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
-from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards, RolloutIS
+from rlpost.config.presets import TABLE, Algorithm, Estimator
+from rlpost.config.rollout_correction import corrects
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
 
@@ -49,10 +51,6 @@ class TrainingBatch:
     reference_N: Tensor | None
     learnt_B: Tensor  # bool: episodes with a term in the loss
     pairs_P2: Tensor | None = None  # algo=dpo: the better and the worse episode of each pair
-
-    def units_N(self, ratio: Ratio) -> Tensor:
-        """The unit's number for each token: tokens with one number share an importance ratio."""
-        return self.layout.turns_N if ratio is Ratio.turn else self.layout.samples_N
 
 
 def assign_credit(
@@ -96,7 +94,7 @@ def assign_credit(
     if selection is not None:
         batch = replace(batch, learnt_B=selection.learnt_B, pairs_P2=selection.pairs_P2)
         return batch, metrics | selection.metrics
-    return _with_rollout_is(batch, sampling_N, row, algo, metrics)
+    return _corrected(batch, cfg, metrics)
 
 
 def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
@@ -217,16 +215,11 @@ def _summary(estimate: Estimate, values_N: Tensor | None) -> Metrics:
     return metrics
 
 
-def _with_rollout_is(
-    batch: TrainingBatch, sampling_N: Tensor, row: Algorithm, algo: AlgoConfig, metrics: Metrics
-) -> tuple[TrainingBatch, Metrics]:
-    """Add the importance weights for rollout tokens, in the unit of the algorithm's ratio."""
-    if algo.rollout_is is RolloutIS.none:
+def _corrected(batch: TrainingBatch, cfg: Config, metrics: Metrics) -> tuple[TrainingBatch, Metrics]:
+    """Add the weights of the surrogate's terms, if the engine's log-probs are to be corrected for."""
+    if not corrects(cfg):
         return batch, metrics
-    assert batch.old_logprobs_N is not None, (
-        "rollout importance sampling makes the learner compute its log-probs first"
-    )
-    log_ratio_N = losses.log_ratios(batch.old_logprobs_N, sampling_N, batch.units_N(row.ratio), row.ratio)
-    weights_N, is_metrics = losses.rollout_is_weights(log_ratio_N, algo.rollout_is, algo.rollout_is_cap)
+    assert batch.old_logprobs_N is not None, "a correction makes the learner compute its log-probs first"
+    weights_N, more = surrogate_weights(batch.old_logprobs_N, batch.sampling_N, batch.layout, cfg)
     batch = replace(batch, rollout_is_weights_N=weights_N)
-    return batch, metrics | {name: value.item() for name, value in is_metrics.items()}
+    return batch, metrics | {name: value.item() for name, value in more.items()}

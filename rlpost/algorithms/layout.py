@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpost.config.presets import Aggregation
+from rlpost.config.presets import Aggregation, Ratio
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,16 @@ class TokenLayout:
     @property
     def groups_U(self) -> Tensor:
         return self.groups_B[self.episodes_U]
+
+    @property
+    def sample_starts_N(self) -> Tensor:
+        """Whether each token is the first of its sample, (N,) bool."""
+        before_N = torch.cat([self.samples_N.new_full((1,), -1), self.samples_N[:-1]])
+        return self.samples_N != before_N
+
+    def units_N(self, ratio: Ratio) -> Tensor:
+        """The unit's number for each token: tokens with one number share an importance ratio."""
+        return self.turns_N if ratio is Ratio.turn else self.samples_N
 
     def per_turn(self, values_N: Tensor) -> Tensor:
         """The sum over each turn's tokens, (U,)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpost.config.presets import Ratio, Surrogate
-from rlpost.config.schema import KlEstimator, RolloutIS, SftLoss
+from rlpost.config.schema import KlEstimator, SftLoss
 
 Metrics = dict[str, Tensor]
 # Log ratios are clamped to this value (a ratio of 5e8, as in verl). In float32 exp overflows at 88.7; even if the
@@ -142,32 +142,20 @@ def approx_kl(logprobs_N: Tensor, old_logprobs_N: Tensor, denominator: float) ->
 
 
 def engine_gap(sampling_N: Tensor, logprobs_N: Tensor, denominator: float) -> Metrics:
-    """Metrics: logprob_gap and logprob_gap_max, |log-prob when sampled - log-prob here|."""
-    gap_N = (sampling_N - logprobs_N.detach()).abs()
-    largest = gap_N.max() if gap_N.numel() else gap_N.new_zeros(())
-    return {"logprob_gap": gap_N.sum() / denominator, "logprob_gap_max": largest}
+    """How far the learner's policy is from the one that sampled the tokens.
 
-
-def rollout_is_weights(log_ratio_N: Tensor, kind: RolloutIS, cap: float) -> tuple[Tensor, Metrics]:
-    """Importance weights learner / engine of tokens that the engine sampled, from the log ratio; without gradient.
-
-    truncate: min(w, cap) (truncated importance sampling, Yao et al. 2025). mask: w if within [1 / cap, cap], else 0.
-
-    Metrics, over all tokens: rollout_is/weight_mean and rollout_is/weight_max (both before the cap), rollout_is/capped
-    (the share of tokens that the cap or mask changed).
+    Metrics: logprob_gap and logprob_gap_max, |log-prob when sampled - log-prob here|; kl_engine and kl_engine_k3, the
+    estimates k1 and k3 of KL(engine || learner).
     """
-    weights_N = ratios(log_ratio_N.detach())
-    if kind is RolloutIS.truncate:
-        kept_N = weights_N.clamp_max(cap)
-    else:
-        outside_N = (weights_N > cap) | (weights_N < 1.0 / cap)
-        kept_N = weights_N.masked_fill(outside_N, 0.0)
-    metrics = {
-        "rollout_is/weight_mean": weights_N.mean(),
-        "rollout_is/weight_max": weights_N.max(),
-        "rollout_is/capped": (kept_N != weights_N).float().mean(),
+    logprobs_N = logprobs_N.detach()
+    gap_N = (sampling_N - logprobs_N).abs()
+    largest = gap_N.max() if gap_N.numel() else gap_N.new_zeros(())
+    return {
+        "logprob_gap": gap_N.sum() / denominator,
+        "logprob_gap_max": largest,
+        "kl_engine": kl_k1(sampling_N, logprobs_N).sum() / denominator,
+        "kl_engine_k3": kl_k3(sampling_N, logprobs_N).sum() / denominator,
     }
-    return kept_N, metrics
 
 
 def value_loss(

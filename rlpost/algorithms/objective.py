@@ -5,17 +5,19 @@ outputs of the forward passes, slots of the tokens, TrainingBatch ─▶ surroga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlpost.algorithms import losses
+from rlpost.algorithms import losses, trust_region
 from rlpost.algorithms.credit import TrainingBatch
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
-from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, RolloutIS
+from rlpost.config.presets import TABLE, Surrogate
+from rlpost.config.rollout_correction import corrects
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, TrustRegion
 
 
 class Outputs(NamedTuple):
@@ -42,16 +44,18 @@ class Outputs(NamedTuple):
         return outputs
 
 
+_NO_CLIP = losses.Clip(1.0, math.inf)  # the trust region takes the place of the clip
 # (a micro-batch's outputs, the slots of its tokens) -> its share of the loss, metrics
 LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, losses.Metrics]]
 
 
-def roles_to_compute(algo: AlgoConfig, one_sample: bool = True) -> tuple[str, ...]:
+def roles_to_compute(cfg: Config, one_sample: bool = True) -> tuple[str, ...]:
     """The roles whose log-probs or values of every token are needed before the update.
 
     `one_sample`: whether every episode is one sample.
     """
-    policy = (POLICY,) if _needs_old_logprobs(algo) else ()
+    algo = cfg.algo
+    policy = (POLICY,) if _needs_old_logprobs(cfg) else ()
     reference = () if algo.kl is KlPlace.none else (REFERENCE,)
     critic = (CRITIC,) if TABLE[algo.name].critic and not (one_sample and critic_steps_once(algo)) else ()
     teacher = (TEACHER,) if TABLE[algo.name].taught else ()
@@ -64,12 +68,13 @@ def critic_steps_once(algo: AlgoConfig) -> bool:
     return TABLE[algo.name].critic and (algo.critic_epochs or algo.epochs) * algo.minibatches == 1
 
 
-def _needs_old_logprobs(algo: AlgoConfig) -> bool:
+def _needs_old_logprobs(cfg: Config) -> bool:
     """Whether the policy's log-probs must be computed before the first step. If there is one step only, its own forward
     pass gives them, unless they are needed earlier."""
+    algo = cfg.algo
     if algo.old_logprobs is OldLogprobs.engine or not TABLE[algo.name].has_ratio:
         return False
-    early = algo.kl is KlPlace.reward or algo.rollout_is is not RolloutIS.none or TABLE[algo.name].taught
+    early = algo.kl is KlPlace.reward or corrects(cfg) or TABLE[algo.name].taught
     return early or algo.epochs * algo.minibatches > 1 or algo.critic_warmup > 0
 
 
@@ -98,7 +103,7 @@ def minibatch_loss(
             total = total + loss
             metrics |= more
             if first:
-                metrics |= _first_look(batch, slots_N, logprobs_N, algo, policy_tokens)
+                metrics |= _first_look(batch, slots_N, logprobs_N, cfg, policy_tokens)
         return total, metrics
 
     return loss_of
@@ -154,20 +159,32 @@ def _ratio_loss(
     old_N = logprobs_N.detach() if batch.old_logprobs_N is None else batch.old_logprobs_N[slots_N]
     clip = losses.Clip(algo.clip, algo.clip if algo.clip_high is None else algo.clip_high, algo.ratio_ceiling)
     log_ratio_N = losses.log_ratios(
-        logprobs_N, old_N, batch.units_N(row.ratio)[slots_N], row.ratio, batch.token_weights_N[slots_N]
+        logprobs_N,
+        old_N,
+        batch.layout.units_N(row.ratio)[slots_N],
+        row.ratio,
+        batch.token_weights_N[slots_N],
     )
-    corrected_N = weights_N * batch.rollout_is_weights_N[slots_N]
+    corrected_N, advantages_N = weights_N * batch.rollout_is_weights_N[slots_N], batch.advantages_N[slots_N]
+    measured = losses.approx_kl(logprobs_N, old_N, policy_tokens)
+    if algo.trust_region is not TrustRegion.ratio:
+        leaving_N = trust_region.leaving(
+            old_N, logprobs_N, advantages_N, algo.trust_region, algo.max_divergence
+        )
+        corrected_N = corrected_N.masked_fill(leaving_N, 0.0)
+        measured["outside_fraction"] = leaving_N.sum() / policy_tokens
+        clip = clip if row.surrogate is Surrogate.clipped_weight else _NO_CLIP
     loss, metrics = losses.policy_loss(
-        logprobs_N, log_ratio_N, batch.advantages_N[slots_N], corrected_N, row.surrogate, clip, policy_tokens
+        logprobs_N, log_ratio_N, advantages_N, corrected_N, row.surrogate, clip, policy_tokens
     )
-    return loss, metrics | losses.approx_kl(logprobs_N, old_N, policy_tokens)
+    return loss, metrics | measured
 
 
 def _first_look(
-    batch: TrainingBatch, slots_N: Tensor, logprobs_N: Tensor, algo: AlgoConfig, policy_tokens: int
+    batch: TrainingBatch, slots_N: Tensor, logprobs_N: Tensor, cfg: Config, policy_tokens: int
 ) -> losses.Metrics:
     """The gap and KL metrics, if no pass before the update has computed them."""
-    if _needs_old_logprobs(algo):
+    if _needs_old_logprobs(cfg):
         return {}
     metrics = losses.engine_gap(batch.sampling_N[slots_N], logprobs_N, policy_tokens)
     if batch.reference_N is not None:

@@ -27,7 +27,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "rollout.": {
-        **{"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+        **{"policy": "latest", "lag": 0, "stop": [], "template_args": {}, "tensor_parallel": 1},
         **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None},
     },
     "lora.": {
@@ -46,6 +46,13 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         "expert_coef": 0.0,
         "expert_examples": 64,
         "reward_control": "none",
+        "trust_region": "ratio",
+        "max_divergence": 0.15,
+        "rollout_is_level": "ratio",
+        "rollout_is_floor": None,
+        "rollout_reject": "none",
+        "rollout_reject_cap": None,
+        "rollout_reject_floor": None,
     },
     "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},

@@ -176,11 +176,38 @@ class OnSwap(Enum):
 
 
 class RolloutIS(Enum):
-    """Rollout importance sampling: weights for tokens whose log-probs differ slightly between engine and learner."""
+    """Rollout importance sampling: weights for tokens whose log-probs differ between engine and learner."""
 
+    auto = "auto"  # truncate if the engines play an older policy (rollout.lag), else none
     none = "none"
-    truncate = "truncate"  # TIS: weights above the cap count as the cap
-    mask = "mask"  # MIS: terms with weights above the cap or below 1 / cap do not count
+    truncate = "truncate"  # TIS: weights beyond a bound count as the bound
+    mask = "mask"  # MIS: terms with weights beyond a bound do not count
+
+
+class RolloutLevel(Enum):
+    """Granularity of the weights of rollout importance sampling."""
+
+    ratio = "ratio"  # that of the algorithm's ratio
+    token = "token"
+    turn = "turn"  # the product over a turn's tokens
+    sequence = "sequence"  # the product over a sequence's tokens
+    geometric = "geometric"  # the geometric mean over a sequence's tokens
+
+
+class RolloutReject(Enum):
+    """The ratio learner / engine of a whole sequence, by which it is kept or left out."""
+
+    none = "none"  # every sequence is kept
+    sequence = "sequence"  # the product over its tokens
+    geometric = "geometric"  # the geometric mean over its tokens
+
+
+class TrustRegion(Enum):
+    """What bounds the step of a token's probability away from the old policy."""
+
+    ratio = "ratio"  # the clip of the probability ratio
+    tv = "tv"  # the total variation between old and new policy, of this token against all others (DPPO)
+    kl = "kl"  # the KL divergence, of this token against all others (DPPO)
 
 
 class OldLogprobs(Enum):
@@ -285,8 +312,15 @@ class AlgoConfig:
     expert_coef: float = 0.0  # weight of the SFT loss that each optimizer step of the policy adds; 0: none
     expert_examples: int = 64  # expert answers of an iteration, shared among its steps; with expert_coef
     old_logprobs: OldLogprobs = OldLogprobs.learner  # source of the old policy's log-probs
-    rollout_is: RolloutIS = RolloutIS.none  # importance weights for differences between learner and engine
+    trust_region: TrustRegion = TrustRegion.ratio  # what bounds the step away from the old policy
+    max_divergence: float = 0.15  # largest divergence of a token that still moves away; trust_region=tv or kl
+    rollout_is: RolloutIS = RolloutIS.auto  # importance weights for differences between learner and engine
+    rollout_is_level: RolloutLevel = RolloutLevel.ratio  # granularity of these weights
     rollout_is_cap: float = 2.0  # largest importance weight
+    rollout_is_floor: float | None = None  # smallest importance weight; none: 1 / cap with mask, else 0
+    rollout_reject: RolloutReject = RolloutReject.none  # ratio by which whole sequences are left out
+    rollout_reject_cap: float | None = None  # largest ratio of a sequence that is kept; with rollout_reject
+    rollout_reject_floor: float | None = None  # smallest ratio of a sequence that is kept; none: 1 / the cap
     dynamic_sampling: bool = False  # replace groups whose episodes all have the same reward
     max_refills: int = 3  # rounds of replacement per iteration; groups still flat then stay, and are counted
     learning_rate: float = 3e-4  # learning rate of the policy's adapter
@@ -311,6 +345,7 @@ class RolloutConfig:
     # playing episodes of later iterations while the learner works.
     max_staleness: int = 0
     on_swap: OnSwap = OnSwap.in_flight  # turns that are being sampled when an update arrives
+    lag: int = 0  # updates by which the policy that plays training's episodes is older than the current one
     temperature: float = 1.0  # temperature of sampled answers, in training and in evaluation
     max_new_tokens: int = 128  # most tokens of one answer
     max_model_len: int = 1024  # most tokens of an episode: prompt and all turns
@@ -336,6 +371,11 @@ class RolloutConfig:
     min_workers: int | None = None  # fewest workers with which a run goes on after losses; none: all of them
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
+
+    @property
+    def plays_current(self) -> bool:
+        """Whether the current policy plays the episodes of training, as it always plays evaluations."""
+        return self.policy is RolloutPolicy.latest and self.lag == 0
 
 
 @dataclass

@@ -61,7 +61,7 @@ def update_rl(
     batch, rows_B = _batch(kept, budget)
     one_sample = len(batch.rows) == len(kept)
     critic_first = critic_steps_once(cfg.algo) and one_sample
-    roles = roles_to_compute(cfg.algo, one_sample)
+    roles = roles_to_compute(cfg, one_sample)
     outputs, tokens_each = compute_outputs(backend, batch, roles, budget, temperature)
     computed = time.perf_counter()
     steps = list[Metrics]()

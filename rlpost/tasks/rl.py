@@ -2,6 +2,7 @@
 
 collect (adapter v) ─▶ trajectories ─▶ rewards ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
                        with rollout.policy=start the engines keep the start; see rlpost.tasks.start_policy
+                       with rollout.lag=k they get version v+1-k; see rlpost.tasks.lag
                          expert answers (algo.expert_coef) ─┘
 """
 
@@ -41,8 +42,7 @@ def run(cfg: Config) -> None:
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         with session.sitting():
             _train(session, schedule, state)
-            if cfg.rollout.policy is RolloutPolicy.start:
-                training_state.swap(session, state)
+            training_state.make_current_live(session, state)
             training_state.finish(session, state)
 
 
@@ -130,10 +130,10 @@ def _iterate(
     shown = {EXAMPLES: float(len(examples))} if examples else {}
     measured = {**ahead, **update_metrics, **shown, **_go_live(session, state, rollouts)}
     state.steps += 1
-    # Absent while only the critic learns and the engine's log-probs are used unchanged. With rollout.policy=start only
+    # Absent while only the critic learns and the engine's log-probs are used unchanged. If an older policy plays, only
     # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved. So are
     # those of stale batches.
-    on_policy = cfg.rollout.policy is RolloutPolicy.latest and not ahead.get("staleness/max")
+    on_policy = cfg.rollout.plays_current and not ahead.get("staleness/max")
     if "logprob_gap" in update_metrics and (on_policy or iteration == 0):
         state.logprob_gaps.append(update_metrics["logprob_gap"])
     notes = [*_without_step(update_metrics), *filter(None, [stall.see(collected.batch, update_metrics)])]
@@ -141,7 +141,7 @@ def _iterate(
 
 
 def _go_live(session: Session, state: TrainingState, rollouts: Rollouts) -> dict[str, float]:
-    """Swap the new policy into the engines and measure it; nothing with rollout.policy=start."""
+    """Swap the policy that plays next into the engines and measure it; nothing with rollout.policy=start."""
     if session.cfg.rollout.policy is RolloutPolicy.start:
         return {}
     with session.clock.phase("swap"), rollouts.swapping(state.steps + 1):

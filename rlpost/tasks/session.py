@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import engines
+from rlpost.tasks.lag import RecentPolicies
 from rlpost.tasks.portable import portable
 from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
@@ -76,6 +77,11 @@ class Session:
     started: float
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # the earlier starts of a resumed run
+    policies: RecentPolicies = field(init=False)  # those that play training's episodes and evaluations
+
+    def __post_init__(self) -> None:
+        # Only reinforcement learning plays episodes to learn from.
+        self.policies = RecentPolicies(self.cfg.rollout.lag if self.cfg.task is Task.rl else 0)
 
     def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
         """Write the time since the last line of metrics.jsonl as its own line, so that the lines sum to the run's time.

@@ -8,28 +8,15 @@ the end       ─▶ the current policy goes live, for the last evaluation and a
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-
-from rlpost.errors import CheckpointError
 from rlpost.record.files import publish_folder
+from rlpost.tasks import stored_policy
 from rlpost.tasks.session import Session
-from rlpost.types import Canary
-from rlpost.weights.adapters import Adapter
-
-CANARY_FILE = "canary.json"
 
 
 def keep(session: Session, version: int) -> None:
     """Write the learner's policy, which the engines serve as `version`. Raises OutputError if it cannot be written."""
     adapter, canary = session.learner.export(version)
-
-    def fill(folder: Path) -> None:
-        adapter.write(folder)
-        (folder / CANARY_FILE).write_text(json.dumps(asdict(canary)), encoding="utf-8")
-
-    publish_folder(session.run_dir.start_policy, fill)
+    publish_folder(session.run_dir.start_policy, lambda folder: stored_policy.write(folder, adapter, canary))
 
 
 def go_live(session: Session) -> None:
@@ -37,15 +24,4 @@ def go_live(session: Session) -> None:
 
     Raises AdapterError or CheckpointError if the files are missing or damaged, SwapError if an engine refuses it.
     """
-    folder = session.run_dir.start_policy
-    session.pool.swap(Adapter.load(folder), _canary(folder / CANARY_FILE))
-
-
-def _canary(path: Path) -> Canary:
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-        return Canary(tuple(written["token_ids"]), tuple(written["logprobs"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}\n  reason: it cannot be read ({error})\n  remedy: restore the file from a copy of the run"
-        ) from error
+    session.pool.swap(*stored_policy.read(session.run_dir.start_policy))

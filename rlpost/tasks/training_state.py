@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from rlpost.config.schema import RolloutPolicy
@@ -16,6 +17,8 @@ from rlpost.rollout.pool import PoolSwapReport
 from rlpost.tasks import retention, spectrum, start_policy
 from rlpost.tasks.evaluate import axis, evaluate_stage, variants_of
 from rlpost.tasks.session import Session, keep_settings, publish, training_settings
+from rlpost.types import Canary
+from rlpost.weights.adapters import Adapter
 
 
 @dataclass
@@ -24,7 +27,7 @@ class TrainingState:
 
     steps: int = 0  # finished iterations or supervised steps
     version: int = (
-        0  # newest version of the adapter that the engines had; with rollout.policy=start, not all the time
+        0  # version of the current policy; with rollout.policy=start, of its last one that the engines had
     )
     evaluations: dict[str, Any] = field(default_factory=dict)
     swap_seconds: list[float] = field(default_factory=list)
@@ -34,36 +37,63 @@ class TrainingState:
 
 
 def sync_weights(session: Session, version: int) -> PoolSwapReport:
-    """Export the policy as `version` and swap it into every engine. A SwapError stops the run.
+    """Export the policy as `version`, and swap the one of `rollout.lag` versions before into every engine."""
+    session.policies.add(*session.learner.export(version))
+    return _serve(session, *session.policies.oldest)
+
+
+def _serve(session: Session, adapter: Adapter, canary: Canary) -> PoolSwapReport:
+    """Swap a policy into every engine. A SwapError stops the run.
 
     The adapter is saved afterwards, so the run directory contains only adapters that the engines have accepted.
     """
-    adapter, canary = session.learner.export(version)
     report = session.pool.swap(adapter, canary)
     adapter.save(session.run_dir.adapter)
     return report
 
 
 def swap(session: Session, state: TrainingState) -> PoolSwapReport:
-    """Swap the policy into the engines as the next version."""
-    report = sync_weights(session, state.version + 1)
-    state.version = report.version
+    """Swap the policy into the engines as the next version; with `rollout.lag` an earlier version."""
+    version = state.version + 1
+    report = sync_weights(session, version)
+    state.version = version
+    _note(state, report)
+    return report
+
+
+def _note(state: TrainingState, report: PoolSwapReport) -> None:
     state.swap_seconds.append(report.seconds)
     state.canary_gaps.append(report.canary_gap)
-    return report
+
+
+def make_current_live(session: Session, state: TrainingState) -> None:
+    """Swap the current policy into the engines, if another one plays training's episodes. Else they have it."""
+    rollout = session.cfg.rollout
+    if rollout.policy is RolloutPolicy.start:
+        swap(session, state)
+    elif rollout.lag > 0:
+        _note(state, _serve(session, *session.policies.newest))
+
+
+def _make_player_live(session: Session) -> None:
+    """Swap the policy back that plays training's episodes."""
+    if session.cfg.rollout.policy is RolloutPolicy.start:
+        start_policy.go_live(session)
+    else:
+        _serve(session, *session.policies.oldest)
 
 
 @contextmanager
 def current_live(session: Session, state: TrainingState) -> Iterator[None]:
-    """A context in which the engines serve the current policy; with rollout.policy=start they do not otherwise."""
-    if session.cfg.rollout.policy is RolloutPolicy.latest:
+    """A context in which the engines serve the current policy, whichever plays training's episodes."""
+    if session.cfg.rollout.plays_current:
         yield
         return
     with session.clock.phase("swap"):
-        swap(session, state)
+        make_current_live(session, state)
     yield
     with session.clock.phase("swap"):
-        start_policy.go_live(session)
+        _make_player_live(session)
 
 
 def checkpoint(session: Session, state: TrainingState) -> None:
@@ -72,16 +102,21 @@ def checkpoint(session: Session, state: TrainingState) -> None:
     Raises OutputError if it cannot be written, and CheckpointError if the learner writes to another disk.
     """
     settings = training_settings(session.cfg)
+
+    def write(folder: Path) -> None:
+        session.learner.save(folder)
+        session.policies.save(folder)
+
     with session.clock.phase("record"):
-        checkpoints.save(session.run_dir, state.steps, session.learner.save, asdict(state), settings)
+        checkpoints.save(session.run_dir, state.steps, write, asdict(state), settings)
         session.run_dir.write_sittings(session.sittings())  # in case this start is killed
 
 
 def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     """Continue from the last complete checkpoint, with the record cut back to that point.
 
-    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must get a policy first: the
-    current one, or that of `rollout.policy=start`. The record is cut last, so any earlier failure leaves a finished
+    `step_key`: the key of metrics.jsonl that counts steps. `live`: whether the engines must get a policy first: the one
+    that plays training's episodes. The record is cut last, so any earlier failure leaves a finished
     run's results unchanged.
 
     Raises CheckpointError if there is no checkpoint, if it is of another version of rlpost, and if the record lacks
@@ -95,6 +130,7 @@ def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     _check_lines(session.run_dir, state, step_key)
     with session.clock.phase("start"):
         session.learner.load(latest.path)
+        session.policies.load(latest.path)
         if live and session.cfg.rollout.policy is RolloutPolicy.start:
             start_policy.go_live(session)
         elif live:

@@ -10,13 +10,14 @@ from functools import partial
 
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Algorithm, Estimator, Ratio
-from rlpost.config.schema import Config, KlEstimator, KlPlace, OldLogprobs, Rewards, RolloutIS, Task
+from rlpost.config.schema import Config, KlEstimator, KlPlace, Rewards, Task
 from rlpost.envs.errors import Refused
 from rlpost.errors import RolloutError
 from rlpost.rollout.env_threads import within
 from rlpost.rollout.reward_function import DEADLINE, load
 from rlpost.validate.environment import TRAINING
 from rlpost.validate.own_answers import rollout_policy, selection
+from rlpost.validate.rollout_correction import CORRECTION_CHECKS
 from rlpost.validate.teacher import TEACHER_CHECKS
 
 
@@ -201,17 +202,6 @@ def _rewards(config: Config) -> Iterator[str]:
         )
 
 
-def _old_logprobs(config: Config) -> Iterator[str]:
-    algo = config.algo
-    if algo.old_logprobs is OldLogprobs.engine and algo.rollout_is is not RolloutIS.none:
-        yield refusal(
-            "algo.rollout_is",
-            algo.rollout_is.name,
-            "with algo.old_logprobs=engine the ratio itself is that of learner to engine",
-            "algo.rollout_is=none, or algo.old_logprobs=learner",
-        )
-
-
 def _takes_turns(row: Algorithm) -> bool:
     """Whether the advantage may differ between turns; not with one ratio per episode or with leave-one-out."""
     return row.ratio in (Ratio.token, Ratio.turn) and row.estimator is not Estimator.leave_one_out
@@ -255,9 +245,9 @@ ALGORITHM_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
             _clip,
             _divergence,
             _rewards,
-            _old_logprobs,
             selection,
             rollout_policy,
+            *CORRECTION_CHECKS,
             *TEACHER_CHECKS,
         ),
     ),

@@ -22,7 +22,7 @@ from rlpost.errors import ConfigError
 from rlpost.validate.algorithm import ALGORITHM_CHECKS
 
 # Settings in which arms may differ, by how their names begin; and those among them that a comparison sets itself.
-_VARIABLE = ("lora.", "sft.", "algo.", "learner.")
+_VARIABLE = ("lora.", "sft.", "algo.", "learner.", "rollout.lag")
 _FIXED = ("algo.name", "algo.iterations", "sft.steps", "sft.skip")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Estimator
+from rlpost.config.rollout_correction import importance_weights
 from rlpost.config.schema import Config, KlPlace, OldLogprobs, RolloutIS, RolloutPolicy
 
 
@@ -28,13 +29,6 @@ def selection(config: Config) -> Iterator[str]:
             True,
             f"{name} has advantages of fixed size, which are the gradient of its loss",
             "set it to false",
-        )
-    if algo.rollout_is is not RolloutIS.none:
-        yield refusal(
-            "algo.rollout_is",
-            algo.rollout_is.name,
-            f"{name} fits answers whoever sampled them, and takes no probability ratio",
-            "algo.rollout_is=none",
         )
     if row.estimator is Estimator.success:
         yield from _success(config)
@@ -63,7 +57,7 @@ def rollout_policy(config: Config) -> Iterator[str]:
     algo, row = config.algo, TABLE[config.algo.name]
     if config.rollout.policy is RolloutPolicy.latest:
         return
-    corrected = algo.old_logprobs is OldLogprobs.engine or algo.rollout_is is not RolloutIS.none
+    corrected = algo.old_logprobs is OldLogprobs.engine or importance_weights(config) is not RolloutIS.none
     if row.has_ratio and not corrected:
         yield refusal(
             "rollout.policy",

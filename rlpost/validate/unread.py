@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from rlpost.compare.design.plan import learning_of
+from rlpost.compare.design.plan import arms, learning_of
+from rlpost.compare.design.types import row_of
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.adapter_starts import STARTS, StartData
 from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.keys import refusal
 from rlpost.config.presets import TABLE, Estimator, Surrogate
+from rlpost.config.rollout_correction import importance_weights
 from rlpost.config.schema import (
     Config,
     Instances,
@@ -24,8 +26,11 @@ from rlpost.config.schema import (
     LearningRate,
     RateSchedule,
     RolloutIS,
+    RolloutReject,
     Task,
+    TrustRegion,
 )
+from rlpost.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,15 @@ class _Rule:
 
 
 _LEAVE = "leave it out"
+
+
+def _clips(cfg: Config) -> bool:
+    """Whether the loss clips the ratio. A trust region takes that place, but the clip of a weight (cispo) stays."""
+    return (
+        cfg.algo.trust_region is TrustRegion.ratio
+        or TABLE[cfg.algo.name].surrogate is Surrogate.clipped_weight
+    )
+
 
 # Each algorithm of a comparison reads its own settings. A setting is unread if no algorithm reads it.
 ALGORITHM_RULES = (
@@ -89,15 +103,27 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.ratio_ceiling",),
-        lambda cfg: TABLE[cfg.algo.name].surrogate is Surrogate.clipped,
-        "algo={algorithm} has no unclipped term that it could bound",
+        lambda cfg: TABLE[cfg.algo.name].surrogate is Surrogate.clipped and _clips(cfg),
+        "algo={algorithm} has no unclipped term that it could bound, or algo.trust_region takes the clip's place",
         f"{_LEAVE}; algo.clip_high bounds the ratio",
     ),
     _Rule(
-        ("algo.clip", "algo.clip_high", "algo.old_logprobs"),
+        ("algo.clip", "algo.clip_high"),
+        lambda cfg: TABLE[cfg.algo.name].has_ratio and _clips(cfg),
+        "algo={algorithm} takes no probability ratio to an old policy, or algo.trust_region takes the clip's place",
+        f"{_LEAVE}; algo.max_divergence is the bound of algo.trust_region=tv and kl",
+    ),
+    _Rule(
+        ("algo.old_logprobs", "algo.trust_region"),
         lambda cfg: TABLE[cfg.algo.name].has_ratio,
         "algo={algorithm} takes no probability ratio to an old policy",
         _LEAVE,
+    ),
+    _Rule(
+        ("algo.max_divergence",),
+        lambda cfg: TABLE[cfg.algo.name].has_ratio and cfg.algo.trust_region is not TrustRegion.ratio,
+        "algo.trust_region=ratio, or algo={algorithm} takes no probability ratio",
+        f"{_LEAVE}, or algo.trust_region=tv or kl",
     ),
     _Rule(
         ("algo.rewards", "algo.reward_scale", "algo.normalize_rewards"),
@@ -154,10 +180,16 @@ ALGORITHM_RULES = (
         f"{_LEAVE}, or give algo.expert_coef",
     ),
     _Rule(
-        ("algo.rollout_is_cap",),
-        lambda cfg: cfg.algo.rollout_is is not RolloutIS.none and TABLE[cfg.algo.name].has_ratio,
-        "algo.rollout_is=none",
+        ("algo.rollout_is_cap", "algo.rollout_is_floor", "algo.rollout_is_level"),
+        lambda cfg: importance_weights(cfg) is not RolloutIS.none and TABLE[cfg.algo.name].has_ratio,
+        "algo.rollout_is=none (auto is none where the current policy plays)",
         f"{_LEAVE}, or algo.rollout_is=truncate or mask",
+    ),
+    _Rule(
+        ("algo.rollout_reject_cap", "algo.rollout_reject_floor"),
+        lambda cfg: cfg.algo.rollout_reject is not RolloutReject.none and TABLE[cfg.algo.name].has_ratio,
+        "algo.rollout_reject=none",
+        f"{_LEAVE}, or algo.rollout_reject=sequence or geometric",
     ),
     _Rule(
         ("algo.max_refills",),
@@ -199,7 +231,7 @@ RULES = (
         f"{_LEAVE}, or give sft.steps or algo.expert_coef",
     ),
     _Rule(
-        ("rollout.policy",),
+        ("rollout.policy", "rollout.lag"),
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "only task=rl plays episodes to train on; an evaluation plays the current policy",
         _LEAVE,
@@ -361,10 +393,13 @@ def _algorithms(config: Config) -> list[Config]:
         return [config]
     if config.task is not Task.compare:
         return []
-    arms = config.compare.arms
-    if not all(arm in ARMS for arm in arms) or not any(ARMS[arm].may_set_budget for arm in arms):
+    named = config.compare.arms
+    if not all(arm in ARMS for arm in named) or not any(ARMS[arm].may_set_budget for arm in named):
         return []  # rlpost.validate.comparison refuses this
-    return [learning_of(config, arm) for arm in arms if not ARMS[arm].supervised]
+    try:
+        return [learning_of(config, arm) for arm in arms(config) if not row_of(arm).supervised]
+    except ConfigError:
+        return []  # and this: a setting of compare.settings that there is not
 
 
 def _refusals(rule: _Rule, configs: Sequence[Config], named: Collection[str]) -> Iterator[str]:

@@ -55,7 +55,7 @@ class Numbers:
 
     def credit(self, episodes: Sequence[Trajectory], cfg: Config) -> tuple[TrainingBatch, dict[str, float]]:
         known = {POLICY: self.old, CRITIC: self.value, REFERENCE: self.reference, TEACHER: self.teacher}
-        scores = {name: known[name].float() for name in objective.roles_to_compute(cfg.algo)}
+        scores = {name: known[name].float() for name in objective.roles_to_compute(cfg)}
         return assign_credit(episodes, scores, cfg)
 
     def loss(self, credit: TrainingBatch, cfg: Config, slots: Tensor, episodes: Sequence[int]) -> Tensor:
@@ -150,7 +150,7 @@ def test_a_ratio_of_whole_answers_is_taken_sample_by_sample() -> None:
     split = [replace(t, turns=tuple(replace(turn, opens_sample=True) for turn in t.turns)) for t in episodes]
     credit, _ = Numbers(split).credit(split, cfg)
     assert max(len(t.turns) for t in split) > 1
-    assert torch.equal(credit.units_N(TABLE[AlgoName.gspo].ratio), credit.layout.turns_N)
+    assert torch.equal(credit.layout.units_N(TABLE[AlgoName.gspo].ratio), credit.layout.turns_N)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -317,7 +317,7 @@ def test_every_algorithm_solves_a_bandit(name: AlgoName) -> None:
         old = table.detach()[arms]
         pulls = [_pull(int(a), i, float(x)) for i, (a, x) in enumerate(zip(arms, old, strict=True))]
         scores = {POLICY: old, CRITIC: value.detach().expand(32), TEACHER: teacher[arms]}
-        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_compute(cfg.algo)}, cfg)
+        credit, _ = assign_credit(pulls, {n: scores[n] for n in objective.roles_to_compute(cfg)}, cfg)
         if credit.pairs_P2 is not None:
             known = {POLICY: table.detach()[arms], REFERENCE: torch.full((32,), 1 / ARMS).log()}
             credit, _ = with_preferences(credit, range(32), known, cfg.algo.dpo_beta)

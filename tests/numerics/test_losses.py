@@ -9,7 +9,7 @@ import torch
 
 from rlpost.algorithms import losses
 from rlpost.config.presets import Ratio, Surrogate
-from rlpost.config.schema import KlEstimator, RolloutIS
+from rlpost.config.schema import KlEstimator
 
 
 def _log(*probabilities: float) -> torch.Tensor:
@@ -92,19 +92,6 @@ def test_ratios_of_turns_and_episodes_by_hand() -> None:
     assert losses.log_ratios(new, old, units, Ratio.episode_mean).tolist() == [1.5, 1.5, 4.0]
     halved = losses.log_ratios(new, old, units, Ratio.turn, torch.tensor([0.5, 1.0, 1.0]))
     assert halved.tolist() == [2.5, 2.5, 4.0]
-
-
-def test_engine_weights_by_hand() -> None:
-    """Learner over engine 3, 1.5, 0.4 with cap 2: truncated to 2, 1.5, 0.4; masked to 0, 1.5, 0."""
-    log_ratio = torch.tensor([3.0, 1.5, 0.4]).log()
-    kept, metrics = losses.rollout_is_weights(log_ratio, RolloutIS.truncate, 2.0)
-    torch.testing.assert_close(kept, torch.tensor([2.0, 1.5, 0.4]))
-    assert metrics["rollout_is/capped"].item() == pytest.approx(1 / 3)
-    assert metrics["rollout_is/weight_mean"].item() == pytest.approx(4.9 / 3)
-    assert metrics["rollout_is/weight_max"].item() == pytest.approx(3.0)
-    kept, metrics = losses.rollout_is_weights(log_ratio, RolloutIS.mask, 2.0)
-    torch.testing.assert_close(kept, torch.tensor([0.0, 1.5, 0.0]))
-    assert metrics["rollout_is/capped"].item() == pytest.approx(2 / 3)
 
 
 def test_value_loss_by_hand() -> None:
@@ -255,14 +242,6 @@ def test_far_divergences_are_finite_and_pull_back(estimator: KlEstimator, far: f
     assert torch.isfinite(logprobs.grad).all()
     assert estimator is KlEstimator.k1 or logprobs.grad.sign().item() == math.copysign(1, far)
     assert torch.isfinite(losses.approx_kl(logprobs, torch.zeros(1), 1)["approx_kl"])
-
-
-@pytest.mark.parametrize("kind", [RolloutIS.truncate, RolloutIS.mask])
-@pytest.mark.parametrize("far", FAR)
-def test_far_rollout_is_weights_are_finite(kind: RolloutIS, far: float) -> None:
-    kept, metrics = losses.rollout_is_weights(torch.tensor([far]), kind, 2.0)
-    assert kept.item() == (2.0 if far > 0 and kind is RolloutIS.truncate else pytest.approx(0.0))
-    assert torch.isfinite(torch.stack(list(metrics.values()))).all()
 
 
 def test_ratios_up_to_the_limit_are_exps_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ import torch
 from rlpost import run
 from rlpost.config.compose import compose, named_by
 from rlpost.config.keys import schema
-from rlpost.config.schema import AlgoConfig, AlgoName, Config, KlEstimator, RolloutIS, Task
+from rlpost.config.presets import TABLE, Ratio
+from rlpost.config.schema import (
+    AlgoConfig,
+    AlgoName,
+    Config,
+    KlEstimator,
+    RolloutIS,
+    RolloutLevel,
+    Task,
+    TrustRegion,
+)
 from rlpost.errors import ConfigError
 from rlpost.validate.unread import ALGORITHM_RULES, RULES, unread
 from tests.numerics.test_algorithms import Numbers, _config, _episodes, _whole
@@ -117,6 +128,15 @@ def test_what_something_reads_and_what_nobody_named_is_not(overrides: list[str])
     assert not list(unread(config, named_by([PPO, *overrides])))
 
 
+def test_named_settings_of_a_comparison_may_read_what_the_others_do_not() -> None:
+    """Some of paper_staleness have a lag, and with it weights."""
+    words = ["experiment=paper_staleness", "algo.rollout_is_cap=3"]
+    assert not list(unread(compose(words), named_by(words)))
+    words[0] = "experiment=navigation_sft_vs_rl"
+    [told] = unread(compose(words), named_by(words))
+    assert "algo.rollout_is_cap=3.0" in told
+
+
 def test_rules_name_settings_that_there_are() -> None:
     keys = [key for rule in (*RULES, *ALGORITHM_RULES) for key in rule.keys]
     assert len(set(keys)) == len(keys)
@@ -133,14 +153,25 @@ def _other(name: str, algo: AlgoConfig) -> Any:
         "value_clip": 0.01,
         "ratio_ceiling": 1.01,
         "rollout_is_cap": 1.01,
+        "rollout_is_floor": 0.99,
+        "rollout_is_level": (
+            RolloutLevel.token if TABLE[algo.name].ratio is Ratio.episode_mean else RolloutLevel.geometric
+        ),
+        "trust_region": TrustRegion.tv,
+        "max_divergence": 0.001,
+        "clip": 0.01,
         "overlong_penalty": 30.0,  # enough to rank a group's episodes anew (dpo)
     }
     return values.get(name, 3.0)
 
 
 def _loss(cfg: Config) -> tuple[torch.Tensor, ...]:
-    episodes = _episodes()
-    numbers = Numbers(episodes, spread=3.0)
+    # Sampled by a policy near the learner's, so that not every weight of rollout importance sampling is at its cap.
+    near = [
+        replace(t, turns=tuple(replace(u, logprobs=tuple(x + 2.0 for x in u.logprobs)) for u in t.turns))
+        for t in _episodes()
+    ]
+    episodes, numbers = near, Numbers(near, spread=3.0)
     loss = _whole(numbers, episodes, cfg)
     return loss, *numbers.gradients(loss)
 
@@ -152,9 +183,22 @@ def test_a_setting_is_refused_exactly_where_the_loss_does_not_know_it(
     name: AlgoName, buffer: int, correction: RolloutIS
 ) -> None:
     in_loss = ["gae_lambda", "value_clip", "value_coef", "gamma", "kl_coef", "kl_estimator", "ratio_ceiling"]
-    for setting in [*in_loss, "overlong_penalty", "rollout_is_cap"]:
+    of_policies = ["rollout_is_cap", "rollout_is_floor", "rollout_is_level", "trust_region", "max_divergence"]
+    for setting in [*in_loss, "overlong_penalty", *of_policies]:
         cfg = _config(name)
         cfg.task, cfg.algo.overlong_buffer, cfg.algo.rollout_is = Task.rl, buffer, correction
+        before = _loss(cfg)
+        setattr(cfg.algo, setting, _other(setting, cfg.algo))
+        same = all(torch.equal(a, b) for a, b in zip(before, _loss(cfg), strict=True))
+        assert same == bool(list(unread(cfg, {f"algo.{setting}"}))), setting
+
+
+@pytest.mark.parametrize("region", [TrustRegion.tv, TrustRegion.kl])
+@pytest.mark.parametrize("name", [name for name in AlgoName if TABLE[name].ratio is Ratio.token])
+def test_a_trust_region_reads_its_bound_in_place_of_the_clip(name: AlgoName, region: TrustRegion) -> None:
+    for setting in ("clip", "ratio_ceiling", "max_divergence"):
+        cfg = _config(name)
+        cfg.task, cfg.algo.trust_region = Task.rl, region
         before = _loss(cfg)
         setattr(cfg.algo, setting, _other(setting, cfg.algo))
         same = all(torch.equal(a, b) for a, b in zip(before, _loss(cfg), strict=True))

@@ -317,7 +317,7 @@ def test_a_critic_of_one_step_needs_no_pass_for_its_values(
     expected = update.update_rl(full, episodes, cfg, 0)
     assert len(full.steps) == 1
     passes = len(
-        objective.roles_to_compute(cfg.algo)
+        objective.roles_to_compute(cfg)
     )  # with that of the critic, as they were asked for in `expected`
     assert passes * metrics["tokens/scored"] == (passes - 1) * expected["tokens/scored"]
     timed = {"seconds_logprobs", "seconds_update", "tokens/scored"}
