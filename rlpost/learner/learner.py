@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from rlpost.algorithms import roles
 from rlpost.algorithms.adaptive_kl import steered
-from rlpost.config.presets import TABLE, Estimator
-from rlpost.config.schema import Config, KlPlace, Reference, Task
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import Config, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
@@ -51,7 +51,7 @@ class Learner:
         start = Adapter.load(Path(cfg.adapter)) if cfg.adapter is not None else None
         teacher = _teacher(cfg)
         self.model = actor_critic.build(
-            model_folder, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), start, examples, teacher
+            model_folder, cfg.dtype, cfg.lora, cfg.seed, roles.roles_for(cfg), start, examples, teacher
         )
         # Counted here, since ZeRO-3 leaves a rank a part of each parameter.
         self.teacher_parameters = parameters(teacher if isinstance(teacher, Path) else model_folder)
@@ -162,13 +162,3 @@ def _teacher(cfg: Config) -> Adapter | Path | None:
     if cfg.algo.teacher is None:
         raise LearnerError(f"algo={cfg.algo.name.name} learns from a teacher; give algo.teacher")
     return teachers.load(cfg.algo.teacher)
-
-
-def roles_for(cfg: Config) -> tuple[str, ...]:
-    """The roles that need weights of the policy's form in the task. If the base is the reference, it needs none."""
-    algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
-    has_reference = algo.kl is not KlPlace.none or TABLE[algo.name].estimator is Estimator.pairs
-    keeps_start = has_reference and algo.reference is Reference.start
-    critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
-    reference = (roles.REFERENCE,) if learns_from_rewards and keeps_start else ()
-    return (roles.POLICY, *critic, *reference)
