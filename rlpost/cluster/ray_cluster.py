@@ -23,6 +23,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stub
 
 from rlpost.cluster.addresses import host_and_port
+from rlpost.cluster.object_store import OBJECT_STORE_BYTES, VERSIONS_AT_ONCE
 from rlpost.cluster.ray_folder import RayFolder
 from rlpost.cluster.user_modules import import_roots
 from rlpost.config.schema import Config, RayConfig
@@ -30,8 +31,6 @@ from rlpost.errors import ClusterError
 
 _PACKAGE = Path(__file__).resolve().parents[1]  # rlpost's own folder, which is copied to joined workers
 
-OBJECT_STORE_BYTES = 512 * 2**20  # for adapters and trajectories of a few MB each
-VERSIONS_AT_ONCE = 3  # of the weights: the learner's answer, the one on its way to the engines, the live one
 SHUTDOWN_TIMEOUT_S = 15.0
 
 RAY_ENVIRONMENT = {

@@ -16,7 +16,9 @@ from rlpost.config.schema import RayConfig
 from rlpost.doctor.facts import Facts, Gpu, Space
 from rlpost.errors import ClusterError
 
-LOOKS = 4  # the probe's waits one after another: joining, facts, clocks, links
+LOOK_S = 30.0  # of ray.timeout_s, at most, for each of the probe's waits
+LOOKS = 4  # of these one after another: joining, facts, clocks, links
+START_S = 60.0  # in which a process imports Ray, even on a busy machine
 SHOWN = 3  # last lines of the probe's output in a message
 
 
@@ -54,12 +56,13 @@ class ClusterFacts:
 def look_at(ray: RayConfig) -> ClusterFacts:
     """Facts about the cluster at `ray.address`.
 
-    Raises ClusterError if it cannot be joined, or if the looks together take longer than their deadlines.
+    Raises ClusterError if it cannot be joined, or if the looks together take longer than START_S and LOOKS waits.
     """
-    deadline_s = LOOKS * ray.timeout_s
+    look_s = min(ray.timeout_s, LOOK_S)
+    deadline_s = START_S + LOOKS * look_s
     with tempfile.TemporaryDirectory() as scratch:
         target, log = Path(scratch) / "found.json", Path(scratch) / "log"
-        words = [str(ray.address), str(ray.timeout_s), str(target)]
+        words = [str(ray.address), str(look_s), str(target)]
         with log.open("wb") as output:
             child = subprocess.Popen(
                 [sys.executable, "-m", "rlpost.doctor.probe", *words], stdout=output, stderr=output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlpost.cluster.object_store import OBJECT_STORE_BYTES
 from rlpost.doctor.facts import Facts, Space
 from rlpost.doctor.finding import Finding, error, ok, warning
 
@@ -12,7 +13,6 @@ GIB = 2**30
 OPEN_FILES = 4096
 OPEN_FILES_LEAST = 1024
 USER_PROCESSES = 2048  # Ray starts a worker a core, each with tens of threads
-OBJECT_STORE = GIB // 2  # that a private Ray puts in /dev/shm (rlpost/cluster/ray_cluster.py)
 TEMPORARY = 2 * GIB  # for Ray's logs and spilled objects
 WORKING = 5 * GIB  # for checkpoints
 REQUIRED = ("torch", "transformers", "vllm", "ray", "peft", "deepspeed")
@@ -79,7 +79,7 @@ def _shared(facts: Facts, node: str) -> Finding:
     if facts.shared is None:
         return error("/dev/shm", "it is missing", "mount a tmpfs there: Ray's object store needs it", node)
     text = f"{facts.shared.free / GIB:.2f} GiB free of {facts.shared.total / GIB:.2f} GiB"
-    if facts.shared.free < OBJECT_STORE:
+    if facts.shared.free < OBJECT_STORE_BYTES:
         remedy = (
             "start the container with --shm-size=2g; Ray uses the temporary folder instead, which is slower"
         )

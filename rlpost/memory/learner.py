@@ -14,7 +14,7 @@ import math
 from rlpost.algorithms.roles import CRITIC, REFERENCE, roles_for
 from rlpost.config.adapter_kinds import TABLE as KINDS
 from rlpost.config.presets import TABLE as ALGORITHMS
-from rlpost.config.schema import BaseKind, Config, Optimizer, Task
+from rlpost.config.schema import BaseKind, Config, Dtype, Optimizer, Task
 from rlpost.memory.model_shape import ModelShape
 from rlpost.memory.parts import BYTES, FLOAT, Part, Process
 from rlpost.memory.runtime import LEARNER_LIBRARIES
@@ -96,7 +96,8 @@ def activations(cfg: Config, shape: ModelShape) -> int:
     # The last norm, the head's hidden states with their gradients (float32), and the gradients in one MLP.
     around = (2 * FLOAT + 2 * each) * shape.width + FLOAT * shape.width
     passing = 3 * each * shape.inner + 2 * FLOAT * shape.width
-    return tokens(cfg) * (roles * (kept + around) + passing)
+    cast = each * trained_numbers(shape, cfg.lora) if _casts(cfg) else 0
+    return roles * cast + tokens(cfg) * (roles * (kept + around) + passing)
 
 
 def tokens(cfg: Config) -> int:
@@ -125,8 +126,11 @@ def _layer(cfg: Config, shape: ModelShape, each: int) -> int:
         return 2 * FLOAT * width + each * (
             2 * width + attended + rotated + probabilities + queries + 3 * shape.inner + low
         )
-    # The norms also keep what they scale, and the MLP its activation.
-    return 2 * FLOAT * width + each * (4 * width + attended + probabilities + queries + 4 * shape.inner)
+    # The norms also keep what they scale, and the MLP its activation. Under autocast (whole kinds in bfloat16) the
+    # residual stream is float32, and each of five linear layers casts its input for itself.
+    scaled, inputs = (FLOAT, 5) if _casts(cfg) else (each, 2)
+    norms = 2 * (FLOAT + scaled) * width
+    return norms + each * (inputs * width + attended + probabilities + queries + 4 * shape.inner)
 
 
 def fused(cfg: Config, shape: ModelShape) -> bool:
@@ -134,6 +138,11 @@ def fused(cfg: Config, shape: ModelShape) -> bool:
     kind = KINDS[cfg.lora.kind]
     plain = kind.peft_type == "LORA" and not kind.settings["use_dora"]
     return plain and shape.fusible and cfg.learner.zero_stage < 3
+
+
+def _casts(cfg: Config) -> bool:
+    """Whether autocast makes bfloat16 copies of float32 weights: those of whole kinds."""
+    return KINDS[cfg.lora.kind].whole and cfg.dtype is Dtype.bfloat16
 
 
 def _steps_together(cfg: Config) -> bool:

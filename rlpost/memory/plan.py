@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlpost.cluster.ray_cluster import VERSIONS_AT_ONCE
+from rlpost.cluster.object_store import VERSIONS_AT_ONCE
 from rlpost.config.schema import AdapterKind, BaseKind, Config, Dtype, Task
 from rlpost.memory import runtime
 from rlpost.memory.engine import rollout_worker

@@ -27,7 +27,7 @@ from rlpost.rollout.worker import engine_settings
 from rlpost.weights import models
 from rlpost.weights.adapters import WEIGHTS_FILE
 
-# Bytes of weights for which every object store has room (see ray_cluster.OBJECT_STORE_BYTES).
+# Bytes of weights for which every object store has room (see rlpost.cluster.object_store).
 _SMALL = 32 * 2**20
 
 
