@@ -11,7 +11,8 @@ from rlpost.doctor.machine import machine_findings
 
 SKEW_S = 1.0  # clocks further apart make times in a run's record misleading
 SLOW = 50.0  # MiB/s; a swap of an adapter of 40 MB then takes about a second
-COMPARED = ("python", "rlpost", "torch", "transformers", "vllm", "ray", "peft", "deepspeed")
+# rlpost itself travels with the job.
+COMPARED = ("python", "torch", "transformers", "vllm", "ray", "peft", "deepspeed")
 
 
 def node_findings(found: ClusterFacts, here: Mapping[str, Any]) -> Iterator[Finding]:

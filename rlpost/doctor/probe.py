@@ -96,12 +96,16 @@ def _facts() -> dict[str, Any]:
     return asdict(facts.collect())
 
 
+def _now() -> float:
+    return time.time()
+
+
 def _clock(node: str, timeout_s: float) -> dict[str, float] | None:
     """How far the node's clock is ahead, in seconds, and how far that may be wrong: half of the way there and back."""
     best: dict[str, float] | None = None
     for _ in range(CLOCK_TRIES):
         before = time.time()
-        there = _answers({node: _on(node, time.time).remote()}, timeout_s).get(node)
+        there = _answers({node: _on(node, _now).remote()}, timeout_s).get(node)
         after = time.time()
         if there is None:
             return best
