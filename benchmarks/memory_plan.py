@@ -91,9 +91,10 @@ def _watched(run: psutil.Process) -> Mapping[str, Taken]:
 
 
 def _children(run: psutil.Process) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
-        return run.children(recursive=True)
-    return []
+        found = run.children(recursive=True)
+    return found
 
 
 def _name(process: psutil.Process, run: psutil.Process) -> str:

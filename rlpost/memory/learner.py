@@ -33,17 +33,18 @@ def learner_rank(cfg: Config, shape: ModelShape, teacher: ModelShape | None = No
     """One of `learner.workers` ranks. `cfg.dtype` must be settled. `teacher`: the model that algo.teacher names."""
     each, ranks, stage = trained_numbers(shape, cfg.lora), cfg.learner.workers, cfg.learner.zero_stage
     roles = roles_for(cfg)
-    trained = each * sum(role != REFERENCE for role in roles)
-    frozen = each * (REFERENCE in roles) + each * cfg.retention.kl
-    base = base_bytes(cfg, shape) + (0 if teacher is None else BYTES[cfg.dtype] * teacher.count)
-    shards = {3: ranks}.get(stage, 1)
+    trained, reference = each * sum(role != REFERENCE for role in roles), each * (REFERENCE in roles)
+    loaded = BYTES[cfg.dtype] * (shape.count + (0 if teacher is None else teacher.count))
+    shards = ranks if stage == 3 else 1
+    base = (loaded - rounded_away(cfg, shape)) // shards
     held = (
-        Part("base weights", base // shards),
-        Part("weights of the roles", FLOAT * (trained // shards + frozen)),
+        Part("base weights", base),
+        Part("weights of the roles", FLOAT * ((trained + reference) // shards + each * cfg.retention.kl)),
         Part("gradients", gradients(trained, ranks, stage)),
         Part("optimizer states", optimizer_states(trained, cfg.learner.optimizer, ranks, stage)),
     )
-    certain = max(FLOAT * each // (ranks if stage else 1), loading(cfg, shape))
+    # NF4 and ZeRO 3 begin with the whole base.
+    certain = max(FLOAT * each // (ranks if stage else 1), loaded - base)
     at_most = activations(cfg, shape) + TILES * TILE
     step = (
         Part("an optimizer step, or loading", certain),
@@ -55,17 +56,11 @@ def learner_rank(cfg: Config, shape: ModelShape, teacher: ModelShape | None = No
     return Process("learner rank", ranks, (libraries, *held, *step))
 
 
-def base_bytes(cfg: Config, shape: ModelShape) -> int:
-    """The frozen base in the learner: in `dtype`, its linear layers in NF4 with lora.base=nf4."""
-    each = BYTES[cfg.dtype]
+def rounded_away(cfg: Config, shape: ModelShape) -> int:
+    """The bytes that lora.base=nf4 spares in the base's linear layers."""
     if cfg.lora.base is BaseKind.stored:
-        return each * shape.count
-    return each * (shape.count - shape.linear_count) + int(NF4 * shape.linear_count)
-
-
-def loading(cfg: Config, shape: ModelShape) -> int:
-    """What the loading takes beyond the base that it leaves: with NF4 the linear layers, which are loaded first."""
-    return BYTES[cfg.dtype] * shape.count - base_bytes(cfg, shape)
+        return 0
+    return int((BYTES[cfg.dtype] - NF4) * shape.linear_count)
 
 
 def gradients(trained: int, ranks: int, stage: int) -> int:

@@ -117,9 +117,10 @@ def test_full_fine_tuning_holds_the_base_and_a_copy_with_its_moments() -> None:
 def test_nf4_holds_four_bits_and_loads_the_whole_model_first() -> None:
     cfg = settings()
     cfg.lora.base = BaseKind.nf4
-    held = learner.base_bytes(cfg, shape())
-    assert held == 4 * (COUNT - LINEAR_COUNT) + int(LINEAR_COUNT * (0.5 + 1 / 64 + 4 / 64 / 256))
-    assert held + learner.loading(cfg, shape()) == 4 * COUNT
+    rank = learner.learner_rank(cfg, shape())
+    held = part(rank, "base weights")
+    assert held == 4 * COUNT - int(LINEAR_COUNT * (4 - (0.5 + 1 / 64 + 4 / 64 / 256)))
+    assert held + part(rank, "an optimizer step, or loading") == 4 * COUNT
     assert engine.weights(cfg, shape()) == 4 * (COUNT + TABLE)
 
 
@@ -134,7 +135,9 @@ def test_zero_shards_over_two_ranks(stage: int, gradients: int, states: int) -> 
 def test_zero_3_shards_the_base() -> None:
     cfg = settings()
     cfg.learner.workers, cfg.learner.zero_stage = 2, 3
-    assert part(learner.learner_rank(cfg, shape()), "base weights") == 2 * COUNT
+    rank = learner.learner_rank(cfg, shape())
+    assert part(rank, "base weights") == 2 * COUNT
+    assert part(rank, "an optimizer step, or loading") == 2 * COUNT
 
 
 def test_an_engine_keeps_a_packed_copy_of_a_tied_table_on_a_cpu() -> None:
