@@ -24,6 +24,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 
 from rlpost.cluster import joining
 from rlpost.cluster.addresses import named_by_environment
+from rlpost.cluster.object_store import OBJECT_STORE_BYTES, VERSIONS_AT_ONCE
 from rlpost.cluster.ray_folder import RayFolder
 from rlpost.cluster.shortage import refuse_shortage
 from rlpost.cluster.user_modules import import_roots
@@ -32,8 +33,6 @@ from rlpost.errors import ClusterError
 
 _PACKAGE = Path(__file__).resolve().parents[1]  # rlpost's own folder, which is copied to joined workers
 
-OBJECT_STORE_BYTES = 512 * 2**20  # for adapters and trajectories of a few MB each
-VERSIONS_AT_ONCE = 3  # of the weights: the learner's answer, the one on its way to the engines, the live one
 SHUTDOWN_TIMEOUT_S = 15.0
 
 NICENESS = "RAY_worker_niceness"

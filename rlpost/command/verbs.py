@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "watch": Verb(
         "rlpost.verbs.watch:main", "serve a live page of a run, or of a comparison, on this machine"
     ),
+    "doctor": Verb("rlpost.verbs.doctor:main", "look at this machine, or a cluster, before a run"),
     "settings": Verb("rlpost.command.settings:main", "print settings with default, range and meaning"),
     "completion": Verb(
         "rlpost.command.completion:main", "print the script that completes words in bash, zsh or fish"

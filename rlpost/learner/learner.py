@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from rlpost.algorithms import roles
 from rlpost.algorithms.adaptive_kl import steered
-from rlpost.config.presets import TABLE, Estimator
-from rlpost.config.schema import Config, KlPlace, Reference, Task
+from rlpost.config.presets import TABLE
+from rlpost.config.schema import Config, Task
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend
@@ -55,7 +55,7 @@ class Learner:
         here = on_this_node(cfg.model, model_folder)
         teacher = adapters.teacher or _teacher_model(cfg)
         self.model = actor_critic.build(
-            here, cfg.dtype, cfg.lora, cfg.seed, roles_for(cfg), adapters.start, examples, teacher
+            here, cfg.dtype, cfg.lora, cfg.seed, roles.roles_for(cfg), adapters.start, examples, teacher
         )
         # Counted here, since ZeRO-3 leaves a rank a part of each parameter.
         self.teacher_parameters = parameters(teacher if isinstance(teacher, Path) else here)
@@ -163,13 +163,3 @@ def _teacher_model(cfg: Config) -> Path | None:
     """This node's folder of the model that the task learns from; None without a teacher."""
     name = teacher_named(cfg)
     return None if name is None else resolve(name)
-
-
-def roles_for(cfg: Config) -> tuple[str, ...]:
-    """The roles that need weights of the policy's form in the task. If the base is the reference, it needs none."""
-    algo, learns_from_rewards = cfg.algo, cfg.task is Task.rl
-    has_reference = algo.kl is not KlPlace.none or TABLE[algo.name].estimator is Estimator.pairs
-    keeps_start = has_reference and algo.reference is Reference.start
-    critic = (roles.CRITIC,) if learns_from_rewards and TABLE[algo.name].critic else ()
-    reference = (roles.REFERENCE,) if learns_from_rewards and keeps_start else ()
-    return (roles.POLICY, *critic, *reference)

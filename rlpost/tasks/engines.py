@@ -32,7 +32,7 @@ from rlpost.tasks.portable import portable
 from rlpost.weights import models
 from rlpost.weights.adapters import WEIGHTS_FILE
 
-# Bytes of weights for which every object store has room (see ray_cluster.OBJECT_STORE_BYTES).
+# Bytes of weights for which every object store has room (see rlpost.cluster.object_store).
 _SMALL = 32 * 2**20
 
 

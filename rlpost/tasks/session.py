@@ -51,6 +51,7 @@ from rlpost.tasks.prompts import remarks
 from rlpost.tasks.rehearsal import rehearse
 from rlpost.tasks.schedule import steps_of
 from rlpost.tasks.start_examples import start_examples
+from rlpost.validate.memory import check_memory
 from rlpost.validate.model import check_model
 from rlpost.weights import models, teachers
 
@@ -131,6 +132,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     model_folder = models.resolve(cfg.model)
     check_model(cfg, model_folder)
     cfg = settled(cfg, model_folder, console)
+    check_memory(cfg, model_folder)
     if with_learner:
         cfg = learning_rates.settled(cfg, *models.family_and_width(model_folder), console)
     chat = Chat.load(model_folder, cfg.rollout)

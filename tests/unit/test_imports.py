@@ -92,9 +92,11 @@ MAY_IMPORT = {
     "learner": {"algorithms", "cluster", "config", "learner.model", "record", "weights"},
     "rollout.engine": {"config", "weights"},
     "rollout": {"algorithms", "cluster", "config", "rollout.engine", "weights"},
+    "memory": {"algorithms", "cluster", "config", "rollout.engine", "weights"},
     "pages": {"config", "record", "rollout"},
     "compare.design": {"config", "record"},
-    "validate": {"cluster", "compare.design", "config", "record", "rollout", "weights"},
+    "validate": {"cluster", "compare.design", "config", "memory", "record", "rollout", "weights"},
+    "doctor": {"cluster", "config", "memory", "record", "validate", "weights"},
     "compare.statistics": {"compare.design"},
     "compare.report": {"compare.design", "compare.statistics", "pages", "record"},
     "tasks": {
@@ -102,7 +104,7 @@ MAY_IMPORT = {
         *("rollout", "rollout.engine", "validate", "weights"),
     },
     "verbs": {
-        *("compare", "compare.design", "config", "pages", "record"),
+        *("compare", "compare.design", "config", "doctor", "pages", "record"),
         *("rollout", "rollout.engine", "weights"),
     },
     "compare": {

@@ -11,7 +11,7 @@ WORKER_EXTENSION = (
 )
 # Tokens per KV block. Prompts share whole blocks only, and the CPU kernels need multiples of 32.
 _CPU_BLOCK = 32
-_PREFILL_TOKENS = 8192  # prompt tokens per engine step on CPU, where prompts stay whole
+PREFILL_TOKENS = 8192  # prompt tokens per engine step on CPU, where prompts stay whole
 
 
 def engine_environment(threads: int, enforce_eager: bool, tensor_parallel: int = 1) -> dict[str, str]:
@@ -84,5 +84,5 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
         "block_size": _CPU_BLOCK,
         # A prompt cut in two crashes a seeded request on CPU (vLLM rewinds its generator, which torch cannot do there).
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(_PREFILL_TOKENS, settings.max_model_len),
+        "max_num_batched_tokens": max(PREFILL_TOKENS, settings.max_model_len),
     }

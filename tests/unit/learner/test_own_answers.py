@@ -223,7 +223,7 @@ def test_dft_weighs_each_token_by_its_probability(folder: Path) -> None:
 
 
 def test_the_roles_of_dpo_are_policy_and_reference() -> None:
-    from rlpost.learner.learner import roles_for
+    from rlpost.algorithms.roles import roles_for
 
     assert roles_for(config(AlgoName.dpo)) == (POLICY, roles.REFERENCE)
     assert roles_for(config(AlgoName.rft)) == (POLICY,)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE
+from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, roles_for
 from rlpost.config.schema import AlgoName, Config, KlPlace, Reference, Task
-from rlpost.learner.learner import roles_for
 
 
 @pytest.mark.parametrize(
