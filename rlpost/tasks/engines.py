@@ -51,7 +51,7 @@ class Setup:
             rollout.cpus,
             rollout.gpus,
             tuple(import_roots(own_modules(cfg))),
-            _whole_weights(cfg, model_folder),
+            whole_weights(cfg, model_folder),
         )
 
     def serves(self, wanted: Setup) -> bool:
@@ -141,7 +141,7 @@ def engines(
 
 @contextmanager
 def _opened(cfg: Config, model_folder: Path, needs: Needs) -> Iterator[tuple[Cluster, RolloutPool]]:
-    modules, weights = own_modules(cfg), _whole_weights(cfg, model_folder)
+    modules, weights = own_modules(cfg), whole_weights(cfg, model_folder)
     with (
         ray_cluster.connect(cfg.ray, needs, modules=modules, weights=weights) as cluster,
         closing(RolloutPool(cfg, model_folder)) as pool,
@@ -149,7 +149,7 @@ def _opened(cfg: Config, model_folder: Path, needs: Needs) -> Iterator[tuple[Clu
         yield cluster, pool
 
 
-def _whole_weights(cfg: Config, model_folder: Path) -> int:
+def whole_weights(cfg: Config, model_folder: Path) -> int:
     """The bytes of the weights that a swap sends, at most: whole float32 parameters; an adapter's file."""
     adapter = Path(cfg.adapter) / WEIGHTS_FILE if cfg.adapter is not None else None
     trained = 4 * models.parameters(model_folder) if TABLE[cfg.lora.kind].whole else 0

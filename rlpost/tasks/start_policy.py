@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlpost.errors import CheckpointError
 from rlpost.record.files import publish_folder
+from rlpost.record.run_dir import RunDir
 from rlpost.tasks.session import Session
 from rlpost.types import Canary
 from rlpost.weights.adapters import Adapter
@@ -37,8 +38,13 @@ def go_live(session: Session) -> None:
 
     Raises AdapterError or CheckpointError if the files are missing or damaged, SwapError if an engine refuses it.
     """
-    folder = session.run_dir.start_policy
-    session.pool.swap(Adapter.load(folder), _canary(folder / CANARY_FILE))
+    session.pool.swap(*kept(session.run_dir))
+
+
+def kept(run_dir: RunDir) -> tuple[Adapter, Canary]:
+    """What `keep` wrote. Raises AdapterError or CheckpointError if the files are missing or damaged."""
+    folder = run_dir.start_policy
+    return Adapter.load(folder), _canary(folder / CANARY_FILE)
 
 
 def _canary(path: Path) -> Canary:

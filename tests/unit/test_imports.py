@@ -103,7 +103,7 @@ MAY_IMPORT = {
     },
     "verbs": {
         *("compare", "compare.design", "config", "pages", "record"),
-        *("rollout", "rollout.engine", "weights"),
+        *("rollout", "rollout.engine", "tasks", "weights"),
     },
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),
