@@ -26,7 +26,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             **{"text": None, "text_tokens": 8192, "kl_episodes": 64},
         }
     },
-    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1},
+    "rollout.": {"policy": "latest", "stop": [], "template_args": {}, "tensor_parallel": 1, "recycle_mib": 0},
     "lora.": {
         "settings": {},
         "start": "default",

@@ -322,6 +322,7 @@ class RolloutConfig:
     # Largest mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07.
     max_canary_gap: float = 0.1
     restarts: int = 3  # number of dead engines that a run replaces
+    recycle_mib: int = 0  # host memory above which a worker is replaced between iterations; 0: never
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
 

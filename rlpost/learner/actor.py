@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rlpost.cluster.memory import Memory, of_this_process
 from rlpost.config.schema import Config
 from rlpost.learner.rendezvous import Rendezvous, bound_socket, port_of
 from rlpost.types import Example
@@ -43,6 +44,10 @@ class LearnerActor:
             rendezvous = replace(rendezvous, listener=self.held.detach())
         self.held.close()
         self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples)
+
+    def memory(self) -> Memory:
+        """The host memory of this rank."""
+        return of_this_process()
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner. Only rank 0 returns the answer, because the others' answers are not used."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 import ray
 
 from rlpost.cluster.actor_calls import ActorLostError, Asked, cancel, first_answered, get, get_all, take
+from rlpost.cluster.memory import Memory
 from rlpost.config.schema import Config
 from rlpost.envs import given
 from rlpost.errors import RlpostError, RolloutError, SwapError
@@ -125,6 +126,24 @@ class RolloutPool:
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._live = (adapter, canary)
         return _worst(reports)
+
+    def memory(self) -> list[Memory]:
+        """The host memory of each worker, in their order. Raises like `swap`; a worker that died is replaced."""
+        return self._one_each([lambda actor: actor.memory.remote()] * len(self._actors), kept=SwapError)
+
+    def recycle(self, i: int) -> None:
+        """Replace worker i, which is idle, by a new process with the live adapter. It does not count as a loss.
+
+        Raises RolloutError or ClusterError if no new one starts.
+        """
+        with suppress(RlpostError):  # the process ends in any case
+            get(self._actors[i].close.remote(), CLOSING_S, self._name(i))
+        ray.kill(self._actors[i])
+        self._actors[i] = self._spawn()
+        try:
+            self._bring_up(i)
+        except ActorLostError as error:
+            self._replace(i, error)
 
     def close_environments(self) -> list[str]:
         """Close the environments of every worker before its process ends, and return what went wrong, by worker.

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from rlpost.cluster.memory import Memory, of_this_process
 from rlpost.config.schema import Config
 from rlpost.envs import given, registry
 from rlpost.errors import RolloutError
@@ -143,6 +144,10 @@ class RolloutActor:
                     yield ended
                 if is_cancelled():
                     return
+
+    def memory(self) -> Memory:
+        """The host memory of this process and of its engine's ranks."""
+        return of_this_process()
 
     def close(self) -> list[str]:
         return self._worker.close()

@@ -21,7 +21,7 @@ from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.reward_control import rewards_to_learn_from
 from rlpost.rollout.reward_function import Score
-from rlpost.tasks import retention, spectrum, start_policy, training_state
+from rlpost.tasks import memory, retention, spectrum, start_policy, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -40,6 +40,7 @@ def run(cfg: Config) -> None:
         state = training_state.resume(session, "iteration", live=True) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         with session.sitting():
+            memory.refuse_small_limit(session)
             _train(session, schedule, state)
             if cfg.rollout.policy is RolloutPolicy.start:
                 training_state.swap(session, state)
@@ -120,7 +121,7 @@ def _iterate(
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
     clock.split("learner", seconds)
     shown = {EXAMPLES: float(len(examples))} if examples else {}
-    measured = {**update_metrics, **shown, **_go_live(session, state)}
+    measured = {**update_metrics, **shown, **_go_live(session, state), **memory.look(session)}
     state.steps += 1
     # Absent while only the critic learns and the engine's log-probs are used unchanged. With rollout.policy=start only
     # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved.

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from rlpost.record import locks, retention, run_error, teacher
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
 from rlpost.record.gains import gains
+from rlpost.record.memory_growth import Growth
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.summary import held_out_losses
@@ -55,7 +56,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "recycle_mib", "env_timeout_s"),
     "learner": ("timeout_s",),
 }
 
@@ -74,6 +75,7 @@ class Session:
     started: float
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # the earlier starts of a resumed run
+    growth: dict[str, Growth] = field(default_factory=dict)  # of memory, by process; see rlpost.tasks.memory
 
     def book(self, stage: str, measured: Mapping[str, float] | None = None) -> None:
         """Write the time since the last line of metrics.jsonl as its own line, so that the lines sum to the run's time.

@@ -205,6 +205,12 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
+        ("rollout.recycle_mib",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "workers are replaced between iterations of task=rl alone",
+        _LEAVE,
+    ),
+    _Rule(
         ("sft.learning_rate",),
         lambda cfg: cfg.lora.learning_rate is LearningRate.given,
         "lora.learning_rate=auto sets it",
