@@ -10,7 +10,10 @@ import numpy as np
 from rlpost.compare.design.types import INIT, ArmsAgreement, Cell, Comparison, Status
 from rlpost.compare.statistics.intervals import Interval, crossed_mean
 
-FIGURES = ("relative_norm", "effective_rank", "stable_rank", "intruders")
+FIGURES = (
+    *("relative_norm", "effective_rank", "stable_rank", "intruders"),
+    *("principal_share", "principal_by_chance"),
+)
 AGREEMENT = ("cosine", "columns", "columns_by_chance", "rows", "rows_by_chance")
 
 
