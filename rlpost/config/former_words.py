@@ -46,7 +46,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     },
     "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
-    "compare.": {"share_engines": True},  # a cell's own record has it, and does not read it
+    "compare.": {"share_engines": True, "contrasts": []},  # a cell's own record has them, and reads none
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 

@@ -405,6 +405,8 @@ class CompareConfig:
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
     # Named settings, with each of which every arm is run: {rank_1: {lora.rank: 1}}; empty: every arm is run once
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Further differences of two arms in the report: [opd - grpo]; under each of the settings, if there are some
+    contrasts: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each seed
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # unit of compute or data in which all arms have the same budget

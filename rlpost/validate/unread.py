@@ -301,6 +301,12 @@ RULES = (
         f"{_LEAVE}, or give one of them",
     ),
     _Rule(
+        ("compare.contrasts",),
+        lambda cfg: cfg.task is Task.compare,
+        "only the report of task=compare has differences of arms",
+        _LEAVE,
+    ),
+    _Rule(
         ("compare.share_engines",),
         lambda cfg: (
             cfg.task is Task.compare and cfg.ray.address is None and (cfg.compare.concurrency or 1) == 1
