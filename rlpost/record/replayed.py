@@ -46,8 +46,8 @@ def first_token(recorded: Sequence[Trajectory], now: Sequence[Trajectory]) -> st
 def _of_episode(then: Trajectory, now: Trajectory) -> str | None:
     if then.instance != now.instance:
         return f"the instance is {now.instance} now"
-    for number, (before, after) in enumerate(zip(then.turns, now.turns, strict=False)):
-        if difference := _of_turn(before, after):
+    for number, turns in enumerate(zip(then.turns, now.turns, strict=False)):
+        if difference := _of_turn(*turns):
             return f"turn {number}, {difference}"
     for what, before, after in (
         ("turns", len(then.turns), len(now.turns)),
