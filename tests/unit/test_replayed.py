@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpost.record.replayed import first_figure, first_token
-from rlpost.types import Ending
+from rlpost.types import Ending, Trajectory
 from rlpost.weights.equality import first_tensor
 from tests.unit.episodes import episode, trajectories, turn
 
@@ -25,7 +26,7 @@ def test_figures_are_equal_or_the_first_that_differs_is_named() -> None:
 
 
 @given(st.lists(trajectories, max_size=3))
-def test_episodes_are_equal_to_themselves(episodes: list) -> None:
+def test_episodes_are_equal_to_themselves(episodes: list[Trajectory]) -> None:
     assert first_token(episodes, list(episodes)) is None
 
 
@@ -40,7 +41,7 @@ def test_episodes_are_equal_to_themselves(episodes: list) -> None:
         ({"outcome": "CORRECT"}, "turn 1, outcome 0: WRONG_VALUE on record, CORRECT now"),
     ],
 )
-def test_the_first_token_that_differs_is_named(changed: dict, named: str) -> None:
+def test_the_first_token_that_differs_is_named(changed: dict[str, Any], named: str) -> None:
     then = [episode(turn(), turn(), index=i) for i in range(3)]
     now = [then[0], *(replace(t, turns=(t.turns[0], replace(t.turns[1], **changed))) for t in then[1:])]
     assert first_token(then, now) == f"episode 1 (group 1, faces_10, instance deal 1): {named}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rlpost.config.compose import compose, to_yaml
 from rlpost.errors import CheckpointError, ConfigError, OutputError
@@ -53,7 +53,7 @@ class Learner:
         self.weight, self.error, self.of_iteration = torch.zeros(1), error, of_iteration
 
     def load(self, folder: Path) -> None:
-        self.weight = replay.load_file(folder / "state.safetensors")["weight"]
+        self.weight = load_file(folder / "state.safetensors")["weight"]
 
     def save(self, folder: Path) -> None:
         save_file({"weight": self.weight}, folder / "state.safetensors")
