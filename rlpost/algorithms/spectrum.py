@@ -3,6 +3,7 @@
     factors A, B ─▶ of_factors ─┐
     matrix D ─────▶ of_matrix ──┴▶ Svd ─▶ effective_rank, stable_rank, alignment, leading ─▶ principal_angles, overlap
     W0, W0 + D ───▶ left_vectors ─▶ find_intruders ─▶ Intruders ─▶ scaled_factors
+    W0, Svd of D ─▶ left_vectors ─▶ in_principal ─▶ the share of D in W0's leading directions, and that by chance
 
 Shapes: O outputs, I inputs, r the rank of the factors, K singular vectors, N intruders. Computed in float64.
 """
@@ -140,6 +141,26 @@ def find_intruders(base_OK: Tensor, W_OI: Tensor, top: int = TOP, epsilon: float
     projected_IN = W.T @ U_ON  # S V^T = U^T W
     S_N = projected_IN.norm(dim=0)
     return Intruders(U_ON, S_N, projected_IN / S_N)
+
+
+def in_principal(D: Svd, W0_OI: Tensor, base_OK: Tensor, top: int = TOP) -> tuple[float, float]:
+    """The share of ||D||_F^2 in W0's principal directions, and what a random D has in the mean.
+
+    The share is ||U^T D V||_F^2 / ||D||_F^2, where U (O, k) and V (I, k) are the `top` leading left and right singular
+    vectors of W0 (k is its rank where that is lower): 1 if D is a combination of u_i v_j^T, 0 if it is orthogonal to
+    all of them. These span k^2 of O I dimensions, so the mean of a D with independent entries is k^2 / (O I). The
+    question is that of arXiv 2511.08567: whether RL moves the weights off the principal directions.
+
+    Args:
+        D: an update with at least one singular value.
+        base_OK: `left_vectors` of W0.
+    """
+    U_Ok = base_OK[:, :top]
+    V_Ik = W0_OI.double().T @ U_Ok  # S V^T = U^T W0
+    V_Ik = V_Ik / V_Ik.norm(dim=0)
+    inner_kk = (U_Ok.T @ D.U_OK * D.S_K) @ (D.V_IK.T @ V_Ik)
+    share = float(inner_kk.square().sum() / D.S_K.square().sum())
+    return share, U_Ok.shape[1] ** 2 / W0_OI.numel()
 
 
 def scaled_factors(

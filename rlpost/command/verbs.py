@@ -36,6 +36,9 @@ VERBS: dict[str, Verb] = {
     "push": Verb("rlpost.verbs.push:main", "send an adapter with a model card to the Hugging Face hub"),
     "compare-runs": Verb("rlpost.verbs.compare_runs:main", "put several runs on one page"),
     "spectrum": Verb("rlpost.verbs.spectrum:main", "show what an update did to the spectrum of the weights"),
+    "replay": Verb(
+        "rlpost.verbs.replay:main", "do an iteration of a run again, and compare it with the record"
+    ),
     "watch": Verb(
         "rlpost.verbs.watch:main", "serve a live page of a run, or of a comparison, on this machine"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
-from rlpost.compare.design.types import INIT, ArmsAgreement, Comparison, Status
+from rlpost.compare.design.types import ArmsAgreement, Comparison, Status
 from rlpost.record.run_dir import RunDir
 from rlpost.record.spectrum import mean_agreement
 from rlpost.weights.adapters import CONFIG_FILE, Adapter
@@ -14,7 +14,7 @@ from rlpost.weights.spectrum import agreement, has_factors
 
 
 def agreements(comparison: Comparison, folder: Path, model_folder: Path) -> tuple[ArmsAgreement, ...]:
-    """Every pair of arms of every seed, from the cells' adapters.
+    """Every pair of arms of every seed that have one start, from the cells' adapters.
 
     Pairs of kinds without factors (DoRA) are left out, as they need a decomposition of every weight; rlpost spectrum
     does that. Raises AdapterError for a damaged adapter.
@@ -26,9 +26,12 @@ def agreements(comparison: Comparison, folder: Path, model_folder: Path) -> tupl
 
 def _of_seed(comparison: Comparison, folder: Path, model_folder: Path, seed: int) -> list[ArmsAgreement]:
     adapters = _adapters(comparison, folder, seed)
-    start = adapters.pop(INIT, None)
+    starts = {arm: adapters.pop(arm) for arm in comparison.starts if arm in adapters}
     found = []
     for first, second in combinations(adapters, 2):
+        if comparison.start_of(first) != comparison.start_of(second):
+            continue
+        start = starts.get(comparison.start_of(first))
         base = base_weights(model_folder, adapters[first].base)
         if means := mean_agreement(agreement(adapters[first], adapters[second], base, start)):
             found.append(ArmsAgreement(seed, first, second, means))

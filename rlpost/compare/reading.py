@@ -15,7 +15,7 @@ from typing import Any
 
 from rlpost.compare.cells import CellFiles, Ended
 from rlpost.compare.design.plan import CellPlan
-from rlpost.compare.design.types import INIT, Cell, Evaluation, Point, Status, row_of
+from rlpost.compare.design.types import Cell, Evaluation, Point, Status, is_start, row_of
 from rlpost.compare.retained import retained
 from rlpost.compare.statistics.causes import last_outcome
 from rlpost.config.schema import Config, Task
@@ -46,7 +46,7 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
     Raises OutputError if the record is damaged or does not have `points` points.
     """
     run_dir = CellFiles(folder, plan.name).run_dir
-    if plan.arm == INIT:
+    if is_start(plan.arm):
         last = "before" if cfg.task is Task.eval and cfg.adapter is None else "after"
         stages = {last: _last(_compute(run_dir, "step", parameters))}
     else:
@@ -57,7 +57,7 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
                 " training ended before its budget was spent, or one step spent more than a point's share\n"
                 "  remedy: fewer compare.points, or more iterations"
             )
-    shares = [0.0] if plan.arm == INIT else [k / points for k in range(1, points + 1)]
+    shares = [0.0] if is_start(plan.arm) else [k / points for k in range(1, points + 1)]
     played = {stage: _episodes(run_dir, cfg, stage) for stage in stages}
     scored = zip(shares, stages.values(), map(_evaluations, played.values()), strict=True)
     cell = Cell(
@@ -68,10 +68,10 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         points=tuple(Point(share, compute, evaluations) for share, compute, evaluations in scored),
         spectrum=None if (found := spectrum.read(run_dir.path)) is None else found.totals(),
         retention=()
-        if plan.arm == INIT
+        if is_start(plan.arm)
         else retained(run_dir, dict(zip(stages, shares, strict=True)), evaluation_of),
     )
-    has_base = plan.arm == INIT and cfg.eval.start and cfg.adapter is None
+    has_base = is_start(plan.arm) and cfg.eval.start and cfg.adapter is None
     base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None
     every = (t for variants in played.values() for episodes in variants.values() for t in episodes)
     return Read(cell, goes_on_after_right(every), trained_on(run_dir), base)

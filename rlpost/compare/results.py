@@ -48,7 +48,7 @@ def read(path: Path) -> Comparison:
 def _comparison(record: Mapping[str, Any]) -> Comparison:
     return _made(
         Comparison,
-        {"agreements": [], **record},  # records of before there were any have none
+        {"agreements": [], "contrasts": [], **record},  # records of before there were any have none
         variants=lambda given: {
             name: _made(ComparedVariant, each, role=Role) for name, each in given.items()
         },
@@ -57,6 +57,7 @@ def _comparison(record: Mapping[str, Any]) -> Comparison:
         cells=lambda given: tuple(map(_cell, given)),
         base=lambda given: None if given is None else _evaluations(given),
         agreements=lambda given: tuple(_made(ArmsAgreement, each) for each in given),
+        contrasts=lambda given: tuple((str(arm), str(baseline)) for arm, baseline in given),
     )
 
 

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from rlpost.cluster import precision
 from rlpost.compare import results
-from rlpost.compare.design.plan import arms, plan, quickened
-from rlpost.compare.design.types import INIT, Cell, ComparedVariant, Comparison, Role, Status
+from rlpost.compare.design.plan import arms, named_contrasts, plan, quickened, starts
+from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Role, Status, is_start
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
@@ -59,7 +59,7 @@ def run(cfg: Config) -> None:
         _keep_settings(cfg, folder)
         command = _command(folder)
         concurrency = _concurrency(cfg)
-        total = len(cfg.compare.seeds) * (1 + len(arms(cfg)))
+        total = len(cfg.compare.seeds) * (len(starts(cfg)) + len(arms(cfg)))
         display = Display(console, total, concurrency)
 
         def record(runner: Runner) -> None:
@@ -168,6 +168,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         notes=_notes(cfg, runner, model_folder, command),
         causes=dict(registry.causes(cfg.env)),
         base=bases[0] if bases else None,
+        contrasts=named_contrasts(cfg),
     )
 
 
@@ -213,7 +214,7 @@ def _held_out(runner: Runner) -> str:
 def _parameters(runner: Runner, model_folder: Path) -> str:
     """A note with the model's parameters, and for each kind of weights what trains and what a pass really costs."""
     model = models.parameters(model_folder)
-    folders = (runner.files(cell).run_dir.adapter for cell in runner.cells if cell.arm != INIT)
+    folders = (runner.files(cell).run_dir.adapter for cell in runner.cells if not is_start(cell.arm))
     notes = dict.fromkeys(_trained(folder, model) for folder in folders if folder.is_dir())
     return "; ".join((f"{model:,}", *notes))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlpost.compare.cells import CellFiles, Ended, Process, Run, refuse_changes, stop
 from rlpost.compare.design.plan import CellPlan, cell_name, plan, reference_arm, settings_of
-from rlpost.compare.design.types import INIT, Status
+from rlpost.compare.design.types import Status, is_start
 from rlpost.compare.display import Display
 from rlpost.compare.reading import Read, evaluated_on, read_cell
 from rlpost.config.schema import Config
@@ -92,7 +92,7 @@ class Runner:
         """The configuration of the cell. `cell.needs` ensures that the reference's compute is known by then."""
         reference = reference_arm(self._cfg)
         amounts: list[float] = []
-        if cell.arm not in (INIT, reference):
+        if cell.arm != reference and not is_start(cell.arm):
             points = self.read[cell_name(reference, cell.seed)].cell.points
             amounts = [float(getattr(p.compute, self._cfg.compare.match_on.value)) for p in points]
         return settings_of(self._cfg, cell, self._folder, amounts)

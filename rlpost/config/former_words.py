@@ -27,7 +27,14 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "rollout.": {
-        **{"policy": "latest", "lag": 0, "stop": [], "template_args": {}, "tensor_parallel": 1},
+        **{
+            "policy": "latest",
+            "lag": 0,
+            "stop": [],
+            "template_args": {},
+            "tensor_parallel": 1,
+            "recycle_mib": 0,
+        },
         **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None},
     },
     "lora.": {
@@ -57,7 +64,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "eval.": {"instances": "drawn"},
     "learner.": {"optimizer": "adamw", "lora_plus_ratio": 1.0},
     "ray.": {"placement": "pack", "wait_s": 600.0, "autoscaling": False},
-    "compare.": {"share_engines": True},  # a cell's own record has it, and does not read it
+    "compare.": {"share_engines": True, "contrasts": []},  # a cell's own record has them, and reads none
 }
 STAGES = {"ppo": "rl"}  # `stage` in a line of metrics.jsonl
 

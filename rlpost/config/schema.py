@@ -369,6 +369,7 @@ class RolloutConfig:
     max_canary_gap: float = 0.1
     restarts: int = 3  # number of dead engines that a run replaces
     min_workers: int | None = None  # fewest workers with which a run goes on after losses; none: all of them
+    recycle_mib: int = 0  # host memory above which a worker is replaced between iterations; 0: never
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker
 
@@ -456,6 +457,8 @@ class CompareConfig:
     arms: list[str] = field(default_factory=lambda: ["sft", "ppo"])
     # Named settings, with each of which every arm is run: {rank_1: {lora.rank: 1}}; empty: every arm is run once
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Further differences of two arms in the report: [opd - grpo]; under each of the settings, if there are some
+    contrasts: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every arm is trained with each seed
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # unit of compute or data in which all arms have the same budget

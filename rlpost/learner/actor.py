@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rlpost.cluster.memory import Memory, of_this_process
 from rlpost.cluster.node_tasks import naming_this_node
 from rlpost.config.schema import Config
 from rlpost.learner.checkpoint_folder import CheckpointFolder
@@ -52,6 +53,10 @@ class LearnerActor:
             bind_collectives(rendezvous.own_address)
         with naming_this_node():
             self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples, adapters)
+
+    def memory(self) -> Memory:
+        """The host memory of this rank."""
+        return of_this_process()
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner. Only rank 0 returns the answer, because the others' answers are not used."""

@@ -130,6 +130,33 @@ class DeepSpeedBackend:
             )
 
 
+def stored_tensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor in a file of a checkpoint, by the keys that lead to it: module.layers.0.weight.
+
+    Raises CheckpointError if the file cannot be read, or would run code.
+    """
+    try:
+        with _data_only():
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{file}\n  reason: it cannot be read as tensors and plain data: {str(error).splitlines()[0]}\n"
+            "  remedy: restore the file from a copy of the run"
+        ) from error
+    return dict(_tensors(held, ()))
+
+
+def _tensors(held: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(held, Tensor):
+        yield ".".join(keys), held
+    elif isinstance(held, dict):
+        for key, inner in held.items():
+            yield from _tensors(inner, (*keys, str(key)))
+    elif isinstance(held, list | tuple):
+        for place, inner in enumerate(held):
+            yield from _tensors(inner, (*keys, str(place)))
+
+
 @contextmanager
 def _data_only() -> Iterator[None]:
     """A context in which `torch.load` accepts only tensors and the records of DeepSpeed's own optimizer files.

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rlpost.cluster import actor_calls
+from rlpost.cluster.memory import Memory
 from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RlpostError
@@ -137,6 +138,11 @@ class LearnerGroup:
         except ClusterError as error:
             self.broken = str(error)
             raise LearnerError(self.broken) from error
+
+    def memory(self) -> list[Memory]:
+        """The host memory of each rank."""
+        refs = [worker.memory.remote() for worker in self.workers]
+        return self._answers(refs, "report its memory", self.cfg.learner.timeout_s)
 
     def close(self) -> None:
         """End every rank's process. It may be called twice."""

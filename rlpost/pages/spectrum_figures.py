@@ -51,6 +51,11 @@ def told(spectrum: Spectrum) -> str:
             f"Intruder dimensions: {totals['intruders']:.0f} among the {spectrum.top} leading singular vectors of each"
             f" of {totals['examined']:.0f} weights (|cosine| below {spectrum.epsilon:g})."
         )
+    if "principal_share" in totals:
+        said.append(
+            f"Of its squared norm, {totals['principal_share']:.2%} lies in the span of the {spectrum.top} leading"
+            f" singular vectors of those weights on either side (by chance {totals['principal_by_chance']:.2%})."
+        )
     if "rounding_loss" in totals:
         said.append(f"Rounding to {spectrum.dtype} loses {totals['rounding_loss']:.2%} of it.")
     return " ".join(said)

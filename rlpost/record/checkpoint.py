@@ -85,6 +85,32 @@ def latest(run_dir: RunDir, settings: Mapping[str, Any]) -> Checkpoint:
     raise CheckpointError(f"{run_dir.checkpoints}\n  reason: {reason}\n  remedy: start the run anew")
 
 
+def before(run_dir: RunDir, iteration: int, settings: Mapping[str, Any]) -> Checkpoint:
+    """The newest complete checkpoint with at most `iteration` iterations finished, with every byte verified.
+
+    Raises CheckpointError if there is none, naming the first iteration that has one, or if it was saved with other
+    `settings`.
+    """
+    whole = [(path, mark) for path in _candidates(run_dir.checkpoints) if (mark := _whole(path)) is not None]
+    for path, mark in whole:
+        if mark["iteration"] <= iteration and _whole(path, bytes_too=True) is not None:
+            _check_settings(path, mark["settings"], translated(json.loads(json.dumps(settings))))
+            return Checkpoint(path, mark["iteration"], mark["progress"])
+    first = min((mark["iteration"] for _, mark in whole), default=None)
+    kept = "no checkpoint is whole" if first is None else f"the oldest that is kept has {first} iterations"
+    ways = "start the run anew" if first is None else f"name an iteration from {first} on"
+    raise CheckpointError(
+        f"{run_dir.checkpoints}\n  reason: there is no checkpoint from before iteration {iteration}: {kept}\n"
+        f"  remedy: {ways}; a run keeps the newest {KEPT} of those that it takes every"
+        " tracking.checkpoint_every iterations"
+    )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a complete checkpoint, with every byte verified."""
+    return _whole(folder, bytes_too=True) is not None
+
+
 def exists(run_dir: RunDir) -> bool:
     """Whether there is a complete checkpoint, with any settings."""
     return any(_whole(path) is not None for path in _candidates(run_dir.checkpoints))

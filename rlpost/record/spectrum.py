@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +32,10 @@ class ModuleSpectrum:
     stable_rank: float | None  # ||D||_F^2 / ||D||_2^2; 0: no update
     intruders: int | None  # of the leading singular vectors of W0 + D
     rounding_loss: float | None  # ||round(W) - W|| / ||D|| in `dtype`
+    # Share of ||D||_F^2 in the span of the leading singular vectors of W0, and what a random update has there; None in
+    # a record of an earlier version, and for no update.
+    principal_share: float | None = None
+    principal_by_chance: float | None = None
 
     @property
     def relative_norm(self) -> float:
@@ -41,7 +45,7 @@ class ModuleSpectrum:
 @dataclass(frozen=True)
 class Spectrum:
     version: int  # of the adapter
-    top: int  # leading singular vectors examined for intruders
+    top: int  # leading singular vectors examined: of W for intruders, of W0 for the share in principal directions
     epsilon: float  # the |cosine| below which one is an intruder
     dtype: str | None  # what the weights are rounded to; None: not asked
     modules: Mapping[str, ModuleSpectrum]
@@ -50,7 +54,8 @@ class Spectrum:
         """Of all modules: the norms of all weights as one vector, mean ranks, the sum of intruders.
 
         Ranks are means over the modules that have an update; `examined` is the number of modules that were searched for
-        intruders. What was measured nowhere is absent.
+        intruders. The principal share is of the updates as one vector, and so is that by chance. What was measured
+        nowhere is absent.
         """
         every = list(self.modules.values())
         norm = math.hypot(*(each.norm for each in every))
@@ -60,8 +65,19 @@ class Spectrum:
                 totals[name] = fmean(values)
         if searched := [each.intruders for each in every if each.intruders is not None]:
             totals |= {"intruders": float(sum(searched)), "examined": float(len(searched))}
+        totals |= _principal(every)
         lost = [each.norm * each.rounding_loss for each in every if each.rounding_loss is not None]
         return totals | ({"rounding_loss": _ratio(math.hypot(*lost), norm)} if lost else {})
+
+
+def _principal(modules: Sequence[ModuleSpectrum]) -> dict[str, float]:
+    """The shares in principal directions, weighted by the squared norms of the updates."""
+    totals = {}
+    for name in ("principal_share", "principal_by_chance"):
+        known = [(each.norm**2, share) for each in modules if (share := getattr(each, name)) is not None]
+        if weight := sum(square for square, _ in known):
+            totals[name] = sum(square * share for square, share in known) / weight
+    return totals
 
 
 @dataclass(frozen=True)

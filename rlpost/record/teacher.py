@@ -20,6 +20,13 @@ def keep(run_dir: Path, teacher: str, fingerprint: str) -> None:
 
     Raises CheckpointError for another teacher, or if the record cannot be read.
     """
+    check(run_dir, teacher, fingerprint)
+    record = {"teacher": teacher, "fingerprint": fingerprint}
+    write_atomic(run_dir / FILE, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def check(run_dir: Path, teacher: str, fingerprint: str) -> None:
+    """Compare a teacher with the one on record, if there is one. Raises CheckpointError like `keep`."""
     path = run_dir / FILE
     if path.is_file() and (recorded := _recorded(path)) != fingerprint:
         raise CheckpointError(
@@ -27,8 +34,6 @@ def keep(run_dir: Path, teacher: str, fingerprint: str) -> None:
             f" {recorded[:12]}, and these files have {fingerprint[:12]})\n"
             "  remedy: name a folder with the teacher's own files, or start a new run"
         )
-    record = {"teacher": teacher, "fingerprint": fingerprint}
-    write_atomic(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _recorded(path: Path) -> str:

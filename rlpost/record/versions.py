@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,30 @@ def versions() -> dict[str, Any]:
         "git": _commit(Path(__file__).resolve().parents[2]),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "processor": _processor(),
     }
+
+
+def changes(recorded: Mapping[str, Any]) -> list[str]:
+    """What differs between a record of `versions` and this process: "vllm 0.11.0, now 0.12.0".
+
+    A record of an earlier commit, which lacks a name, does not differ in it.
+    """
+    now = versions()
+    return [
+        f"{name} {recorded[name]}, now {now[name]}"
+        for name in now
+        if name in recorded and recorded[name] != now[name]
+    ]
+
+
+def _processor() -> str | None:
+    """The processor's name as Linux gives it: kernels of another processor may round in another way."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _installed(distributions: tuple[str, ...]) -> str | None:

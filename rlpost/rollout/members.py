@@ -104,6 +104,11 @@ class Members:
                 " rollout.max_num_seqs)."
             ) from reason
 
+    def renew(self, member: Member) -> None:
+        """Put a new actor in the member's place, which is no loss. Raises ClusterError if the old one does not end."""
+        fence(member.actor, member.name)
+        member.take(self._spawn(member.number), self._start)
+
     def homeless(self, member: Member) -> None:
         """No node had room for the member in time. Raises ClusterError if it cannot be spared."""
         where = f"{self.needs} on one node within {self.cfg.ray.timeout_s:g} s"

@@ -21,7 +21,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any
 import ray
 
 from rlpost.cluster.actor_calls import Asked, get
+from rlpost.cluster.memory import Memory
 from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.envs import given
@@ -173,6 +174,20 @@ class RolloutPool:
             RolloutError: workers died more often than rollout.restarts allows.
         """
         return self._supervisor.next_answers(workers, deadlines)
+
+    def memory(self) -> dict[int, Memory]:
+        """The host memory of each worker that is not missing, by its number. Raises like `stream`."""
+        return self._one_each(lambda actor: actor.memory.remote())
+
+    def recycle(self, i: int) -> None:
+        """Replace worker i, which is idle, by a new process with the live adapter. It does not count as a loss.
+
+        Raises RolloutError or ClusterError if no new one starts.
+        """
+        member = self._members.all[i]
+        with suppress(RlpostError):  # the process ends in any case
+            get(member.actor.close.remote(), CLOSING_S, member.name)
+        self._supervisor.renew(member)
 
     def close_environments(self) -> list[str]:
         """Close the environments of every worker before its process ends, and return what went wrong, by worker.

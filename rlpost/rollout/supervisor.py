@@ -150,7 +150,16 @@ class Supervisor:
     def _bring_up(self, lost: Member, reason: ActorLostError) -> None:
         """Wait until another actor has the place of a lost one, and serves the live adapter."""
         self.members.lost(lost, reason)
-        list(self.answers({lost.number: lambda actor: actor.__ray_ready__.remote()}, own=True))
+        self._wait_for(lost)
+
+    def renew(self, member: Member) -> None:
+        """Put a new actor with the live adapter in the place of an idle one. Raises like `answers`."""
+        self.members.renew(member)
+        self._wait_for(member)
+
+    def _wait_for(self, member: Member) -> None:
+        """Wait until a member has started and serves the live adapter."""
+        list(self.answers({member.number: lambda actor: actor.__ray_ready__.remote()}, own=True))
 
     def close(self) -> None:
         """End the process of every worker."""

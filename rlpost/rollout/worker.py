@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlpost.cluster import data_files
+from rlpost.cluster.memory import Memory, of_this_process
 from rlpost.config.schema import Config, OnSwap
 from rlpost.envs import given, registry
 from rlpost.errors import RolloutError
@@ -163,6 +164,10 @@ class RolloutActor:
     def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Iterator[Played]:
         """Must be called like `stream`. If the call is cancelled, the episodes go on in the next call."""
         yield from _until_cancelled(self._worker.play(owed, sampling, begin))
+
+    def memory(self) -> Memory:
+        """The host memory of this process and of its engine's ranks."""
+        return of_this_process()
 
     def close(self) -> list[str]:
         return self._worker.close()

@@ -56,7 +56,7 @@ class Setup:
             rollout.cpus,
             rollout.gpus,
             tuple(import_roots(own_modules(cfg))),
-            _whole_weights(cfg, model_folder),
+            whole_weights(cfg, model_folder),
         )
 
     def serves(self, wanted: Setup) -> bool:
@@ -157,7 +157,7 @@ def engines(
 def _opened(
     cfg: Config, model_folder: Path, plan: Plan, console: Console
 ) -> Iterator[tuple[Cluster, RolloutPool]]:
-    modules, weights = own_modules(cfg), _whole_weights(cfg, model_folder)
+    modules, weights = own_modules(cfg), whole_weights(cfg, model_folder)
     joined = cfg.ray.address is not None
     with ExitStack() as stack:
         with packaged(data_files(cfg) if joined else []) as data:
@@ -173,7 +173,7 @@ def _opened(
         yield cluster, stack.enter_context(closing(pool))
 
 
-def _whole_weights(cfg: Config, model_folder: Path) -> int:
+def whole_weights(cfg: Config, model_folder: Path) -> int:
     """The bytes of the weights that a swap sends, at most: whole float32 parameters; an adapter's file."""
     adapter = Path(cfg.adapter) / WEIGHTS_FILE if cfg.adapter is not None else None
     trained = 4 * models.parameters(model_folder) if TABLE[cfg.lora.kind].whole else 0

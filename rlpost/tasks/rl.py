@@ -22,7 +22,7 @@ from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.reward_control import rewards_to_learn_from
 from rlpost.rollout.reward_function import Score
 from rlpost.rollout.rollouts import Rollouts, rollouts_of
-from rlpost.tasks import retention, spectrum, start_policy, training_state
+from rlpost.tasks import memory, retention, spectrum, start_policy, training_state
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -41,6 +41,7 @@ def run(cfg: Config) -> None:
         state = training_state.resume(session, "iteration", live=True) if resumes else _begin(session)
         schedule.replay(session.run_dir.read_metrics(), "iteration")
         with session.sitting():
+            memory.refuse_small_limit(session)
             _train(session, schedule, state)
             training_state.make_current_live(session, state)
             training_state.finish(session, state)
@@ -128,7 +129,13 @@ def _iterate(
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
     clock.split("learner", seconds)
     shown = {EXAMPLES: float(len(examples))} if examples else {}
-    measured = {**ahead, **update_metrics, **shown, **_go_live(session, state, rollouts)}
+    measured = {
+        **ahead,
+        **update_metrics,
+        **shown,
+        **_go_live(session, state, rollouts),
+        **memory.look(session),
+    }
     state.steps += 1
     # Absent while only the critic learns and the engine's log-probs are used unchanged. If an older policy plays, only
     # the first iteration's is one of engine and learner; later ones are also the way that the policy has moved. So are

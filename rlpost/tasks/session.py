@@ -36,6 +36,7 @@ from rlpost.record import locks, retention, run_error, teacher
 from rlpost.record.checkpoint import differences
 from rlpost.record.files import write_atomic
 from rlpost.record.gains import gains
+from rlpost.record.memory_growth import Growth
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting
 from rlpost.record.summary import held_out_losses
@@ -59,7 +60,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "min_workers", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s"),
     "learner": ("timeout_s",),
 }
 
@@ -78,6 +79,7 @@ class Session:
     started: float
     learner_group: LearnerGroup | None
     earlier: tuple[Sitting, ...] = ()  # the earlier starts of a resumed run
+    growth: dict[str, Growth] = field(default_factory=dict)  # of memory, by process; see rlpost.tasks.memory
     policies: RecentPolicies = field(init=False)  # those that play training's episodes and evaluations
 
     def __post_init__(self) -> None:

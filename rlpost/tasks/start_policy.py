@@ -9,8 +9,11 @@ the end       ─▶ the current policy goes live, for the last evaluation and a
 from __future__ import annotations
 
 from rlpost.record.files import publish_folder
+from rlpost.record.run_dir import RunDir
 from rlpost.tasks import stored_policy
 from rlpost.tasks.session import Session
+from rlpost.types import Canary
+from rlpost.weights.adapters import Adapter
 
 
 def keep(session: Session, version: int) -> None:
@@ -24,4 +27,9 @@ def go_live(session: Session) -> None:
 
     Raises AdapterError or CheckpointError if the files are missing or damaged, SwapError if an engine refuses it.
     """
-    session.pool.swap(*stored_policy.read(session.run_dir.start_policy))
+    session.pool.swap(*kept(session.run_dir))
+
+
+def kept(run_dir: RunDir) -> tuple[Adapter, Canary]:
+    """What `keep` wrote. Raises AdapterError or CheckpointError if the files are missing or damaged."""
+    return stored_policy.read(run_dir.start_policy)

@@ -126,7 +126,7 @@ def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     for path in latest.passed_over:
         told = f"warning: {path} is damaged; {latest.path.name} is taken instead"
         session.console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
-    state = _state_in(latest)
+    state = state_in(latest)
     _check_lines(session.run_dir, state, step_key)
     with session.clock.phase("start"):
         session.learner.load(latest.path)
@@ -140,7 +140,8 @@ def resume(session: Session, step_key: str, live: bool) -> TrainingState:
     return state
 
 
-def _state_in(saved: checkpoints.Checkpoint) -> TrainingState:
+def state_in(saved: checkpoints.Checkpoint) -> TrainingState:
+    """The state that a checkpoint holds. Raises CheckpointError if another version of rlpost took it."""
     its, known = set(saved.progress), {f.name for f in fields(TrainingState)}
     if its != known:
         raise CheckpointError(

@@ -111,6 +111,7 @@ RANGES: dict[str, Range] = {
     "rollout.gpus": SHARE,
     "rollout.max_canary_gap": POSITIVE,
     "rollout.restarts": NOT_NEGATIVE,
+    "rollout.recycle_mib": NOT_NEGATIVE,
     "rollout.env_timeout_s": POSITIVE,
     "rollout.timeout_s": POSITIVE,
     "learner.workers": COUNT,

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlpost.compare.design.plan import plan, quickened, settings_of
-from rlpost.compare.design.types import INIT, row_of
+from rlpost.compare.design.plan import arms, named_contrasts, plan, quickened, settings_of, starts
+from rlpost.compare.design.types import INIT, is_start, row_of
 from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import did_you_mean, refusal
@@ -23,7 +23,7 @@ from rlpost.validate.algorithm import ALGORITHM_CHECKS
 
 # Settings in which arms may differ, by how their names begin; and those among them that a comparison sets itself.
 _VARIABLE = ("lora.", "sft.", "algo.", "learner.", "rollout.lag")
-_FIXED = ("algo.name", "algo.iterations", "sft.steps", "sft.skip")
+_FIXED = ("algo.name", "algo.iterations", "sft.skip")
 
 
 def _budget(config: Config) -> Iterator[str]:
@@ -53,6 +53,24 @@ def _arms(config: Config) -> Iterator[str]:
         yield refusal("compare.arms", arms, reason, f"add one of {algorithms}")
 
 
+def _contrasts(config: Config) -> Iterator[str]:
+    try:
+        pairs = named_contrasts(config)
+    except ValueError as error:
+        reason, remedy = "it is no difference of two arms", "write it so: [opd - grpo]"
+        yield refusal("compare.contrasts", error, reason, remedy)
+        return
+    known = arms(config)
+    for arm, baseline in pairs:
+        name = f"{arm} - {baseline}"
+        unknown = [side for side in (arm, baseline) if side not in known]
+        if unknown:
+            reason = f"{unknown[0]} is no arm of this comparison; each is compared with init anyway"
+            yield refusal("compare.contrasts", name, reason, "choose two of " + ", ".join(known))
+        elif arm == baseline:
+            yield refusal("compare.contrasts", name, "an arm does not differ from itself", "name two arms")
+
+
 def _settings(config: Config) -> Iterator[str]:
     for name, settings in config.compare.settings.items():
         if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):
@@ -74,8 +92,10 @@ def _named_settings(config: Config, name: str, settings: Mapping[str, Any]) -> I
             )
             return
     changes_weights = any(setting.startswith("lora.") for setting in settings)
-    if changes_weights and (config.sft.steps or config.adapter is not None):
-        shared, value = ("sft.steps", config.sft.steps) if config.sft.steps else ("adapter", config.adapter)
+    own_start = starts(config) != (INIT,)
+    if changes_weights and ((config.sft.steps and not own_start) or config.adapter is not None):
+        from_adapter = config.adapter is not None
+        shared, value = ("adapter", config.adapter) if from_adapter else ("sft.steps", config.sft.steps)
         yield refusal(
             shared,
             value,
@@ -83,9 +103,14 @@ def _named_settings(config: Config, name: str, settings: Mapping[str, Any]) -> I
             "start from the bare model: sft.steps=0, no adapter",
         )
     try:
-        with_settings(config, settings)
+        found = with_settings(config, settings)
     except ConfigError as error:
         yield f"{key}: {error}"
+        return
+    if found.sft.steps < 0:
+        yield refusal(
+            f"{key}: sft.steps", found.sft.steps, "a warm start has no such length", "give 0 or more"
+        )
 
 
 def _named(config: Config) -> Iterator[str]:
@@ -189,7 +214,7 @@ def _every_arm(config: Config) -> Iterator[str]:
     already = {text for check in ALGORITHM_CHECKS for text in check(config)}
     quick = quickened(config)
     for cell in plan(quick):
-        if cell.seed == quick.compare.seeds[0] and cell.arm != INIT and not row_of(cell.arm).supervised:
+        if cell.seed == quick.compare.seeds[0] and not is_start(cell.arm) and not row_of(cell.arm).supervised:
             found = settings_of(quick, cell, Path(), [])
             for text in (text for check in ALGORITHM_CHECKS for text in check(found)):
                 if text not in already:
@@ -211,7 +236,7 @@ COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     *map(
         _of_comparisons,
         (
-            *(_arms, _settings, _settings_against_arms, _reward_control, _named, _seeds),
+            *(_arms, _settings, _contrasts, _settings_against_arms, _reward_control, _named, _seeds),
             *(_match_on, _points, _variants, _causes, _every_arm),
         ),
     ),

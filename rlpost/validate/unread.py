@@ -249,6 +249,12 @@ RULES = (
         f"{_LEAVE}, or give rollout.max_staleness",
     ),
     _Rule(
+        ("rollout.recycle_mib",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "workers are replaced between iterations of task=rl alone",
+        _LEAVE,
+    ),
+    _Rule(
         ("sft.learning_rate",),
         lambda cfg: cfg.lora.learning_rate is LearningRate.given,
         "lora.learning_rate=auto sets it",
@@ -343,6 +349,12 @@ RULES = (
         lambda cfg: cfg.ray.address is not None and cfg.eval.endpoint is None,
         "only a run on a joined cluster is placed on nodes and waits for them",
         f"{_LEAVE}, or give ray.address",
+    ),
+    _Rule(
+        ("compare.contrasts",),
+        lambda cfg: cfg.task is Task.compare,
+        "only the report of task=compare has differences of arms",
+        _LEAVE,
     ),
     _Rule(
         ("compare.share_engines",),

@@ -167,6 +167,8 @@ def _print_spectrum(name: str, spectrum: Spectrum) -> None:
         "effective rank",
         "stable rank",
         "intruders",
+        "principal",
+        "by chance",
         "lost",
     )
     rows = [
@@ -178,6 +180,8 @@ def _print_spectrum(name: str, spectrum: Spectrum) -> None:
             _number(each.effective_rank, ".1f"),
             _number(each.stable_rank, ".1f"),
             _number(each.intruders, "d"),
+            _number(each.principal_share, ".2%"),
+            _number(each.principal_by_chance, ".2%"),
             _number(each.rounding_loss, ".2%"),
         )
         for module, each in _by_type(spectrum.modules)

@@ -3,6 +3,7 @@
 LoRA, rsLoRA of one rank:  B, A ─▶ QR and a small core: all figures but the intruders, in milliseconds a module
 everything else:           merged weight - W0 ─▶ a full SVD a module
 intruders:                 the left singular vectors of W0 and of W0 + D, for every kind
+principal directions:      the singular vectors of W0, which intruders need anyway, and those of D
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +76,10 @@ def measure(adapter: Adapter, base: BaseWeights, search: Search, dtype: str | No
         svd = _of_factors(adapter, module) if factored else None
         if svd is None and module in chosen:
             svd = _of_difference(W0, merged)
-        found = _count_intruders(W0, merged, search) if module in chosen else None
-        modules[module] = _figures(W0, merged, svd, found, dtype)
+        figures = _figures(W0, merged, svd, dtype)
+        if module in chosen:
+            figures = replace(figures, **_against_base(W0, merged, svd, search))
+        modules[module] = figures
     return Spectrum(adapter.version, search.top, search.epsilon, dtype, modules)
 
 
@@ -231,14 +235,18 @@ def _of_difference(W0: Tensor, merged: Tensor) -> Svd:
     return algebra.of_matrix(merged.double() - W0.double(), floor)
 
 
-def _count_intruders(W0: Tensor, merged: Tensor, search: Search) -> int:
-    found = algebra.find_intruders(algebra.left_vectors(W0), merged, search.top, search.epsilon)
-    return len(found.S_N)
+def _against_base(W0: Tensor, merged: Tensor, svd: Svd | None, search: Search) -> dict[str, Any]:
+    """The figures that need the singular vectors of W0: intruders, and the share in its principal directions."""
+    base_OK = algebra.left_vectors(W0)
+    found = algebra.find_intruders(base_OK, merged, search.top, search.epsilon)
+    figures: dict[str, Any] = {"intruders": len(found.S_N)}
+    if svd is not None and len(svd.S_K):
+        share, by_chance = algebra.in_principal(svd, W0, base_OK, search.top)
+        figures |= {"principal_share": share, "principal_by_chance": by_chance}
+    return figures
 
 
-def _figures(
-    W0: Tensor, merged: Tensor, svd: Svd | None, intruders: int | None, dtype: str | None
-) -> ModuleSpectrum:
+def _figures(W0: Tensor, merged: Tensor, svd: Svd | None, dtype: str | None) -> ModuleSpectrum:
     wide = W0.float()
     norm = float(svd.S_K.norm()) if svd is not None else float((merged - wide).norm())
     lost = algebra.lost_norm(merged, getattr(torch, dtype)) if dtype is not None else None
@@ -248,7 +256,7 @@ def _figures(
         spectral_norm=None if svd is None else float(svd.S_K[0]) if len(svd.S_K) else 0.0,
         effective_rank=None if svd is None else algebra.effective_rank(svd.S_K),
         stable_rank=None if svd is None else algebra.stable_rank(svd.S_K),
-        intruders=intruders,
+        intruders=None,
         rounding_loss=None if lost is None or not norm else lost / norm,
     )
 

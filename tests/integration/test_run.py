@@ -51,7 +51,8 @@ GAPS = {"float32": 0.02, "bfloat16": 0.06}  # nats between engine and learner on
 
 
 def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if "seconds" not in key}
+    """A line without what the machine's load decides: times and memory."""
+    return {key: value for key, value in line.items() if "seconds" not in key and "memory" not in key}
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,20 @@ def test_plain_peft_gives_the_log_probs_that_were_recorded(whole: Finished) -> N
         gaps.append((ours[mask] - recorded).abs().mean().item())
         assert not torch.allclose(recorded, torch.zeros(()))
     assert sum(gaps) / len(gaps) < GAPS[whole.dtype]
+
+
+def test_an_iteration_is_replayed_to_the_last_bit(whole: Finished) -> None:
+    """Two updates from the checkpoint before; new engines play the episodes of the last iteration again."""
+    before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
+    command = [sys.executable, "-m", "rlpost", "replay", str(whole.folder), "--iteration", "3", "--rollouts"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_DEADLINE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = [line for line in done.stdout.splitlines() if line.endswith("equal to the last bit")]
+    assert [line.partition(" ")[0] for line in compared] == [
+        *("iteration", "iteration", "iteration"),
+        *("adapter/", "checkpoints/iteration-000004:"),
+    ]
+    assert before == {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}, "it is only read"
 
 
 def test_ctrl_c_leaves_a_whole_checkpoint_and_no_process(

@@ -100,6 +100,17 @@ def test_a_death_in_mid_stream_changes_no_episode_and_nothing_comes_twice(pool: 
     assert len({turn.answer for group in disturbed for t in group for turn in t.turns}) > 20
 
 
+def test_a_recycled_worker_changes_no_episode(pool: RolloutPool) -> None:
+    specs = training_specs(pool.cfg, 0)
+    undisturbed, before, restarts = pool.collect(specs, SAMPLING), pool.memory(), pool.restarts
+    pool.recycle(0)
+    after = pool.memory()
+    assert (after[0].pid != before[0].pid, after[1].pid == before[1].pid) == (True, True)
+    assert all(50 < memory.rss < 5000 for memory in after.values())
+    assert pool.collect(specs, SAMPLING) == undisturbed
+    assert pool.restarts == restarts
+
+
 def test_a_stream_that_is_closed_stops_its_workers_who_then_play_on(pool: RolloutPool) -> None:
     few = training_specs(pool.cfg, 2)
     before = pool.collect(few, SAMPLING)

@@ -204,3 +204,45 @@ def test_what_rounding_loses() -> None:
     W = torch.tensor([[1.0 + 2**-9, 1.0]])
     assert spectrum.lost_norm(W, torch.bfloat16) == 2**-9
     assert spectrum.lost_norm(W, torch.float32) == 0.0
+
+
+def share(D: Tensor, W0: Tensor, top: int) -> tuple[float, float]:
+    return spectrum.in_principal(spectrum.of_matrix(D), W0, spectrum.left_vectors(W0), top)
+
+
+def test_the_share_in_principal_directions_by_hand() -> None:
+    """W0 = diag(4, 3, 2, 1), without its last column: its singular vectors are the axes."""
+    W0 = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))[:, :3]
+    D = torch.zeros(4, 3)
+    D[0, 0] = 2.0
+    assert share(D, W0, 1) == (pytest.approx(1.0), 1 / 12)  # D = 2 u1 v1^T
+    D[1, 2] = 1.0  # u2 v3^T: outside of the two leading ones on the right, inside of three
+    assert share(D, W0, 2) == (pytest.approx(4 / 5), 4 / 12)
+    assert share(D, W0, 3) == (pytest.approx(1.0), 9 / 12)
+    D[0, 0] = 0.0
+    assert share(D, W0, 2)[0] == pytest.approx(0.0)
+    D[1, 2], D[3, 0] = 0.0, 1.0  # W0 has rank 3: u4 is no direction of it, however many are asked for
+    assert share(D, W0, 10) == (pytest.approx(0.0), 9 / 12)
+
+
+def test_a_random_update_has_the_share_of_chance() -> None:
+    W0 = random(0, 30, 20)
+    shares = [share(random(seed, 30, 20), W0, 5)[0] for seed in range(1, 201)]
+    by_chance = 25 / 600
+    # The share is a mean of 25 of 600 squares of normals: a standard deviation of about by_chance * sqrt(2 / 25).
+    assert sum(shares) / 200 == pytest.approx(by_chance, abs=4 * by_chance * math.sqrt(2 / 25 / 200))
+
+
+@given(SHAPES, st.integers(1, 12))
+def test_the_share_is_one_of_a_projection_and_ignores_the_scale(
+    sizes: tuple[int, int, int, int], top: int
+) -> None:
+    A, B = factors(*sizes)
+    W0 = random(sizes[3] + 9, sizes[0], sizes[1])
+    U, _, Vh = torch.linalg.svd(W0, full_matrices=False)
+    U, V = U[:, :top], Vh[:top].T
+    D = B @ A
+    expected = float((U @ U.T @ D @ V @ V.T).norm() ** 2 / D.norm() ** 2)
+    assert share(D, W0, top)[0] == pytest.approx(expected, abs=1e-5)
+    assert share(-3.0 * D, W0, top)[0] == pytest.approx(expected, abs=1e-5)
+    assert -1e-12 <= expected <= 1 + 1e-12

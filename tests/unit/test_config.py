@@ -774,6 +774,22 @@ class TestValidate:
                 ["task=compare", "sft.steps=0", "compare.settings={a/b: {lora.rank: 1}}"],
                 "compare.settings=a/b\n  reason: a name becomes part of a folder's",
             ),
+            (
+                ["task=compare", "compare.settings={a: {sft.steps: -1}}"],
+                "compare.settings.a: sft.steps=-1\n  reason: a warm start has no such length",
+            ),
+            (
+                ["task=compare", "compare.contrasts=[ppo over sft]"],
+                "compare.contrasts=ppo over sft\n  reason: it is no difference of two arms",
+            ),
+            (
+                ["task=compare", "arms=[sft,ppo]", "compare.contrasts=[grpo - ppo]"],
+                "compare.contrasts=grpo - ppo\n  reason: grpo is no arm of this comparison",
+            ),
+            (
+                ["task=compare", "arms=[sft,ppo]", "compare.contrasts=[ppo - ppo]"],
+                "compare.contrasts=ppo - ppo\n  reason: an arm does not differ from itself",
+            ),
             (["task=compare", "seeds=[1,1]"], "one twice"),
             (
                 ["task=compare", "compare.match_on=device_seconds", "compare.concurrency=2"],

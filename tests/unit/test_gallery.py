@@ -10,7 +10,7 @@ import pytest
 
 from rlpost import run
 from rlpost.compare.design.plan import plan, run_dir_of, settings_of
-from rlpost.compare.design.types import INIT, row_of
+from rlpost.compare.design.types import is_start, row_of
 from rlpost.config.experiments import experiments
 from rlpost.config.schema import Config, Task
 from rlpost.validate.checks import validate
@@ -97,7 +97,7 @@ def test_every_cell_of_a_paper_would_be_accepted(name: str, teacher: Path, tmp_p
     for cell in (cell for cell in plan(cfg) if cell.seed == first):
         found = settings_of(cfg, cell, tmp_path, [float(n + 1) for n in range(cfg.compare.points)])
         validate(found)
-        if cell.arm == INIT:  # it comes first, and leaves the adapter from which the others start
+        if is_start(cell.arm):  # it comes first, and leaves the adapter from which the others start
             adapter_in(run_dir_of(tmp_path, cell.name) / "adapter")
         else:
             assert found.task is row_of(cell.arm).task

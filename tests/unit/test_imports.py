@@ -105,7 +105,7 @@ MAY_IMPORT = {
     },
     "verbs": {
         *("compare", "compare.design", "config", "doctor", "pages", "record"),
-        *("rollout", "rollout.engine", "weights"),
+        *("rollout", "rollout.engine", "tasks", "weights"),
     },
     "compare": {
         *("cluster", "compare.design", "compare.report", "compare.statistics"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,10 @@ def test_every_figure_against_full_decompositions_of_pefts_merge(
         assert ours.stable_rank == pytest.approx(float((S**2).sum() / S[0] ** 2), rel=1e-3)
         U0, U = (torch.linalg.svd(each, full_matrices=False).U for each in (W0, W))
         assert ours.intruders == int(((U0.T @ U[:, :10]).abs().amax(dim=0) < 0.5).sum())
+        U0, _, Vh0 = torch.linalg.svd(W0, full_matrices=False)
+        inner = U0[:, :10].T @ (W - W0) @ Vh0[:10].T
+        assert ours.principal_share == pytest.approx(float(inner.norm() / (W - W0).norm()) ** 2, abs=1e-4)
+        assert ours.principal_by_chance == 100 / W.numel()
         lost = (W.float().bfloat16().double() - W).norm() / (W - W0).norm()
         assert ours.rounding_loss == pytest.approx(float(lost), rel=1e-3)
     if kind == "lora":
@@ -189,6 +194,29 @@ def test_totals_by_hand() -> None:
     assert nothing.totals() == {"relative_norm": 0, "intruders": 0, "examined": 1}
 
 
+def test_the_principal_share_of_all_is_that_of_one_vector() -> None:
+    """Squared norms 9 and 16; a module without an update, and one that was not searched, do not count."""
+    known = module_of(3, 6, 2, 1, None), module_of(4, 8, 4, 0, None)
+    shares = ((0.5, 0.01), (0.25, 0.02))
+    modules = {
+        str(i): replace(each, principal_share=share, principal_by_chance=chance)
+        for i, (each, (share, chance)) in enumerate(zip(known, shares, strict=True))
+    }
+    totals = Spectrum(0, 10, 0.5, None, modules | {"not searched": module_of(9, 9, 1, None, None)}).totals()
+    assert totals["principal_share"] == pytest.approx((9 * 0.5 + 16 * 0.25) / 25)
+    assert totals["principal_by_chance"] == pytest.approx((9 * 0.01 + 16 * 0.02) / 25)
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    record.write(TWO, tmp_path)
+    path = tmp_path / record.FILE
+    old = json.loads(path.read_bytes())
+    for each in old["modules"].values():
+        del each["principal_share"], each["principal_by_chance"]
+    path.write_text(json.dumps(old))
+    assert record.read(tmp_path) == TWO
+
+
 def test_the_file_there_and_back(tmp_path: Path) -> None:
     assert record.read(tmp_path) is None
     record.write(TWO, tmp_path)
@@ -223,6 +251,7 @@ def test_a_run_measures_on_the_way_and_at_its_end(small: Path, tmp_path: Path) -
     task.at_the_end(session, "eval/iterations", 7)
     [line] = run_dir.read_metrics()
     names |= {f"spectrum/{name}" for name in ("intruders", "examined", "rounding_loss")}
+    names |= {f"spectrum/principal_{name}" for name in ("share", "by_chance")}
     assert line.keys() == {"stage", "non_finite", *names}
     assert line["stage"] == "after"
     [(figures, over)] = sent

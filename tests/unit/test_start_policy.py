@@ -94,6 +94,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     cfg.sft.steps, cfg.eval.start, cfg.eval.every = 0, False, 2
     run_dir = RunDir.create(tmp_path / "run", "name", 0, to_yaml(cfg))
     monkeypatch.setattr("rlpost.tasks.spectrum.on_the_way", lambda session: {})
+    monkeypatch.setattr("rlpost.tasks.memory.look", lambda session: {})
     told, tracker = SimpleNamespace(stage=silent, iteration=silent), SimpleNamespace(log=silent)
     parts: dict[str, Any] = {"chat": None, "pool": Pool(), "tracker": tracker, "progress": told}
     return Session(

@@ -80,6 +80,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     report = SimpleNamespace(metrics=dict)
     monkeypatch.setattr(training_state, "swap", lambda session, state: report)
     monkeypatch.setattr("rlpost.tasks.spectrum.on_the_way", lambda session: {})
+    monkeypatch.setattr("rlpost.tasks.memory.look", lambda session: {})
     monkeypatch.setattr("rlpost.tasks.spectrum.at_the_end", silent)
     told, tracker = SimpleNamespace(stage=silent, iteration=silent), SimpleNamespace(log=silent)
     parts: dict[str, Any] = {"chat": None, "console": None, "pool": Pool(), "tracker": tracker}
@@ -255,6 +256,7 @@ def test_gaps_of_sampled_tokens_and_of_canaries_have_two_names(
 ) -> None:
     """An iteration measures both; a supervised run's swaps only the canary's, and its other mean is null."""
     monkeypatch.undo()  # the real swap
+    monkeypatch.setattr("rlpost.tasks.memory.look", lambda session: {})
     monkeypatch.setattr("rlpost.tasks.spectrum.on_the_way", lambda session: {})
     report = PoolSwapReport(1, modules_bound=4, canary_gap=0.25, rounding_loss=0.0, seconds=0.1)
     monkeypatch.setattr(training_state, "sync_weights", lambda session, version: report)

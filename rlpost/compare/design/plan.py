@@ -2,23 +2,27 @@
 
     init-SEED ─▶ REFERENCE-SEED (the first algorithm of `compare.arms`) ─▶ what it spent ─▶ every other ARM-SEED
 
-`init` is the warm start from which every arm with that seed continues. The reference runs for `algo.iterations`. The
-compute it has spent at each of its points is the budget of the other arms, which evaluate and end at the same amounts.
+`init` is the warm start from which every arm with that seed continues. If one of `compare.settings` has its own
+`sft.steps`, the arms under each of them continue a start of their own, init.NAME-SEED. The reference runs for
+`algo.iterations`. The compute it has spent at each of its points is the budget of the other arms, which evaluate and
+end at the same amounts.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpost.compare.design.types import INIT, row_of, settings_name_of, with_settings_name
+from rlpost.compare.design.types import INIT, is_start, row_of, settings_name_of, with_settings_name
 from rlpost.config.arms import Arm
 from rlpost.config.compose import defaults_under, with_settings
 from rlpost.config.presets import TABLE
 from rlpost.config.schema import AlgoName, BudgetConfig, CompareConfig, Config, Task
 
+_CONTRAST = re.compile(r"\s*(?P<arm>[\w.]+)\s*-\s*(?P<baseline>[\w.]+)\s*")
 # An arm that has not spent its budget ends after this many times the reference's iterations.
 AT_MOST = 20
 SFT_AT_MOST = 1_000_000  # the same limit for SFT, in optimizer steps
@@ -61,6 +65,43 @@ def arms(cfg: Config) -> tuple[str, ...]:
     return tuple(with_settings_name(arm, name) for name in names for arm in cfg.compare.arms)
 
 
+def starts(cfg: Config) -> tuple[str, ...]:
+    """INIT; or a start for each of `compare.settings`, if one of them has its own length of the warm start."""
+    settings = cfg.compare.settings
+    if not any("sft.steps" in each for each in settings.values()):
+        return (INIT,)
+    return tuple(with_settings_name(INIT, name) for name in settings)
+
+
+def start_of(cfg: Config, arm: str) -> str:
+    """The start from which an arm is trained."""
+    own = with_settings_name(INIT, settings_name_of(arm))
+    return own if own in starts(cfg) else INIT
+
+
+def named_contrasts(cfg: Config) -> tuple[tuple[str, str], ...]:
+    """(arm, baseline) of each of `compare.contrasts`. Two plain names are compared under each of `compare.settings`.
+
+    A side may be no arm of the comparison; rlpost.validate.comparison refuses that. Raises ValueError for a text that
+    is no difference of two names.
+    """
+    settings = cfg.compare.settings or [None]
+    found = list[tuple[str, str]]()
+    for text in cfg.compare.contrasts:
+        match = _CONTRAST.fullmatch(text)
+        if match is None:
+            raise ValueError(text)
+        sides = match["arm"], match["baseline"]
+        if any(settings_name_of(side) for side in sides):
+            found.append(sides)
+        else:
+            arm, baseline = sides
+            found += [
+                (with_settings_name(arm, name), with_settings_name(baseline, name)) for name in settings
+            ]
+    return tuple(dict.fromkeys(found))
+
+
 def reference_arm(cfg: Config) -> str:
     """The first arm that is an algorithm; without one, the first that borrows its algorithm from the reference.
 
@@ -74,29 +115,32 @@ def plan(cfg: Config) -> list[CellPlan]:
     """All cells, seed by seed; each comes after the cells that it needs."""
     cells, reference = [], reference_arm(cfg)
     for seed in cfg.compare.seeds:
-        start, first = cell_name(INIT, seed), cell_name(reference, seed)
-        cells += [CellPlan(INIT, seed, ()), CellPlan(reference, seed, (start,))]
+        start = {arm: cell_name(start_of(cfg, arm), seed) for arm in arms(cfg)}
+        first = cell_name(reference, seed)
+        cells += [CellPlan(each, seed, ()) for each in starts(cfg)]
+        cells.append(CellPlan(reference, seed, (start[reference],)))
         others = (arm for arm in arms(cfg) if arm != reference)
-        cells += [CellPlan(arm, seed, (start, first)) for arm in others]
+        cells += [CellPlan(arm, seed, (start[arm], first)) for arm in others]
     return cells
 
 
 def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[float]) -> Config:
     """The whole configuration of a cell's run. `amounts`: the reference's compute, unused for the reference itself."""
-    if cell.arm == INIT:
+    if is_start(cell.arm):
         return _init(cfg, cell, folder)
     cell_cfg = _common(learning_of(cfg, cell.arm), cell, folder)
-    cell_cfg.eval.start = False  # the start is the same for all arms, and init evaluates it
-    if cfg.sft.steps:
-        cell_cfg.adapter = str(run_dir_of(folder, cell_name(INIT, cell.seed)) / "adapter")
+    cell_cfg.eval.start = False  # init evaluates it
+    before = cell_cfg.sft.steps  # the length of the warm start
+    if before:
+        cell_cfg.adapter = str(run_dir_of(folder, cell_name(start_of(cfg, cell.arm), cell.seed)) / "adapter")
     cell_cfg.task = row_of(cell.arm).task
     if cell_cfg.task is Task.sft:
-        cell_cfg.sft.steps, cell_cfg.sft.skip = SFT_AT_MOST, cfg.sft.skip + cfg.sft.steps
+        cell_cfg.sft.steps, cell_cfg.sft.skip = SFT_AT_MOST, cfg.sft.skip + before
         cell_cfg.tracking.checkpoint_every *= SFT_CHECKPOINTS
     else:
         cell_cfg.sft.steps = 0
         if cell_cfg.algo.expert_coef > 0:  # expert answers follow those of the warm start, as SFT's do
-            cell_cfg.sft.skip += cfg.sft.steps
+            cell_cfg.sft.skip += before
     if cell.arm == reference_arm(cfg):
         cell_cfg.eval.every = cfg.algo.iterations // cfg.compare.points
     else:
@@ -107,9 +151,11 @@ def settings_of(cfg: Config, cell: CellPlan, folder: Path, amounts: Sequence[flo
 
 def _init(cfg: Config, cell: CellPlan, folder: Path) -> Config:
     """The configuration of the warm start; without a warm start, of an evaluation of the start adapter."""
-    cell_cfg = _common(cfg, cell, folder)
-    cell_cfg.task = Task.sft if cfg.sft.steps else Task.eval
-    cell_cfg.eval.start = cell.seed == cfg.compare.seeds[0]  # the bare model is the same for every seed
+    name = settings_name_of(cell.arm)
+    cell_cfg = _common(with_settings(cfg, cfg.compare.settings[name]) if name else cfg, cell, folder)
+    cell_cfg.task = Task.sft if cell_cfg.sft.steps else Task.eval
+    # The bare model is the same for every seed and every start.
+    cell_cfg.eval.start = (cell.arm, cell.seed) == (starts(cfg)[0], cfg.compare.seeds[0])
     return cell_cfg
 
 

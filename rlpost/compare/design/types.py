@@ -16,7 +16,8 @@ from rlpost.config.keys import did_you_mean
 from rlpost.errors import ComparisonError
 from rlpost.record.compute import Compute
 
-# The pseudo-arm from which every other arm starts: the warm-started adapter, evaluated at its only point.
+# The pseudo-arm from which every other arm starts: the warm-started adapter, evaluated at its only point. Settings with
+# warm starts of their own have one each: init.NAME.
 INIT = "init"
 _AND = "."  # between an arm's name in the table and the name of its settings
 
@@ -29,6 +30,11 @@ def with_settings_name(name: str, settings: str | None) -> str:
 def row_name_of(arm: str) -> str:
     """INIT, or a name of the table of arms (rlpost/config/arms.py)."""
     return arm.partition(_AND)[0]
+
+
+def is_start(arm: str) -> bool:
+    """Whether this is INIT, or the start of the arms under some settings."""
+    return row_name_of(arm) == INIT
 
 
 def row_of(arm: str) -> Arm:
@@ -158,7 +164,7 @@ class Comparison:
     model: str
     train_variant: str
     variants: Mapping[str, ComparedVariant]
-    arms: tuple[str, ...]  # without INIT
+    arms: tuple[str, ...]  # without starts
     seeds: tuple[int, ...]
     matched_on: str  # a key of UNITS
     cells: tuple[Cell, ...]
@@ -169,3 +175,14 @@ class Comparison:
     # The model before any training, by variant; None: not evaluated.
     base: Mapping[str, Evaluation] | None = None
     agreements: tuple[ArmsAgreement, ...] = ()
+    contrasts: tuple[tuple[str, str], ...] = ()  # (arm, baseline) of compare.contrasts
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """INIT, or the starts of settings that have their own, in the order of the settings."""
+        return tuple(dict.fromkeys(cell.arm for cell in self.cells if is_start(cell.arm))) or (INIT,)
+
+    def start_of(self, arm: str) -> str:
+        """The start from which an arm was trained."""
+        own = with_settings_name(INIT, settings_name_of(arm))
+        return own if own in self.starts else INIT

@@ -48,7 +48,7 @@ def findings(comparison: Comparison) -> Findings:
 
 
 def _is_last(each: Success | Causes, among: Sequence[Success | Causes]) -> bool:
-    """Whether the cell's point is the last of its arm. INIT has one point only."""
+    """Whether the cell's point is the last of its arm. A start has one point only."""
     return each.share == max(other.share for other in among if other.arm == each.arm)
 
 

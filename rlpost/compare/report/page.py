@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlpost.compare.design.types import INIT, Comparison, Status
+from rlpost.compare.design.types import Comparison, Status
 from rlpost.compare.report import sections
 from rlpost.compare.report.findings import findings
 from rlpost.compare.report.view import Section, View
@@ -68,7 +68,7 @@ def _run_dirs(comparison: Comparison, folder: Path) -> dict[str, RunDir]:
     by_seed = {
         seed: {
             cell.arm: RunDir(folder / cell.run_dir)
-            for arm in (INIT, *comparison.arms)
+            for arm in (*comparison.starts, *comparison.arms)
             for cell in comparison.cells
             if (cell.arm, cell.seed, cell.status) == (arm, seed, Status.DONE)
         }

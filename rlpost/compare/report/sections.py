@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
-from rlpost.compare.design.types import INIT, UNITS, Cell, Evaluation, Status
+from rlpost.compare.design.types import UNITS, Cell, Evaluation, Status
 from rlpost.compare.report import pictures, retention, spectra
 from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.report.view import Section, Table, View, percent
@@ -93,8 +93,9 @@ def _rate(view: View, success: Success | None) -> str:
 
 
 def _curves(view: View, unit: str) -> Iterator[Image]:
+    common = view.comparison.starts[0] if len(view.comparison.starts) == 1 else None
     for variant in view.variants:
-        start = view.last(INIT, variant)
+        start = None if common is None else view.last(common, variant)
         if arms := [arm for arm in view.comparison.arms if view.shares(arm, variant)]:
             yield pictures.lines(
                 view.heading(variant),
@@ -105,8 +106,8 @@ def _curves(view: View, unit: str) -> Iterator[Image]:
 
 
 def _line(view: View, arm: str, variant: str, unit: str) -> Line:
-    """An arm's curve. It starts at init, which is evaluated once for all arms."""
-    start = view.last(INIT, variant)
+    """An arm's curve. It begins at its start, which is evaluated once for all arms."""
+    start = view.last(view.comparison.start_of(arm), variant)
     way = [] if start is None or 0.0 in view.shares(arm, variant) else [(0.0, start)]
     for share in view.shares(arm, variant):
         way.append((fmean(view.spent(arm, share, unit)), view.at(arm, variant, share)))
@@ -117,8 +118,9 @@ def _line(view: View, arm: str, variant: str, unit: str) -> Line:
 
 def _differences(view: View) -> Section:
     reading = (
-        "Each arm against init, against SFT, against the arm that it varies, and against itself under the first"
-        " settings, at the end of the budget, paired over seeds and instances. The heavy bar is the 95% interval of"
+        "Each arm against its start (init), against SFT, against the arm that it varies, and against itself under the"
+        " first settings, then the differences of compare.contrasts, at the end of the budget, paired over seeds and"
+        " instances. The heavy bar is the 95% interval of"
         " that difference alone; the thin one, and the brackets beside it, hold for all rules at once: where it does"
         " not touch the line at zero, the difference is clear. An arrow: the interval goes on outside the picture. p is"
         " corrected for the number of rules likewise (Bonferroni)."

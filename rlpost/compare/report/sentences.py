@@ -8,12 +8,12 @@ from enum import StrEnum
 from statistics import median
 
 from rlpost.compare.design.types import (
-    INIT,
     UNITS,
     Cell,
     Comparison,
     Role,
     Status,
+    is_start,
     row_name_of,
     row_of,
     settings_name_of,
@@ -100,7 +100,7 @@ _AHEAD: Answers = {
 def arm_name(arm: str) -> str:
     """The arm in a sentence: `PPO`, or `PPO (rank_8)` if the comparison has several settings."""
     settings = settings_name_of(arm)
-    name = "the start" if arm == INIT else row_of(arm).label
+    name = "the start" if is_start(arm) else row_of(arm).label
     return name if settings is None else f"{name} ({settings})"
 
 
@@ -116,7 +116,7 @@ def percent(interval: Interval) -> str:
 def problems(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[str]:
     """Every cell that is not done, then what each contrast lacks because of them."""
     cells = {(cell.arm, cell.seed): cell for cell in comparison.cells}
-    for arm in (INIT, *comparison.arms):
+    for arm in (*comparison.starts, *comparison.arms):
         for seed in comparison.seeds:
             cell = cells.get((arm, seed))
             if cell is None or cell.status is Status.MISSING:
@@ -162,7 +162,7 @@ def answers(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[
         )
         return
     for arm in sorted(comparison.arms, key=lambda name: not row_of(name).supervised):
-        mine = [row for row in rows if (row.arm, row.baseline) == (arm, INIT)]
+        mine = [row for row in rows if (row.arm, row.baseline) == (arm, comparison.start_of(arm))]
         yield _did_it_memorize(arm, mine) if row_of(arm).supervised else _did_it_generalize(arm, mine)
     for arm, baseline in contrasts(comparison):
         mine = [row for row in rows if (row.arm, row.baseline) == (arm, baseline)]
@@ -170,7 +170,7 @@ def answers(comparison: Comparison, rows: Sequence[ContrastResult]) -> Iterator[
             yield Finding(
                 f"{arm_name(arm)} against {arm_name(baseline)}{_in_one_seed(mine)}:", _details(mine)
             )
-        elif baseline != INIT:
+        elif not is_start(baseline):
             yield _who_is_ahead(arm, baseline, mine, comparison.matched_on)
 
 

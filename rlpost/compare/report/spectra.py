@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from rlpost.compare.report.view import Section, Table, View, told
-from rlpost.compare.statistics.spectra import arm_spectra, lacking, pair_agreements
+from rlpost.compare.statistics.spectra import ArmSpectrum, arm_spectra, lacking, pair_agreements
 
 _READING = (
     "Each arm's update of the weights at its end, as a mean over seeds with its 95% t interval (none of one seed). The"
     " norm is a share of the base weights' norm, the ranks are means of the modules, and intruders are counted among"
-    " the leading singular vectors of the modules that were searched. docs/adapters.md says how to read each figure."
+    " the leading singular vectors of the modules that were searched. The principal share is that of the update's"
+    " squared norm in the span of the base weights' leading singular vectors, with what chance gives in brackets."
+    " docs/adapters.md says how to read each figure."
 )
 _PAIRS = (
     " Agreement of two arms with one seed, since their common start: the cosine of their updates, and the mean squared"
@@ -28,7 +30,8 @@ def section(view: View) -> Section | None:
         names = ", ".join(f"{cell.arm} with seed {cell.seed}" for cell in without)
         reading += f" Without a spectrum.json, and so not counted: {names}."
     arms = tuple(
-        (each.arm, *(told(each.figures.get(name), form) for name, form in _FORMS.items())) for each in spectra
+        (each.arm, *(told(each.figures.get(name), form) for name, form in _FORMS.items()), _principal(each))
+        for each in spectra
     )
     agreeing = tuple(
         (
@@ -41,6 +44,15 @@ def section(view: View) -> Section | None:
         )
         for (first, second), means in pairs.items()
     )
-    tables = [Table(("arm", "norm", "effective rank", "stable rank", "intruders"), arms, 4)] if arms else []
+    tables = (
+        [Table(("arm", "norm", "effective rank", "stable rank", "intruders", "principal share"), arms, 5)]
+        if arms
+        else []
+    )
     tables += [Table(("arms", "cosine", "columns", "rows"), agreeing, 3)] if agreeing else []
     return Section("What the updates did to the weights", reading, tables=tuple(tables))
+
+
+def _principal(arm: ArmSpectrum) -> str:
+    share, by_chance = (arm.figures.get(f"principal_{name}") for name in ("share", "by_chance"))
+    return told(share, ".2%") + ("" if by_chance is None else f"\nby chance {by_chance.value:.2%}")

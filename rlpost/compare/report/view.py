@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlpost.compare.design.types import INIT, Comparison, Point
+from rlpost.compare.design.types import Comparison, Point
 from rlpost.compare.report.findings import Findings
 from rlpost.compare.statistics.directions import ContrastResult
 from rlpost.compare.statistics.estimates import Success
@@ -40,7 +40,7 @@ class View:
         self.comparison, self.findings = comparison, findings
         names = comparison.variants
         self.variants = sorted(names, key=lambda v: names[v].role.place)
-        self.arms = (INIT, *comparison.arms)
+        self.arms = (*comparison.starts, *comparison.arms)
         self.has_steps = any(any(self.step_accuracies(success)) for success in findings.successes)
         self._successes = {(s.arm, s.variant, s.share): s for s in findings.successes}
 

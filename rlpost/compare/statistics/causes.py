@@ -60,7 +60,7 @@ def measures_memorization(comparison: Comparison) -> bool:
 
 
 def causes(comparison: Comparison) -> list[Causes]:
-    """The causes of every arm (INIT included), variant and share that at least one seed has, sorted by these three."""
+    """The causes of every arm or start, variant and share that at least one seed has, sorted by these three."""
     measured = measures_memorization(comparison)
     return [_causes(comparison.causes, measured, *each) for each in by_key(comparison).items()]
 

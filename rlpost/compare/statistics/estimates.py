@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlpost.compare.design.types import (
-    INIT,
     Comparison,
     Evaluation,
     baselines_of,
+    is_start,
     row_name_of,
     settings_name_of,
     with_settings_name,
@@ -54,7 +54,7 @@ class Difference:
     """`arm - baseline` on one variant at one point, paired over seeds and instances."""
 
     arm: str
-    baseline: str  # INIT (at its only point), or another arm (at the same share); see `contrasts`
+    baseline: str  # a start (at its only point), or another arm (at the same share); see `contrasts`
     variant: str
     share: float
     estimate: Interval  # 95%, of this difference alone
@@ -71,7 +71,7 @@ class Difference:
 
 
 def successes(comparison: Comparison) -> list[Success]:
-    """The success of every arm (INIT included), variant and share that at least one seed has, sorted by these three."""
+    """The success of every arm or start, variant and share that at least one seed has, sorted by these three."""
     return [_success(comparison, key, seeds) for key, seeds in by_key(comparison).items()]
 
 
@@ -121,7 +121,7 @@ def differences(comparison: Comparison) -> list[Difference]:
     Raises ComparisonError if two evaluations of a variant hold different instances.
     """
     evaluations = by_key(comparison)
-    shares = sorted({share for arm, _, share in evaluations if arm != INIT})
+    shares = sorted({share for arm, _, share in evaluations if not is_start(arm)})
     return [
         each
         for contrast in contrasts(comparison)
@@ -132,14 +132,20 @@ def differences(comparison: Comparison) -> list[Difference]:
 
 
 def contrasts(comparison: Comparison) -> list[tuple[str, str]]:
-    """(arm, baseline): every arm against the common start, against SFT and the arm that it varies under the same
-    settings (`baselines_of`), and against the same arm under the first settings."""
+    """(arm, baseline): every arm against its start, every start against the first, every arm against SFT and the arm
+    that it varies under the same settings (`baselines_of`) and against itself under the first settings; then those of
+    `compare.contrasts`."""
     arms = comparison.arms
     first = settings_name_of(arms[0]) if arms else None
     within = [(arm, other) for arm in arms for other in baselines_of(arm)]
     across = [(arm, with_settings_name(row_name_of(arm), first)) for arm in arms]
     others = [(arm, other) for arm, other in within + across if arm != other and other in arms]
-    return [(arm, INIT) for arm in arms] + list(dict.fromkeys(others))
+    starts = [(start, comparison.starts[0]) for start in comparison.starts[1:]]
+    return (
+        [(arm, comparison.start_of(arm)) for arm in arms]
+        + starts
+        + list(dict.fromkeys((*others, *comparison.contrasts)))
+    )
 
 
 def _paired(
@@ -151,11 +157,16 @@ def _paired(
 ) -> Iterator[Difference]:
     """The difference; None if there is no pair."""
     arm, baseline = contrast
-    starts = (seeds for (name, on, _), seeds in evaluations.items() if (name, on) == (INIT, variant))
-    others = next(starts, {}) if baseline == INIT else evaluations.get((baseline, variant, share), {})
-    mine = evaluations.get((arm, variant, share), {})
+    mine, others = (_at(evaluations, name, variant, share) for name in contrast)
     if mine.keys() & others.keys():
         yield _difference(comparison, (arm, variant, share), baseline, mine, others)
+
+
+def _at(evaluations: dict[Key, BySeed], arm: str, variant: str, share: float) -> BySeed:
+    """The arm at that share, a start at its only point; empty if no seed was evaluated there."""
+    if not is_start(arm):
+        return evaluations.get((arm, variant, share), {})
+    return next((seeds for (name, on, _), seeds in evaluations.items() if (name, on) == (arm, variant)), {})
 
 
 def _difference(comparison: Comparison, key: Key, baseline: str, mine: BySeed, others: BySeed) -> Difference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Status
+from rlpost.compare.design.types import Cell, Comparison, Evaluation, Status
 from rlpost.errors import ComparisonError
 
 Key = tuple[str, str, float]
@@ -14,14 +14,14 @@ BySeed = dict[int, Evaluation]
 
 
 def by_key(comparison: Comparison) -> dict[Key, BySeed]:
-    """The evaluations of all finished cells, in the order arm (INIT first), variant, share, seed.
+    """The evaluations of all finished cells, in the order arm (starts first), variant, share, seed.
 
     Raises ComparisonError for two cells with the same arm and seed, for an empty or ragged evaluation, and for one
     whose instances differ from those of the variant's other evaluations, since it could not be paired.
     """
     cells = _cells(comparison)
     evaluations: dict[Key, BySeed] = {}
-    for arm in (INIT, *comparison.arms):
+    for arm in (*comparison.starts, *comparison.arms):
         for variant in comparison.variants:
             for share in _shares(cells, arm, variant):
                 evaluations[arm, variant, share] = dict(_of(comparison.seeds, cells, arm, variant, share))

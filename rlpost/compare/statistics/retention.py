@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from rlpost.compare.design.types import (
-    INIT,
     Cell,
     ComparedVariant,
     Comparison,
@@ -19,6 +18,7 @@ from rlpost.compare.design.types import (
     Point,
     Retained,
     Role,
+    is_start,
 )
 from rlpost.compare.statistics.spectra import SeedMean, seed_mean
 
@@ -39,19 +39,23 @@ class Way:
 def elsewhere(comparison: Comparison) -> Comparison | None:
     """The arms on the other environment, from their own starts; None if no cell played one.
 
-    Init has, for each seed, what the first arm with that seed played before its training.
+    A start has, for each seed, what the first of its arms with that seed played before its training.
     """
     cells = [cell for cell in comparison.cells if any(each.evaluations for each in cell.retention)]
     if not cells:
         return None
     names = dict.fromkeys(name for cell in cells for each in cell.retention for name in each.evaluations)
-    starts = {cell.seed: cell for cell in reversed(cells) if cell.retention[0].share == 0}
+    starts = {
+        (comparison.start_of(cell.arm), cell.seed): cell
+        for cell in reversed(cells)
+        if cell.retention[0].share == 0
+    }
     return replace(
         comparison,
         train_variant="",
         variants={name: ComparedVariant(Role.NOT_TRAINED, "") for name in names},
         cells=(
-            *(_cell(replace(cell, arm=INIT), cell.retention[:1]) for cell in starts.values()),
+            *(_cell(replace(cell, arm=start), cell.retention[:1]) for (start, _), cell in starts.items()),
             *(_cell(cell, [each for each in cell.retention if each.share > 0]) for cell in cells),
         ),
         base=None,
@@ -84,10 +88,11 @@ def text_lost(cell: Cell) -> float | None:
 
 def ways(comparison: Comparison, direction: str) -> dict[str, list[Way]]:
     """By measure (of MEASURES): a way for each arm that has at least its start and a point."""
-    inits = {cell.seed: cell for cell in comparison.cells if cell.arm == INIT}
+    inits = {(cell.arm, cell.seed): cell for cell in comparison.cells if is_start(cell.arm)}
 
     def rules(cell: Cell, now: Retained) -> float | None:
-        return _rules_lost(comparison.variants, inits.get(cell.seed), cell, now)
+        init = inits.get((comparison.start_of(cell.arm), cell.seed))
+        return _rules_lost(comparison.variants, init, cell, now)
 
     lost = {ELSEWHERE: _success_lost, RULES: rules, TEXT: _text_lost}
     found = {

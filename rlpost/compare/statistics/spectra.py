@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpost.compare.design.types import INIT, ArmsAgreement, Cell, Comparison, Status
+from rlpost.compare.design.types import ArmsAgreement, Cell, Comparison, Status, is_start
 from rlpost.compare.statistics.intervals import Interval, crossed_mean
 
-FIGURES = ("relative_norm", "effective_rank", "stable_rank", "intruders")
+FIGURES = (
+    *("relative_norm", "effective_rank", "stable_rank", "intruders"),
+    *("principal_share", "principal_by_chance"),
+)
 AGREEMENT = ("cosine", "columns", "columns_by_chance", "rows", "rows_by_chance")
 
 
@@ -30,9 +33,9 @@ class ArmSpectrum:
 
 
 def arm_spectra(comparison: Comparison) -> list[ArmSpectrum]:
-    """Every arm (INIT first) of which some seed has a spectrum."""
+    """Every arm (starts first) of which some seed has a spectrum."""
     found = []
-    for arm in (INIT, *comparison.arms):
+    for arm in (*comparison.starts, *comparison.arms):
         measured = [
             cell.spectrum for cell in comparison.cells if cell.arm == arm and cell.spectrum is not None
         ]
@@ -58,7 +61,7 @@ def lacking(comparison: Comparison) -> list[Cell]:
     return [
         cell
         for cell in comparison.cells
-        if cell.arm != INIT and cell.status is Status.DONE and cell.spectrum is None
+        if not is_start(cell.arm) and cell.status is Status.DONE and cell.spectrum is None
     ]
 
 

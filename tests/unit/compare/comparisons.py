@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from rlpost.compare.design.types import (
-    INIT,
     Cell,
     ComparedVariant,
     Comparison,
@@ -16,6 +15,7 @@ from rlpost.compare.design.types import (
     Point,
     Role,
     Status,
+    is_start,
 )
 from rlpost.envs import registry
 from rlpost.record.compute import Compute
@@ -51,7 +51,7 @@ def comparison(
     cells: Sequence[Cell], seeds: Sequence[int], variants: Sequence[str], **fields: Any
 ) -> Comparison:
     """The first variant is the trained one."""
-    arms = tuple(dict.fromkeys(cell.arm for cell in cells if cell.arm != INIT))
+    arms = tuple(dict.fromkeys(cell.arm for cell in cells if not is_start(cell.arm)))
     given = {
         "name": "test",
         "env": "generalpoints",
@@ -70,8 +70,8 @@ def comparison(
 
 
 def of_tables(tables: Mapping[str, Mapping[str, Table]], **fields: Any) -> Comparison:
-    """`tables[arm][variant]`: INIT's are at share 0, the others' at share 1."""
-    shares = {arm: 0.0 if arm == INIT else 1.0 for arm in tables}
+    """`tables[arm][variant]`: those of starts are at share 0, the others' at share 1."""
+    shares = {arm: 0.0 if is_start(arm) else 1.0 for arm in tables}
     variants = list(next(iter(tables.values())))
     seeds = range(len(next(iter(next(iter(tables.values())).values()))))
     cells = [

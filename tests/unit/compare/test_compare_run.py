@@ -15,6 +15,7 @@ import pytest
 from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
 from rlpost.compare.design.types import Comparison, Role, Status
+from rlpost.compare.statistics.estimates import contrasts
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
 from rlpost.envs import registry
@@ -84,6 +85,28 @@ def test_a_comparison_from_start_to_end(
     )
     assert found.cells[0].points[0].evaluations["faces_10"].step_accuracy is None
     assert "RL reads the rule." in capsys.readouterr().out
+
+
+def test_settings_with_starts_of_their_own_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[Comparison]
+) -> None:
+    folder = tmp_path / "a folder"
+    lengths = "compare.settings={short: {sft.steps: 1}, long: {sft.steps: 3}}"
+    compare(
+        comparison(folder, lengths, "arms=[ppo]", "compare.contrasts=[ppo.long - ppo.short]"), monkeypatch
+    )
+    (found,) = reported
+    assert {cell.arm: cell.status for cell in found.cells} == dict.fromkeys(
+        ("init.short", "init.long", "ppo.short", "ppo.long"), Status.DONE
+    )
+    assert (found.starts, found.arms) == (("init.short", "init.long"), ("ppo.short", "ppo.long"))
+    assert found.start_of("ppo.long") == "init.long"
+    assert found.contrasts == (("ppo.long", "ppo.short"),)
+    assert found.base is not None
+    assert contrasts(found) == [
+        *(("ppo.short", "init.short"), ("ppo.long", "init.long")),
+        *(("init.long", "init.short"), ("ppo.long", "ppo.short")),
+    ]
 
 
 @pytest.mark.parametrize(

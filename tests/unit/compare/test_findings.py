@@ -281,6 +281,23 @@ def test_settings_are_compared_within_and_across() -> None:
     assert "trained (trained): +3" in str(across) or "trained (trained): +2" in str(across)
 
 
+def test_an_arm_is_judged_by_its_own_start() -> None:
+    """PPO ends where it began after the long warm start, which has lost what the short one had."""
+    chances = {
+        "init.short": (0.3, 0.8, 0.8),
+        "init.long": (0.6, 0.1, 0.1),
+        "ppo.short": (0.6, 0.8, 0.8),
+        "ppo.long": (0.6, 0.6, 0.6),
+    }
+    found = findings(_tables(chances))
+    told = " | ".join(found.sentences)
+    assert "Did RL (PPO (long)) generalize? Yes" in told
+    assert "Did RL (PPO (short)) generalize? Yes" not in told
+    (starts,) = [str(each) for each in found.answers if str(each).startswith("the start (long) against")]
+    assert starts.startswith("the start (long) against the start (short):")
+    assert ": -" in starts
+
+
 def test_a_control_is_compared_with_its_algorithm_and_not_with_sft() -> None:
     start, learned = (0.3, 0.3, 0.3), (0.6, 0.6, 0.6)
     found = findings(

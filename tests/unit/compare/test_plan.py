@@ -11,10 +11,13 @@ from rlpost.compare.design.plan import (
     AT_MOST,
     CellPlan,
     arms,
+    named_contrasts,
     plan,
     quickened,
     reference_arm,
     settings_of,
+    start_of,
+    starts,
     with_algorithm,
 )
 from rlpost.config import arms as arms_module
@@ -182,6 +185,63 @@ def test_named_settings_replace_those_of_the_comparison(ranks: Config) -> None:
     assert not one.budget.amounts
     assert one.compare.settings == {}
     assert ranks.lora.rank not in (1, 8), "the comparison's own configuration stays as it was"
+
+
+LENGTHS = "compare.settings={bare: {sft.steps: 0}, long: {sft.steps: 7, sft.learning_rate: 0.5}, own: {lora.rank: 3}}"
+
+
+@pytest.fixture
+def lengths() -> Config:
+    return comparison(FOLDER, "arms=[sft,ppo]", "seeds=[3,5]", LENGTHS)
+
+
+def test_settings_with_a_warm_start_of_their_own_have_one_each(lengths: Config) -> None:
+    assert starts(lengths) == ("init.bare", "init.long", "init.own")
+    assert [start_of(lengths, arm) for arm in ("sft.long", "ppo.own")] == ["init.long", "init.own"]
+    assert [cell.name for cell in plan(lengths)][:6] == [
+        *("init.bare-3", "init.long-3", "init.own-3"),
+        *("ppo.bare-3", "sft.bare-3", "sft.long-3"),
+    ]
+    needs = {cell.name: cell.needs for cell in plan(lengths)}
+    assert needs["init.long-5"] == ()
+    assert needs["ppo.bare-5"] == ("init.bare-5",), "the reference"
+    assert needs["ppo.long-5"] == ("init.long-5", "ppo.bare-5")
+
+
+def test_a_start_is_trained_under_its_settings_and_its_arms_go_on_from_there(lengths: Config) -> None:
+    bare, long, own = (settings(lengths, f"init.{name}-5") for name in ("bare", "long", "own"))
+    assert (bare.task, long.task, own.task) == (Task.eval, Task.sft, Task.sft)
+    assert (long.sft.steps, long.sft.learning_rate) == (7, 0.5)
+    assert (own.sft.steps, own.lora.rank) == (2, 3), "the comparison's own length"
+    assert settings(lengths, "ppo.bare-5").adapter is None
+    rl, sft = settings(lengths, "ppo.long-5"), settings(lengths, "sft.long-5")
+    assert rl.adapter == sft.adapter == "outputs/x/cells/init.long-5/adapter"
+    assert (rl.sft.steps, sft.sft.skip) == (0, 7)
+    assert settings(lengths, "sft.bare-5").sft.skip == 0
+
+
+def test_the_bare_model_is_scored_once_whatever_the_starts(lengths: Config) -> None:
+    scored = [cell.name for cell in plan(lengths) if settings(lengths, cell.name).eval.start]
+    assert scored == ["init.bare-3"]
+
+
+def test_settings_without_lengths_share_one_start(ranks: Config) -> None:
+    assert starts(ranks) == ("init",)
+    assert start_of(ranks, "sft.rank_8") == "init"
+
+
+def test_named_contrasts_hold_under_each_of_the_settings(ranks: Config, cfg: Config) -> None:
+    cfg.compare.contrasts = ["grpo - ppo", " grpo-sft ", "grpo - ppo"]
+    assert named_contrasts(cfg) == (("grpo", "ppo"), ("grpo", "sft"))
+    ranks.compare.contrasts = ["ppo - sft", "ppo.rank_1 - sft.rank_8"]
+    assert named_contrasts(ranks) == (
+        ("ppo.rank_1", "sft.rank_1"),
+        ("ppo.rank_8", "sft.rank_8"),
+        ("ppo.rank_1", "sft.rank_8"),
+    )
+    cfg.compare.contrasts = ["grpo over ppo"]
+    with pytest.raises(ValueError, match="grpo over ppo"):
+        named_contrasts(cfg)
 
 
 def test_another_kind_of_adapter_brings_its_own_size() -> None:

@@ -50,6 +50,7 @@ COMPARISON = Comparison(
     causes={"SYNTAX": "syntax"},
     base={"a": EVALUATION},
     agreements=(ArmsAgreement(0, "sft", "ppo", {"cosine": 0.5}),),
+    contrasts=(("ppo", "sft"),),
 )
 
 

@@ -37,6 +37,8 @@ def of(norm: float) -> dict[str, float]:
         "stable_rank": 2.0,
         "intruders": 3.0,
         "examined": 42,
+        "principal_share": norm,
+        "principal_by_chance": 0.25,
     }
 
 
@@ -84,6 +86,8 @@ def test_the_tables_have_what_was_measured() -> None:
     assert sft[1].endswith("2 seeds")
     assert sft[2].startswith("3.0 [")
     assert sft[4] == "3.0 [3.0, 3.0]\n2 seeds"
+    assert sft[5].startswith("3.00% [")
+    assert sft[5].endswith("2 seeds\nby chance 25.00%")
     assert ppo[1] == "1.00%\n1 seed"
     [pair] = pairs.rows
     assert pair[0] == "sft and ppo"

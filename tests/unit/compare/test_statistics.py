@@ -51,6 +51,34 @@ def test_a_mean_over_fewer_seeds_says_so() -> None:
     assert by_contrast["ppo", "sft"].estimate.value == -1
 
 
+def test_named_contrasts_have_the_intervals_of_every_other_difference() -> None:
+    """Two variants, so that the simultaneous interval is the wider one."""
+    tables = {
+        arm: {"a": [[int(i < solved) for i in range(12)]] * 3, "b": [[1, 0] * 6] * 3}
+        for arm, solved in ((INIT, 2), ("grpo", 4), ("opd", 9))
+    }
+    plain, named = of_tables(tables), of_tables(tables, contrasts=(("opd", "grpo"),))
+    assert ("opd", "grpo") not in {(d.arm, d.baseline) for d in differences(plain)}
+    found = {(d.arm, d.baseline, d.variant): d for d in differences(named)}
+    assert len(found) == len(differences(plain)) + 2
+    ahead = found["opd", "grpo", "a"]
+    assert ahead.estimate.value == pytest.approx(5 / 12)
+    assert ahead.simultaneous.low < ahead.estimate.low
+    assert ahead.p_corrected == pytest.approx(min(1.0, 2 * ahead.p))
+
+
+def test_arms_are_compared_with_their_own_start_and_starts_with_the_first() -> None:
+    names = {"init.s": 2, "init.l": 8, "ppo.s": 6, "ppo.l": 7}
+    tables = {name: {"v": [[int(i < solved) for i in range(12)]]} for name, solved in names.items()}
+    found = {(d.arm, d.baseline): 12 * d.estimate.value for d in differences(of_tables(tables))}
+    assert found == {
+        ("ppo.s", "init.s"): pytest.approx(4),
+        ("ppo.l", "init.l"): pytest.approx(-1),
+        ("init.l", "init.s"): pytest.approx(6),
+        ("ppo.l", "ppo.s"): pytest.approx(1),
+    }
+
+
 def test_every_share_has_its_differences() -> None:
     points = {0.5: {"v": evaluation([1, 0])}, 1.0: {"v": evaluation([1, 1])}}
     cells = [done(INIT, 0, {0.0: {"v": evaluation([0, 0])}}), done("sft", 0, points), done("ppo", 0, points)]

@@ -195,6 +195,14 @@ class FakeActor:
         return Method(swap)
 
     @property
+    def memory(self) -> Method:
+        return Method(lambda: self._next("memory", 0.0))
+
+    @property
+    def close(self) -> Method:
+        return Method(lambda: self._next("close", []))
+
+    @property
     def stream(self) -> SimpleNamespace:
         def stream(specs: Sequence[EpisodeSpec], sampling: Sampling) -> Stream:
             scripted = self.script.get("stream")
@@ -270,6 +278,28 @@ def test_a_replacement_that_dies_while_starting_is_replaced_while_restarts_are_l
     assert pool.restarts == 3
     assert [actor.killed for actor in actors] == [True, True, True, False]
     assert actors[-1].swapped == ["adapter"]
+
+
+def test_a_worker_is_recycled_with_the_live_adapter_and_is_not_counted_as_lost(pool_of: Any) -> None:
+    actors = [FakeActor(memory=[7.0]), FakeActor(memory=[9.0], close=[died()]), FakeActor(), FakeActor()]
+    pool, _ = pool_of(*actors, workers=2)
+    pool.swap("adapter", None)
+    assert pool.memory() == [7.0, 9.0]
+    pool.recycle(1)
+    assert [actor.killed for actor in actors] == [False, True, False, False]
+    assert actors[2].swapped == ["adapter"]
+    assert pool.restarts == 0
+    assert sorted(played(pool, 4)) == [0, 1, 2, 3]
+    assert actors[2].asked == [[2, 3]]
+
+
+def test_a_recycled_worker_that_dies_while_starting_is_replaced_and_counted(pool_of: Any) -> None:
+    actors = [FakeActor(), FakeActor(start=[died()]), FakeActor()]
+    pool, _ = pool_of(*actors, workers=1)
+    pool.swap("adapter", None)
+    pool.recycle(0)
+    assert pool.restarts == 1
+    assert actors[2].swapped == ["adapter"]
 
 
 def test_restarts_end_where_replacements_go_on_dying(pool_of: Any) -> None:

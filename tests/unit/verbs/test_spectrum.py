@@ -58,6 +58,8 @@ def test_one_adapter(
         f"{of_q.effective_rank:.1f}",
         f"{of_q.stable_rank:.1f}",
         f"{of_q.intruders}",
+        f"{of_q.principal_share:.2%}",
+        f"{of_q.principal_by_chance:.2%}",
         f"{of_q.rounding_loss:.2%}",
     ]
     assert f"The update's norm is {spectrum.totals()['relative_norm']:.2%}" in printed
