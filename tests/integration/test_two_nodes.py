@@ -1,0 +1,253 @@
+"""A run on two nodes that share nothing but Ray: no file system, no checkout, hostnames that resolve to loopback.
+
+alone    the run on one node: two engines and two learner ranks, the optimizer's state in two shares (ZeRO 1)
+joined   the same run with an engine and a rank on each node: the cable is taken out after the first iteration,
+         the raylet of a fresh second node is killed after the second, and the run ends on a third one
+Both must end with the same adapter, bit for bit, so each resume had a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+
+from rlpost.weights.adapters import Adapter
+from rlpost.weights.models import TINY
+from tests.integration.machines import ROOT, obstacle
+from tests.integration.runs import Finished
+from tests.integration.two_nodes import FOLDER, TwoNodes, two_nodes
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(obstacle() is not None, reason=f"no two machines here: {obstacle()}"),
+]
+
+ITERATIONS = 3
+SETTINGS = (
+    "experiment=own_ppo",
+    "env=dataset",
+    "env_args.path=sums.jsonl",  # relative, and on the head alone
+    "env_args.score=sums:score",
+    "env_args.expert=answer",
+    "dtype=float32",
+    "sft.steps=2",
+    f"algo.iterations={ITERATIONS}",
+    "algo.critic_warmup=0",
+    "rollout.workers=2",
+    "rollout.episodes=16",
+    "rollout.max_new_tokens=16",
+    "rollout.kv_cache_gib=0.2",
+    "learner.workers=2",
+    "learner.zero_stage=1",
+    "learner.threads=1",
+    "eval.episodes=8",
+    "eval.start=false",
+    "eval.greedy=false",
+    "tracking.checkpoint_every=1",
+    "tracking.wandb=disabled",
+)
+ON_ONE_NODE = ("rollout.cpus=0.5", "learner.cpus=0.5")
+# Of a node's 2 CPUs an engine leaves 0.6, so neither two engines nor an engine and two ranks fit on one.
+ON_EACH_NODE = ("rollout.cpus=1.4", "learner.cpus=0.5")
+SCORER = """
+def score(answer, row):
+    return -abs(len(answer) - len(row["answer"])) / 10
+"""
+RUN_S = 300.0
+REFUSED_S = 60.0
+# Ray gives a silent node up after about 45 s (5 checks of at most 10 s); rollout.timeout_s is 600.
+LOST_S = 90.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How a run ended that lost a node."""
+
+    output: str
+    code: int
+    seconds: float  # from the loss to the end of the run
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[TwoNodes]:
+    with two_nodes() as nodes:
+        rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(12) for b in range(12)]
+        (nodes.folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (nodes.folder / "sums.py").write_text(SCORER)
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def alone(nodes: TwoNodes) -> Finished:
+    return whole(nodes, *SETTINGS, *ON_ONE_NODE, "output_dir=alone")
+
+
+@pytest.fixture(scope="module")
+def losses(nodes: TwoNodes) -> dict[str, Loss]:
+    """The first two starts of the joined run, by what was lost. The second node is whole again afterwards."""
+    joined = nodes.driver(*SETTINGS, *ON_EACH_NODE, "output_dir=joined", f"ray.address={nodes.address}")
+    wait_for_checkpoint(nodes, 1, joined)
+    nodes.other.unplug()
+    cable = ended(joined)
+    nodes.replace_other()
+    resumed = nodes.driver(*resuming(nodes))
+    wait_for_checkpoint(nodes, 2, resumed)
+    (raylet,) = nodes.other.processes("raylet")
+    raylet.kill()
+    lost_raylet = ended(resumed)
+    nodes.replace_other()
+    return {"cable": cable, "raylet": lost_raylet}
+
+
+@pytest.fixture(scope="module")
+def joined(nodes: TwoNodes, losses: dict[str, Loss]) -> Finished:
+    return whole(nodes, *resuming(nodes))
+
+
+def resuming(nodes: TwoNodes) -> tuple[str, ...]:
+    """The words that go on with the joined run: code and addresses must be named again."""
+    return "resume=joined", "env_args.score=sums:score", f"ray.address={nodes.address}"
+
+
+def wait_for_checkpoint(nodes: TwoNodes, iterations: int, run: subprocess.Popen[str]) -> None:
+    mark = nodes.folder / "joined" / "checkpoints" / f"iteration-{iterations:06d}" / "progress.json"
+    deadline = time.monotonic() + RUN_S
+    while not mark.is_file():
+        assert run.poll() is None, run.communicate()[0]
+        if time.monotonic() > deadline:
+            finish(run, 0)
+        time.sleep(0.1)
+
+
+def ended(run: subprocess.Popen[str]) -> Loss:
+    """Wait for the end of a run that has just lost a node."""
+    lost = time.monotonic()
+    output = finish(run, 2 * LOST_S)
+    return Loss(output, run.returncode, time.monotonic() - lost)
+
+
+def whole(nodes: TwoNodes, *words: str) -> Finished:
+    """A run on the head, which must succeed."""
+    run = nodes.driver(*words)
+    output = finish(run, RUN_S)
+    assert run.returncode == 0, output
+    folder = next(word.partition("=")[2] for word in words if word.startswith(("output_dir=", "resume=")))
+    return Finished(nodes.folder / folder, output)
+
+
+def finish(run: subprocess.Popen[str], timeout_s: float) -> str:
+    """What a run printed until its end. A run that misses its deadline is killed, and fails the test."""
+    try:
+        return run.communicate(timeout=timeout_s)[0]
+    except subprocess.TimeoutExpired:
+        for inside in psutil.Process(run.pid).children():  # the run itself; `nsenter` waits for it
+            inside.kill()
+        pytest.fail(
+            f"the run did not end within {timeout_s:g} s; it printed:\n{run.communicate(timeout=30)[0]}"
+        )
+
+
+def refused(nodes: TwoNodes, *words: str, **environment: str) -> str:
+    """What a run printed that must stop by itself before its engines start."""
+    engines_before = len(started_actors(nodes))
+    run = nodes.driver(*SETTINGS, *ON_EACH_NODE, *words, **environment)
+    output = finish(run, REFUSED_S)
+    assert run.returncode in (1, 2), output
+    assert len(started_actors(nodes)) == engines_before, output
+    return output
+
+
+def started_actors(nodes: TwoNodes) -> list[str]:
+    """The lines in which the cluster's log says that an actor was asked for."""
+    (log,) = nodes.head.path("/tmp/ray").glob("session_2*/logs/gcs_server.out")
+    return [line for line in log.read_text().splitlines() if "Registering actor" in line]
+
+
+def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if "seconds" not in key}
+
+
+def test_machines_are_apart_and_go_with_the_process_that_made_them() -> None:
+    script = """
+import os, signal
+from tests.integration.machines import two_machines
+
+with two_machines() as (head, other):
+    head.path("/tmp/note").write_text("of the head")
+    assert head.call("cat", "/tmp/note") == "of the head"
+    assert other.call("ls", "/tmp") == "hosts\\n"
+    assert other.call("hostname") == "other\\n"
+    assert not other.path(os.getcwd() + "/rlpost").exists()
+    for machine in (head, other):
+        for _ in range(2):
+            started = machine.command("sleep", "600")
+            os.posix_spawn("/usr/bin/" + started[0], started, os.environ)
+        while len(machine.processes("sleep")) < 2:
+            pass
+    print(*(process.pid for machine in (head, other) for process in machine.processes()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    pids = [int(pid) for pid in killed.stdout.split()]
+    assert len(pids) == 4
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_model_on_the_head_alone_is_refused_before_engines_start(nodes: TwoNodes) -> None:
+    shutil.copytree(TINY, nodes.folder / "model")
+    output = refused(nodes, f"model={FOLDER}/model", "output_dir=refused", f"ray.address={nodes.address}")
+    assert f"{FOLDER}/model" in output
+    assert nodes.other.name in output
+    assert nodes.other.address in output
+
+
+def test_an_address_in_the_environment_is_not_passed_over(nodes: TwoNodes) -> None:
+    output = refused(nodes, "output_dir=passed_over", RAY_ADDRESS=nodes.address)
+    assert "RAY_ADDRESS" in output
+    assert "ray.address" in output
+
+
+@pytest.mark.parametrize("what", ["cable", "raylet"])
+def test_a_lost_node_ends_the_run_within_a_bound_and_is_named(
+    nodes: TwoNodes, losses: dict[str, Loss], what: str
+) -> None:
+    lost = losses[what]
+    assert lost.code == 1, lost.output
+    assert lost.seconds < LOST_S, lost.output
+    assert nodes.other.address in lost.output, lost.output
+
+
+def test_a_run_that_lost_its_second_node_twice_ends_like_the_run_on_one_node(
+    alone: Finished, joined: Finished
+) -> None:
+    assert [without_seconds(line) for line in joined.lines()] == [
+        without_seconds(line) for line in alone.lines()
+    ]
+    assert (
+        Adapter.load(joined.folder / "adapter").fingerprint
+        == Adapter.load(alone.folder / "adapter").fingerprint
+    )
+
+
+def test_the_policy_moved(alone: Finished) -> None:
+    """Else every run would end with the same adapter."""
+    kl = [line["kl_reference"] for line in alone.lines()]
+    assert kl[-1] > 1e-6, kl
