@@ -48,6 +48,7 @@ SETTINGS = (
     "rollout.workers=2",
     "rollout.episodes=16",
     "rollout.max_new_tokens=16",
+    "rollout.max_model_len=128",
     "rollout.kv_cache_gib=0.2",
     "learner.workers=2",
     "learner.zero_stage=1",
@@ -63,7 +64,7 @@ ON_ONE_NODE = ("rollout.cpus=0.5", "learner.cpus=0.5")
 ON_EACH_NODE = ("rollout.cpus=1.4", "learner.cpus=0.5")
 SCORER = """
 def score(answer, row):
-    return -abs(len(answer) - len(row["answer"])) / 10
+    return 1 - abs(len(answer) - len(row["answer"])) / 10
 """
 RUN_S = 300.0
 REFUSED_S = 60.0
