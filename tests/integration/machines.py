@@ -30,7 +30,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = Path(sys.prefix).resolve()  # the virtual environment
 PYTHON = str(PACKAGES / "bin" / "python")
-INTERFACE = "eth0"
+INTERFACE = "eth0"  # of the machine at the far end of a cable; the head names its end after that machine
 NAMESPACES = ("--mount", "--net", "--uts", "--ipc", "--pid")
 MACHINE = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
 # Without a handler for SIGCHLD the kernel itself buries the processes that a daemon has left to this one.
@@ -72,7 +72,7 @@ class Machine:
             **environment,
         }
         set_up = ["env", "-i", "-C", folder, *(f"{name}={value}" for name, value in variables.items())]
-        return ["nsenter", f"--target={self._first_process().pid}", *NAMESPACES, *set_up, *words]
+        return ["nsenter", f"--target={self.first_process().pid}", *NAMESPACES, *set_up, *words]
 
     def call(self, *words: str, timeout_s: float = DEADLINE_S, **environment: str) -> str:
         """Run a command on the machine, which must succeed; return what it printed."""
@@ -80,11 +80,11 @@ class Machine:
 
     def path(self, inside: str) -> Path:
         """Where this process sees a path of the machine."""
-        return Path(f"/proc/{self._first_process().pid}/root{inside}")
+        return Path(f"/proc/{self.first_process().pid}/root{inside}")
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """The machine's processes whose name contains `name`, without its first one."""
-        first = self._first_process()
+        first = self.first_process()
         mine = os.readlink(f"/proc/{first.pid}/ns/pid")
         found = []
         for process in psutil.process_iter():
@@ -102,10 +102,11 @@ class Machine:
 
     def end(self) -> None:
         """As if the power failed: every process ends at once. It may be called twice."""
-        self.outside.kill()
+        if self.outside.poll() is None:
+            self.first_process().kill()
         self.outside.communicate(timeout=DEADLINE_S)
 
-    def _first_process(self) -> psutil.Process:
+    def first_process(self) -> psutil.Process:
         (first,) = psutil.Process(self.outside.pid).children()
         return first
 
@@ -138,15 +139,16 @@ def boot(name: str, address: str, with_checkout: bool) -> Machine:
 
 
 def connect(one: Machine, other: Machine) -> None:
-    """Join two machines by a cable; each becomes the other's way to the world, as Ray asks for its address that way."""
-    inner = {machine: str(machine._first_process().pid) for machine in (one, other)}
-    ends = ["ip", "link", "add", INTERFACE, "netns", inner[one], "type", "veth"]
-    _succeed([*ends, "peer", "name", INTERFACE, "netns", inner[other]], DEADLINE_S)
-    for machine in (one, other):
-        machine.call("ip", "address", "add", f"{machine.address}/24", "dev", INTERFACE)
-        machine.call("ip", "link", "set", INTERFACE, "up")
-    one.call("ip", "route", "add", "default", "via", other.address)
-    other.call("ip", "route", "add", "default", "via", one.address)
+    """Lay a cable. Each becomes the other's way to the world: Ray and others learn their own address from that."""
+    inner = {machine.name: str(machine.first_process().pid) for machine in (one, other)}
+    # The kernel takes a moment to remove the cable of a machine that has just ended.
+    one.call("sh", "-c", f"ip link delete {other.name} 2> /dev/null || true")
+    ends = ["ip", "link", "add", other.name, "netns", inner[one.name], "type", "veth"]
+    _succeed([*ends, "peer", "name", INTERFACE, "netns", inner[other.name]], DEADLINE_S)
+    for machine, peer, interface in ((one, other, other.name), (other, one, INTERFACE)):
+        machine.call("ip", "address", "add", machine.address, "peer", peer.address, "dev", interface)
+        machine.call("ip", "link", "set", interface, "up")
+        machine.call("ip", "route", "append", "default", "via", peer.address)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,7 +24,7 @@ import pytest
 
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
-from tests.integration.machines import ROOT, obstacle
+from tests.integration.machines import ROOT, Machine, boot, connect, obstacle
 from tests.integration.runs import Finished
 from tests.integration.two_nodes import FOLDER, TwoNodes, two_nodes
 
@@ -84,10 +85,16 @@ class Loss:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[TwoNodes]:
     with two_nodes() as nodes:
-        rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(12) for b in range(12)]
-        (nodes.folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (nodes.folder / "sums.py").write_text(SCORER)
+        write_task(nodes.folder)
         yield nodes
+
+
+def write_task(folder: Path) -> None:
+    """The data set and the scorer that SETTINGS name."""
+    folder.mkdir()
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(12) for b in range(12)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.py").write_text(SCORER)
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +167,10 @@ def finish(run: subprocess.Popen[str], timeout_s: float) -> str:
         )
 
 
-def refused(nodes: TwoNodes, *words: str, **environment: str) -> str:
+def refused(nodes: TwoNodes, *words: str, machine: Machine | None = None, **environment: str) -> str:
     """What a run printed that must stop by itself before its engines start."""
     engines_before = len(started_actors(nodes))
-    run = nodes.driver(*SETTINGS, *ON_EACH_NODE, *words, **environment)
+    run = nodes.driver(*SETTINGS, *ON_EACH_NODE, *words, machine=machine, **environment)
     output = finish(run, REFUSED_S)
     assert run.returncode in (1, 2), output
     assert len(started_actors(nodes)) == engines_before, output
@@ -224,6 +231,19 @@ def test_an_address_in_the_environment_is_not_passed_over(nodes: TwoNodes) -> No
     output = refused(nodes, "output_dir=passed_over", RAY_ADDRESS=nodes.address)
     assert "RAY_ADDRESS" in output
     assert "ray.address" in output
+
+
+def test_a_driver_outside_the_cluster_is_refused(nodes: TwoNodes) -> None:
+    outside = boot("outside", "10.77.0.3", with_checkout=True)
+    try:
+        connect(nodes.head, outside)
+        write_task(outside.path(FOLDER))
+        words = ("output_dir=outside", f"ray.address={nodes.address}")
+        output = refused(nodes, *words, machine=outside)
+    finally:
+        outside.end()
+    assert nodes.address in output
+    assert "ray start" in output  # the way that works
 
 
 @pytest.mark.parametrize("what", ["cable", "raylet"])

@@ -34,10 +34,14 @@ class TwoNodes:
         """Where this process sees FOLDER."""
         return self.head.path(FOLDER)
 
-    def driver(self, *words: str, **environment: str) -> subprocess.Popen[str]:
-        """`rlpost.run` on the head, as a user starts it in FOLDER."""
+    def driver(
+        self, *words: str, machine: Machine | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
+        """`rlpost.run` on the head (or another `machine`), as a user starts it in FOLDER."""
         variables = {**self._environment(), "PYTHONPATH": str(ROOT), **environment}
-        command = self.head.command(PYTHON, "-m", "rlpost.run", *words, folder=FOLDER, **variables)
+        command = (machine or self.head).command(
+            PYTHON, "-m", "rlpost.run", *words, folder=FOLDER, **variables
+        )
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def start_head(self) -> None:
@@ -70,7 +74,6 @@ def two_nodes() -> Iterator[TwoNodes]:
     """Both nodes up and joined; they end with the block."""
     with two_machines() as (head, other):
         nodes = TwoNodes(head, other)
-        nodes.folder.mkdir()
         try:
             nodes.start_head()
             nodes.start_other()
