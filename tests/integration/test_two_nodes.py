@@ -26,7 +26,7 @@ from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.integration.machines import ROOT, Machine, boot, connect, obstacle
 from tests.integration.runs import Finished
-from tests.integration.two_nodes import FOLDER, TwoNodes, two_nodes
+from tests.integration.two_nodes import FOLDER, TwoNodes, finish, kill, two_nodes
 
 pytestmark = [
     pytest.mark.integration,
@@ -69,7 +69,7 @@ def score(answer, row):
 """
 RUN_S = 300.0
 REFUSED_S = 60.0
-# Ray gives a silent node up after about 45 s (5 checks of at most 10 s); rollout.timeout_s is 600.
+# Ray gives a silent node up after 65 s at most (5 checks of 10 s, 3 s apart); rollout.timeout_s is 600.
 LOST_S = 90.0
 
 
@@ -134,8 +134,7 @@ def wait_for_checkpoint(nodes: TwoNodes, iterations: int, run: subprocess.Popen[
     deadline = time.monotonic() + RUN_S
     while not mark.is_file():
         assert run.poll() is None, run.communicate()[0]
-        if time.monotonic() > deadline:
-            finish(run, 0)
+        assert time.monotonic() < deadline, f"no checkpoint of iteration {iterations}; {kill(run)}"
         time.sleep(0.1)
 
 
@@ -155,32 +154,14 @@ def whole(nodes: TwoNodes, *words: str) -> Finished:
     return Finished(nodes.folder / folder, output)
 
 
-def finish(run: subprocess.Popen[str], timeout_s: float) -> str:
-    """What a run printed until its end. A run that misses its deadline is killed, and fails the test."""
-    try:
-        return run.communicate(timeout=timeout_s)[0]
-    except subprocess.TimeoutExpired:
-        for inside in psutil.Process(run.pid).children():  # the run itself; `nsenter` waits for it
-            inside.kill()
-        pytest.fail(
-            f"the run did not end within {timeout_s:g} s; it printed:\n{run.communicate(timeout=30)[0]}"
-        )
-
-
 def refused(nodes: TwoNodes, *words: str, machine: Machine | None = None, **environment: str) -> str:
     """What a run printed that must stop by itself before its engines start."""
-    engines_before = len(started_actors(nodes))
+    engines_before = nodes.actors_so_far()
     run = nodes.driver(*SETTINGS, *ON_EACH_NODE, *words, machine=machine, **environment)
     output = finish(run, REFUSED_S)
     assert run.returncode in (1, 2), output
-    assert len(started_actors(nodes)) == engines_before, output
+    assert nodes.actors_so_far() == engines_before, output
     return output
-
-
-def started_actors(nodes: TwoNodes) -> list[str]:
-    """The lines in which the cluster's log says that an actor was asked for."""
-    (log,) = nodes.head.path("/tmp/ray").glob("session_2*/logs/gcs_server.out")
-    return [line for line in log.read_text().splitlines() if "Registering actor" in line]
 
 
 def without_seconds(line: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+import pytest
+
 from tests.integration.machines import PYTHON, ROOT, Machine, boot, connect, two_machines
 
 PORT = 6379
@@ -58,6 +61,11 @@ class TwoNodes:
         connect(self.head, self.other)
         self.start_other()
 
+    def actors_so_far(self) -> int:
+        """The number of actors that anybody has asked the cluster for, by its log."""
+        (log,) = self.head.path("/tmp/ray").glob("session_2*/logs/gcs_server.out")
+        return log.read_text().count("Registering actor")
+
     def _ray(self, machine: Machine, *options: str) -> None:
         start = [PYTHON, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={machine.address}"]
         sizes = [f"--num-cpus={CPUS}", f"--object-store-memory={256 * 2**20}"]
@@ -80,3 +88,18 @@ def two_nodes() -> Iterator[TwoNodes]:
             yield nodes
         finally:
             nodes.other.end()  # which may be another than at first
+
+
+def finish(run: subprocess.Popen[str], timeout_s: float) -> str:
+    """What a driver printed until its end. One that misses its deadline is killed, and fails the test."""
+    try:
+        return run.communicate(timeout=timeout_s)[0]
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the run did not end within {timeout_s:g} s; {kill(run)}")
+
+
+def kill(run: subprocess.Popen[str]) -> str:
+    """Kill a driver; says what it had printed."""
+    for inside in psutil.Process(run.pid).children():  # the driver itself, for which `nsenter` waits
+        inside.kill()
+    return f"it printed:\n{run.communicate(timeout=30)[0]}"
