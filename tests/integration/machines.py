@@ -1,7 +1,7 @@
 """Two machines made of this one: joined by a cable, with the same packages and nothing else in common.
 
-    head  10.77.0.1 ◀── veth pair ──▶ 10.77.0.2  other
-    sees the checkout                 does not see it
+    node-a  10.77.0.1  ◀── veth pair ──▶  10.77.0.2  node-b
+    sees the checkout                     does not see it
 
 Each has its own network, hostname, processes, /tmp and /dev/shm. /etc/hosts maps the hostname to 127.0.1.1, as Debian's
 installer does. A machine is a set of namespaces that lasts as long as its first process. That process reads its
@@ -30,7 +30,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = Path(sys.prefix).resolve()  # the virtual environment
 PYTHON = str(PACKAGES / "bin" / "python")
-INTERFACE = "eth0"  # of the machine at the far end of a cable; the head names its end after that machine
+INTERFACE = "eth0"  # at the far end of a cable; node-a's end is named after the machine there
 NAMESPACES = ("--mount", "--net", "--uts", "--ipc", "--pid")
 MACHINE = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
 # Without a handler for SIGCHLD the kernel itself buries the processes that a daemon has left to this one.
@@ -155,9 +155,9 @@ def connect(one: Machine, other: Machine) -> None:
 def two_machines() -> Iterator[tuple[Machine, Machine]]:
     """The head, which sees the checkout, and the other, which does not. Both end with the block."""
     with ExitStack() as stack:
-        head = boot("head", "10.77.0.1", with_checkout=True)
+        head = boot("node-a", "10.77.0.1", with_checkout=True)
         stack.callback(head.end)
-        other = boot("other", "10.77.0.2", with_checkout=False)
+        other = boot("node-b", "10.77.0.2", with_checkout=False)
         stack.callback(other.end)
         connect(head, other)
         yield head, other
