@@ -65,10 +65,10 @@ SCORER = """
 def score(answer, row):
     return 1 - abs(len(answer) - len(row["answer"])) / 10
 """
-RUN_S = 300.0
-REFUSED_S = 60.0
+RUN_S = 600.0  # on a busy machine
+REFUSED_S = 120.0
 # Ray gives a silent node up after 65 s at most (5 checks of 10 s, 3 s apart); rollout.timeout_s is 600.
-LOST_S = 90.0
+LOST_S = 120.0
 
 
 @dataclass(frozen=True)
