@@ -25,6 +25,7 @@ fi
 join_timeout_s=180
 PATH="${RLPOST_VENV:-$SLURM_SUBMIT_DIR/.venv}/bin:$PATH"
 export PATH RAY_USAGE_STATS_ENABLED=0
+export RAY_worker_niceness=0 # Ray's default of 15 starves actors on a busy node
 
 # Whoever reaches Ray's port could run code as this user, so Ray asks for a token that only this job knows.
 RAY_AUTH_TOKEN="$(python -c 'import secrets; print(secrets.token_hex(32))')"
@@ -32,7 +33,9 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head="${nodes[0]}"
-head_ip="$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk 'NR == 1 { print $1 }')"
+# Debian's /etc/hosts maps a node's own name to loopback, so Ray is asked instead: the address of the default route.
+head_ip="$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
+    python -c 'import ray; print(ray.util.get_node_ip_address())')"
 address="$head_ip:$((20000 + SLURM_JOB_ID % 10000))"
 
 ray_processes=()

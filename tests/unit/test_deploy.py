@@ -1,6 +1,6 @@
 """The templates of deploy/: versions equal those of pyproject.toml and requirements/, and what they start is right.
 
-docs/deploy.md says what was tried with the real tools.
+docs/deploy.md and docs/clusters.md say what was tried with the real tools.
 """
 
 from __future__ import annotations
@@ -123,9 +123,8 @@ STAND_INS = {
     "scontrol": 'printf "n1\\nn2\\nn3\\n"',
     "srun": 'while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node="${1#*=}"; shift; done\n'
     'echo "$node: $*" >> "$NOTES"; exec "$@"',
-    "hostname": "echo 10.0.0.1 10.0.0.2",
     "ray": 'trap "echo ray ended >> $NOTES; exit 0" TERM; echo up >> "$NOTES"; while true; do sleep 0.1; done',
-    "python": "if [[ $1 == -c ]]; then echo secret; exit; fi\n"
+    "python": "if [[ $1 == -c ]]; then [[ $2 == *address* ]] && echo 10.0.0.1 || echo secret; exit; fi\n"
     'cat > /dev/null; until [[ $(grep -cx up "$NOTES") == 3 ]]; do sleep 0.05; done\n'
     'echo "waits: $*" >> "$NOTES"; exit "$JOINED"',
     "rlpost": 'echo "run: $* token=$RAY_AUTH_TOKEN $RAY_AUTH_MODE" >> "$NOTES"\n'
