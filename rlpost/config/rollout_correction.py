@@ -15,7 +15,7 @@ LEVELS = {
 
 def stale(config: Config) -> bool:
     """Whether updates may lie between the policy that samples an episode and the one that learns from it."""
-    return config.rollout.lag > 0
+    return config.rollout.lag > 0 or config.rollout.max_staleness > 0
 
 
 def importance_weights(config: Config) -> RolloutIS:

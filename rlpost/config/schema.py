@@ -178,7 +178,7 @@ class OnSwap(Enum):
 class RolloutIS(Enum):
     """Rollout importance sampling: weights for tokens whose log-probs differ between engine and learner."""
 
-    auto = "auto"  # truncate if the engines play an older policy (rollout.lag), else none
+    auto = "auto"  # truncate if an older policy may play (rollout.lag, rollout.max_staleness), else none
     none = "none"
     truncate = "truncate"  # TIS: weights beyond a bound count as the bound
     mask = "mask"  # MIS: terms with weights beyond a bound do not count

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from rlpost.algorithms import roles
 from rlpost.algorithms.adaptive_kl import steered
 from rlpost.config.presets import TABLE
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import Config
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.learner import update
 from rlpost.learner.deepspeed_backend import DeepSpeedBackend

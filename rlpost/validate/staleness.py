@@ -27,3 +27,17 @@ def max_staleness(config: Config) -> Iterator[str]:
             "a budget ends a run while episodes are being played ahead, and no line would count their compute",
             "rollout.max_staleness=0, or a run whose end is algo.iterations",
         )
+    if rollout.recycle_mib:
+        yield refusal(
+            "rollout.recycle_mib",
+            rollout.recycle_mib,
+            "a worker is replaced between iterations while it is idle, and with rollout.max_staleness it never is",
+            "rollout.recycle_mib=0, or rollout.max_staleness=0",
+        )
+    if rollout.lag:
+        yield refusal(
+            "rollout.max_staleness",
+            rollout.max_staleness,
+            "rollout.lag fixes which version plays an episode, and playing ahead leaves it to the timing",
+            "rollout.max_staleness=0, or rollout.lag=0",
+        )
