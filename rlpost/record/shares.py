@@ -1,6 +1,7 @@
 """Which files of a checkpoint belong to which rank: what a rank writes, and what it must have to load.
 
-DeepSpeed names the rank in a file that one rank alone has. Rank 0 writes every other file, and all ranks read it.
+DeepSpeed names the rank in a file that one rank alone has. Rank 0 writes every other file, and all ranks read it. What
+the driver adds for itself (rlpost.tasks.lag) counts as rank 0's.
 
     learner/mp_rank_00_model_states.pt                    written by rank 0, read by all
     learner/zero_pp_rank_1_mp_rank_00_optim_states.pt     written and read by rank 1
@@ -31,7 +32,12 @@ def owner(name: str) -> int | None:
 def share_of(folder: Path, rank: int) -> Share:
     """What `rank` wrote into `folder`, to which other ranks may have written too."""
     mine = [name for name in names_in(folder) if (owner(name) or 0) == rank]
-    return {name: (_size(folder / name), digest(folder / name)) for name in mine}
+    return {name: entry(folder / name) for name in mine}
+
+
+def entry(path: Path) -> tuple[int, str]:
+    """A file's size in bytes and SHA-256."""
+    return _size(path), digest(path)
 
 
 def needed_by(names: Iterable[str], rank: int) -> list[str]:

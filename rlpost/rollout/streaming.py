@@ -26,7 +26,8 @@ from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
 from rlpost.rollout.continuous import Played
 from rlpost.rollout.engine.protocol import Sampling
-from rlpost.rollout.pool import Ask, RolloutPool, shares_of
+from rlpost.rollout.members import Ask
+from rlpost.rollout.pool import RolloutPool, shares_of
 from rlpost.rollout.specs import training_specs
 from rlpost.types import EpisodeSpec, Trajectory
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from pathlib import Path
 
+from rlpost.record.shares import Share, entry, names_in
 from rlpost.tasks import stored_policy
 from rlpost.types import Canary
 from rlpost.weights.adapters import Adapter
@@ -38,12 +39,14 @@ class RecentPolicies:
         """The current policy."""
         return self._held[-1]
 
-    def save(self, checkpoint: Path) -> None:
-        """Write all but the newest into the folder of a checkpoint."""
+    def save(self, checkpoint: Path) -> Share:
+        """Write all but the newest into the folder of a checkpoint; return what was written."""
         for adapter, canary in list(self._held)[:-1]:
             folder = checkpoint / FOLDER / f"version-{adapter.version:06d}"
             folder.mkdir(parents=True)
             stored_policy.write(folder, adapter, canary)
+        names = [name for name in names_in(checkpoint) if name.startswith(f"{FOLDER}/")]
+        return {name: entry(checkpoint / name) for name in names}
 
     def load(self, checkpoint: Path) -> None:
         """Hold what `save` wrote, and nothing else. Raises AdapterError or CheckpointError if a file is damaged."""

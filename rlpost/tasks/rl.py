@@ -134,7 +134,6 @@ def _iterate(
         **update_metrics,
         **shown,
         **_go_live(session, state, rollouts),
-        **memory.look(session),
     }
     state.steps += 1
     # Absent while only the critic learns and the engine's log-probs are used unchanged. If an older policy plays, only
@@ -148,12 +147,14 @@ def _iterate(
 
 
 def _go_live(session: Session, state: TrainingState, rollouts: Rollouts) -> dict[str, float]:
-    """Swap the policy that plays next into the engines and measure it; nothing with rollout.policy=start."""
+    """Swap the policy that plays next into the engines (unless these keep the start); measure it and all processes."""
     if session.cfg.rollout.policy is RolloutPolicy.start:
-        return {}
-    with session.clock.phase("swap"), rollouts.swapping(state.steps + 1):
-        swap = training_state.swap(session, state)
-    return {**swap.metrics(), **spectrum.on_the_way(session)}
+        return memory.look(session)
+    with rollouts.swapping(state.steps + 1):
+        with session.clock.phase("swap"):
+            swap = training_state.swap(session, state)
+        figures = memory.look(session)
+    return {**swap.metrics(), **spectrum.on_the_way(session), **figures}
 
 
 def _without_step(update_metrics: Mapping[str, float]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from rlpost.config.schema import RolloutPolicy
 from rlpost.errors import CheckpointError
 from rlpost.record import checkpoint as checkpoints
 from rlpost.record.run_dir import RunDir
+from rlpost.record.shares import Share
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.tasks import retention, spectrum, start_policy
 from rlpost.tasks.evaluate import axis, evaluate_stage, variants_of
@@ -103,9 +104,9 @@ def checkpoint(session: Session, state: TrainingState) -> None:
     """
     settings = training_settings(session.cfg)
 
-    def write(folder: Path) -> None:
-        session.learner.save(folder)
-        session.policies.save(folder)
+    def write(folder: Path) -> list[Share]:
+        first, *others = session.learner.save(folder)
+        return [first | session.policies.save(folder), *others]
 
     with session.clock.phase("record"):
         checkpoints.save(session.run_dir, state.steps, write, asdict(state), settings)
