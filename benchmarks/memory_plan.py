@@ -27,6 +27,7 @@ import psutil
 from benchmarks.machine import processor
 from benchmarks.runs import ITERATIONS_ONLY
 from rlpost.cluster.precision import settle
+from rlpost.cluster.processes import kill_tree
 from rlpost.config.compose import compose
 from rlpost.memory.model_shape import ModelShape
 from rlpost.memory.parts import Plan
@@ -69,8 +70,11 @@ def peaks(words: list[str]) -> Mapping[str, Taken]:
         log = Path(scratch) / "log"
         with log.open("wb") as output:
             run = subprocess.Popen(command, stdout=output, stderr=output)
-            found = _watched(psutil.Process(run.pid))
-        if run.wait() != 0:
+            try:
+                found = _watched(psutil.Process(run.pid))
+            finally:
+                kill_tree(run)
+        if run.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}:\n{log.read_text()}")
     return found
 

@@ -17,9 +17,10 @@ from rlpost.config.presets import TABLE as ALGORITHMS
 from rlpost.config.schema import BaseKind, Config, Dtype, Optimizer, Task
 from rlpost.memory.model_shape import ModelShape
 from rlpost.memory.parts import BYTES, FLOAT, Part, Process
-from rlpost.memory.runtime import LEARNER_LIBRARIES
+from rlpost.memory.runtime import FIRST_PASS, LEARNER_LIBRARIES
 from rlpost.memory.trained import adapted, trained_numbers
 
+STORED = {Dtype.float32: "F32", Dtype.bfloat16: "BF16"}  # in safetensors' words
 # Optimizer states of a trained number.
 STATES = {Optimizer.adamw: 8, Optimizer.lora_pro: 8, Optimizer.muon: 4, Optimizer.adamw_8bit: 2}
 # NF4: half a byte, a byte for 64 weights, 4 bytes for 256 of those (rlpost/kernels/nf4.py).
@@ -38,22 +39,30 @@ def learner_rank(cfg: Config, shape: ModelShape, teacher: ModelShape | None = No
     shards = ranks if stage == 3 else 1
     base = (loaded - rounded_away(cfg, shape)) // shards
     held = (
-        Part("base weights", base),
+        # Mapped pages count, but the system can drop them, so they refuse nothing.
+        Part("base weights", base, certain=not mapped(cfg, shape)),
         Part("weights of the roles", FLOAT * ((trained + reference) // shards + each * cfg.retention.kl)),
         Part("gradients", gradients(trained, ranks, stage)),
         Part("optimizer states", optimizer_states(trained, cfg.learner.optimizer, ranks, stage)),
     )
     # NF4 and ZeRO 3 begin with the whole base.
-    certain = max(FLOAT * each // (ranks if stage else 1), loaded - base)
+    loading = 0 if mapped(cfg, shape) else loaded - base
+    certain = max(FLOAT * each // (ranks if stage else 1), loading)
     at_most = activations(cfg, shape) + TILES * TILE
     step = (
         Part("an optimizer step, or loading", certain),
         Part("activations and logits tiles", max(0, at_most - certain), certain=False),
+        Part("kernels' buffers", FIRST_PASS, certain=False),
     )
     libraries = Part("libraries", LEARNER_LIBRARIES)
     if cfg.learner.gpus > 0:
         return Process("learner rank", ranks, (libraries,), (*held, *step))
     return Process("learner rank", ranks, (libraries, *held, *step))
+
+
+def mapped(cfg: Config, shape: ModelShape) -> bool:
+    """Whether the base stays in its files' pages: on a CPU, if it is stored in the run's precision."""
+    return cfg.learner.gpus == 0 and shape.dtypes == {STORED[cfg.dtype]}
 
 
 def rounded_away(cfg: Config, shape: ModelShape) -> int:

@@ -28,6 +28,7 @@ class ModelShape:
     tied: bool  # whether the head is the table of embeddings
     fusible: bool  # whether its layers run through rlpost.kernels under a plain LoRA
     parameters: Mapping[str, tuple[int, ...]]  # shape by name; a tied head counts once
+    dtypes: frozenset[str]  # of the stored tensors, in safetensors' words: F32, BF16
     linear: Mapping[str, tuple[int, int]]  # (out, in) of the decoder's linear layers by module
 
     @classmethod
@@ -52,6 +53,7 @@ class ModelShape:
             tied=tied,
             fusible=told.get("model_type") in FUSED_FAMILIES and activation in (None, "silu"),
             parameters={name: shape for name, shape in model.shapes.items() if not (tied and name == _HEAD)},
+            dtypes=frozenset(str(entry["dtype"]) for entry in model.entries.values()),
             linear=model.linear_layers,
         )
 

@@ -132,6 +132,14 @@ def test_zero_shards_over_two_ranks(stage: int, gradients: int, states: int) -> 
     assert learner.optimizer_states(100, Optimizer.adamw, 2, stage) == states
 
 
+def test_a_base_in_the_pages_of_its_files_refuses_nothing() -> None:
+    cfg = settings()
+    narrow = replace(cfg, dtype=Dtype.bfloat16)
+    for each, certain in ((cfg, True), (narrow, False)):
+        rank = learner.learner_rank(each, shape())
+        assert [p.certain for p in rank.host if p.name == "base weights"] == [certain]
+
+
 def test_zero_3_shards_the_base() -> None:
     cfg = settings()
     cfg.learner.workers, cfg.learner.zero_stage = 2, 3
