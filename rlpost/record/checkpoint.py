@@ -91,13 +91,14 @@ def before(run_dir: RunDir, iteration: int, settings: Mapping[str, Any]) -> Chec
     Raises CheckpointError if there is none, naming the first iteration that has one, or if it was saved with other
     `settings`.
     """
-    whole = [(path, mark) for path in _candidates(run_dir.checkpoints) if (mark := _whole(path)) is not None]
+    candidates = _candidates(run_dir.checkpoints)
+    whole = [(path, mark) for path in candidates if (mark := _whole(path, bytes_too=True)) is not None]
     for path, mark in whole:
-        if mark["iteration"] <= iteration and _whole(path, bytes_too=True) is not None:
+        if mark["iteration"] <= iteration:
             _check_settings(path, mark["settings"], translated(json.loads(json.dumps(settings))))
             return Checkpoint(path, mark["iteration"], mark["progress"])
     first = min((mark["iteration"] for _, mark in whole), default=None)
-    kept = "no checkpoint is whole" if first is None else f"the oldest that is kept has {first} iterations"
+    kept = "no checkpoint is whole" if first is None else f"the oldest whole one has {first} iterations"
     ways = "start the run anew" if first is None else f"name an iteration from {first} on"
     raise CheckpointError(
         f"{run_dir.checkpoints}\n  reason: there is no checkpoint from before iteration {iteration}: {kept}\n"

@@ -182,6 +182,13 @@ def test_what_cannot_be_replayed_is_refused_with_what_can(run: Run, recorded: Ru
         run("--iteration", "3")
 
 
+def test_a_damaged_checkpoint_is_not_begun_from(run: Run, recorded: RunDir) -> None:
+    path = recorded.checkpoints / "iteration-000002" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match="the oldest whole one has 4 iterations"):
+        run("--iteration", "3")
+
+
 def test_other_settings_are_refused(run: Run) -> None:
     with pytest.raises(CheckpointError, match=r"algo\.clip=0\.3"):
         run("--iteration", "3", "algo.clip=0.3")
