@@ -1,9 +1,9 @@
 """Corrections for the policy that played as other frameworks publish them, token by token on plain floats.
 
-The witness of test_rollout_correction. A sequence is a list of tokens; nothing of rlpost is used. Read in September
-2026: verl's rollout correction (levels token and sequence; a threshold or a band; rejection by the sum or the mean of
-k1), TRL's four `vllm_importance_sampling_mode`s, prime-rl's masked importance ratio, AReaL's decoupled PPO, and the two
-binary losses of DPPO (arXiv 2602.04879) as verl has them.
+The witness of test_rollout_correction. A sequence is a list of tokens; nothing of rlpost is used. Read 2026-11-30, as
+stored and not at the projects' heads: the source of verl's two DPPO losses (arXiv 2602.04879) and of prime-rl's masked
+importance ratio (commit 008468c). The others follow descriptions alone: the settings of verl's rollout correction, of
+TRL's four `vllm_importance_sampling_mode`s and of AReaL's decoupled PPO.
 """
 
 from __future__ import annotations
