@@ -1,7 +1,7 @@
 """What a process holds before it has a model, in bytes: interpreter, libraries and their threads.
 
-Measured as private memory (RssAnon: no files, no shared memory) by hand and by `python -m
-benchmarks.memory_plan`; docs/results/memory.md has the processor, the date and what is not known. Libraries' own files are not counted: the system can drop them.
+Measured as private memory (RssAnon: no files, no shared memory); docs/results/memory.md has the processor, the date
+and what is not known. Libraries' own files are not counted, since the system can drop them.
 """
 
 from __future__ import annotations
