@@ -64,7 +64,7 @@ SETTINGS = (
 TITLES = {"workers": "RolloutActor", "rank": "LearnerActor", "raylet": "raylet/raylet"}
 KILLS = {"workers": 3}  # of one round; 1 of the others
 START_S, STOP_S, LEFT_S = 480.0, 120.0, 20.0  # deadlines
-POLL_S = 0.1
+POLL_S = 0.5
 
 
 class Run:
