@@ -130,7 +130,7 @@ def undisturbed(folder: Path) -> tuple[str, float]:
     run.wait(lambda: run.iterations() >= 1, START_S)
     began = time.monotonic()
     if not run.ends(START_S) or run.process.returncode != 0:
-        raise RuntimeError(f"the undisturbed run failed: {folder.with_suffix('.log')}")
+        raise RuntimeError(f"the undisturbed run failed:\n{folder.with_suffix('.log').read_text()}")
     return run.adapter, time.monotonic() - began
 
 
