@@ -64,7 +64,7 @@ SETTINGS = (
 TITLES = {"workers": "RolloutActor", "rank": "LearnerActor", "raylet": "raylet/raylet"}
 KILLS = {"workers": 3}  # of one round; 1 of the others
 START_S, STOP_S, LEFT_S = 480.0, 120.0, 20.0  # deadlines
-POLL_S = 0.1
+POLL_S = 0.5
 
 
 class Run:
@@ -130,7 +130,7 @@ def undisturbed(folder: Path) -> tuple[str, float]:
     run.wait(lambda: run.iterations() >= 1, START_S)
     began = time.monotonic()
     if not run.ends(START_S) or run.process.returncode != 0:
-        raise RuntimeError(f"the undisturbed run failed: {folder.with_suffix('.log')}")
+        raise RuntimeError(f"the undisturbed run failed:\n{folder.with_suffix('.log').read_text()}")
     return run.adapter, time.monotonic() - began
 
 

@@ -50,8 +50,9 @@ class Member:
 
     @property
     def name(self) -> str:
-        """As messages name it, such as `rollout worker 1 (replacement, node b, 10.0.0.2)`."""
-        known = [*(["replacement"] if self.replaced else []), *([self.node] if self.node else [])]
+        """As messages name it, such as `rollout worker 1 (replacement, node b, 10.0.0.2)` until that has started."""
+        starts = self.replaced and not self.started
+        known = [*(["replacement"] if starts else []), *([self.node] if self.node else [])]
         return f"rollout worker {self.number}" + (f" ({', '.join(known)})" if known else "")
 
 

@@ -175,20 +175,20 @@ class Supervisor:
 
     def _hand_out(self, questions: Mapping[int, Ask], unasked: set[int]) -> None:
         """Give each idle worker its next step."""
-        busy = {call.member.number for call in self._calls.values()}
+        busy, now = {call.member.number for call in self._calls.values()}, time.monotonic()
         for member in self.members.all:
             if member.gone or member.number in busy:
                 continue
             if not member.placed:
-                self._expect(member, Step.be_placed, member.placing)
+                self._expect(member, Step.be_placed, member.placing, now)
             elif not member.started:
-                self._expect(member, Step.start, member.starting)
+                self._expect(member, Step.start, member.starting, now)
             elif self.live is not None and member.has is not self.live:
                 member.has = self.live
-                self._expect(member, Step.take_adapter, member.actor.swap.remote(*self.live))
+                self._expect(member, Step.take_adapter, member.actor.swap.remote(*self.live), now)
             elif (number := self._question_for(member, unasked)) is not None:
                 unasked.remove(number)
-                self._expect(member, Step.answer, questions[number](member.actor), number)
+                self._expect(member, Step.answer, questions[number](member.actor), now, number)
 
     def _question_for(self, member: Member, unasked: set[int]) -> int | None:
         """The question for an idle worker: its own, else one whose worker is missing."""
@@ -196,9 +196,12 @@ class Supervisor:
             return member.number
         return min((number for number in unasked if self.members.all[number].missing), default=None)
 
-    def _expect(self, member: Member, step: Step, asked: Asked, question: int | None = None) -> None:
+    def _expect(
+        self, member: Member, step: Step, asked: Asked, now: float, question: int | None = None
+    ) -> None:
+        """Wait for a call. Those that were made together have the same `now`, and so the same deadline."""
         seconds = self.cfg.ray.timeout_s if step is Step.be_placed else self.cfg.rollout.timeout_s
-        self._calls[asked] = Call(member, step, Wait.beginning(member.name, seconds), question)
+        self._calls[asked] = Call(member, step, Wait(member.name, seconds, now + seconds), question)
 
     def _heard(
         self, asked: Asked, unasked: set[int], kept: type[RlpostError] | None

@@ -242,5 +242,19 @@ def test_a_caller_that_asks_a_worker_itself_may_ask_its_replacement_at_once() ->
         assert (pool.lost, world.actors[2].version) == ([0, 1], 1)
         assert world.now == pytest.approx(DIED + 5.0 + 10.0 + 1.0)
         again = {pool.ask(1, play): 1}
-        with pytest.raises(DeadlineError, match=r"from: rollout worker 1 \(replacement, node 1\)\."):
+        with pytest.raises(DeadlineError, match=r"from: rollout worker 1 \(node 1\)\."):
             pool.next_answers(again, dict.fromkeys(again, world.now + 0.5))
+
+
+def test_workers_that_are_asked_one_after_another_are_late_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Actor._stream
+
+    def slowly_asked(actor: Actor, *args: Any) -> Any:
+        actor.ray.pass_time(0.01)
+        return stream(actor, *args)
+
+    monkeypatch.setattr(Actor, "_stream", slowly_asked)
+    with simulated([Life(an_episode=NEVER)] * 3, workers=3) as (_, pool, _told):
+        names = r"rollout worker 0 \(node 0\), rollout worker 1 \(node 1\), rollout worker 2 \(node 2\)\."
+        with pytest.raises(DeadlineError, match=names):
+            versions(pool, 6)
