@@ -11,6 +11,8 @@ defaults form a separate layer. `algo.KEY=VALUE` sets one of its settings. The c
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os.path
 import typing
 from collections.abc import Mapping, Sequence
@@ -195,12 +197,17 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     former = config.lora.kind
     kind = kind_named(str(settings.get("lora.kind", former.name)))
     try:
-        values = OmegaConf.to_container(OmegaConf.structured(config))
-        layers = _for_kind(kind, typing.cast(dict[str, Any], values), former)
-        node = OmegaConf.merge(OmegaConf.structured(Config), *layers, _nested(settings))
+        layers = _for_kind(kind, dataclasses.asdict(config), former)
+        node = OmegaConf.merge(_defaults(), *layers, _nested(settings))
         return typing.cast(Config, OmegaConf.to_object(node))
     except OmegaConfBaseException as error:
         raise _readable(error, []) from None
+
+
+@functools.cache
+def _defaults() -> DictConfig:
+    """All settings with their defaults, for `OmegaConf.merge`, which copies them. Making them is slow."""
+    return OmegaConf.structured(Config)
 
 
 def _from_home(path: str) -> str:

@@ -164,10 +164,12 @@ def _opened(
             cluster = stack.enter_context(
                 ray_cluster.connect(cfg.ray, plan.needs, modules=[*modules, *data], weights=weights)
             )
+        if joined and not cfg.ray.autoscaling:  # before it waits for room
+            preflight.check(cfg, model_folder)
         placement = stack.enter_context(
             placed(plan, cfg.ray, lambda line: console.print(line, markup=False, soft_wrap=True))
         )
-        if joined:
+        if joined and cfg.ray.autoscaling:  # its nodes may not have been there before
             preflight.check(cfg, model_folder)
         pool = RolloutPool(portable(cfg, model_folder), model_folder, placement)
         yield cluster, stack.enter_context(closing(pool))

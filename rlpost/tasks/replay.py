@@ -88,6 +88,16 @@ def start_of(cfg: Config, run_dir: RunDir, iteration: int) -> Checkpoint:
     return checkpoint.before(run_dir, iteration, training_settings(cfg))
 
 
+def refuse_rollouts(cfg: Config) -> None:
+    """Raise ConfigError if episodes cannot be played again: if an older policy than that of their iteration played."""
+    for key in ("max_staleness", "lag"):
+        if value := getattr(cfg.rollout, key):
+            raise ConfigError(
+                f"--rollouts\n  reason: with rollout.{key}={value} policies of before played, which are not kept\n"
+                "  remedy: leave it out; the updates are replayed on the recorded episodes"
+            )
+
+
 def replay(
     cfg: Config, run_dir: RunDir, start: Checkpoint, iteration: int, rollouts: bool
 ) -> Iterator[Compared]:

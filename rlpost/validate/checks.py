@@ -178,6 +178,9 @@ def _named_settings(config: Config, already: Collection[str]) -> Iterator[str]:
             varied = with_settings(config, settings)
         except ConfigError:
             continue  # refused by rlpost.validate.comparison
+        varied.compare.settings = {
+            name: settings
+        }  # the others are not these arms', and composing each takes time
         checks = (check for check in CHECKS if check not in COMPARE_CHECKS)  # those have seen every arm
         texts = (*(text for check in checks for text in check(varied)), *unread(varied, settings))
         yield from (f"compare.settings.{name}: {text}" for text in texts if text not in already)

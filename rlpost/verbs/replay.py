@@ -43,6 +43,8 @@ def _replay(run_dir: RunDir, iteration: int, rollouts: bool, words: Sequence[str
     cfg = compose([f"resume={run_dir.path}", "ray.address=null", *words])
     from rlpost.tasks import replay  # imports torch and Ray
 
+    if rollouts:
+        replay.refuse_rollouts(cfg)
     start = replay.start_of(cfg, run_dir, iteration)
     for warning in _other_versions(run_dir):
         print(f"warning: {warning}", flush=True)

@@ -182,6 +182,13 @@ def test_what_cannot_be_replayed_is_refused_with_what_can(run: Run, recorded: Ru
         run("--iteration", "3")
 
 
+@pytest.mark.parametrize("setting", ["rollout.lag=2", "rollout.max_staleness=1"])
+def test_episodes_of_policies_that_are_not_kept_cannot_be_played_again(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"with {setting} policies of before played"):
+        replay.refuse_rollouts(compose([*SETTINGS, setting]))
+    replay.refuse_rollouts(compose([*SETTINGS]))
+
+
 def test_a_damaged_checkpoint_is_not_begun_from(run: Run, recorded: RunDir) -> None:
     path = recorded.checkpoints / "iteration-000002" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
