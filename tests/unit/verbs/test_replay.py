@@ -17,6 +17,7 @@ from rlpost.errors import CheckpointError, ConfigError, OutputError
 from rlpost.record import checkpoint
 from rlpost.record.metrics import rollout_metrics
 from rlpost.record.run_dir import RunDir, iteration_name
+from rlpost.record.shares import Share, share_of
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.tasks import replay
 from rlpost.tasks.session import training_settings
@@ -55,8 +56,9 @@ class Learner:
     def load(self, folder: Path) -> None:
         self.weight = load_file(folder / "state.safetensors")["weight"]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Share]:
         save_file({"weight": self.weight}, folder / "state.safetensors")
+        return [share_of(folder, 0)]
 
     def update_rl(
         self, batch: Sequence[Trajectory], iteration: int, examples: Sequence[Example] = ()
