@@ -17,6 +17,11 @@ from rlpost.types import Trajectory
 DEADLINE_S = 1500
 
 
+def reproducible(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what the machine's load decides: times and memory."""
+    return {key: value for key, value in line.items() if "seconds" not in key and "memory" not in key}
+
+
 @dataclass
 class Finished:
     """A run that is over: its folder, and what it printed."""

@@ -21,7 +21,7 @@ import torch
 
 from rlpost.weights import models
 from rlpost.weights.adapters import Adapter
-from tests.integration.runs import Finished, end, finish, start, whole_run
+from tests.integration.runs import Finished, end, finish, reproducible, start, whole_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
@@ -48,11 +48,6 @@ SETTINGS = (
 )
 START_DEADLINE_S = 480
 GAPS = {"float32": 0.02, "bfloat16": 0.06}  # nats between engine and learner on a sampled token, as a mean
-
-
-def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
-    """A line without what the machine's load decides: times and memory."""
-    return {key: value for key, value in line.items() if "seconds" not in key and "memory" not in key}
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +216,7 @@ def test_a_run_that_lost_a_worker_and_was_resumed_ends_like_the_whole_one(
     process = start(f"resume={run.folder}")
     output = finish(process)
     assert process.returncode == 0, output
-    assert [without_seconds(line) for line in run.lines()] == [
-        without_seconds(line) for line in whole.lines()
-    ]
+    assert [reproducible(line) for line in run.lines()] == [reproducible(line) for line in whole.lines()]
     assert (
         Adapter.load(run.folder / "adapter").fingerprint == Adapter.load(whole.folder / "adapter").fingerprint
     )

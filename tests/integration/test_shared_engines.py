@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from rlpost.weights.adapters import CONFIG_FILE, WEIGHTS_FILE
-from tests.integration.runs import finish, start
+from tests.integration.runs import finish, reproducible, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -57,9 +57,8 @@ def adapter(folder: Path) -> tuple[str, dict[str, bytes], dict[str, str]]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what was measured with a clock."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+    return [reproducible(line) for line in lines]
 
 
 def test_engines_were_shared_on_one_side_only(folders: tuple[Path, Path]) -> None:

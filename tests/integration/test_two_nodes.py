@@ -22,7 +22,7 @@ import pytest
 from rlpost.weights.adapters import Adapter
 from rlpost.weights.models import TINY
 from tests.integration.machines import Machine, boot, connect, obstacle
-from tests.integration.runs import Finished
+from tests.integration.runs import Finished, reproducible
 from tests.integration.two_nodes import FOLDER, TwoNodes, finish, kill, two_nodes
 
 OBSTACLE = obstacle()
@@ -162,10 +162,6 @@ def refused(nodes: TwoNodes, *words: str, machine: Machine | None = None, **envi
     return output
 
 
-def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if "seconds" not in key}
-
-
 def test_a_model_on_the_head_alone_is_refused_before_engines_start(nodes: TwoNodes) -> None:
     shutil.copytree(TINY, nodes.folder / "model")
     output = refused(nodes, f"model={FOLDER}/model", "output_dir=refused", f"ray.address={nodes.address}")
@@ -206,9 +202,7 @@ def test_a_lost_node_ends_the_run_within_a_bound_and_is_named(
 def test_a_run_that_lost_its_second_node_twice_ends_like_the_run_on_one_node(
     alone: Finished, joined: Finished
 ) -> None:
-    assert [without_seconds(line) for line in joined.lines()] == [
-        without_seconds(line) for line in alone.lines()
-    ]
+    assert [reproducible(line) for line in joined.lines()] == [reproducible(line) for line in alone.lines()]
     assert (
         Adapter.load(joined.folder / "adapter").fingerprint
         == Adapter.load(alone.folder / "adapter").fingerprint
