@@ -19,6 +19,7 @@ from rlpost.record import failures
 from rlpost.record.metrics import Clock, evaluation, rollout_metrics
 from rlpost.record.run_dir import RunDir
 from rlpost.record.summary import unplayed
+from rlpost.rollout.rollouts import rollouts_of
 from rlpost.tasks.evaluate import evaluate
 from rlpost.tasks.rl import _iterate
 from rlpost.tasks.stall import Stall
@@ -163,4 +164,4 @@ def test_a_run_whose_episodes_all_broke_ends_before_the_update(tmp_path: Path) -
     cfg, run_dir = Config(), RunDir.create(tmp_path / "run", "name", 0, "")
     session: Any = SimpleNamespace(cfg=cfg, clock=Clock(), run_dir=run_dir, pool=Pool(played(0, 8, 0)))
     with pytest.raises(RolloutError, match=r"iteration 1 \(its episodes: .*iteration-000000.jsonl\)"):
-        _iterate(session, TrainingState(), Stall(cfg.algo), None, None)
+        _iterate(session, TrainingState(), rollouts_of(cfg, session.pool), Stall(cfg.algo), None, None)

@@ -16,6 +16,7 @@ from rlpost.errors import CheckpointError, ConfigError
 from rlpost.record import checkpoint, jsonl
 from rlpost.record.run_dir import RunDir
 from rlpost.tasks.session import training_settings
+from tests.unit import one_rank
 from tests.unit.episodes import episode, turn
 
 PPO = "experiment=generalpoints_ppo"
@@ -69,9 +70,7 @@ def test_in_an_experiments_file_it_is_refused_with_the_word_of_today(
 def test_a_record_of_an_earlier_commit_is_gone_on_with(tmp_path: Path) -> None:
     cfg = compose([PPO, "algo.clip=0.3", "algo.rollout_is=mask", "algo.rollout_is_cap=3.0"])
     run_dir = RunDir.create(tmp_path / "run", "name", 0, in_former_words(to_yaml(cfg)))
-    checkpoint.save(
-        run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, training_settings(cfg)
-    )
+    checkpoint.save(run_dir, 2, one_rank.write, {"steps": 2}, training_settings(cfg))
     mark = run_dir.checkpoints / "iteration-000002" / checkpoint.MARK
     mark.write_text(in_former_words(mark.read_text()))
     assert '"ppo"' in mark.read_text()
@@ -94,7 +93,7 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_with(tmp_path: 
         for name in names if group != "eval." else ():  # how a run is evaluated is not part of a checkpoint
             # Some are free in a resumed run, and not there.
             (then.get(group.removesuffix("."), {}) if group else then).pop(name, None)
-    checkpoint.save(run_dir, 2, lambda folder: (folder / "weights").touch(), {"steps": 2}, then)
+    checkpoint.save(run_dir, 2, one_rank.write, {"steps": 2}, then)
     assert checkpoint.latest(run_dir, training_settings(cfg)).progress == {"steps": 2}
     cfg.rollout.stop = ["."]
     with pytest.raises(CheckpointError, match=r"configuration: rollout\.stop=\["):
@@ -148,7 +147,7 @@ def test_settings_of_a_checkpoint_that_are_none_make_it_a_damaged_one(
     tmp_path: Path, settings: object
 ) -> None:
     run_dir = RunDir.create(tmp_path / "run", "name", 0, "")
-    checkpoint.save(run_dir, 1, lambda folder: (folder / "weights").touch(), {}, {})
+    checkpoint.save(run_dir, 1, one_rank.write, {}, {})
     mark = run_dir.checkpoints / "iteration-000001" / checkpoint.MARK
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"settings": settings}))
     with pytest.raises(CheckpointError, match="none of 1 checkpoints is whole"):

@@ -17,6 +17,7 @@ from rlpost.config.schema import Config, RolloutPolicy
 from rlpost.errors import AdapterError, CheckpointError
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir
+from rlpost.record.shares import Share, share_of
 from rlpost.rollout.pool import PoolSwapReport
 from rlpost.rollout.specs import training_specs
 from rlpost.tasks import rl, start_policy, training_state
@@ -59,8 +60,9 @@ class Learner:
     def export(self, version: int) -> tuple[Adapter, Canary]:
         return adapter(float(self.updates), version), Canary((1, 2), (-1.0 - self.updates,))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Share]:
         (folder / "weights").write_text(str(self.updates))
+        return [share_of(folder, 0)]
 
     def load(self, folder: Path) -> None:
         self.updates = int((folder / "weights").read_text())

@@ -27,7 +27,7 @@ def after(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("rep", ["report"]),
+        ("repo", ["report"]),
         ("generalpoints_pp", ["generalpoints_ppo", "generalpoints_ppo_turn"]),
         ("experiment=tiny", ["experiment=tiny_base"]),
         ("generalpoints_ppo algo=gr", ["algo=grpo"]),
@@ -84,7 +84,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 @pytest.mark.parametrize(
     ("line", "replies"),
     [
-        ("rlpost rep", ["report"]),
+        ("rlpost repo", ["report"]),
         ("rlpost generalpoints_ppo algo=g", ["grpo", "gspo"]),
         ("rlpost generalpoints_ppo algo=", sorted(AlgoName.__members__)),
         ("rlpost generalpoints_ppo seed=1 lora.ki", ["lora.kind="]),

@@ -15,6 +15,7 @@ from rlpost.compare.design.types import Status
 from rlpost.config.schema import Config
 from rlpost.errors import ConfigError, LearnerError, OutputError
 from rlpost.record import checkpoint, run_error
+from tests.unit import one_rank
 
 DEADLINE_S = 60.0
 
@@ -108,7 +109,7 @@ def test_the_error_of_an_earlier_start_is_not_this_ones(
     run_dir = files.run_dir
     run_dir.checkpoints.mkdir(parents=True)
     run_dir.config.write_text("seed: 0\n")
-    checkpoint.save(run_dir, 1, lambda folder: (folder / "state").touch(), {}, {})
+    checkpoint.save(run_dir, 1, one_rank.write, {}, {})
     with pytest.raises(LearnerError), run_error.kept(run_dir.path):
         raise LearnerError("loss not finite")
     ended = finished(files, "raise SystemExit(1)", monkeypatch)
@@ -159,7 +160,7 @@ def test_a_half_run_with_a_checkpoint_goes_on(files: CellFiles) -> None:
     run_dir = files.run_dir
     run_dir.checkpoints.mkdir(parents=True)
     run_dir.config.write_text("seed: 0\n")
-    checkpoint.save(run_dir, 1, lambda folder: (folder / "state").touch(), {}, {})
+    checkpoint.save(run_dir, 1, one_rank.write, {}, {})
     arguments = cells._prepare(files, Config())
     assert arguments == [f"experiment='{files.config}'", f"resume='{run_dir.path}'"], (
         "settings as they are now"

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from rlpost.cluster import actor_calls
+from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.errors import CheckpointError
 from rlpost.learner import checkpoint_folder
@@ -71,7 +72,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LearnerGroup:
     monkeypatch.setattr(checkpoint_folder, "CHUNK", 64)
     made, cfg = LearnerGroup.__new__(LearnerGroup), Config()
     cfg.learner.workers, cfg.learner.zero_stage = 2, 1
-    made.cfg, made.broken = cfg, None
+    made.cfg, made.broken, made._placement = cfg, None, Placement(Plan.of(cfg))
     made.workers = [Local(0, lambda folder: folder), Local(1, lambda folder: tmp_path / "another disk")]
     monkeypatch.setattr(made, "_answers", lambda answers, what, timeout_s: answers)
     return made

@@ -284,7 +284,7 @@ def test_a_worker_is_recycled_with_the_live_adapter_and_is_not_counted_as_lost(p
     actors = [FakeActor(memory=[7.0]), FakeActor(memory=[9.0], close=[died()]), FakeActor(), FakeActor()]
     pool, _ = pool_of(*actors, workers=2)
     pool.swap("adapter", None)
-    assert pool.memory() == [7.0, 9.0]
+    assert pool.memory() == {0: 7.0, 1: 9.0}
     pool.recycle(1)
     assert [actor.killed for actor in actors] == [False, True, False, False]
     assert actors[2].swapped == ["adapter"]
