@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from rlpost.cluster.memory import Memory
 from rlpost.config.compose import to_yaml
 from rlpost.config.schema import Config, RolloutPolicy
 from rlpost.errors import AdapterError, CheckpointError
@@ -67,11 +68,14 @@ class Learner:
     def load(self, folder: Path) -> None:
         self.updates = int((folder / "weights").read_text())
 
+    def memory(self) -> list[Memory]:
+        return []
+
 
 class Pool:
     """Notes which policy played which instances; refuses a canary that is not the adapter's."""
 
-    restarts = 0
+    restarts, workers = 0, 1
 
     def __init__(self) -> None:
         self.live = self.version = -1
@@ -81,6 +85,9 @@ class Pool:
         self.live, self.version = int(next(iter(adapter.tensors.values()))[0, 0]), adapter.version
         assert canary.logprobs == (-1.0 - self.live,)
         return PoolSwapReport(adapter.version, 1, 0.0, 0.0, 0.1)
+
+    def memory(self) -> dict[int, Memory]:
+        return {}
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
         self.played.append((self.live, tuple(spec.env_seed for spec in specs)))
