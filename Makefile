@@ -1,6 +1,7 @@
 # make run    set up .venv, then train the bundled model with PPO on GeneralPoints
 # make test   set up .venv, then run the tests that are not marked slow
-# make test-all  all tests, as CI does
+# make test-all  all tests but the long ones, as CI does
+# make test-long  those of minutes each: two machines made of namespaces (root), processes killed at random
 # make lint   format, lint and type checks
 # make extras add the optional extras of requirements/extras.txt to .venv (make test does)
 # make docs   the pages of docs/ as a site, in build/docs/site
@@ -25,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WARM_UP := import deepspeed, peft, ray, transformers.models.llama.modeling_llama, wandb; \
 	import vllm.model_executor.models.llama, vllm.v1.engine.llm_engine, vllm.v1.worker.gpu_model_runner
 
-.PHONY: run test test-all lint format docs setup extras clean install-large install-small
+.PHONY: run test test-all test-long lint format docs setup extras clean install-large install-small
 
 setup: $(STAMP)
 
@@ -68,10 +69,13 @@ extras: .venv/extras.stamp
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup extras
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow and not long" $(ARGS)
 
 test-all: setup extras
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -m "not long" $(ARGS)
+
+test-long: setup extras
+	@$(BIN)/python -m pytest -m long $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff format --check .

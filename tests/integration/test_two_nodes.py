@@ -27,7 +27,7 @@ from tests.integration.two_nodes import FOLDER, TwoNodes, finish, kill, two_node
 OBSTACLE = obstacle()
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(OBSTACLE is not None, reason=f"no two machines here: {OBSTACLE}"),
 ]
