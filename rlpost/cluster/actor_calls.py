@@ -226,6 +226,6 @@ def _silence(names: Sequence[str], timeout_s: float) -> str:
 
 
 def _gist(error: Exception) -> str:
-    """The last line of Ray's long message, which says what happened."""
+    """The last line of Ray's long message, which says what happened, without the advice that Ray adds."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(" Some common causes include")[0] if lines else type(error).__name__
