@@ -13,7 +13,7 @@ import ray
 from rlpost.cluster.memory import Memory, of_this_process
 from rlpost.cluster.node_tasks import naming_this_node
 from rlpost.config.schema import Config
-from rlpost.learner.checkpoint_folder import CheckpointFolder
+from rlpost.learner.checkpoint_folder import CheckpointFolder, Sign
 from rlpost.learner.named_adapters import NamedAdapters
 from rlpost.learner.rendezvous import Rendezvous, bind_collectives, bound_socket, port_of
 from rlpost.record.shares import Share, share_of
@@ -65,7 +65,7 @@ class LearnerActor:
 
     # A checkpoint: find, then save, read ... or append ..., load; then leave. See rlpost.learner.checkpoint_folder.
 
-    def find(self, folder: Path, sign: str) -> bool:
+    def find(self, folder: Path, sign: Sign) -> bool:
         """Whether this rank sees the run's `folder`; it then works there, else in a folder of its node."""
         self.checkpoint = CheckpointFolder(folder, sign)
         return self.checkpoint.is_the_runs

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
@@ -21,21 +21,27 @@ from rlpost.cluster import actor_calls
 from rlpost.cluster.node_tasks import this_node
 from rlpost.cluster.ray_folder import RayFolder
 from rlpost.errors import CheckpointError
+from rlpost.record.checkpoint import MARK
 from rlpost.record.files import writing
-from rlpost.record.shares import Share, is_there, names_in, needed_by
+from rlpost.record.shares import Share, digest, is_there, names_in, needed_by
 
 CHUNK = 32 * 2**20  # bytes that travel at a time
+
+Sign: TypeAlias = tuple[str, str]
+"""A file that only the driver's folder has: its name and the SHA-256 of its bytes."""
 
 
 class CheckpointFolder:
     """A rank's side: the run's folder if this rank sees it, else one of its node, which `close` removes.
 
-    `sign` is the name of a file that the driver has just put into `folder`; see `signed`. A folder of a rank that was
-    killed is removed by the next run on its node (rlpost.cluster.ray_folder).
+    `sign`: by which the rank knows the driver's folder; see `signed`. A folder of a rank that was killed is removed by
+    the next run on its node (rlpost.cluster.ray_folder).
     """
 
-    def __init__(self, folder: Path, sign: str) -> None:
-        self._own = None if (folder / sign).exists() else RayFolder()
+    def __init__(self, folder: Path, sign: Sign) -> None:
+        name, sha256 = sign
+        seen = (folder / name).is_file() and digest(folder / name) == sha256
+        self._own = None if seen else RayFolder()
         self.path = folder if self._own is None else self._own.path / folder.name
         if self._own is not None:
             self.path.mkdir()
@@ -75,13 +81,16 @@ class CheckpointFolder:
 
 
 @contextmanager
-def signed(folder: Path) -> Iterator[str]:
-    """The name of a file that is in `folder` inside the block: whoever finds it there sees the same folder."""
+def signed(folder: Path) -> Iterator[Sign]:
+    """The sign of `folder`: the mark of a whole checkpoint, which is only read; else a file that is there inside."""
+    if (folder / MARK).is_file():
+        yield MARK, digest(folder / MARK)
+        return
     sign = folder / f".seen-{secrets.token_hex(16)}"
     with writing(folder):
         sign.touch()
     try:
-        yield sign.name
+        yield sign.name, digest(sign)
     finally:
         sign.unlink(missing_ok=True)
 

@@ -47,7 +47,7 @@ class Local(LearnerActor):
     def __init__(self, rank: int, sees: Callable[[Path], Path]) -> None:
         self.learner, self.sees = Learner(rank), sees  # type: ignore[assignment]
 
-    def find(self, folder: Path, sign: str) -> bool:
+    def find(self, folder: Path, sign: checkpoint_folder.Sign) -> bool:
         return super().find(self.sees(folder), sign)
 
     def __getattribute__(self, name: str) -> Any:
@@ -137,3 +137,16 @@ def test_a_full_disk_of_a_node_is_told_with_the_node(
     with pytest.raises(CheckpointError, match=r"on node b \(10\.0\.0\.2\)\n  reason: No space left"):
         group.save(tmp_path / "checkpoint")
     group.workers[1].leave()
+
+
+def test_a_whole_checkpoint_is_known_by_its_mark_and_only_read(tmp_path: Path) -> None:
+    (tmp_path / checkpoint_folder.MARK).write_text("hashes of all its files")
+    before = tmp_path.stat().st_mtime_ns
+    with checkpoint_folder.signed(tmp_path) as sign:
+        assert checkpoint_folder.CheckpointFolder(tmp_path, sign).is_the_runs
+    assert tmp_path.stat().st_mtime_ns == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / checkpoint_folder.MARK).write_text("hashes of another checkpoint's files")
+    elsewhere = checkpoint_folder.CheckpointFolder(tmp_path / "other", sign)
+    assert not elsewhere.is_the_runs, "a node may have a checkpoint of its own at the same path"
+    elsewhere.close()
