@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,14 +194,7 @@ def test_the_end_is_the_current_policys(session: Session, monkeypatch: pytest.Mo
     monkeypatch.setattr(rl, "evaluate_stage_once", silent)
     session.cfg.algo.iterations = 3
 
-    class Opened:
-        def __enter__(self) -> Session:
-            return session
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(rl, "open_session", lambda cfg, with_learner: Opened())
+    monkeypatch.setattr(rl, "open_session", lambda cfg, with_learner: nullcontext(session))
     rl.run(session.cfg)
     assert ends == [3]
     saved = Adapter.load(session.run_dir.adapter)
