@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlpost.cluster.data_files import data_files, travelling
 from rlpost.cluster.node_tasks import Failure, Node, alive, ask_each
+from rlpost.cluster.placement import Plan
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ClusterError
@@ -56,12 +57,9 @@ def wanted(cfg: Config, model_folder: Path) -> Wanted:
 
 def fitting(cfg: Config, nodes: Sequence[Node]) -> list[Node]:
     """The nodes that are large enough for an actor of the run. A head that declares no CPUs gets no work."""
-    rollout, learner = cfg.rollout, cfg.learner
-    ranks = rollout.tensor_parallel
-    claims = [(ranks * rollout.cpus, ranks * rollout.gpus)]
-    if cfg.task is not Task.eval:
-        claims.append((learner.cpus, learner.gpus))
-    return [node for node in nodes if any(node.cpus >= cpus and node.gpus >= gpus for cpus, gpus in claims)]
+    plan = Plan.of(cfg, with_learner=cfg.task is not Task.eval)
+    claims = {*plan.workers, *plan.ranks}
+    return [node for node in nodes if any(node.cpus >= c.cpus and node.gpus >= c.gpus for c in claims)]
 
 
 def problems(needs: Wanted, here: Facts, there: Facts | Failure) -> list[Problem]:
