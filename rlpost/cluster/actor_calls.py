@@ -7,7 +7,7 @@ The deadline is one of time.monotonic for all calls that are asked together, how
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ Asked: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
 """A pending call of an actor, with one answer or a stream of answers."""
 
 FENCE_S = 10.0  # in which Ray confirms that an actor it was told to kill is dead
+BEGINS_S = 10.0  # in which a stream that is to be cancelled begins
 _FENCE_CHECK_S = 0.1
 _CHECK_S = 1.0  # how often a wait looks at something else
 _FETCH_S = (
@@ -165,9 +166,20 @@ class Heartbeats:
             _value(ref, _FETCH_S, self._pending.pop(ref))
 
 
-def cancel(asked: Iterable[Asked]) -> None:
-    """Cancel calls that nobody waits for. One that has begun runs on, unless its method checks `is_cancelled`."""
-    for each in asked if ray.is_initialized() else ():
+def cancel(asked: Iterable[Asked], begun: Container[Asked], deadline: float) -> None:
+    """Cancel the streams among calls that nobody waits for. They run on, unless their methods check `is_cancelled`.
+
+    `begun`: those of which an answer was taken. Until `deadline`, in time.monotonic, the others are given time to give
+    their first answer, BEGINS_S at most; so a method should give one at once. For Ray can lose the place of a call that
+    it cancels before the actor has begun it: the actor then waits 30 s for that call, and refuses all later ones.
+    """
+    streams = [each for each in asked if isinstance(each, ray.ObjectRefGenerator)]
+    if not streams or not ray.is_initialized():
+        return
+    if silent := [each for each in streams if each not in begun]:
+        left = max(0.0, deadline - time.monotonic())
+        ray.wait(silent, num_returns=len(silent), timeout=min(left, BEGINS_S))
+    for each in streams:
         ray.cancel(each)
 
 

@@ -45,7 +45,8 @@ class ContinuousPlay:
             policy_version: the live version, which turns submitted from now on record.
             begin: whether episodes may begin; otherwise only live ones are played to their end.
 
-        Yields what has ended after each engine step, None if nothing has. Raises like `Collector.stream`.
+        Yields at once what has ended and may not have arrived; then what ends in each engine step, None if nothing
+        does. Raises like `Collector.stream`.
         """
         batch = self._batch
         batch.sampling, batch.policy_version = sampling, policy_version
@@ -54,7 +55,9 @@ class ContinuousPlay:
         if not begin:
             batch.waiting, held = held, batch.waiting
         try:
-            yield self._played(tuple(self._ended.values()))
+            yield Played(
+                tuple(self._ended.values()), batch.engine_seconds
+            )  # also says that the call has begun
             while batch.waiting or batch.live:
                 ended = self._collector.advance(batch)
                 self._ended.update(ended)

@@ -47,6 +47,7 @@ class StreamingRollouts:
         self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in range(cfg.rollout.workers)]
         self._arrived: dict[Key, Trajectory] = {}
         self._calls: dict[Asked, int] = {}  # open calls, and the worker that was asked
+        self._begun: set[Asked] = set()  # those that were answered
         # Iterations before this one are handed out; None before the first.
         self._handed_out: int | None = None
         self._lost = list(pool.lost)
@@ -127,6 +128,7 @@ class StreamingRollouts:
         """Receive what one worker has played."""
         asked, answers, over = self._pool.next_answers(self._calls, deadlines)
         worker = self._calls[asked]
+        self._begun.add(asked)
         if over:
             del self._calls[asked]
         for played in answers:
@@ -158,8 +160,8 @@ class StreamingRollouts:
 
     def _interrupt(self) -> None:
         """Workers end their calls after a step. Whatever has not arrived comes again in the next call."""
-        cancel(self._calls)
-        self._calls = {}
+        cancel(self._calls, self._begun, self._deadline())
+        self._calls, self._begun = {}, set()
 
     def _deadline(self) -> float:
         return time.monotonic() + self._cfg.rollout.timeout_s

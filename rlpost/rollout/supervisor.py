@@ -68,6 +68,7 @@ class Supervisor:
         self.live: Live | None = None
         self.check: Callable[[], None] = lambda: None
         self._calls = dict[Asked, Call]()
+        self._begun = set[Asked]()  # questions that got an answer
 
     def wait_ready(self) -> None:
         """Wait for all workers to start. A death is an error then, since it costs no work.
@@ -127,9 +128,7 @@ class Supervisor:
                 else:
                     yield from self._heard(asked, unasked, kept)
         finally:
-            cancel(self._asked())
-            for asked in self._asked():
-                del self._calls[asked]
+            self._cancel_questions()
 
     def next_answers(
         self, workers: Mapping[Asked, int], deadlines: Mapping[Asked, float]
@@ -172,6 +171,14 @@ class Supervisor:
     def _asked(self) -> list[Asked]:
         """The questions that are being answered."""
         return [asked for asked, call in self._calls.items() if call.step is Step.answer]
+
+    def _cancel_questions(self) -> None:
+        asked = self._asked()
+        deadline = min((self._calls[each].wait.deadline for each in asked), default=0.0)
+        cancel(asked, self._begun, deadline)
+        for each in asked:
+            del self._calls[each]
+        self._begun.clear()
 
     def _hand_out(self, questions: Mapping[int, Ask], unasked: set[int]) -> None:
         """Give each idle worker its next step."""
@@ -224,6 +231,7 @@ class Supervisor:
                 self.members.placed(call.member)
             elif call.step is Step.start:
                 call.member.started = True
+        self._begun.add(asked)
         if over:
             del self._calls[asked]
         if call.question is not None:

@@ -158,7 +158,11 @@ class RolloutActor:
         return self._worker.swap(adapter, canary)
 
     def stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Iterator[Ended]:
-        """Must be called with num_returns="streaming". Ends after an engine step if the call was cancelled."""
+        """Must be called with num_returns="streaming". Ends after an engine step if the call was cancelled.
+
+        The first value is empty. It says that the call has begun, and may be cancelled (see `actor_calls.cancel`).
+        """
+        yield []
         yield from _until_cancelled(self._worker.stream(specs, sampling))
 
     def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Iterator[Played]:

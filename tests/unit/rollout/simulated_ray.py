@@ -45,10 +45,10 @@ class Ref:
 
 
 class Stream:
-    """What an actor yields, and when; then it ends."""
+    """What an actor yields, and when; then it ends. It begins with the first."""
 
-    def __init__(self, yields: Iterable[Ref], ends: float) -> None:
-        self._yields, self._ends = list(yields), ends
+    def __init__(self, yields: Sequence[Ref], ends: float) -> None:
+        self._yields, self._begins, self._ends = list(yields), yields[0].at, ends
         self.cancelled = False
 
     @property
@@ -62,6 +62,10 @@ class Stream:
         if isinstance(ref.outcome, Exception):
             self._yields, self._ends = [], ref.at
         return ref
+
+    def cancel(self, now: float) -> None:
+        assert self._begins <= now, "Ray may lose the place of a call that is cancelled before it begins"
+        self.cancelled = True
 
 
 @dataclass(eq=False)
@@ -98,7 +102,7 @@ class Actor:
 
     def _stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Stream:
         self.shares.append([spec.episode for spec in specs])
-        refs = list[Ref]()
+        refs = [self._does(0.0, [])]
         for k, spec in enumerate(specs):
             played = episode(replace(turn(), policy_version=self.version), index=spec.episode)
             refs.append(self._does(self.life.an_episode, [(k, replace(played, group=spec.group))]))
@@ -132,7 +136,7 @@ class SimulatedRay:
         for name, stand_in in (("wait", self._wait), ("get", self._get), ("put", lambda value: value)):
             patch.setattr(ray, name, stand_in)
         patch.setattr(ray, "kill", lambda actor: setattr(actor, "killed", True))
-        patch.setattr(ray, "cancel", lambda stream: setattr(stream, "cancelled", True))
+        patch.setattr(ray, "cancel", lambda stream: stream.cancel(self.now))
         patch.setattr(ray, "is_initialized", lambda: True)
         patch.setattr(ray, "ObjectRefGenerator", Stream)
         patch.setattr(capacity, "summary", lambda: "0 of 2 CPUs on node a, 10.0.0.1")

@@ -10,16 +10,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlpost.errors import SwapError
 from rlpost.rollout.engine.in_place import InPlaceWriter
+from rlpost.rollout.engine.live_layer import Probe
 from rlpost.rollout.engine.shards import ALL, Rank, piece, stacked
 from rlpost.rollout.engine.weight_writer import WriteReport, together
 from rlpost.weights.adapters import Adapter
@@ -168,6 +170,7 @@ class Model(nn.Module):
 
 
 @given(sizes(), st.integers(0, 1000))
+@example(Sizes(8, 8, 8, 24, words=1, hidden=1, fused=True, tied=False), 126)  # a sum of three weights near 0
 @settings(max_examples=60)
 def test_every_rank_holds_its_share_of_every_new_value(size: Sizes, seed: int) -> None:
     dice = torch.Generator().manual_seed(seed)
@@ -189,6 +192,21 @@ def test_every_rank_holds_its_share_of_every_new_value(size: Sizes, seed: int) -
                 assert torch.equal(model.get_parameter(name), value), (name, rank)
         whole = together(reports)
         assert (whole.modules_bound, whole.modules_expected) == (len(new), len(new))
+
+
+@pytest.mark.parametrize("neurons", [3, 16, 4000])
+def test_an_output_near_zero_is_proven_by_the_size_of_its_row(neurons: int) -> None:
+    """A layer with one output, whose terms cancel: rounding is large beside the output, not beside the terms."""
+    inputs = torch.ones(2, neurons)
+    inputs[0] = torch.nn.functional.one_hot(torch.tensor(0), neurons)
+    weight = torch.rand(1, neurons, generator=torch.Generator().manual_seed(0)) + 1
+    weight[0, -1] -= weight.sum()
+    computed = torch.tensor([[weight[0, 0]], [1e-5]])
+    layer: Any = SimpleNamespace(name="b", dtype=torch.float32, forward=lambda asked: computed)
+    expected = torch.tensor([[weight[0, 0]], [0.0]])
+    assert Probe(layer, inputs, expected).holds()
+    computed[1] = 0.05  # 1% of what the smallest weight adds
+    assert not Probe(layer, inputs, expected).holds()
 
 
 def test_a_layout_that_is_not_known_is_refused_by_name_before_anything_is_written(tmp_path: Path) -> None:

@@ -237,11 +237,13 @@ def test_a_caller_that_asks_a_worker_itself_may_ask_its_replacement_at_once() ->
         swap(pool, 1)
         calls = {pool.ask(1, play): 1}
         deadlines = dict.fromkeys(calls, world.now + TIMEOUT_S)
-        answers = [pool.next_answers(calls, deadlines)[1:] for _ in range(2)]
-        assert [(len(episodes), over) for episodes, over in answers] == [(1, False), (0, True)]
+        answers = [pool.next_answers(calls, deadlines)[1:] for _ in range(3)]
+        begun, first, lost = [(len(values), over) for values, over in answers]
+        assert (begun, first, lost) == ((1, False), (1, False), (0, True))
         assert (pool.lost, world.actors[2].version) == ([0, 1], 1)
         assert world.now == pytest.approx(DIED + 5.0 + 10.0 + 1.0)
         again = {pool.ask(1, play): 1}
+        assert pool.next_answers(again, dict.fromkeys(again, world.now + 0.5))[1:] == ([[]], False)
         with pytest.raises(DeadlineError, match=r"from: rollout worker 1 \(node 1\)\."):
             pool.next_answers(again, dict.fromkeys(again, world.now + 0.5))
 
