@@ -14,7 +14,7 @@ MOST_LOST = 4  # lost nodes that a message names
 
 
 @dataclass(frozen=True)
-class NodeCapacity:
+class Node:
     """A living node. Its address is the one by which Ray knows it."""
 
     id: str
@@ -25,14 +25,19 @@ class NodeCapacity:
 
     @property
     def label(self) -> str:
-        return f"node {self.address}" if self.name == self.address else f"node {self.name}, {self.address}"
+        return label(self.name, self.address)
 
 
-def nodes() -> list[NodeCapacity]:
+def label(name: str, address: str) -> str:
+    """A node in messages: `node a, 10.0.0.1`."""
+    return f"node {address}" if name == address else f"node {name}, {address}"
+
+
+def nodes() -> list[Node]:
     """All living nodes, in Ray's order."""
     free = available_resources_per_node()
     return [
-        NodeCapacity(
+        Node(
             node["NodeID"],
             node["NodeManagerHostname"],
             node["NodeManagerAddress"],

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import ray
 
-from rlpost.cluster.node_tasks import Failure, alive, ask_each
+from rlpost.cluster import capacity
+from rlpost.cluster.node_tasks import Failure, ask_each
 
 TAIL = 256 * 2**10  # bytes of a file, from its end
 MOST = 8 * 2**20  # bytes of a node, the newest files first
@@ -32,8 +33,8 @@ def fetched_after_failure(target: Path) -> Iterator[None]:
 
 def _fetch(target: Path) -> None:
     job = ray.get_runtime_context().get_job_id()
-    for node, files in ask_each(alive(), logs_here, job, timeout_s=FETCHING_S).items():
-        folder = target / f"{node.host}-{node.address.replace(':', '_')}"
+    for node, files in ask_each(capacity.nodes(), logs_here, job, timeout_s=FETCHING_S).items():
+        folder = target / f"{node.name}-{node.address.replace(':', '_')}"
         if isinstance(files, Failure):
             files = {"not-fetched.txt": files.reason.encode()}
         for name, tail in files.items():

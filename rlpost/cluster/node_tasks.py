@@ -1,4 +1,4 @@
-"""The nodes of the connected Ray: their names, and one light task on each of them."""
+"""Light tasks on chosen nodes of the connected Ray, and this node's name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rlpost.cluster.capacity import Node, label
 from rlpost.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the cluster, as Ray knows it."""
-
-    id: str
-    host: str
-    address: str
-    cpus: float  # that it declares, in use or not
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"node {self.host} ({self.address})"
 
 
 @dataclass(frozen=True)
@@ -35,15 +22,9 @@ class Failure:
     reason: str
 
 
-def alive() -> list[Node]:
-    """The nodes of the cluster that are alive, by address."""
-    found = [each for each in ray.nodes() if each["Alive"]]
-    return sorted((_node(each) for each in found), key=lambda node: (node.address, node.id))
-
-
 def this_node() -> str:
     """The node of this process, for messages: its name and the address under which Ray knows it."""
-    return f"node {socket.gethostname()} ({ray.util.get_node_ip_address()})"
+    return label(socket.gethostname(), ray.util.get_node_ip_address())
 
 
 @contextmanager
@@ -55,6 +36,12 @@ def naming_this_node() -> Iterator[None]:
         raise ModelError(f"on {this_node()}: {error}") from error
 
 
+def on(node: Node, function: Callable[..., Any]) -> Any:
+    """`function` as a task on that node, to be called with `.remote`. It claims nothing, and is not tried again."""
+    there = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
+
+
 def ask_each(
     nodes: Sequence[Node], function: Callable[..., Any], *args: Any, timeout_s: float
 ) -> dict[Node, Any | Failure]:
@@ -63,11 +50,7 @@ def ask_each(
     The task claims no CPU, so it runs beside everything else. Raises nothing: one node may not hide another.
     """
     shared = [ray.put(arg) for arg in args]
-    asked = {}
-    for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-        asked[ray.remote(**options)(function).remote(*shared)] = node
+    asked = {on(node, function).remote(*shared): node for node in nodes}
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
     answered = set(done)
     silent = Failure(f"it did not answer within {timeout_s:g} s")
@@ -83,14 +66,3 @@ def _value(ref: ray.ObjectRef, timeout_s: float) -> Any | Failure:
     except Exception as error:  # the function's own, or any of Ray's
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return Failure(lines[-1] if lines else type(error).__name__)
-
-
-def _node(told: dict[str, Any]) -> Node:
-    has = told.get("Resources", {})
-    return Node(
-        told["NodeID"],
-        told["NodeManagerHostname"],
-        told["NodeManagerAddress"],
-        has.get("CPU", 0.0),
-        has.get("GPU", 0.0),
-    )

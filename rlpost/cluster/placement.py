@@ -61,7 +61,7 @@ class Plan:
     @property
     def needs(self) -> Needs:
         """What all processes need together."""
-        return _sum((*self.ranks, *self.workers))
+        return sum_of((*self.ranks, *self.workers))
 
     def serves(self, wanted: Plan) -> bool:
         """Whether the bundles of this plan are those of `wanted`, which may be without ranks."""
@@ -73,7 +73,7 @@ class Plan:
         sharing = [self.ranks] if spread else [(rank,) for rank in self.ranks]
         bundles, places = list[Needs](), list[int | None]()
         for together in (*sharing, *((worker,) for worker in self.workers)):
-            needs = _sum(together)
+            needs = sum_of(together)
             empty = needs == Needs(0, 0)  # Ray refuses an empty bundle
             places += [None if empty else len(bundles)] * len(together)
             bundles += [] if empty else [needs]
@@ -159,10 +159,10 @@ def placed(plan: Plan, config: RayConfig, say: Say) -> Iterator[Placement]:
             remove_placement_group(group)
 
 
-def refuse_large_bundle(plan: Plan, nodes: Sequence[capacity.NodeCapacity]) -> None:
+def refuse_large_bundle(plan: Plan, nodes: Sequence[capacity.Node]) -> None:
     """Raise ClusterError if a bundle is larger than each of the `nodes`."""
     for bundle in plan.layout()[0]:
-        if not any(bundle.cpus <= node.total.cpus and bundle.gpus <= node.total.gpus for node in nodes):
+        if not any(node.total.hold(bundle) for node in nodes):
             held = "".join(f"\n  {node.label}: {capacity.amount(node.total)}" for node in nodes)
             raise ClusterError(
                 f"One node must have {capacity.amount(bundle)} for {_holder(plan, bundle)}, and none has.{held}\n"
@@ -194,7 +194,7 @@ def _wait(group: PlacementGroup, plan: Plan, config: RayConfig, say: Say) -> Non
             raise ClusterError(_too_late(plan, f"{setting}={limit_s:g}", config.autoscaling))
         if now >= next_told:
             nodes = capacity.nodes()
-            free, total = _sum([node.free for node in nodes]), _sum([node.total for node in nodes])
+            free, total = sum_of([node.free for node in nodes]), sum_of([node.total for node in nodes])
             say(
                 f"waiting for room on the cluster: the run needs {plan}; free now: {capacity.shares(free, total)};"
                 f" it waits at most {deadline - now:.0f} s more ({setting})"
@@ -218,7 +218,8 @@ def _resources(needs: Needs) -> dict[str, float]:
     return {name: amount for name, amount in (("CPU", needs.cpus), ("GPU", needs.gpus)) if amount > 0}
 
 
-def _sum(all_needs: Sequence[Needs]) -> Needs:
+def sum_of(all_needs: Sequence[Needs]) -> Needs:
+    """What all claim together."""
     return Needs(
         cpus=sum(each.cpus for each in all_needs),
         gpus=sum(each.gpus for each in all_needs),

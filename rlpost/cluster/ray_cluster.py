@@ -51,6 +51,10 @@ class Needs:
     gpus: float
     processes: int = field(default=0, compare=False)  # that share them; 0: not known
 
+    def hold(self, claim: Needs) -> bool:
+        """Whether a claim fits in these resources. Ray counts in ten thousandths."""
+        return self.cpus > claim.cpus - 1e-5 and self.gpus > claim.gpus - 1e-5
+
     @classmethod
     def of(cls, config: Config) -> Needs:
         engines, learner = cls.of_engines(config), config.learner

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlpost.cluster import precision
+from rlpost.cluster.ray_cluster import Needs
 from rlpost.config.schema import Config, Dtype, RayConfig
 from rlpost.doctor import facts as facts_of
 from rlpost.doctor.cluster import ClusterFacts, look_at
@@ -23,7 +24,7 @@ from rlpost.doctor.finding import Finding, error, ok, warning
 from rlpost.doctor.fit import gpu_findings, memory_finding, plan_of_node
 from rlpost.doctor.machine import machine_findings
 from rlpost.doctor.nodes import node_findings
-from rlpost.doctor.placement import Room, actors, placed, placement_finding
+from rlpost.doctor.placement import bundles, placed, placement_finding
 from rlpost.errors import RlpostError
 from rlpost.memory.model_shape import ModelShape
 from rlpost.memory.parts import Plan
@@ -119,7 +120,7 @@ def _precision(cfg: Config, folder: Path, seen: Examination) -> Config:
 def _alone(cfg: Config, seen: Examination) -> None:
     """Placement and memory of a private Ray, which has this machine's cores and GPUs."""
     name = seen.facts.host
-    room = {name: Room(seen.facts.cores, len(seen.facts.gpus))}
+    room = {name: Needs(seen.facts.cores, len(seen.facts.gpus))}
     if cfg.task in PLANNED:
         seen.findings.append(placement_finding(cfg, room, room))
     if seen.plan is not None:
@@ -142,10 +143,10 @@ def _cluster(cfg: Config | None, ray: RayConfig, seen: Examination) -> None:
 
 def _on_nodes(cfg: Config, found: ClusterFacts, seen: Examination) -> Iterator[Finding]:
     """Placement, and the memory of each node under one way to place the actors."""
-    has = {node.name: Room(node.cpus, node.gpus) for node in found.nodes}
-    free = {node.name: Room(node.free_cpus, node.free_gpus) for node in found.nodes}
+    has = {node.name: Needs(node.cpus, node.gpus) for node in found.nodes}
+    free = {node.name: Needs(node.free_cpus, node.free_gpus) for node in found.nodes}
     yield placement_finding(cfg, has, free)
-    by_node, _ = placed(actors(cfg), has)
+    by_node, _ = placed(bundles(cfg), has)
     for node in found.nodes:
         if seen.plan is not None and node.facts is not None and by_node[node.name]:
             part = plan_of_node(seen.plan, by_node[node.name])

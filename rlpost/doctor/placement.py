@@ -3,63 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from rlpost.cluster.capacity import amount
+from rlpost.cluster.placement import Plan, sum_of
+from rlpost.cluster.ray_cluster import Needs
 from rlpost.config.schema import Config, Task
 from rlpost.doctor.finding import Finding, error, ok, warning
 
-
-@dataclass(frozen=True)
-class Room:
-    """Ray CPUs and GPUs, of a node or wanted by an actor."""
-
-    cpus: float
-    gpus: float
-
-    def holds(self, wanted: Room) -> bool:
-        return self.cpus >= wanted.cpus - 1e-9 and self.gpus >= wanted.gpus - 1e-9
-
-    def less(self, wanted: Room) -> Room:
-        return Room(self.cpus - wanted.cpus, self.gpus - wanted.gpus)
+Bundle = tuple[list[str], Needs]
+"""Processes that share a node, such as all learner ranks with ray.placement=spread, and what they claim together."""
 
 
-def actors(cfg: Config) -> list[tuple[str, Room]]:
-    """The actors of a run by name, each with what it claims on one node."""
-    rollout, learner, ranks = cfg.rollout, cfg.learner, cfg.rollout.tensor_parallel
-    engines = [("rollout worker", Room(ranks * rollout.cpus, ranks * rollout.gpus))] * rollout.workers
-    trains = cfg.task not in (Task.eval, Task.dry_run)
-    return engines + [("learner rank", Room(learner.cpus, learner.gpus))] * (learner.workers if trains else 0)
+def bundles(cfg: Config) -> list[Bundle]:
+    """What a run reserves; see rlpost.cluster.placement."""
+    plan = Plan.of(cfg, with_learner=cfg.task is not Task.eval)
+    needs, places = plan.layout()
+    names = ["learner rank"] * len(plan.ranks) + ["rollout worker"] * len(plan.workers)
+    found: list[Bundle] = [([], each) for each in needs]
+    for name, place in zip(names, places, strict=True):
+        if place is None:  # it claims nothing
+            found.append(([name], Needs(0, 0)))
+        else:
+            found[place][0].append(name)
+    return found
 
 
-def placed(
-    wanted: Sequence[tuple[str, Room]], nodes: Mapping[str, Room]
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Actors by node, and those without a place: largest first, each on the node that it fills most.
+def placed(wanted: Sequence[Bundle], nodes: Mapping[str, Needs]) -> tuple[dict[str, list[str]], list[str]]:
+    """Processes by node, and those without a place: largest bundles first, each on the node that it fills most.
 
     Another order might place more, so what is left over is a doubt and no proof.
     """
     free, found, left = dict(nodes), {node: list[str]() for node in nodes}, list[str]()
-    for name, room in sorted(wanted, key=lambda each: (-each[1].gpus, -each[1].cpus)):
-        able = [node for node, has in free.items() if has.holds(room)]
+    for names, claim in sorted(wanted, key=lambda each: (-each[1].gpus, -each[1].cpus)):
+        able = [node for node, has in free.items() if has.hold(claim)]
         if not able:
-            left.append(name)
+            left += names
             continue
         node = min(able, key=lambda each: (free[each].gpus, free[each].cpus))
-        free[node] = free[node].less(room)
-        found[node].append(name)
+        free[node] = Needs(free[node].cpus - claim.cpus, free[node].gpus - claim.gpus)
+        found[node] += names
     return found, left
 
 
-def placement_finding(cfg: Config, nodes: Mapping[str, Room], free: Mapping[str, Room]) -> Finding:
+def placement_finding(cfg: Config, nodes: Mapping[str, Needs], free: Mapping[str, Needs]) -> Finding:
     """Whether the run fits the nodes (all resources), and whether it fits now (those that are free)."""
-    wanted = actors(cfg)
-    if alone := sorted({name for name, room in wanted if not any(has.holds(room) for has in nodes.values())}):
+    wanted = bundles(cfg)
+    if alone := sorted(
+        {
+            name
+            for names, claim in wanted
+            if not any(has.hold(claim) for has in nodes.values())
+            for name in names
+        }
+    ):
         reason = f"no node is large enough for a {' or a '.join(alone)}"
         return error("placement", f"{reason}: {_listed(nodes)}", _REMEDY)
-    total = Room(sum(room.cpus for _, room in wanted), sum(room.gpus for _, room in wanted))
-    has = Room(sum(room.cpus for room in nodes.values()), sum(room.gpus for room in nodes.values()))
-    if not has.holds(total):
-        text = f"the run claims {_room(total)}, and all nodes together have {_room(has)}"
+    total, has = sum_of([claim for _, claim in wanted]), sum_of([*nodes.values()])
+    if not has.hold(total):
+        text = f"the run claims {amount(total)}, and all nodes together have {amount(has)}"
         return error("placement", text, _REMEDY)
     found, left = placed(wanted, nodes)
     if left:
@@ -83,9 +84,5 @@ def _counted(names: Sequence[str]) -> str:
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
-def _listed(nodes: Mapping[str, Room]) -> str:
-    return "; ".join(f"{node}: {_room(room)}" for node, room in nodes.items())
-
-
-def _room(room: Room) -> str:
-    return f"{room.cpus:g} CPUs, {room.gpus:g} GPUs"
+def _listed(nodes: Mapping[str, Needs]) -> str:
+    return "; ".join(f"{node}: {amount(has)}" for node, has in nodes.items())

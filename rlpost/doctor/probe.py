@@ -12,19 +12,20 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlpost.cluster import ray_cluster
+from rlpost.cluster import actor_calls, capacity, ray_cluster
+from rlpost.cluster.capacity import Node
+from rlpost.cluster.node_tasks import Failure, ask_each, on
 from rlpost.config.schema import RayConfig
 from rlpost.doctor import facts
-from rlpost.errors import RlpostError
+from rlpost.errors import ClusterError, RlpostError
 from rlpost.record.files import write_atomic
 
 SAMPLE = 8 * 2**20  # bytes that are sent from node to node
@@ -49,65 +50,47 @@ def main(argv: Sequence[str]) -> int:
 
 def look(timeout_s: float) -> dict[str, Any]:
     """Nodes with their facts and clocks, and the links between the first node and each other one."""
-    free = available_resources_per_node()
-    nodes = [_node(told, free.get(told["NodeID"], {})) for told in ray.nodes() if told["Alive"]]
-    pending = {node["id"]: _on(node["id"], _facts).remote() for node in nodes}
-    answers = _answers(pending, timeout_s)
-    for node in nodes:
-        node["facts"] = answers.get(node["id"])
-        node["clock"] = _clock(node["id"], timeout_s) if node["facts"] is not None else None
-    able = [node["id"] for node in nodes if node["facts"] is not None]
+    nodes = capacity.nodes()
+    answers = ask_each(nodes, _facts, timeout_s=timeout_s)
+    able = [node for node in nodes if not isinstance(answers[node], Failure)]
     pairs = [pair for other in able[1:] for pair in ((able[0], other), (other, able[0]))]
-    return {"nodes": nodes, "links": [_link(source, target, timeout_s) for source, target in pairs]}
-
-
-def _node(told: Mapping[str, Any], free: Mapping[str, float]) -> dict[str, Any]:
-    has = told["Resources"]
     return {
-        "id": told["NodeID"],
-        "name": f"{told['NodeManagerHostname']} ({told['NodeManagerAddress']})",
-        "cpus": has.get("CPU", 0.0),
-        "gpus": has.get("GPU", 0.0),
-        "free_cpus": free.get("CPU", 0.0),
-        "free_gpus": free.get("GPU", 0.0),
+        "nodes": [
+            _told(node)
+            | {
+                "facts": answers[node] if node in able else None,
+                "clock": _clock(node, timeout_s) if node in able else None,
+            }
+            for node in nodes
+        ],
+        "links": [_link(source, target, timeout_s) for source, target in pairs],
     }
 
 
-def _on(node: str, function: Any) -> Any:
-    """`function` as a task on that node, which claims nothing and is not tried again."""
-    place = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(function)
-
-
-def _answers(pending: Mapping[str, ray.ObjectRef], timeout_s: float) -> dict[str, Any]:
-    """What came in time, without failing; a node that is not there did not answer."""
-    done, _ = ray.wait(list(pending.values()), num_returns=len(pending), timeout=timeout_s)
-    found = {}
-    for node, ref in pending.items():
-        if ref in done:
-            try:
-                found[node] = ray.get(ref, timeout=timeout_s)
-            except Exception:  # a node may fail in any way; the doctor says which did not answer
-                continue
-    return found
+def _told(node: Node) -> dict[str, Any]:
+    """What Ray knows of the node."""
+    return {
+        "id": node.id,
+        "name": node.label,
+        "cpus": node.total.cpus,
+        "gpus": node.total.gpus,
+        "free_cpus": node.free.cpus,
+        "free_gpus": node.free.gpus,
+    }
 
 
 def _facts() -> dict[str, Any]:
     return asdict(facts.collect())
 
 
-def _now() -> float:
-    return time.time()
-
-
-def _clock(node: str, timeout_s: float) -> dict[str, float] | None:
+def _clock(node: Node, timeout_s: float) -> dict[str, float] | None:
     """How far the node's clock is ahead, in seconds, and how far that may be wrong: half of the way there and back."""
     best: dict[str, float] | None = None
     for _ in range(CLOCK_TRIES):
         before = time.time()
-        there = _answers({node: _on(node, _now).remote()}, timeout_s).get(node)
+        [there] = ask_each([node], time.time, timeout_s=timeout_s).values()
         after = time.time()
-        if there is None:
+        if isinstance(there, Failure):
             return best
         doubt = (after - before) / 2
         if best is None or doubt < best["doubt_s"]:
@@ -115,24 +98,32 @@ def _clock(node: str, timeout_s: float) -> dict[str, float] | None:
     return best
 
 
-def _link(source: str, target: str, timeout_s: float) -> dict[str, Any]:
+def _link(source: Node, target: Node, timeout_s: float) -> dict[str, Any]:
     """The rate of Ray's object store from `source` to `target`, and whether a port of `source` can be reached."""
-    found: dict[str, Any] = {"source": source, "target": target, "mib_per_s": None, "port_fault": None}
-    sample = _on(source, _sample).remote()
+    sample = on(source, _sample).remote()
     ray.wait([sample], timeout=timeout_s, fetch_local=False)
-    seconds = _answers({target: _on(target, _seconds_to_get).remote([sample], timeout_s)}, timeout_s).get(
-        target
-    )
-    if seconds is not None:
-        found["mib_per_s"] = SAMPLE / 2**20 / max(seconds, 1e-6)
-    place = NodeAffinitySchedulingStrategy(source, soft=False)
+    [seconds] = ask_each([target], _seconds_to_get, [sample], timeout_s, timeout_s=timeout_s).values()
+    rate = None if isinstance(seconds, Failure) else SAMPLE / 2**20 / max(seconds, 1e-6)
+    return {
+        "source": source.id,
+        "target": target.id,
+        "mib_per_s": rate,
+        "port_fault": _port_fault(source, target, timeout_s),
+    }
+
+
+def _port_fault(source: Node, target: Node, timeout_s: float) -> str | None:
+    """Why a port of `source` cannot be reached from `target`: empty if it can; None if none was opened in time."""
+    place = NodeAffinitySchedulingStrategy(source.id, soft=False)
     door = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=place)(_Door).remote()
-    at = _answers({source: door.open.remote()}, timeout_s).get(source)
-    if at is not None:
-        reached = _answers({target: _on(target, _reach).remote(*at)}, timeout_s)
-        found["port_fault"] = reached.get(target, f"no answer within {timeout_s:g} s")
-    ray.kill(door)
-    return found
+    try:
+        host, port = actor_calls.get(door.open.remote(), timeout_s, f"a port of {source.label}")
+        [reached] = ask_each([target], _reach, host, port, timeout_s=timeout_s).values()
+        return reached.reason if isinstance(reached, Failure) else reached
+    except ClusterError:
+        return None
+    finally:
+        ray.kill(door)
 
 
 def _sample() -> bytes:

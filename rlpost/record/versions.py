@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -20,6 +21,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "peft": ("peft",),
     "deepspeed": ("deepspeed",),
 }
+# These must agree on all nodes of a run. rlpost itself travels, so its code is compared (rlpost/tasks/preflight.py).
+SAME_EVERYWHERE = ("python", *(name for name in PACKAGES if name != "rlpost"))
 GIT_TIMEOUT_S = 10.0
 
 
@@ -46,6 +49,23 @@ def changes(recorded: Mapping[str, Any]) -> list[str]:
         for name in now
         if name in recorded and recorded[name] != now[name]
     ]
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """What differs between this machine's `versions` and another node's: "vllm is 0.11.0 there and 0.12.0 here".
+
+    Builds of one version, such as torch's +cpu, may differ.
+    """
+    return [
+        f"{name} is {there[name] or 'not installed'} there and {here[name] or 'not installed'} here"
+        for name in SAME_EVERYWHERE
+        if _public(there[name]) != _public(here[name])
+    ]
+
+
+def _public(version: str | None) -> str | None:
+    """A version without the name of its build."""
+    return None if version is None else re.split(r"[+ ]", version)[0]
 
 
 def _processor() -> str | None:

@@ -9,15 +9,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlpost.cluster.data_files import sent
 from rlpost.errors import RlpostError
 from rlpost.record.versions import versions
 from rlpost.weights import models
 from rlpost.weights.stored_model import fingerprint
-
-# rlpost is compared by its code: it travels with the run, and need not be installed.
-COMPARED = ("python", "torch", "transformers", "vllm", "ray", "peft", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Wanted:
 class Facts:
     """What a machine has of it."""
 
-    versions: Mapping[str, str | None]
+    versions: Mapping[str, Any]  # see rlpost.record.versions
     code: str  # SHA-256 over rlpost's own modules
     free: int  # bytes in the temporary folder
     found: dict[str, str] = field(default_factory=dict)  # fingerprints of models and data, by setting or path
@@ -42,9 +40,7 @@ class Facts:
 
 def facts(wanted: Wanted) -> Facts:
     """The facts of the machine that this runs on."""
-    told = versions()
-    named = {name: told[name] for name in COMPARED}
-    here = Facts(named, _code(), shutil.disk_usage(tempfile.gettempdir()).free)
+    here = Facts(versions(), _code(), shutil.disk_usage(tempfile.gettempdir()).free)
     for setting, (name, folder) in wanted.models.items():
         if models.is_fetched(name) and not Path(folder).is_dir():
             continue  # a worker that starts here finds it in this node's cache, or fetches it

@@ -8,18 +8,20 @@ A private Ray has one node, the driver's own, so there is nothing to check.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlpost.cluster import capacity
+from rlpost.cluster.capacity import Node
 from rlpost.cluster.data_files import data_files, travelling
-from rlpost.cluster.node_tasks import Failure, Node, alive, ask_each
+from rlpost.cluster.node_tasks import Failure, ask_each
 from rlpost.cluster.placement import Plan
 from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ClusterError
 from rlpost.learner.named_adapters import teacher_named
+from rlpost.record.versions import differences
 from rlpost.tasks.node_facts import Facts, Wanted, facts
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models, teachers
@@ -39,7 +41,7 @@ def check(cfg: Config, model_folder: Path) -> None:
     """Raise ClusterError that names every node that may get work and what it lacks. It takes seconds."""
     needs = wanted(cfg, model_folder)
     here = facts(needs)
-    answers = ask_each(fitting(cfg, alive()), facts, needs, timeout_s=cfg.ray.timeout_s)
+    answers = ask_each(fitting(cfg, capacity.nodes()), facts, needs, timeout_s=cfg.ray.timeout_s)
     refuse({node: problems(needs, here, there) for node, there in answers.items()}, cfg.ray.address)
 
 
@@ -59,18 +61,15 @@ def fitting(cfg: Config, nodes: Sequence[Node]) -> list[Node]:
     """The nodes that are large enough for an actor of the run. A head that declares no CPUs gets no work."""
     plan = Plan.of(cfg, with_learner=cfg.task is not Task.eval)
     claims = {*plan.workers, *plan.ranks}
-    return [node for node in nodes if any(node.cpus >= c.cpus and node.gpus >= c.gpus for c in claims)]
+    return [node for node in nodes if any(node.total.hold(claim) for claim in claims)]
 
 
 def problems(needs: Wanted, here: Facts, there: Facts | Failure) -> list[Problem]:
     """What keeps a node from taking part. `here`: the driver's facts."""
     if isinstance(there, Failure):
         return [Problem(there.reason, "look at that node (ray status), or take it out of the cluster")]
-    found = []
-    for name, version in here.versions.items():
-        if _public(there.versions[name]) != _public(version):
-            reason = f"{name} is {there.versions[name] or 'not installed'} there and {version or 'not installed'} here"
-            found.append(Problem(reason, "install the same versions on every node (requirements/)"))
+    same = "install the same versions on every node (requirements/)"
+    found = [Problem(reason, same) for reason in differences(here.versions, there.versions)]
     if there.code != here.code:
         found.append(
             Problem("rlpost's code is not the driver's", "remove the rlpost that is installed on that node")
@@ -92,7 +91,7 @@ def refuse(found: Mapping[Node, Sequence[Problem]], address: str | None) -> None
     bad = {node: each for node, each in found.items() if each}
     if not bad:
         return
-    reasons = [f"  reason: {node}: {'; '.join(p.reason for p in each)}" for node, each in bad.items()]
+    reasons = [f"  reason: {node.label}: {'; '.join(p.reason for p in each)}" for node, each in bad.items()]
     remedies = dict.fromkeys(p.remedy for each in bad.values() for p in each)
     head = f"ray.address={address}: {len(bad)} of {len(found)} nodes lack what the run needs"
     raise ClusterError("\n".join([head, *reasons, f"  remedy: {'; '.join(remedies)}"]))
@@ -107,8 +106,3 @@ def _remedy(needs: Wanted, name: str) -> str:
         else "remove other copies"
     )
     return f"copy {name} to the same path on every node ({size})"
-
-
-def _public(version: str | None) -> str | None:
-    """The part of a version that must agree: nodes may differ in builds, such as +cpu."""
-    return None if version is None else re.split(r"[+ ]", version)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import stat
@@ -18,9 +19,10 @@ import psutil
 import pytest
 import ray
 
-from rlpost.cluster import actor_calls, node_logs, node_tasks, ray_cluster
+from rlpost.cluster import actor_calls, capacity, node_logs, node_tasks, ray_cluster
 from rlpost.cluster.ray_folder import PREFIX
 from rlpost.config.schema import RayConfig
+from rlpost.doctor import cluster, probe
 from rlpost.errors import ClusterError, SwapError
 
 pytestmark = pytest.mark.integration
@@ -161,8 +163,8 @@ class TestGet:
 
     @pytest.mark.usefixtures("_ray")
     def test_every_node_is_asked_and_named_if_it_fails_or_is_silent(self) -> None:
-        [node] = node_tasks.alive()
-        assert str(node) == node_tasks.this_node()
+        [node] = capacity.nodes()
+        assert node.label == node_tasks.this_node()
         assert node_tasks.ask_each([node], listed, "/", timeout_s=60) == {node: sorted(os.listdir("/"))}
         [failed] = node_tasks.ask_each([node], listed, "/no/such/folder", timeout_s=60).values()
         assert isinstance(failed, node_tasks.Failure)
@@ -173,6 +175,17 @@ class TestGet:
             [node], node_logs.logs_here, ray.get_runtime_context().get_job_id(), timeout_s=60
         )
         assert isinstance(logs[node], dict)
+
+    @pytest.mark.usefixtures("_ray")
+    def test_the_doctor_looks_at_every_node(self) -> None:
+        found = cluster.read(json.loads(json.dumps(probe.look(60.0))))
+        [node], [there] = capacity.nodes(), found.nodes
+        assert (there.name, there.cpus, there.gpus) == (node.label, node.total.cpus, node.total.gpus)
+        assert there.facts is not None
+        assert there.facts.host == node.name
+        assert there.ahead_s is not None
+        assert abs(there.ahead_s) <= there.doubt_s, "it is the same clock"
+        assert found.links == []
 
     @pytest.mark.usefixtures("_ray")
     def test_an_actor_that_cannot_start_says_why(self) -> None:

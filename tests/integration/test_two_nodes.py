@@ -188,6 +188,21 @@ def test_a_driver_outside_the_cluster_is_refused(nodes: TwoNodes) -> None:
     assert "ray start" in output  # the way that works
 
 
+def test_the_doctor_looks_at_both_nodes_and_the_way_between_them(nodes: TwoNodes) -> None:
+    asked = ("doctor", *ON_EACH_NODE, f"ray.address={nodes.address}", "--json", "doctor.json")
+    output = finish(nodes.driver(*asked, module="rlpost"), REFUSED_S)
+    told = json.loads((nodes.folder / "doctor.json").read_text())
+    by_node = {(each["what"], each["node"]): each for each in told["findings"]}
+    for machine in (nodes.head, nodes.other):
+        label = f"node {machine.name}, {machine.address}"
+        assert by_node["versions", label]["level"] == by_node["clock", label]["level"] == "ok", output
+        assert by_node["host name", label]["level"] == "warning", "the name resolves to loopback here"
+    ways = [each["text"] for each in told["findings"] if each["what"] == "object store"]
+    assert len(ways) == 2
+    assert all("MiB/s" in way for way in ways)
+    assert {each["level"] for each in told["findings"] if each["what"] == "ports"} == {"ok"}
+
+
 @pytest.mark.parametrize("what", ["cable", "raylet"])
 def test_a_lost_node_ends_the_run_within_a_bound_and_is_named(
     nodes: TwoNodes, losses: dict[str, Loss], what: str

@@ -38,13 +38,11 @@ class TwoNodes:
         return self.head.path(FOLDER)
 
     def driver(
-        self, *words: str, machine: Machine | None = None, **environment: str
+        self, *words: str, machine: Machine | None = None, module: str = "rlpost.run", **environment: str
     ) -> subprocess.Popen[str]:
-        """`rlpost.run` on the head (or another `machine`), as a user starts it in FOLDER."""
+        """`rlpost.run`, or another module, on the head (or another `machine`), as a user starts it in FOLDER."""
         variables = {**self._environment(), "PYTHONPATH": str(ROOT), **environment}
-        command = (machine or self.head).command(
-            PYTHON, "-m", "rlpost.run", *words, folder=FOLDER, **variables
-        )
+        command = (machine or self.head).command(PYTHON, "-m", module, *words, folder=FOLDER, **variables)
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def start_head(self) -> None:

