@@ -83,12 +83,16 @@ def _facts() -> dict[str, Any]:
     return asdict(facts.collect())
 
 
+def _now() -> float:
+    return time.time()
+
+
 def _clock(node: Node, timeout_s: float) -> dict[str, float] | None:
     """How far the node's clock is ahead, in seconds, and how far that may be wrong: half of the way there and back."""
     best: dict[str, float] | None = None
     for _ in range(CLOCK_TRIES):
         before = time.time()
-        [there] = ask_each([node], time.time, timeout_s=timeout_s).values()
+        [there] = ask_each([node], _now, timeout_s=timeout_s).values()
         after = time.time()
         if isinstance(there, Failure):
             return best
