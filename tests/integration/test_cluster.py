@@ -37,6 +37,11 @@ class Actor:
         time.sleep(seconds)
         return seconds
 
+    def stream(self) -> Iterator[str]:
+        yield "begun"
+        while not actor_calls.is_cancelled():
+            time.sleep(0.01)
+
     def refuse(self) -> None:
         raise SwapError("the swap did not take")
 
@@ -102,6 +107,13 @@ class TestGet:
     def test_answers_come_in_order_of_asking(self, pair: Pair) -> None:
         refs = [pair[0].sleep.remote(0.5), pair[1].sleep.remote(0.0)]
         assert actor_calls.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
+
+    def test_an_actor_goes_on_after_streams_that_were_cancelled_before_they_began(self, pair: Pair) -> None:
+        """Cancelled by Ray alone, the second makes the actor refuse all calls for 30 s."""
+        streams = [pair[0].stream.options(num_returns="streaming").remote() for _ in range(2)]
+        for stream in streams:
+            actor_calls.cancel([stream], begun=(), deadline=time.monotonic() + 20)
+        assert actor_calls.get(pair[0].sleep.remote(0.0), 20, "one") == 0.0
 
     def test_deadline_names_who_is_silent_and_only_them(self, pair: Pair) -> None:
         with pytest.raises(actor_calls.DeadlineError, match="from: slow one") as caught:
