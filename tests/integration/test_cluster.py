@@ -109,8 +109,8 @@ class TestGet:
         assert actor_calls.get_all(refs, 30, ["slow", "fast"]) == [0.5, 0.0]
 
     def test_an_actor_goes_on_after_streams_that_were_cancelled_before_they_began(self, pair: Pair) -> None:
-        """Cancelled by Ray alone, the second makes the actor refuse all calls for 30 s."""
-        streams = [pair[0].stream.options(num_returns="streaming").remote() for _ in range(2)]
+        """Cancelled by Ray alone, they mostly make the actor wait 30 s, and refuse all calls."""
+        streams = [pair[0].stream.options(num_returns="streaming").remote() for _ in range(8)]
         for stream in streams:
             actor_calls.cancel([stream], begun=(), deadline=time.monotonic() + 20)
         assert actor_calls.get(pair[0].sleep.remote(0.0), 20, "one") == 0.0
