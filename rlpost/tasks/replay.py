@@ -113,6 +113,7 @@ def replay(
             if pool is not None and each == iteration:
                 _go_live(cfg, run_dir, learner, pool, version)
                 yield _played_again(cfg, pool, recorded)
+                pool.sleep()
             learns = experts is not None and each >= cfg.algo.critic_warmup
             examples = experts.of_iteration(each)[0] if experts is not None and learns else []
             yield (updated := _updated_again(learner, recorded, each, examples))
@@ -139,6 +140,9 @@ def _opened(
         weights = whole_weights(cfg, model_folder)
         stack.enter_context(ray_cluster.connect(cfg.ray, needs, own_modules(cfg), weights))
         pool = stack.enter_context(closing(RolloutPool(cfg, model_folder))) if rollouts else None
+        if pool is not None and cfg.rollout.sleep:  # as in a session
+            pool.wait_ready()
+            pool.sleep()
         learner = stack.enter_context(closing(LearnerGroup(cfg, model_folder, ids, examples=None)))
         experts = stack.enter_context(closing(ExpertData(cfg, chat))) if cfg.algo.expert_coef > 0 else None
         if pool is not None:

@@ -60,7 +60,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s", "sleep"),
     "learner": ("timeout_s",),
 }
 
@@ -157,6 +157,11 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     pool = stack.enter_context(engines(cfg, model_folder, plan, run_dir.path / "logs", console))
     learner = None
     if with_learner:
+        if (
+            cfg.rollout.sleep
+        ):  # an engine that starts, and a learner that loads, would take the same GPU memory
+            pool.wait_ready()
+            pool.sleep()
         learner = LearnerGroup(portable(cfg, model_folder), model_folder, ids, examples, pool.placement)
         stack.callback(learner.close)
     pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)
