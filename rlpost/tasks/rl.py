@@ -125,7 +125,7 @@ def _iterate(
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     examples = _expert_answers(session, experts, iteration)
-    turns.learner(session)
+    turns.learner(cfg, session.pool, clock)
     with clock.phase("learner"):
         update_metrics = session.learner.update_rl(collected.batch, iteration, examples)
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
@@ -150,7 +150,7 @@ def _iterate(
 
 def _go_live(session: Session, state: TrainingState, rollouts: Rollouts) -> dict[str, float]:
     """Swap the policy that plays next into the engines (unless these keep the start); measure it and all processes."""
-    turns.engines(session)
+    turns.engines(session.cfg, session.pool, session.clock)
     if session.cfg.rollout.policy is RolloutPolicy.start:
         return memory.look(session)
     with rollouts.swapping(state.steps + 1):

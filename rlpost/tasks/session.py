@@ -44,6 +44,7 @@ from rlpost.record.tracking import Tracker, Trackers
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
+from rlpost.tasks import turns
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import engines
 from rlpost.tasks.lag import RecentPolicies
@@ -157,11 +158,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     pool = stack.enter_context(engines(cfg, model_folder, plan, run_dir.path / "logs", console))
     learner = None
     if with_learner:
-        if (
-            cfg.rollout.sleep
-        ):  # an engine that starts, and a learner that loads, would take the same GPU memory
-            pool.wait_ready()
-            pool.sleep()
+        turns.before_the_learner(cfg, pool)
         learner = LearnerGroup(portable(cfg, model_folder), model_folder, ids, examples, pool.placement)
         stack.callback(learner.close)
     pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)

@@ -20,7 +20,7 @@ def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     with session.clock.phase("data"):
         examples, instances = data.batch(step)
         session.run_dir.append_examples(step, instances)
-    turns.learner(session)
+    turns.learner(session.cfg, session.pool, session.clock)
     with session.clock.phase("update"):
         metrics = session.learner.sft_step(examples, step)
     metrics.pop("seconds_update")
