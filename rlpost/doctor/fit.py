@@ -67,7 +67,9 @@ def _shared_gpu(plan: Plan, cfg: Config, gpu: int) -> Iterator[Finding]:
     if not count or not gpu:
         return
     taken, turns = least(plan, cfg, gpu), "in turns" if cfg.rollout.sleep else "at once"
-    text = f"{count} x rollout worker and a learner rank share one: at least {gib(taken)} {turns}, of {gib(gpu)}"
+    text = (
+        f"{count} x rollout worker and a learner rank share one: at least {gib(taken)} {turns}, of {gib(gpu)}"
+    )
     if taken <= gpu:
         yield ok("GPU memory", text)
         return

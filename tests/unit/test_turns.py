@@ -1,4 +1,4 @@
-"""Engines and learner in turns on a GPU (rollout.sleep): their start, the work of the learner alone, its freed memory."""
+"""Engines and learner in turns on a GPU (rollout.sleep): their start, the learner's work, and the memory it frees."""
 
 from __future__ import annotations
 

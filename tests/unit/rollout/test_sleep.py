@@ -147,7 +147,8 @@ def test_a_worker_that_dies_in_its_sleep_has_a_successor_that_is_awake() -> None
         pool.sleep()
         world.pass_time(60.0)  # the learner's update
         assert versions(pool, 4) == [1] * 4
-        assert pool.restarts == 1 and "rollout worker 0" in told[0]
+        assert pool.restarts == 1
+        assert "rollout worker 0" in told[0]
         assert calls(world) == [
             ["swap", "sleep", "wake"],
             ["swap", "sleep", "wake", "stream"],
