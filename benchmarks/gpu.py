@@ -12,6 +12,7 @@ Parts, in this order:
     swap       benchmarks.swap: a proven swap against vLLM's own reload
     decode     benchmarks.decode: adapter against base, engine against learner
     compiled   the same with rollout.enforce_eager=false: CUDA graphs
+    sleep      the iterations again with rollout.sleep: engine and learner in turns; on a GPU alone
 The parts before iteration need no vLLM, Ray or DeepSpeed. `--device cpu --toy` runs the same code on a tiny model (with
 Triton interpreted), to find simple errors without a GPU.
 """
@@ -55,6 +56,7 @@ PARTS = {
     "swap": Part(gpu_parts.swap, 120, QUIET),
     "decode": Part(gpu_parts.decode, 120, QUIET),
     "compiled": Part(gpu_parts.compiled, 180, COMPILED),
+    "sleep": Part(gpu_parts.sleep, 240, {}),
 }
 
 

@@ -159,6 +159,17 @@ def _profile(setup: Setup, step: Callable[[], int]) -> str:
 
 
 def iteration(setup: Setup) -> None:
+    _iterations(setup)
+
+
+def sleep(setup: Setup) -> None:
+    if setup.device == "cuda":
+        _iterations(setup, "rollout.sleep=true", "rollout.gpu_memory_utilization=0.8")
+    else:
+        print("  vLLM has a sleep mode on a GPU alone")
+
+
+def _iterations(setup: Setup, *words: str) -> None:
     from benchmarks.runs import ITERATIONS_ONLY, run
 
     gpus = (
@@ -176,12 +187,13 @@ def iteration(setup: Setup) -> None:
             "algo.iterations=2",
             "algo.critic_warmup=0",
             *gpus,
+            *words,
             *ITERATIONS_ONLY,
         ]
     )
     for line in found.iterations:
-        parts = ("total", "rollout", "logprobs", "update", "swap")
-        told = ", ".join(f"{part} {line[f'seconds/{part}']:.2f}" for part in parts)
+        parts = ("total", "rollout", "sleep", "logprobs", "update", "wake", "swap")
+        told = ", ".join(f"{part} {line[key]:.2f}" for part in parts if (key := f"seconds/{part}") in line)
         print(f"  iteration {line['iteration']}: {told} s; {line['tokens/sampled']:.0f} sampled tokens")
 
 

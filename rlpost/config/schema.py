@@ -364,6 +364,8 @@ class RolloutConfig:
     )
     cpus: float = 1.0  # Ray CPUs and compute threads of a worker (of each process of its engine)
     gpus: float = 0.0  # share of a GPU that Ray sets aside for a worker (for each process of its engine)
+    # Engines free their GPU memory while the learner works, so that both fit on one GPU; see docs/clusters.md.
+    sleep: bool = False
     enforce_eager: bool = True  # False compiles the engine: slower start, faster decoding
     # Largest mean |log-prob difference| of a swap on its canary; bf16 alone gives up to 0.07.
     max_canary_gap: float = 0.1

@@ -10,6 +10,7 @@ from rlpost.doctor.facts import Facts, Gpu
 from rlpost.doctor.finding import Finding, error, ok, warning
 from rlpost.memory.parts import Plan
 from rlpost.memory.plan import Saving
+from rlpost.memory.shared_gpu import engines_beside_a_rank, least
 from rlpost.validate.memory import gib, remedy, shortage
 
 ON_EVERY_NODE = "Ray's daemons"
@@ -56,3 +57,21 @@ def gpu_findings(plan: Plan, cfg: Config, gpus: Sequence[Gpu]) -> Iterator[Findi
             yield error("GPU memory", text, f"{help_}, or take a smaller model")
         else:
             yield ok("GPU memory", text)
+    if {"rollout worker", "learner rank"} <= {process.name for process in plan.processes}:
+        yield from _shared_gpu(plan, cfg, largest)
+
+
+def _shared_gpu(plan: Plan, cfg: Config, gpu: int) -> Iterator[Finding]:
+    """Whether the engines and the rank that share a GPU fit it together."""
+    count = engines_beside_a_rank(cfg)
+    if not count or not gpu:
+        return
+    taken, turns = least(plan, cfg, gpu), "in turns" if cfg.rollout.sleep else "at once"
+    text = (
+        f"{count} x rollout worker and a learner rank share one: at least {gib(taken)} {turns}, of {gib(gpu)}"
+    )
+    if taken <= gpu:
+        yield ok("GPU memory", text)
+        return
+    help_ = "lower rollout.gpu_memory_utilization, or take a smaller model"
+    yield error("GPU memory", text, help_ if cfg.rollout.sleep else f"give rollout.sleep=true, or {help_}")

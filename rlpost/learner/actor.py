@@ -53,6 +53,7 @@ class LearnerActor:
             bind_collectives(rendezvous.own_address)
         with naming_this_node():
             self.learner = Learner(cfg, Path(model_folder), canary_ids, rendezvous, examples, adapters)
+        self.learner.end_turn()
 
     def memory(self) -> Memory:
         """The host memory of this rank."""
@@ -61,6 +62,7 @@ class LearnerActor:
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner. Only rank 0 returns the answer, because the others' answers are not used."""
         answer = getattr(self.learner, method)(*args)
+        self.learner.end_turn()
         return answer if self.learner.rendezvous.rank == 0 else None
 
     # A checkpoint: find, then save, read ... or append ..., load; then leave. See rlpost.learner.checkpoint_folder.
@@ -85,6 +87,7 @@ class LearnerActor:
     def load(self) -> None:
         with self.checkpoint.naming_this_node():
             self.learner.load(self.checkpoint.path)
+        self.learner.end_turn()
 
     def leave(self) -> None:
         self.checkpoint.close()

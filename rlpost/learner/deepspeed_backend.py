@@ -79,6 +79,11 @@ class DeepSpeedBackend:
             ) from None
         return dict(self.optimizer.norms)
 
+    def release(self) -> None:
+        """Give the GPU memory that passes have freed back to other processes; torch would keep it for the next one."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def reset_optimizer(self) -> None:
         """Reset all moments and step counts, as if no step had been taken."""
         self.optimizer.reset()

@@ -93,6 +93,11 @@ class Learner:
             self.kl_coef = steered(self.kl_coef, metrics["kl_reference"], algo.kl_target, algo.kl_step)
         return metrics
 
+    def end_turn(self) -> None:
+        """With rollout.sleep, leave the GPU to the engines but for what is held between calls."""
+        if self.cfg.rollout.sleep:
+            self.backend.release()
+
     def set_reference(self) -> None:
         """End the warm start: the current policy becomes the reference, and the optimizer is reset."""
         self.backend.reset_optimizer()

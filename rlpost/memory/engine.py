@@ -24,13 +24,14 @@ def rollout_worker(cfg: Config, shape: ModelShape) -> Process:
     ranks = cfg.rollout.tensor_parallel
     processes = ranks + (ranks > 1)  # with several ranks the actor's own process only schedules
     libraries = Part("libraries", processes * ENGINE_LIBRARIES)
-    parts = [Part("weights", weights(cfg, shape))]
+    parts = [Part("weights", weights(cfg, shape), kept=False)]
     if cfg.task in (Task.rl, Task.sft) or cfg.adapter is not None:
         parts += [Part("a swap", ranks * swap(cfg, shape))]
-    step = Part("a step's tensors", step_bytes(cfg, shape), certain=False)
+    step = Part("a step's tensors", step_bytes(cfg, shape), certain=False, kept=False)
     if cfg.rollout.gpus > 0:
         # vLLM takes its share of the GPU for all of these at its start, and refuses to start if they do not fit.
-        return Process("rollout worker", cfg.rollout.workers, (libraries,), (*parts, step))
+        host = (libraries, *(asleep(cfg, shape) if cfg.rollout.sleep else ()))
+        return Process("rollout worker", cfg.rollout.workers, host, (*parts, step))
     cache = Part("KV cache", int(cfg.rollout.kv_cache_gib * 2**30), certain=False)
     return Process("rollout worker", cfg.rollout.workers, (libraries, *parts, cache, step))
 
@@ -40,6 +41,16 @@ def weights(cfg: Config, shape: ModelShape) -> int:
     a tied table for the head."""
     copy = shape.words * shape.width if shape.tied and cfg.rollout.gpus == 0 else 0
     return BYTES[cfg.dtype] * (shape.count + copy)
+
+
+def asleep(cfg: Config, shape: ModelShape) -> tuple[Part, Part]:
+    """What an engine on a GPU holds on the host from its first sleep on (rollout.sleep): a copy of its weights.
+
+    It is pinned memory, which torch keeps for the next sleep. Torch rounds each block up to a power of two, so the
+    copy takes up to twice its size.
+    """
+    size = weights(cfg, shape)
+    return Part("weights while it sleeps", size), Part("rounding of their blocks", size, certain=False)
 
 
 def swap(cfg: Config, shape: ModelShape) -> int:

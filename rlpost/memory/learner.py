@@ -50,9 +50,9 @@ def learner_rank(cfg: Config, shape: ModelShape, teacher: ModelShape | None = No
     certain = max(FLOAT * each // (ranks if stage else 1), loading)
     at_most = activations(cfg, shape) + TILES * TILE
     step = (
-        Part("an optimizer step, or loading", certain),
-        Part("activations and logits tiles", max(0, at_most - certain), certain=False),
-        Part("kernels' buffers", FIRST_PASS, certain=False),
+        Part("an optimizer step, or loading", certain, kept=False),
+        Part("activations and logits tiles", max(0, at_most - certain), certain=False, kept=False),
+        Part("kernels' buffers", FIRST_PASS, certain=False, kept=False),
     )
     libraries = Part("libraries", LEARNER_LIBRARIES)
     if cfg.learner.gpus > 0:

@@ -15,11 +15,13 @@ class Part:
     """A use of memory by one process, in bytes.
 
     `certain` parts are there in every run. The others grow with the episodes up to `size`: activations, the KV cache.
+    With rollout.sleep, parts that are not `kept` are on the GPU in the process's own turn alone.
     """
 
     name: str
     size: int
     certain: bool = True
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class Process:
         return _sum(self.host, certain_only)
 
     def device_size(self, certain_only: bool = False) -> int:
-        """Bytes of one process on its GPU."""
+        """Bytes of one process on its GPU, in its own turn."""
         return _sum(self.device, certain_only)
+
+    def kept_size(self, certain_only: bool = False) -> int:
+        """Bytes of one process on its GPU while another has its turn there (rollout.sleep)."""
+        return _sum(tuple(part for part in self.device if part.kept), certain_only)
 
 
 @dataclass(frozen=True)

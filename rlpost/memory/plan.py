@@ -72,6 +72,8 @@ def _changes(cfg: Config) -> Iterator[tuple[str, Config]]:
     yield from (_of(cfg, "rollout", "workers", n) for n in (1,) if rollout.workers > n)
     yield from (_of(cfg, "learner", "workers", n) for n in (1,) if learner.workers > n)
     yield _of(cfg, "rollout", "kv_cache_gib", rollout.kv_cache_gib / 2)
+    if rollout.sleep:
+        yield _of(cfg, "rollout", "sleep", False)
     if learner.micro_batch_tokens >= 2 * rollout.max_model_len:  # a row must fit
         yield _of(cfg, "learner", "micro_batch_tokens", learner.micro_batch_tokens // 2)
     if not learner.gradient_checkpointing:

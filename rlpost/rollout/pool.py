@@ -6,6 +6,7 @@
                        a new deadline (rlpost.rollout.supervisor)
     collect(specs) ──▶ all groups of the stream, in the order of the specs
     swap(adapter)  ──▶ every actor, or none: if one refuses, those that took it return to the version before
+    sleep()        ──▶ every engine frees its GPU memory for the learner; whatever is asked next wakes all of them first
     begin(cfg)     ──▶ every actor back at the bare base, for the next run; else the pool must be closed
 
 A share is played again as a whole, including groups that were already handed over: the engine's rounding depends on the
@@ -76,6 +77,7 @@ class RolloutPool:
         self.cfg, self._model_folder = cfg, model_folder
         self.placement = placement or Placement(Plan.of(cfg))
         self._supervisor = Supervisor(cfg, self.placement, self._spawn, self._start)
+        self._asleep = False
 
     @property
     def restarts(self) -> int:
@@ -107,6 +109,7 @@ class RolloutPool:
 
         Raises SwapError, RolloutError or ClusterError, also if a worker has died; the pool must then be closed.
         """
+        self.wake()
         self.cfg = cfg
         self._supervisor.begin(cfg, lambda actor: actor.begin.remote(cfg, given.table()))
 
@@ -127,6 +130,7 @@ class RolloutPool:
             RolloutError: more workers were lost than rollout.restarts and rollout.min_workers allow.
             ClusterError: a worker did not play its share within rollout.timeout_s, or no node has room for it.
         """
+        self.wake()
         shares = shares_of(specs, self.cfg.rollout.workers)
         asks = {i: _streaming([specs[k] for k in share], sampling) for i, share in enumerate(shares) if share}
         groups = GroupAssembler(specs)
@@ -143,6 +147,7 @@ class RolloutPool:
         Raises:
             SwapError: a worker refused it; all workers serve the previous version.
         """
+        self.wake()
         reports = self._one_each(_swapping(ray.put(adapter), canary))
         refused = self._refusals(reports)
         if refused:
@@ -150,6 +155,25 @@ class RolloutPool:
             raise SwapError(f"Adapter version {adapter.version} did not take. " + " ".join(refused))
         self._supervisor.serve((adapter, canary), reports)
         return _worst(list(reports.values()))
+
+    def sleep(self) -> None:
+        """With rollout.sleep, free the GPU memory of every engine until the next use; else do nothing.
+
+        Another process must not allocate on these GPUs meanwhile, because vLLM measures what it has freed. A worker
+        that dies is replaced as ever, and its successor sleeps too. Raises like `stream`.
+        """
+        if self.cfg.rollout.sleep and not self._asleep:
+            self._one_each(lambda actor: actor.sleep.remote())
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Have every engine that sleeps take its GPU memory back. Raises like `stream`.
+
+        `begin`, `stream` and `swap` do it themselves. The learner must have released what it does not hold.
+        """
+        if self._asleep:
+            self._one_each(lambda actor: actor.wake.remote())
+            self._asleep = False
 
     @property
     def lost(self) -> list[int]:

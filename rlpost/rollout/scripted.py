@@ -53,3 +53,9 @@ class ScriptedEngine:
 
     def reset(self) -> None:
         self.versions, self._queue = [], []
+
+    def sleep(self) -> None:
+        """A script holds no memory of a device."""
+
+    def wake(self) -> None:
+        """See `sleep`."""

@@ -103,6 +103,7 @@ def engine_settings(cfg: Config, model_folder: Path) -> EngineSettings:
         enforce_eager=rollout.enforce_eager,
         base=cfg.lora.base.value,
         tensor_parallel=rollout.tensor_parallel,
+        sleep=rollout.sleep,
     )
 
 
@@ -168,6 +169,14 @@ class RolloutActor:
     def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Iterator[Played]:
         """Must be called like `stream`. If the call is cancelled, the episodes go on in the next call."""
         yield from _until_cancelled(self._worker.play(owed, sampling, begin))
+
+    def sleep(self) -> None:
+        """See `Engine.sleep`."""
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        """See `Engine.wake`."""
+        self._engine.wake()
 
     def memory(self) -> Memory:
         """The host memory of this process and of its engine's ranks."""

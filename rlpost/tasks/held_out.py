@@ -42,6 +42,7 @@ def evaluate_stage(session: Session, stage: str, axis: str, finished: int) -> No
     """
     measured: dict[str, float] = {}
     with session.clock.phase("evaluation"):
+        session.pool.sleep()
         for variant in session.cfg.eval_variants:
             session.progress.stage(f"held-out loss ({stage}): {variant}")
             examples = _examples(session, variant)

@@ -36,7 +36,7 @@ from rlpost.rollout.chat import Chat
 from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.pool import RolloutPool
-from rlpost.tasks import start_policy, training_state
+from rlpost.tasks import start_policy, training_state, turns
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import whole_weights
 from rlpost.tasks.expert_data import ExpertData
@@ -113,6 +113,7 @@ def replay(
             if pool is not None and each == iteration:
                 _go_live(cfg, run_dir, learner, pool, version)
                 yield _played_again(cfg, pool, recorded)
+                pool.sleep()
             learns = experts is not None and each >= cfg.algo.critic_warmup
             examples = experts.of_iteration(each)[0] if experts is not None and learns else []
             yield (updated := _updated_again(learner, recorded, each, examples))
@@ -139,6 +140,8 @@ def _opened(
         weights = whole_weights(cfg, model_folder)
         stack.enter_context(ray_cluster.connect(cfg.ray, needs, own_modules(cfg), weights))
         pool = stack.enter_context(closing(RolloutPool(cfg, model_folder))) if rollouts else None
+        if pool is not None:
+            turns.before_the_learner(cfg, pool)
         learner = stack.enter_context(closing(LearnerGroup(cfg, model_folder, ids, examples=None)))
         experts = stack.enter_context(closing(ExpertData(cfg, chat))) if cfg.algo.expert_coef > 0 else None
         if pool is not None:

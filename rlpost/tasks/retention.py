@@ -91,6 +91,7 @@ def _text(session: Session, stage: str) -> dict[str, float]:
     if session.cfg.retention.text is None:
         return {}
     session.progress.stage(f"retention ({stage}): the loss on {session.cfg.retention.text}")
+    session.pool.sleep()
     found = session.learner.sft_loss(held_out_text.examples(session.cfg, session.model_folder))
     return {f"{record.TEXT}{key}": value for key, value in found.items()}
 
@@ -107,6 +108,7 @@ def _distance(session: Session, stage: str, own: Sequence[Trajectory] | None) ->
         counted = f"{len(own)} episodes of the policy and {len(of_start)} of the start have a token"
         session.progress.note(f"retention ({stage}): no KL, because {counted}")
         return {}
+    session.pool.sleep()
     return {f"{record.KL}{key}": value for key, value in session.learner.distance(own, of_start).items()}
 
 

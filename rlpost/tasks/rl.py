@@ -3,6 +3,7 @@
 collect (adapter v) ─▶ trajectories ─▶ rewards ─▶ learner.update_rl ─▶ adapter v+1 ─▶ swap into every engine, proven
                        with rollout.policy=start the engines keep the start; see rlpost.tasks.start_policy
                        with rollout.lag=k they get version v+1-k; see rlpost.tasks.lag
+                       with rollout.sleep their GPU memory is the learner's meanwhile; see rlpost.tasks.turns
                          expert answers (algo.expert_coef) ─┘
 """
 
@@ -22,7 +23,7 @@ from rlpost.rollout.dynamic_sampling import Collected, collect
 from rlpost.rollout.reward_control import rewards_to_learn_from
 from rlpost.rollout.reward_function import Score
 from rlpost.rollout.rollouts import Rollouts, rollouts_of
-from rlpost.tasks import memory, retention, spectrum, start_policy, training_state
+from rlpost.tasks import memory, retention, spectrum, start_policy, training_state, turns
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -124,6 +125,7 @@ def _iterate(
         path = session.run_dir.write_trajectories(iteration_name(iteration), collected.played)
     failures.refuse_all(collected.batch, f"iteration {iteration + 1} (its episodes: {path})")
     examples = _expert_answers(session, experts, iteration)
+    turns.learner(cfg, session.pool, clock)
     with clock.phase("learner"):
         update_metrics = session.learner.update_rl(collected.batch, iteration, examples)
     seconds = {part: update_metrics.pop(f"seconds_{part}") for part in ("logprobs", "update")}
@@ -148,6 +150,7 @@ def _iterate(
 
 def _go_live(session: Session, state: TrainingState, rollouts: Rollouts) -> dict[str, float]:
     """Swap the policy that plays next into the engines (unless these keep the start); measure it and all processes."""
+    turns.engines(session.cfg, session.pool, session.clock)
     if session.cfg.rollout.policy is RolloutPolicy.start:
         return memory.look(session)
     with rollouts.swapping(state.steps + 1):

@@ -44,6 +44,7 @@ from rlpost.record.tracking import Tracker, Trackers
 from rlpost.rollout.chat import Chat
 from rlpost.rollout.elsewhere import elsewhere, plays_elsewhere
 from rlpost.rollout.pool import RolloutPool
+from rlpost.tasks import turns
 from rlpost.tasks.canary import canary_ids
 from rlpost.tasks.engines import engines
 from rlpost.tasks.lag import RecentPolicies
@@ -60,7 +61,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s", "sleep"),
     "learner": ("timeout_s",),
 }
 
@@ -157,6 +158,7 @@ def _started(cfg: Config, with_learner: bool, stack: ExitStack, clock: Clock, st
     pool = stack.enter_context(engines(cfg, model_folder, plan, run_dir.path / "logs", console))
     learner = None
     if with_learner:
+        turns.before_the_learner(cfg, pool)
         learner = LearnerGroup(portable(cfg, model_folder), model_folder, ids, examples, pool.placement)
         stack.callback(learner.close)
     pool.attend(partial(console.print, soft_wrap=True), _nothing if learner is None else learner.check)

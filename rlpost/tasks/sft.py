@@ -7,7 +7,7 @@ from typing import Any
 
 from rlpost.config.schema import Config
 from rlpost.record.run_dir import step_name
-from rlpost.tasks import retention, training_state
+from rlpost.tasks import retention, training_state, turns
 from rlpost.tasks.evaluate import evaluate_stage, evaluate_stage_once
 from rlpost.tasks.expert_data import ExpertData
 from rlpost.tasks.schedule import Schedule
@@ -20,6 +20,7 @@ def train_step(session: Session, data: ExpertData, step: int) -> dict[str, Any]:
     with session.clock.phase("data"):
         examples, instances = data.batch(step)
         session.run_dir.append_examples(step, instances)
+    turns.learner(session.cfg, session.pool, session.clock)
     with session.clock.phase("update"):
         metrics = session.learner.sft_step(examples, step)
     metrics.pop("seconds_update")

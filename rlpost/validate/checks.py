@@ -30,6 +30,7 @@ from rlpost.validate.comparison import COMPARE_CHECKS
 from rlpost.validate.environment import TRAINING, environment
 from rlpost.validate.optimizer import OPTIMIZER_CHECKS
 from rlpost.validate.retention import retention
+from rlpost.validate.sleep import sleep
 from rlpost.validate.staleness import max_staleness
 from rlpost.validate.tracking import tracking
 from rlpost.validate.unread import unread
@@ -363,6 +364,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     environment,
     retention,
     max_staleness,
+    sleep,
     *ADAPTER_CHECKS,
     adapter_start,
     folders,

@@ -249,6 +249,12 @@ RULES = (
         f"{_LEAVE}, or give rollout.max_staleness",
     ),
     _Rule(
+        ("rollout.sleep",),
+        lambda cfg: cfg.task in (Task.rl, Task.sft, Task.compare),
+        "this task has no learner that would take turns with the engines",
+        _LEAVE,
+    ),
+    _Rule(
         ("rollout.recycle_mib",),
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "workers are replaced between iterations of task=rl alone",

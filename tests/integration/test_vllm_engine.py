@@ -65,6 +65,12 @@ def test_a_started_engine_has_no_temporary_file(temp_folder: Path) -> None:
     assert list(temp_folder.iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a machine without a GPU")
+def test_on_a_cpu_vllm_refuses_its_sleep_mode(random_model: Path) -> None:
+    with pytest.raises(RolloutError, match="Sleep mode is not supported on current platform"):
+        VllmEngine(EngineSettings(random_model, sleep=True))
+
+
 def policy(folder: Path, version: int, **lora: Any) -> tuple[PeftModel, Adapter]:
     """A PEFT model that differs much from its base, and its adapter."""
     torch.manual_seed(version)

@@ -166,6 +166,7 @@ OF_ENGINES = {
     "rollout.kv_cache_gib": 0.07,
     "rollout.gpu_memory_utilization": 0.07,
     "rollout.enforce_eager": False,
+    "rollout.sleep": True,
 }
 OF_RUNS = {
     "seed": 5,

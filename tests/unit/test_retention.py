@@ -51,6 +51,10 @@ class Pool:
     def __init__(self) -> None:
         self.asked: list[tuple[Sequence[EpisodeSpec], Sampling]] = []
         self.solved = 3
+        self.sleeps = 0
+
+    def sleep(self) -> None:
+        self.sleeps += 1
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         self.asked.append((specs, sampling))
@@ -137,6 +141,14 @@ def test_the_start_is_kept_and_what_follows_is_measured_from_its_episodes(sessio
     assert learner.scored == [(start, start), (played[:5], start)]  # type: ignore[attr-defined]
     retention.measure_once(session, "iteration-000000", 1)
     assert len(learner.scored) == 2, "a stage is measured once"  # type: ignore[attr-defined]
+
+
+def test_the_engines_sleep_for_the_losses_and_the_kl(session: Session) -> None:
+    pool: Any = session.pool
+    retention.measure(session, "before", 0)
+    assert pool.sleeps == 1, "for the loss on the text; there is no KL yet"
+    retention.begin(session, "warm")
+    assert pool.sleeps == 3
 
 
 def test_what_is_off_costs_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rlpost.compare.reading import trained_on
 from rlpost.config.compose import compose, to_yaml
-from rlpost.config.schema import Config, Measure, RewardControl
+from rlpost.config.schema import Config, Measure, RewardControl, RolloutPolicy
 from rlpost.errors import CheckpointError, LearnerError
 from rlpost.record.metrics import Clock
 from rlpost.record.run_dir import RunDir, Sitting, read_trajectories
@@ -465,3 +465,59 @@ def test_streaming_is_told_what_the_loop_does(session: Session, monkeypatch: pyt
     assert told[5:9] == ["settle", "evaluate", ("collect", 1), ("metrics", 4, 0)]
     assert state.logprob_gaps == [0.5], "the gap of a stale batch is not one of engine and learner"
     assert [line["staleness/max"] for line in session.run_dir.read_metrics() if "iteration" in line] == [1, 1]
+
+
+class TestTurnsOnAGpu:
+    """rollout.sleep: the engines sleep while the learner works, and are awake for everything else."""
+
+    @pytest.fixture
+    def asked(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What pool and learner are asked, in order."""
+        asked: list[str] = []
+
+        class Turns(Pool):
+            def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
+                asked.append("collect")
+                return super().collect(specs, sampling)
+
+            def sleep(self) -> None:
+                asked.append("sleep")
+
+            def wake(self) -> None:
+                asked.append("wake")
+
+        def swap(*_: object) -> SimpleNamespace:
+            asked.append("swap")
+            return SimpleNamespace(metrics=dict)
+
+        def update(*given: Any) -> dict[str, float]:
+            asked.append("update")
+            return taken(*given)
+
+        taken = session.learner.update_rl
+        monkeypatch.setattr(session.learner, "update_rl", update)
+        monkeypatch.setattr(training_state, "swap", swap)
+        session.pool = Turns()  # type: ignore[assignment]
+        return asked
+
+    def test_they_sleep_for_the_update_and_wake_before_the_swap(
+        self, session: Session, asked: list[str]
+    ) -> None:
+        session.cfg.rollout.sleep = True
+        trained(session, 2)
+        assert asked == ["collect", "sleep", "update", "wake", "swap"] * 2
+        lines = [line for line in session.run_dir.read_metrics() if "iteration" in line]
+        assert all({"seconds/sleep", "seconds/wake"} <= line.keys() for line in lines)
+
+    def test_they_wake_though_no_swap_follows(
+        self, session: Session, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session.cfg.rollout.sleep, session.cfg.rollout.policy = True, RolloutPolicy.start
+        trained(session, 1)
+        assert asked == ["collect", "sleep", "update", "wake"]
+
+    def test_without_the_setting_nobody_is_asked(self, session: Session, asked: list[str]) -> None:
+        trained(session, 1)
+        assert asked == ["collect", "update", "swap"]
+        [line] = [line for line in session.run_dir.read_metrics() if "iteration" in line]
+        assert not {"seconds/sleep", "seconds/wake"} & line.keys()

@@ -76,3 +76,15 @@ class Engine(Protocol):
 
         Raises SwapError if a proof fails; the engine must not be used any more.
         """
+
+    def sleep(self) -> None:
+        """Free the memory of the device. Only `wake` may be called then.
+
+        Raises RolloutError if requests are live, or the engine fails.
+        """
+
+    def wake(self) -> None:
+        """Serve again what was live before `sleep`, bit for bit, with empty caches. An engine that is awake stays so.
+
+        Raises RolloutError if the device has too little memory free.
+        """

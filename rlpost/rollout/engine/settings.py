@@ -58,6 +58,7 @@ class EngineSettings:
     base: str = "stored"  # or nf4: `lora.base`
     seed: int = 0  # seed of vLLM itself; every request brings its own
     tensor_parallel: int = 1  # ranks that share each layer; from 2, each is a process of its own
+    sleep: bool = False  # whether `VllmEngine.sleep` will be used; on a GPU alone
 
 
 def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
@@ -76,6 +77,10 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": WORKER_EXTENSION,
     }
+    if (
+        settings.sleep
+    ):  # on a CPU too, where vLLM then refuses to start; a worker there would only ignore `sleep`
+        args["enable_sleep_mode"] = True
     # vLLM, which knows the GPU, chooses how many prompt tokens a step takes.
     if on_gpu:
         return args | {"gpu_memory_utilization": settings.gpu_memory_utilization}

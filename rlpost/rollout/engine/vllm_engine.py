@@ -3,6 +3,7 @@
     submit   ──▶ vLLM's scheduler ──▶ step ──▶ finished completions
     logprobs ──▶ one prompt through the live weights, past the prefix cache
     swap     ──▶ SwapWorker (engine/swap.py) writes and probes ──▶ canary by `logprobs` ──▶ live, or restored
+    sleep    ──▶ vLLM's level 1: weights to the host, KV cache dropped ──▶ wake ──▶ the same weights, an empty cache
     reset    ──▶ the same with the bare base ──▶ log-probs equal to those of the start ──▶ as started, or refused
 
 Nothing runs between calls: an idle engine has no thread that works or spins. With tensor_parallel above 1, vLLM starts
@@ -170,6 +171,35 @@ class VllmEngine:
                 " of the engine's start."
             )
         self._drop_cache()
+
+    def sleep(self) -> None:
+        """See `Engine.sleep`: level 1 of vLLM's sleep mode, for which the settings must ask.
+
+        Level 1 copies the weights to pinned host memory, byte for byte, and drops the KV cache and with it the prefix
+        cache. Addresses stay reserved, so the swap's references to live weights hold after `wake`. Level 2 would drop
+        the weights too: the live adapter would be lost, and the swap's proofs with it. What a swap keeps on the device
+        (buffers of one layer) and CUDA's own memory stay there.
+        """
+        if self._waiting or self._finished:
+            raise RolloutError("Requests are live; an engine with requests cannot sleep (rollout.sleep).")
+        try:
+            self._engine.sleep(level=1)
+        except Exception as error:
+            raise RolloutError(f"vLLM could not free the GPU's memory (rollout.sleep): {error}") from error
+
+    def wake(self) -> None:
+        """See `Engine.wake`. The log-probs that prove the live version stay valid, since its weights are the same."""
+        if not self._engine.is_sleeping():
+            return
+        try:
+            awake = self._engine.wake_up()
+        except Exception as error:
+            raise RolloutError(
+                f"vLLM could not take the GPU's memory back (rollout.sleep): {error}\n  remedy: lower"
+                " rollout.gpu_memory_utilization: beside it, the learner keeps its weights and optimizer states there"
+            ) from error
+        if not awake:
+            raise RolloutError("vLLM woke in part: some of its memory is still released (rollout.sleep).")
 
     def _add(self, key: str, prompt: ModelInput, params: Any) -> None:
         self._engine.add_request(key, self._vllm.tokens_input(list(prompt.token_ids)), params)

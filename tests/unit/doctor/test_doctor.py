@@ -167,6 +167,31 @@ def test_an_engine_has_its_share_of_a_gpu_and_a_rank_all_of_it() -> None:
     assert "gpu_memory_utilization" in found[0].remedy
 
 
+@pytest.mark.parametrize(
+    ("sleep", "taken", "level", "remedy"),
+    [
+        (False, 32 + 10 + 50, Level.error, "give rollout.sleep=true, or lower"),
+        (True, 2 + 10 + 50, Level.ok, ""),
+    ],
+)
+def test_an_engine_and_a_rank_that_share_a_gpu_fit_it_together(
+    sleep: bool, taken: int, level: Level, remedy: str
+) -> None:
+    engine = Process(
+        "rollout worker", 1, (), (Part("weights", 20 * GIB, kept=False), Part("a swap", 2 * GIB))
+    )
+    rank = Process(
+        "learner rank", 1, (), (Part("base weights", 10 * GIB), Part("a step", 50 * GIB, kept=False))
+    )
+    cfg = Config()
+    cfg.rollout.gpus = cfg.learner.gpus = 0.5
+    cfg.rollout.gpu_memory_utilization, cfg.rollout.sleep = 0.4, sleep
+    *_, together = gpu_findings(Plan((engine, rank)), cfg, [replace(GPU, memory=80 * GIB)])
+    assert f"at least {taken}.0 GiB {'in turns' if sleep else 'at once'}, of 80.0 GiB" in together.text
+    assert together.level is level
+    assert together.remedy.startswith(remedy)
+
+
 # --- placement
 
 

@@ -40,6 +40,9 @@ class Learner:
     def load(self, folder: Path) -> None:
         self.loaded = {name: (folder / name).read_bytes() for name in names_in(folder)}
 
+    def end_turn(self) -> None:
+        pass
+
 
 class Local(LearnerActor):
     """A rank in this process. `sees`: the folder that it sees at the path of the run's folder."""

@@ -31,6 +31,7 @@ class Life:
     placed: float = 0.0  # after it was created
     start: float = 1.0
     swap: float = 1.0
+    sleep: float = 1.0
     an_episode: float = 1.0
     dies: float = NEVER
     unreachable: float = NEVER  # then its calls fail, though its process goes on until it is killed
@@ -77,6 +78,8 @@ class Actor:
     created: float
     version: int = 0
     killed: bool = False
+    asleep: bool = False
+    calls: list[str] = field(default_factory=list)  # what it was asked once it had started
     shares: list[list[int]] = field(default_factory=list)  # the episodes that it was asked to play
     free: float = 0.0
 
@@ -101,6 +104,7 @@ class Actor:
         return Ref(self.free, value)
 
     def _stream(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> Stream:
+        self._asked("stream")
         self.shares.append([spec.episode for spec in specs])
         refs = [self._does(0.0, [])]
         for k, spec in enumerate(specs):
@@ -111,14 +115,31 @@ class Actor:
         return Stream(refs, self.free)
 
     def _swap(self, adapter: Any, canary: Any) -> Ref:
+        self._asked("swap")
         self.version = adapter.version
         return self._does(self.life.swap, SwapReport(adapter.version, "", 1, 1, 0.0, 0.0, 0.0))
+
+    def _turn(self, name: str) -> Ref:
+        self.calls.append(name)
+        self.asleep = name == "sleep"
+        return self._does(self.life.sleep, None)
+
+    def _asked(self, name: str) -> None:
+        assert not self.asleep, f"{name} was asked of an engine that sleeps"
+        self.calls.append(name)
+
+    def _begin(self, *_: Any) -> Ref:
+        self._asked("begin")
+        return self._does(0.0, None)
 
     def __getattr__(self, method: str) -> Any:
         calls: dict[str, Callable[..., Any]] = {
             "__ray_ready__": lambda: self._does(0.0, True),
             "start": lambda *args: self._does(self.life.start, None),
             "swap": self._swap,
+            "sleep": lambda: self._turn("sleep"),
+            "wake": lambda: self._turn("wake"),
+            "begin": self._begin,
         }
         if method == "stream":
             return SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=self._stream))

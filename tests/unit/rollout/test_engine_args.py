@@ -42,6 +42,13 @@ def test_all_else_is_the_same() -> None:
     assert all(cpu[name] == gpu[name] for name in set(cpu) & set(gpu))
 
 
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_sleep_mode_is_asked_for_wherever_the_setting_is(on_gpu: bool) -> None:
+    """On a CPU too: vLLM refuses it there at its start, and a worker that is not told would ignore `sleep`."""
+    assert arguments(on_gpu, sleep=True)["enable_sleep_mode"] is True
+    assert "enable_sleep_mode" not in arguments(on_gpu)
+
+
 def test_the_cache_of_an_engine_is_divided_between_its_ranks() -> None:
     found = arguments(on_gpu=False, tensor_parallel=4)
     assert found["tensor_parallel_size"] == 4

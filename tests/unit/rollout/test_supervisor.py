@@ -31,7 +31,11 @@ def specs_of(count: int) -> list[EpisodeSpec]:
 
 @contextmanager
 def simulated(
-    lives: Sequence[Life], workers: int, restarts: int = 3, min_workers: int | None = None
+    lives: Sequence[Life],
+    workers: int,
+    restarts: int = 3,
+    min_workers: int | None = None,
+    sleep: bool = False,
 ) -> Iterator[tuple[SimulatedRay, RolloutPool, list[str]]]:
     """A Ray, a pool whose workers are up, and what the pool tells."""
     with pytest.MonkeyPatch.context() as patch:
@@ -45,6 +49,7 @@ def simulated(
         cfg, told = Config(), list[str]()
         cfg.rollout.workers, cfg.rollout.restarts, cfg.rollout.min_workers = workers, restarts, min_workers
         cfg.rollout.timeout_s, cfg.ray.timeout_s = TIMEOUT_S, PLACING_S
+        cfg.rollout.sleep = sleep
         patch.setattr(Placement, "node_of_worker", lambda placement, number: f"node {number}")
         pool = RolloutPool(cfg, Path())
         pool.attend(told.append, lambda: None)
