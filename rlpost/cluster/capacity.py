@@ -44,6 +44,18 @@ def nodes() -> list[NodeCapacity]:
     ]
 
 
+def room_for(needs: Needs, most: int) -> int:
+    """How many processes with such `needs` the nodes have room for now, counted up to `most`."""
+    free = [(node.free.cpus, node.free.gpus) for node in nodes()]
+    for count in range(most):
+        fits = (k for k, (cpus, gpus) in enumerate(free) if cpus >= needs.cpus and gpus >= needs.gpus)
+        k = next(fits, None)
+        if k is None:
+            return count
+        free[k] = free[k][0] - needs.cpus, free[k][1] - needs.gpus
+    return most
+
+
 def amount(needs: Needs) -> str:
     """`4 CPUs`, `2 GPUs` or `4 CPUs and 2 GPUs`."""
     parts = [f"{needs.cpus:g} CPUs"] if needs.cpus or not needs.gpus else []

@@ -35,7 +35,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             "tensor_parallel": 1,
             "recycle_mib": 0,
         },
-        **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None},
+        **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None, "max_workers": None},
     },
     "lora.": {
         "settings": {},

@@ -11,7 +11,9 @@ only increase, so no turn is older than k updates when it is learnt from: the bo
 episode is played in vain. `staleness` checks it all the same.
 
 A worker gets its share of an iteration as soon as the iteration may begin, and plays earlier iterations first. Between
-its engine steps it takes an update (see rlpost.rollout.continuous): episodes go on under the new policy.
+its engine steps it takes an update (see rlpost.rollout.continuous): episodes go on under the new policy. A worker that
+joins (rollout.max_workers) gets a share of what is handed out afterwards. What a worker owes that is lost for good is
+handed out again.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ class StreamingRollouts:
 
     def __init__(self, pool: RolloutPool, cfg: Config, sampling: Sampling) -> None:
         self._pool, self._cfg, self._sampling = pool, cfg, sampling
-        self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in range(cfg.rollout.workers)]
+        self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in pool.lost]  # by worker
         self._arrived: dict[Key, Trajectory] = {}
         self._calls: dict[Asked, int] = {}  # open calls, and the worker that was asked
         self._begun: set[Asked] = set()  # those that were answered
         # Iterations before this one are handed out; None before the first.
         self._handed_out: int | None = None
         self._lost = list(pool.lost)
-        self._meter = _Meter(cfg.rollout.workers)
+        self._meter = _Meter(len(pool.lost))
 
     def collect(self, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
         """The episodes of `specs`, all of one iteration, whose policy is live; in the order of `specs`.
@@ -100,14 +102,25 @@ class StreamingRollouts:
         first = iteration if self._handed_out is None else self._handed_out
         end = min(iteration + self._cfg.rollout.max_staleness + 1, self._cfg.algo.iterations)
         self._handed_out = max(first, end)
-        self._hand_out([spec for each in range(first, end) for spec in training_specs(self._cfg, each)])
+        new = [spec for each in range(first, end) for spec in training_specs(self._cfg, each)]
+        self._hand_out([*self._orphans(), *new])
+
+    def _orphans(self) -> list[EpisodeSpec]:
+        """Take from the workers that are missing what they owe. Their processes have ended."""
+        ready, orphans = self._pool.ready, list[EpisodeSpec]()
+        for worker, owed in enumerate(self._owed):
+            if worker not in ready:
+                orphans += owed.values()
+                owed.clear()
+        return orphans
 
     def _hand_out(self, specs: Sequence[EpisodeSpec]) -> None:
-        """Share the episodes of each iteration among all workers, and let them play."""
+        """Share the episodes of each iteration among the workers that are ready, and let them play."""
+        ready = self._pool.ready
         for iteration in sorted({spec.iteration for spec in specs}):
             batch = [spec for spec in specs if spec.iteration == iteration]
-            for owed, share in zip(self._owed, shares_of(batch, len(self._owed)), strict=True):
-                owed.update({_key(batch[k]): batch[k] for k in share})
+            for worker, share in zip(ready, shares_of(batch, len(ready)), strict=True):
+                self._owed[worker].update({_key(batch[k]): batch[k] for k in share})
         if specs:
             self._interrupt()
         self._resume()
@@ -122,7 +135,9 @@ class StreamingRollouts:
                 for asked, worker in self._calls.items()
             }
             self._next_answers(late)
-            self._resume()
+            if orphans := self._orphans():
+                deadline = self._deadline()
+            self._hand_out(orphans)
 
     def _next_answers(self, deadlines: dict[Asked, float]) -> None:
         """Receive what one worker has played."""
@@ -136,7 +151,11 @@ class StreamingRollouts:
         self._count_losses()
 
     def _count_losses(self) -> None:
-        """Count the episodes that the successors of lost workers play again."""
+        """Count the episodes that the successors of lost workers play again. Workers that have joined get a place."""
+        for lost in self._pool.lost[len(self._owed) :]:
+            self._owed.append({})
+            self._lost.append(lost)
+            self._meter.joined()
         for worker, lost in enumerate(self._pool.lost):
             if lost > self._lost[worker]:
                 self._lost[worker] = lost
@@ -151,10 +170,10 @@ class StreamingRollouts:
                 self._arrived[key] = trajectory
 
     def _resume(self, begin: bool = True) -> None:
-        """Ask every worker that owes episodes and has no open call."""
-        busy = {*self._calls.values()}
+        """Ask every worker that is ready, owes episodes and has no open call."""
+        idle = {*self._pool.ready} - {*self._calls.values()}
         for worker, owed in enumerate(self._owed):
-            if owed and worker not in busy:
+            if owed and worker in idle:
                 ask = _playing([*owed.values()], self._sampling, begin)
                 self._calls[self._pool.ask(worker, ask)] = worker
 
@@ -175,6 +194,10 @@ class _Meter:
         self._began, self._engine = time.monotonic(), 0.0
         self._reported = [0.0] * workers  # what each worker reported last
         self._replayed = 0
+
+    def joined(self) -> None:
+        """There is another worker."""
+        self._reported.append(0.0)
 
     def worked(self, worker: int, engine_seconds: float) -> None:
         """A worker reports the seconds of its engine so far."""

@@ -60,7 +60,7 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s"),
+    "rollout": ("timeout_s", "restarts", "min_workers", "max_workers", "recycle_mib", "env_timeout_s"),
     "learner": ("timeout_s",),
 }
 

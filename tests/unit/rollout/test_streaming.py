@@ -100,15 +100,33 @@ class Worker:
 
 
 class DicePool:
-    """Stands in for a RolloutPool: dice say which worker goes on, and which dies, `deaths` in all."""
+    """Stands in for a RolloutPool: dice say which worker goes on, and which dies, `deaths` in all.
 
-    def __init__(self, cfg: Config, dice: random.Random, deaths: int = 0) -> None:
-        self.cfg, self.dice, self.deaths = cfg, dice, deaths
+    `spared` of those that die get no successor while others are left.
+    """
+
+    def __init__(self, cfg: Config, dice: random.Random, deaths: int = 0, spared: int = 0) -> None:
+        self.cfg, self.dice, self.deaths, self.spared = cfg, dice, deaths, spared
         self.restarts, self.lost, self.version = 0, [0] * cfg.rollout.workers, 1
         self.workers = [Worker(dice, 1) for _ in self.lost]
+        self.gone = set[int]()
         self.calls: list[tuple[Call, int]] = []
 
+    @property
+    def ready(self) -> list[int]:
+        return [
+            i
+            for i, worker in enumerate(self.workers)
+            if i not in self.gone and worker.version == self.version
+        ]
+
+    def join(self) -> None:
+        """Another worker, which serves the live version."""
+        self.workers.append(Worker(self.dice, self.version))
+        self.lost.append(0)
+
     def ask(self, worker: int, ask: Callable[[Any], Call]) -> Call:
+        assert worker in self.ready
         call = ask(self.workers[worker])
         self.calls.append((call, worker))
         return call
@@ -155,6 +173,10 @@ class DicePool:
             worker.version = self.version
 
     def _replace(self, i: int) -> None:
+        if self.spared and len(self.ready) > 1:
+            self.spared -= 1
+            self.gone.add(i)
+            return
         self.restarts += 1
         self.lost[i] += 1
         self.workers[i] = Worker(self.dice, self.version)
@@ -186,10 +208,18 @@ class Learnt:
     lines: list[dict[str, float]]
 
 
-def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) -> Learnt:
-    """The loop of rlpost.tasks.rl, without a learner."""
+def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False, joins: int = 0) -> Learnt:
+    """The loop of rlpost.tasks.rl, without a learner. Up to `joins` workers join, between iterations or at a swap."""
     rollouts, learnt = StreamingRollouts(pool, cfg, SAMPLING), Learnt([], [])  # type: ignore[arg-type]
+
+    def may_join() -> None:
+        nonlocal joins
+        if joins and pool.dice.random() < 0.4:
+            joins -= 1
+            pool.join()
+
     for iteration in range(cfg.algo.iterations):
+        may_join()
         specs = training_specs(cfg, iteration)
         batch = rollouts.collect(specs)
         if refills:
@@ -199,11 +229,13 @@ def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) 
         learnt.lines.append(rollouts.metrics(batch, pool.version))
         pool.time_passes(pool.dice.randrange(12))  # the update
         with rollouts.swapping(iteration + 1):
+            may_join()
             pool.swap()
         if settles and iteration % 2:
             pool.time_passes(pool.dice.randrange(3))
             rollouts.settle()
-            assert not any(worker.play_on._batch.live for worker in pool.workers), "an engine is not free"
+            left = [i for i, worker in enumerate(pool.workers) if worker.play_on._batch.live]
+            assert pool.gone.issuperset(left), "an engine is not free"
     return learnt
 
 
@@ -215,13 +247,15 @@ def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) 
     deaths=st.integers(0, 3),
     refills=st.integers(0, 2),
     settles=st.booleans(),
+    joins=st.integers(0, 3),
+    spared=st.integers(0, 2),
 )
 def test_every_episode_is_learnt_from_once_and_no_turn_is_too_old(
-    seed: int, bound: int, workers: int, deaths: int, refills: int, settles: bool
+    seed: int, bound: int, workers: int, deaths: int, refills: int, settles: bool, joins: int, spared: int
 ) -> None:
     cfg = config(bound, workers)
-    pool = DicePool(cfg, random.Random(seed), deaths)
-    learnt = train(cfg, pool, refills, settles)
+    pool = DicePool(cfg, random.Random(seed), deaths, spared)
+    learnt = train(cfg, pool, refills, settles, joins)
     for iteration, batch in enumerate(learnt.batches):
         assert [(t.iteration, t.episode) for t in batch] == [
             (iteration, number) for number in range(6 + 2 * refills)
@@ -231,6 +265,30 @@ def test_every_episode_is_learnt_from_once_and_no_turn_is_too_old(
         assert 0 <= min(ages) <= max(ages) <= bound
         assert learnt.lines[iteration]["staleness/max"] == max(ages)
     assert learnt.lines[-1]["streaming/in_flight"] == 0
+
+
+def test_a_worker_that_joins_gets_a_share_of_what_is_handed_out_afterwards() -> None:
+    cfg = config(bound=1, workers=1)
+    pool = DicePool(cfg, random.Random(0))
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    rollouts.collect(training_specs(cfg, 0))
+    pool.join()
+    with rollouts.swapping(1):
+        pool.swap()
+    batch = rollouts.collect(training_specs(cfg, 1))
+    assert len(batch) == 6
+    shares = [{each for each in worker.asked[-1] if each[0] == 2} for worker in pool.workers]
+    assert shares == [{(2, 0), (2, 1)} | {(2, 2)}, {(2, 3), (2, 4), (2, 5)}]
+    assert not any(iteration < 2 for asked in pool.workers[1].asked for iteration, _ in asked)
+
+
+def test_what_a_worker_owes_that_is_lost_for_good_is_played_by_the_others() -> None:
+    cfg = config(bound=1, workers=2, iterations=2)
+    pool = DicePool(cfg, random.Random(1), deaths=1, spared=1)
+    pool.dice.random = lambda: 0.01  # type: ignore[method-assign]  # one dies in its first step
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    assert [t.episode for t in rollouts.collect(training_specs(cfg, 0))] == list(range(6))
+    assert (len(pool.gone), pool.restarts) == (1, 0)
 
 
 def test_engines_play_ahead_as_far_as_the_bound_allows() -> None:
