@@ -14,27 +14,27 @@ A worker gets its share of an iteration as soon as the iteration may begin, and 
 its engine steps it takes an update (see rlpost.rollout.continuous): episodes go on under the new policy. A worker that
 joins (rollout.max_workers) gets a share of what is handed out afterwards. What a worker owes that is lost for good is
 handed out again.
+
+A worker that has played all its episodes, while another has more than its engine decodes at once, takes over some that
+the other has not begun, in whole groups. They are owed by the other until it says that it has given them back.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 
 from rlpost.cluster.actor_calls import Asked, cancel
 from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
-from rlpost.rollout.continuous import Played
+from rlpost.rollout.continuous import Key, Played
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.members import Ask
 from rlpost.rollout.pool import RolloutPool, shares_of
 from rlpost.rollout.specs import training_specs
 from rlpost.types import EpisodeSpec, Trajectory
-
-Key = tuple[int, int]
-"""Iteration and episode."""
 
 
 class StreamingRollouts:
@@ -50,6 +50,8 @@ class StreamingRollouts:
         self._arrived: dict[Key, Trajectory] = {}
         self._calls: dict[Asked, int] = {}  # open calls, and the worker that was asked
         self._begun: set[Asked] = set()  # those that were answered
+        # Workers that were asked to give episodes back, and have given none since.
+        self._unshared: set[int] = set()
         # Iterations before this one are handed out; None before the first.
         self._handed_out: int | None = None
         self._lost = list(pool.lost)
@@ -122,6 +124,7 @@ class StreamingRollouts:
             for worker, share in zip(ready, shares_of(batch, len(ready)), strict=True):
                 self._owed[worker].update({_key(batch[k]): batch[k] for k in share})
         if specs:
+            self._unshared.clear()
             self._interrupt()
         self._resume()
 
@@ -138,6 +141,7 @@ class StreamingRollouts:
             if orphans := self._orphans():
                 deadline = self._deadline()
             self._hand_out(orphans)
+            self._ask_back()
 
     def _next_answers(self, deadlines: dict[Asked, float]) -> None:
         """Receive what one worker has played."""
@@ -168,19 +172,48 @@ class StreamingRollouts:
             if key in self._owed[worker]:  # else it had arrived, and the worker did not know yet
                 del self._owed[worker][key]
                 self._arrived[key] = trajectory
+        if played.given_back:
+            self._pass_on(worker, [self._owed[worker].pop(key) for key in played.given_back])
+
+    def _ask_back(self) -> None:
+        """If a worker has nothing to do, ask the one that owes most for half of what it cannot have begun."""
+        busy = {*self._calls.values()}
+        if all(worker in busy for worker in self._pool.ready) or not (able := busy - self._unshared):
+            return
+        most = max(able, key=lambda worker: len(self._owed[worker]))
+        waiting = len(self._owed[most]) - self._cfg.rollout.max_num_seqs
+        if waiting > 1:
+            self._unshared.add(most)
+            self._interrupt({most})
+            self._ask(most, give_back=waiting // 2)
+
+    def _pass_on(self, giver: int, specs: Sequence[EpisodeSpec]) -> None:
+        """Hand what a worker has given back to the one that owes least."""
+        self._unshared.discard(giver)
+        taker = min(self._pool.ready, key=lambda worker: len(self._owed[worker]))
+        self._owed[taker].update({_key(spec): spec for spec in specs})
+        self._meter.passed_on += len(specs)
+        self._interrupt({taker})
+        self._resume()
 
     def _resume(self, begin: bool = True) -> None:
         """Ask every worker that is ready, owes episodes and has no open call."""
         idle = {*self._pool.ready} - {*self._calls.values()}
         for worker, owed in enumerate(self._owed):
             if owed and worker in idle:
-                ask = _playing([*owed.values()], self._sampling, begin)
-                self._calls[self._pool.ask(worker, ask)] = worker
+                self._ask(worker, begin)
 
-    def _interrupt(self) -> None:
-        """Workers end their calls after a step. Whatever has not arrived comes again in the next call."""
-        cancel(self._calls, self._begun, self._deadline())
-        self._calls, self._begun = {}, set()
+    def _ask(self, worker: int, begin: bool = True, give_back: int = 0) -> None:
+        ask = _playing([*self._owed[worker].values()], self._sampling, begin, give_back)
+        self._calls[self._pool.ask(worker, ask)] = worker
+
+    def _interrupt(self, workers: Container[int] | None = None) -> None:
+        """All workers, or these, end their calls after a step. What has not arrived comes again in the next call."""
+        ended = [asked for asked, worker in self._calls.items() if workers is None or worker in workers]
+        cancel(ended, self._begun, self._deadline())
+        self._begun.difference_update(ended)
+        for asked in ended:
+            del self._calls[asked]
 
     def _deadline(self) -> float:
         return time.monotonic() + self._cfg.rollout.timeout_s
@@ -194,6 +227,7 @@ class _Meter:
         self._began, self._engine = time.monotonic(), 0.0
         self._reported = [0.0] * workers  # what each worker reported last
         self._replayed = 0
+        self.passed_on = 0  # episodes that were given back, for another worker
 
     def joined(self) -> None:
         """There is another worker."""
@@ -218,8 +252,9 @@ class _Meter:
             "streaming/engines_idle": min(1.0, max(0.0, idle)),
             "streaming/learner_waits": min(1.0, self.waited / seconds),
             "streaming/replayed": float(self._replayed),
+            "streaming/passed_on": float(self.passed_on),
         }
-        self._began, self._engine, self.waited, self._replayed = now, 0.0, 0.0, 0
+        self._began, self._engine, self.waited, self._replayed, self.passed_on = now, 0.0, 0.0, 0, 0
         return measured
 
 
@@ -245,6 +280,6 @@ def _key(spec: EpisodeSpec) -> Key:
     return spec.iteration, spec.episode
 
 
-def _playing(owed: list[EpisodeSpec], sampling: Sampling, begin: bool) -> Ask:
+def _playing(owed: list[EpisodeSpec], sampling: Sampling, begin: bool, give_back: int) -> Ask:
     """A call that asks a worker to go on playing, and to stream what ends."""
-    return lambda actor: actor.play.options(num_returns="streaming").remote(owed, sampling, begin)
+    return lambda actor: actor.play.options(num_returns="streaming").remote(owed, sampling, begin, give_back)
