@@ -82,6 +82,10 @@ class Wait:
         """A wait that begins now."""
         return cls(who, seconds, time.monotonic() + seconds)
 
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.deadline
+
 
 def first_answered(waits: Mapping[Asked, Wait], meanwhile: Callable[[], None]) -> Asked | None:
     """The first call to get an answer, to fail or, if it is a stream, to end. None if the earliest deadline passes.

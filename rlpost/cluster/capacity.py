@@ -49,6 +49,17 @@ def nodes() -> list[Node]:
     ]
 
 
+def room_for(needs: Needs, most: int) -> int:
+    """How many processes with such `needs` the nodes have room for now, counted up to `most`."""
+    free = [node.free for node in nodes()]
+    for count in range(most):
+        k = next((k for k, has in enumerate(free) if has.hold(needs)), None)
+        if k is None:
+            return count
+        free[k] = free[k].less(needs)
+    return most
+
+
 def amount(needs: Needs) -> str:
     """`4 CPUs`, `2 GPUs` or `4 CPUs and 2 GPUs`."""
     parts = [f"{needs.cpus:g} CPUs"] if needs.cpus or not needs.gpus else []

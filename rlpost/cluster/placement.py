@@ -8,6 +8,8 @@ take the same one. Ray removes the group when its driver ends, however that ends
 
 `ray.placement=pack` asks for as few nodes as possible (Ray's PACK). With `spread`, bundles go on as many nodes as
 possible (Ray's SPREAD). A group has one strategy, so there the ranks share one bundle, which keeps them on one node.
+
+A group keeps its bundles for life. A rollout worker that is added later (rollout.max_workers) has a group of its own.
 """
 
 from __future__ import annotations
@@ -95,6 +97,8 @@ class Placement:
         self.plan, self._group, self._joined = plan, group, joined
         _, self._places = plan.layout()
         self._nodes: dict[int, str] = {}
+        self._reserved: list[Placement] = []  # of workers that are to be added, and of those that were
+        self._added: list[Placement] = []  # of workers that were added, in the order of their numbers
 
     def rank(self, i: int) -> dict[str, Any]:
         """Ray's options for the actor of learner rank `i`."""
@@ -102,6 +106,8 @@ class Placement:
 
     def worker(self, i: int) -> dict[str, Any]:
         """Ray's options for the actor of rollout worker `i`."""
+        if (added := i - len(self.plan.workers)) >= 0:
+            return self._added[added].worker(0)
         return self._options(self.plan.workers[i], self._places[len(self.plan.ranks) + i])
 
     def node_of_rank(self, i: int) -> str | None:
@@ -110,15 +116,44 @@ class Placement:
 
     def node_of_worker(self, i: int) -> str | None:
         """The same for rollout worker `i`."""
+        if (added := i - len(self.plan.workers)) >= 0:
+            return self._added[added].node_of_worker(0)
         return self._node(self._places[len(self.plan.ranks) + i])
 
     def locate(self) -> None:
         """Ask a joined cluster where the bundles are. A bundle moves if its node is lost."""
+        for added in self._added:
+            added.locate()
         if self._group is None or not self._joined:
             return
         labels = {node.id: node.label for node in capacity.nodes()}
         found = placement_group_table(self._group).get("bundles_to_node_id", {})
         self._nodes = {index: labels[node] for index, node in found.items() if node in labels}
+
+    def reserve_worker(self) -> Placement:
+        """Ask for the bundle of another rollout worker, its worker 0, without waiting for it."""
+        plan = Plan(self.plan.workers[:1], ())
+        bundles, _ = plan.layout()
+        group = placement_group([_resources(bundles[0])], strategy="PACK") if bundles else None
+        self._reserved.append(Placement(plan, group, self._joined))
+        return self._reserved[-1]
+
+    def add(self, reserved: Placement) -> None:
+        """The worker of `reserved` joins the others: from now on it is the one with the next number."""
+        self._added.append(reserved)
+
+    def release(self, reserved: Placement) -> None:
+        """Give back the bundle of a worker that did not join the others."""
+        self._reserved.remove(reserved)
+        reserved.close()
+
+    def close(self) -> None:
+        """Give back all bundles."""
+        for reserved in self._reserved:
+            reserved.close()
+        if self._group is not None:
+            with contextlib.suppress(Exception):  # Ray removes it with this driver in any case
+                remove_placement_group(self._group)
 
     def _node(self, bundle: int | None) -> str | None:
         return None if bundle is None else self._nodes.get(bundle)
@@ -149,14 +184,13 @@ def placed(plan: Plan, config: RayConfig, say: Say) -> Iterator[Placement]:
         refuse_large_bundle(plan, capacity.nodes())
     strategy = "SPREAD" if plan.strategy is PlacementStrategy.spread else "PACK"
     group = placement_group([_resources(bundle) for bundle in bundles], strategy=strategy)
+    placement = Placement(plan, group, joined=config.address is not None)
     try:
         _wait(group, plan, config, say)
-        placement = Placement(plan, group, joined=config.address is not None)
         placement.locate()
         yield placement
     finally:
-        with contextlib.suppress(Exception):  # Ray removes it with this driver in any case
-            remove_placement_group(group)
+        placement.close()
 
 
 def refuse_large_bundle(plan: Plan, nodes: Sequence[capacity.Node]) -> None:

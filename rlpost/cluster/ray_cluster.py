@@ -55,6 +55,10 @@ class Needs:
         """Whether a claim fits in these resources. Ray counts in ten thousandths."""
         return self.cpus > claim.cpus - 1e-5 and self.gpus > claim.gpus - 1e-5
 
+    def less(self, claim: Needs) -> Needs:
+        """What is left of these resources beside a claim."""
+        return Needs(self.cpus - claim.cpus, self.gpus - claim.gpus)
+
     @classmethod
     def of(cls, config: Config) -> Needs:
         engines, learner = cls.of_engines(config), config.learner

@@ -35,7 +35,13 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
             "tensor_parallel": 1,
             "recycle_mib": 0,
         },
-        **{"max_staleness": 0, "on_swap": "in_flight", "min_workers": None, "sleep": False},
+        **{
+            "max_staleness": 0,
+            "on_swap": "in_flight",
+            "min_workers": None,
+            "max_workers": None,
+            "sleep": False,
+        },
     },
     "lora.": {
         "settings": {},

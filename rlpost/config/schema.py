@@ -371,6 +371,8 @@ class RolloutConfig:
     max_canary_gap: float = 0.1
     restarts: int = 3  # number of dead engines that a run replaces
     min_workers: int | None = None  # fewest workers with which a run goes on after losses; none: all of them
+    # Most workers: a run on a joined cluster adds some between iterations while nodes have room; none: rollout.workers.
+    max_workers: int | None = None
     recycle_mib: int = 0  # host memory above which a worker is replaced between iterations; 0: never
     env_timeout_s: float = 30.0  # deadline of one reset or step of an environment; its episode then ends
     timeout_s: float = 600.0  # deadline of one answer from a worker

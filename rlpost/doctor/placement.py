@@ -40,7 +40,7 @@ def placed(wanted: Sequence[Bundle], nodes: Mapping[str, Needs]) -> tuple[dict[s
             left += names
             continue
         node = min(able, key=lambda each: (free[each].gpus, free[each].cpus))
-        free[node] = Needs(free[node].cpus - claim.cpus, free[node].gpus - claim.gpus)
+        free[node] = free[node].less(claim)
         found[node] += names
     return found, left
 

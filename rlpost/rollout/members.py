@@ -2,7 +2,7 @@
 
 An actor that is lost is fenced (killed, and known to be dead), and another takes its place while rollout.restarts are
 left. A place is missing if it may have no other actor, or if no node has room for the one it has. The run goes on with
-missing places while rollout.min_workers others are left.
+missing places while rollout.min_workers others are left. Places are added while it goes on (rollout.max_workers).
 """
 
 from __future__ import annotations
@@ -57,14 +57,16 @@ class Member:
 
 
 class Members:
-    """Creates an actor by `spawn(number)` for each of `cfg.rollout.workers` places, and asks it to start.
+    """Creates an actor by `spawn`, from Ray's options, for each of `cfg.rollout.workers` places; asks it to start.
 
     `restarts` counts replaced actors. `tell` shows a line to the user.
     """
 
-    def __init__(self, cfg: Config, placement: Placement, spawn: Callable[[int], Any], start: Ask) -> None:
+    def __init__(
+        self, cfg: Config, placement: Placement, spawn: Callable[[dict[str, Any]], Any], start: Ask
+    ) -> None:
         self.cfg, self._placement, self._spawn, self._start = cfg, placement, spawn, start
-        self.all = [Member(number, spawn(number), start) for number in range(cfg.rollout.workers)]
+        self.all = [Member(number, self._actor(number), start) for number in range(cfg.rollout.workers)]
         self.restarts = 0
         self.tell: Callable[[str], None] = lambda line: None
 
@@ -85,6 +87,14 @@ class Members:
         for member in self.all:
             member.has = None
 
+    def join(self, member: Member, reserved: Placement) -> None:
+        """Give the next number to another member, which has started on its `reserved` bundle."""
+        member.number = len(self.all)
+        self._placement.add(reserved)
+        self.all.append(member)
+        where, most = f" on {member.node}" if member.node else "", self.cfg.rollout.max_workers
+        self.tell(f"rollout worker {member.number} joins{where} ({len(self.present)} of at most {most})")
+
     def lost(self, member: Member, reason: ActorLostError) -> None:
         """The member's actor is lost. Raises RolloutError if it can neither be replaced nor spared."""
         limit = self.cfg.rollout.restarts
@@ -92,7 +102,7 @@ class Members:
             fence(member.actor, member.name)
             self.restarts += 1
             self.tell(f"{reason} Another takes its place ({self.restarts} of rollout.restarts={limit}).")
-            member.take(self._spawn(member.number), self._start)
+            member.take(self._actor(member.number), self._start)
             member.replaced += 1
         elif self._can_spare(member):
             fence(member.actor, member.name)
@@ -108,7 +118,7 @@ class Members:
     def renew(self, member: Member) -> None:
         """Put a new actor in the member's place, which is no loss. Raises ClusterError if the old one does not end."""
         fence(member.actor, member.name)
-        member.take(self._spawn(member.number), self._start)
+        member.take(self._actor(member.number), self._start)
 
     def homeless(self, member: Member) -> None:
         """No node had room for the member in time. Raises ClusterError if it cannot be spared."""
@@ -144,6 +154,10 @@ class Members:
         for member in self.all:
             ray.kill(member.actor)
         self.all = []
+
+    def _actor(self, number: int) -> Any:
+        """An actor for a place, on the place's bundle, which its predecessor had."""
+        return self._spawn(self._placement.worker(number))
 
     def _can_spare(self, member: Member) -> bool:
         rollout = self.cfg.rollout

@@ -13,8 +13,9 @@ A share is played again as a whole, including groups that were already handed ov
 batch, so only equal batches give the episodes of a run that lost no worker.
 
 Which actor plays an episode does not matter: the episode's seed decides its random draws. The episodes of a group go to
-one actor, whose engine computes their common prompt once; at most workers - 1 groups are split between two. There are
-always rollout.workers shares: if workers are missing, the others play their shares after their own, in equal batches.
+one actor, whose engine computes their common prompt once; at most workers - 1 groups are split between two. There is
+a share for each of the places that workers have when a batch begins: rollout.workers of them, and those that were added
+since (rollout.max_workers). If workers are missing, the others play their shares after their own, in equal batches.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class PoolSwapReport:
 
 
 class RolloutPool:
-    """Starts `cfg.rollout.workers` actors.
+    """Starts `cfg.rollout.workers` actors, and more whenever it is told to `grow`.
 
     `placement`: where each actor goes; by default Ray places each by itself.
     """
@@ -90,6 +91,16 @@ class RolloutPool:
         return len(self._members.present)
 
     @property
+    def places(self) -> int:
+        """The number of workers that play or are missing: of shares of a batch that begins now."""
+        return len(self._members.all)
+
+    @property
+    def ready(self) -> list[int]:
+        """The numbers of the workers that `ask` may ask: those that have started and serve the live adapter."""
+        return self._supervisor.ready()
+
+    @property
     def _members(self) -> Members:
         return self._supervisor.members
 
@@ -98,7 +109,8 @@ class RolloutPool:
 
         What `check` raises ends the wait.
         """
-        self._members.tell, self._supervisor.check = tell, check
+        self._members.tell = self._supervisor.newcomers.tell = tell
+        self._supervisor.check = check
 
     def wait_ready(self) -> None:
         """Wait until all engines are up; they start with the pool. Raises ClusterError, RolloutError."""
@@ -112,6 +124,13 @@ class RolloutPool:
         self.wake()
         self.cfg = cfg
         self._supervisor.begin(cfg, lambda actor: actor.begin.remote(cfg, given.table()))
+
+    def grow(self) -> None:
+        """Between iterations: take in workers that have started, and let more start on nodes that have room now.
+
+        It waits for nothing, and adds no more than rollout.max_workers allows.
+        """
+        self._supervisor.grow()
 
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         """Play all episodes; return trajectories in the order of `specs`. Raises like `stream`."""
@@ -131,7 +150,7 @@ class RolloutPool:
             ClusterError: a worker did not play its share within rollout.timeout_s, or no node has room for it.
         """
         self.wake()
-        shares = shares_of(specs, self.cfg.rollout.workers)
+        shares = shares_of(specs, self.places)
         asks = {i: _streaming([specs[k] for k in share], sampling) for i, share in enumerate(shares) if share}
         groups = GroupAssembler(specs)
         with closing(self._supervisor.answers(asks)) as answers:
@@ -142,12 +161,13 @@ class RolloutPool:
         assert not groups.missing, f"groups {groups.missing} were not played"
 
     def swap(self, adapter: Adapter, canary: Canary) -> PoolSwapReport:
-        """Make `adapter` live in every worker, or in none.
+        """Make `adapter` live in every worker, or in none. Workers that have started meanwhile join before.
 
         Raises:
             SwapError: a worker refused it; all workers serve the previous version.
         """
         self.wake()
+        self._supervisor.take_in()
         reports = self._one_each(_swapping(ray.put(adapter), canary))
         refused = self._refusals(reports)
         if refused:
@@ -260,12 +280,11 @@ class RolloutPool:
             if isinstance(answer, SwapError)
         ]
 
-    def _spawn(self, i: int) -> Any:
-        """The actor of worker `i`. A replacement takes its predecessor's bundle."""
+    def _spawn(self, options: dict[str, Any]) -> Any:
+        """An actor with these options of Ray."""
         rollout = self.cfg.rollout
         threads, ranks = max(1, round(rollout.cpus)), rollout.tensor_parallel
         environment = engine_environment(threads, rollout.enforce_eager, ranks)
-        options = self.placement.worker(i)
         actor = ray.remote(**options, max_restarts=0, runtime_env={"env_vars": environment})(RolloutActor)
         return actor.remote()
 

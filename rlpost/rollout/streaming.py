@@ -11,28 +11,30 @@ only increase, so no turn is older than k updates when it is learnt from: the bo
 episode is played in vain. `staleness` checks it all the same.
 
 A worker gets its share of an iteration as soon as the iteration may begin, and plays earlier iterations first. Between
-its engine steps it takes an update (see rlpost.rollout.continuous): episodes go on under the new policy.
+its engine steps it takes an update (see rlpost.rollout.continuous): episodes go on under the new policy. A worker that
+joins (rollout.max_workers) gets a share of what is handed out afterwards. What a worker owes that is lost for good is
+handed out again.
+
+A worker that has played all its episodes, while another has more than its engine decodes at once, takes over some that
+the other has not begun, in whole groups. They are owed by the other until it says that it has given them back.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 
 from rlpost.cluster.actor_calls import Asked, cancel
 from rlpost.config.schema import Config
 from rlpost.errors import RolloutError
-from rlpost.rollout.continuous import Played
+from rlpost.rollout.continuous import Key, Played
 from rlpost.rollout.engine.protocol import Sampling
 from rlpost.rollout.members import Ask
 from rlpost.rollout.pool import RolloutPool, shares_of
 from rlpost.rollout.specs import training_specs
 from rlpost.types import EpisodeSpec, Trajectory
-
-Key = tuple[int, int]
-"""Iteration and episode."""
 
 
 class StreamingRollouts:
@@ -44,14 +46,16 @@ class StreamingRollouts:
 
     def __init__(self, pool: RolloutPool, cfg: Config, sampling: Sampling) -> None:
         self._pool, self._cfg, self._sampling = pool, cfg, sampling
-        self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in range(cfg.rollout.workers)]
+        self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in pool.lost]  # by worker
         self._arrived: dict[Key, Trajectory] = {}
         self._calls: dict[Asked, int] = {}  # open calls, and the worker that was asked
         self._begun: set[Asked] = set()  # those that were answered
+        # Workers that were asked to give episodes back, and have given none since.
+        self._unshared: set[int] = set()
         # Iterations before this one are handed out; None before the first.
         self._handed_out: int | None = None
         self._lost = list(pool.lost)
-        self._meter = _Meter(cfg.rollout.workers)
+        self._meter = _Meter(len(pool.lost))
 
     def collect(self, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
         """The episodes of `specs`, all of one iteration, whose policy is live; in the order of `specs`.
@@ -100,15 +104,27 @@ class StreamingRollouts:
         first = iteration if self._handed_out is None else self._handed_out
         end = min(iteration + self._cfg.rollout.max_staleness + 1, self._cfg.algo.iterations)
         self._handed_out = max(first, end)
-        self._hand_out([spec for each in range(first, end) for spec in training_specs(self._cfg, each)])
+        new = [spec for each in range(first, end) for spec in training_specs(self._cfg, each)]
+        self._hand_out([*self._orphans(), *new])
+
+    def _orphans(self) -> list[EpisodeSpec]:
+        """Take from the workers that are missing what they owe. Their processes have ended."""
+        ready, orphans = self._pool.ready, list[EpisodeSpec]()
+        for worker, owed in enumerate(self._owed):
+            if worker not in ready:
+                orphans += owed.values()
+                owed.clear()
+        return orphans
 
     def _hand_out(self, specs: Sequence[EpisodeSpec]) -> None:
-        """Share the episodes of each iteration among all workers, and let them play."""
+        """Share the episodes of each iteration among the workers that are ready, and let them play."""
+        ready = self._pool.ready
         for iteration in sorted({spec.iteration for spec in specs}):
             batch = [spec for spec in specs if spec.iteration == iteration]
-            for owed, share in zip(self._owed, shares_of(batch, len(self._owed)), strict=True):
-                owed.update({_key(batch[k]): batch[k] for k in share})
+            for worker, share in zip(ready, shares_of(batch, len(ready)), strict=True):
+                self._owed[worker].update({_key(batch[k]): batch[k] for k in share})
         if specs:
+            self._unshared.clear()
             self._interrupt()
         self._resume()
 
@@ -122,7 +138,10 @@ class StreamingRollouts:
                 for asked, worker in self._calls.items()
             }
             self._next_answers(late)
-            self._resume()
+            if orphans := self._orphans():
+                deadline = self._deadline()
+            self._hand_out(orphans)
+            self._ask_back()
 
     def _next_answers(self, deadlines: dict[Asked, float]) -> None:
         """Receive what one worker has played."""
@@ -136,7 +155,11 @@ class StreamingRollouts:
         self._count_losses()
 
     def _count_losses(self) -> None:
-        """Count the episodes that the successors of lost workers play again."""
+        """Count the episodes that the successors of lost workers play again. Workers that have joined get a place."""
+        for lost in self._pool.lost[len(self._owed) :]:
+            self._owed.append({})
+            self._lost.append(lost)
+            self._meter.joined()
         for worker, lost in enumerate(self._pool.lost):
             if lost > self._lost[worker]:
                 self._lost[worker] = lost
@@ -149,19 +172,48 @@ class StreamingRollouts:
             if key in self._owed[worker]:  # else it had arrived, and the worker did not know yet
                 del self._owed[worker][key]
                 self._arrived[key] = trajectory
+        if played.given_back:
+            self._pass_on(worker, [self._owed[worker].pop(key) for key in played.given_back])
+
+    def _ask_back(self) -> None:
+        """If a worker has nothing to do, ask the one that owes most for half of what it cannot have begun."""
+        busy = {*self._calls.values()}
+        if all(worker in busy for worker in self._pool.ready) or not (able := busy - self._unshared):
+            return
+        most = max(able, key=lambda worker: len(self._owed[worker]))
+        waiting = len(self._owed[most]) - self._cfg.rollout.max_num_seqs
+        if waiting > 1:
+            self._unshared.add(most)
+            self._interrupt({most})
+            self._ask(most, give_back=waiting // 2)
+
+    def _pass_on(self, giver: int, specs: Sequence[EpisodeSpec]) -> None:
+        """Hand what a worker has given back to the one that owes least."""
+        self._unshared.discard(giver)
+        taker = min(self._pool.ready, key=lambda worker: len(self._owed[worker]))
+        self._owed[taker].update({_key(spec): spec for spec in specs})
+        self._meter.passed_on += len(specs)
+        self._interrupt({taker})
+        self._resume()
 
     def _resume(self, begin: bool = True) -> None:
-        """Ask every worker that owes episodes and has no open call."""
-        busy = {*self._calls.values()}
+        """Ask every worker that is ready, owes episodes and has no open call."""
+        idle = {*self._pool.ready} - {*self._calls.values()}
         for worker, owed in enumerate(self._owed):
-            if owed and worker not in busy:
-                ask = _playing([*owed.values()], self._sampling, begin)
-                self._calls[self._pool.ask(worker, ask)] = worker
+            if owed and worker in idle:
+                self._ask(worker, begin)
 
-    def _interrupt(self) -> None:
-        """Workers end their calls after a step. Whatever has not arrived comes again in the next call."""
-        cancel(self._calls, self._begun, self._deadline())
-        self._calls, self._begun = {}, set()
+    def _ask(self, worker: int, begin: bool = True, give_back: int = 0) -> None:
+        ask = _playing([*self._owed[worker].values()], self._sampling, begin, give_back)
+        self._calls[self._pool.ask(worker, ask)] = worker
+
+    def _interrupt(self, workers: Container[int] | None = None) -> None:
+        """All workers, or these, end their calls after a step. What has not arrived comes again in the next call."""
+        ended = [asked for asked, worker in self._calls.items() if workers is None or worker in workers]
+        cancel(ended, self._begun, self._deadline())
+        self._begun.difference_update(ended)
+        for asked in ended:
+            del self._calls[asked]
 
     def _deadline(self) -> float:
         return time.monotonic() + self._cfg.rollout.timeout_s
@@ -175,6 +227,11 @@ class _Meter:
         self._began, self._engine = time.monotonic(), 0.0
         self._reported = [0.0] * workers  # what each worker reported last
         self._replayed = 0
+        self.passed_on = 0  # episodes that were given back, for another worker
+
+    def joined(self) -> None:
+        """There is another worker."""
+        self._reported.append(0.0)
 
     def worked(self, worker: int, engine_seconds: float) -> None:
         """A worker reports the seconds of its engine so far."""
@@ -195,8 +252,9 @@ class _Meter:
             "streaming/engines_idle": min(1.0, max(0.0, idle)),
             "streaming/learner_waits": min(1.0, self.waited / seconds),
             "streaming/replayed": float(self._replayed),
+            "streaming/passed_on": float(self.passed_on),
         }
-        self._began, self._engine, self.waited, self._replayed = now, 0.0, 0.0, 0
+        self._began, self._engine, self.waited, self._replayed, self.passed_on = now, 0.0, 0.0, 0, 0
         return measured
 
 
@@ -222,6 +280,6 @@ def _key(spec: EpisodeSpec) -> Key:
     return spec.iteration, spec.episode
 
 
-def _playing(owed: list[EpisodeSpec], sampling: Sampling, begin: bool) -> Ask:
+def _playing(owed: list[EpisodeSpec], sampling: Sampling, begin: bool, give_back: int) -> Ask:
     """A call that asks a worker to go on playing, and to stream what ends."""
-    return lambda actor: actor.play.options(num_returns="streaming").remote(owed, sampling, begin)
+    return lambda actor: actor.play.options(num_returns="streaming").remote(owed, sampling, begin, give_back)

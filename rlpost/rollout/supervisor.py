@@ -5,7 +5,8 @@
       └───────── a new actor in its place (rlpost.rollout.members) ◀──┘
 
 One loop waits for whatever comes next from any worker, so a replacement that starts holds up nobody. Each step has its
-own deadline: ray.timeout_s to be placed on a node, rollout.timeout_s for the others.
+own deadline: ray.timeout_s to be placed on a node, rollout.timeout_s for the others. Workers that are added start
+beside it (rlpost.rollout.newcomers), and join when the caller says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rlpost.cluster.placement import Placement
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, RlpostError
 from rlpost.rollout.members import Ask, Live, Member, Members
+from rlpost.rollout.newcomers import Newcomers
 
 NOTICE_S = 5.0  # how long a worker waits for a node before the user is told
 
@@ -56,15 +58,20 @@ class Call:
 
 
 class Supervisor:
-    """Starts and supervises `cfg.rollout.workers` workers. See `Members` for `spawn` and `start`.
+    """Starts and supervises `cfg.rollout.workers` workers, and more if it is told to `grow`.
+
+    See `Members` for `spawn` and `start`.
 
     `live` is the adapter that a worker is given before it is asked anything. `check` is called at least once a second
     during waits; what it raises ends them.
     """
 
-    def __init__(self, cfg: Config, placement: Placement, spawn: Callable[[int], Any], start: Ask) -> None:
+    def __init__(
+        self, cfg: Config, placement: Placement, spawn: Callable[[dict[str, Any]], Any], start: Ask
+    ) -> None:
         self.cfg = cfg
         self.members = Members(cfg, placement, spawn, start)
+        self.newcomers = Newcomers(cfg, placement, spawn, start)
         self.live: Live | None = None
         self.check: Callable[[], None] = lambda: None
         self._calls = dict[Asked, Call]()
@@ -100,6 +107,27 @@ class Supervisor:
         self.live = live
         for number in have:
             self.members.all[number].has = live
+
+    def grow(self) -> None:
+        """Take in the newcomers that are ready; let others start, up to `rollout.max_workers`. It waits for nothing.
+
+        To be called between batches, since the number of workers is that of a batch's shares.
+        """
+        self.take_in()
+        if (most := self.cfg.rollout.max_workers) is not None:
+            self.newcomers.add(most - len(self.members.all))
+
+    def take_in(self) -> None:
+        """The newcomers that are ready join the others."""
+        self.newcomers.look(self.live)
+        for newcomer in self.newcomers.ready(self.live):
+            self.members.join(newcomer.member, newcomer.reserved)
+
+    def ready(self) -> list[int]:
+        """The numbers of the workers that may be asked at once: they have started and serve the live adapter."""
+        return [
+            member.number for member in self.members.present if member.started and member.has is self.live
+        ]
 
     def answers(
         self, questions: Mapping[int, Ask], kept: type[RlpostError] | None = None, own: bool = False
@@ -162,6 +190,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End the process of every worker."""
+        self.newcomers.close()
         self.members.close()
         self._calls = {}
 
@@ -249,6 +278,7 @@ class Supervisor:
 
     def _meanwhile(self) -> None:
         self.check()
+        self.newcomers.look(self.live)
         now = time.monotonic()
         for call in self._calls.values():
             began = call.wait.deadline - call.wait.seconds

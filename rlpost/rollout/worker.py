@@ -61,9 +61,11 @@ class RolloutWorker:
         """See `Collector.stream`."""
         return self._of(specs).stream(specs, sampling, self.version)
 
-    def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Generator[Played | None]:
+    def play(
+        self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool, give_back: int = 0
+    ) -> Generator[Played | None]:
         """See `ContinuousPlay.play`."""
-        return self._continuous.play(owed, sampling, self.version, begin)
+        return self._continuous.play(owed, sampling, self.version, begin, give_back)
 
     def close(self) -> list[str]:
         """Close the environments; return what went wrong."""
@@ -166,9 +168,11 @@ class RolloutActor:
         yield []
         yield from _until_cancelled(self._worker.stream(specs, sampling))
 
-    def play(self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Iterator[Played]:
+    def play(
+        self, owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool, give_back: int = 0
+    ) -> Iterator[Played]:
         """Must be called like `stream`. If the call is cancelled, the episodes go on in the next call."""
-        yield from _until_cancelled(self._worker.play(owed, sampling, begin))
+        yield from _until_cancelled(self._worker.play(owed, sampling, begin, give_back))
 
     def sleep(self) -> None:
         """See `Engine.sleep`."""

@@ -89,13 +89,19 @@ def start_of(cfg: Config, run_dir: RunDir, iteration: int) -> Checkpoint:
 
 
 def refuse_rollouts(cfg: Config) -> None:
-    """Raise ConfigError if episodes cannot be played again: if an older policy than that of their iteration played."""
+    """Raise ConfigError if episodes cannot be played again: by an older policy, or in shares that are not on record."""
     for key in ("max_staleness", "lag"):
         if value := getattr(cfg.rollout, key):
             raise ConfigError(
                 f"--rollouts\n  reason: with rollout.{key}={value} policies of before played, which are not kept\n"
                 "  remedy: leave it out; the updates are replayed on the recorded episodes"
             )
+    if most := cfg.rollout.max_workers:
+        raise ConfigError(
+            f"--rollouts\n  reason: with rollout.max_workers={most} the number of workers changed on the way, and with"
+            " it the engines' rounding\n"
+            "  remedy: leave it out; the updates are replayed on the recorded episodes"
+        )
 
 
 def replay(

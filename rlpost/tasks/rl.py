@@ -104,6 +104,7 @@ def _iterations(
         if schedule.over:
             return
         session.progress.stage(f"iteration {schedule.next}")
+        session.pool.grow()
         schedule.add(_iterate(session, state, rollouts, stall, score, experts))
         if state.steps % session.cfg.tracking.checkpoint_every == 0 or schedule.over:
             training_state.checkpoint(session, state)

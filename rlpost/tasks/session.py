@@ -61,7 +61,15 @@ from rlpost.weights import models, teachers
 _FREE = ("output_dir", "resume", "ray", "tracking", "eval", "eval_variants", "name", "compare")
 _FREE_WITHIN = {
     "algo": ("iterations", "teacher"),  # rlpost.record.teacher compares the teacher's files
-    "rollout": ("timeout_s", "restarts", "min_workers", "recycle_mib", "env_timeout_s", "sleep"),
+    "rollout": (
+        "timeout_s",
+        "restarts",
+        "recycle_mib",
+        "env_timeout_s",
+        "min_workers",
+        "max_workers",
+        "sleep",
+    ),
     "learner": ("timeout_s",),
 }
 

@@ -157,6 +157,7 @@ OPTIONAL_RANGES: dict[str, Range] = {
     "algo.kl_target": POSITIVE,
     "retention.max_new_tokens": COUNT,
     "rollout.min_workers": COUNT,
+    "rollout.max_workers": COUNT,
     "compare.concurrency": COUNT,
 }
 
@@ -309,6 +310,25 @@ def _workers(config: Config) -> Iterator[str]:
         yield refusal("rollout.min_workers", fewest, reason, "leave it out, or rollout.max_staleness=0")
 
 
+def _most_workers(config: Config) -> Iterator[str]:
+    rollout, most = config.rollout, config.rollout.max_workers
+    if most is None:
+        return
+    if most < rollout.workers:
+        reason = f"a run starts with rollout.workers={rollout.workers}"
+        yield refusal("rollout.max_workers", most, reason, "give no less, or fewer rollout.workers")
+    if most > rollout.episodes:
+        reason = f"only {rollout.episodes} episodes to share"
+        yield refusal("rollout.max_workers", most, reason, "fewer workers, or more rollout.episodes")
+    if config.ray.address is None:
+        reason = (
+            "a run without ray.address has this machine alone, all of whose resources are there at the start"
+        )
+        yield refusal(
+            "rollout.max_workers", most, reason, "give rollout.workers, or join a cluster by ray.address"
+        )
+
+
 def _gpus(config: Config) -> Iterator[str]:
     learner, rollout = config.learner, config.rollout
     if rollout.tensor_parallel > 1 and 0 < rollout.gpus < 1:
@@ -371,6 +391,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     tracking,
     cluster_address,
     _workers,
+    _most_workers,
     _gpus,
     _conversation,
     _tiny_base,

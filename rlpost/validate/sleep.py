@@ -34,8 +34,8 @@ def _refusals(config: Config) -> Iterator[str]:
     if rollout.max_staleness > 0:
         reason = "with rollout.max_staleness above 0 engines play while the learner works, and never rest"
         yield refusal("rollout.sleep", "true", reason, f"rollout.max_staleness=0, {_OR_NOT}")
+    late = "with rollout.sleep a worker that joins late would start its engine while the learner has the GPU"
     if rollout.min_workers is not None and rollout.min_workers < rollout.workers:
-        reason = (
-            "with rollout.sleep a worker that joins late would start its engine while the learner has the GPU"
-        )
-        yield refusal("rollout.min_workers", rollout.min_workers, reason, f"leave it out, {_OR_NOT}")
+        yield refusal("rollout.min_workers", rollout.min_workers, late, f"leave it out, {_OR_NOT}")
+    if rollout.max_workers is not None:
+        yield refusal("rollout.max_workers", rollout.max_workers, late, f"leave it out, {_OR_NOT}")

@@ -255,6 +255,12 @@ RULES = (
         _LEAVE,
     ),
     _Rule(
+        ("rollout.max_workers",),
+        lambda cfg: cfg.task in (Task.rl, Task.compare),
+        "workers are added between iterations of task=rl alone",
+        _LEAVE,
+    ),
+    _Rule(
         ("rollout.recycle_mib",),
         lambda cfg: cfg.task in (Task.rl, Task.compare),
         "workers are replaced between iterations of task=rl alone",

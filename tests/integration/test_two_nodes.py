@@ -189,7 +189,14 @@ def test_a_driver_outside_the_cluster_is_refused(nodes: TwoNodes) -> None:
 
 
 def test_the_doctor_looks_at_both_nodes_and_the_way_between_them(nodes: TwoNodes) -> None:
-    asked = ("doctor", "generalpoints_ppo", *ON_EACH_NODE, f"ray.address={nodes.address}", "--json", "doctor.json")
+    asked = (
+        "doctor",
+        "generalpoints_ppo",
+        *ON_EACH_NODE,
+        f"ray.address={nodes.address}",
+        "--json",
+        "doctor.json",
+    )
     output = finish(nodes.driver(*asked, module="rlpost"), REFUSED_S)
     assert (nodes.folder / "doctor.json").is_file(), output
     told = json.loads((nodes.folder / "doctor.json").read_text())

@@ -632,6 +632,16 @@ class TestValidate:
             (["rollout.episodes=4", "algo.minibatches=8"], "need at least 8 episodes"),
             (["rollout.episodes=4", "algo.minibatches=2", "learner.workers=4"], "need at least 8 episodes"),
             (["rollout.workers=300"], "episodes to share"),
+            (["rollout.max_workers=300", "ray.address=auto"], "rollout.max_workers=300\n  reason: only"),
+            (
+                ["rollout.workers=3", "rollout.max_workers=2", "ray.address=auto"],
+                "rollout.max_workers=2\n  reason: a run starts with rollout.workers=3",
+            ),
+            (["rollout.max_workers=2"], "a run without ray.address has this machine alone"),
+            (
+                ["rollout.max_workers=2", "ray.address=auto", "task=sft"],
+                "workers are added between iterations of",
+            ),
             (["rollout.max_new_tokens=1024"], "no room for a prompt"),
             (
                 ["learner.micro_batch_tokens=511"],

@@ -181,6 +181,7 @@ OF_RUNS = {
     "rollout.max_canary_gap": 0.5,
     "rollout.restarts": 0,
     "rollout.min_workers": 1,
+    "rollout.max_workers": 9,
     "rollout.timeout_s": 5.0,
     "rollout.env_timeout_s": 5.0,
     "rollout.template_args": {"enable_thinking": False},

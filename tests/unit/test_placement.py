@@ -182,6 +182,43 @@ def test_what_needs_nothing_is_placed_without_a_group(fake_ray: Ray) -> None:
     assert ray.asked == []
 
 
+def test_a_worker_that_is_added_has_a_group_of_its_own_which_goes_with_the_run(fake_ray: Ray) -> None:
+    ray = fake_ray(node("b", 9, 9))
+    groups = iter(["given up", "added", "starting"])
+    with placed(TWO_AND_TWO, JOINED, ray.told.append) as place, pytest.MonkeyPatch.context() as patch:
+        asked: list[Any] = []
+        patch.setattr(
+            placement, "placement_group", lambda bundles, strategy: asked.append(bundles) or next(groups)
+        )
+        given_up, added, _ = [place.reserve_worker() for _ in range(3)]
+        assert asked == [[{"CPU": 1}]] * 3
+        place.release(given_up)
+        assert ray.removed == ["given up"]
+        added.locate()
+        assert added.node_of_worker(0) == "node b, 10.0.0.2"
+        place.add(added)
+        assert place.worker(2)["scheduling_strategy"].placement_group == "added"
+        assert place.node_of_worker(2) == "node b, 10.0.0.2"
+        assert place.worker(1)["scheduling_strategy"].placement_group is ray
+    assert ray.removed == ["given up", "added", "starting", ray]
+
+
+def test_an_added_worker_without_needs_has_no_group(fake_ray: Ray) -> None:
+    ray = fake_ray(node("a", 4, 4))
+    with placed(Plan((Needs(0, 0),), ()), JOINED, ray.told.append) as place:
+        place.add(place.reserve_worker())
+        assert place.worker(1) == {"num_cpus": 0, "num_gpus": 0}
+    assert (ray.asked, ray.removed) == ([], [])
+
+
+def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "nodes", lambda: [node("a", 8, 3), node("b", 8, 1.5), node("c", 8, 0)])
+    assert [capacity.room_for(Needs(2, 0), most) for most in (0, 1, 5)] == [0, 1, 1]
+    assert capacity.room_for(Needs(1.5, 0), 5) == 3
+    assert capacity.room_for(Needs(1, 1), 5) == 0
+    assert capacity.room_for(Needs(0, 0), 5) == 5
+
+
 def test_a_cluster_that_adds_nodes_may_have_none_yet(fake_ray: Ray) -> None:
     plan, growing = Plan((Needs(8, 0),), ()), RayConfig(address="auto", autoscaling=True, wait_s=90)
     ray = fake_ray(ready_after=40)

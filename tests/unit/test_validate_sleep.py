@@ -30,6 +30,10 @@ ON_ONE_GPU = ["rollout.gpus=0.5", "learner.gpus=0.5"]
             "rollout.min_workers=1\n  reason: with rollout.sleep a worker that joins late",
         ),
         (
+            [*ON_ONE_GPU, "rollout.workers=1", "ray.address=auto", "rollout.max_workers=2"],
+            "rollout.max_workers=2\n  reason: with rollout.sleep a worker that joins late",
+        ),
+        (
             [*ON_ONE_GPU, "task=eval"],
             "rollout.sleep=True\n  reason: nothing reads it: this task has no learner",
         ),

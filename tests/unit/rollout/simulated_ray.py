@@ -15,7 +15,9 @@ import pytest
 import ray
 from ray import exceptions as ray_errors
 
-from rlpost.cluster import actor_calls, capacity
+from rlpost.cluster import actor_calls, capacity, placement
+from rlpost.cluster.capacity import NodeCapacity
+from rlpost.cluster.ray_cluster import Needs
 from rlpost.rollout import supervisor
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
 from rlpost.types import EpisodeSpec
@@ -148,6 +150,10 @@ class Actor:
         return SimpleNamespace(remote=calls[method])
 
 
+def node(name: str, free: float) -> NodeCapacity:
+    return NodeCapacity(name, name, f"10.0.0.{ord(name) - 96}", Needs(9, 0), Needs(free, 0))
+
+
 class SimulatedRay:
     """In place of Ray's functions. `lives` are those of the actors, in the order in which they are created."""
 
@@ -164,10 +170,21 @@ class SimulatedRay:
         clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.pass_time)
         for module in (actor_calls, supervisor):
             patch.setattr(module, "time", clock)
+        self.free = 0.0  # CPUs of node b, on which workers may be added
+        self.groups, self.removed = list[str](), list[str]()
+        patch.setattr(capacity, "nodes", lambda: [node("a", 0.0), node("b", self.free)])
+        patch.setattr(placement, "placement_group", self._reserve)
+        patch.setattr(placement, "remove_placement_group", self.removed.append)
+        patch.setattr(placement, "placement_group_table", lambda group: {"bundles_to_node_id": {0: "b"}})
 
     def spawn(self) -> Actor:
         self.actors.append(Actor(self, next(self._lives, Life()), self.now))
         return self.actors[-1]
+
+    def _reserve(self, bundles: list[dict[str, float]], strategy: str) -> str:
+        assert bundles == [{"CPU": 1.0}]
+        self.groups.append(f"group {len(self.groups)}")
+        return self.groups[-1]
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds

@@ -132,6 +132,26 @@ def test_without_beginning_only_live_episodes_end() -> None:
     assert keys(played(play, left, 0, steps=1000)) == {(0, spec.episode) for spec in left}
 
 
+def test_waiting_groups_are_given_back_whole_from_the_end_and_wait_again_if_the_caller_did_not_hear() -> None:
+    """Groups of two. One episode is live, so its group stays; what is owed in the next call is played after all."""
+    witness = Witness(Letters(), quiet, max_live=1)
+    play = ContinuousPlay(witness.collector)
+    owed = [replace(spec, group=spec.episode // 2) for spec in specs(7)]
+    assert played(play, owed, 0, steps=2) == []
+    stream = play.play(owed, SAMPLING, 0, begin=True, give_back=4)
+    first = next(stream)
+    assert first is not None
+    assert first.given_back == ((0, 6), (0, 4), (0, 5))
+    stream.close()
+    assert [key for key, _ in play._batch.waiting] == ["0/1", "0/2", "0/3"]
+    ended = played(play, owed, 0, steps=1000)
+    assert keys(ended) == {(0, spec.episode) for spec in owed}
+    assert len(witness.dice) == len({*witness.dice}), "a turn was sampled twice"
+    nothing = next(play.play(owed, SAMPLING, 0, begin=True, give_back=9))
+    assert nothing is not None
+    assert nothing.given_back == ()
+
+
 def test_a_worker_hears_the_caller_while_all_environments_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Patience, "MOST_S", 0.05)
     witness = Witness(

@@ -92,23 +92,43 @@ class Worker:
 
     @property
     def play(self) -> Any:
-        def remote(owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool) -> Call:
+        def remote(owed: Sequence[EpisodeSpec], sampling: Sampling, begin: bool, give_back: int) -> Call:
             self.asked.append({(spec.iteration, spec.episode) for spec in owed})
-            return Call(self.play_on.play(owed, sampling, self.version, begin))
+            return Call(self.play_on.play(owed, sampling, self.version, begin, give_back))
 
         return SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=remote))
 
 
 class DicePool:
-    """Stands in for a RolloutPool: dice say which worker goes on, and which dies, `deaths` in all."""
+    """Stands in for a RolloutPool: dice say which worker goes on, and which dies, `deaths` in all.
 
-    def __init__(self, cfg: Config, dice: random.Random, deaths: int = 0) -> None:
-        self.cfg, self.dice, self.deaths = cfg, dice, deaths
+    `spared` of those that die get no successor while others are left. Worker 0 is `slow` times slower than others.
+    """
+
+    def __init__(
+        self, cfg: Config, dice: random.Random, deaths: int = 0, spared: int = 0, slow: int = 0
+    ) -> None:
+        self.cfg, self.dice, self.deaths, self.spared, self.slow = cfg, dice, deaths, spared, slow
         self.restarts, self.lost, self.version = 0, [0] * cfg.rollout.workers, 1
         self.workers = [Worker(dice, 1) for _ in self.lost]
+        self.gone = set[int]()
         self.calls: list[tuple[Call, int]] = []
 
+    @property
+    def ready(self) -> list[int]:
+        return [
+            i
+            for i, worker in enumerate(self.workers)
+            if i not in self.gone and worker.version == self.version
+        ]
+
+    def join(self) -> None:
+        """Another worker, which serves the live version."""
+        self.workers.append(Worker(self.dice, self.version))
+        self.lost.append(0)
+
     def ask(self, worker: int, ask: Callable[[Any], Call]) -> Call:
+        assert worker in self.ready
         call = ask(self.workers[worker])
         self.calls.append((call, worker))
         return call
@@ -119,7 +139,9 @@ class DicePool:
             self.calls = [(c, i) for c, i in self.calls if not (c.cancelled or c.dead or c.ended)]
             if not self.calls:
                 return
-            call, _ = self.dice.choice(self.calls)
+            call, worker = self.dice.choice(self.calls)
+            if worker == 0 and self.dice.randrange(self.slow + 1):
+                continue
             if self.deaths and self.dice.random() < 0.05:
                 self.deaths -= 1
                 call.dead = True
@@ -155,6 +177,10 @@ class DicePool:
             worker.version = self.version
 
     def _replace(self, i: int) -> None:
+        if self.spared and len(self.ready) > 1:
+            self.spared -= 1
+            self.gone.add(i)
+            return
         self.restarts += 1
         self.lost[i] += 1
         self.workers[i] = Worker(self.dice, self.version)
@@ -177,6 +203,7 @@ def config(bound: int, workers: int = 2, iterations: int = 5, episodes: int = 6)
     cfg = Config()
     cfg.rollout.max_staleness, cfg.rollout.workers, cfg.algo.iterations = bound, workers, iterations
     cfg.rollout.episodes, cfg.rollout.group_size = episodes, 2
+    cfg.rollout.max_num_seqs = MAX_LIVE
     return cfg
 
 
@@ -186,10 +213,18 @@ class Learnt:
     lines: list[dict[str, float]]
 
 
-def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) -> Learnt:
-    """The loop of rlpost.tasks.rl, without a learner."""
+def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False, joins: int = 0) -> Learnt:
+    """The loop of rlpost.tasks.rl, without a learner. Up to `joins` workers join, between iterations or at a swap."""
     rollouts, learnt = StreamingRollouts(pool, cfg, SAMPLING), Learnt([], [])  # type: ignore[arg-type]
+
+    def may_join() -> None:
+        nonlocal joins
+        if joins and pool.dice.random() < 0.4:
+            joins -= 1
+            pool.join()
+
     for iteration in range(cfg.algo.iterations):
+        may_join()
         specs = training_specs(cfg, iteration)
         batch = rollouts.collect(specs)
         if refills:
@@ -199,11 +234,13 @@ def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) 
         learnt.lines.append(rollouts.metrics(batch, pool.version))
         pool.time_passes(pool.dice.randrange(12))  # the update
         with rollouts.swapping(iteration + 1):
+            may_join()
             pool.swap()
         if settles and iteration % 2:
             pool.time_passes(pool.dice.randrange(3))
             rollouts.settle()
-            assert not any(worker.play_on._batch.live for worker in pool.workers), "an engine is not free"
+            left = [i for i, worker in enumerate(pool.workers) if worker.play_on._batch.live]
+            assert pool.gone.issuperset(left), "an engine is not free"
     return learnt
 
 
@@ -215,22 +252,89 @@ def train(cfg: Config, pool: DicePool, refills: int = 0, settles: bool = False) 
     deaths=st.integers(0, 3),
     refills=st.integers(0, 2),
     settles=st.booleans(),
+    joins=st.integers(0, 3),
+    spared=st.integers(0, 2),
+    episodes=st.sampled_from([6, 20]),
+    slow=st.sampled_from([0, 0, 50]),
 )
 def test_every_episode_is_learnt_from_once_and_no_turn_is_too_old(
-    seed: int, bound: int, workers: int, deaths: int, refills: int, settles: bool
+    seed: int,
+    bound: int,
+    workers: int,
+    deaths: int,
+    refills: int,
+    settles: bool,
+    joins: int,
+    spared: int,
+    episodes: int,
+    slow: int,
 ) -> None:
-    cfg = config(bound, workers)
-    pool = DicePool(cfg, random.Random(seed), deaths)
-    learnt = train(cfg, pool, refills, settles)
+    cfg = config(bound, workers, episodes=episodes)
+    pool = DicePool(cfg, random.Random(seed), deaths, spared, slow)
+    learnt = train(cfg, pool, refills, settles, joins)
     for iteration, batch in enumerate(learnt.batches):
         assert [(t.iteration, t.episode) for t in batch] == [
-            (iteration, number) for number in range(6 + 2 * refills)
+            (iteration, number) for number in range(episodes + 2 * refills)
         ]
         live = iteration + 1  # DicePool begins with version 1
         ages = [live - turn.policy_version for t in batch for turn in t.turns]
         assert 0 <= min(ages) <= max(ages) <= bound
         assert learnt.lines[iteration]["staleness/max"] == max(ages)
     assert learnt.lines[-1]["streaming/in_flight"] == 0
+
+
+def test_a_worker_that_joins_gets_a_share_of_what_is_handed_out_afterwards() -> None:
+    cfg = config(bound=1, workers=1)
+    cfg.rollout.max_num_seqs = 128  # so that nothing is passed on
+    pool = DicePool(cfg, random.Random(0))
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    rollouts.collect(training_specs(cfg, 0))
+    pool.join()
+    with rollouts.swapping(1):
+        pool.swap()
+    batch = rollouts.collect(training_specs(cfg, 1))
+    assert len(batch) == 6
+    shares = [{each for each in worker.asked[-1] if each[0] == 2} for worker in pool.workers]
+    assert shares == [{(2, 0), (2, 1)} | {(2, 2)}, {(2, 3), (2, 4), (2, 5)}]
+    assert not any(iteration < 2 for asked in pool.workers[1].asked for iteration, _ in asked)
+
+
+def test_what_a_worker_owes_that_is_lost_for_good_is_played_by_the_others() -> None:
+    cfg = config(bound=1, workers=2, iterations=2)
+    pool = DicePool(cfg, random.Random(1), deaths=1, spared=1)
+    pool.dice.random = lambda: 0.01  # type: ignore[method-assign]  # one dies in its first step
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    assert [t.episode for t in rollouts.collect(training_specs(cfg, 0))] == list(range(6))
+    assert (len(pool.gone), pool.restarts) == (1, 0)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_an_idle_worker_takes_over_what_another_has_not_begun(lost: int) -> None:
+    """Worker 0 is slow. In groups of two, the other plays most of what both were given, and nothing is played twice."""
+    cfg = config(bound=1, workers=2, iterations=2, episodes=40)
+    pool = DicePool(cfg, random.Random(3), deaths=lost, slow=50)
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    batches = [rollouts.collect(training_specs(cfg, 0))]
+    passed_on = rollouts.metrics(batches[0], 1)["streaming/passed_on"]
+    with rollouts.swapping(1):
+        pool.swap()
+    batches.append(rollouts.collect(training_specs(cfg, 1)))
+    assert [[t.episode for t in batch] for batch in batches] == [list(range(40))] * 2
+    assert passed_on >= 20
+    own = [{each for asked in worker.asked for each in asked} for worker in pool.workers]
+    given = own[1] - {(i, e) for i in range(2) for e in range(20, 40)}
+    assert len(given) >= 20
+    assert all((i, e ^ 1) in given for i, e in given), "a group was torn"
+
+
+def test_what_an_engine_decodes_at_once_is_left_with_it() -> None:
+    cfg = config(bound=1, workers=2, iterations=2, episodes=2 * MAX_LIVE)
+    cfg.rollout.max_num_seqs = 2 * MAX_LIVE
+    pool = DicePool(cfg, random.Random(3), slow=50)
+    rollouts = StreamingRollouts(pool, cfg, SAMPLING)  # type: ignore[arg-type]
+    batch = rollouts.collect(training_specs(cfg, 0))
+    assert rollouts.metrics(batch, 1)["streaming/passed_on"] == 0
+    assert [len(worker.asked) for worker in pool.workers] == [1, 1], "nobody was interrupted"
 
 
 def test_engines_play_ahead_as_far_as_the_bound_allows() -> None:
@@ -289,14 +393,17 @@ def test_the_share_of_time_that_engines_idle_and_the_learner_waits(monkeypatch: 
         "streaming/engines_idle": pytest.approx(1 - 6 / 20),
         "streaming/learner_waits": pytest.approx(0.5),
         "streaming/replayed": 0.0,
+        "streaming/passed_on": 0.0,
     }
     meter.lost(0, 7)
+    meter.passed_on += 3
     meter.worked(0, 1.0)
     clock.now += 10.0
     assert meter.lap() == {
         "streaming/engines_idle": pytest.approx(1 - 1 / 20),
         "streaming/learner_waits": 0.0,
         "streaming/replayed": 7.0,
+        "streaming/passed_on": 3.0,
     }
 
 

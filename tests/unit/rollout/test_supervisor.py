@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpost.cluster.actor_calls import DeadlineError
-from rlpost.cluster.placement import Placement
+from rlpost.cluster.placement import Placement, Plan
 from rlpost.config.schema import Config
 from rlpost.errors import ClusterError, LearnerError, RolloutError
 from rlpost.rollout.engine.protocol import Sampling
@@ -36,22 +36,25 @@ def simulated(
     restarts: int = 3,
     min_workers: int | None = None,
     sleep: bool = False,
+    max_workers: int | None = None,
 ) -> Iterator[tuple[SimulatedRay, RolloutPool, list[str]]]:
     """A Ray, a pool whose workers are up, and what the pool tells."""
     with pytest.MonkeyPatch.context() as patch:
         world = SimulatedRay(patch, lives)
 
-        def spawn(pool: RolloutPool, number: int) -> Actor:
-            assert sum(actor.alive for actor in world.actors) < workers, "the one before was not fenced"
+        def spawn(pool: RolloutPool, options: dict[str, Any]) -> Actor:
+            most = max_workers or workers
+            assert sum(actor.alive for actor in world.actors) < most, "the one before was not fenced"
             return world.spawn()
 
         patch.setattr(RolloutPool, "_spawn", spawn)
         cfg, told = Config(), list[str]()
         cfg.rollout.workers, cfg.rollout.restarts, cfg.rollout.min_workers = workers, restarts, min_workers
         cfg.rollout.timeout_s, cfg.ray.timeout_s = TIMEOUT_S, PLACING_S
-        cfg.rollout.sleep = sleep
-        patch.setattr(Placement, "node_of_worker", lambda placement, number: f"node {number}")
-        pool = RolloutPool(cfg, Path())
+        cfg.rollout.sleep, cfg.rollout.max_workers = sleep, max_workers
+        node_of_worker = Placement.node_of_worker
+        patch.setattr(Placement, "node_of_worker", lambda p, i: node_of_worker(p, i) or f"node {i}")
+        pool = RolloutPool(cfg, Path(), Placement(Plan.of(cfg), joined=True))
         pool.attend(told.append, lambda: None)
         pool.wait_ready()
         yield world, pool, told
@@ -93,27 +96,36 @@ FIRST = st.builds(
     restarts=st.integers(0, 5),
     spared=st.integers(0, 3),
     episodes=st.integers(0, 15),
+    more=st.integers(0, 2),
 )
 def test_whoever_dies_every_episode_comes_once_under_the_live_adapter_or_an_error_names_a_worker(
-    first: list[Life], others: list[Life], workers: int, restarts: int, spared: int, episodes: int
+    first: list[Life],
+    others: list[Life],
+    workers: int,
+    restarts: int,
+    spared: int,
+    episodes: int,
+    more: int,
 ) -> None:
-    fewest, error = max(1, workers - spared), None
+    fewest, most, error = max(1, workers - spared), workers + more, None
     try:
-        with simulated([*first[:workers], *others], workers, restarts, fewest) as (world, pool, _):
-            began = world.now
+        with simulated([*first[:workers], *others], workers, restarts, fewest, most) as (world, pool, _):
+            began, world.free = world.now, 1.0
             try:
                 for version in (1, 2, 3):
                     swap(pool, version)
+                    pool.grow()
                     assert versions(pool, episodes) == [version] * episodes
                     assert pool.restarts <= restarts
                     assert pool.workers >= fewest
             except (RolloutError, ClusterError) as raised:
                 error = raised
             asked = [share for actor in world.actors for share in actor.shares]
-            cut = shares_of(specs_of(episodes), workers)
+            cut = [share for n in range(workers, most + 1) for share in shares_of(specs_of(episodes), n)]
             assert all(share in cut for share in asked), "cut anew: engines would round otherwise"
+            assert pool.places <= most
             # Each step of a worker ends in time. There are six calls of the pool, and at most four steps to an answer.
-            assert world.now - began <= 6 * (restarts + workers) * (PLACING_S + 3 * TIMEOUT_S)
+            assert world.now - began <= 6 * (restarts + most) * (PLACING_S + 3 * TIMEOUT_S)
     except ClusterError as raised:  # by a first actor that dies while it starts
         error = raised
     assert error is None or "rollout worker " in str(error)

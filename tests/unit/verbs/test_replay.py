@@ -188,6 +188,8 @@ def test_what_cannot_be_replayed_is_refused_with_what_can(run: Run, recorded: Ru
 def test_episodes_of_policies_that_are_not_kept_cannot_be_played_again(setting: str) -> None:
     with pytest.raises(ConfigError, match=rf"with {setting} policies of before played"):
         replay.refuse_rollouts(compose([*SETTINGS, setting]))
+    with pytest.raises(ConfigError, match=r"with rollout\.max_workers=2 the number of workers changed"):
+        replay.refuse_rollouts(compose([*SETTINGS, "rollout.max_workers=2", "ray.address=auto"]))
     replay.refuse_rollouts(compose([*SETTINGS]))
 
 
