@@ -16,7 +16,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from rlpost.cluster import actor_calls, capacity, placement
-from rlpost.cluster.capacity import NodeCapacity
+from rlpost.cluster.capacity import Node
 from rlpost.cluster.ray_cluster import Needs
 from rlpost.rollout import supervisor
 from rlpost.rollout.engine.protocol import Sampling, SwapReport
@@ -150,8 +150,8 @@ class Actor:
         return SimpleNamespace(remote=calls[method])
 
 
-def node(name: str, free: float) -> NodeCapacity:
-    return NodeCapacity(name, name, f"10.0.0.{ord(name) - 96}", Needs(9, 0), Needs(free, 0))
+def node(name: str, free: float) -> Node:
+    return Node(name, name, f"10.0.0.{ord(name) - 96}", Needs(9, 0), Needs(free, 0))
 
 
 class SimulatedRay:

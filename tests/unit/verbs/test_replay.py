@@ -82,6 +82,9 @@ class Pool:
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> list[Trajectory]:
         return played(specs)
 
+    def sleep(self) -> None:
+        pass
+
     def close_environments(self) -> list[str]:
         return []
 
