@@ -87,6 +87,9 @@ class Pool:
         assert canary.logprobs == (-1.0 - self.live,)
         return PoolSwapReport(adapter.version, 1, 0.0, 0.0, 0.1)
 
+    def grow(self) -> None:
+        pass
+
     def memory(self) -> dict[int, Memory]:
         return {}
 

@@ -36,6 +36,9 @@ SECOND = 10**9  # what saving takes, and nothing else does
 class Pool:
     restarts, workers = 0, 1
 
+    def grow(self) -> None:
+        pass
+
     def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
         return [episode(turn(), index=i) for i in range(len(specs))]
 
