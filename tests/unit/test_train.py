@@ -399,6 +399,22 @@ def test_the_line_has_the_oldest_policy_of_the_iteration(session: Session) -> No
     assert [line["adapter_version"] for line in session.run_dir.read_metrics()] == [5]
 
 
+def test_workers_may_join_before_each_iteration_and_not_within_one(session: Session) -> None:
+    did: list[str] = []
+
+    class Growing(Pool):
+        def grow(self) -> None:
+            did.append("grow")
+
+        def collect(self, specs: Sequence[EpisodeSpec], sampling: Any) -> list[Trajectory]:
+            did.append("play")
+            return super().collect(specs, sampling)
+
+    session.pool = Growing()  # type: ignore[assignment]
+    trained(session, 2)
+    assert did == ["grow", "play"] * 2
+
+
 class TestExpertAnswers:
     @pytest.fixture
     def mixed(self, session: Session) -> Session:
