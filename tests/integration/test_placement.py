@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,41 @@ with (
     successor = ray.remote(**placement.worker(0))(Actor).remote()
     nice.append(actor_calls.get(successor.niceness.remote(), 60, "worker 0 (replacement)"))
     print("placed", *nice, placement.node_of_rank(0), flush=True)
+    sys.stdin.read()
+"""
+
+# A run of one rollout worker on 1 CPU, which may have three, on a cluster that has room for four.
+GROWING = """
+import sys, time
+from pathlib import Path
+from rlpost.cluster import ray_cluster
+from rlpost.cluster.placement import Plan, placed
+from rlpost.config.schema import Config
+from rlpost.rollout import pool as pool_module
+from rlpost.rollout.pool import RolloutPool
+from rlpost.rollout.specs import training_specs
+from rlpost.weights.models import TINY
+from tests.integration.test_stream import SAMPLING, BatchActor
+from tests.integration.test_streaming import swap
+
+pool_module.RolloutActor = BatchActor
+cfg = Config(name=sys.argv[2])
+cfg.ray.address, cfg.rollout.workers, cfg.rollout.max_workers, cfg.rollout.cpus = sys.argv[1], 1, 3, 1.0
+cfg.rollout.episodes, cfg.rollout.group_size, cfg.rollout.max_num_seqs = 12, 2, 2
+plan = Plan.of(cfg, with_learner=False)
+with ray_cluster.connect(cfg.ray, plan.needs), placed(plan, cfg.ray, print) as placement:
+    pool = RolloutPool(cfg, TINY, placement)
+    pool.attend(lambda line: print(line, flush=True), lambda: None)
+    pool.wait_ready()
+    version, deadline = 1, time.monotonic() + 120
+    swap(pool, version)
+    while pool.workers < 3 and time.monotonic() < deadline:
+        pool.grow()
+        pool.collect(training_specs(cfg, version), SAMPLING)
+        version += 1
+        swap(pool, version)
+    played = pool.collect(training_specs(cfg, version), SAMPLING)
+    print("played", len(played), *sorted({turn.policy_version == version for t in played for turn in t.turns}))
     sys.stdin.read()
 """
 
@@ -148,3 +184,24 @@ def test_a_driver_outside_the_cluster_is_refused_in_seconds(cluster: tuple[Proce
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         output, _ = started(OUTSIDE, address).communicate(timeout=90)
     assert f"refused: The Ray cluster at ray.address={address} does not tell its nodes" in output
+
+
+def test_a_run_grows_where_there_is_room_and_gives_all_back(
+    cluster: tuple[Process, str], tmp_path: Path
+) -> None:
+    ray_process, address = cluster
+    run = started(GROWING, address, str(tmp_path / "die"))
+    try:
+        lines = [line_of(run) for _ in range(3)]
+        assert [line.split(" on node ")[0] for line in lines[:2]] == [
+            f"rollout worker {i} joins" for i in (1, 2)
+        ]
+        assert [line.rpartition(" (")[2] for line in lines[:2]] == ["2 of at most 3)", "3 of at most 3)"]
+        assert lines[2] == "played 12 True"
+        assert free_cpus(ray_process) == 1.0
+    finally:
+        run.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while (free := free_cpus(ray_process)) < 4.0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert free == 4.0
