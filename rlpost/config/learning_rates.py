@@ -1,6 +1,6 @@
 """`lora.learning_rate=auto`: learning rates from the model's width and the adapter.
 
-    rate = rate on the bundled model x width factor x the kind's multiple x what alpha adds
+    rate = rate on the bundled model x width factor x the kind's multiple x what alpha adds x the optimizer's multiple
 
 - The rates on the bundled model are the schema's defaults, with one exception: if an iteration has one optimizer step,
   the policy's rate is five times as large. Experiments with such iterations have that rate by hand (`1.5e-3`), from
@@ -12,6 +12,8 @@
 - alpha: the bundled model's rates are in use with alpha 32 and with alpha 64, at ranks 8 and 32, so there it adds
   nothing. Outside, the rate is inversely proportional to scaling x rank. That is an assumption: B starts at 0, and
   Adam's step does not depend on the scaling.
+- LoRA-Pro's step is that of full fine-tuning, so it has the multiple of `full`. At AdamW's rate it destroyed a policy
+  under GRPO, at a tenth and a third of it it did not: docs/results/adapters.md.
 
 The rule knows neither the number of episodes in a step nor the reward, so a rate found by experiment is better.
 """
@@ -25,7 +27,15 @@ from rich.console import Console
 
 from rlpost.config.adapter_kinds import TABLE, described
 from rlpost.config.keys import refusal
-from rlpost.config.schema import AdapterKind, AlgoConfig, Config, LearningRate, LoraConfig, SftConfig
+from rlpost.config.schema import (
+    AdapterKind,
+    AlgoConfig,
+    Config,
+    LearningRate,
+    LoraConfig,
+    Optimizer,
+    SftConfig,
+)
 from rlpost.errors import ConfigError
 
 # The exponent of the width by the `model_type` of config.json. For other families none is published.
@@ -48,9 +58,10 @@ def settled(cfg: Config, family: str, hidden_size: int, console: Console) -> Con
     if cfg.lora.learning_rate is LearningRate.given:
         return cfg
     before, cfg = _told(cfg), advised(cfg, family, hidden_size)
+    of_what = f"{family} of width {hidden_size}, {described(cfg.lora)}, {cfg.learner.optimizer.value}"
     told = (
         f"learning rates by lora.learning_rate=auto: {_told(cfg)}, in place of {before}"
-        f" ({family} of width {hidden_size}, {described(cfg.lora)}; a rule, not a measurement)"
+        f" ({of_what}; a rule, not a measurement)"
     )
     console.print(told, emoji=False, markup=False, soft_wrap=True)
     return cfg
@@ -65,7 +76,7 @@ def advised(cfg: Config, family: str, hidden_size: int) -> Config:
         reason = f"model={cfg.model} is a {family}, and the rule was fitted to {', '.join(EXPONENTS)}"
         remedy = "give sft.learning_rate, algo.learning_rate and algo.critic_learning_rate, and leave it out"
         raise ConfigError(refusal("lora.learning_rate", "auto", reason, remedy))
-    share = factor(cfg.lora, family, hidden_size)
+    share = factor(cfg.lora, family, hidden_size) * _optimizer_factor(cfg.learner.optimizer)
     steps = ONE_STEP if cfg.algo.epochs * cfg.algo.minibatches == 1 else 1.0
     algo = replace(
         cfg.algo,
@@ -88,6 +99,10 @@ def _alpha_factor(lora: LoraConfig) -> float:
         return 1.0
     alpha, (least, most) = lora.alpha * math.pow(lora.rank, RANK_POWERS[lora.kind]), BUNDLED_ALPHAS
     return min(max(alpha, least), most) / alpha
+
+
+def _optimizer_factor(optimizer: Optimizer) -> float:
+    return TABLE[AdapterKind.full].learning_rate if optimizer is Optimizer.lora_pro else 1.0
 
 
 def _told(cfg: Config) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rlpost.config.compose import compose, to_yaml
 from rlpost.config.learning_rates import advised, factor, settled
-from rlpost.config.schema import AdapterKind, Config, LearningRate, LoraConfig
+from rlpost.config.schema import AdapterKind, Config, LearningRate, LoraConfig, Optimizer
 from rlpost.errors import ConfigError, ModelError
 from rlpost.weights import models
 
@@ -52,6 +52,17 @@ def test_the_rates_that_experiments_set_by_hand_for_the_bundled_model_are_the_ru
     cfg = compose([f"experiment={name}", "lora.learning_rate=auto"])
     assert cfg.lora.learning_rate is LearningRate.auto
     assert advised(cfg, *models.family_and_width(models.TINY)) == hand
+
+
+def test_lora_pro_has_the_rates_of_full_fine_tuning() -> None:
+    pro, full = _auto(), _auto(kind=AdapterKind.full)
+    pro.learner.optimizer = Optimizer.lora_pro
+    pro, full = (advised(cfg, *models.family_and_width(models.TINY)) for cfg in (pro, full))
+    assert pro.sft.learning_rate == 2e-4
+    assert (pro.sft.learning_rate, pro.algo.learning_rate) == (
+        full.sft.learning_rate,
+        full.algo.learning_rate,
+    )
 
 
 @pytest.mark.parametrize(("epochs", "minibatches", "rate"), [(1, 1, 1.5e-3), (2, 1, 3e-4), (1, 4, 3e-4)])
