@@ -77,9 +77,8 @@ def engine_args(settings: EngineSettings, on_gpu: bool) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": WORKER_EXTENSION,
     }
-    if (
-        settings.sleep
-    ):  # on a CPU too, where vLLM then refuses to start; a worker there would only ignore `sleep`
+    # On a CPU too, where vLLM then refuses to start; a worker there would only ignore `sleep`.
+    if settings.sleep:
         args["enable_sleep_mode"] = True
     # vLLM, which knows the GPU, chooses how many prompt tokens a step takes.
     if on_gpu:
