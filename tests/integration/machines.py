@@ -40,6 +40,12 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("up", flush=True)
 sys.stdin.read()
 """
+# A machine takes over nothing of the test's process: vLLM, imported there, preloads a library of the checkout.
+VARIABLES = {
+    "PATH": f"{PACKAGES / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+}
 DEADLINE_S = 30.0
 
 
@@ -65,13 +71,8 @@ class Machine:
 
     def command(self, *words: str, folder: str = "/", **environment: str) -> list[str]:
         """The command line that runs `words` on the machine."""
-        variables = {
-            "PATH": f"{PACKAGES / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/tmp",
-            "LANG": "C.UTF-8",
-            **environment,
-        }
-        set_up = ["env", "-i", "-C", folder, *(f"{name}={value}" for name, value in variables.items())]
+        variables = (f"{name}={value}" for name, value in (VARIABLES | environment).items())
+        set_up = ["env", "-i", "-C", folder, *variables]
         return ["nsenter", f"--target={self.first_process().pid}", *NAMESPACES, *set_up, *words]
 
     def call(self, *words: str, timeout_s: float = DEADLINE_S, **environment: str) -> str:
@@ -130,6 +131,7 @@ def boot(name: str, address: str, with_checkout: bool) -> Machine:
         stderr=subprocess.STDOUT,
         text=True,
         cwd="/",
+        env=VARIABLES,
     )
     assert outside.stdout is not None
     if (told := outside.stdout.readline()) != "up\n":

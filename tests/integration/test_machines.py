@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,8 +40,15 @@ with two_machines() as (head, other):
     print(*(process.pid for machine in (head, other) for process in machine.processes()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
+    # As in a process that has imported vLLM. The second machine cannot load the library, and must not be asked to.
+    environment = {**os.environ, "LD_PRELOAD": str(ROOT / "library.so")}
     killed = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=environment,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     pids = [int(pid) for pid in killed.stdout.split()]
