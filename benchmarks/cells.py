@@ -1,9 +1,9 @@
-"""A comparison whose cells share Ray and the engines, against one whose cells start their own.
+"""A comparison whose cells share Ray and the engines, one after the other and two at a time, against one whose don't.
 
     python -m benchmarks.cells [--repeats 1] [overrides ...]
 
-Both sides are `python -m rlpost.run` with the same settings, in turns. It prints the seconds of whole comparisons,
-their ratio, and the seconds of every cell.
+All sides are `python -m rlpost.run` with the same settings, in turns. It prints the seconds of whole comparisons,
+their ratios, and the seconds of every cell.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ SMALL = (
     "eval.episodes=16",
     "tracking.wandb=disabled",
 )
-SIDES = {"shared": "compare.share_engines=true", "separate": "compare.share_engines=false"}
+SIDES = {
+    "shared": ["compare.share_engines=true"],
+    "two at a time": ["compare.share_engines=true", "compare.concurrency=2"],
+    "separate": ["compare.share_engines=false"],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1, help="comparisons of each side")
-    parser.add_argument("overrides", nargs="*", help="further settings of both sides")
+    parser.add_argument("overrides", nargs="*", help="further settings of all sides")
     args = parser.parse_args()
     found = in_turns(
         {
-            name: Side(partial(compare, name, [*SMALL, *args.overrides, choice]))
+            name: Side(partial(compare, name, [*SMALL, *args.overrides, *choice]))
             for name, choice in SIDES.items()
         },
         args.repeats,
@@ -51,7 +55,8 @@ def main() -> None:
     )
     for timing in found.values():
         print(timing)
-    print(f"separate / shared: {ratio(found['separate'], found['shared'])}")
+    for name in ("shared", "two at a time"):
+        print(f"separate / {name}: {ratio(found['separate'], found[name])}")
     print(f"load: {', '.join(f'{value:.1f}' for value in os.getloadavg())}")
 
 

@@ -1,19 +1,23 @@
-"""Runs that lose processes at seeded random times, against the same run left alone.
+"""Runs that are disturbed at seeded random times, against the same run left alone.
 
-    python -m benchmarks.soak [--rounds 10] [--seed 0] [--faults workers rank raylet driver]
+    python -m benchmarks.soak [--rounds 16] [--seed 0] [--faults workers rank ...]
 
 Each round starts the run anew and disturbs it at a random time between its first iteration and its end:
 
-    workers   three rollout actors are killed, one after another
-    rank      a learner rank is killed
-    raylet    Ray's daemon is killed, as if the node was lost
-    driver    the run's own process is killed
+    workers     three rollout actors are killed, one after another
+    rank        a learner rank is killed
+    raylet      Ray's daemon is killed, as if the node was lost
+    driver      the run's own process is killed
+    hung_worker a rollout actor stops (SIGSTOP) and never goes on
+    hung_rank   a learner rank stops and never goes on
+    partition   Ray's daemon stops for 1 to 120 s and goes on, as if the node could not be reached
+    disk        the disk of the run's folder is full until the run is resumed (needs root: a tmpfs)
 
 and then has one of these results:
 
     same      the run ended by itself with the adapter of the undisturbed run, bit for bit
-    resumed   the run stopped in time with its cause in error.json (a killed driver writes none); resumed, it ended with
-              that adapter
+    resumed   the run stopped in time and named its cause in error.json (on a full disk, on its console; a killed
+              driver names none); resumed, it ended with that adapter
     wrong     anything else
 
 A round also says what was left 20 s later: living processes, and new entries of the temporary folder and /dev/shm.
@@ -29,9 +33,11 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -58,22 +64,34 @@ SETTINGS = (
     "eval.greedy=false",
     "learner.cpus=0.5",
     "learner.threads=1",
+    "rollout.timeout_s=45",
+    "learner.timeout_s=45",
     "tracking.checkpoint_every=1",
     "tracking.backends=[]",
 )
-TITLES = {"workers": "RolloutActor", "rank": "LearnerActor", "raylet": "raylet/raylet"}
-KILLS = {"workers": 3}  # of one round; 1 of the others
+WORKER, RANK, RAYLET = (
+    "RolloutActor",
+    "LearnerActor",
+    "raylet/raylet",
+)  # as the processes' command lines have it
+DISK_MIB = 64
+FULL = "No space left on device"
 START_S, STOP_S, LEFT_S = 480.0, 120.0, 20.0  # deadlines
 POLL_S = 0.5
 
 
 class Run:
-    """A run in a process of its own; one whose folder exists is resumed. `seen`: the processes that it has started."""
+    """A run in a process of its own, whose folder is in `home`; one whose folder exists is resumed.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seen, self.before = folder, set[psutil.Process](), _entries()
-        words = (f"resume={folder}",) if folder.is_dir() else (*SETTINGS, f"output_dir={folder}")
-        with folder.with_suffix(".log").open("a") as log:
+    `seen`: the processes that it has started.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.folder, self.log = home, home / "run", home.with_suffix(".log")
+        self.seen, self.before = set[psutil.Process](), _entries()
+        exists = self.folder.is_dir()
+        words = (f"resume={self.folder}",) if exists else (*SETTINGS, f"output_dir={self.folder}")
+        with self.log.open("a") as log:
             command = [sys.executable, "-m", "rlpost.run", *words]
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -108,6 +126,12 @@ class Run:
                     found.append(process)
         return sorted(found, key=lambda process: process.create_time())
 
+    def cause(self) -> str:
+        """What the run says ended it; empty if it says nothing."""
+        if error := run_error.read(self.folder):
+            return str(error)
+        return next((line.strip() for line in self.log.read_text().splitlines() if FULL in line), "")
+
     @property
     def adapter(self) -> str:
         """The fingerprint of the adapter that the run ended with."""
@@ -124,44 +148,105 @@ class Outcome:
     left: tuple[str, ...] = ()
 
 
-def undisturbed(folder: Path) -> tuple[str, float]:
+def undisturbed(home: Path) -> tuple[str, float]:
     """The adapter of a run that nothing happens to, and the seconds from its first iteration to its end."""
-    run = Run(folder)
+    run = Run(home)
     run.wait(lambda: run.iterations() >= 1, START_S)
     began = time.monotonic()
     if not run.ends(START_S) or run.process.returncode != 0:
-        raise RuntimeError(f"the undisturbed run failed:\n{folder.with_suffix('.log').read_text()}")
+        raise RuntimeError(f"the undisturbed run failed:\n{run.log.read_text()}")
     return run.adapter, time.monotonic() - began
 
 
-def kill(run: Run, fault: str, rng: random.Random, span: float) -> float:
-    """Disturb a run from its first iteration on, within `span` seconds; return the time of the last kill."""
+def newest(run: Run, title: str, rng: random.Random) -> psutil.Process | None:
+    """One of the run's processes of this title: of the two newest, since a replaced actor may still be ending."""
+    return rng.choice(run.processes(title)[-2:] or [None])
+
+
+def kill(title: str, run: Run, rng: random.Random) -> None:
+    if victim := newest(run, title, rng):
+        victim.kill()
+
+
+def stop(title: str, run: Run, rng: random.Random) -> None:
+    if victim := newest(run, title, rng):
+        victim.suspend()
+
+
+def kill_driver(run: Run, rng: random.Random) -> None:
+    run.process.kill()
+
+
+def partition(run: Run, rng: random.Random) -> None:
+    if victim := newest(run, RAYLET, rng):
+        victim.suspend()
+        threading.Timer(120 ** rng.random(), _go_on, [victim]).start()
+
+
+def _go_on(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.resume()
+
+
+def fill_disk(run: Run, rng: random.Random) -> None:
+    with contextlib.suppress(OSError), (run.home / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(2**16))
+
+
+# What happens to a run, once or (workers) three times.
+FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
+    "workers": partial(kill, WORKER),
+    "rank": partial(kill, RANK),
+    "raylet": partial(kill, RAYLET),
+    "driver": kill_driver,
+    "hung_worker": partial(stop, WORKER),
+    "hung_rank": partial(stop, RANK),
+    "partition": partition,
+    "disk": fill_disk,
+}
+REPLACED = ("workers", "hung_worker")  # a run replaces what it lost, and goes on
+
+
+def disturb(run: Run, fault: str, rng: random.Random, span: float) -> float:
+    """Disturb a run from its first iteration on, within `span` seconds; return the time of the last fault."""
     run.wait(lambda: run.iterations() >= 1, START_S)
-    pauses = sorted(rng.uniform(0.0, 0.9 * span) for _ in range(KILLS.get(fault, 1)))
+    pauses = sorted(rng.uniform(0.0, 0.9 * span) for _ in range(3 if fault == "workers" else 1))
     began = time.monotonic()
     for pause in pauses:
         due = began + pause
         run.wait(lambda due=due: time.monotonic() >= due, START_S)  # type: ignore[misc]
-        victims = [psutil.Process(run.process.pid)] if fault == "driver" else run.processes(TITLES[fault])
-        with contextlib.suppress(psutil.Error):
-            rng.choice(victims[-2:]).kill()  # the newest: a replaced actor may still be ending
+        with contextlib.suppress(psutil.Error):  # the run is just ending
+            FAULTS[fault](run, rng)
     return time.monotonic()
 
 
-def outcome_of(run: Run, fault: str, killed: float, adapter: str) -> Outcome:
-    """What comes of a run that was disturbed at the time `killed`. If it stops, it is resumed."""
-    over = run.ends(START_S if fault == "workers" else STOP_S)
-    notice_s, left = time.monotonic() - killed, _left(run)
+def outcome_of(run: Run, fault: str, struck: float, adapter: str) -> Outcome:
+    """What comes of a run that was disturbed at the time `struck`. If it stops, it is resumed."""
+    over = run.ends(START_S if fault in REPLACED else STOP_S)
+    notice_s, left = time.monotonic() - struck, _left(run)
     if not over:
         return Outcome("wrong", "it neither stopped nor ended in time", notice_s, left)
     if run.process.returncode == 0:
         return Outcome("same" if run.adapter == adapter else "wrong", left=left)
-    error = run_error.read(run.folder)
-    if error is None and fault != "driver":
+    cause = run.cause()
+    if not cause and fault != "driver":
         return Outcome("wrong", f"it ended with {run.process.returncode} and names no cause", notice_s, left)
-    resumed = Run(run.folder)
+    (run.home / "ballast").unlink(missing_ok=True)
+    resumed = Run(run.home)
     well = resumed.ends(START_S) and resumed.process.returncode == 0 and resumed.adapter == adapter
-    return Outcome("resumed" if well else "wrong", str(error or ""), notice_s, left)
+    return Outcome("resumed" if well else "wrong", cause, notice_s, left)
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[Path]:
+    """A new folder on a small disk of its own."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _entries() -> set[Path]:
@@ -179,9 +264,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", nargs="+", default=["workers", "rank", "raylet", "driver"])
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     args = parser.parse_args()
     results = collections.Counter[tuple[str, str]]()
     with tempfile.TemporaryDirectory() as scratch:
@@ -189,13 +274,22 @@ def main() -> None:
         print(f"undisturbed: {span:.0f} s from the first iteration to the end, adapter {adapter}", flush=True)
         for n in range(args.rounds):
             fault = args.faults[n % len(args.faults)]
-            rng = random.Random(f"{args.seed} {n}")
-            run = Run(Path(scratch) / f"round{n}")
-            outcome = outcome_of(run, fault, kill(run, fault, rng, span), adapter)
+            outcome = round_of(
+                Path(scratch) / f"round{n}", fault, random.Random(f"{args.seed} {n}"), adapter, span
+            )
             results[fault, outcome.result] += 1
             print(n, fault, outcome, flush=True)
     for (fault, result), count in sorted(results.items()):
-        print(f"{fault:8} {result:8} {count}")
+        print(f"{fault:11} {result:8} {count}")
+
+
+def round_of(home: Path, fault: str, rng: random.Random, adapter: str, span: float) -> Outcome:
+    with disk(home) if fault == "disk" else contextlib.nullcontext(home):
+        run = Run(home)
+        outcome = outcome_of(run, fault, disturb(run, fault, rng, span), adapter)
+    if outcome.result == "wrong":
+        print(run.log.read_text(), flush=True)
+    return outcome
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
                                                       └▶ failed or killed: it is over, and the next cell gets a new one
 
 To the comparison a served cell is like one with its own process: the same arguments, log, lock and reasons. A process
-in which a run failed is not used again, so a failure cannot affect later cells.
+in which a run failed is not used again, so a failure cannot affect later cells. Cells that run at the same time are in
+different processes, each with its own engines: while one cell learns, another plays.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ MESSAGE_BYTES = 2**16  # more than the longest command line of a cell
 
 @contextlib.contextmanager
 def starter(cfg: Config, concurrency: int) -> Iterator[Callable[[CellFiles, Config], Run]]:
-    """What starts the cells: a CellServer if they may share their engines, else a process for each."""
-    if not cfg.compare.share_engines or cfg.ray.address is not None or concurrency > 1:
+    """What starts the cells: one of as many servers as cells run at once if they may share engines, else a process."""
+    if not cfg.compare.share_engines or cfg.ray.address is not None:
         yield Process
         return
-    with contextlib.closing(CellServer()) as server:
-        yield server.start
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(contextlib.closing(CellServer())) for _ in range(concurrency)]
+
+        def start(files: CellFiles, cfg: Config) -> Run:
+            return next(server for server in servers if server.idle).start(files, cfg)
+
+        yield start
 
 
 class CellServer:
@@ -44,6 +50,12 @@ class CellServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        self._cell: ServedCell | None = None  # the last one
+
+    @property
+    def idle(self) -> bool:
+        """Whether no cell runs in it."""
+        return self._cell is None or self._cell.ended() is not None
 
     def start(self, files: CellFiles, cfg: Config) -> ServedCell:
         """Start a cell; the one before must have ended. Raises like `Process`."""
@@ -53,7 +65,8 @@ class CellServer:
             # If the process has just been killed, `ended` reports that.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 socket.send_fds(channel, [json.dumps(words).encode()], [log.fileno()])
-        return ServedCell(files, process, channel, began)
+        self._cell = ServedCell(files, process, channel, began)
+        return self._cell
 
     def _serving(self, log: BinaryIO) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """The process and the socket that leads to it, new if there is none any more."""
@@ -86,12 +99,14 @@ class ServedCell(Process):
     ) -> None:
         self.files, self.began = files, began
         self._process, self._channel = process, channel
+        self._ended: Ended | None = None
 
     def ended(self) -> Ended | None:
         """How the cell ended; None while it runs, and while a process in which it failed closes its engines."""
-        if self._answer() == DONE:
-            return ended_with(self.files, 0, self.seconds)
-        return super().ended()
+        if self._ended is None:
+            done = self._answer() == DONE
+            self._ended = ended_with(self.files, 0, self.seconds) if done else super().ended()
+        return self._ended
 
     def _answer(self) -> bytes:
         """What the process has answered; empty if nothing yet, or if it has closed its end."""

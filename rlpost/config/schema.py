@@ -467,7 +467,7 @@ class CompareConfig:
     points: int = 4  # evaluations of an arm, at equal shares of the budget
     match_on: Measure = Measure.flops  # unit of compute or data in which all arms have the same budget
     concurrency: int | None = None  # cells at once; none: one here, on a cluster as many as its CPUs allow
-    # Cells that run one by one on this machine keep Ray and the engines between them; results are the same
+    # Cells on this machine keep Ray and the engines from one to the next; results are the same
     share_engines: bool = True
     # Settings named by the user (noted by `compose`), which every arm keeps whatever its algorithm's default.
     named: list[str] = field(default_factory=list)

@@ -370,11 +370,9 @@ RULES = (
     ),
     _Rule(
         ("compare.share_engines",),
-        lambda cfg: (
-            cfg.task is Task.compare and cfg.ray.address is None and (cfg.compare.concurrency or 1) == 1
-        ),
-        "only cells of a comparison that run one by one on this machine can share engines",
-        f"{_LEAVE}, or leave ray.address out, with compare.concurrency=1",
+        lambda cfg: cfg.task is Task.compare and cfg.ray.address is None,
+        "only cells of a comparison on this machine can share engines",
+        f"{_LEAVE}, or leave ray.address out",
     ),
     _Rule(
         ("tracking.wandb",),

@@ -63,8 +63,8 @@ def refused(*overrides: str) -> str:
         ),
         (["lora.learning_rate=auto", "sft.learning_rate=1e-3"], "lora.learning_rate=auto sets it"),
         (["algo.overlong_penalty=2"], "algo.overlong_buffer=0"),
-        (["compare.share_engines=true"], "cells of a comparison that run one by one on this machine"),
-        (["task=compare", "compare.share_engines=false", "compare.concurrency=2"], "cells of a comparison"),
+        (["compare.share_engines=true"], "only cells of a comparison on this machine can share engines"),
+        (["task=compare", "compare.share_engines=false", "ray.address=auto"], "on this machine"),
         (["algo.rollout_is_cap=3"], "algo.rollout_is=none"),
         (["algo.max_refills=2"], "algo.dynamic_sampling=false"),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -68,11 +68,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[CellServer]:
     server.close()
 
 
-def begun(server: CellServer, folder: Path, name: str, does: int, cfg: Config | None = None) -> Run:
+def begun(
+    start: Callable[[CellFiles, Config], Run], folder: Path, name: str, does: int, cfg: Config | None = None
+) -> Run:
     files = CellFiles(folder, name)
     files.log.parent.mkdir(exist_ok=True)
     files.log.with_suffix(".does").write_text(str(does))
-    return server.start(files, cfg or Config(output_dir=str(files.run_dir.path)))
+    return start(files, cfg or Config(output_dir=str(files.run_dir.path)))
 
 
 def ending(cell: Run) -> Ended:
@@ -89,7 +91,7 @@ def pid_of(folder: Path, name: str) -> str:
 
 def test_cells_share_a_process_and_each_has_its_own_log(server: CellServer, tmp_path: Path) -> None:
     for name in ("a-0", "b-0"):
-        assert ending(begun(server, tmp_path, name, DOES_WELL)).status is Status.DONE
+        assert ending(begun(server.start, tmp_path, name, DOES_WELL)).status is Status.DONE
     assert pid_of(tmp_path, "a-0") == pid_of(tmp_path, "b-0")
     server.close()
     assert CellFiles(tmp_path, "a-0").log.read_text().count("\n") == 1
@@ -106,33 +108,33 @@ def test_cells_share_a_process_and_each_has_its_own_log(server: CellServer, tmp_
 def test_after_a_failure_the_next_cell_has_a_new_process(
     server: CellServer, tmp_path: Path, does: int, told: str
 ) -> None:
-    assert ending(begun(server, tmp_path, "a-0", DOES_WELL)).status is Status.DONE
-    failed = ending(begun(server, tmp_path, "b-0", does))
+    assert ending(begun(server.start, tmp_path, "a-0", DOES_WELL)).status is Status.DONE
+    failed = ending(begun(server.start, tmp_path, "b-0", does))
     assert (failed.status, failed.error) == (Status.FAILED, told)
-    assert ending(begun(server, tmp_path, "c-0", DOES_WELL)).status is Status.DONE
+    assert ending(begun(server.start, tmp_path, "c-0", DOES_WELL)).status is Status.DONE
     assert pid_of(tmp_path, "a-0") == pid_of(tmp_path, "b-0") != pid_of(tmp_path, "c-0")
 
 
 def test_a_server_that_was_killed_between_cells_is_replaced(server: CellServer, tmp_path: Path) -> None:
-    first = begun(server, tmp_path, "a-0", DOES_WELL)
+    first = begun(server.start, tmp_path, "a-0", DOES_WELL)
     assert ending(first).status is Status.DONE
     first.kill()
-    assert ending(begun(server, tmp_path, "b-0", DOES_WELL)).status is Status.DONE
+    assert ending(begun(server.start, tmp_path, "b-0", DOES_WELL)).status is Status.DONE
     assert pid_of(tmp_path, "a-0") != pid_of(tmp_path, "b-0")
 
 
 def test_done_without_a_summary_is_a_failure(server: CellServer, tmp_path: Path) -> None:
-    failed = ending(begun(server, tmp_path, "a-0", WRITES_NOTHING))
+    failed = ending(begun(server.start, tmp_path, "a-0", WRITES_NOTHING))
     assert failed.error == "exit code 0 without summary.json; its console: cells/a-0.log"
 
 
 def test_a_log_is_held_while_its_cell_runs_and_no_longer(server: CellServer, tmp_path: Path) -> None:
-    assert ending(begun(server, tmp_path, "a-0", DOES_WELL)).status is Status.DONE
-    running, other = begun(server, tmp_path, "b-0", HANGS), CellServer()
+    assert ending(begun(server.start, tmp_path, "a-0", DOES_WELL)).status is Status.DONE
+    running, other = begun(server.start, tmp_path, "b-0", HANGS), CellServer()
     wait_for(CellFiles(tmp_path, "b-0").log, "on")
     with pytest.raises(OutputError, match="still runs the cell b-0"):
-        begun(other, tmp_path, "b-0", DOES_WELL)
-    assert ending(begun(other, tmp_path, "a-0", DOES_WELL)).status is Status.DONE
+        begun(other.start, tmp_path, "b-0", DOES_WELL)
+    assert ending(begun(other.start, tmp_path, "a-0", DOES_WELL)).status is Status.DONE
     other.close()
     running.kill()
 
@@ -140,7 +142,7 @@ def test_a_log_is_held_while_its_cell_runs_and_no_longer(server: CellServer, tmp
 def test_stopping_asks_first_and_then_ends_all_below(
     server: CellServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = begun(server, tmp_path, "a-0", HANGS)
+    cell = begun(server.start, tmp_path, "a-0", HANGS)
     wait_for(CellFiles(tmp_path, "a-0").log, "on")
     parent = psutil.Process(int(pid_of(tmp_path, "a-0").split()[1]))
     family = [parent, *parent.children()]
@@ -154,7 +156,7 @@ def test_stopping_asks_first_and_then_ends_all_below(
 def test_a_server_that_does_not_close_is_killed(
     server: CellServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun(server, tmp_path, "a-0", HANGS)
+    begun(server.start, tmp_path, "a-0", HANGS)
     wait_for(CellFiles(tmp_path, "a-0").log, "on")
     parent = psutil.Process(int(pid_of(tmp_path, "a-0").split()[1]))
     family = [parent, *parent.children()]
@@ -172,21 +174,35 @@ def wait_for(log: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "concurrency", "shared"),
-    [
-        ({}, 1, True),
-        ({}, 2, False),
-        ({"compare.share_engines": False}, 1, False),
-        ({"ray.address": "auto"}, 1, False),
-    ],
+    ("change", "shared"),
+    [({}, True), ({"compare.share_engines": False}, False), ({"ray.address": "auto"}, False)],
 )
-def test_who_shares(change: dict[str, object], concurrency: int, shared: bool) -> None:
+def test_who_shares(change: dict[str, object], shared: bool) -> None:
     cfg = Config()
     for key, value in change.items():
         group, _, name = key.partition(".")
         setattr(getattr(cfg, group), name, value)
-    with starter(cfg, concurrency) as start:
+    with starter(cfg, 1) as start:
         assert (start is not Process) == shared
+
+
+@pytest.mark.usefixtures("server")
+def test_cells_at_the_same_time_have_a_process_each_that_later_cells_take_over(tmp_path: Path) -> None:
+    with starter(Config(), 2) as start:
+        first, second = (begun(start, tmp_path, name, WAITS_FOR_SUMMARY) for name in ("a-0", "b-0"))
+        write_record_of(tmp_path, "b-0")
+        assert ending(second).status is Status.DONE
+        assert ending(begun(start, tmp_path, "c-0", DOES_WELL)).status is Status.DONE
+        assert first.ended() is None
+        write_record_of(tmp_path, "a-0")
+        assert ending(first).status is Status.DONE
+    assert pid_of(tmp_path, "a-0") != pid_of(tmp_path, "b-0") == pid_of(tmp_path, "c-0")
+
+
+def write_record_of(folder: Path, name: str) -> None:
+    run_dir = CellFiles(folder, name).run_dir
+    run_dir.path.mkdir(parents=True)
+    run_dir.summary.write_text("{}")
 
 
 def test_a_comparison_goes_on_after_failed_and_killed_cells_and_resumes(
@@ -214,7 +230,7 @@ def compared(
     """How each cell of a comparison ended. The records of those that do not fail are written here."""
 
     def start(files: CellFiles, cfg: Config) -> Run:
-        cell = begun(server, folder, files.name, failing.get(files.name, WAITS_FOR_SUMMARY), cfg)
+        cell = begun(server.start, folder, files.name, failing.get(files.name, WAITS_FOR_SUMMARY), cfg)
         if files.name not in failing:
             write_record(files.run_dir.path, cfg)
         return cell
