@@ -7,7 +7,7 @@ The deadline is one of time.monotonic for all calls that are asked together, how
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -170,17 +170,18 @@ class Heartbeats:
             _value(ref, _FETCH_S, self._pending.pop(ref))
 
 
-def cancel(asked: Iterable[Asked], begun: Container[Asked], deadline: float) -> None:
+def cancel(asked: Mapping[Asked, bool], deadline: float) -> None:
     """Cancel the streams among calls that nobody waits for. They run on, unless their methods check `is_cancelled`.
 
-    `begun`: those of which an answer was taken. Until `deadline`, in time.monotonic, the others are given time to give
-    their first answer, BEGINS_S at most; so a method should give one at once. For Ray can lose the place of a call that
-    it cancels before the actor has begun it: the actor then waits 30 s for that call, and refuses all later ones.
+    `asked` says of each call whether an answer was taken, so it has begun. Until `deadline`, in time.monotonic, the
+    others are given time to give their first answer, BEGINS_S at most; so a method should give one at once. For Ray can
+    lose the place of a call that it cancels before the actor has begun it: the actor then waits 30 s for that call, and
+    refuses all later ones.
     """
     streams = [each for each in asked if isinstance(each, ray.ObjectRefGenerator)]
     if not streams or not ray.is_initialized():
         return
-    if silent := [each for each in streams if each not in begun]:
+    if silent := [each for each in streams if not asked[each]]:
         left = max(0.0, deadline - time.monotonic())
         ray.wait(silent, num_returns=len(silent), timeout=min(left, BEGINS_S))
     for each in streams:

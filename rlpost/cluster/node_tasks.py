@@ -36,10 +36,14 @@ def naming_this_node() -> Iterator[None]:
         raise ModelError(f"on {this_node()}: {error}") from error
 
 
+def only(node: Node) -> NodeAffinitySchedulingStrategy:
+    """Ray's strategy for a task or an actor that must be on that node."""
+    return NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
+
+
 def on(node: Node, function: Callable[..., Any]) -> Any:
     """`function` as a task on that node, to be called with `.remote`. It claims nothing, and is not tried again."""
-    there = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=only(node))(function)
 
 
 def ask_each(

@@ -8,7 +8,7 @@ from typing import Any
 from rlpost.doctor.cluster import ClusterFacts, Link, Node
 from rlpost.doctor.finding import Finding, error, ok, warning
 from rlpost.doctor.machine import machine_findings
-from rlpost.record.versions import differences
+from rlpost.record.versions import SAME_VERSIONS, differences
 
 SKEW_S = 1.0  # clocks further apart make times in a run's record misleading
 SLOW = 50.0  # MiB/s; a swap of an adapter of 40 MB then takes about a second
@@ -35,8 +35,7 @@ def node_findings(found: ClusterFacts, here: Mapping[str, Any]) -> Iterator[Find
 def _versions(node: Node, here: Mapping[str, Any]) -> Finding:
     assert node.facts is not None
     if differ := differences(here, node.facts.versions):
-        remedy = "install the same versions on every node (requirements/*.txt)"
-        return error("versions", ", ".join(differ), remedy, node.name)
+        return error("versions", ", ".join(differ), SAME_VERSIONS, node.name)
     return ok("versions", "as on this machine", node.name)
 
 

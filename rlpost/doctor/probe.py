@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlpost.cluster import actor_calls, capacity, ray_cluster
 from rlpost.cluster.capacity import Node
-from rlpost.cluster.node_tasks import Failure, ask_each, on
+from rlpost.cluster.node_tasks import Failure, ask_each, on, only
 from rlpost.config.schema import RayConfig
 from rlpost.doctor import facts
 from rlpost.errors import ClusterError, RlpostError
@@ -118,8 +117,7 @@ def _link(source: Node, target: Node, timeout_s: float) -> dict[str, Any]:
 
 def _port_fault(source: Node, target: Node, timeout_s: float) -> str | None:
     """Why a port of `source` cannot be reached from `target`: empty if it can; None if none was opened in time."""
-    place = NodeAffinitySchedulingStrategy(source.id, soft=False)
-    door = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=place)(_Door).remote()
+    door = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=only(source))(_Door).remote()
     try:
         host, port = actor_calls.get(door.open.remote(), timeout_s, f"a port of {source.label}")
         [reached] = ask_each([target], _reach, host, port, timeout_s=timeout_s).values()

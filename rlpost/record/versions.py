@@ -51,6 +51,10 @@ def changes(recorded: Mapping[str, Any]) -> list[str]:
     ]
 
 
+SAME_VERSIONS = "install the same versions on every node (requirements/)"
+"""The remedy for differences."""
+
+
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """What differs between this machine's `versions` and another node's: "vllm is 0.11.0 there and 0.12.0 here".
 

@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rlpost.cluster.actor_calls import Asked, cancel
 from rlpost.config.schema import Config
@@ -35,6 +36,14 @@ from rlpost.rollout.members import Ask
 from rlpost.rollout.pool import RolloutPool, shares_of
 from rlpost.rollout.specs import training_specs
 from rlpost.types import EpisodeSpec, Trajectory
+
+
+@dataclass
+class _Call:
+    """An open call of a worker."""
+
+    worker: int
+    begun: bool = False  # an answer was taken
 
 
 class StreamingRollouts:
@@ -48,8 +57,7 @@ class StreamingRollouts:
         self._pool, self._cfg, self._sampling = pool, cfg, sampling
         self._owed: list[dict[Key, EpisodeSpec]] = [{} for _ in pool.lost]  # by worker
         self._arrived: dict[Key, Trajectory] = {}
-        self._calls: dict[Asked, int] = {}  # open calls, and the worker that was asked
-        self._begun: set[Asked] = set()  # those that were answered
+        self._calls: dict[Asked, _Call] = {}  # those that are open
         # Workers that were asked to give episodes back, and have given none since.
         self._unshared: set[int] = set()
         # Iterations before this one are handed out; None before the first.
@@ -134,8 +142,8 @@ class StreamingRollouts:
             if self._pool.restarts > restarts:  # a successor has a deadline of its own
                 deadline, restarts = self._deadline(), self._pool.restarts
             late = {
-                asked: math.inf if missing.isdisjoint(self._owed[worker]) else deadline
-                for asked, worker in self._calls.items()
+                asked: math.inf if missing.isdisjoint(self._owed[call.worker]) else deadline
+                for asked, call in self._calls.items()
             }
             self._next_answers(late)
             if orphans := self._orphans():
@@ -145,13 +153,14 @@ class StreamingRollouts:
 
     def _next_answers(self, deadlines: dict[Asked, float]) -> None:
         """Receive what one worker has played."""
-        asked, answers, over = self._pool.next_answers(self._calls, deadlines)
-        worker = self._calls[asked]
-        self._begun.add(asked)
+        workers = {asked: call.worker for asked, call in self._calls.items()}
+        asked, answers, over = self._pool.next_answers(workers, deadlines)
+        call = self._calls[asked]
+        call.begun = True
         if over:
             del self._calls[asked]
         for played in answers:
-            self._receive(worker, played)
+            self._receive(call.worker, played)
         self._count_losses()
 
     def _count_losses(self) -> None:
@@ -177,7 +186,7 @@ class StreamingRollouts:
 
     def _ask_back(self) -> None:
         """If a worker has nothing to do, ask the one that owes most for half of what it cannot have begun."""
-        busy = {*self._calls.values()}
+        busy = self._asked()
         if all(worker in busy for worker in self._pool.ready) or not (able := busy - self._unshared):
             return
         most = max(able, key=lambda worker: len(self._owed[worker]))
@@ -198,20 +207,27 @@ class StreamingRollouts:
 
     def _resume(self, begin: bool = True) -> None:
         """Ask every worker that is ready, owes episodes and has no open call."""
-        idle = {*self._pool.ready} - {*self._calls.values()}
+        idle = {*self._pool.ready} - self._asked()
         for worker, owed in enumerate(self._owed):
             if owed and worker in idle:
                 self._ask(worker, begin)
 
     def _ask(self, worker: int, begin: bool = True, give_back: int = 0) -> None:
         ask = _playing([*self._owed[worker].values()], self._sampling, begin, give_back)
-        self._calls[self._pool.ask(worker, ask)] = worker
+        self._calls[self._pool.ask(worker, ask)] = _Call(worker)
+
+    def _asked(self) -> set[int]:
+        """The workers that have an open call."""
+        return {call.worker for call in self._calls.values()}
 
     def _interrupt(self, workers: Container[int] | None = None) -> None:
         """All workers, or these, end their calls after a step. What has not arrived comes again in the next call."""
-        ended = [asked for asked, worker in self._calls.items() if workers is None or worker in workers]
-        cancel(ended, self._begun, self._deadline())
-        self._begun.difference_update(ended)
+        ended = {
+            asked: call.begun
+            for asked, call in self._calls.items()
+            if workers is None or call.worker in workers
+        }
+        cancel(ended, self._deadline())
         for asked in ended:
             del self._calls[asked]
 

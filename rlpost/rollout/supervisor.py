@@ -47,14 +47,18 @@ class Step(Enum):
     answer = auto()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """A pending call of a worker. `question` is the number of the one that it answers, if it does."""
+    """A pending call of a worker. `question` is the number of the one that it answers, if it does.
+
+    `begun`: whether an answer was taken.
+    """
 
     member: Member
     step: Step
     wait: Wait
     question: int | None
+    begun: bool = False
 
 
 class Supervisor:
@@ -75,7 +79,6 @@ class Supervisor:
         self.live: Live | None = None
         self.check: Callable[[], None] = lambda: None
         self._calls = dict[Asked, Call]()
-        self._begun = set[Asked]()  # questions that got an answer
 
     def wait_ready(self) -> None:
         """Wait for all workers to start. A death is an error then, since it costs no work.
@@ -197,17 +200,16 @@ class Supervisor:
     def _all(self, asked: list[Any], seconds: float) -> list[Any]:
         return get_all(asked, seconds, [member.name for member in self.members.all])
 
-    def _asked(self) -> list[Asked]:
+    def _asked(self) -> dict[Asked, Call]:
         """The questions that are being answered."""
-        return [asked for asked, call in self._calls.items() if call.step is Step.answer]
+        return {asked: call for asked, call in self._calls.items() if call.step is Step.answer}
 
     def _cancel_questions(self) -> None:
-        asked = self._asked()
-        deadline = min((self._calls[each].wait.deadline for each in asked), default=0.0)
-        cancel(asked, self._begun, deadline)
-        for each in asked:
-            del self._calls[each]
-        self._begun.clear()
+        questions = self._asked()
+        deadline = min((call.wait.deadline for call in questions.values()), default=0.0)
+        cancel({asked: call.begun for asked, call in questions.items()}, deadline)
+        for asked in questions:
+            del self._calls[asked]
 
     def _hand_out(self, questions: Mapping[int, Ask], unasked: set[int]) -> None:
         """Give each idle worker its next step."""
@@ -260,7 +262,7 @@ class Supervisor:
                 self.members.placed(call.member)
             elif call.step is Step.start:
                 call.member.started = True
-        self._begun.add(asked)
+        call.begun = True
         if over:
             del self._calls[asked]
         if call.question is not None:

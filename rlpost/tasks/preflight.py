@@ -21,7 +21,7 @@ from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Config, Task
 from rlpost.errors import ClusterError
 from rlpost.learner.named_adapters import teacher_named
-from rlpost.record.versions import differences
+from rlpost.record.versions import SAME_VERSIONS, differences
 from rlpost.tasks.node_facts import Facts, Wanted, facts
 from rlpost.validate.environment import TRAINING
 from rlpost.weights import models, teachers
@@ -68,8 +68,7 @@ def problems(needs: Wanted, here: Facts, there: Facts | Failure) -> list[Problem
     """What keeps a node from taking part. `here`: the driver's facts."""
     if isinstance(there, Failure):
         return [Problem(there.reason, "look at that node (ray status), or take it out of the cluster")]
-    same = "install the same versions on every node (requirements/)"
-    found = [Problem(reason, same) for reason in differences(here.versions, there.versions)]
+    found = [Problem(reason, SAME_VERSIONS) for reason in differences(here.versions, there.versions)]
     if there.code != here.code:
         found.append(
             Problem("rlpost's code is not the driver's", "remove the rlpost that is installed on that node")

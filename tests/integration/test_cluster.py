@@ -112,7 +112,7 @@ class TestGet:
         """Cancelled by Ray alone, they mostly make the actor wait 30 s, and refuse all calls."""
         streams = [pair[0].stream.options(num_returns="streaming").remote() for _ in range(8)]
         for stream in streams:
-            actor_calls.cancel([stream], begun=(), deadline=time.monotonic() + 20)
+            actor_calls.cancel({stream: False}, deadline=time.monotonic() + 20)
         assert actor_calls.get(pair[0].sleep.remote(0.0), 8, "one") == 0.0
 
     def test_deadline_names_who_is_silent_and_only_them(self, pair: Pair) -> None:

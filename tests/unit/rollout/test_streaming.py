@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -188,10 +188,10 @@ class DicePool:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cancel(calls: Iterable[Call], begun: set[Call], deadline: float) -> None:
+    def cancel(calls: Mapping[Call, bool], deadline: float) -> None:
         """A worker begins a call before that is cancelled, and notices after a step, perhaps of several taken since."""
-        for call in calls:
-            if call not in begun:
+        for call, begun in calls.items():
+            if not begun:
                 call.advance()
             call.cancelled = True
             call.stream.close()
