@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "cluster": {"config"},
     "record": {"config"},
     "weights": {"algorithms", "config", "kernels", "record"},
-    "pretrain": {"config", "record"},
+    "pretrain": {"cluster", "config", "record"},
     "learner.model": {"algorithms", "cluster", "config", "kernels", "weights"},
     "learner": {"algorithms", "cluster", "config", "learner.model", "record", "weights"},
     "rollout.engine": {"config", "weights"},
