@@ -2,8 +2,8 @@
 
     python -m benchmarks.streaming [--rounds 3] [--iterations 20] [--staleness 2] [--episodes 24]
 
-Claim: with environments that take 0.2 to 5 s a step, most of them short, playing ahead comes to equal success in at most
-half of the time. A batch that is played in turn lasts as long as its slowest episode; streaming fills that time with
+Claim: with environments that take 0.2 to 5 s a step, most of them short, playing ahead comes to equal success in half
+of the time. A batch that is played in turn lasts as long as its slowest episode; streaming fills that time with
 episodes of later iterations. But it learns from older answers, so it needs more iterations: it is given twice as many.
 Success counts as reached when the mean reward of SMOOTHED iterations is REACHED. The first iteration warms up and does
 not count.
