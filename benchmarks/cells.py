@@ -1,6 +1,6 @@
 """A comparison whose cells share Ray and the engines, one after the other and two at a time, against one whose don't.
 
-    python -m benchmarks.cells [--repeats 1] [overrides ...]
+    python -m benchmarks.cells [overrides ...] [--repeats 1] [--sides shared two_at_a_time]
 
 All sides are `python -m rlpost.run` with the same settings, in turns. It prints the seconds of whole comparisons,
 their ratios, and the seconds of every cell.
@@ -23,7 +23,7 @@ from benchmarks.timing import Side, in_turns, ratio
 SMALL = (
     "experiment=generalpoints_sft_vs_rl",
     "arms=[sft,grpo]",
-    "seeds=[0]",
+    "seeds=[0,1]",
     "dtype=float32",
     "algo.iterations=2",
     "compare.points=1",
@@ -35,7 +35,7 @@ SMALL = (
 )
 SIDES = {
     "shared": ["compare.share_engines=true"],
-    "two at a time": ["compare.share_engines=true", "compare.concurrency=2"],
+    "two_at_a_time": ["compare.share_engines=true", "compare.concurrency=2"],
     "separate": ["compare.share_engines=false"],
 }
 
@@ -43,20 +43,23 @@ SIDES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1, help="comparisons of each side")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("overrides", nargs="*", help="further settings of all sides")
     args = parser.parse_args()
     found = in_turns(
         {
             name: Side(partial(compare, name, [*SMALL, *args.overrides, *choice]))
             for name, choice in SIDES.items()
+            if name in args.sides
         },
         args.repeats,
         warm_ups=0,
     )
     for timing in found.values():
         print(timing)
-    for name in ("shared", "two at a time"):
-        print(f"separate / {name}: {ratio(found['separate'], found[name])}")
+    first, *others = args.sides
+    for name in others:
+        print(f"{name} / {first}: {ratio(found[name], found[first])}")
     print(f"load: {', '.join(f'{value:.1f}' for value in os.getloadavg())}")
 
 
