@@ -5,7 +5,8 @@
 A run of the product is sampled every SAMPLE_S: private memory (RssAnon of /proc/PID/status, which reads counters and
 walks no pages) of the driver, of each rollout worker and learner rank, and of Ray's daemons together. Peaks stand
 beside the plan's "at most". Choose settings by which the plan's assumptions hold: rollout.max_model_len near the
-episodes' length, and a KV cache that the episodes fill.
+episodes' length, and a KV cache that the episodes fill. Workers of Ray that are not actors yet, or run a short task,
+stand apart and are not in the plan.
 """
 
 from __future__ import annotations
@@ -36,8 +37,15 @@ from rlpost.weights.models import resolve
 
 SAMPLE_S = 0.1
 MIB = 2**20
-ACTORS = {"ray::RolloutActor": "rollout worker", "ray::LearnerActor": "learner rank"}
-DRIVER, DAEMONS = "driver", "Ray's daemons"
+DRIVER, DAEMONS, OTHER = "driver", "Ray's daemons", "Ray's other workers"
+# By the start of the command line, the first that fits; the agents of a node are named as workers are.
+TITLES = {
+    "ray::RolloutActor": "rollout worker",
+    "ray::LearnerActor": "learner rank",
+    "ray::DashboardAgent": DAEMONS,
+    "ray::RuntimeEnvAgent": DAEMONS,
+    "ray::": OTHER,
+}
 KINDS = ("RssAnon", "RssFile", "RssShmem")
 
 Taken = dict[str, int]  # bytes by KINDS
@@ -105,7 +113,7 @@ def _name(process: psutil.Process, run: psutil.Process) -> str:
     if process == run:
         return DRIVER
     title = " ".join(process.cmdline())
-    return next((name for start, name in ACTORS.items() if title.startswith(start)), DAEMONS)
+    return next((name for start, name in TITLES.items() if title.startswith(start)), DAEMONS)
 
 
 def _taken(pid: int) -> Iterator[tuple[str, int]]:
@@ -128,6 +136,7 @@ def report(plan: Plan, measured: Mapping[str, Taken]) -> None:
         )
         parts = ", ".join(f"{part.name} {part.size / MIB:.1f}" for part in process.host)
         print(f"    {parts}")
+    print(f"{OTHER}, the largest: {measured.get(OTHER, {}).get('RssAnon', 0) / MIB:.0f} MiB, not planned")
 
 
 if __name__ == "__main__":
