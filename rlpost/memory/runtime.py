@@ -9,7 +9,7 @@ from __future__ import annotations
 MIB = 2**20
 
 DRIVER = 415 * MIB  # the run's own process: Ray, torch, transformers' tokenizer
-ENGINE_LIBRARIES = 490 * MIB  # a rollout worker, or a rank of its engine: vLLM, torch
+ENGINE_LIBRARIES = 560 * MIB  # a rollout worker, or a rank of its engine: vLLM, torch
 LEARNER_LIBRARIES = 335 * MIB  # a learner rank: DeepSpeed, transformers, PEFT, torch
 FIRST_PASS = 150 * MIB  # what a learner's passes leave beside tensors: kernels' buffers, the heap's gaps
-RAY_DAEMONS = 100 * MIB  # of a private Ray: its control store, its node's manager and agent
+RAY_DAEMONS = 310 * MIB  # of a private Ray: control store, raylet, two agents, dashboard, two monitors
