@@ -69,11 +69,8 @@ SETTINGS = (
     "tracking.checkpoint_every=1",
     "tracking.backends=[]",
 )
-WORKER, RANK, RAYLET = (
-    "RolloutActor",
-    "LearnerActor",
-    "raylet/raylet",
-)  # as the processes' command lines have it
+# As the processes' command lines have it.
+WORKER, RANK, RAYLET = "RolloutActor", "LearnerActor", "raylet/raylet"
 DISK_MIB = 64
 FULL = "No space left on device"
 START_S, STOP_S, LEFT_S = 480.0, 120.0, 20.0  # deadlines

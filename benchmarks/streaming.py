@@ -1,6 +1,6 @@
 """Synchronous against streaming rollouts where the environment is slow: whole runs, in turns.
 
-    python -m benchmarks.streaming [--rounds 3] [--iterations 20] [--staleness 2] [--episodes 24]
+    python -m benchmarks.streaming [overrides ...] [--rounds 3] [--iterations 20] [--staleness 2] [--episodes 24]
 
 Claim: with environments that take 0.2 to 5 s a step, most of them short, playing ahead comes to equal success in half
 of the time. A batch that is played in turn lasts as long as its slowest episode; streaming fills that time with
@@ -16,6 +16,7 @@ import math
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -64,13 +65,15 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--staleness", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=24)
+    parser.add_argument("overrides", nargs="*", help="further settings of both sides")
     args = parser.parse_args()
     console = plain_console()
     iterations, success = list[float](), list[float]()  # ratios
     for number in range(args.rounds):
-        in_turn = side(0, args.iterations, args.episodes, number)
+        common = [*args.overrides, f"seed={number}"]
+        in_turn = side(0, args.iterations, args.episodes, common)
         console.print(f"round {number}, rollout.max_staleness=0: {told(in_turn)}", soft_wrap=True)
-        ahead = side(args.staleness, 2 * args.iterations, args.episodes, number)
+        ahead = side(args.staleness, 2 * args.iterations, args.episodes, common)
         console.print(
             f"round {number}, rollout.max_staleness={args.staleness}: {told(ahead)}", soft_wrap=True
         )
@@ -80,12 +83,12 @@ def main() -> None:
     console.print(f"synchronous / streaming, seconds to a reward of {REACHED:g}: {spread(success)}")
 
 
-def side(bound: int, iterations: int, episodes: int, seed: int) -> Run:
+def side(bound: int, iterations: int, episodes: int, further: Sequence[str]) -> Run:
     return run(
         [
             *("experiment=own_ppo", "algo=grpo", "env=benchmarks.streaming:Slow", *ITERATIONS_ONLY),
             *("eval.start=false", "rollout.workers=1", "rollout.max_new_tokens=8", "rollout.group_size=4"),
-            *(f"rollout.episodes={episodes}", f"rollout.max_num_seqs={episodes}", f"seed={seed}"),
+            *(f"rollout.episodes={episodes}", f"rollout.max_num_seqs={episodes}", *further),
             *(f"algo.iterations={iterations}", f"rollout.max_staleness={bound}", "learner.threads=1"),
         ]
     )
