@@ -21,10 +21,10 @@ from rlpost.algorithms.advantages import explained_variance, flat, moments, whit
 from rlpost.algorithms.estimators import Estimate, by_selection, with_critic, without_critic
 from rlpost.algorithms.layout import TokenLayout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
-from rlpost.algorithms.rollout_correction import surrogate_weights
+from rlpost.algorithms.rollout_correction import kl_weights, surrogate_weights
 from rlpost.algorithms.selection import Selection, distinct_successes, ranked_pairs
 from rlpost.config.presets import TABLE, Algorithm, Estimator
-from rlpost.config.rollout_correction import corrects
+from rlpost.config.rollout_correction import corrects, weighs_kl
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
@@ -71,12 +71,14 @@ def assign_credit(
     sampling_N = torch.tensor([x for t in trajectories for turn in t.turns for x in turn.logprobs])
     if algo.old_logprobs is OldLogprobs.engine:
         outputs = {**outputs, POLICY: sampling_N}
-    rewards_N, metrics = _rewards(trajectories, layout, outputs, cfg)
+    rewards_N, metrics = _rewards(trajectories, layout, sampling_N, outputs, cfg)
     if not (torch.isfinite(sampling_N).all() and torch.isfinite(rewards_N).all()):
         raise LearnerError("a trajectory carries a reward or sampling log-prob that is not finite")
     selection = _selected(row, trajectories, rewards_N, layout) if row.selects else None
     estimate = _estimate(row, rewards_N, outputs.get(CRITIC), layout, algo, selection)
-    metrics |= _gap(sampling_N, outputs, algo) | _divergence(outputs, algo) | _from_teacher(outputs)
+    metrics |= (
+        _gap(sampling_N, outputs, algo) | _divergence(sampling_N, outputs, cfg) | _from_teacher(outputs)
+    )
     metrics |= _summary(estimate, outputs.get(CRITIC))
     batch = TrainingBatch(
         layout,
@@ -110,7 +112,11 @@ def _layout(trajectories: Sequence[Trajectory]) -> TokenLayout:
 
 
 def _rewards(
-    trajectories: Sequence[Trajectory], layout: TokenLayout, outputs: dict[str, Tensor], cfg: Config
+    trajectories: Sequence[Trajectory],
+    layout: TokenLayout,
+    sampling_N: Tensor,
+    outputs: dict[str, Tensor],
+    cfg: Config,
 ) -> tuple[Tensor, Metrics]:
     """The rewards of tokens, and the share of groups without signal: all their episodes earned the same.
 
@@ -121,7 +127,8 @@ def _rewards(
     totals_B = earned_U.new_zeros(len(trajectories)).index_add(0, layout.episodes_U, earned_U)
     metrics = {"flat_groups": _share_of_groups(flat(totals_B, layout.groups_B), layout.groups_B)}
     if TABLE[algo.name].taught:
-        return _less_kl(rewards.of_teacher(outputs[POLICY], outputs[TEACHER]), outputs, algo), metrics
+        graded_N = rewards.of_teacher(outputs[POLICY], outputs[TEACHER])
+        return _less_kl(graded_N, sampling_N, outputs, cfg), metrics
     if algo.overlong_buffer:
         lost_U = rewards.overlong(
             layout.lengths_U, cfg.rollout.max_new_tokens, algo.overlong_buffer, algo.overlong_penalty
@@ -130,14 +137,19 @@ def _rewards(
     earned_U = earned_U * algo.reward_scale
     if algo.normalize_rewards:
         earned_U = rewards.normalized(earned_U, layout)
-    return _less_kl(rewards.placed(earned_U, layout, algo.rewards), outputs, algo), metrics
+    return _less_kl(rewards.placed(earned_U, layout, algo.rewards), sampling_N, outputs, cfg), metrics
 
 
-def _less_kl(rewards_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Tensor:
+def _less_kl(rewards_N: Tensor, sampling_N: Tensor, outputs: dict[str, Tensor], cfg: Config) -> Tensor:
+    algo = cfg.algo
     if algo.kl is not KlPlace.reward:
         return rewards_N
-    policy_N, reference_N = outputs[POLICY], outputs[REFERENCE]
-    return rewards.less_kl(rewards_N, policy_N, reference_N, algo.kl_estimator, algo.kl_coef)
+    coefficient_N = algo.kl_coef * _kl_weights(sampling_N, outputs, cfg)
+    return rewards.less_kl(rewards_N, outputs[POLICY], outputs[REFERENCE], algo.kl_estimator, coefficient_N)
+
+
+def _kl_weights(sampling_N: Tensor, outputs: dict[str, Tensor], cfg: Config) -> Tensor | float:
+    return kl_weights(outputs[POLICY], sampling_N) if weighs_kl(cfg) else 1.0
 
 
 def _share_of_groups(marked_B: Tensor, groups_B: Tensor) -> float:
@@ -181,13 +193,14 @@ def _gap(sampling_N: Tensor, outputs: dict[str, Tensor], algo: AlgoConfig) -> Me
     return {name: value.item() for name, value in gap.items()}
 
 
-def _divergence(outputs: dict[str, Tensor], algo: AlgoConfig) -> Metrics:
+def _divergence(sampling_N: Tensor, outputs: dict[str, Tensor], cfg: Config) -> Metrics:
     """The KL from the reference, if both log-probs are known; else the first training pass measures it."""
     if REFERENCE not in outputs:
         return {}
-    metrics = {"kl_coef": algo.kl_coef}
+    metrics = {"kl_coef": cfg.algo.kl_coef}
     if POLICY in outputs:
-        metrics["kl_reference"] = losses.kl_k3(outputs[POLICY], outputs[REFERENCE]).mean().item()
+        kl_N = losses.kl_k3(outputs[POLICY], outputs[REFERENCE])
+        metrics["kl_reference"] = (_kl_weights(sampling_N, outputs, cfg) * kl_N).mean().item()
     return metrics
 
 

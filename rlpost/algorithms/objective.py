@@ -15,8 +15,9 @@ from torch import Tensor
 from rlpost.algorithms import losses, trust_region
 from rlpost.algorithms.credit import TrainingBatch
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
+from rlpost.algorithms.rollout_correction import kl_weights
 from rlpost.config.presets import TABLE, Surrogate
-from rlpost.config.rollout_correction import corrects
+from rlpost.config.rollout_correction import corrects, weighs_kl
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, TrustRegion
 
 
@@ -99,7 +100,7 @@ def minibatch_loss(
         if outputs.logprobs_N is not None and outputs.entropy_N is not None:
             logprobs_N, entropy_N = outputs.logprobs_N.cpu(), outputs.entropy_N.cpu()
             weights_N = chosen_N[slots_N]
-            loss, more = _policy_terms(batch, slots_N, logprobs_N, entropy_N, weights_N, algo, policy_tokens)
+            loss, more = _policy_terms(batch, slots_N, logprobs_N, entropy_N, weights_N, cfg, policy_tokens)
             total = total + loss
             metrics |= more
             if first:
@@ -125,10 +126,11 @@ def _policy_terms(
     logprobs_N: Tensor,
     entropy_N: Tensor,
     weights_N: Tensor,
-    algo: AlgoConfig,
+    cfg: Config,
     policy_tokens: int,
 ) -> tuple[Tensor, losses.Metrics]:
     """The surrogate, minus the entropy bonus, plus the KL penalty if it is in the loss."""
+    algo = cfg.algo
     if TABLE[algo.name].has_ratio:
         total, metrics = _ratio_loss(batch, slots_N, logprobs_N, weights_N, algo, policy_tokens)
     else:
@@ -139,8 +141,9 @@ def _policy_terms(
     if algo.entropy_coef != 0.0:
         total = total - algo.entropy_coef * entropy
     if algo.kl is KlPlace.loss and batch.reference_N is not None:
+        sampled_N = kl_weights(logprobs_N, batch.sampling_N[slots_N]) if weighs_kl(cfg) else None
         kl, more = losses.kl_penalty(
-            logprobs_N, batch.reference_N[slots_N], weights_N, algo.kl_estimator, policy_tokens
+            logprobs_N, batch.reference_N[slots_N], weights_N, algo.kl_estimator, policy_tokens, sampled_N
         )
         total, metrics = total + algo.kl_coef * kl, metrics | more
     return total, metrics
@@ -189,5 +192,7 @@ def _first_look(
     metrics = losses.engine_gap(batch.sampling_N[slots_N], logprobs_N, policy_tokens)
     if batch.reference_N is not None:
         kl_N = losses.kl_k3(logprobs_N.detach(), batch.reference_N[slots_N])
+        if weighs_kl(cfg):
+            kl_N = kl_N * kl_weights(logprobs_N, batch.sampling_N[slots_N])
         metrics["kl_reference"] = kl_N.sum() / policy_tokens
     return metrics

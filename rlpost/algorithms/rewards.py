@@ -53,9 +53,15 @@ def of_teacher(logprobs_N: Tensor, teacher_N: Tensor) -> Tensor:
 
 
 def less_kl(
-    rewards_N: Tensor, logprobs_N: Tensor, reference_N: Tensor, estimator: KlEstimator, coefficient: float
+    rewards_N: Tensor,
+    logprobs_N: Tensor,
+    reference_N: Tensor,
+    estimator: KlEstimator,
+    coefficient: Tensor | float,
 ) -> Tensor:
     """Rewards minus `coefficient` times the KL estimate of each token (arXiv 1909.08593, equation 2).
+
+    The coefficient may differ by token, (N,).
 
     `logprobs_N` are the policy's at the start of the update; no gradient passes through.
     """

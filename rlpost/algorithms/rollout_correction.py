@@ -22,6 +22,7 @@ from rlpost.config.presets import Ratio
 from rlpost.config.schema import Config, RolloutIS, RolloutReject
 
 Bounds = tuple[float, float]  # the smallest and the largest ratio
+KL_WEIGHT_CAP = 2.0  # as algo.rollout_is_cap is by default
 
 
 def surrogate_weights(
@@ -49,6 +50,17 @@ def surrogate_weights(
         weights_N = weights_N.masked_fill(rejected_N, 0.0)
         metrics["rollout_is/rejected"] = rejected_N[layout.sample_starts_N].float().mean()
     return weights_N, metrics | {"rollout_is/ess": effective_share(weights_N)}
+
+
+def kl_weights(logprobs_N: Tensor, sampling_N: Tensor) -> Tensor:
+    """The weight (N,) of each token's KL to the reference: policy / engine, at most KL_WEIGHT_CAP; without gradient.
+
+    The estimates of the KL are meant for the policy's own tokens. k3 grows as reference / policy, without a bound on
+    tokens that an older policy sampled and the current one has made rare: single tokens then rule the gradient. With
+    the weight they count as reference / engine (DeepSeek-V3.2, arXiv 2512.02556, eq. 7, whose weight is that of the
+    token at every level of the surrogate's).
+    """
+    return ratios((logprobs_N - sampling_N).detach()).clamp_max(KL_WEIGHT_CAP)
 
 
 def bounded(log_ratio_N: Tensor, kind: RolloutIS, bounds: Bounds) -> tuple[Tensor, Metrics]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlpost.config.presets import TABLE, Ratio
-from rlpost.config.schema import Config, OldLogprobs, RolloutIS, RolloutLevel, RolloutReject
+from rlpost.config.schema import Config, OldLogprobs, RolloutIS, RolloutLevel, RolloutPolicy, RolloutReject
 
 LEVELS = {
     RolloutLevel.token: Ratio.token,
@@ -38,6 +38,17 @@ def corrects(config: Config) -> bool:
         importance_weights(config) is not RolloutIS.none
         or config.algo.rollout_reject is not RolloutReject.none
     )
+
+
+def weighs_kl(config: Config) -> bool:
+    """Whether a token's KL to the reference counts by current policy / policy that sampled it.
+
+    Stale answers that nothing corrects pass for the current policy's in the KL too. Answers of the start do not:
+    offline arms leave the surrogate alone on purpose, but the KL is to be that of the policy that learns.
+    """
+    if config.rollout.policy is RolloutPolicy.start:
+        return True
+    return stale(config) and (corrects(config) or config.algo.old_logprobs is OldLogprobs.engine)
 
 
 def level(config: Config) -> Ratio:
