@@ -21,10 +21,10 @@ from rlpost.algorithms.advantages import explained_variance, flat, moments, whit
 from rlpost.algorithms.estimators import Estimate, by_selection, with_critic, without_critic
 from rlpost.algorithms.layout import TokenLayout
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
-from rlpost.algorithms.rollout_correction import kl_weights, surrogate_weights
+from rlpost.algorithms.rollout_correction import kl_weights_of, surrogate_weights
 from rlpost.algorithms.selection import Selection, distinct_successes, ranked_pairs
 from rlpost.config.presets import TABLE, Algorithm, Estimator
-from rlpost.config.rollout_correction import corrects, weighs_kl
+from rlpost.config.rollout_correction import corrects
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
@@ -144,12 +144,8 @@ def _less_kl(rewards_N: Tensor, sampling_N: Tensor, outputs: dict[str, Tensor], 
     algo = cfg.algo
     if algo.kl is not KlPlace.reward:
         return rewards_N
-    coefficient_N = algo.kl_coef * _kl_weights(sampling_N, outputs, cfg)
+    coefficient_N = algo.kl_coef * kl_weights_of(cfg, outputs[POLICY], sampling_N)
     return rewards.less_kl(rewards_N, outputs[POLICY], outputs[REFERENCE], algo.kl_estimator, coefficient_N)
-
-
-def _kl_weights(sampling_N: Tensor, outputs: dict[str, Tensor], cfg: Config) -> Tensor | float:
-    return kl_weights(outputs[POLICY], sampling_N) if weighs_kl(cfg) else 1.0
 
 
 def _share_of_groups(marked_B: Tensor, groups_B: Tensor) -> float:
@@ -200,7 +196,7 @@ def _divergence(sampling_N: Tensor, outputs: dict[str, Tensor], cfg: Config) -> 
     metrics = {"kl_coef": cfg.algo.kl_coef}
     if POLICY in outputs:
         kl_N = losses.kl_k3(outputs[POLICY], outputs[REFERENCE])
-        metrics["kl_reference"] = (_kl_weights(sampling_N, outputs, cfg) * kl_N).mean().item()
+        metrics["kl_reference"] = (kl_weights_of(cfg, outputs[POLICY], sampling_N) * kl_N).mean().item()
     return metrics
 
 

@@ -188,11 +188,11 @@ def kl_penalty(
     weights_N: Tensor,
     estimator: KlEstimator,
     denominator: float,
-    sampled_N: Tensor | None = None,
+    sampled_N: Tensor | float = 1.0,
 ) -> tuple[Tensor, Metrics]:
     """Weighted k2 or k3 to the reference. Add it, times its coefficient, to the loss. Metrics: kl_loss, per token.
 
-    `sampled_N`: policy / sampler, if another policy sampled the tokens; see `rollout_correction.kl_weights`.
+    `sampled_N`: policy / sampler, if another policy sampled the tokens; see `rollout_correction.kl_weights_of`.
 
     On tokens sampled from the policy, the expected gradient of k2 is that of KL(policy || reference), and the expected
     gradient of k3 that of KL(reference || policy). Raises ValueError for k1: its expected gradient is 0 (E[grad log pi]
@@ -200,9 +200,7 @@ def kl_penalty(
     """
     if estimator is KlEstimator.k1:
         raise ValueError("k1 in the loss has no gradient but noise; use k2 or k3, or k1 in the reward")
-    kl_N = KL_ESTIMATORS[estimator](logprobs_N, reference_N)
-    if sampled_N is not None:
-        kl_N = sampled_N * kl_N
+    kl_N = sampled_N * KL_ESTIMATORS[estimator](logprobs_N, reference_N)
     return (weights_N * kl_N).sum(), {"kl_loss": kl_N.detach().sum() / denominator}
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from rlpost.algorithms import losses, trust_region
 from rlpost.algorithms.credit import TrainingBatch
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
-from rlpost.algorithms.rollout_correction import kl_weights
+from rlpost.algorithms.rollout_correction import kl_weights_of
 from rlpost.config.presets import TABLE, Surrogate
-from rlpost.config.rollout_correction import corrects, weighs_kl
+from rlpost.config.rollout_correction import corrects
 from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, TrustRegion
 
 
@@ -141,7 +141,7 @@ def _policy_terms(
     if algo.entropy_coef != 0.0:
         total = total - algo.entropy_coef * entropy
     if algo.kl is KlPlace.loss and batch.reference_N is not None:
-        sampled_N = kl_weights(logprobs_N, batch.sampling_N[slots_N]) if weighs_kl(cfg) else None
+        sampled_N = kl_weights_of(cfg, logprobs_N, batch.sampling_N[slots_N])
         kl, more = losses.kl_penalty(
             logprobs_N, batch.reference_N[slots_N], weights_N, algo.kl_estimator, policy_tokens, sampled_N
         )
@@ -192,7 +192,6 @@ def _first_look(
     metrics = losses.engine_gap(batch.sampling_N[slots_N], logprobs_N, policy_tokens)
     if batch.reference_N is not None:
         kl_N = losses.kl_k3(logprobs_N.detach(), batch.reference_N[slots_N])
-        if weighs_kl(cfg):
-            kl_N = kl_N * kl_weights(logprobs_N, batch.sampling_N[slots_N])
-        metrics["kl_reference"] = kl_N.sum() / policy_tokens
+        weights_N = kl_weights_of(cfg, logprobs_N, batch.sampling_N[slots_N])
+        metrics["kl_reference"] = (weights_N * kl_N).sum() / policy_tokens
     return metrics

@@ -52,6 +52,11 @@ def surrogate_weights(
     return weights_N, metrics | {"rollout_is/ess": effective_share(weights_N)}
 
 
+def kl_weights_of(cfg: Config, logprobs_N: Tensor, sampling_N: Tensor) -> Tensor | float:
+    """`kl_weights` where `cfg` weighs the KL, else 1."""
+    return kl_weights(logprobs_N, sampling_N) if rollout_correction.weighs_kl(cfg) else 1.0
+
+
 def kl_weights(logprobs_N: Tensor, sampling_N: Tensor) -> Tensor:
     """The weight (N,) of each token's KL to the reference: policy / engine, at most KL_WEIGHT_CAP; without gradient.
 

@@ -199,13 +199,18 @@ def _timed(call: Callable[[], object]) -> float:
 def settled(cfg: Config, model_folder: Path, console: Console) -> Config:
     """`cfg` with the chosen precision; the choice and its reason are printed to the console. Raises like `settle`."""
     choice = settle(cfg, model_folder, lambda line: console.print(line, markup=False, soft_wrap=True))
+    tell(choice, console)
+    return replace(cfg, dtype=choice.dtype)
+
+
+def tell(choice: Choice, console: Console) -> None:
+    """Print the precision with its reason, and its warning."""
     console.print(
         f"precision: {choice.dtype.value} ({choice.reason})", emoji=False, markup=False, soft_wrap=True
     )
     if choice.warning is not None:
         told = f"warning: {choice.warning}"
         console.print(told, style="yellow", emoji=False, markup=False, soft_wrap=True)
-    return replace(cfg, dtype=choice.dtype)
 
 
 def settle(cfg: Config, model_folder: Path, say: Callable[[str], None] = print) -> Choice:

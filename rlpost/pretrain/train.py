@@ -22,7 +22,7 @@ from rich.console import Console
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlpost.cluster.precision import ROWS, TORCH_DTYPES, Choice, Shapes, choose
+from rlpost.cluster.precision import ROWS, TORCH_DTYPES, Choice, Shapes, choose, tell
 from rlpost.config.schema import Config, Dtype, LoraConfig, TinyBaseConfig
 from rlpost.envs.terminal import plain_console
 from rlpost.pretrain import cards, corpus, streets
@@ -165,8 +165,7 @@ def run(cfg: Config) -> None:
     console = plain_console()
     tokenizer, model = _start(cfg, console)
     chosen = precision(cfg.tiny_base, cfg.dtype)
-    for line in filter(None, (f"precision: {chosen.dtype.value} ({chosen.reason})", chosen.warning)):
-        console.print(line, markup=False, soft_wrap=True)
+    tell(chosen, console)
     optimizer = MasterOptimizer(model, cfg.tiny_base.learning_rate, TORCH_DTYPES[chosen.dtype])
     record = _train(cfg.tiny_base, model, tokenizer, optimizer, cfg.seed, folder, console)
     save(model, tokenizer, folder, record)
