@@ -1,7 +1,7 @@
 # make run    set up .venv, then train the bundled model with PPO on GeneralPoints
 # make test   set up .venv, then run the tests that are not marked slow
 # make test-all  all tests but the long ones, as CI does
-# make test-long  those of minutes each: two machines made of namespaces (root), processes killed at random
+# make test-long  those of minutes each: two machines made of namespaces (root)
 # make lint   format, lint and type checks
 # make extras add the optional extras of requirements/extras.txt to .venv (make test does)
 # make docs   the pages of docs/ as a site, in build/docs/site

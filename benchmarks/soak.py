@@ -12,6 +12,7 @@ Each round starts the run anew and disturbs it at a random time between its firs
     hung_rank   a learner rank stops and never goes on
     partition   Ray's daemon stops for 1 to 120 s and goes on, as if the node could not be reached
     disk        the disk of the run's folder is full until the run is resumed (needs root: a tmpfs)
+    slow_disk   from then on that disk writes 128 KiB to 1 MiB a second (needs root and cgroup v1: a throttled loop)
 
 and then has one of these results:
 
@@ -29,7 +30,9 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,8 +67,8 @@ SETTINGS = (
     "eval.greedy=false",
     "learner.cpus=0.5",
     "learner.threads=1",
-    "rollout.timeout_s=45",
-    "learner.timeout_s=45",
+    "rollout.timeout_s=60",
+    "learner.timeout_s=60",
     "tracking.checkpoint_every=1",
     "tracking.backends=[]",
 )
@@ -73,6 +76,7 @@ SETTINGS = (
 WORKER, RANK, RAYLET = "RolloutActor", "LearnerActor", "raylet/raylet"
 DISK_MIB = 64
 FULL = "No space left on device"
+THROTTLE = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 START_S, STOP_S, LEFT_S = 480.0, 120.0, 20.0  # deadlines
 POLL_S = 0.5
 
@@ -160,14 +164,9 @@ def newest(run: Run, title: str, rng: random.Random) -> psutil.Process | None:
     return rng.choice(run.processes(title)[-2:] or [None])
 
 
-def kill(title: str, run: Run, rng: random.Random) -> None:
+def send(number: signal.Signals, title: str, run: Run, rng: random.Random) -> None:
     if victim := newest(run, title, rng):
-        victim.kill()
-
-
-def stop(title: str, run: Run, rng: random.Random) -> None:
-    if victim := newest(run, title, rng):
-        victim.suspend()
+        victim.send_signal(number)
 
 
 def kill_driver(run: Run, rng: random.Random) -> None:
@@ -191,18 +190,36 @@ def fill_disk(run: Run, rng: random.Random) -> None:
             ballast.write(bytes(2**16))
 
 
+def slow_disk(run: Run, rng: random.Random) -> None:
+    throttle(run.home, int(2 ** rng.uniform(17, 20)))
+
+
+def throttle(folder: Path, rate: int) -> None:
+    """Let the disk of this folder write `rate` bytes a second; 0 lifts the limit."""
+    device = os.stat(folder).st_dev
+    THROTTLE.write_text(f"{os.major(device)}:{os.minor(device)} {rate}")
+
+
 # What happens to a run, once or (workers) three times.
 FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
-    "workers": partial(kill, WORKER),
-    "rank": partial(kill, RANK),
-    "raylet": partial(kill, RAYLET),
+    "workers": partial(send, signal.SIGKILL, WORKER),
+    "rank": partial(send, signal.SIGKILL, RANK),
+    "raylet": partial(send, signal.SIGKILL, RAYLET),
     "driver": kill_driver,
-    "hung_worker": partial(stop, WORKER),
-    "hung_rank": partial(stop, RANK),
+    "hung_worker": partial(send, signal.SIGSTOP, WORKER),
+    "hung_rank": partial(send, signal.SIGSTOP, RANK),
     "partition": partition,
     "disk": fill_disk,
+    "slow_disk": slow_disk,
 }
-REPLACED = ("workers", "hung_worker")  # a run replaces what it lost, and goes on
+SURVIVED = ("workers", "hung_worker", "slow_disk")  # a run replaces what it lost, or waits, and goes on
+
+
+def mend(run: Run, fault: str) -> None:
+    """Give the run's disk back what the fault took."""
+    (run.home / "ballast").unlink(missing_ok=True)
+    if fault == "slow_disk":
+        throttle(run.home, 0)
 
 
 def disturb(run: Run, fault: str, rng: random.Random, span: float) -> float:
@@ -220,7 +237,7 @@ def disturb(run: Run, fault: str, rng: random.Random, span: float) -> float:
 
 def outcome_of(run: Run, fault: str, struck: float, adapter: str) -> Outcome:
     """What comes of a run that was disturbed at the time `struck`. If it stops, it is resumed."""
-    over = run.ends(START_S if fault in REPLACED else STOP_S)
+    over = run.ends(START_S if fault in SURVIVED else STOP_S)
     notice_s, left = time.monotonic() - struck, _left(run)
     if not over:
         return Outcome("wrong", "it neither stopped nor ended in time", notice_s, left)
@@ -229,21 +246,46 @@ def outcome_of(run: Run, fault: str, struck: float, adapter: str) -> Outcome:
     cause = run.cause()
     if not cause and fault != "driver":
         return Outcome("wrong", f"it ended with {run.process.returncode} and names no cause", notice_s, left)
-    (run.home / "ballast").unlink(missing_ok=True)
+    mend(run, fault)
     resumed = Run(run.home)
     well = resumed.ends(START_S) and resumed.process.returncode == 0 and resumed.adapter == adapter
     return Outcome("resumed" if well else "wrong", cause, notice_s, left)
 
 
 @contextlib.contextmanager
-def disk(folder: Path) -> Iterator[Path]:
-    """A new folder on a small disk of its own."""
+def small_disk(folder: Path) -> Iterator[None]:
+    """A new folder on a disk of DISK_MIB."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
+    with _mounted(folder, "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs"):
+        yield
+
+
+@contextlib.contextmanager
+def sync_disk(folder: Path) -> Iterator[None]:
+    """A new folder on a disk whose writes are waited for, and which can be slowed down (`throttle`)."""
+    folder.mkdir()
+    image = folder.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(DISK_MIB * 2**20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    with _mounted(folder, "-o", "loop,sync", str(image)):
+        try:
+            yield
+        finally:
+            throttle(folder, 0)
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, *words: str) -> Iterator[None]:
+    subprocess.run(["mount", *words, str(folder)], check=True)
     try:
-        yield folder
+        yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+# The disk of the run's folder, if the fault needs one of its own.
+DISKS = {"disk": small_disk, "slow_disk": sync_disk}
 
 
 def _entries() -> set[Path]:
@@ -281,7 +323,7 @@ def main() -> None:
 
 
 def round_of(home: Path, fault: str, rng: random.Random, adapter: str, span: float) -> Outcome:
-    with disk(home) if fault == "disk" else contextlib.nullcontext(home):
+    with DISKS[fault](home) if fault in DISKS else contextlib.nullcontext():
         run = Run(home)
         outcome = outcome_of(run, fault, disturb(run, fault, rng, span), adapter)
     if outcome.result == "wrong":

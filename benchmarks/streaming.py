@@ -1,12 +1,13 @@
 """Synchronous against streaming rollouts where the environment is slow: whole runs, in turns.
 
     python -m benchmarks.streaming [overrides ...] [--rounds 3] [--iterations 20] [--staleness 2] [--episodes 24]
+        [--turns 3]
 
 Claim: with environments that take 0.2 to 5 s a step, most of them short, playing ahead comes to equal success in half
 of the time. A batch that is played in turn lasts as long as its slowest episode; streaming fills that time with
 episodes of later iterations. But it learns from older answers, so it needs more iterations: it is given twice as many.
-Success counts as reached when the mean reward of SMOOTHED iterations is REACHED. The first iteration warms up and does
-not count.
+Success counts as reached when the mean reward of SMOOTHED iterations is REACHED of each turn. The first iteration warms
+up and does not count.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ SHORTEST_S, LONGEST_S, TAIL = (
     5.0,
     1.2,
 )  # seconds of a step: Pareto with this exponent, cut at the longest
-TURNS = 3
-REACHED = 0.8 * TURNS  # of a reward of 1 for each turn that is right
+REACHED = 0.8  # of the reward of 1 that each right turn has
 SMOOTHED = 3
 
 
 class Slow(gymnasium.Env[str, str]):
-    """Asks for a digit, three times, and thinks for a heavy-tailed time before each reply."""
+    """Asks for a digit in every turn, and thinks for a heavy-tailed time before each reply."""
 
     observation_space = Text(100)
     action_space = Text(1000)
+
+    def __init__(self, turns: int = 3) -> None:
+        self._turns = turns
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -54,8 +57,8 @@ class Slow(gymnasium.Env[str, str]):
         self._turn += 1
         right = self._digit in action
         self._right += right
-        over = self._turn == TURNS
-        info = {"outcome": "RIGHT" if right else "WRONG", "success": self._right == TURNS}
+        over = self._turn == self._turns
+        info = {"outcome": "RIGHT" if right else "WRONG", "success": self._right == self._turns}
         return f"Again: {self._digit}.", float(right), over, False, info
 
 
@@ -65,22 +68,24 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--staleness", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=24)
+    parser.add_argument("--turns", type=int, default=3, help="of an episode")
     parser.add_argument("overrides", nargs="*", help="further settings of both sides")
     args = parser.parse_args()
     console = plain_console()
+    wanted = REACHED * args.turns
     iterations, success = list[float](), list[float]()  # ratios
     for number in range(args.rounds):
-        common = [*args.overrides, f"seed={number}"]
+        common = [f"env_args.turns={args.turns}", *args.overrides, f"seed={number}"]
         in_turn = side(0, args.iterations, args.episodes, common)
-        console.print(f"round {number}, rollout.max_staleness=0: {told(in_turn)}", soft_wrap=True)
+        console.print(f"round {number}, rollout.max_staleness=0: {told(in_turn, wanted)}", soft_wrap=True)
         ahead = side(args.staleness, 2 * args.iterations, args.episodes, common)
         console.print(
-            f"round {number}, rollout.max_staleness={args.staleness}: {told(ahead)}", soft_wrap=True
+            f"round {number}, rollout.max_staleness={args.staleness}: {told(ahead, wanted)}", soft_wrap=True
         )
         iterations.append(statistics.fmean(in_turn.seconds()) / statistics.fmean(ahead.seconds()))
-        success.append(reached(in_turn) / reached(ahead))
+        success.append(reached(in_turn, wanted) / reached(ahead, wanted))
     console.print(f"synchronous / streaming, seconds of an iteration: {spread(iterations)}")
-    console.print(f"synchronous / streaming, seconds to a reward of {REACHED:g}: {spread(success)}")
+    console.print(f"synchronous / streaming, seconds to a reward of {wanted:g}: {spread(success)}")
 
 
 def side(bound: int, iterations: int, episodes: int, further: Sequence[str]) -> Run:
@@ -94,16 +99,16 @@ def side(bound: int, iterations: int, episodes: int, further: Sequence[str]) -> 
     )
 
 
-def reached(side: Run) -> float:
-    """The seconds of the iterations, without the first, until success is reached; infinite if it never is."""
+def reached(side: Run, wanted: float) -> float:
+    """The seconds of the iterations, without the first, until this reward is reached; infinite if it never is."""
     rewards = [line["reward"] for line in side.iterations]
     for end in range(SMOOTHED, len(rewards) + 1):
-        if statistics.fmean(rewards[end - SMOOTHED : end]) >= REACHED:
+        if statistics.fmean(rewards[end - SMOOTHED : end]) >= wanted:
             return sum(side.seconds()[: end - 1])
     return math.inf
 
 
-def told(side: Run) -> str:
+def told(side: Run, wanted: float) -> str:
     """The seconds of an iteration, and the reward of the run's second half."""
     late = side.iterations[len(side.iterations) // 2 :]
     reward = statistics.fmean(line["reward"] for line in late)
@@ -112,7 +117,7 @@ def told(side: Run) -> str:
         f"{spread(side.seconds())} s an iteration",
         f"{waits:.2f} s of it waiting",
         f"reward {reward:.2f} in the second half",
-        f"{reached(side):.0f} s to {REACHED:g}",
+        f"{reached(side, wanted):.0f} s to {wanted:g}",
     ]
     if "staleness/mean" in side.iterations[0]:
         parts.append(f"staleness {statistics.fmean(line['staleness/mean'] for line in late):.2f}")

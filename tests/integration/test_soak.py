@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import soak
 
-pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NOTICED_S = 60.0  # Ray reports a death within seconds; the rest is the end of Ray and of the engines
 
