@@ -38,7 +38,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,6 @@ SETTINGS = (
     "eval.greedy=false",
     "learner.cpus=0.5",
     "learner.threads=1",
-    "rollout.timeout_s=60",
-    "learner.timeout_s=60",
     "tracking.checkpoint_every=1",
     "tracking.backends=[]",
 )
@@ -84,14 +82,14 @@ POLL_S = 0.5
 class Run:
     """A run in a process of its own, whose folder is in `home`; one whose folder exists is resumed.
 
-    `seen`: the processes that it has started.
+    `further`: settings of a new run beside SETTINGS. `seen`: the processes that it has started.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, further: Sequence[str] = ()) -> None:
         self.home, self.folder, self.log = home, home / "run", home.with_suffix(".log")
         self.seen, self.before = set[psutil.Process](), _entries()
         exists = self.folder.is_dir()
-        words = (f"resume={self.folder}",) if exists else (*SETTINGS, f"output_dir={self.folder}")
+        words = (f"resume={self.folder}",) if exists else (*SETTINGS, *further, f"output_dir={self.folder}")
         with self.log.open("a") as log:
             command = [sys.executable, "-m", "rlpost.run", *words]
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -212,6 +210,8 @@ FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
     "disk": fill_disk,
     "slow_disk": slow_disk,
 }
+# So that one who hangs is noticed within STOP_S. On a busy machine a learner takes longer to start.
+SETTINGS_OF = {"hung_worker": ("rollout.timeout_s=60",), "hung_rank": ("learner.timeout_s=60",)}
 SURVIVED = ("workers", "hung_worker", "slow_disk")  # a run replaces what it lost, or waits, and goes on
 
 
@@ -324,7 +324,7 @@ def main() -> None:
 
 def round_of(home: Path, fault: str, rng: random.Random, adapter: str, span: float) -> Outcome:
     with DISKS[fault](home) if fault in DISKS else contextlib.nullcontext():
-        run = Run(home)
+        run = Run(home, SETTINGS_OF.get(fault, ()))
         outcome = outcome_of(run, fault, disturb(run, fault, rng, span), adapter)
     if outcome.result == "wrong":
         print(run.log.read_text(), flush=True)
