@@ -94,7 +94,8 @@ def side(bound: int, iterations: int, episodes: int, further: Sequence[str]) -> 
             *("experiment=own_ppo", "algo=grpo", "env=benchmarks.streaming:Slow", *ITERATIONS_ONLY),
             *("eval.start=false", "rollout.workers=1", "rollout.max_new_tokens=8", "rollout.group_size=4"),
             *(f"rollout.episodes={episodes}", f"rollout.max_num_seqs={episodes}", *further),
-            *(f"algo.iterations={iterations}", f"rollout.max_staleness={bound}", "learner.threads=1"),
+            *(f"algo.iterations={iterations}", f"rollout.max_staleness={bound}"),
+            f"learner.threads={1 if bound else 2}",  # ahead, the engine has the other core
         ]
     )
 
