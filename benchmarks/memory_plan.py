@@ -92,12 +92,14 @@ def _watched(run: psutil.Process) -> Mapping[str, Taken]:
     while run.is_running() and run.status() != psutil.STATUS_ZOMBIE:
         now: dict[str, list[Taken]] = defaultdict(list)
         for process in (run, *_children(run)):
-            with contextlib.suppress(psutil.Error, OSError, KeyError):
-                now[_name(process, run)].append(dict(_taken(process.pid)))
-        for name, taken in now.items():
+            with contextlib.suppress(psutil.Error, OSError, KeyError):  # it has just ended
+                sizes = dict(_taken(process.pid))
+                taken, name = {kind: sizes[kind] for kind in KINDS}, _name(process, run)
+                now[name].append(taken)
+        for name, all_taken in now.items():
             together = sum if name == DAEMONS else max
             for kind in KINDS:
-                highest[name][kind] = max(highest[name][kind], together(each[kind] for each in taken))
+                highest[name][kind] = max(highest[name][kind], together(each[kind] for each in all_taken))
         time.sleep(SAMPLE_S)
     return highest
 
