@@ -8,7 +8,7 @@ from rlpost.config.adapter_kinds import TABLE
 from rlpost.config.schema import Config, Task
 from rlpost.memory.model_shape import ModelShape
 from rlpost.memory.parts import BYTES, FLOAT, Part, Process
-from rlpost.memory.runtime import ENGINE_LIBRARIES
+from rlpost.memory.runtime import ENGINE_LIBRARIES, TOKENIZER
 from rlpost.memory.trained import trained_numbers
 from rlpost.rollout.engine.settings import PREFILL_TOKENS
 
@@ -24,16 +24,17 @@ def rollout_worker(cfg: Config, shape: ModelShape) -> Process:
     ranks = cfg.rollout.tensor_parallel
     processes = ranks + (ranks > 1)  # with several ranks the actor's own process only schedules
     libraries = Part("libraries", processes * ENGINE_LIBRARIES)
+    tokenizer = Part("tokenizer", TOKENIZER * shape.words)
     parts = [Part("weights", weights(cfg, shape), kept=False)]
     if cfg.task in (Task.rl, Task.sft) or cfg.adapter is not None:
         parts += [Part("a swap", ranks * swap(cfg, shape))]
     step = Part("a step's tensors", step_bytes(cfg, shape), certain=False, kept=False)
     if cfg.rollout.gpus > 0:
         # vLLM takes its share of the GPU for all of these at its start, and refuses to start if they do not fit.
-        host = (libraries, *(asleep(cfg, shape) if cfg.rollout.sleep else ()))
+        host = (libraries, tokenizer, *(asleep(cfg, shape) if cfg.rollout.sleep else ()))
         return Process("rollout worker", cfg.rollout.workers, host, (*parts, step))
     cache = Part("KV cache", int(cfg.rollout.kv_cache_gib * 2**30), certain=False)
-    return Process("rollout worker", cfg.rollout.workers, (libraries, *parts, cache, step))
+    return Process("rollout worker", cfg.rollout.workers, (libraries, tokenizer, *parts, cache, step))
 
 
 def weights(cfg: Config, shape: ModelShape) -> int:

@@ -33,7 +33,11 @@ def memory_plan(cfg: Config, shape: ModelShape, teacher: ModelShape | None = Non
     if cfg.task is Task.compare:
         cfg = replace(cfg, task=Task.rl)
     processes = [
-        Process("driver", 1, (Part("libraries", runtime.DRIVER),)),
+        Process(
+            "driver",
+            1,
+            (Part("libraries", runtime.DRIVER), Part("tokenizer", runtime.TOKENIZER * shape.words)),
+        ),
         Process("Ray's daemons", 1, (Part("libraries", runtime.RAY_DAEMONS),)),
     ]
     if cfg.task is not Task.eval:

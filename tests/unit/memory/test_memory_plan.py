@@ -156,6 +156,16 @@ def test_an_engine_keeps_a_packed_copy_of_a_tied_table_on_a_cpu() -> None:
     assert engine.weights(cfg, shape()) == 4 * COUNT
 
 
+def test_the_driver_and_a_worker_hold_a_tokenizer_and_a_rank_none() -> None:
+    small, large = (
+        memory_plan(settings(), shape(vocab_size=1_000)),
+        memory_plan(settings(), shape(vocab_size=3_000)),
+    )
+    for name in ("driver", "rollout worker"):
+        assert part(large.named(name), "tokenizer") == 3 * part(small.named(name), "tokenizer") > 3_000_000
+    assert "tokenizer" not in [each.name for each in large.named("learner rank").host]
+
+
 def test_an_engines_step_takes_prompts_and_words() -> None:
     cfg = settings()
     cfg.rollout.episodes, cfg.rollout.workers, cfg.rollout.max_model_len = 10, 2, 50
@@ -169,7 +179,7 @@ def test_what_is_on_a_gpu_is_not_the_machines() -> None:
     plan = memory_plan(cfg, shape())
     assert plan.size() < on_cpu.size()
     assert plan.named("learner rank").device_size(certain_only=True) >= 4 * COUNT
-    assert [each.name for each in plan.named("rollout worker").host] == ["libraries"]
+    assert [each.name for each in plan.named("rollout worker").host] == ["libraries", "tokenizer"]
 
 
 def test_an_evaluation_has_no_learner_and_an_endpoint_no_engine() -> None:
