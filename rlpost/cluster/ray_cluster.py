@@ -146,6 +146,7 @@ def _private(config: RayConfig, modules: Sequence[Path], weights: int) -> Iterat
     os.environ.update(RAY_worker_register_timeout_seconds=str(int(config.timeout_s)))
     folder = RayFolder()
     try:
+        folder.sweep_if_killed()
         _init(
             "Ray could not be started on this machine",
             address="local",

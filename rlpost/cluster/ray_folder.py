@@ -1,5 +1,5 @@
 """The folder of a private Ray, or of a checkpoint that a learner rank holds for the driver (learner/checkpoint_folder).
-If its process does not remove it, the next run on this machine does.
+If its process does not remove it, the sweeper of a private Ray does, or the next run on this machine.
 
 Only its user can read it. Ray makes the folders it is given, with sockets and logs, open to everybody (mode 0777), so
 Ray gets a folder inside ours, which keeps mode 0700. (A umask would be too strict: Ray's processes inherit it, and a
@@ -15,9 +15,13 @@ import contextlib
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from rlpost.cluster import sweeper
 
 PREFIX = "rlpost-run-"
 INNER = "r"
@@ -33,13 +37,28 @@ class RayFolder:
         for stale in parent.glob(f"{PREFIX}*"):
             _remove_unlocked(stale)
         self.path, self._lock = _new_locked(parent)
+        self._sweeper: subprocess.Popen[bytes] | None = None
 
     @property
     def for_ray(self) -> Path:
         """The folder for Ray, which creates it and may open it to everybody."""
         return self.path / INNER
 
+    def sweep_if_killed(self) -> None:
+        """Start the process that ends Ray and removes the folder if this process is killed (sweeper.py)."""
+        self._sweeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", sweeper.__file__, str(self.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for the driver
+        )
+
     def remove(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.kill()
+            self._sweeper.wait()
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 

@@ -270,10 +270,22 @@ def check_nothing_is_left(tmp_path: Path, how: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) in (["driver.py"], ["driver.py", "logs"])
 
 
-def test_what_a_killed_driver_leaves_goes_with_the_next_run() -> None:
+def test_a_killed_driver_leaves_no_process_and_no_file() -> None:
     with tempfile.TemporaryDirectory(prefix="rlpost-", dir="/tmp") as folder:
         driver, processes = start_driver(Path(folder), "interrupt")
         assert len(processes) >= 3, driver.stderr.read() if driver.stderr else ""
+        driver.kill()
+        driver.communicate(timeout=60)
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        assert not alive
+        assert not list(Path(folder).glob("rlpost-run-*"))
+
+
+def test_what_is_left_of_a_driver_and_its_sweeper_goes_with_the_next_run() -> None:
+    with tempfile.TemporaryDirectory(prefix="rlpost-", dir="/tmp") as folder:
+        driver, processes = start_driver(Path(folder), "interrupt")
+        [sweeper] = [each for each in processes if "sweeper.py" in " ".join(each.cmdline())]
+        sweeper.kill()
         driver.kill()
         driver.communicate(timeout=60)
         for process in processes:  # Ray's end by themselves, the slowest after a minute
