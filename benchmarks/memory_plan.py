@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,13 +93,12 @@ def _watched(run: psutil.Process) -> Mapping[str, Taken]:
         now: dict[str, list[Taken]] = defaultdict(list)
         for process in (run, *_children(run)):
             with contextlib.suppress(psutil.Error, OSError, KeyError):  # it has just ended
-                sizes = dict(_taken(process.pid))
-                taken, name = {kind: sizes[kind] for kind in KINDS}, _name(process, run)
+                name, taken = _name(process, run), _taken(process.pid)
                 now[name].append(taken)
-        for name, all_taken in now.items():
+        for name, several in now.items():
             together = sum if name == DAEMONS else max
             for kind in KINDS:
-                highest[name][kind] = max(highest[name][kind], together(each[kind] for each in all_taken))
+                highest[name][kind] = max(highest[name][kind], together(each[kind] for each in several))
         time.sleep(SAMPLE_S)
     return highest
 
@@ -118,11 +117,11 @@ def _name(process: psutil.Process, run: psutil.Process) -> str:
     return next((name for start, name in TITLES.items() if title.startswith(start)), DAEMONS)
 
 
-def _taken(pid: int) -> Iterator[tuple[str, int]]:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        kind, _, rest = line.partition(":")
-        if kind in KINDS:
-            yield kind, int(rest.split()[0]) * 1024
+def _taken(pid: int) -> Taken:
+    """Raises KeyError for a process that is just ending, which has no sizes."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    told = {kind: rest for kind, _, rest in (line.partition(":") for line in status.splitlines())}
+    return {kind: int(told[kind].split()[0]) * 1024 for kind in KINDS}
 
 
 def report(plan: Plan, measured: Mapping[str, Taken]) -> None:

@@ -47,7 +47,7 @@ class RayFolder:
     def sweep_if_killed(self) -> None:
         """Start the process that ends Ray and removes the folder if this process is killed (sweeper.py)."""
         self._sweeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", sweeper.__file__, str(self.path)],
+            [sys.executable, "-I", sweeper.__file__, str(self.path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

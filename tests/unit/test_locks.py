@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from rlpost.record import locks
 from rlpost.record.run_dir import RunDir
 from rlpost.tasks.session import run_folder
 from tests.unit.contenders import PROCESSES, REFUSED, ROUNDS, Take, contend, take_comparison, take_run
+from tests.unit.scripts import started
 
 TAKES = pytest.mark.parametrize("take", [take_run, take_comparison])
 
@@ -44,13 +44,7 @@ with locks.held(Path(sys.argv[1])):
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[2])},
-    )
+    process = started(HOLDER, folder)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "held"
     return process

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +14,7 @@ import pytest
 
 from rlpost.cluster import ray_folder
 from rlpost.cluster.ray_folder import RayFolder
+from tests.unit.scripts import started
 
 
 @pytest.fixture
@@ -73,13 +71,7 @@ sys.stdin.read()
 
 
 def test_the_folder_of_a_killed_driver_goes_with_the_next_start(temp: Path) -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(temp)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(ray_folder.__file__).parents[2])},
-    )
+    driver = started(DRIVER, temp)
     assert driver.stdout is not None
     left = Path(driver.stdout.readline().strip())
     RayFolder().remove()

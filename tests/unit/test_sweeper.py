@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from rlpost.cluster import ray_folder, sweeper
-from rlpost.cluster.ray_folder import RayFolder
+from rlpost.cluster import sweeper
+from tests.unit.scripts import started
 
 PATIENCE_S = 30.0
 DRIVER = """
@@ -32,13 +32,7 @@ folder.remove()
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(ray_folder.__file__).parents[2])},
-    )
+    process = started(DRIVER, tmp_path)
     yield process
     process.kill()
     process.communicate()
@@ -59,20 +53,15 @@ def comes(happened: Callable[[], bool]) -> bool:
 
 
 def lives(process: int) -> bool:
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False
-    return "State:\tZ" not in status
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def sweepers(folder: Path) -> int:
     """The number of living sweepers of this folder."""
-    found = 0
-    for words in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended
-            found += words.read_bytes().split(b"\0")[-2:-1] == [str(folder).encode()]
-    return found
+    words = (process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"]))
+    return sum(each[-1] == str(folder) for each in words)
 
 
 def test_a_killed_drivers_processes_end_and_its_folder_goes(driver: subprocess.Popen[str]) -> None:
@@ -105,17 +94,10 @@ def test_only_what_writes_into_the_folder_is_found(tmp_path: Path) -> None:
     inside.mkdir()
     beside.mkdir()
     with (inside / "log").open("w"), (beside / "log").open("w"):
-        assert [*sweeper.writers_into(inside)] == [os.getpid()]
+        assert [*sweeper.writers_into(inside)] == [psutil.Process()]
     with (inside / "log").open(), (beside / "log").open("w"):
         assert [*sweeper.writers_into(inside)] == []
 
 
 def test_a_folder_that_is_gone_needs_no_sweeper(tmp_path: Path) -> None:
     sweeper.main(tmp_path / "gone")
-
-
-def test_removing_a_folder_without_a_sweeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = RayFolder()
-    folder.remove()
-    assert not folder.path.exists()
