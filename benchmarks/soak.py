@@ -39,6 +39,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -188,6 +189,10 @@ def fill_disk(run: Run, rng: random.Random) -> None:
             ballast.write(bytes(2**16))
 
 
+def empty_disk(run: Run) -> None:
+    (run.home / "ballast").unlink(missing_ok=True)
+
+
 def slow_disk(run: Run, rng: random.Random) -> None:
     throttle(run.home, int(2 ** rng.uniform(17, 20)))
 
@@ -196,60 +201,6 @@ def throttle(folder: Path, rate: int) -> None:
     """Let the disk of this folder write `rate` bytes a second; 0 lifts the limit."""
     device = os.stat(folder).st_dev
     THROTTLE.write_text(f"{os.major(device)}:{os.minor(device)} {rate}")
-
-
-# What happens to a run, once or (workers) three times.
-FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
-    "workers": partial(send, signal.SIGKILL, WORKER),
-    "rank": partial(send, signal.SIGKILL, RANK),
-    "raylet": partial(send, signal.SIGKILL, RAYLET),
-    "driver": kill_driver,
-    "hung_worker": partial(send, signal.SIGSTOP, WORKER),
-    "hung_rank": partial(send, signal.SIGSTOP, RANK),
-    "partition": partition,
-    "disk": fill_disk,
-    "slow_disk": slow_disk,
-}
-# So that one who hangs is noticed within STOP_S. On a busy machine a learner takes longer to start.
-SETTINGS_OF = {"hung_worker": ("rollout.timeout_s=60",), "hung_rank": ("learner.timeout_s=60",)}
-SURVIVED = ("workers", "hung_worker", "slow_disk")  # a run replaces what it lost, or waits, and goes on
-
-
-def mend(run: Run, fault: str) -> None:
-    """Give the run's disk back what the fault took."""
-    (run.home / "ballast").unlink(missing_ok=True)
-    if fault == "slow_disk":
-        throttle(run.home, 0)
-
-
-def disturb(run: Run, fault: str, rng: random.Random, span: float) -> float:
-    """Disturb a run from its first iteration on, within `span` seconds; return the time of the last fault."""
-    run.wait(lambda: run.iterations() >= 1, START_S)
-    pauses = sorted(rng.uniform(0.0, 0.9 * span) for _ in range(3 if fault == "workers" else 1))
-    began = time.monotonic()
-    for pause in pauses:
-        due = began + pause
-        run.wait(lambda due=due: time.monotonic() >= due, START_S)  # type: ignore[misc]
-        with contextlib.suppress(psutil.Error):  # the run is just ending
-            FAULTS[fault](run, rng)
-    return time.monotonic()
-
-
-def outcome_of(run: Run, fault: str, struck: float, adapter: str) -> Outcome:
-    """What comes of a run that was disturbed at the time `struck`. If it stops, it is resumed."""
-    over = run.ends(START_S if fault in SURVIVED else STOP_S)
-    notice_s, left = time.monotonic() - struck, _left(run)
-    if not over:
-        return Outcome("wrong", "it neither stopped nor ended in time", notice_s, left)
-    if run.process.returncode == 0:
-        return Outcome("same" if run.adapter == adapter else "wrong", left=left)
-    cause = run.cause()
-    if not cause and fault != "driver":
-        return Outcome("wrong", f"it ended with {run.process.returncode} and names no cause", notice_s, left)
-    mend(run, fault)
-    resumed = Run(run.home)
-    well = resumed.ends(START_S) and resumed.process.returncode == 0 and resumed.adapter == adapter
-    return Outcome("resumed" if well else "wrong", cause, notice_s, left)
 
 
 @contextlib.contextmanager
@@ -284,8 +235,61 @@ def _mounted(folder: Path, *words: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-# The disk of the run's folder, if the fault needs one of its own.
-DISKS = {"disk": small_disk, "slow_disk": sync_disk}
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a run, and what a round needs for it."""
+
+    happen: Callable[[Run, random.Random], None]
+    times: int = 1
+    survived: bool = False  # a run replaces what it lost, or waits, and goes on
+    settings: tuple[str, ...] = ()  # further settings of the run
+    disk: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext  # of the run's folder
+    mend: Callable[[Run], object] = lambda run: None  # before the run is resumed
+
+
+# So that one who hangs is noticed within STOP_S. On a busy machine a learner takes longer to start.
+SHORT_WORKER, SHORT_RANK = ("rollout.timeout_s=60",), ("learner.timeout_s=60",)
+FAULTS = {
+    "workers": Fault(partial(send, signal.SIGKILL, WORKER), times=3, survived=True),
+    "rank": Fault(partial(send, signal.SIGKILL, RANK)),
+    "raylet": Fault(partial(send, signal.SIGKILL, RAYLET)),
+    "driver": Fault(kill_driver),
+    "hung_worker": Fault(partial(send, signal.SIGSTOP, WORKER), survived=True, settings=SHORT_WORKER),
+    "hung_rank": Fault(partial(send, signal.SIGSTOP, RANK), settings=SHORT_RANK),
+    "partition": Fault(partition),
+    "disk": Fault(fill_disk, disk=small_disk, mend=empty_disk),
+    "slow_disk": Fault(slow_disk, survived=True, disk=sync_disk, mend=lambda run: throttle(run.home, 0)),
+}
+
+
+def disturb(run: Run, fault: Fault, rng: random.Random, span: float) -> float:
+    """Disturb a run from its first iteration on, within `span` seconds; return the time of the last fault."""
+    run.wait(lambda: run.iterations() >= 1, START_S)
+    pauses = sorted(rng.uniform(0.0, 0.9 * span) for _ in range(fault.times))
+    began = time.monotonic()
+    for pause in pauses:
+        due = began + pause
+        run.wait(lambda due=due: time.monotonic() >= due, START_S)  # type: ignore[misc]
+        with contextlib.suppress(psutil.Error):  # the run is just ending
+            fault.happen(run, rng)
+    return time.monotonic()
+
+
+def outcome_of(run: Run, fault: Fault, struck: float, adapter: str) -> Outcome:
+    """What comes of a run that was disturbed at the time `struck`. If it stops, it is resumed."""
+    over = run.ends(START_S if fault.survived else STOP_S)
+    notice_s, left = time.monotonic() - struck, _left(run)
+    if not over:
+        return Outcome("wrong", "it neither stopped nor ended in time", notice_s, left)
+    if run.process.returncode == 0:
+        return Outcome("same" if run.adapter == adapter else "wrong", left=left)
+    cause = run.cause()
+    if not cause and fault.happen is not kill_driver:
+        return Outcome("wrong", f"it ended with {run.process.returncode} and names no cause", notice_s, left)
+    fault.mend(run)
+    resumed = Run(run.home)
+    well = resumed.ends(START_S) and resumed.process.returncode == 0 and resumed.adapter == adapter
+    return Outcome("resumed" if well else "wrong", cause, notice_s, left)
 
 
 def _entries() -> set[Path]:
@@ -312,19 +316,18 @@ def main() -> None:
         adapter, span = undisturbed(Path(scratch) / "undisturbed")
         print(f"undisturbed: {span:.0f} s from the first iteration to the end, adapter {adapter}", flush=True)
         for n in range(args.rounds):
-            fault = args.faults[n % len(args.faults)]
-            outcome = round_of(
-                Path(scratch) / f"round{n}", fault, random.Random(f"{args.seed} {n}"), adapter, span
-            )
-            results[fault, outcome.result] += 1
-            print(n, fault, outcome, flush=True)
-    for (fault, result), count in sorted(results.items()):
-        print(f"{fault:11} {result:8} {count}")
+            name = args.faults[n % len(args.faults)]
+            rng = random.Random(f"{args.seed} {n}")
+            outcome = round_of(Path(scratch) / f"round{n}", FAULTS[name], rng, adapter, span)
+            results[name, outcome.result] += 1
+            print(n, name, outcome, flush=True)
+    for (name, result), count in sorted(results.items()):
+        print(f"{name:11} {result:8} {count}")
 
 
-def round_of(home: Path, fault: str, rng: random.Random, adapter: str, span: float) -> Outcome:
-    with DISKS[fault](home) if fault in DISKS else contextlib.nullcontext():
-        run = Run(home, SETTINGS_OF.get(fault, ()))
+def round_of(home: Path, fault: Fault, rng: random.Random, adapter: str, span: float) -> Outcome:
+    with fault.disk(home):
+        run = Run(home, fault.settings)
         outcome = outcome_of(run, fault, disturb(run, fault, rng, span), adapter)
     if outcome.result == "wrong":
         print(run.log.read_text(), flush=True)

@@ -25,7 +25,7 @@ from rlpost.algorithms.rollout_correction import kl_weights_of, surrogate_weight
 from rlpost.algorithms.selection import Selection, distinct_successes, ranked_pairs
 from rlpost.config.presets import TABLE, Algorithm, Estimator
 from rlpost.config.rollout_correction import corrects
-from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, Rewards
+from rlpost.config.schema import AlgoConfig, Config, KlPlace, OldLogprobs, RewardControl, Rewards
 from rlpost.errors import LearnerError
 from rlpost.types import Trajectory
 
@@ -129,7 +129,7 @@ def _rewards(
     if TABLE[algo.name].taught:
         graded_N = rewards.of_teacher(outputs[POLICY], outputs[TEACHER])
         return _less_kl(graded_N, sampling_N, outputs, cfg), metrics
-    if algo.overlong_buffer:
+    if algo.overlong_buffer and algo.reward_control is RewardControl.none:  # a control's rewards tell nothing
         lost_U = rewards.overlong(
             layout.lengths_U, cfg.rollout.max_new_tokens, algo.overlong_buffer, algo.overlong_penalty
         )

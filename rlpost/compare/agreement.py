@@ -13,25 +13,33 @@ from rlpost.weights.base_weights import base_weights
 from rlpost.weights.spectrum import agreement, has_factors
 
 
-def agreements(comparison: Comparison, folder: Path, model_folder: Path) -> tuple[ArmsAgreement, ...]:
+def agreements(
+    comparison: Comparison, folder: Path, model_folder: Path, given: Path | None
+) -> tuple[ArmsAgreement, ...]:
     """Every pair of arms of every seed that have one start, from the cells' adapters.
+
+    `given`: the adapter from which the whole comparison starts, if there is one: a start without training of its own
+    leaves none.
 
     Pairs of kinds without factors (DoRA) are left out, as they need a decomposition of every weight; rlpost spectrum
     does that. Raises AdapterError for a damaged adapter.
     """
     return tuple(
-        each for seed in comparison.seeds for each in _of_seed(comparison, folder, model_folder, seed)
+        each for seed in comparison.seeds for each in _of_seed(comparison, folder, model_folder, seed, given)
     )
 
 
-def _of_seed(comparison: Comparison, folder: Path, model_folder: Path, seed: int) -> list[ArmsAgreement]:
+def _of_seed(
+    comparison: Comparison, folder: Path, model_folder: Path, seed: int, given: Path | None
+) -> list[ArmsAgreement]:
     adapters = _adapters(comparison, folder, seed)
     starts = {arm: adapters.pop(arm) for arm in comparison.starts if arm in adapters}
+    default = None if given is None else Adapter.load(given)
     found = []
     for first, second in combinations(adapters, 2):
         if comparison.start_of(first) != comparison.start_of(second):
             continue
-        start = starts.get(comparison.start_of(first))
+        start = starts.get(comparison.start_of(first), default)
         base = base_weights(model_folder, adapters[first].base)
         if means := mean_agreement(agreement(adapters[first], adapters[second], base, start)):
             found.append(ArmsAgreement(seed, first, second, means))

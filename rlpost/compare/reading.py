@@ -18,7 +18,7 @@ from rlpost.compare.design.plan import CellPlan
 from rlpost.compare.design.types import Cell, Evaluation, Point, Status, is_start, row_of
 from rlpost.compare.retained import retained
 from rlpost.compare.statistics.causes import last_outcome
-from rlpost.config.schema import Config, Task
+from rlpost.config.schema import BudgetConfig, Config, Task
 from rlpost.errors import OutputError
 from rlpost.record import spectrum
 from rlpost.record.compute import Compute, spent
@@ -43,7 +43,7 @@ class Read:
 def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points: int) -> Read:
     """Read the record of a finished cell; `cfg` is the configuration of its run.
 
-    Raises OutputError if the record is damaged or does not have `points` points.
+    Raises OutputError if the record is damaged, does not have `points` points, or has them elsewhere in the budget.
     """
     run_dir = CellFiles(folder, plan.name).run_dir
     if is_start(plan.arm):
@@ -52,11 +52,8 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
     else:
         stages = _stages(run_dir, "step" if row_of(plan.arm).supervised else "iteration", parameters)
         if len(stages) != points:
-            raise OutputError(
-                f"{run_dir.path}\n  reason: it was evaluated {len(stages)} times after its start, not {points}: its"
-                " training ended before its budget was spent, or one step spent more than a point's share\n"
-                "  remedy: fewer compare.points, or more iterations"
-            )
+            raise _off_budget(run_dir, f"it was evaluated {len(stages)} times after its start, not {points}")
+        _refuse_other_amounts(run_dir, list(stages.values()), cfg.budget)
     shares = [0.0] if is_start(plan.arm) else [k / points for k in range(1, points + 1)]
     played = {stage: _episodes(run_dir, cfg, stage) for stage in stages}
     scored = zip(shares, stages.values(), map(_evaluations, played.values()), strict=True)
@@ -69,12 +66,28 @@ def read_cell(plan: CellPlan, cfg: Config, folder: Path, parameters: int, points
         spectrum=None if (found := spectrum.read(run_dir.path)) is None else found.totals(),
         retention=()
         if is_start(plan.arm)
-        else retained(run_dir, dict(zip(stages, shares, strict=True)), evaluation_of),
+        else retained(run_dir, dict(zip(stages, shares, strict=True)), _evaluation_in),
     )
     has_base = is_start(plan.arm) and cfg.eval.start and cfg.adapter is None
     base = _evaluations(_episodes(run_dir, cfg, "before")) if has_base else None
     every = (t for variants in played.values() for episodes in variants.values() for t in episodes)
     return Read(cell, goes_on_after_right(every), trained_on(run_dir), base)
+
+
+def _refuse_other_amounts(run_dir: RunDir, spent: Sequence[Compute], budget: BudgetConfig) -> None:
+    """Raises OutputError if the amounts spent at the points differ from the budget's by over half a point's share."""
+    for found, amount in zip(spent, budget.amounts, strict=False):  # the reference has no amounts
+        measured = getattr(found, budget.measure.value)
+        if abs(measured - amount) > budget.amounts[0] / 2:
+            what = f"{measured:.4g} {budget.measure.value} where the others spent {amount:.4g}"
+            raise _off_budget(run_dir, f"it was evaluated after {what}")
+
+
+def _off_budget(run_dir: RunDir, found: str) -> OutputError:
+    return OutputError(
+        f"{run_dir.path}\n  reason: {found}: its training ended before its budget was spent, or one step spent more"
+        " than a point's share\n  remedy: fewer compare.points, or more iterations"
+    )
 
 
 def unread(plan: CellPlan, ended: Ended | None) -> Cell:
@@ -138,15 +151,24 @@ def _episodes(run_dir: RunDir, cfg: Config, stage: str) -> dict[str, list[Trajec
             raise OutputError(
                 f"{expected}\n  reason: the evaluation is not there\n  remedy: delete the cell's folder"
             )
-        episodes = read_trajectories(path)
-        if not all(episode.instance for episode in episodes):
-            raise OutputError(
-                f"{path}\n  reason: the environment failed before it named the instance of an episode, which"
-                " therefore cannot be paired\n  remedy: delete the cell's folder, and it is run again"
-            )
-        return episodes
+        return _named_episodes(path)
 
     return {variant: read(variant) for variant in cfg.eval_variants}
+
+
+def _named_episodes(path: Path) -> list[Trajectory]:
+    """The episodes of a file. Raises OutputError if one cannot be paired with another cell's."""
+    episodes = read_trajectories(path)
+    if not all(episode.instance for episode in episodes):
+        raise OutputError(
+            f"{path}\n  reason: the environment failed before it named the instance of an episode, which"
+            " therefore cannot be paired\n  remedy: delete the cell's folder, and it is run again"
+        )
+    return episodes
+
+
+def _evaluation_in(path: Path) -> Evaluation:
+    return evaluation_of(_named_episodes(path))
 
 
 def _evaluations(played: Mapping[str, Sequence[Trajectory]]) -> dict[str, Evaluation]:

@@ -5,20 +5,20 @@ lines of metrics.jsonl ─▶ text, KL    trajectories/retention-* ─▶ Evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from rlpost.compare.design.types import Evaluation, Retained
 from rlpost.record import retention as record
-from rlpost.record.run_dir import RunDir, read_trajectories
-from rlpost.types import Trajectory
-
-Evaluated = Callable[[Sequence[Trajectory]], Evaluation]
+from rlpost.record.run_dir import RunDir
 
 
-def retained(run_dir: RunDir, shares: Mapping[str, float], evaluated: Evaluated) -> tuple[Retained, ...]:
+def retained(
+    run_dir: RunDir, shares: Mapping[str, float], evaluation: Callable[[Path], Evaluation]
+) -> tuple[Retained, ...]:
     """What the run measured at its start (share 0) and at the stages of `shares`; empty if it measured nothing.
 
-    `evaluated` makes an Evaluation of episodes. Raises OutputError if a file of episodes is damaged.
+    `evaluation` reads a file of episodes; what it raises is not caught.
     """
     found = record.measured(run_dir.read_metrics())
     start = record.start_of(found)
@@ -26,8 +26,7 @@ def retained(run_dir: RunDir, shares: Mapping[str, float], evaluated: Evaluated)
     by_stage = {each.stage: each for each in found}
 
     def episodes(stage: str, variant: str) -> Evaluation:
-        path = run_dir.trajectories_file(record.episodes_name(stage, variant))
-        return evaluated(read_trajectories(path))
+        return evaluation(run_dir.trajectories_file(record.episodes_name(stage, variant)))
 
     return tuple(
         Retained(

@@ -74,7 +74,8 @@ def run(cfg: Config) -> None:
         comparison = _comparison(cfg, runner, model_folder, command)
         from rlpost.compare.agreement import agreements  # imports torch
 
-        found = agreements(comparison, folder, model_folder)
+        given = None if cfg.adapter is None else Path(cfg.adapter)
+        found = agreements(comparison, folder, model_folder, given)
         _conclude(dataclasses.replace(comparison, agreements=found), folder, console)
 
 

@@ -471,8 +471,8 @@ class CompareConfig:
     share_engines: bool = True
     # Settings named by the user (noted by `compose`), which every arm keeps whatever its algorithm's default.
     named: list[str] = field(default_factory=list)
-    quick: bool = False  # only the first seed, and quick_iterations as algo.iterations
-    quick_iterations: int = 16  # algo.iterations of a quick comparison
+    quick: bool = False  # only the first seed, and at most quick_iterations as algo.iterations
+    quick_iterations: int = 16  # most algo.iterations of a quick comparison
 
 
 class PlacementStrategy(Enum):

@@ -12,8 +12,8 @@ import random
 from rlpost.pretrain import cards, streets
 from rlpost.pretrain.talk import Conversation, Mixture, draw
 
-# Share of the conversations. They are longer than those about cards, and make up half of the tokens.
-STREETS = 0.25
+# Share of the conversations. They are longer than those about cards, and make up a third of the tokens.
+STREETS = 0.2
 
 
 def conversation(rng: random.Random) -> Conversation:

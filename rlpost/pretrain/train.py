@@ -32,6 +32,7 @@ from rlpost.record.folders import OUTPUTS, new_folder, time_stamp
 
 IGNORE = -100
 POOL = 2048  # conversations sorted by length at a time, so that batches need little padding
+WIDTHS = 8  # a batch's width is a multiple of it: shapes recur, and memory is used again
 TOKENIZER_CONVERSATIONS = 3000
 MAX_POSITIONS = 2048
 TRIM_EVERY = 100  # optimizer steps
@@ -67,22 +68,23 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """An endless stream of (token_ids_BT, labels_BT), right-padded, of at most `batch_tokens` tokens with padding."""
     rng = random.Random(seed)
-    pad = tokenizer.pad_token_id
     while True:
-        rows = sorted(
-            (encode(corpus.conversation(rng), tokenizer) for _ in range(POOL)), key=lambda r: len(r.labels)
-        )
-        cuts: list[list[LabelledTokens]] = [[]]
-        for row in rows:
-            if len(row.labels) * (len(cuts[-1]) + 1) > batch_tokens:
-                cuts.append([])
-            cuts[-1].append(row)
+        drawn = (encode(corpus.conversation(rng), tokenizer) for _ in range(POOL))
+        rows = sorted(drawn, key=lambda row: len(row.labels))
+        cuts = []
+        while rows:
+            width = math.ceil(len(rows[-1].labels) / WIDTHS) * WIDTHS
+            count = batch_tokens // width
+            cuts.append(_padded(rows[-count:], width, tokenizer.pad_token_id))
+            del rows[-count:]
         rng.shuffle(cuts)
-        for cut in cuts:
-            width = max(len(row.labels) for row in cut)
-            ids = torch.tensor([row.token_ids + [pad] * (width - len(row.labels)) for row in cut])
-            labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in cut])
-            yield ids, labels
+        yield from cuts
+
+
+def _padded(rows: list[LabelledTokens], width: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.tensor([row.token_ids + [pad] * (width - len(row.labels)) for row in rows])
+    labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in rows])
+    return ids, labels
 
 
 def build_model(cfg: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

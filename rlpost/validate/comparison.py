@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from rlpost.compare.design.plan import arms, named_contrasts, plan, quickened, settings_of, starts
-from rlpost.compare.design.types import INIT, is_start, row_of
+from rlpost.compare.design.plan import (
+    arms,
+    learning_of,
+    named_contrasts,
+    plan,
+    quickened,
+    settings_of,
+    starts,
+)
+from rlpost.compare.design.types import INIT, is_start, row_of, settings_name_of
+from rlpost.config.arms import SFT
 from rlpost.config.arms import TABLE as ARMS
 from rlpost.config.compose import with_settings
 from rlpost.config.keys import did_you_mean, refusal
 from rlpost.config.presets import VARIED
-from rlpost.config.schema import AlgoName, Config, Measure, RewardControl, Task
+from rlpost.config.schema import AlgoName, Config, Measure, RewardControl, SftLoss, Task
 from rlpost.envs import registry
 from rlpost.envs.base import has_own_rule
 from rlpost.envs.errors import Refused, UnknownEnvironment
@@ -135,6 +144,33 @@ def _reward_control(config: Config) -> Iterator[str]:
         )
 
 
+def _sft_loss(config: Config) -> Iterator[str]:
+    loss = config.sft.loss
+    if SFT in config.compare.arms and loss is not SftLoss.nll:
+        yield refusal(
+            "sft.loss",
+            loss.name,
+            f"the arm {SFT} would be trained with it, under its plain name",
+            f"leave it out, and add the arm {loss.name}",
+        )
+
+
+def _same_training(config: Config) -> Iterator[str]:
+    """Refusals of a setting of the whole comparison that makes an arm what another arm is by its definition."""
+    if any(True for check in (_arms, _settings, _sft_loss) for _ in check(config)):
+        return
+    for first, second in combinations(arms(config), 2):
+        kinds = {(settings_name_of(arm), row_of(arm).task) for arm in (first, second)}
+        if len(kinds) == 1 and learning_of(config, first) == learning_of(config, second):
+            defining = dict(row_of(first).settings) | dict(row_of(second).settings)
+            yield refusal(
+                "compare.arms",
+                [first, second],
+                "with the settings of this comparison they are the same training under two names",
+                f"leave one out, or change what defines it: {', '.join(sorted(defining))}",
+            )
+
+
 def _settings_against_arms(config: Config) -> Iterator[str]:
     """Refusals of named settings that would undo what defines an arm."""
     for name, settings in config.compare.settings.items():
@@ -169,7 +205,8 @@ def _match_on(config: Config) -> Iterator[str]:
 def _points(config: Config) -> Iterator[str]:
     quick, points = quickened(config), config.compare.points
     if points > 0 and quick.algo.iterations % points:
-        key = "compare.quick_iterations" if config.compare.quick else "algo.iterations"
+        shortened = quick.algo.iterations < config.algo.iterations
+        key = "compare.quick_iterations" if shortened else "algo.iterations"
         yield refusal(
             "compare.points",
             points,
@@ -236,8 +273,8 @@ COMPARE_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     *map(
         _of_comparisons,
         (
-            *(_arms, _settings, _contrasts, _settings_against_arms, _reward_control, _named, _seeds),
-            *(_match_on, _points, _variants, _causes, _every_arm),
+            *(_arms, _settings, _contrasts, _settings_against_arms, _reward_control, _sft_loss),
+            *(_same_training, _named, _seeds, _match_on, _points, _variants, _causes, _every_arm),
         ),
     ),
 )

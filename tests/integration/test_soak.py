@@ -19,10 +19,11 @@ def test_a_run_that_loses_workers_and_its_learner_ends_with_the_adapter_of_one_l
 ) -> None:
     adapter, span = soak.undisturbed(tmp_path / "undisturbed")
     run, rng = soak.Run(tmp_path / "disturbed"), random.Random(1)
-    soak.disturb(run, "workers", rng, 0.6 * span)
+    soak.disturb(run, soak.FAULTS["workers"], rng, 0.6 * span)
     played = run.iterations()
     run.wait(lambda: run.iterations() > played, soak.START_S)
-    outcome = soak.outcome_of(run, "rank", soak.disturb(run, "rank", rng, 0.0), adapter)
+    rank = soak.FAULTS["rank"]
+    outcome = soak.outcome_of(run, rank, soak.disturb(run, rank, rng, 0.0), adapter)
     assert outcome.result == "resumed", outcome
     assert "learner rank 0" in outcome.cause
     assert outcome.notice_s < NOTICED_S

@@ -14,7 +14,7 @@ from rlpost.algorithms.credit import TrainingBatch, assign_credit
 from rlpost.algorithms.preferences import with_preferences
 from rlpost.algorithms.roles import CRITIC, POLICY, REFERENCE, TEACHER
 from rlpost.config.presets import TABLE
-from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, Rewards, RolloutIS
+from rlpost.config.schema import AlgoName, Config, KlEstimator, KlPlace, RewardControl, Rewards, RolloutIS
 from rlpost.types import Ending, Finish, Trajectory, Turn
 from tests.learner_data import random_episodes, small_config, with_algorithm
 from tests.numerics.papers import PAPERS, Batch, Played, PlayedTurn, Token
@@ -202,6 +202,19 @@ def test_groups_of_equal_rewards_have_no_gradient(name: AlgoName) -> None:
     loss = numbers.loss(credit, cfg, torch.arange(len(numbers.old)), range(len(episodes)))
     assert metrics["flat_groups"] == 1.0
     assert not numbers.gradients(loss)[0].any()
+
+
+def test_a_control_is_told_nothing_by_the_length_of_an_answer() -> None:
+    """Equal rewards, answers of different lengths: DAPO's length penalty is the only signal, and a control has none."""
+    cfg = _config(AlgoName.dapo)
+    episodes = [replace(t, turns=tuple(replace(u, reward=1.0) for u in t.turns[:1])) for t in _episodes()]
+    plain, metrics = Numbers(episodes).credit(episodes, cfg)
+    assert metrics["overlong_penalty"] < 0
+    assert plain.advantages_N.any()
+    cfg.algo.reward_control = RewardControl.random
+    control, metrics = Numbers(episodes).credit(episodes, cfg)
+    assert "overlong_penalty" not in metrics
+    assert not control.advantages_N.any()
 
 
 def test_equal_clips_make_dapo_grpo_at_the_token_level() -> None:

@@ -800,6 +800,22 @@ class TestValidate:
                 ["task=compare", "arms=[sft,ppo]", "compare.contrasts=[ppo - ppo]"],
                 "compare.contrasts=ppo - ppo\n  reason: an arm does not differ from itself",
             ),
+            (
+                ["task=compare", "arms=[sft,ppo]", "sft.loss=dft"],
+                "sft.loss=dft\n  reason: the arm sft would be trained with it, under its plain name",
+            ),
+            (
+                ["task=compare", "arms=[rft,rft_offline,ppo]", "rollout.policy=start", "algo.kl=none"],
+                "compare.arms=['rft', 'rft_offline']\n  reason: with the settings of this comparison they are the same",
+            ),
+            (
+                ["task=compare", "arms=[grpo,grpo_no_kl]", "algo.kl=none"],
+                "compare.arms=['grpo', 'grpo_no_kl']\n  reason: with the settings",
+            ),
+            (
+                ["task=compare", "arms=[grpo,sft_mixed]", "algo.expert_coef=1"],
+                "compare.arms=['grpo', 'sft_mixed']\n  reason: with the settings",
+            ),
             (["task=compare", "seeds=[1,1]"], "one twice"),
             (
                 ["task=compare", "compare.match_on=device_seconds", "compare.concurrency=2"],

@@ -55,7 +55,7 @@ def quickened(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     if cfg.compare.quick:
         cfg.compare.seeds = cfg.compare.seeds[:1]
-        cfg.algo.iterations = cfg.compare.quick_iterations
+        cfg.algo.iterations = min(cfg.algo.iterations, cfg.compare.quick_iterations)
     return cfg
 
 

@@ -16,7 +16,7 @@ from rlpost.compare.report.pictures import Bar, Contrast, Line, points, short
 from rlpost.compare.report.view import Section, Table, View, percent
 from rlpost.compare.statistics.causes import Causes, measures_memorization
 from rlpost.compare.statistics.directions import ContrastResult, Direction
-from rlpost.compare.statistics.estimates import Success, rate_of
+from rlpost.compare.statistics.estimates import Difference, Success, rate_of
 from rlpost.envs.causes import ORDER, RULE_MISREAD
 from rlpost.pages.images import Image
 from rlpost.record.summary import MISSING
@@ -31,6 +31,8 @@ def results(view: View) -> Iterator[Section]:
     yield _success(view)
     if view.findings.contrasts:
         yield _differences(view)
+        if (along := _along_the_budget(view)) is not None:
+            yield along
     yield _causes(view)
     if any(len(success.by_turn) > 1 for success in view.findings.successes):
         yield _turns(view)
@@ -168,6 +170,35 @@ def _difference_table(view: View) -> Table:
     return Table(head, rows, 5)
 
 
+def _along_the_budget(view: View) -> Section | None:
+    """The differences at every point of the budget; None if there is only its end."""
+    found = {(d.variant, d.arm, d.baseline, d.share): d for d in view.findings.differences}
+    shares = sorted({share for *_, share in found})
+    if len(shares) < 2:
+        return None
+    rows = tuple(
+        (
+            view.heading(variant) if number == 0 else "",
+            row.contrast,
+            *(_points(found.get((variant, row.arm, row.baseline, share))) for share in shares),
+        )
+        for variant in view.variants
+        for number, row in enumerate(view.rows(variant))
+    )
+    head = ("rule", "difference", *(f"{share:.0%} of the budget" for share in shares))
+    reading = (
+        "The same differences, in points, when an arm had spent the given share of its budget. The intervals hold for"
+        " all rules at once, and not for all shares at once."
+    )
+    return Section(
+        "Differences along the budget", reading, tables=(Table(head, rows, len(shares)),), folded=True
+    )
+
+
+def _points(difference: Difference | None) -> str:
+    return MISSING if difference is None else points(difference.simultaneous, difference.estimate.value)
+
+
 def _direction(row: ContrastResult) -> str:
     return "no pair" if row.direction is Direction.UNKNOWN else row.direction.value
 
@@ -178,7 +209,7 @@ def _numbers(row: ContrastResult) -> tuple[str, ...]:
         return (MISSING,) * 5
     left_out = f"\nleft out: {', '.join(map(str, difference.left_out))}" if difference.left_out else ""
     return (
-        points(difference.simultaneous, difference.estimate.value),
+        _points(difference),
         points(difference.estimate),
         f"{difference.p_corrected:.2g}",
         f"{difference.wins} / {difference.losses}",

@@ -151,10 +151,12 @@ def test_from_plain_defaults_an_arm_is_what_the_command_line_would_give(name: Al
 
 def test_quick_takes_one_seed_and_fewer_iterations(cfg: Config) -> None:
     assert quickened(cfg) == cfg
-    cfg.compare.quick = True
+    cfg.compare.quick, cfg.algo.iterations = True, 24
     quick = quickened(cfg)
     assert (quick.compare.seeds, quick.algo.iterations) == ([3], 16)
     assert cfg.compare.seeds == [3, 5], "the settings themselves stay as they are"
+    cfg.algo.iterations = 8
+    assert quickened(cfg).algo.iterations == 8, "never longer than the whole comparison"
 
 
 RANKS = (

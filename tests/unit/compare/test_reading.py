@@ -20,9 +20,10 @@ from rlpost.compare.reading import (
     without_step_accuracy,
 )
 from rlpost.errors import OutputError
+from rlpost.record import retention
 from rlpost.record.compute import Compute
 from rlpost.record.run_dir import RunDir, read_trajectories
-from rlpost.types import Ending
+from rlpost.types import Ending, Trajectory
 from tests.unit.compare.fake_run import comparison, write_record
 from tests.unit.episodes import episode, turn
 
@@ -30,8 +31,10 @@ N = 1000  # parameters
 RIGHT, WRONG = turn("CORRECT", 1.0), turn("WRONG_ACTION", -1.0)
 
 
-def read(folder: Path, name: str, points: int = 2, amounts: tuple[float, ...] = ()) -> Read:
-    cfg = comparison(folder)
+def read(
+    folder: Path, name: str, points: int = 2, amounts: tuple[float, ...] = (), overrides: tuple[str, ...] = ()
+) -> Read:
+    cfg = comparison(folder, *overrides)
     (cell,) = [cell for cell in plan(cfg) if cell.name == name]
     settings = settings_of(cfg, cell, folder, amounts)
     write_record(folder / "cells" / name, settings)
@@ -85,6 +88,20 @@ def test_a_run_that_ended_before_its_budget_is_refused(tmp_path: Path) -> None:
         read(tmp_path, "ppo-0", points=4)
 
 
+def test_an_arm_whose_iterations_ran_out_before_its_budget_is_refused(tmp_path: Path) -> None:
+    overrides = ("arms=[sft,ppo,grpo]", "compare.points=1", "algo.iterations=1", "compare.match_on=tokens")
+    assert read(tmp_path / "spent", "grpo-0", 1, (20 * 800.0,), overrides).cell.status is Status.DONE
+    with pytest.raises(OutputError, match=r"1\.6e\+04 tokens where the others spent 4e\+04"):
+        read(tmp_path / "short", "grpo-0", 1, (50 * 800.0,), overrides)
+
+
+def test_an_arm_whose_first_step_costs_far_more_than_a_points_share_is_refused(tmp_path: Path) -> None:
+    overrides = ("compare.match_on=tokens",)
+    assert read(tmp_path / "near", "sft-0", 1, (0.8 * 64,), overrides).cell.status is Status.DONE
+    with pytest.raises(OutputError, match="one step spent more than a point's share"):
+        read(tmp_path / "far", "sft-0", 1, (0.5 * 64,), overrides)
+
+
 def test_what_was_trained_on_comes_from_the_record(tmp_path: Path) -> None:
     assert read(tmp_path, "ppo-0").trained == {f"train {k}" for k in range(8)}
     run_dir = RunDir.create(tmp_path / "run", "x", 0, "")
@@ -124,9 +141,26 @@ def test_an_episode_without_an_instance_cannot_be_paired(tmp_path: Path) -> None
     read(tmp_path, "init-0")
     run_dir = RunDir(tmp_path / "cells" / "init-0")
     (path,) = run_dir.trajectories.glob("eval-after-faces_10-*.jsonl")
-    played = read_trajectories(path)
-    run_dir.write_trajectories(path.stem, [dataclasses.replace(played[0], instance=""), *played[1:]])
+    run_dir.write_trajectories(path.stem, one_without_its_instance(path))
     cfg = comparison(tmp_path)
     init = plan(cfg)[0]
     with pytest.raises(OutputError, match="before it named the instance"):
         read_cell(init, settings_of(cfg, init, tmp_path, ()), tmp_path, N, 2)
+
+
+def test_nor_can_one_of_what_was_retained(tmp_path: Path) -> None:
+    found = read(tmp_path, "ppo-0")
+    assert not found.cell.retention
+    run_dir = RunDir(tmp_path / "cells" / "ppo-0")
+    (path,) = run_dir.trajectories.glob("eval-after-faces_10-*.jsonl")
+    run_dir.write_trajectories(retention.episodes_name("after", "absolute"), one_without_its_instance(path))
+    run_dir.append_metrics({"stage": "after", f"{retention.ENV}absolute/success": 0.5})
+    cfg = comparison(tmp_path)
+    (cell,) = [cell for cell in plan(cfg) if cell.name == "ppo-0"]
+    with pytest.raises(OutputError, match="before it named the instance"):
+        read_cell(cell, settings_of(cfg, cell, tmp_path, ()), tmp_path, N, 2)
+
+
+def one_without_its_instance(path: Path) -> list[Trajectory]:
+    played = read_trajectories(path)
+    return [dataclasses.replace(played[0], instance=""), *played[1:]]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from rlpost.compare import results
 from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Status
-from rlpost.compare.report import pictures
+from rlpost.compare.report import pictures, sections
+from rlpost.compare.report.findings import findings
 from rlpost.compare.report.page import write
+from rlpost.compare.report.view import View
 from rlpost.compare.statistics.intervals import Interval
 from rlpost.pages.images import Image
 from rlpost.record.run_dir import RunDir
@@ -162,6 +164,23 @@ def test_a_finding_stands_whole_whatever_its_words_hold(quick: None, tmp_path: P
     assert strong[0].startswith("Did SFT memorize? Unclear: no held-out rule")
     assert strong[0].endswith("in the one training seed that there is.")
     assert "<p>Failures on v1. 2 that are the trained rule applied: the start" in html
+
+
+def test_differences_are_told_at_every_point_of_the_budget() -> None:
+    ways = {INIT: {0.0: 3}, "sft": {0.5: 6, 1.0: 9}, "ppo": {0.5: 12, 1.0: 6}}
+    cells = [
+        done(arm, 0, {share: {TRAINED: scored(solved)} for share, solved in way.items()})
+        for arm, way in ways.items()
+    ]
+    made = comparison(cells, (0,), (TRAINED,))
+    (along,) = (s for s in sections.results(View(made, findings(made))) if "along the budget" in s.title)
+    (table,) = along.tables
+    assert table.head[2:] == ("50% of the budget", "100% of the budget")
+    shown = {contrast: [float(text.split()[0]) for text in row] for _, contrast, *row in table.rows}
+    assert shown == {"sft - init": [25.0, 50.0], "ppo - init": [75.0, 25.0], "ppo - sft": [50.0, -25.0]}
+    ends = [replace(cell, points=cell.points[-1:]) for cell in made.cells]
+    only = replace(made, cells=tuple(ends))
+    assert not any("along" in s.title for s in sections.results(View(only, findings(only))))
 
 
 def test_the_same_instances_stand_between_results_and_set_up(page: Page) -> None:

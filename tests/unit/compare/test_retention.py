@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlpost.compare import results
-from rlpost.compare.design.types import INIT, Cell, Comparison, Retained
+from rlpost.compare.design.types import INIT, Cell, Comparison, Evaluation, Retained
 from rlpost.compare.reading import evaluation_of
 from rlpost.compare.report import retention
 from rlpost.compare.report.findings import findings
@@ -19,7 +19,7 @@ from rlpost.compare.retained import retained
 from rlpost.compare.statistics.estimates import differences
 from rlpost.compare.statistics.retention import ELSEWHERE, RULES, TEXT, elsewhere, ways
 from rlpost.record import retention as record
-from rlpost.record.run_dir import RunDir
+from rlpost.record.run_dir import RunDir, read_trajectories
 from tests.unit.compare.comparisons import comparison, done, evaluation
 from tests.unit.episodes import episode, turn
 from tests.unit.pages import Page, assert_inert
@@ -153,9 +153,13 @@ def test_a_cells_record_is_read_by_share(tmp_path: Path) -> None:
         line = {f"{record.ENV}faces_10/success": solved / 4, f"{record.TEXT}loss": 1.0 / solved}
         kl = {} if stage == "before" else {f"{record.KL}forward/k3_token": 4.0 - solved}
         run_dir.append_metrics({"stage": stage, **line, **kl})
-    found = retained(run_dir, {"iteration-000001": 0.5, "after": 1.0}, evaluation_of)
+
+    def evaluation(path: Path) -> Evaluation:
+        return evaluation_of(read_trajectories(path))
+
+    found = retained(run_dir, {"iteration-000001": 0.5, "after": 1.0}, evaluation)
     assert [each.share for each in found] == [0.0, 0.5, 1.0]
     assert [sum(each.evaluations["faces_10"].successes) for each in found] == [3, 2, 1]
     assert [each.text for each in found] == [1 / 3, 1 / 2, 1.0]
     assert found[0].kl == {"forward/k3_token": 1.0}
-    assert retained(RunDir.create(tmp_path / "other", "name", 0, ""), {"after": 1.0}, evaluation_of) == ()
+    assert retained(RunDir.create(tmp_path / "other", "name", 0, ""), {"after": 1.0}, evaluation) == ()

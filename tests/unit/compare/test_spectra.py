@@ -126,9 +126,22 @@ def test_arms_are_compared_since_their_start_by_their_adapters(tmp_path: Path) -
     cells = [cell(arm, 0, None) for arm in adapters]
     for each in cells:
         adapters[each.arm].save(tmp_path / each.run_dir / "adapter")
-    found = agreements(compared(*cells, failed("grpo", 0)), tmp_path, small)
+    found = agreements(compared(*cells, failed("grpo", 0)), tmp_path, small, None)
     expected = mean_agreement(agreement(adapters["sft"], adapters["ppo"], BaseWeights(small), adapters[INIT]))
     assert found == (ArmsAgreement(0, "sft", "ppo", expected),)
     assert expected["cosine"] > 0.2, "both left the same start"
     recorded.adapter_for(small, "x", use_dora=True).save(tmp_path / cells[1].run_dir / "adapter")
-    assert agreements(compared(*cells), tmp_path, small) == ()
+    assert agreements(compared(*cells), tmp_path, small, None) == ()
+
+
+def test_a_start_without_training_is_the_adapter_that_the_comparison_was_given(tmp_path: Path) -> None:
+    small = write_small_model(tmp_path / "model")
+    start, *trained = (recorded.adapter_for(small, "x", seed=i) for i in range(3))
+    start.save(tmp_path / "given")
+    cells = [cell(arm, 0, None) for arm in (INIT, "sft", "ppo")]
+    for each, adapter in zip(cells[1:], trained, strict=True):
+        adapter.save(tmp_path / each.run_dir / "adapter")
+    found = agreements(compared(*cells), tmp_path, small, tmp_path / "given")
+    expected = mean_agreement(agreement(*trained, BaseWeights(small), start))
+    assert found == (ArmsAgreement(0, "sft", "ppo", expected),)
+    assert agreements(compared(*cells), tmp_path, small, None) != found
