@@ -12,7 +12,7 @@ import random
 from rlpost.pretrain import cards, streets
 from rlpost.pretrain.talk import Conversation, Mixture, draw
 
-# Share of the conversations. They are longer than those about cards, and make up a third of the tokens.
+# Share of the conversations. They are longer than those about cards, and make up 29% of the tokens.
 STREETS = 0.2
 
 

@@ -1,8 +1,10 @@
-"""The precision of the recipe of the bundled model: that of the machine; its file is bfloat16 in any case."""
+"""The recipe of the bundled model: its batches, and its precision: the machine's, and bfloat16 in the file."""
 
 from __future__ import annotations
 
 import json
+import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import AutoTokenizer
 from rlpost.cluster import precision as precisions
 from rlpost.cluster.precision import TORCH_DTYPES, Product
 from rlpost.config.schema import Dtype, TinyBaseConfig
+from rlpost.pretrain import corpus, train
 from rlpost.pretrain.train import MasterOptimizer, answer_loss, build_model, precision, save
 from rlpost.weights.models import TINY
 
@@ -46,3 +49,24 @@ def test_it_computes_in_the_faster_precision(faster: Dtype, monkeypatch: pytest.
 
     monkeypatch.setattr(precisions, "_seconds_a_row", seconds)
     assert precision(TinyBaseConfig(), Dtype.auto).dtype is faster
+
+
+def test_batches_hold_every_conversation_once_in_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "POOL", 64)
+    tokenizer, rng = AutoTokenizer.from_pretrained(TINY), random.Random(3)
+    rows = [train.encode(corpus.conversation(rng), tokenizer) for _ in range(64)]
+    found, counts = [], dict[int, list[int]]()
+    for ids_BT, labels_BT in islice(train.batches(tokenizer, 3, 1024), 64):
+        count, width = ids_BT.shape
+        assert count * width <= 1024
+        assert width % train.WIDTHS == 0
+        counts.setdefault(width, []).append(count)
+        lengths = (labels_BT != train.IGNORE).flip(1).int().argmax(1)  # an answer, trained on, ends each row
+        for ids, labels, padded in zip(ids_BT.tolist(), labels_BT.tolist(), lengths.tolist(), strict=True):
+            assert set(ids[width - padded :]) <= {tokenizer.pad_token_id}
+            found.append(train.LabelledTokens(ids[: width - padded], labels[: width - padded]))
+        if len(found) == len(rows):
+            break
+    assert sorted(map(repr, found)) == sorted(map(repr, rows))
+    for width, each in counts.items():
+        assert sum(count < 1024 // width for count in each) <= 1, "only what is left of the pool"
