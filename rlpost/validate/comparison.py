@@ -205,7 +205,7 @@ def _match_on(config: Config) -> Iterator[str]:
 def _points(config: Config) -> Iterator[str]:
     quick, points = quickened(config), config.compare.points
     if points > 0 and quick.algo.iterations % points:
-        shortened = quick.algo.iterations < config.algo.iterations
+        shortened = config.compare.quick and config.compare.quick_iterations <= config.algo.iterations
         key = "compare.quick_iterations" if shortened else "algo.iterations"
         yield refusal(
             "compare.points",

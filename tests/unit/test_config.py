@@ -120,6 +120,8 @@ class TestExperiments:
             "own_sft": [f"env_args.path={taught}"],
             "paper_distillation": ["algo.teacher=tiny"],
         }
+        if name == "smollm2_ladder":
+            pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
         assert run.prepare([f"experiment={name}", *named.get(name, [])]).name == name
 
     @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
