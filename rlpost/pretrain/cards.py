@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,7 +21,9 @@ from rlpost.envs.generalpoints.wording import short_rule, statements, varied_rul
 from rlpost.pretrain.talk import Conversation, Message, Mixture
 
 RESERVED_RULES = frozenset(variant.faces for variant in VARIANTS.values())
-_RESERVED_STATEMENTS = frozenset(text for faces in RESERVED_RULES for text in statements(faces))
+_STATED = "|".join(re.escape(text) for faces in RESERVED_RULES for text in statements(faces))
+# What goes on after it is another rule: '5' for all three is no part of '5', '1', and '13'.
+_RESERVED_STATEMENT = re.compile(rf"(?:{_STATED})(?!\d|, ')")
 # The search for these is left to runs, for SFT and RL to learn. A base that has it already shows neither's effect.
 RESERVED_TARGETS = frozenset(rule.target for variant in VARIANTS.values() for rule in variant.rules())
 SOLVED_TARGETS = tuple(
@@ -209,4 +212,4 @@ MIXTURE: Mixture = (
 
 def states_reserved_rule(talk: Conversation) -> bool:
     """Whether any text states a rule of a registered variant. False for every conversation that this module makes."""
-    return any(rule in message.user for message in talk for rule in _RESERVED_STATEMENTS)
+    return any(_RESERVED_STATEMENT.search(message.user) for message in talk)

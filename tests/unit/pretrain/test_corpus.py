@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
@@ -42,9 +43,20 @@ def test_no_registered_rule_is_stated(talks: list[Conversation]) -> None:
     assert not any(corpus.states_reserved_rule(talk) for talk in talks)
 
 
-def test_the_guard_sees_a_reserved_rule() -> None:
-    stated = prompt(PromptStyle.SHORT, VARIANTS["faces_11_12_13"], ("A",) * 4)
-    assert corpus.states_reserved_rule((Message(stated, ""),))
+@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("faces", [(11, 12, 13), (5, 5, 5)])
+def test_the_guard_sees_a_reserved_rule(style: PromptStyle, faces: tuple[int, int, int]) -> None:
+    rule = replace(VARIANTS["faces_10"], faces=faces)
+    assert corpus.states_reserved_rule((Message(prompt(style, rule, ("A",) * 4), ""),))
+
+
+@pytest.mark.parametrize("style", PromptStyle)
+@pytest.mark.parametrize("faces", [(5, 1, 13), (5, 5, 50), (11, 12, 1)])
+def test_the_guard_tells_a_rule_from_one_that_begins_like_it(
+    style: PromptStyle, faces: tuple[int, int, int]
+) -> None:
+    rule = replace(VARIANTS["faces_10"], faces=faces)
+    assert not corpus.states_reserved_rule((Message(prompt(style, rule, ("A",) * 4), ""),))
 
 
 def test_learnt_combinations_reach_their_targets(talks: list[Conversation]) -> None:
