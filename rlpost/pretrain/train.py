@@ -74,7 +74,7 @@ def batches(
         cuts = []
         while rows:
             width = math.ceil(len(rows[-1].labels) / WIDTHS) * WIDTHS
-            count = batch_tokens // width
+            count = max(1, batch_tokens // width)  # a row that is wider than a batch is one of its own
             cuts.append(_padded(rows[-count:], width, tokenizer.pad_token_id))
             del rows[-count:]
         rng.shuffle(cuts)

@@ -51,6 +51,11 @@ def test_it_computes_in_the_faster_precision(faster: Dtype, monkeypatch: pytest.
     assert precision(TinyBaseConfig(), Dtype.auto).dtype is faster
 
 
+def test_a_row_wider_than_a_batch_is_a_batch_of_its_own() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert {ids_BT.shape[0] for ids_BT, _ in islice(train.batches(tokenizer, 3, 8), 20)} == {1}
+
+
 def test_batches_hold_every_conversation_once_in_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "POOL", 64)
     tokenizer, rng = AutoTokenizer.from_pretrained(TINY), random.Random(3)
