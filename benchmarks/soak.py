@@ -242,6 +242,7 @@ class Fault:
     happen: Callable[[Run, random.Random], None]
     times: int = 1
     survived: bool = False  # a run replaces what it lost, or waits, and goes on
+    tells: bool = True  # a run that it stops can name the cause
     settings: tuple[str, ...] = ()  # further settings of the run
     disk: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext  # of the run's folder
     mend: Callable[[Run], object] = lambda run: None  # before the run is resumed
@@ -253,7 +254,7 @@ FAULTS = {
     "workers": Fault(partial(send, signal.SIGKILL, WORKER), times=3, survived=True),
     "rank": Fault(partial(send, signal.SIGKILL, RANK)),
     "raylet": Fault(partial(send, signal.SIGKILL, RAYLET)),
-    "driver": Fault(kill_driver),
+    "driver": Fault(kill_driver, tells=False),
     "hung_worker": Fault(partial(send, signal.SIGSTOP, WORKER), survived=True, settings=SHORT_WORKER),
     "hung_rank": Fault(partial(send, signal.SIGSTOP, RANK), settings=SHORT_RANK),
     "partition": Fault(partition),
@@ -284,7 +285,7 @@ def outcome_of(run: Run, fault: Fault, struck: float, adapter: str) -> Outcome:
     if run.process.returncode == 0:
         return Outcome("same" if run.adapter == adapter else "wrong", left=left)
     cause = run.cause()
-    if not cause and fault.happen is not kill_driver:
+    if not cause and fault.tells:
         return Outcome("wrong", f"it ended with {run.process.returncode} and names no cause", notice_s, left)
     fault.mend(run)
     resumed = Run(run.home)

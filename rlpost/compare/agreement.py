@@ -24,17 +24,19 @@ def agreements(
     Pairs of kinds without factors (DoRA) are left out, as they need a decomposition of every weight; rlpost spectrum
     does that. Raises AdapterError for a damaged adapter.
     """
+    default = None if given is None else Adapter.load(given)
     return tuple(
-        each for seed in comparison.seeds for each in _of_seed(comparison, folder, model_folder, seed, given)
+        each
+        for seed in comparison.seeds
+        for each in _of_seed(comparison, folder, model_folder, seed, default)
     )
 
 
 def _of_seed(
-    comparison: Comparison, folder: Path, model_folder: Path, seed: int, given: Path | None
+    comparison: Comparison, folder: Path, model_folder: Path, seed: int, default: Adapter | None
 ) -> list[ArmsAgreement]:
     adapters = _adapters(comparison, folder, seed)
     starts = {arm: adapters.pop(arm) for arm in comparison.starts if arm in adapters}
-    default = None if given is None else Adapter.load(given)
     found = []
     for first, second in combinations(adapters, 2):
         if comparison.start_of(first) != comparison.start_of(second):

@@ -26,9 +26,8 @@ _STATED = "|".join(re.escape(text) for faces in RESERVED_RULES for text in state
 _RESERVED_STATEMENT = re.compile(rf"(?:{_STATED})(?!\d|, ')")
 # The search for these is left to runs, for SFT and RL to learn. A base that has it already shows neither's effect.
 RESERVED_TARGETS = frozenset(rule.target for variant in VARIANTS.values() for rule in variant.rules())
-SOLVED_TARGETS = tuple(
-    target for target in range(14, 35) if target not in RESERVED_TARGETS
-)  # ten to either side
+# Ten to either side of 24.
+SOLVED_TARGETS = tuple(target for target in range(14, 35) if target not in RESERVED_TARGETS)
 MAX_TARGET = 150
 MAX_FACE_VALUE = 15
 MAX_NUMBER = 13

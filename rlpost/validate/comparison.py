@@ -159,9 +159,10 @@ def _same_training(config: Config) -> Iterator[str]:
     """Refusals of a setting of the whole comparison that makes an arm what another arm is by its definition."""
     if any(True for check in (_arms, _settings, _sft_loss) for _ in check(config)):
         return
-    for first, second in combinations(arms(config), 2):
+    learning = {arm: learning_of(config, arm) for arm in arms(config)}
+    for first, second in combinations(learning, 2):
         kinds = {(settings_name_of(arm), row_of(arm).task) for arm in (first, second)}
-        if len(kinds) == 1 and learning_of(config, first) == learning_of(config, second):
+        if len(kinds) == 1 and learning[first] == learning[second]:
             defining = dict(row_of(first).settings) | dict(row_of(second).settings)
             yield refusal(
                 "compare.arms",

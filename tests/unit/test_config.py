@@ -120,7 +120,7 @@ class TestExperiments:
             "own_sft": [f"env_args.path={taught}"],
             "paper_distillation": ["algo.teacher=tiny"],
         }
-        if name == "smollm2_ladder":
+        if compose([f"experiment={name}"]).env.startswith("reasoning_gym:"):
             pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
         assert run.prepare([f"experiment={name}", *named.get(name, [])]).name == name
 
