@@ -25,6 +25,7 @@ from rlpost.config.schema import (
     KlPlace,
     LearningRate,
     RateSchedule,
+    RewardControl,
     RolloutIS,
     RolloutReject,
     Task,
@@ -55,6 +56,11 @@ def _clips(cfg: Config) -> bool:
         cfg.algo.trust_region is TrustRegion.ratio
         or TABLE[cfg.algo.name].surrogate is Surrogate.clipped_weight
     )
+
+
+def _pays_for_length(cfg: Config) -> bool:
+    """Whether the reward of a long answer may be lowered. A control's rewards tell nothing about the answer."""
+    return TABLE[cfg.algo.name].reads_rewards and cfg.algo.reward_control is RewardControl.none
 
 
 # Each algorithm of a comparison reads its own settings. A setting is unread if no algorithm reads it.
@@ -133,8 +139,8 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.overlong_buffer",),
-        lambda cfg: TABLE[cfg.algo.name].reads_rewards,
-        "algo={algorithm} reads no rewards",
+        _pays_for_length,
+        "algo={algorithm} reads no rewards, or algo.reward_control replaces them",
         _LEAVE,
     ),
     _Rule(
@@ -163,8 +169,9 @@ ALGORITHM_RULES = (
     ),
     _Rule(
         ("algo.overlong_penalty",),
-        lambda cfg: cfg.algo.overlong_buffer > 0 and TABLE[cfg.algo.name].reads_rewards,
-        "algo.overlong_buffer=0, or algo={algorithm} reads no rewards: no answer pays for its length",
+        lambda cfg: cfg.algo.overlong_buffer > 0 and _pays_for_length(cfg),
+        "no answer pays for its length: algo.overlong_buffer=0, algo={algorithm} reads no rewards, or"
+        " algo.reward_control replaces them",
         f"{_LEAVE}, or give algo.overlong_buffer",
     ),
     _Rule(

@@ -63,6 +63,8 @@ def refused(*overrides: str) -> str:
         ),
         (["lora.learning_rate=auto", "sft.learning_rate=1e-3"], "lora.learning_rate=auto sets it"),
         (["algo.overlong_penalty=2"], "algo.overlong_buffer=0"),
+        (["algo.reward_control=random", "algo.overlong_buffer=8"], "algo.reward_control replaces them"),
+        (["algo=dapo", "algo.reward_control=random", "algo.overlong_penalty=2"], "reward_control replaces"),
         (["compare.share_engines=true"], "only cells of a comparison on this machine can share engines"),
         (["task=compare", "compare.share_engines=false", "ray.address=auto"], "on this machine"),
         (["algo.rollout_is_cap=3"], "algo.rollout_is=none"),
