@@ -44,7 +44,7 @@ def compare(case: Case) -> str:
 
     times = in_turns(
         {
-            "base": side("base", lambda: engine._bind(None)),
+            "base": side("base", engine.reset),
             "adapter": side("adapter", lambda: engine.swap(policy.adapter, canary, ANY_GAP)),
         },
         case.repeats,

@@ -30,7 +30,7 @@ def _head(setup: Setup, shape: tuple[int, int, int], dtype: torch.dtype) -> tupl
     """Hidden states, head and targets: N positions, width H, V words."""
     N, H, V = shape
     dice = torch.Generator(setup.device).manual_seed(V)
-    random = {"generator": dice, "device": setup.device}
+    random: dict[str, Any] = {"generator": dice, "device": setup.device}
     hidden_NH = torch.randn(N, H, **random).to(dtype).requires_grad_()
     return hidden_NH, (torch.randn(V, H, **random) / H**0.5).to(dtype), torch.randint(V, (N,), **random)
 
@@ -91,8 +91,8 @@ def attention(setup: Setup) -> None:
         [prefix, Segment(70, 300, prefix), Segment(370, 9, prefix), Segment(379, 41, None)]
     )
     dtype = getattr(torch, setup.dtype)
-    mine = [x.to(setup.device, dtype).requires_grad_() for x in _heads(setup, 420)]
-    exact = [x.detach().cpu().double().requires_grad_() for x in mine]
+    mine = _leaves(_heads(setup, 420), setup.device, dtype)
+    exact = _leaves(mine, "cpu", torch.float64)
     scaling = setup.shape["head_dim"] ** -0.5
     found = _fused(*mine, mixed.to(torch.device(setup.device)), scaling)
     expected = packed_attention(*exact, mixed, scaling)
@@ -115,11 +115,16 @@ def _heads(setup: Setup, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def _leaves(
+    heads: tuple[Tensor, Tensor, Tensor], device: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (x.detach().to(device, dtype).requires_grad_() for x in heads)
+    return q, k, v
+
+
 def _attention_time(setup: Setup, attend: Callable[..., Tensor], layout: Any, scaling: float) -> None:
     there = layout.to(torch.device(setup.device))
-    states = [
-        x.to(setup.device, getattr(torch, setup.dtype)).requires_grad_() for x in _heads(setup, setup.row)
-    ]
+    states = _leaves(_heads(setup, setup.row), setup.device, getattr(torch, setup.dtype))
     setup.peak()
 
     def run() -> int:

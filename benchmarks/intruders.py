@@ -82,7 +82,7 @@ def train(folder: Path, learning_rate: float, steps: int) -> None:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 5)
         loss = losses(model, taught[BATCH * step : BATCH * (step + 1)]).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

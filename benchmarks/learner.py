@@ -23,6 +23,7 @@ from rlpost.config.schema import Dtype, LoraConfig
 from rlpost.learner.group import learner_environment
 from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import Row, collate, plan_micro_batches, slot_starts
+from rlpost.learner.model.peft_weights import PeftWeights
 from rlpost.weights.models import resolve
 
 GROUPS, ANSWERS, PROMPT, ANSWER = 2, 8, 150, 64
@@ -78,6 +79,7 @@ def learner(case: Case, batch: list[Row], weights: torch.Tensor) -> tuple[Callab
         model.zero_grad()
         return sum(len(row.token_ids) for row in batch)
 
+    assert isinstance(model.weights, PeftWeights), "LoRA is PEFT's"
     distinct = sum(len(micro.input_ids_T) for micro in micros)
     frozen = sum(layer.base_layer.weight.numel() for layer in model.weights.layers)
     adapter = sum(p.numel() for p in model.parameters_of(roles.POLICY))

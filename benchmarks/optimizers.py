@@ -27,7 +27,7 @@ from rlpost.learner.model import actor_critic
 from rlpost.learner.model.packing import MicroBatch, Row
 from rlpost.learner.steps import Batch, compute_outputs
 from rlpost.rollout.chat import Chat
-from rlpost.tasks.sft import ExpertData
+from rlpost.tasks.expert_data import ExpertData
 from rlpost.weights import models
 
 ARMS = {
@@ -56,7 +56,7 @@ class Backend:
     ) -> dict[str, float]:
         self.model.zero_grad()
         for loss in losses:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self.optimizer.set_rates(rates)
         self.optimizer.step()
         return self.optimizer.norms

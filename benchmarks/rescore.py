@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlpost.compare import results
-from rlpost.compare.design.types import Cell, Comparison, Evaluation, Role, VariantInfo
+from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Evaluation
 from rlpost.compare.reading import evaluated_on, evaluation_of, trained_on
 from rlpost.compare.report import page
 from rlpost.compare.report.findings import findings
 from rlpost.envs import registry
-from rlpost.envs.base import has_own_rule
 from rlpost.record.run_dir import RunDir, read_trajectories
 
 
@@ -29,18 +28,12 @@ def rescored(comparison: Comparison, folder: Path, decoding: str) -> Comparison:
     cells = tuple(_rescored(cell, folder, decoding) for cell in comparison.cells)
     scored = {name for cell in cells for name in cell.points[-1].evaluations}
     variants = {
-        each.name: VariantInfo(_role(comparison, each.name, has_own_rule(each)), each.summary)
+        each.name: ComparedVariant.of(each, comparison.train_variant)
         for each in registry.variants(comparison.env)
         if each.name in scored
     }
     notes = {**comparison.notes, "answers": f"{decoding}, scored again after the comparison"}
     return replace(comparison, cells=cells, variants=variants, notes=notes, base=None)
-
-
-def _role(comparison: Comparison, name: str, own_rule: bool) -> Role:
-    if name == comparison.train_variant:
-        return Role.TRAINED
-    return Role.HELD_OUT if own_rule else Role.SAME_RULE
 
 
 def _rescored(cell: Cell, folder: Path, decoding: str) -> Cell:

@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from benchmarks.decode import ANY_GAP, generate
 from benchmarks.subjects import Case, Policy, prompts
@@ -78,10 +79,8 @@ def _compare(model: str, dtype: str, repeats: int) -> str:
             pools[name].submit(_start, Case(model, dtype, threads, repeats), ranks).result()
             seconds[name] = time.perf_counter() - began
             gaps[name] = pools[name].submit(_swap).result()
-        swaps = in_turns({n: Side(lambda p=p: _timed_swap(p)) for n, p in pools.items()}, repeats)
-        decoding = in_turns(
-            {n: Side(lambda p=p: p.submit(_decode).result()) for n, p in pools.items()}, repeats
-        )
+        swaps = in_turns({n: Side(partial(_timed_swap, p)) for n, p in pools.items()}, repeats)
+        decoding = in_turns({n: Side(partial(_timed_decoding, p)) for n, p in pools.items()}, repeats)
     finally:
         for pool in pools.values():
             pool.shutdown()
@@ -100,6 +99,10 @@ def _compare(model: str, dtype: str, repeats: int) -> str:
             f"  swap seconds, two ranks / one: {ratio(swaps[two], swaps[one])}",
         ]
     )
+
+
+def _timed_decoding(pool: ProcessPoolExecutor) -> int:
+    return pool.submit(_decode).result()
 
 
 def _timed_swap(pool: ProcessPoolExecutor) -> int:

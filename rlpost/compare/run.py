@@ -19,7 +19,7 @@ from rich.console import Console
 from rlpost.cluster import precision
 from rlpost.compare import results
 from rlpost.compare.design.plan import arms, named_contrasts, plan, quickened, starts
-from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Role, Status, is_start
+from rlpost.compare.design.types import Cell, ComparedVariant, Comparison, Status, is_start
 from rlpost.compare.display import Display
 from rlpost.compare.reading import evaluated_on, unread, without_step_accuracy
 from rlpost.compare.runner import Runner
@@ -27,7 +27,7 @@ from rlpost.compare.served_cells import starter
 from rlpost.config.adapter_kinds import FULL
 from rlpost.config.compose import to_yaml, with_settings
 from rlpost.config.schema import Config
-from rlpost.envs import base, registry
+from rlpost.envs import registry
 from rlpost.envs.terminal import plain_console
 from rlpost.errors import ConfigError, RlpostError
 from rlpost.record import locks, run_error
@@ -161,7 +161,7 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         env=cfg.env,
         model=cfg.model,
         train_variant=cfg.train_variant,
-        variants={v: ComparedVariant(_role(known[v], cfg), known[v].summary) for v in cfg.eval_variants},
+        variants={v: ComparedVariant.of(known[v], cfg.train_variant) for v in cfg.eval_variants},
         arms=arms(cfg),
         seeds=tuple(cfg.compare.seeds),
         matched_on=cfg.compare.match_on.value,
@@ -171,16 +171,6 @@ def _comparison(cfg: Config, runner: Runner, model_folder: Path, command: str) -
         base=bases[0] if bases else None,
         contrasts=named_contrasts(cfg),
     )
-
-
-def _role(variant: base.VariantInfo, cfg: Config) -> Role:
-    if variant.name == cfg.train_variant:
-        return Role.TRAINED
-    if base.has_fake_rule(variant):
-        return Role.FAKE_RULE
-    if not variant.held_out:
-        return Role.NOT_TRAINED
-    return Role.HELD_OUT if base.has_own_rule(variant) else Role.SAME_RULE
 
 
 def _notes(cfg: Config, runner: Runner, model_folder: Path, command: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from rlpost.config.arms import SFT, TABLE, Arm
 from rlpost.config.keys import did_you_mean
+from rlpost.envs.base import VariantInfo, has_fake_rule, has_own_rule
 from rlpost.errors import ComparisonError
 from rlpost.record.compute import Compute
 
@@ -152,9 +153,24 @@ class ComparedVariant:
     role: Role
     summary: str  # what the variant tests
 
+    @staticmethod
+    def of(variant: VariantInfo, train_variant: str) -> ComparedVariant:
+        """The variant of an environment, in a comparison that trains on `train_variant`."""
+        return ComparedVariant(_role_of(variant, train_variant), variant.summary)
+
     @property
     def held_out(self) -> bool:
         return self.role is Role.HELD_OUT
+
+
+def _role_of(variant: VariantInfo, train_variant: str) -> Role:
+    if variant.name == train_variant:
+        return Role.TRAINED
+    if has_fake_rule(variant):
+        return Role.FAKE_RULE
+    if not variant.held_out:
+        return Role.NOT_TRAINED
+    return Role.HELD_OUT if has_own_rule(variant) else Role.SAME_RULE
 
 
 @dataclass(frozen=True)
