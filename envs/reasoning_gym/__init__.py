@@ -1,12 +1,14 @@
 """`env=reasoning_gym:TASK`: the tasks of the package reasoning-gym (envs/registry.py).
 
-Arguments are the task's own settings, and `answer_tag` (default true), which asks for the answer between tags and reads
-it there, as the package's own evaluation does. Without it the model's whole text is the answer.
+Arguments are the task's own settings and two of ours. `answer_tag` (default true) asks for the answer between tags and
+reads it there, as the package's own evaluation does; without it the model's whole text is the answer. `held_out` adds
+variants for evaluation, by name: the settings in which each differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -17,27 +19,29 @@ from rlpost.envs.reasoning_gym.env import Answered, ReasoningGym
 from rlpost.envs.reasoning_gym.tasks import TaskOf, task
 
 
-def _settings(args: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    settings = dict(args)
-    answer_tag = settings.pop("answer_tag", True)
-    if not isinstance(answer_tag, bool):
-        raise Refused(f"answer_tag={answer_tag!r}: is no truth value", "give true or false")
-    return settings, answer_tag
+@dataclass(frozen=True)
+class _Arguments:
+    task: TaskOf
+    answer_tag: bool
 
-
-def _task(name: str, settings: Mapping[str, Any]) -> TaskOf:
-    return task(name.partition(":")[2], settings)
+    @staticmethod
+    def of(name: str, args: Mapping[str, Any]) -> _Arguments:
+        settings = dict(args)
+        answer_tag, held_out = settings.pop("answer_tag", True), settings.pop("held_out", {})
+        if not isinstance(answer_tag, bool):
+            raise Refused(f"answer_tag={answer_tag!r}: is no truth value", "give true or false")
+        return _Arguments(task(name.partition(":")[2], settings, held_out), answer_tag)
 
 
 def make(name: str, args: Mapping[str, Any]) -> gymnasium.Env[Any, str]:
     """The environment of a task. Raises Refused (a ValueError) for an unknown task or setting or a missing package."""
-    settings, answer_tag = _settings(args)
-    found = _task(name, settings)
-    return Answered(found, answer_tag) if found.has_answers else ReasoningGym(found, answer_tag)
+    found = _Arguments.of(name, args)
+    kind = Answered if found.task.has_answers else ReasoningGym
+    return kind(found.task, found.answer_tag)
 
 
 def variants(name: str, args: Mapping[str, Any]) -> list[VariantInfo]:
-    return list(_task(name, _settings(args)[0]).variants.values())
+    return list(_Arguments.of(name, args).task.variants.values())
 
 
 def causes(name: str) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -17,6 +18,7 @@ from rlpost.envs.own import told
 from rlpost.envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
 
 DEFAULT = "default"
+_NAME = r"[a-z][a-z0-9_]*"  # of a variant; files of episodes are named after it
 _OURS = ("seed", "size")  # settings of a task: `reset` draws the seed, and instances never end
 _DIFFER = "with equal seeds its generator asks different questions in different processes"
 _UNUSED = {  # as of reasoning-gym 0.1.25
@@ -87,10 +89,15 @@ class TaskOf:
         return float(self.levels[variant].dataset.score_answer(answer, entry))
 
 
-def task(name: str, settings: Mapping[str, Any]) -> TaskOf:
-    """A task with the user's settings over its defaults. Raises Refused for unknown or invalid settings."""
+def task(name: str, settings: Mapping[str, Any], held_out: object) -> TaskOf:
+    """A task with the user's settings over its defaults.
+
+    `held_out`: further variants, for evaluation alone, each a name and the settings that it has in place of `settings`.
+
+    Raises Refused for unknown or invalid settings.
+    """
     try:
-        return _task(name, json.dumps(settings, sort_keys=True))
+        return _task(name, json.dumps(settings, sort_keys=True), json.dumps(held_out))
     except TypeError as error:
         raise Refused(
             f"reasoning_gym:{name}: settings must be plain data: {error}", "see its levels"
@@ -98,7 +105,7 @@ def task(name: str, settings: Mapping[str, Any]) -> TaskOf:
 
 
 @lru_cache(maxsize=64)  # every environment of a worker asks for it
-def _task(name: str, settings: str) -> TaskOf:
+def _task(name: str, settings: str, held_out: str) -> TaskOf:
     factory = package()
     if name not in names():
         close = [] if name in _UNUSED else difflib.get_close_matches(name, names())
@@ -109,12 +116,42 @@ def _task(name: str, settings: str) -> TaskOf:
             else "python -m rlpost.envs.list reasoning_gym: lists them",
         )
     make, config_class = factory.DATASETS[name]
-    given = _known(name, config_class, json.loads(settings))
-    levels = {
-        variant.name: Level(variant, config, make)
-        for variant, config in _levels(name, config_class, factory.CURRICULA.get(name), given)
-    }
+    given = json.loads(settings)
+    variants = [
+        *_levels(name, config_class, factory.CURRICULA.get(name), given),
+        *_held_out(name, config_class, given, json.loads(held_out)),
+    ]
+    levels = {variant.name: Level(variant, config, make) for variant, config in variants}
+    if len(levels) < len(variants):
+        raise Refused(
+            f"held_out has the name of another variant: {', '.join(levels)}", "give it another name"
+        )
     return TaskOf(name, levels, _guard(name, make))
+
+
+def _held_out(
+    name: str, config_class: Any, given: dict[str, Any], held_out: object
+) -> Iterator[tuple[PlainVariant, Any]]:
+    """The variants that the user holds out. Raises Refused for a bad name, or settings that the task does not take."""
+    if not isinstance(held_out, dict) or not all(isinstance(own, dict) for own in held_out.values()):
+        raise Refused(
+            f"held_out={held_out!r}: not names with settings", "give held_out={NAME: {SETTING: VALUE}}"
+        )
+    base = _configured(name, config_class, given)
+    for variant, own in held_out.items():
+        if not re.fullmatch(_NAME, variant):
+            raise Refused(f"held_out: {variant!r} is no name of a variant", "take a to z, 0 to 9 and _")
+        config = _configured(f"{name}, held_out.{variant}", config_class, {**given, **own})
+        yield PlainVariant(variant, True, _summary("held out", config, base)), config
+
+
+def _configured(name: str, config_class: Any, given: dict[str, Any]) -> Any:
+    """The task's configuration. Raises Refused for settings that it does not know or take."""
+    known = _known(name, config_class, given)
+    try:
+        return _checked(config_class(**known))
+    except Exception as error:  # the task's own checks raise anything, most of them AssertionError
+        raise Refused(f"reasoning_gym:{name}: {told(error)}", "change its settings") from error
 
 
 def _known(name: str, config_class: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +159,7 @@ def _known(name: str, config_class: Any, given: dict[str, Any]) -> dict[str, Any
     if unknown := sorted(given.keys() - set(known)):
         raise Refused(
             f"reasoning_gym:{name}: unknown setting {', '.join(unknown)}",
-            f"there are: {', '.join(known)}, and answer_tag",
+            f"there are: {', '.join(known)}, answer_tag and held_out",
         )
     return given
 
@@ -144,16 +181,13 @@ def _levels(
 
     Levels that the task's own checks refuse are left out, since some curricula go beyond their task.
     """
-    try:
-        base = _checked(config_class(**given))
-    except Exception as error:  # the task's own checks raise anything, most of them AssertionError
-        raise Refused(f"reasoning_gym:{name}: {told(error)}", "change its settings") from error
+    base = _configured(name, config_class, given)
     yield PlainVariant(DEFAULT, False, _summary("as set", base, None)), base
     count = 0 if curriculum is None else max(len(a.levels) for a in curriculum().attributes.values())
     for level in range(count):
         try:
             config = _checked(_at_level(curriculum(), level, given))
-        except Exception:  # see above
+        except Exception:  # see _configured
             continue
         summary = _summary(f"level {level} of 0 to {count - 1}", config, base)
         yield PlainVariant(f"level_{level}", level > 0, summary), config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,19 @@ class TestTasks:
         assert "operators=['+', '-']" in listed[0].summary
         assert listed[2].summary.startswith("level 1 of 0 to 4: min_numbers=6, max_numbers=9")
 
+    def test_variants_of_ones_own_are_held_out(self) -> None:
+        args = {"min_terms": 2, "max_terms": 2, "held_out": {"three_small": {"max_terms": 3, "min_terms": 3}}}
+        [own] = [
+            each
+            for each in registry.variants("reasoning_gym:chain_sum", **args)
+            if each.name == "three_small"
+        ]
+        assert (own.held_out, own.summary) == (True, "held out: min_terms=3, max_terms=3")
+        env = registry.make("reasoning_gym:chain_sum", **args)
+        for variant, terms in (("three_small", 3), ("default", 2)):
+            asked, _ = env.reset(seed=1, options={"variant": variant, "split": "eval"})
+            assert len(re.findall(r"\d+", asked)) == terms
+
     def test_a_task_without_answers_has_no_expert(self) -> None:
         env = registry.make("reasoning_gym:propositional_logic")
         assert not isinstance(env, Expert)
@@ -237,6 +251,22 @@ class TestTasks:
             ("countdown", {"min_numbers": 0}, Refused, "min_numbers must be greater than 1"),
             ("countdown", {"operators": {"+"}}, Refused, "settings must be plain data"),
             ("countdown", {"answer_tag": "yes"}, Refused, "give true or false"),
+            ("countdown", {"held_out": ["harder"]}, Refused, "not names with settings"),
+            ("countdown", {"held_out": {"harder": 6}}, Refused, "not names with settings"),
+            ("countdown", {"held_out": {"../harder": {}}}, Refused, "is no name of a variant"),
+            ("countdown", {"held_out": {"level_1": {}}}, Refused, "the name of another variant"),
+            (
+                "countdown",
+                {"held_out": {"harder": {"max_vlue": 3}}},
+                Refused,
+                "held_out.harder: unknown setting",
+            ),
+            (
+                "countdown",
+                {"held_out": {"harder": {"min_numbers": 0}}},
+                Refused,
+                "held_out.harder: min_numbers",
+            ),
         ],
     )
     def test_refusals(self, name: str, args: dict[str, Any], kind: type[Exception], told: str) -> None:
