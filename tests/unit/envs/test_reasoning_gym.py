@@ -265,7 +265,7 @@ class TestTasks:
                 "countdown",
                 {"held_out": {"harder": {"min_numbers": 0}}},
                 Refused,
-                "held_out.harder: min_numbers",
+                "held_out.harder: AssertionError: min_numbers",
             ),
         ],
     )
