@@ -27,11 +27,12 @@ def rescored(comparison: Comparison, folder: Path, decoding: str) -> Comparison:
     """The comparison, with the evaluations in `folder` in place of its own. Raises OutputError for a damaged record."""
     cells = tuple(_rescored(cell, folder, decoding) for cell in comparison.cells)
     scored = {name for cell in cells for name in cell.points[-1].evaluations}
-    variants = {
+    # The record does not have the environment's arguments, so variants that they define are found in the comparison.
+    known = {
         each.name: ComparedVariant.of(each, comparison.train_variant)
         for each in registry.variants(comparison.env)
-        if each.name in scored
     }
+    variants = {name: each for name, each in {**known, **comparison.variants}.items() if name in scored}
     notes = {**comparison.notes, "answers": f"{decoding}, scored again after the comparison"}
     return replace(comparison, cells=cells, variants=variants, notes=notes, base=None)
 

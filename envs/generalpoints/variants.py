@@ -111,7 +111,7 @@ _RULES = (
         "faces_11_12_13_reworded",
         (11, 12, 13),
         True,
-        "J, Q, K count as 11, 12, 13, in other words than those of training",
+        "J, Q, K count as 11, 12, 13, in other words",
         force_face=True,
         words=RuleWords.REWORDED,
     ),

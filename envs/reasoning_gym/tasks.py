@@ -18,7 +18,8 @@ from rlpost.envs.own import told
 from rlpost.envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
 
 DEFAULT = "default"
-_NAME = r"[a-z][a-z0-9_]*"  # of a variant; files of episodes are named after it
+_NAME = r"[a-z][a-z0-9_]{0,39}"  # of a variant of one's own; files of episodes are named after it
+_TAKEN = r"default|level_\d+"
 _OURS = ("seed", "size")  # settings of a task: `reset` draws the seed, and instances never end
 _DIFFER = "with equal seeds its generator asks different questions in different processes"
 _UNUSED = {  # as of reasoning-gym 0.1.25
@@ -122,10 +123,6 @@ def _task(name: str, settings: str, held_out: str) -> TaskOf:
         *_held_out(name, config_class, given, json.loads(held_out)),
     ]
     levels = {variant.name: Level(variant, config, make) for variant, config in variants}
-    if len(levels) < len(variants):
-        raise Refused(
-            f"held_out has the name of another variant: {', '.join(levels)}", "give it another name"
-        )
     return TaskOf(name, levels, _guard(name, make))
 
 
@@ -134,14 +131,17 @@ def _held_out(
 ) -> Iterator[tuple[PlainVariant, Any]]:
     """The variants that the user holds out. Raises Refused for a bad name, or settings that the task does not take."""
     if not isinstance(held_out, dict) or not all(isinstance(own, dict) for own in held_out.values()):
-        raise Refused(
-            f"held_out={held_out!r}: not names with settings", "give held_out={NAME: {SETTING: VALUE}}"
-        )
+        raise Refused(f"held_out={held_out!r}: not names with settings", 'give {"NAME": {"SETTING": VALUE}}')
     base = _configured(name, config_class, given)
     for variant, own in held_out.items():
-        if not re.fullmatch(_NAME, variant):
-            raise Refused(f"held_out: {variant!r} is no name of a variant", "take a to z, 0 to 9 and _")
+        if not re.fullmatch(_NAME, variant) or re.fullmatch(_TAKEN, variant):
+            raise Refused(
+                f"held_out: {variant!r} is no name of a variant of one's own",
+                "begin with a letter, go on with a to z, 0 to 9 and _, 40 in all; not default or level_0",
+            )
         config = _configured(f"{name}, held_out.{variant}", config_class, {**given, **own})
+        if config == base:
+            raise Refused(f"held_out.{variant}: has the settings of training", "give some that differ")
         yield PlainVariant(variant, True, _summary("held out", config, base)), config
 
 
@@ -159,7 +159,7 @@ def _known(name: str, config_class: Any, given: dict[str, Any]) -> dict[str, Any
     if unknown := sorted(given.keys() - set(known)):
         raise Refused(
             f"reasoning_gym:{name}: unknown setting {', '.join(unknown)}",
-            f"there are: {', '.join(known)}, answer_tag and held_out",
+            f"there are: {', '.join(known)}; outside held_out also answer_tag and held_out",
         )
     return given
 

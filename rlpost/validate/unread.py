@@ -172,7 +172,7 @@ ALGORITHM_RULES = (
         lambda cfg: cfg.algo.overlong_buffer > 0 and _pays_for_length(cfg),
         "no answer pays for its length: algo.overlong_buffer=0, algo={algorithm} reads no rewards, or"
         " algo.reward_control replaces them",
-        f"{_LEAVE}, or give algo.overlong_buffer",
+        f"{_LEAVE}, or give algo.overlong_buffer, without a control",
     ),
     _Rule(
         ("algo.teacher",),

@@ -254,7 +254,8 @@ class TestTasks:
             ("countdown", {"held_out": ["harder"]}, Refused, "not names with settings"),
             ("countdown", {"held_out": {"harder": 6}}, Refused, "not names with settings"),
             ("countdown", {"held_out": {"../harder": {}}}, Refused, "is no name of a variant"),
-            ("countdown", {"held_out": {"level_1": {}}}, Refused, "the name of another variant"),
+            ("countdown", {"held_out": {"level_1": {}}}, Refused, "no name of a variant of one's own"),
+            ("countdown", {"held_out": {"same": {}}}, Refused, "held_out.same: has the settings of training"),
             (
                 "countdown",
                 {"held_out": {"harder": {"max_vlue": 3}}},
