@@ -14,7 +14,7 @@ import pytest
 
 from rlpost.compare import results, run
 from rlpost.compare.cells import CellFiles
-from rlpost.compare.design.types import Comparison, Role, Status
+from rlpost.compare.design.types import ComparedVariant, Comparison, Role, Status
 from rlpost.compare.statistics.estimates import contrasts
 from rlpost.config.compose import compose
 from rlpost.config.schema import Config
@@ -50,16 +50,17 @@ def compare(cfg: Config, monkeypatch: pytest.MonkeyPatch, failing: str | None = 
 
 
 def test_every_variant_has_its_role() -> None:
-    cfg = Config()
-    roles = {each.name: run._role(each, cfg) for each in registry.variants("generalpoints")}
+    def roles_in(env: str, train_variant: str) -> dict[str, Role]:
+        return {each.name: ComparedVariant.of(each, train_variant).role for each in registry.variants(env)}
+
+    roles = roles_in("generalpoints", "faces_10")
     assert roles["faces_10"] is Role.TRAINED
     assert roles["faces_11_12_13"] is Role.HELD_OUT
     assert roles["faces_10_reworded"] is Role.SAME_RULE
     assert {name for name, role in roles.items() if role is Role.FAKE_RULE} == {
         name for name in roles if name.startswith("fake_")
     }
-    cfg.train_variant = "another"
-    roles = {each.name: run._role(each, cfg) for each in registry.variants("navigation")}
+    roles = roles_in("navigation", "another")
     assert (roles["absolute"], roles["fake_relative"]) == (Role.NOT_TRAINED, Role.FAKE_RULE)
 
 
