@@ -19,7 +19,7 @@ from rlpost.envs.reasoning_gym.guard import GUARDS, OF_THE_QUESTION, evaluates
 
 DEFAULT = "default"
 _NAME = r"[a-z][a-z0-9_]{0,39}"  # of a variant of one's own; files of episodes are named after it
-_TAKEN = r"default|level_\d+"
+_TAKEN = rf"{DEFAULT}|level_\d+"
 _OURS = ("seed", "size")  # settings of a task: `reset` draws the seed, and instances never end
 _DIFFER = "with equal seeds its generator asks different questions in different processes"
 _UNUSED = {  # as of reasoning-gym 0.1.25
@@ -118,28 +118,29 @@ def _task(name: str, settings: str, held_out: str) -> TaskOf:
         )
     make, config_class = factory.DATASETS[name]
     given = json.loads(settings)
+    base = _configured(name, config_class, given)
     variants = [
-        *_levels(name, config_class, factory.CURRICULA.get(name), given),
-        *_held_out(name, config_class, given, json.loads(held_out)),
+        (PlainVariant(DEFAULT, False, _summary("as set", base, None)), base),
+        *_levels(factory.CURRICULA.get(name), given, base),
+        *_held_out(name, given, base, json.loads(held_out)),
     ]
     levels = {variant.name: Level(variant, config, make) for variant, config in variants}
     return TaskOf(name, levels, _guard(name, make))
 
 
 def _held_out(
-    name: str, config_class: Any, given: dict[str, Any], held_out: object
+    name: str, given: dict[str, Any], base: Any, held_out: object
 ) -> Iterator[tuple[PlainVariant, Any]]:
     """The variants that the user holds out. Raises Refused for a bad name, or settings that the task does not take."""
     if not isinstance(held_out, dict) or not all(isinstance(own, dict) for own in held_out.values()):
         raise Refused(f"held_out={held_out!r}: not names with settings", 'give {"NAME": {"SETTING": VALUE}}')
-    base = _configured(name, config_class, given)
     for variant, own in held_out.items():
         if not re.fullmatch(_NAME, variant) or re.fullmatch(_TAKEN, variant):
             raise Refused(
                 f"held_out: {variant!r} is no name of a variant of one's own",
                 "begin with a letter, go on with a to z, 0 to 9 and _, 40 in all; not default or level_0",
             )
-        config = _configured(f"{name}, held_out.{variant}", config_class, {**given, **own})
+        config = _configured(f"{name}, held_out.{variant}", type(base), {**given, **own})
         if config == base:
             raise Refused(f"held_out.{variant}: has the settings of training", "give some that differ")
         yield PlainVariant(variant, True, _summary("held out", config, base)), config
@@ -174,15 +175,11 @@ def _guard(name: str, dataset_class: type) -> Callable[[str], bool] | None:
     return GUARDS.get(name)
 
 
-def _levels(
-    name: str, config_class: Any, curriculum: Any, given: dict[str, Any]
-) -> Iterator[tuple[PlainVariant, Any]]:
-    """The task with the given settings, then its curriculum's levels: the first for training, harder ones held out.
+def _levels(curriculum: Any, given: dict[str, Any], base: Any) -> Iterator[tuple[PlainVariant, Any]]:
+    """The levels of the task's curriculum: the first for training, harder ones held out.
 
     Levels that the task's own checks refuse are left out, since some curricula go beyond their task.
     """
-    base = _configured(name, config_class, given)
-    yield PlainVariant(DEFAULT, False, _summary("as set", base, None)), base
     count = 0 if curriculum is None else max(len(a.levels) for a in curriculum().attributes.values())
     for level in range(count):
         try:
